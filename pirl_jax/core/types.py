@@ -1,0 +1,40 @@
+"""Plain data that crosses floors.  Knows no model, no reinforcement learning, no simulator.
+
+Dimension key (capital suffixes of array names, used in the whole project)::
+
+    B rows of a batch      V cameras            Y,X,3 image        L prompt tokens
+    T query tokens         S key/value tokens   D width            F mlp hidden
+    N query heads          K kv heads           G = N/K            h head dim
+    E episodes             C decisions          R valid decisions (rows of a rollout)
+    J denoise steps        H action horizon     I executed actions A action dim
+
+Flow time: t = 1 is noise, t = 0 is action (the code of openpi; the opposite of the pi0 paper).
+"""
+
+from flax import struct
+import jax
+
+
+@struct.dataclass
+class Observation:
+    """What the model reads.  Camera order: agentview, wrist (openpi: base_0_rgb, left_wrist_0_rgb, right_wrist_0_rgb).
+
+    A camera that does not exist is absent from V; it is never a masked image.
+    """
+
+    images: jax.Array  # [B,V,Y,X,3] uint8, or float32 in [-1, 1]
+    image_mask: jax.Array  # [B,V] bool
+    state: jax.Array  # [B,A] float32, normalised, zero-padded to the model's action dim
+    tokens: jax.Array  # [B,L] int32, padded with 0
+    token_mask: jax.Array  # [B,L] bool
+
+
+@struct.dataclass
+class Chain:
+    """What the update needs of one sampled denoise chain: the one stochastic step j and its two states."""
+
+    x: jax.Array  # [B,H,A] x_j, normalised action space
+    x_next: jax.Array  # [B,H,A] x_{j+1}
+    j: jax.Array  # [B] int32, the stochastic denoise step of each row
+    log_prob: jax.Array  # [B] log p(x_{j+1} | x_j) of the behaviour policy
+    value: jax.Array  # [B] value estimate of the behaviour policy at step j (0 without value head)

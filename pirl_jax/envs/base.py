@@ -1,0 +1,60 @@
+"""The environment contract: one simulator, whole action chunks.  numpy only; never imports jax.
+
+An env is created once per slot and lives as long as its worker.  An episode is named by (task, init_state);
+the same name gives the same episode, whatever ran in that env before.
+"""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvSpec:
+    """Shapes and limits of one suite; equal for all its tasks."""
+
+    suite: str
+    instructions: tuple[str, ...]  # one per task
+    num_init_states: int  # per task
+    max_episode_steps: int  # control steps until truncation
+    image_size_px: int
+    cameras: tuple[str, ...] = ("agentview", "wrist")
+    state_dim: int = 8  # end-effector position (m), axis-angle (rad), gripper joint positions (m)
+    action_dim: int = 7  # delta position, delta rotation, gripper; each in [-1, 1]
+    control_hz: int = 20
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.instructions)
+
+
+@dataclasses.dataclass
+class TimeStep:
+    """One env after a reset or an action chunk; batched over slots when it comes from a pool (leading axis)."""
+
+    images: np.ndarray  # [V,Y,X,3] uint8, from the state after the last executed step
+    state: np.ndarray  # [state_dim] float32
+    reward: float  # sum over the executed steps
+    terminated: bool  # success: nothing follows, value 0
+    truncated: bool  # time limit: the episode was cut, its value is not 0
+    num_steps: int  # control steps executed in this chunk (0 after a reset)
+    frames: list | None = None  # video frames [Y,X,3] uint8 of each executed step, only when asked for
+
+
+class Env(Protocol):
+    spec: EnvSpec
+
+    def reset(self, task: int, init_state: int) -> TimeStep:
+        """Start the episode (task, init_state)."""
+
+    def step_chunk(self, actions_IA: np.ndarray, record: bool = False) -> TimeStep:
+        """Execute up to I actions open loop; stop early at success or at the time limit.  Renders once, at the end
+        (with record=True additionally one agentview frame per step)."""
+
+    def close(self) -> None: ...
+
+
+def error(field: str, value, choices) -> ValueError:
+    """One sentence for a wrong name: the value and the remedy."""
+    return ValueError(f"{field} {value!r} does not exist; choose one of: {', '.join(map(str, choices))}")

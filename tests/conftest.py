@@ -1,0 +1,28 @@
+"""Eight virtual CPU devices, warnings as errors, one compilation cache for the session, one door to the vectors."""
+
+import os
+import pathlib
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+ROOT = pathlib.Path(__file__).parents[1]
+VECTORS = pathlib.Path(os.environ.get("PIRL_VECTORS", ROOT.parent / "shared" / "vectors"))
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@pytest.fixture(scope="session")
+def vectors() -> pathlib.Path:
+    """Folder of the reference vectors (openpi/, rlinf/)."""
+    if not VECTORS.is_dir():
+        pytest.skip(f"reference vectors not found at {VECTORS} (set PIRL_VECTORS)")
+    return VECTORS
