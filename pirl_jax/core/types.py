@@ -38,3 +38,8 @@ class Chain:
     j: jax.Array  # [B] int32, the stochastic denoise step of each row
     log_prob: jax.Array  # [B] log p(x_{j+1} | x_j) of the behaviour policy
     value: jax.Array  # [B] value estimate of the behaviour policy at step j (0 without value head)
+
+
+def unknown(field: str, value, choices) -> ValueError:
+    """One sentence for a wrong name: the value and the remedy."""
+    return ValueError(f"{field}={value!r} does not exist; choose one of: {', '.join(map(str, choices))}")
