@@ -1,0 +1,152 @@
+"""Every field once, with unit and meaning.  A recipe imports this page and overrides at most ~25 lines.
+
+The names under `model` and `algorithm` are those users of RLinf and openpi know.  Nothing is computed here: divisibility
+checks and derived numbers live in pirl_jax/config.py.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.seed = 42
+    config.num_iterations = 1000  # one iteration = one rollout + its updates
+    config.env = _env()
+    config.model = _model()
+    config.rollout = _rollout()
+    config.algorithm = _algorithm()
+    config.optim = _optim()
+    config.sft = _sft()
+    config.eval = _eval()
+    config.mesh = _section(
+        data=-1,  # devices along the batch; -1: all that fsdp leaves
+        fsdp=1,  # devices over which parameters and optimiser state are split
+    )
+    config.run = _run()
+    return config.lock()
+
+
+def _section(**fields) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(fields)
+
+
+def _env():
+    return _section(
+        suite="libero_spatial",  # libero_{spatial,object,goal,10,90} | tabletop | probe_*
+        tasks=(),  # task indices used in training and evaluation; () = all
+        image_size_px=256,  # rendered size of both cameras; resized to model.image_size_px with padding
+        max_episode_steps=0,  # control steps until truncation; 0 = the suite's own limit
+        settle_steps=15,  # LIBERO: no-op steps after a reset, gripper open
+        assets="",  # LIBERO: folder of meshes and scenes; "" = $PIRL_LIBERO_ASSETS, else the libero package's download
+        render_quality="exact",  # tabletop: exact (robosuite's meshes) | light (simple shapes, same physics)
+        train_init_states=(0, 50),  # [first, last) start states of each task used for training
+        num_workers=8,  # simulator processes
+        timeout_s=120.0,  # a simulator that answers later than this is reported as hung
+    )
+
+
+def _model():
+    return _section(
+        size="full",  # full | small | tiny (pirl_jax/models/variants.py)
+        pi05=False,  # pi0.5: time conditions every expert norm (adaRMS), no state token
+        dtype="bfloat16",  # compute dtype
+        image_size_px=224,
+        action_dim=32,  # model action dims; the simulator's 7 are zero-padded to it
+        action_horizon=50,  # H, actions the model denoises per decision
+        max_token_len=48,  # prompt tokens L
+        tokenizer="",  # path of a SentencePiece model (PaliGemma's for published weights) | "byte"
+        norm_stats="",  # path of norm_stats.json; "" = next to the weights, or from the SFT demonstrations
+        norm_mode="zscore",  # zscore (pi0) | quantile (pi0.5)
+        delta_actions=True,  # pi0-LIBERO: the first 6 action dims are predicted relative to the state
+        discrete_state=False,  # pi0.5: write the state into the prompt
+        checkpoint="",  # run directory (or its checkpoints/) to start from; "" = fresh weights, then sft
+        gradient_checkpointing="none",  # none | dots | full
+        train_expert_only=True,  # freeze the VLM (image tower, embedder, expert 0)
+        noise_method="flow_sde",  # flow_sde | flow_ode
+        noise_level=0.5,  # a of flow_sde, scale of the exploration noise
+        num_steps=4,  # J, denoise steps
+        action_chunk=5,  # I, actions executed open loop per decision
+        action_env_dim=7,  # action dims the simulator reads
+        add_value_head=True,
+        value_hidden=(512, 256, 128),
+        detach_critic_input=True,  # no gradient from the value loss into the network
+        chunk_critic_input=False,  # value pools the first I action features instead of all H
+    )
+
+
+def _rollout():
+    return _section(
+        num_envs=64,  # simulators stepping at a time (slots)
+        num_groups=1,  # groups of slots that take turns, so that simulation and inference overlap
+        episodes_per_iteration=512,  # whole episodes per rollout
+    )
+
+
+def _algorithm():
+    return _section(
+        gamma=0.99,  # discount per decision
+        gae_lambda=0.95,
+        bootstrap_truncated=False,  # value of the last observation after a time limit; False: as RLinf, 0
+        normalize_advantages=True,  # over the valid decisions of the whole rollout
+        update_epochs=4,  # passes over one rollout
+        minibatch_size=2048,  # decisions per optimiser step
+        microbatch_size=128,  # decisions per forward-backward
+        clip_ratio_low=0.2,
+        clip_ratio_high=0.2,
+        value_clip=0.2,
+        huber_delta=10.0,
+        value_coef=1.0,
+        entropy_bonus=0.0,  # reward per nat of the mean entropy of one action entry
+        trajectory_weighting=True,  # every trajectory weighs the same; False: every decision weighs the same
+        target_kl=0.0,  # stop the epochs of an iteration above this approximate KL; 0 = off
+        critic_warmup_iterations=0,  # first iterations that only fit the value head
+    )
+
+
+def _optim():
+    return _section(
+        lr=5e-6,
+        value_lr=1e-4,  # value head
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.01,
+        clip_grad=1.0,  # global norm
+    )
+
+
+def _sft():
+    return _section(
+        demonstrations=0,  # scripted demonstrations per task that teach a fresh model first; 0 = no SFT stage
+        action_noise=0.0,  # std of the noise on the executed expert actions; the clean action is the label
+        steps=1000,
+        batch_size=64,
+        lr=1e-3,
+        warmup_steps=50,
+        weight_decay=1e-4,
+        ema=0.0,  # decay of the averaged weights used afterwards; 0 = off
+        augment=False,  # openpi's crop, rotation and colour jitter
+    )
+
+
+def _eval():
+    return _section(
+        init_states=(0, 50),  # [first, last) start states of each task
+        episodes_per_task=50,  # how many of them are used, in order
+        num_envs=0,  # simulators; 0 = as in the rollout
+        every=0,  # iterations between evaluations during training; 0 = only at the end
+        episodes_during_training=0,  # episodes per task of those; 0 = as episodes_per_task
+        num_videos=1,  # episodes recorded per evaluation
+        baseline=True,  # also evaluate the policy before reinforcement learning, for the final table
+    )
+
+
+def _run():
+    return _section(
+        directory="runs/default",
+        save_every=40,  # iterations between checkpoints
+        keep=2,  # checkpoints kept
+        tensorboard=True,
+        wandb=False,  # needs the wandb package and an account
+        compilation_cache="~/.cache/pirl_jax",  # persistent XLA cache; "" = off
+    )
