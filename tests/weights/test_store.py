@@ -1,0 +1,158 @@
+import subprocess
+import sys
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pirl_jax.weights import store as store_
+
+
+@struct.dataclass
+class State:
+    params: dict
+    opt_state: tuple
+    step: jax.Array
+    key: jax.Array
+
+
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+
+
+def make_state(scale: float = 1.0) -> State:
+    params = {"w": scale * jnp.arange(16.0).reshape(8, 2), "head": {"b": jnp.ones(3, jnp.bfloat16) * scale}}
+    return State(params, OPTIMIZER.init(params), jnp.asarray(7, jnp.int32), jax.random.key(3))
+
+
+def assert_equal(a, b) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = store_.Store(tmp_path / "checkpoints", keep=2)
+    yield opened
+    opened.close()
+
+
+def test_dataclass_optax_state_and_rng_key_come_back_in_the_same_structure(store):
+    state = make_state()
+    store.save(1, state, {"env_steps": 640, "episode": [1, 2]})
+    abstract = jax.eval_shape(make_state)
+    restored, extra = store.restore(abstract)
+    assert_equal(restored, state)
+    assert extra == {"env_steps": 640, "episode": [1, 2]}
+    assert jax.random.uniform(restored.key) == jax.random.uniform(state.key)
+
+
+def test_restore_places_arrays_as_the_target_asks(store):
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    store.save(1, {"w": jnp.arange(16.0)})
+    restored, _ = store.restore({"w": jax.ShapeDtypeStruct((16,), jnp.float32, sharding=split)})
+    assert restored["w"].sharding == split
+    store.save(2, restored)  # and a sharded state is saved as one
+    single, _ = store.restore({"w": jnp.zeros(16)})
+    np.testing.assert_array_equal(single["w"], np.arange(16.0))
+
+
+def test_state_may_be_donated_right_after_save(store):
+    state = {"w": jnp.arange(4096.0)}
+    advance = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
+    store.save(1, state)
+    advance(state)
+    restored, _ = store.restore(jax.eval_shape(lambda: {"w": jnp.arange(4096.0)}))
+    np.testing.assert_array_equal(restored["w"], np.arange(4096.0))
+
+
+def test_only_the_newest_stay_and_every_kept_one_restores(store):
+    for iteration in (1, 2, 3):
+        store.save(iteration, {"w": jnp.full(3, float(iteration))})
+    store.wait()
+    assert store.latest() == 3
+    restored, _ = store.restore({"w": jnp.zeros(3)}, iteration=2)
+    assert restored["w"][0] == 2
+    with pytest.raises(ValueError, match=r"no checkpoint of iteration 1; it holds \[2, 3\]"):
+        store.restore({"w": jnp.zeros(3)}, iteration=1)
+
+
+def test_misfit_lists_every_wrong_leaf_in_one_error(store):
+    store.save(1, {"same": jnp.zeros(2), "left": jnp.zeros(1), "shape": jnp.zeros((2, 3)), "dtype": jnp.zeros(4)})
+    wanted = {
+        "same": jnp.zeros(2),
+        "absent": jnp.zeros(1),
+        "shape": jnp.zeros((3, 2)),
+        "dtype": jnp.zeros(4, jnp.bfloat16),
+    }
+    with pytest.raises(ValueError) as caught:
+        store.restore(wanted)
+    for line in (
+        "absent is missing",
+        "left is left over",
+        "shape is float32[2, 3] and should be float32[3, 2]",
+        "dtype is float32[4] and should be bfloat16[4]",
+    ):
+        assert line in str(caught.value)
+    assert "same" not in str(caught.value)
+
+
+def test_a_subtree_is_read_alone_and_strictly(store):
+    state = make_state()
+    store.save(1, state)
+    params, _ = store.restore(jax.eval_shape(lambda: make_state().params), prefix="params")
+    assert_equal(params, state.params)
+    with pytest.raises(ValueError, match="params/head/b is left over"):
+        store.restore({"w": jnp.zeros((8, 2))}, prefix="params")
+
+
+def test_empty_or_absent_directory_is_a_sentence(store, tmp_path):
+    with pytest.raises(ValueError, match="holds no complete checkpoint"):
+        store.restore({"w": jnp.zeros(1)})
+    assert store.latest() is None
+    with pytest.raises(ValueError, match="does not exist"):
+        store_.Store(tmp_path / "typo", create=False)
+
+
+KILLED = """
+import os, pathlib, sys, time
+import jax.numpy as jnp
+from pirl_jax.weights import store
+opened = store.Store(sys.argv[1])
+opened.save(1, {"w": jnp.ones(1 << 24)})
+opened.wait()
+opened.save(2, {"w": jnp.zeros(1 << 24)})
+while not list(pathlib.Path(sys.argv[1]).glob("2.*tmp*")):
+    time.sleep(0.001)
+os._exit(9)
+"""
+
+
+def test_a_killed_save_leaves_the_previous_checkpoint(tmp_path):
+    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False).returncode == 9
+    assert list(tmp_path.glob("2.*tmp*")) and not (tmp_path / "2").exists()
+    reader = store_.Store(tmp_path, create=False)
+    assert reader.latest() == 1
+    restored, _ = reader.restore({"w": jax.ShapeDtypeStruct((1 << 24,), jnp.float32)})
+    assert restored["w"].min() == 1
+    reader.close()
+    resumed = store_.Store(tmp_path)  # the next save clears the remains away
+    resumed.save(2, {"w": jnp.full(3, 2.0)})
+    resumed.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_saving_after_a_rewind_drops_the_abandoned_branch(store):
+    for iteration in (1, 2):
+        store.save(iteration, {"w": jnp.full(1, float(iteration))})
+    store.save(2, {"w": jnp.full(1, 20.0)})
+    store.wait()
+    restored, _ = store.restore({"w": jnp.zeros(1)})
+    assert store.latest() == 2 and restored["w"][0] == 20
