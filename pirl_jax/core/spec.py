@@ -1,0 +1,128 @@
+"""One declaration per parameter: shape, logical axes, initialiser.  Everything else is a map over the tree of declarations.
+
+A parameter tree is a nested dict; '/'-joined paths name its leaves.  Knows no network and no mesh: the caller brings the rules
+that send a logical axis to a mesh axis.
+
+Logical axes in use: layers, vocab, embed (width of the residual stream), mlp, heads, kv_heads, head_dim, rank, action, and
+None for an axis that is never sharded.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import math
+from typing import Any
+import zlib
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """One parameter.  `init` is a name of INITIALISERS, or (name, *numbers); fan-in and fan-out are numbers, so that stacking
+    layers or splitting heads into an own axis does not change them."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: str | tuple = "zeros"
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if len(self.shape) != len(self.axes):
+            raise ValueError(f"a Spec needs one logical axis per dimension: shape {self.shape}, axes {self.axes}")
+        name = self.init if isinstance(self.init, str) else self.init[0]
+        if name not in INITIALISERS:
+            raise ValueError(f"unknown initialiser {name!r}; choose one of {sorted(INITIALISERS)}")
+
+
+def init(key: jax.Array, specs: dict, shardings: dict | None = None) -> dict:
+    """Random parameters.  The key of a leaf depends on its path only, so adding a leaf leaves the others as they were.
+
+    With `shardings` (same tree) every device creates its own shard only.
+    """
+
+    def build(key):
+        return unflatten({path: _sample(key, path, leaf) for path, leaf in flatten(specs).items()})
+
+    return jax.jit(build, out_shardings=shardings)(key)
+
+
+def abstract(specs: dict) -> dict:
+    """Tree of jax.ShapeDtypeStruct: shapes and dtypes without memory."""
+    return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype), specs)
+
+
+def count(specs: dict) -> int:
+    """Number of parameters."""
+    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(specs))
+
+
+def shardings(specs: dict, mesh: jax.sharding.Mesh, rules: Mapping | Iterable) -> dict:
+    """Tree of NamedSharding.  `rules`: logical axis -> mesh axis, tuple of mesh axes, or None (mapping or pairs)."""
+    rules = dict(rules)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, _partition(spec, mesh.shape, rules)), specs)
+
+
+def flatten(tree: dict) -> dict[str, Any]:
+    """Nested dict -> {'a/b/c': leaf}, in the order of the nested dict."""
+    flat = {}
+    for name, child in tree.items():
+        if isinstance(child, Mapping):
+            flat |= {f"{name}/{path}": leaf for path, leaf in flatten(child).items()}
+        else:
+            flat[name] = child
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict:
+    """{'a/b/c': leaf} -> nested dict."""
+    tree: dict = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def _sample(key: jax.Array, path: str, spec: Spec) -> jax.Array:
+    name, *numbers = (spec.init,) if isinstance(spec.init, str) else spec.init
+    # crc32 and not hash(): Python salts the hash of a string in every process.
+    return INITIALISERS[name](jax.random.fold_in(key, zlib.crc32(path.encode())), spec.shape, *numbers).astype(spec.dtype)
+
+
+def _partition(spec: Spec, mesh_shape: Mapping[str, int], rules: Mapping) -> PartitionSpec:
+    """A logical axis stays replicated when its size does not divide, or when an earlier axis took its mesh axis."""
+    taken: set[str] = set()
+    parts = []
+    for size, axis in zip(spec.shape, spec.axes):
+        wanted = rules.get(axis) or ()
+        wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+        if not wanted or taken & set(wanted) or size % math.prod(mesh_shape[name] for name in wanted):
+            parts.append(None)
+            continue
+        taken |= set(wanted)
+        parts.append(wanted if len(wanted) > 1 else wanted[0])
+    return PartitionSpec(*parts)
+
+
+def _lecun(key: jax.Array, shape: tuple, fan_in: int) -> jax.Array:
+    """Normal cut at two standard deviations, widened so that the variance after the cut is 1 / fan_in."""
+    std_of_cut_normal = 0.87962566103423978
+    return jax.random.truncated_normal(key, -2.0, 2.0, shape) * (math.sqrt(1.0 / fan_in) / std_of_cut_normal)
+
+
+def _xavier(key: jax.Array, shape: tuple, fan_in: int, fan_out: int) -> jax.Array:
+    limit = math.sqrt(6.0 / (fan_in + fan_out))
+    return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+
+
+INITIALISERS: dict[str, Callable] = {
+    "zeros": lambda key, shape: jnp.zeros(shape),
+    "ones": lambda key, shape: jnp.ones(shape),
+    "normal": lambda key, shape, std: jax.random.normal(key, shape) * std,
+    "lecun": _lecun,
+    "xavier": _xavier,
+}

@@ -1,0 +1,130 @@
+"""Sizes of the networks, and the source of each number.  Knows no parameter and no array."""
+
+import dataclasses
+import math
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters of one expert.  Those of the feed-forward are not scaled, so they have no alpha."""
+
+    attn_rank: int
+    attn_alpha: float
+    ffn_rank: int
+    rslora: bool = False  # divide alpha by sqrt(rank) instead of rank
+
+    @property
+    def attn_scale(self) -> float:
+        return self.attn_alpha / (math.sqrt(self.attn_rank) if self.rslora else self.attn_rank)
+
+
+@dataclasses.dataclass(frozen=True)
+class GemmaConfig:
+    """One expert (weight set) of the two-expert language transformer."""
+
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    lora: LoraConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SiglipConfig:
+    """The vision tower."""
+
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    patch: int  # px
+
+
+@dataclasses.dataclass(frozen=True)
+class Pi0Config:
+    """A whole policy network."""
+
+    pi05: bool
+    paligemma: GemmaConfig  # expert 0, reads images and prompt
+    expert: GemmaConfig  # expert 1, reads state and noisy actions
+    siglip: SiglipConfig
+    vocab_size: int
+    action_dim: int
+    action_horizon: int
+    max_token_len: int  # tokens a prompt is padded to; the network itself takes any length
+    image_size: tuple[int, int] = (224, 224)  # Y, X in px
+    dtype: str = "bfloat16"  # of activations; parameters keep their own
+    remat: str = "none"  # what the backward pass recomputes, see remat.POLICIES
+
+    def __post_init__(self):
+        for field in ("depth", "num_heads", "num_kv_heads", "head_dim"):
+            one, other = getattr(self.paligemma, field), getattr(self.expert, field)
+            if one != other:
+                raise ValueError(f"the two experts attend to each other, so {field} must agree; it is {one} and {other}")
+        if any(size % self.siglip.patch for size in self.image_size):
+            raise ValueError(f"image_size {self.image_size} must be a multiple of the patch of {self.siglip.patch} px")
+        if self.paligemma.num_heads % self.paligemma.num_kv_heads:
+            raise ValueError(f"num_heads {self.paligemma.num_heads} must be a multiple of num_kv_heads "
+                             f"{self.paligemma.num_kv_heads}")
+        if self.siglip.width % self.siglip.num_heads:
+            raise ValueError(f"SigLIP width {self.siglip.width} must be a multiple of num_heads {self.siglip.num_heads}")
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one camera."""
+        return math.prod(size // self.siglip.patch for size in self.image_size)
+
+
+# Gemma 2B of the Gemma report (arXiv:2403.08295, table 1); the 300M action expert keeps its depth and heads so that both can
+# share attention, with a narrower residual stream and feed-forward (pi0 report, arXiv:2410.24164, appendix B).
+# Adapter ranks are those of the published low-memory recipes.  "tiny" is ours: the smallest that has every part.
+GEMMA = {
+    "gemma_2b": GemmaConfig(2048, 18, 16384, 8, 1, 256),
+    "gemma_300m": GemmaConfig(1024, 18, 4096, 8, 1, 256),
+    "gemma_2b_lora": GemmaConfig(2048, 18, 16384, 8, 1, 256, LoraConfig(16, 16.0, 16)),
+    "gemma_300m_lora": GemmaConfig(1024, 18, 4096, 8, 1, 256, LoraConfig(32, 32.0, 32)),
+    "dummy": GemmaConfig(64, 4, 128, 8, 1, 16),
+    "tiny": GemmaConfig(64, 2, 128, 4, 1, 16),
+    "tiny_expert": GemmaConfig(32, 2, 64, 4, 1, 16),
+}
+
+# So400m: the shape-optimised ViT (arXiv:2305.13035) that PaliGemma uses with patches of 14 px (arXiv:2407.07726).
+SIGLIP = {
+    "so400m": SiglipConfig(1152, 27, 4304, 16, 14),
+    "tiny": SiglipConfig(32, 2, 64, 2, 8),
+}
+
+# 257152 = 256000 Gemma tokens + 1024 location + 128 segmentation tokens (PaliGemma).  Horizons: 50 is pi0_base; 10 is what the
+# published pi0.5 LIBERO checkpoint was trained with.  32 is the padded action (and state) dimension of both base models.
+_VOCAB = 257152
+
+
+def _pi0(paligemma: str, expert: str) -> Pi0Config:
+    return Pi0Config(False, GEMMA[paligemma], GEMMA[expert], SIGLIP["so400m"], _VOCAB, 32, 50, 48)
+
+
+def _pi05(paligemma: str, expert: str) -> Pi0Config:
+    return Pi0Config(True, GEMMA[paligemma], GEMMA[expert], SIGLIP["so400m"], _VOCAB, 32, 10, 200)
+
+
+def _tiny(pi05: bool) -> Pi0Config:
+    return Pi0Config(pi05, GEMMA["tiny"], GEMMA["tiny_expert"], SIGLIP["tiny"], 512, 8, 10, 16, (16, 16), "float32")
+
+
+def pi0_config(name: str, **changes) -> Pi0Config:
+    """A whole network by name; `changes` replace fields of Pi0Config."""
+    if name not in PI0:
+        raise ValueError(f"unknown model {name!r}; choose one of {sorted(PI0)}")
+    return dataclasses.replace(PI0[name], **changes)
+
+
+PI0 = {
+    "pi0": _pi0("gemma_2b", "gemma_300m"),
+    "pi05": _pi05("gemma_2b", "gemma_300m"),
+    "pi0_lora": _pi0("gemma_2b_lora", "gemma_300m_lora"),
+    "pi05_lora": _pi05("gemma_2b_lora", "gemma_300m_lora"),
+    "tiny": _tiny(False),
+    "tiny_pi05": _tiny(True),
+}
