@@ -1,0 +1,56 @@
+"""Camera images at the size and range the model reads.  Host functions take numpy, resize_on_device takes jax arrays.
+
+The two resizes are different filters, as in openpi: Pillow's fixed-point bilinear on the host, what data and simulator
+images go through, and an antialiased linear resize inside the model for images that arrive at another size.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+
+def parse_image(image: np.ndarray) -> np.ndarray:
+    """A client's image, float in [0, 1] or uint8, [3,Y,X] or [Y,X,3] -> uint8 [Y,X,3]; floats are truncated."""
+    if np.issubdtype(image.dtype, np.floating):
+        image = (255 * image).astype(np.uint8)
+    return np.moveaxis(image, 0, -1) if image.shape[0] == 3 else image
+
+
+def to_float(images):
+    """uint8 -> float32 in [-1, 1]."""
+    return images.astype(np.float32) / 255.0 * 2.0 - 1.0
+
+
+def resize_with_pad(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [..., Y,X,3] -> [..., height,width,3]: keeps the aspect ratio, centres, pads with black."""
+    y, x = images.shape[-3:-1]
+    if (y, x) == (height, width):
+        return images
+    ratio = max(x / width, y / height)
+    new_y, new_x = int(y / ratio), int(x / ratio)
+    top, left = (height - new_y) // 2, (width - new_x) // 2
+    out = np.zeros((*images.shape[:-3], height, width, 3), np.uint8)
+    for index in np.ndindex(images.shape[:-3]):
+        # Rows, then columns, whichever order Pillow would choose (it changed; the rounding differs by 1 in 255).
+        narrow = Image.fromarray(images[index]).resize((new_x, y), Image.Resampling.BILINEAR)
+        small = narrow.resize((new_x, new_y), Image.Resampling.BILINEAR)
+        out[index][top : top + new_y, left : left + new_x] = small
+    return out
+
+
+def resize_on_device(images: jax.Array, height: int, width: int) -> jax.Array:
+    """uint8 or float in [-1, 1] [..., Y,X,3] -> [..., height,width,3], same dtype; pads with black."""
+    y, x = images.shape[-3:-1]
+    if (y, x) == (height, width):
+        return images
+    ratio = max(x / width, y / height)
+    new_y, new_x = int(y / ratio), int(x / ratio)
+    shape = (*images.shape[:-3], new_y, new_x, 3)
+    small = jax.image.resize(images.astype(jnp.float32), shape, "linear")
+    is_uint8 = images.dtype == jnp.uint8
+    low, high = (0, 255) if is_uint8 else (-1.0, 1.0)
+    small = jnp.clip(jnp.round(small) if is_uint8 else small, low, high).astype(images.dtype)
+    top, left = (height - new_y) // 2, (width - new_x) // 2
+    pad = [(0, 0)] * (images.ndim - 3) + [(top, height - new_y - top), (left, width - new_x - left), (0, 0)]
+    return jnp.pad(small, pad, constant_values=low)

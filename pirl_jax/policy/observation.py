@@ -1,0 +1,92 @@
+"""What environments speak <-> what the model reads: images, state and instruction in, actions out.
+
+Host code in numpy, once per decision for all rows together.  Knows no network and no simulator.  The order of the steps
+is openpi's: delta actions in robot units, then normalise, then pad; the discrete state is normalised and not padded.
+"""
+
+import dataclasses
+import functools
+
+import chex
+import numpy as np
+
+from pirl_jax.core import types
+from pirl_jax.policy import images
+from pirl_jax.policy import normalize
+from pirl_jax.policy import tokenizer as tokenizers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Transform:
+    tokenizer: tokenizers.ByteTokenizer | tokenizers.SentencePieceTokenizer
+    stats: normalize.NormStats
+    norm_mode: str = "quantile"  # "zscore" for pi0, "quantile" for pi0.5
+    delta_actions: bool = False  # the model predicts offsets from the current state (openpi's pi0_libero)
+    discrete_state: bool = False  # the state is part of the prompt (pi0.5, not openpi's pi05_libero)
+    image_size_px: int = 224
+    max_token_len: int = 48
+    action_dim: int = 32  # of the model: state and actions are zero-padded to it
+    env_state_dim: int = 8
+    env_action_dim: int = 7
+
+
+def check(transform: Transform, instructions) -> int:
+    """Start-up check that every prompt fits; returns the length in tokens of the longest."""
+    state_dim = transform.env_state_dim if transform.discrete_state else 0
+    return tokenizers.check_prompts(transform.tokenizer, instructions, transform.max_token_len, state_dim)
+
+
+def encode(transform: Transform, images_BVYX3: np.ndarray, state_BS: np.ndarray, instructions) -> types.Observation:
+    """uint8 images, raw state, one instruction per row -> Observation of numpy arrays."""
+    chex.assert_shape(images_BVYX3, (len(instructions), None, None, None, 3))
+    chex.assert_shape(state_BS, (len(instructions), transform.env_state_dim))
+    chex.assert_type(images_BVYX3, np.uint8)
+    size_px = transform.image_size_px
+    state_BS = normalize.normalize(state_BS, transform.stats.state, transform.norm_mode)
+    tokens_BL, token_mask_BL = _tokenize(transform, instructions, state_BS)
+    return types.Observation(
+        images=images.resize_with_pad(images_BVYX3, size_px, size_px),
+        image_mask=np.ones(images_BVYX3.shape[:2], bool),
+        state=_pad(state_BS, transform.action_dim),
+        tokens=tokens_BL,
+        token_mask=token_mask_BL,
+    )
+
+
+def encode_actions(transform: Transform, actions_BHA: np.ndarray, state_BS: np.ndarray) -> np.ndarray:
+    """Environment actions and the raw state they start from -> float32 training targets [B,H,action_dim]."""
+    if transform.delta_actions:
+        actions_BHA = normalize.delta_actions(actions_BHA, state_BS)
+    return _pad(normalize.normalize(actions_BHA, transform.stats.actions, transform.norm_mode), transform.action_dim)
+
+
+def decode(transform: Transform, actions_BHA: np.ndarray, state_BS: np.ndarray) -> np.ndarray:
+    """Model output and the raw state it was computed from -> float32 environment actions [B,H,env_action_dim]."""
+    actions_BHA = np.asarray(actions_BHA)[..., : transform.env_action_dim]
+    actions_BHA = normalize.unnormalize(actions_BHA, transform.stats.actions, transform.norm_mode)
+    if transform.delta_actions:
+        actions_BHA = normalize.absolute_actions(actions_BHA, state_BS)
+    return actions_BHA.astype(np.float32)
+
+
+def _pad(x, dim):
+    """Zero-pad the last axis to dim; float32."""
+    out = np.zeros((*x.shape[:-1], dim), np.float32)
+    out[..., : x.shape[-1]] = x
+    return out
+
+
+def _tokenize(transform, instructions, state_BS):
+    if transform.discrete_state:
+        rows = [
+            tokenizers.tokenize(transform.tokenizer, text, transform.max_token_len, state_S)
+            for text, state_S in zip(instructions, state_BS)
+        ]
+    else:
+        rows = [_cached_tokenize(transform.tokenizer, text, transform.max_token_len) for text in instructions]
+    tokens, masks = zip(*rows)
+    return np.stack(tokens), np.stack(masks)
+
+
+# A suite has at most a few hundred instructions, and every decision asks for them again.
+_cached_tokenize = functools.lru_cache(maxsize=1024)(tokenizers.tokenize)

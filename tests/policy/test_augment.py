@@ -1,0 +1,58 @@
+import colorsys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pirl_jax.policy import augment
+from pirl_jax.policy import images
+
+
+@pytest.fixture(scope="module")
+def data(vectors):
+    return np.load(vectors / "openpi" / "data_augment.npz")
+
+
+@pytest.fixture(scope="module")
+def augmented(data):
+    x = images.to_float(data["in_u8"])
+    key = jax.random.key(int(data["key_seed"]))
+    return np.asarray(jax.jit(augment.augment, static_argnums=2)(key, np.stack([x, x], axis=1), (False, True)))
+
+
+@pytest.mark.parametrize("view, camera", [(0, "base_0_rgb"), (1, "left_wrist_0_rgb")])
+def test_images_equal_openpi(augmented, data, view, camera):
+    np.testing.assert_allclose(augmented[:2, view], data[f"out/{camera}"], atol=2e-5)
+
+
+def test_draws_equal_openpi(data):
+    keys = jax.random.split(jax.random.key(int(data["key_seed"])), 3)
+    for i, key in enumerate(keys):
+        geometry_key, colour_key = jax.random.split(key, 2)
+        centre, angle_rad = augment.draw_geometry(geometry_key, (224, 224))
+        np.testing.assert_allclose(centre, data[f"draw/{i}/base/crop_center_yx"], atol=1e-6)
+        np.testing.assert_allclose(angle_rad, data[f"draw/{i}/base/rot_rad"], atol=1e-7)
+        for camera, camera_key in {"base": colour_key, "wrist": jax.random.split(key, 1)[0]}.items():
+            names = ("brightness", "contrast", "hue", "jitter_applied")
+            want = [data[f"draw/{i}/{camera}/{name}"] for name in names]
+            np.testing.assert_allclose(np.array(augment.draw_jitter(camera_key)), want, atol=1e-7)
+
+
+def test_unjittered_wrist_image_is_untouched(augmented, data):
+    assert not data["draw/2/wrist/jitter_applied"]
+    np.testing.assert_allclose(augmented[2, 1], images.to_float(data["in_u8"][2]), atol=1e-6)
+
+
+def test_hsv_equals_colorsys_and_inverts():
+    rgb = np.random.default_rng(0).uniform(size=(50, 3)).astype(np.float32)
+    rgb[0], rgb[1], rgb[2] = 0.0, 0.5, [1.0, 0.0, 1.0]  # black, grey, two channels tie
+    hue, saturation, value = augment._rgb_to_hsv(jnp.asarray(rgb))
+    want = np.array([colorsys.rgb_to_hsv(*map(float, c)) for c in rgb])
+    np.testing.assert_allclose(np.stack([hue % 1, saturation, value], -1), want, atol=1e-5)
+    np.testing.assert_allclose(augment._hsv_to_rgb(hue, saturation, value), rgb, atol=1e-6)
+
+
+def test_number_of_cameras_must_match():
+    with pytest.raises(AssertionError):
+        augment.augment(jax.random.key(0), jnp.zeros((1, 3, 8, 8, 3)))
