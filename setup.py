@@ -26,7 +26,6 @@ setuptools.setup(
         "websockets",
         "sentencepiece",
         "tensorboardX",
-        "imageio",
         "imageio-ffmpeg",
         "rich",
         "psutil",

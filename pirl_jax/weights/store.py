@@ -1,7 +1,7 @@
 """Checkpoints: the whole training state on disk with orbax, written in the background, visible only when complete.
 
-A state is stored as a flat table `path -> array` ("params/PaliGemma/llm/embedder/input_embedding"), so that the check at
-restore names exactly what does not fit, and a part of it (only the parameters, for evaluation) can be read alone.
+A state is stored as a flat table `path -> array` ("params/llm/w"), so that the check at restore names exactly what does
+not fit, and a part of it (only the parameters, for evaluation) can be read alone.
 Knows no model: any pytree of arrays will do (flax.struct dataclasses, optax states, dicts).
 """
 
@@ -39,7 +39,7 @@ class Store:
     def __init__(self, directory: str | os.PathLike, keep: int = 3, create: bool = True):
         self.directory = pathlib.Path(directory).absolute()
         if not create and not self.directory.is_dir():
-            raise ValueError(f"checkpoint folder {self.directory} does not exist; give the folder of a run that has saved")
+            raise ValueError(f"checkpoint folder {self.directory} does not exist; give the folder of a saved run")
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create, cleanup_tmp_directories=create)
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
@@ -96,7 +96,7 @@ class Store:
         self.wait()
         saved = sorted(self._manager.all_steps())
         if not saved:
-            raise ValueError(f"{self.directory} holds no complete checkpoint; give the folder of a run that has saved one")
+            raise ValueError(f"{self.directory} holds no complete checkpoint; give the folder of a saved run")
         if iteration is None:
             return saved[-1]
         if iteration not in saved:
@@ -127,7 +127,8 @@ def _plain_target(leaf):
     if isinstance(leaf, np.ndarray):
         return leaf
     shape = jax.eval_shape(_plain, leaf)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # without it orbax would reuse the saving run's devices
+    # Without a sharding orbax would look for the devices of the run that saved.
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     sharding = None if _is_key(leaf) else getattr(leaf, "sharding", None)
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding or device)
 

@@ -1,0 +1,120 @@
+"""Tables and curves for people: success rates with their uncertainty, and how they grew.  Takes plain dicts."""
+
+import math
+import pathlib
+
+from matplotlib import figure, ticker
+
+Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+COLOURS = {"train": "#8fa6bf", "eval": "#0b5fa5", "return": "#b5651d", "kl": "#7a3e9d", "grid": "#e4e4e4"}
+
+
+def wilson(successes: int, episodes: int) -> tuple[float, float]:
+    """95 % interval of a success rate (Wilson 1927): honest at 0 %, at 100 % and for few episodes."""
+    if not 0 <= successes <= episodes or episodes == 0:
+        raise ValueError(f"{successes} successes in {episodes} episodes is not a success rate; evaluate at least one")
+    rate, z2 = successes / episodes, Z_95**2
+    centre = (rate + z2 / (2 * episodes)) / (1 + z2 / episodes)
+    half = Z_95 / (1 + z2 / episodes) * math.sqrt(rate * (1 - rate) / episodes + z2 / (4 * episodes**2))
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    # Exact at the ends, where the formula leaves rounding noise.
+    return (0.0 if successes == 0 else low), (1.0 if successes == episodes else high)
+
+
+def success_table(results: dict[str, dict[str, tuple[int, int]]]) -> dict:
+    """{"SFT": {task: (successes, episodes)}, "PPO": {...}} -> JSON: rate and interval per task and in total.
+
+    disjoint: whether the total intervals of the first and the last row do not overlap.
+    """
+    rows = {}
+    for name, tasks in results.items():
+        total = tuple(sum(counts) for counts in zip(*tasks.values(), strict=True))
+        rows[name] = {"tasks": {task: _cell(*counts) for task, counts in tasks.items()}, "total": _cell(*total)}
+    first, last = (list(rows.values())[k]["total"] for k in (0, -1))
+    disjoint = first["high"] < last["low"] or last["high"] < first["low"]
+    return {"interval": "Wilson 95 %", "rows": rows, "disjoint": disjoint}
+
+
+def as_text(table: dict) -> str:
+    """The table for a terminal: one line per task and a total, one column per row of `results`."""
+    rows = table["rows"]
+    tasks = list(next(iter(rows.values()))["tasks"])
+    width = max(len(task) for task in [*tasks, "total"])
+    cells = {name: [*map(_cell_text, [*row["tasks"].values(), row["total"]])] for name, row in rows.items()}
+    columns = {name: max(len(name), *map(len, column)) for name, column in cells.items()}
+    lines = ["  ".join([" " * width, *(f"{name:>{columns[name]}}" for name in rows)])]
+    rule = "-" * len(lines[0])
+    for k, task in enumerate([*tasks, "total"]):
+        lines += [rule] if k in (0, len(tasks)) else []
+        lines.append("  ".join([f"{task:<{width}}", *(f"{cells[name][k]:>{columns[name]}}" for name in rows)]))
+    note = f"success rate [{table['interval']} interval] successes/episodes"
+    if len(rows) > 1:
+        verdict = "are disjoint" if table["disjoint"] else "overlap"
+        note += f"; the total intervals of {next(iter(rows))} and {list(rows)[-1]} {verdict}"
+    return "\n".join([*lines, rule, note])
+
+
+def learning_curve(path, rows: list[dict], title: str = "", episodes_per_eval: int = 0) -> pathlib.Path:
+    """PNG of a run: success rate of training rollouts and evaluations above; return and KL below.
+
+    rows: as `log.read` gives them; uses env/success_once, eval/success_once, env/return, actor/approx_kl where present.
+    episodes_per_eval > 0 draws the evaluations with their Wilson intervals.
+    """
+    path = pathlib.Path(path)
+    fig = figure.Figure(figsize=(8, 6), dpi=150, layout="constrained")
+    top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    _draw_success(top, rows, episodes_per_eval)
+    top.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    _draw(bottom, rows, "env/return", "return", label="return of training episodes")
+    bottom.set_ylabel("return", color=COLOURS["return"])
+    bottom.set_xlabel("iteration (one rollout and its updates)")
+    bottom.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    right = bottom.twinx()
+    _draw(right, rows, "actor/approx_kl", "kl", linestyle="--")
+    right.set_ylabel("approximate KL per update", color=COLOURS["kl"])
+    for axes in (top, bottom, right):
+        axes.spines[["top", "right"] if axes is not right else ["top", "left"]].set_visible(False)
+    for axes in (top, bottom):
+        axes.grid(color=COLOURS["grid"], linewidth=0.8)
+        axes.set_axisbelow(True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path)
+    return path
+
+
+def series(rows: list[dict], name: str) -> tuple[list[int], list[float]]:
+    """Iterations and finite values of one metric."""
+    pairs = [(row["iteration"], float(row[name])) for row in rows if name in row and math.isfinite(float(row[name]))]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _draw(axes, rows: list[dict], name: str, colour: str, **style) -> None:
+    iterations, values = series(rows, name)
+    marker = "." if len(values) < 60 else None
+    axes.plot(iterations, values, color=COLOURS[colour], linewidth=1.6, marker=marker, **style)
+
+
+def _draw_success(axes, rows: list[dict], episodes_per_eval: int) -> None:
+    _draw(axes, rows, "env/success_once", "train", label="training rollouts (exploring)")
+    iterations, rates = series(rows, "eval/success_once")
+    label = "evaluation (start states not trained on)"
+    axes.plot(iterations, rates, color=COLOURS["eval"], linewidth=2, marker="o", label=label)
+    if episodes_per_eval and rates:
+        bounds = [wilson(round(rate * episodes_per_eval), episodes_per_eval) for rate in rates]
+        low, high = zip(*bounds, strict=True)
+        style = {"color": COLOURS["eval"], "alpha": 0.15, "linewidth": 0}
+        axes.fill_between(iterations, low, high, label="Wilson 95 % interval", **style)
+    axes.set_ylabel("success rate")
+    axes.set_ylim(-0.03, 1.03)
+    axes.yaxis.set_major_formatter(ticker.PercentFormatter(xmax=1))
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+
+
+def _cell(successes: int, episodes: int) -> dict:
+    low, high = wilson(successes, episodes)
+    return {"successes": successes, "episodes": episodes, "rate": successes / episodes, "low": low, "high": high}
+
+
+def _cell_text(cell: dict) -> str:
+    interval = f"[{100 * cell['low']:5.1f}, {100 * cell['high']:5.1f}]"
+    return f"{100 * cell['rate']:5.1f} % {interval} {cell['successes']:>3}/{cell['episodes']}"

@@ -1,0 +1,55 @@
+import pytest
+
+from pirl_jax.monitor import report
+
+
+@pytest.mark.parametrize(
+    "successes, episodes, low, high",
+    [  # Newcombe 1998, table I (method 3, rounded to four digits) and the textbook case 0 of 10
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (0, 10, 0.0, 0.2775),
+    ],
+)
+def test_wilson_matches_published_intervals(successes, episodes, low, high):
+    assert report.wilson(successes, episodes) == pytest.approx((low, high), abs=5e-5)
+    assert report.wilson(episodes - successes, episodes) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_wilson_refuses_what_is_no_rate():
+    for counts in ((0, 0), (3, 2), (-1, 4)):
+        with pytest.raises(ValueError, match="not a success rate"):
+            report.wilson(*counts)
+
+
+RESULTS = {
+    "SFT": {"lift the red cube": (20, 50), "stack": (10, 50)},
+    "PPO": {"lift the red cube": (50, 50), "stack": (45, 50)},
+}
+
+
+def test_table_totals_and_disjoint_intervals():
+    table = report.success_table(RESULTS)
+    assert table["rows"]["SFT"]["total"]["rate"] == 0.3 and table["rows"]["PPO"]["total"]["successes"] == 95
+    assert table["disjoint"]
+    assert not report.success_table({"SFT": {"a": (5, 10)}, "PPO": {"a": (6, 10)}})["disjoint"]
+
+
+def test_text_table_is_aligned_and_complete():
+    text = report.as_text(report.success_table(RESULTS))
+    lines = text.splitlines()
+    assert "100.0 % [ 92.9, 100.0]  50/50" in lines[2]
+    assert len({len(line) for line in lines[:-1]}) == 1
+    assert lines[-1].endswith("the total intervals of SFT and PPO are disjoint")
+
+
+def test_learning_curve_is_drawn_from_any_subset_of_metrics(tmp_path):
+    names = ("env/success_once", "env/return", "actor/approx_kl")
+    rows = [{"iteration": k} | dict.fromkeys(names, k / 10) for k in range(10)]
+    rows += [{"iteration": k, "eval/success_once": k / 10} for k in (0, 5, 9)] + [{"iteration": 3, "env/return": "nan"}]
+    path = report.learning_curve(tmp_path / "figures" / "curve.png", rows, "tabletop", episodes_per_eval=50)
+    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+    assert report.learning_curve(tmp_path / "empty.png", []).exists()
+    assert report.series(rows, "env/return")[0] == list(range(10))

@@ -1,0 +1,56 @@
+import re
+
+import pytest
+
+from pirl_jax.monitor import timeline
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_seconds_accumulate_by_name_and_reset():
+    clock = Clock()
+    timers = timeline.Timers(clock)
+    for _ in range(2):
+        with timers.measure("env"):
+            clock.now += 1.5
+    with timers.measure("update"):
+        clock.now += 0.5
+    timers.add("save", 0.25)
+    clock.now += 1.0
+    assert timers.read() == {
+        "time/env": 3.0,
+        "time/inference": 0.0,
+        "time/update": 0.5,
+        "time/idle": 0.0,
+        "time/save": 0.25,
+        "time/iteration": 4.5,
+    }
+    clock.now += 2.0
+    assert timers.read()["time/iteration"] == 2.0
+
+
+def test_time_counts_when_the_work_raises():
+    clock = Clock()
+    timers = timeline.Timers(clock)
+    with pytest.raises(RuntimeError), timers.measure("env"):
+        clock.now += 1.0
+        raise RuntimeError
+    assert timers.read()["time/env"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "parts, expected",
+    [
+        ({"env": 78.0, "update": 20.0}, "simulation-bound: 78 % of the time waits for environments; add CPU cores"),
+        ({"update": 60.0, "env": 40.0}, "learning-bound: 60 %"),
+        ({"env": 30.0, "inference": 30.0, "update": 35.0}, r"balanced: the largest part \(update\) takes 35 %"),
+    ],
+)
+def test_verdict_names_the_largest_part(parts, expected):
+    metrics = {f"time/{name}": value for name, value in parts.items()} | {"time/iteration": 100.0}
+    assert re.match(expected, timeline.verdict(metrics))
