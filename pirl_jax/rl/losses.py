@@ -1,0 +1,137 @@
+"""The PPO objective on arrays: clipped surrogate, clipped value loss, entropy, and what to report about them.
+
+Every function takes a `weight` of the shape of its rows: 0 marks a row that must not exist (padding, after the end of a
+trajectory), anything else says how much the row counts:  loss = sum(w * L) / normalizer,  normalizer = sum(w) by default.
+Metrics are plain means over the rows with weight > 0.  A row of weight 0 may hold anything, NaN and inf included: it is
+replaced before the arithmetic, so that neither the loss nor its gradient sees it.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+LOG_PROB_LEVELS = {"chunk": (-2, -1), "action": (-1,), "token": ()}
+
+
+def reduce_log_prob(log_prob_BIA, level):
+    """Sum the log-probs of single action coordinates: one ratio per chunk [B], per action [B,I] or per token [B,I,A]."""
+    if level not in LOG_PROB_LEVELS:
+        raise ValueError(f"log-prob level is {level!r}; choose one of {sorted(LOG_PROB_LEVELS)}")
+    chex.assert_rank(log_prob_BIA, 3)
+    return log_prob_BIA.sum(axis=LOG_PROB_LEVELS[level])
+
+
+def weighted_mean(x, weight, normalizer=None):
+    """sum(w * x) / normalizer over all entries; 0 when nothing has weight.  x must be finite where the weight is 0."""
+    normalizer = weight.sum() if normalizer is None else normalizer
+    return (x * weight).sum() / jnp.where(normalizer > 0, normalizer, 1.0)
+
+
+def clipped_surrogate(
+    log_prob,
+    old_log_prob,
+    advantage,
+    weight,
+    clip_low,
+    clip_high,
+    dual_clip=None,
+    log_ratio_range=(None, None),
+    normalizer=None,
+):
+    """PPO's clipped policy loss (Schulman et al. 2017, eq. 7), to be minimised.
+
+        r = exp(log_prob - old_log_prob)
+        L = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))
+        dual clip c > 1 (Ye et al. 2020, eq. 5):  L = min(L, c |A|), which bounds L where A < 0
+
+    Args:
+      log_prob, old_log_prob, advantage, weight: one shape, [B] or finer (see reduce_log_prob).
+      log_ratio_range: bounds (low, high) of the log-ratio before exp; None is no bound.
+      normalizer: what sum(w * L) is divided by; a microbatch passes the sum of weights of its whole minibatch.
+
+    Returns: loss, metrics.  approx_kl is the estimator k1 = mean(-log r), approx_kl3 = mean(r - 1 - log r), which is
+    never negative (Schulman 2020, "Approximating KL divergence").
+    """
+    chex.assert_equal_shape([log_prob, old_log_prob, advantage, weight])
+    valid = weight > 0
+    log_ratio = jnp.where(valid, log_prob - old_log_prob, 0.0)
+    log_ratio = jnp.clip(log_ratio, *log_ratio_range)
+    advantage = jnp.where(valid, advantage, 0.0)
+    ratio = jnp.exp(log_ratio)
+
+    plain = -advantage * ratio
+    clipped = -advantage * jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+    loss = jnp.maximum(plain, clipped)
+    dual = jnp.zeros_like(valid)
+    if dual_clip is not None:
+        bound = dual_clip * jnp.abs(advantage)
+        dual = bound < loss
+        loss = jnp.minimum(loss, bound)
+
+    def mean(x):
+        return weighted_mean(jax.lax.stop_gradient(x).astype(jnp.float32), valid.astype(jnp.float32))
+
+    metrics = {
+        "approx_kl": mean(-log_ratio),
+        "approx_kl3": mean(jnp.where(valid, ratio - 1.0 - log_ratio, 0.0)),
+        "pg_clipfrac": mean((plain < clipped) & valid),
+        "dual_clipfrac": mean(dual & valid),
+        "ratio": mean(jnp.where(valid, ratio, 0.0)),
+        "ratio_max_dev": jax.lax.stop_gradient(jnp.abs(ratio - 1.0).max()),
+    }
+    return weighted_mean(loss, weight, normalizer), metrics
+
+
+def huber(error, delta):
+    """0.5 e^2 where |e| < delta, else delta (|e| - delta / 2)."""
+    size = jnp.abs(error)
+    return jnp.where(size < delta, 0.5 * error**2, delta * (size - 0.5 * delta))
+
+
+def clipped_value(value, old_value, return_, weight, value_clip, huber_delta, normalizer=None):
+    """Value loss with a clipped step (PPO2):  L = max(huber(R - V), huber(R - V_old - clip(V - V_old, +-value_clip))).
+
+    Returns: loss, metrics.  value_clip_ratio is the fraction of rows whose value moved further than value_clip.
+    """
+    chex.assert_equal_shape([value, old_value, return_, weight])
+    valid = weight > 0
+    value, old_value, return_ = (jnp.where(valid, x, 0.0) for x in (value, old_value, return_))
+    move = value - old_value
+    clipped_value_ = old_value + jnp.clip(move, -value_clip, value_clip)
+    loss = jnp.maximum(huber(return_ - value, huber_delta), huber(return_ - clipped_value_, huber_delta))
+    beyond = (jnp.abs(move) > value_clip) & valid
+    metrics = {"value_clip_ratio": weighted_mean(beyond.astype(jnp.float32), valid.astype(jnp.float32))}
+    return weighted_mean(loss, weight, normalizer), metrics
+
+
+def mean_entropy(entropy, weight, normalizer=None):
+    """Weighted mean of the rows' entropies: the loss subtracts entropy_bonus times this."""
+    chex.assert_equal_shape([entropy, weight])
+    return weighted_mean(jnp.where(weight > 0, entropy, 0.0), weight, normalizer)
+
+
+def explained_variance_sums(value, return_, weight):
+    """[5] float32: count, sum R, sum R^2, sum e, sum e^2 with e = R - V, over the rows with weight > 0.
+
+    Sums of disjoint sets of rows add up; a mean of explained variances of minibatches would mean nothing.
+    """
+    chex.assert_equal_shape([value, return_, weight])
+    valid = (weight > 0).astype(jnp.float32)
+    return_ = jnp.where(weight > 0, return_, 0.0)
+    error = jnp.where(weight > 0, return_ - value, 0.0)
+    return jnp.stack([valid.sum(), return_.sum(), (return_**2).sum(), error.sum(), (error**2).sum()])
+
+
+def explained_variance(sums):
+    """1 - Var(R - V) / Var(R) from added explained_variance_sums; NaN for fewer than two rows or a constant return.
+
+    1 is a perfect critic, 0 one that predicts the mean, negative one that is worse than that.
+    """
+    count, return_sum, return_square, error_sum, error_square = (float(x) for x in sums)
+    if count < 2:
+        return float("nan")
+    return_spread = return_square - return_sum**2 / count
+    error_spread = error_square - error_sum**2 / count
+    if return_spread <= 1e-6 * return_square:  # what float32 sums leave of an exact 0
+        return float("nan")
+    return 1.0 - error_spread / return_spread
