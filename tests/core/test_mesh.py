@@ -1,0 +1,38 @@
+import jax
+import numpy as np
+import pytest
+
+from pirl_jax.core import mesh as meshes
+
+
+def test_make_mesh():
+    mesh = meshes.make_mesh(4, 2)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2}
+    assert all(t == jax.sharding.AxisType.Auto for t in mesh.axis_types)
+    assert dict(meshes.make_mesh(fsdp=4).shape) == {"data": 2, "fsdp": 4}
+    assert dict(meshes.make_mesh(1, 1, jax.devices()[:1]).shape) == {"data": 1, "fsdp": 1}
+
+
+def test_make_mesh_names_value_and_remedy():
+    with pytest.raises(ValueError, match="fsdp=3 does not divide the 8 devices"):
+        meshes.make_mesh(fsdp=3)
+    with pytest.raises(ValueError, match="data=3 x fsdp=2 needs 6 devices but there are 8; set data=4"):
+        meshes.make_mesh(3, 2)
+
+
+def test_put_batch_shards_rows():
+    mesh = meshes.make_mesh(4, 2)
+    x = np.arange(16 * 3, dtype=np.float32).reshape(16, 3)
+    with jax.transfer_guard("disallow"):
+        tree = meshes.put_batch({"x": x, "flag": np.ones(8, bool)}, mesh)
+    assert tree["x"].addressable_shards[0].data.shape == (2, 3)
+    np.testing.assert_array_equal(tree["x"], x)
+    with pytest.raises(ValueError, match="12 rows does not divide over 8 devices"):
+        meshes.put_batch(np.zeros(12), mesh)
+
+
+def test_replicate():
+    mesh = meshes.make_mesh(4, 2)
+    with jax.transfer_guard("disallow"):
+        y = meshes.replicate(np.arange(3), mesh)
+    assert y.is_fully_replicated and len(y.addressable_shards) == 8
