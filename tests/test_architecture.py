@@ -1,0 +1,172 @@
+"""The floor plan as tests: who may import whom, what may be called what, and how long things may get.
+
+Every test collects all violations and shows them together.
+"""
+
+import ast
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "pirl_jax"
+
+# package -> packages it may import, besides itself.  Modules directly under pirl_jax (configuration, commands) are the
+# top floor: they may import everything and no package may import them.
+FLOORS = {
+    "core": set(),
+    "models": {"core"},
+    "rl": {"core"},
+    "envs": set(),
+    "policy": {"core", "models"},
+    "rollout": {"core", "policy", "envs"},
+    "learner": {"core", "models", "policy", "rl"},
+    "weights": {"core", "models", "policy"},
+    "monitor": {"core"},
+}
+NOT_IN_ENVS = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "ml_collections"}
+NOT_AT_RUN_TIME = {"torch", "transformers", "robomimic", "ray", "tensorflow"}
+MAX_FUNCTION_LINES = 60
+MAX_FILE_LINES = 350
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
+
+
+def module_name(path: pathlib.Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+TREES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+def imports(tree: ast.AST) -> list[tuple[str, int]]:
+    """Dotted names a module imports, anywhere in it, with line; `from a import b` gives a.b when that is a module."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [(name if name in TREES else node.module, node.lineno) for name in names]
+    return found
+
+
+def package_of(module: str) -> str | None:
+    """Second part of a dotted name when it is one of the floors' packages; None on the top floor."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and (PACKAGE / parts[1]).is_dir() else None
+
+
+def own_imports(module: str) -> list[tuple[str, int]]:
+    return [(name, line) for name, line in imports(TREES[module]) if name.split(".")[0] == "pirl_jax"]
+
+
+def test_every_package_has_a_floor():
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(FLOORS)
+
+
+def test_imports_go_only_to_the_floors_below():
+    wrong = []
+    for module in TREES:
+        package = package_of(module)
+        for name, line in own_imports(module) if package else ():
+            if package_of(name) != package and package_of(name) not in FLOORS[package]:
+                allowed = sorted(FLOORS[package]) or "nothing"
+                wrong.append(f"{module}:{line} imports {name}; {package} may import {allowed}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_package_files_are_empty():
+    """An import in __init__.py would hide who needs whom, and would bring jax into the environments."""
+    wrong = [name for name, tree in TREES.items() if (ROOT / name.replace(".", "/")).is_dir() and imports(tree)]
+    assert not wrong, wrong
+
+
+def test_environments_never_name_jax_and_nobody_names_torch():
+    wrong = []
+    for module, tree in TREES.items():
+        banned = NOT_AT_RUN_TIME | (NOT_IN_ENVS if package_of(module) == "envs" else set())
+        wrong += [f"{module}:{line} imports {name}" for name, line in imports(tree) if name.split(".")[0] in banned]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_importing_the_environments_loads_no_jax():
+    """What the text cannot show: another package could bring it along."""
+    modules = [name for name in TREES if package_of(name) == "envs"]
+    banned = sorted(NOT_IN_ENVS | NOT_AT_RUN_TIME)
+    code = f"import sys, {', '.join(modules)}; print(*[name for name in {banned} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout.split("\n")[-2].strip(), f"loaded: {done.stdout}"
+
+
+def test_no_relative_imports():
+    wrong = []
+    for module, tree in TREES.items():
+        nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+        wrong += [f"{module}:{node.lineno}" for node in nodes]
+    assert not wrong, wrong
+
+
+def test_no_import_cycles():
+    edges = {module: {name for name, _ in own_imports(module)} & TREES.keys() for module in TREES}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"import cycle: {' -> '.join((*path[path.index(module) :], module))}"
+        if module not in done:
+            for name in sorted(edges[module]):
+                visit(name, (*path, module))
+            done.add(module)
+
+    for module in edges:
+        visit(module, ())
+
+
+def test_functions_fit_on_a_screen_and_files_in_a_sitting():
+    wrong = []
+    for path, (module, tree) in zip(FILES, TREES.items(), strict=True):
+        length = len(path.read_text(encoding="utf-8").splitlines())
+        wrong += [f"{module}: {length} lines, at most {MAX_FILE_LINES}"] if length > MAX_FILE_LINES else []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                if lines > MAX_FUNCTION_LINES:
+                    wrong.append(f"{module}:{node.lineno} {node.name}: {lines} lines, at most {MAX_FUNCTION_LINES}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_names_say_what_is_inside():
+    wrong = [module for module in TREES if VAGUE_NAMES & set(module.split("."))]
+    assert not wrong, wrong
+
+
+def test_only_commands_and_monitor_write_to_the_terminal():
+    wrong = []
+    for module, tree in TREES.items():
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+        if package_of(module) not in (None, "monitor"):
+            wrong += [f"{module}:{call.lineno}" for call in calls if call.func.id == "print"]
+    assert not wrong, wrong
+
+
+def test_every_module_says_what_it_is():
+    wrong = [name for name, tree in TREES.items() if tree.body and not ast.get_docstring(tree)]
+    assert not wrong, wrong
+
+
+def test_no_path_of_one_machine_in_the_repository():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    # Written so that this file does not match itself.
+    machine_path = re.compile(rb"(?<![\w.])/(?:work|root|home/\w+)/")
+    wrong = []
+    for name in filter(None, listing.stdout.split("\0")):
+        lines = (ROOT / name).read_bytes().split(b"\n") if (ROOT / name).is_file() else []
+        wrong += [f"{name}:{number}" for number, line in enumerate(lines, 1) if machine_path.search(line)]
+    assert not wrong, wrong
