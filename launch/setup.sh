@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# Makes this checkout ready to run: .venv with the exact pins, system GL libraries, environment variables.
+# The other launch scripts source it; run alone (bash launch/setup.sh) it only prepares.  Doing it again costs seconds.
+# Exit code 2: something is missing that only you can provide; the last lines say what.
+set -euo pipefail
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="$ROOT/.venv"
+GL_PACKAGES=(libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0 libosmesa6)
+
+fail() {
+  printf '%s\n' "$@" >&2
+  exit 2
+}
+
+# Install Debian packages as root or through sudo without a password; else print the command.
+apt_install() {
+  local sudo=()
+  local command="apt-get update && apt-get install -y --no-install-recommends $*"
+  if [[ "$(id -u)" -ne 0 ]]; then
+    sudo=(sudo -n)
+    sudo -n true 2>/dev/null || fail "Missing system packages; run this once:" "  sudo sh -c '$command'"
+  fi
+  command -v apt-get >/dev/null || fail "Missing system packages and no apt-get here; install what corresponds to: $*"
+  echo "setup: installing system packages: $*"
+  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive sh -c "$command" </dev/null >"$ROOT/.venv/apt.log" 2>&1 ||
+    fail "$(tail -n 5 "$ROOT/.venv/apt.log")" "Installing system packages failed; run this by hand:" "  $command"
+}
+
+# First interpreter that is 3.11 or 3.12.
+find_python() {
+  local candidate
+  for candidate in "${PIRL_PYTHON:-}" python3.12 python3.11 python3 python; do
+    if [[ -n "$candidate" ]] && command -v "$candidate" >/dev/null &&
+      "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  fail "Python 3.11 or 3.12 is needed and none was found; install one (apt-get install python3 python3-venv) or set" \
+    "PIRL_PYTHON to its path."
+}
+
+# .venv with exactly the pinned packages; skipped when the stamp names the same pins.
+make_venv() {
+  local python stamp
+  python="$(find_python)"
+  stamp="$("$python" --version) $(cat "$ROOT"/requirements*.txt | sha256sum)"
+  if [[ -f "$VENV/pins" && "$(<"$VENV/pins")" == "$stamp" ]]; then
+    return
+  fi
+  mkdir -p "$VENV"
+  if ! "$python" -c 'import ensurepip' 2>/dev/null; then
+    apt_install "$("$python" -c 'import sys; print("python3.%d-venv" % sys.version_info[1])')"
+  fi
+  echo "setup: installing the pinned packages into .venv (about a minute)"
+  "$python" -m venv "$VENV"
+  local pip=("$VENV/bin/python" -m pip install --quiet --no-input --disable-pip-version-check)
+  "${pip[@]}" -r "$ROOT/requirements.txt" -r "$ROOT/requirements-dev.txt"
+  "${pip[@]}" --no-deps -r "$ROOT/requirements-sim.txt"
+  echo "$stamp" >"$VENV/pins"
+}
+
+# Render one frame with the backend $1 in a process of its own: a broken driver may crash it.
+can_render() {
+  MUJOCO_GL="$1" PYOPENGL_PLATFORM="$1" "$VENV/bin/python" - >"$VENV/render.log" 2>&1 <<'PYTHON'
+import mujoco
+
+scene = "<mujoco><worldbody><light pos='0 0 3'/><geom type='box' size='.2 .3 .4' rgba='1 0 0 1'/></worldbody></mujoco>"
+model = mujoco.MjModel.from_xml_string(scene)
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+renderer = mujoco.Renderer(model, 32, 32)
+renderer.update_scene(data)
+picture = renderer.render()
+renderer.close()
+assert picture.std() > 1, "the rendered picture is empty"
+PYTHON
+}
+
+# Leaves MUJOCO_GL at a backend that really renders: the wanted one (egl), else software rendering by osmesa.
+choose_renderer() {
+  local wanted="${MUJOCO_GL:-egl}" backend
+  for backend in "$wanted" osmesa; do
+    if can_render "$backend"; then
+      [[ "$backend" == "$wanted" ]] || echo "setup: $wanted does not render on this machine; using $backend" >&2
+      export MUJOCO_GL="$backend" PYOPENGL_PLATFORM="$backend"
+      return
+    fi
+  done
+  return 1
+}
+
+make_venv
+# Without a visible GPU the simulator would pick an EGL device that does not exist.
+if [[ -z "${CUDA_VISIBLE_DEVICES-unset}" ]]; then
+  export MUJOCO_EGL_DEVICE_ID="${MUJOCO_EGL_DEVICE_ID:-0}"
+fi
+if ! choose_renderer; then
+  apt_install "${GL_PACKAGES[@]}"
+  choose_renderer || fail "$(tail -n 3 "$VENV/render.log")" \
+    "Neither ${MUJOCO_GL:-egl} nor osmesa renders on this machine, although ${GL_PACKAGES[*]} are installed;" \
+    "repair the graphics driver or set MUJOCO_GL to a backend that works."
+fi
+# One thread per numeric library: every simulator is a process of its own, and they share the cores.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-1}"
+export PATH="$VENV/bin:$PATH"
+cd "$ROOT"
