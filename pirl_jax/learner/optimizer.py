@@ -1,0 +1,133 @@
+"""AdamW with two learning rates, one gradient clip, and the rules that say which parameters train.
+
+Parameters are nested dicts; a rule is a predicate on the '/'-joined path.  What does not train is left out of the tree
+that the optimiser sees, so it has neither moments nor gradients.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pirl_jax.core import spec
+from pirl_jax.core import types
+from pirl_jax.models import pi0
+from pirl_jax.models import variants
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Names as in the `optim` section of the configuration."""
+
+    lr: float = 5e-6
+    value_lr: float = 1e-4  # value head
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.01  # on everything that trains
+    clip_grad: float = 1.0  # global norm over everything that trains
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    decay_steps: int = 0  # step at which a cosine reaches its minimum, warm-up included
+    min_lr_ratio: float = 0.0  # that minimum, as a fraction of the peak
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise types.unknown("schedule", self.schedule, SCHEDULES)
+        if self.schedule != "constant" and self.decay_steps <= self.warmup_steps:
+            raise ValueError(
+                f"decay_steps={self.decay_steps} must exceed warmup_steps={self.warmup_steps} for schedule={self.schedule!r}"
+            )
+
+
+def learning_rates(cfg: OptimizerConfig, step) -> dict[str, jax.Array]:
+    """Learning rate of each parameter group at a step (of whatever the caller counts, from 0); both follow one curve."""
+    factor = SCHEDULES[cfg.schedule](cfg, jnp.asarray(step, jnp.float32))
+    return {"policy": cfg.lr * factor, "value": cfg.value_lr * factor}
+
+
+def init(cfg: OptimizerConfig, params: dict):
+    """Optimiser state of the parameters that train."""
+    return _transform(cfg).init(params)
+
+
+def apply(cfg: OptimizerConfig, grads: dict, opt_state, params: dict, schedule_step, freeze_policy=False):
+    """One step -> params, opt_state, metrics.
+
+    A gradient that is not finite leaves everything as it was.  freeze_policy (may be traced) trains the value head alone;
+    the moments of the rest stay 0 meanwhile, but its bias correction ages: its first steps afterwards are shorter than
+    those of a fresh Adam, never longer.
+    """
+    grads = _by_group(lambda group, g: jnp.where(freeze_policy, 0.0, g) if group == "policy" else g, grads)
+    norm = optax.tree.norm(grads)
+    updates, new_opt_state = _transform(cfg).update(grads, opt_state, params)
+    rates = learning_rates(cfg, schedule_step)
+    rates["policy"] = jnp.where(freeze_policy, 0.0, rates["policy"])
+    new_params = _by_group(lambda group, p, u: (p - rates[group] * u).astype(p.dtype), params, updates)
+    finite = jnp.isfinite(norm)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (new_params, new_opt_state), (params, opt_state)
+    )
+    metrics = {"grad_norm": norm, "lr": rates["policy"], "value_lr": rates["value"], "skipped": 1.0 - finite}
+    return params, opt_state, metrics
+
+
+def _transform(cfg):
+    return optax.chain(
+        optax.clip_by_global_norm(cfg.clip_grad),
+        optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps),
+        optax.add_decayed_weights(cfg.weight_decay),
+    )
+
+
+def _by_group(fn, tree, *trees):
+    """fn(group, leaf, ...) over nested dicts of the same structure."""
+    flat, *others = (spec.flatten(t) for t in (tree, *trees))
+    group = {path: "value" if path.startswith("value_head/") else "policy" for path in flat}
+    return spec.unflatten({p: fn(group[p], leaf, *(other[p] for other in others)) for p, leaf in flat.items()})
+
+
+# ---- schedules: factor in [0, 1] ---------------------------------------------------------------------------------------
+
+
+def _constant(cfg, step):
+    return jnp.minimum(1.0, step / cfg.warmup_steps) if cfg.warmup_steps else jnp.ones_like(step)
+
+
+def _cosine_from(cfg, step):
+    """Half a cosine from 1 at warmup_steps to min_lr_ratio at decay_steps, and constant from there on."""
+    progress = jnp.clip((step - cfg.warmup_steps) / (cfg.decay_steps - cfg.warmup_steps), 0.0, 1.0)
+    return cfg.min_lr_ratio + (1.0 - cfg.min_lr_ratio) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+
+
+def _cosine(cfg, step):
+    return jnp.where(step < cfg.warmup_steps, step / max(cfg.warmup_steps, 1), _cosine_from(cfg, step))
+
+
+def _openpi_cosine(cfg, step):
+    """Warm-up from 1 / (warmup_steps + 1), so that the very first step moves."""
+    first = 1.0 / (cfg.warmup_steps + 1)
+    warm = first + (1.0 - first) * step / max(cfg.warmup_steps, 1)
+    return jnp.where(step < cfg.warmup_steps, warm, _cosine_from(cfg, step))
+
+
+SCHEDULES: dict[str, Callable] = {"constant": _constant, "cosine": _cosine, "openpi_cosine": _openpi_cosine}
+
+
+# ---- what trains -------------------------------------------------------------------------------------------------------
+
+
+def trainable(model: variants.Pi0Config, train_expert_only: bool) -> Callable[[str], bool]:
+    """Predicate on paths.  train_expert_only freezes the VLM: everything under PaliGemma but the leaves of expert 1.
+    Weights that adapters replace are frozen in any case (pi0.frozen_by_lora)."""
+    replaced = pi0.frozen_by_lora(model)
+
+    def predicate(path: str) -> bool:
+        # Only inside llm does _1 mean expert 1: the image tower has a LayerNorm_1 and a Dense_1 of its own.
+        of_vlm = path.startswith("PaliGemma/") and not re.search(r"^PaliGemma/llm/.*_1(/|$)", path)
+        return path not in replaced and not (train_expert_only and of_vlm)
+
+    return predicate

@@ -1,0 +1,110 @@
+"""Everything a training step reads and writes, and how it is laid out over the mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pirl_jax.core import mesh as meshes
+from pirl_jax.core import spec
+from pirl_jax.learner import optimizer
+
+
+@struct.dataclass
+class TrainState:
+    """What a checkpoint must hold for an exact resume."""
+
+    step: jax.Array  # int32, optimiser steps taken
+    iteration: jax.Array  # int32, rollouts learned from; the RL schedule counts these
+    params: dict  # all parameters: fp32 masters of what trains, the rest as stored
+    opt_state: Any  # of the trainable parameters only
+    ema: dict | None = None  # averaged trainable parameters; the frozen ones are their own average
+
+
+def create(
+    params: dict,
+    cfg: optimizer.OptimizerConfig,
+    trainable: Callable[[str], bool],
+    mesh: jax.sharding.Mesh,
+    *,
+    ema: bool = False,
+    frozen_dtype=None,
+) -> TrainState:
+    """Fresh state around `params`, which it takes over: steps donate its buffers.
+
+    Args:
+      params: nested dict; its arrays' shardings on `mesh` are kept, other arrays are replicated.
+      trainable: predicate on '/'-joined paths.
+      ema: keep an exponential moving average of the trainable parameters.
+      frozen_dtype: cast what does not train, e.g. to bfloat16; None keeps it.
+    """
+    flat = {path: _on_mesh(x, mesh) for path, x in spec.flatten(params).items()}
+    learned, frozen = partition(spec.unflatten(flat), trainable)
+    if not learned:
+        raise ValueError("no parameter trains; check train_expert_only against the model")
+    learned = jax.tree.map(lambda x: x.astype(jnp.float32), learned)
+    if frozen_dtype is not None:
+        frozen = jax.tree.map(lambda x: x.astype(frozen_dtype), frozen)
+    layout = {path: x.sharding for path, x in flat.items()}
+
+    def like_params(path, _):
+        """A leaf whose dict keys spell a parameter's path (a moment) lies where the parameter lies."""
+        name = "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+        return layout.get(name, meshes.replicated(mesh))
+
+    init = lambda learned: optimizer.init(cfg, learned)  # noqa: E731
+    out = jax.tree_util.tree_map_with_path(like_params, jax.eval_shape(init, learned))
+    zero = np.zeros((), np.int32)
+    return TrainState(
+        step=meshes.replicate(zero, mesh),
+        iteration=meshes.replicate(zero, mesh),
+        params=merge(learned, frozen),
+        opt_state=jax.jit(init, out_shardings=out)(learned),
+        ema=jax.tree.map(jnp.copy, learned) if ema else None,
+    )
+
+
+def _on_mesh(x, mesh):
+    on_mesh = isinstance(x, jax.Array) and isinstance(x.sharding, jax.sharding.NamedSharding) and x.sharding.mesh == mesh
+    return x if on_mesh else meshes.replicate(x, mesh)
+
+
+def partition(params: dict, predicate: Callable[[str], bool]) -> tuple[dict, dict]:
+    """Nested dict -> the leaves whose path satisfies the predicate, and the others."""
+    flat = spec.flatten(params)
+    return tuple(spec.unflatten({p: x for p, x in flat.items() if bool(predicate(p)) == side}) for side in (True, False))
+
+
+def merge(*parts: dict) -> dict:
+    """Inverse of partition; where parts share a path the last one wins."""
+    flat = {}
+    for part in parts:
+        flat |= spec.flatten(part)
+    return spec.unflatten(flat)
+
+
+def acting_params(state: TrainState) -> dict:
+    """The parameters to act with: the averaged ones where there are any."""
+    return state.params if state.ema is None else merge(state.params, state.ema)
+
+
+def shardings(state):
+    """Where every array of a state lies."""
+    return jax.tree.map(lambda x: x.sharding, state)
+
+
+def jit_step(step: Callable, mesh: jax.sharding.Mesh) -> Callable:
+    """jit of step(state, ...) -> state, metrics.  The old state is donated; the new one lies where the old one lay."""
+    compiled = None
+
+    def call(state, *args):
+        nonlocal compiled
+        if compiled is None:
+            out = (shardings(state), meshes.replicated(mesh))
+            compiled = jax.jit(step, donate_argnums=0, out_shardings=out)
+        return compiled(state, *args)
+
+    return call

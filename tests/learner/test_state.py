@@ -1,0 +1,73 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pirl_jax.core import mesh as meshes
+from pirl_jax.learner import optimizer
+from pirl_jax.learner import state as states
+
+CFG = optimizer.OptimizerConfig(lr=0.1)
+
+
+def make_params(mesh):
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    tree = {"vlm": {"w": np.ones((4, 4), np.float32)}, "expert": {"w": np.ones((8, 2), np.float32)}}
+    return tree | {"expert": {"w": jax.device_put(tree["expert"]["w"], split)}}
+
+
+def is_expert(path):
+    return path.startswith("expert/")
+
+
+def test_partition_and_merge_are_inverse():
+    params = {"a": {"b": 1, "c": 2}, "d": 3}
+    chosen, rest = states.partition(params, lambda path: path in ("a/b", "d"))
+    assert chosen == {"a": {"b": 1}, "d": 3} and rest == {"a": {"c": 2}}
+    assert states.merge(chosen, rest) == params
+
+
+def test_create():
+    mesh = meshes.make_mesh(4, 2)
+    state = states.create(make_params(mesh), CFG, is_expert, mesh, ema=True, frozen_dtype=jnp.bfloat16)
+    assert state.params["vlm"]["w"].dtype == jnp.bfloat16 and state.params["expert"]["w"].dtype == jnp.float32
+    assert state.ema.keys() == {"expert"}
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim == 2]
+    assert [m.shape for m in moments] == [(8, 2), (8, 2)]  # nothing for the frozen leaf
+    # moments and average lie where their parameter lies; everything else is on the whole mesh
+    for x in (*moments, state.ema["expert"]["w"]):
+        assert x.sharding == state.params["expert"]["w"].sharding
+    assert all(x.sharding.mesh == mesh for x in jax.tree.leaves(state))
+
+
+def test_create_refuses_to_train_nothing():
+    mesh = meshes.make_mesh(8, 1)
+    with pytest.raises(ValueError, match="no parameter trains"):
+        states.create({"w": np.ones(2)}, CFG, lambda path: False, mesh)
+
+
+def test_acting_params_are_the_average():
+    mesh = meshes.make_mesh(8, 1)
+    state = states.create({"a": np.zeros(2, np.float32), "b": np.zeros(2, np.float32)}, CFG, lambda p: p == "a", mesh, ema=True)
+    state = state.replace(ema={"a": state.ema["a"] + 1.0})
+    acting = states.acting_params(state)
+    assert (acting["a"] == 1).all() and (acting["b"] == 0).all()
+    assert states.acting_params(state.replace(ema=None)) is state.params
+
+
+def test_jit_step_keeps_the_layout_and_donates():
+    mesh = meshes.make_mesh(4, 2)
+    state = states.create(make_params(mesh), CFG, is_expert, mesh)
+    before = states.shardings(state)
+    old = state.params["expert"]["w"]
+
+    def step(state, x):
+        # a computation whose natural output layout is another one
+        w = jax.lax.with_sharding_constraint(state.params["expert"]["w"] + x, meshes.replicated(mesh))
+        return state.replace(step=state.step + 1, params=states.merge(state.params, {"expert": {"w": w}})), w.sum()
+
+    jitted = states.jit_step(step, mesh)
+    state, total = jitted(state, meshes.replicate(np.float32(1), mesh))
+    state, total = jitted(state, meshes.replicate(np.float32(1), mesh))
+    assert states.shardings(state) == before and old.is_deleted()
+    assert total == 3 * 16 and state.step == 2
