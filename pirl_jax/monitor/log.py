@@ -20,6 +20,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+import uuid
 
 import jax
 import tensorboardX
@@ -190,7 +191,7 @@ def _start_wandb(project: str, path: pathlib.Path, config: dict):
 
     id_path = path / "wandb_id.txt"
     if not id_path.exists():
-        id_path.write_text(wandb.util.generate_id())
+        id_path.write_text(uuid.uuid4().hex)
     run_id = id_path.read_text()
     run = wandb.init(project=project, id=run_id, resume="allow", dir=str(path), config=config, name=path.name)
     # wandb's own step may not go back after a resume; iteration is the axis instead.
