@@ -120,7 +120,7 @@ class Action(Probe):
 
 
 class Conditioned(Observed):
-    """Reward is the mean action times the sign in the observation: best 1; a policy that ignores what it sees gets 0."""
+    """Reward is the mean action times the sign in the observation: best 1; a policy that does not look gets 0."""
 
     name = "conditioned"
     broken_part = "conditioning of the policy on the observation"

@@ -153,9 +153,8 @@ def _serve(env: base.Env, request: Reset | Step, memory: Memory) -> Answer:
     env_s = time.perf_counter() - start_s
     memory.images_EVYX3[request.slot] = step.images
     memory.state_ES[request.slot] = step.state
-    return Answer(
-        request.slot, float(step.reward), bool(step.terminated), bool(step.truncated), step.num_steps, step.frames, env_s
-    )
+    flags = bool(step.terminated), bool(step.truncated)
+    return Answer(request.slot, float(step.reward), *flags, step.num_steps, step.frames, env_s)
 
 
 @contextlib.contextmanager

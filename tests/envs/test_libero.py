@@ -1,0 +1,245 @@
+"""The LIBERO adapter: reference vectors, the chunk rules, and real episodes of two tasks."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from pirl_jax.envs import base, libero, libero_files, pool
+
+# robosuite, LIBERO and numba warn about themselves when they are imported.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+ACTIONS = np.random.default_rng(0).uniform(-1, 1, (10, 7))
+
+
+class Scripted(libero.Libero):
+    """The adapter's own chunk rules on scripted success flags, without a simulator."""
+
+    def __init__(self, flags, limit):
+        self.spec = base.EnvSpec("scripted", ("",), 1, limit, image_size_px=2)
+        self._flags, self._elapsed = iter(flags), 0
+
+    def _control_step(self, action):
+        return bool(next(self._flags))
+
+    def _render(self, camera):
+        return np.zeros((2, 2, 3), np.uint8)
+
+    def _state(self):
+        return np.zeros(8, np.float32)
+
+
+def test_axis_angle_matches_the_reference(vectors):
+    data = np.load(vectors / "rlinf" / "f_libero.npz")
+    ours = [libero.axis_angle(quat) for quat in data["quat2axisangle/in/quat_xyzw"]]
+    np.testing.assert_allclose(ours, data["quat2axisangle/out/axisangle"], rtol=1e-12, atol=1e-12)
+
+
+def test_state_and_images_match_the_reference(vectors):
+    data = np.load(vectors / "rlinf" / "f_libero.npz")
+    for b in range(3):
+        state = libero.state_vector(
+            *[data[f"wrap_obs/in/robot0_{name}"][b] for name in ("eef_pos", "eef_quat", "gripper_qpos")]
+        )
+        assert state.dtype == np.float32
+        np.testing.assert_array_equal(state, data["wrap_obs/out/states"][b])
+        for key, out in (("agentview_image", "main_images"), ("robot0_eye_in_hand_image", "wrist_images")):
+            image = libero.upright(data[f"wrap_obs/in/{key}"][b])
+            assert image.flags.c_contiguous
+            np.testing.assert_array_equal(image, data[f"wrap_obs/out/{out}"][b])
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_chunks_match_the_reference_up_to_the_first_success(vectors, case):
+    """The reference steps on after success and past the limit and masks the rest later; we stop.
+
+    So rewards and flags agree for the steps we execute: up to the first success, at most up to the limit.
+    """
+    data = np.load(vectors / "rlinf" / "f_libero.npz")
+    prefix = f"chunk_step_{case:02d}"
+    meta = json.loads(str(data[f"{prefix}/meta"]))
+    limit, chunk = meta["max_episode_steps"], meta["C"]
+    flags_KBC, rewards_KBC = data[f"{prefix}/in/sim_success_flags"], data[f"{prefix}/out/rewards"]
+    assert not meta["auto_reset"] and not meta["ignore_terminations"]
+    for b in range(meta["B"]):
+        env, start = Scripted(flags_KBC[:, b].ravel(), limit), 0
+        for k in range(meta["K"]):
+            step = env.step_chunk(np.zeros((chunk, 7)))
+            executed = slice(0, step.num_steps)
+            assert step.reward == rewards_KBC[k, b, executed].sum()
+            assert step.terminated == data[f"{prefix}/out/terminations"][k, b, executed].any()
+            cut = data[f"{prefix}/out/truncations"][k, b, executed].any()
+            assert step.truncated == (cut and not step.terminated)
+            start += step.num_steps
+            if step.terminated or step.truncated:
+                break
+        flags = flags_KBC[:, b].ravel()[:limit]
+        assert step.terminated == flags.any() and step.terminated != step.truncated
+        assert start == (np.argmax(flags) + 1 if flags.any() else limit)
+
+
+@pytest.mark.parametrize("relative", [0, 1])
+def test_rewards_match_the_reference_up_to_the_first_success(vectors, relative):
+    """Reward coefficients are the caller's: ours is 1.  Step penalties (pen1) are not the simulator's business."""
+    data = np.load(vectors / "rlinf" / "f_libero.npz")
+    prefix = f"step_reward_rel{relative}_pen0"
+    flags_KB = data[f"{prefix}/in/terminations"]
+    for b in range(flags_KB.shape[1]):
+        step = Scripted(flags_KB[:, b], limit=100).step_chunk(np.zeros((len(flags_KB), 7)))
+        reference = data[f"{prefix}/out/step_reward"][: step.num_steps, b].sum()
+        assert step.reward == reference / json.loads(str(data[f"{prefix}/meta"]))["reward_coef"]
+
+
+def test_wrong_names():
+    with pytest.raises(ValueError, match="suite 'libero_30' does not exist; choose one of: libero_spatial"):
+        libero.make("libero_30")
+
+
+@pytest.fixture(scope="module")
+def assets(vectors):
+    folder = vectors.parent / "libero_assets"
+    if not folder.is_dir():
+        pytest.skip(f"LIBERO assets not found at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spatial(assets):
+    env = libero.make("libero_spatial", assets, image_size_px=64, max_episode_steps=25)
+    env.reset(0, 0)
+    yield env
+    env.close()
+
+
+def test_reset(spatial):
+    step = spatial.reset(0, 0)
+    assert spatial.spec.instructions[0].startswith("pick up the black bowl between the plate and the ramekin")
+    assert step.images.shape == (2, 64, 64, 3) and step.images.dtype == np.uint8 and step.images.flags.c_contiguous
+    assert step.images.reshape(2, -1).std(1).min() > 20, "a camera shows nothing"
+    assert (step.reward, step.terminated, step.truncated, step.num_steps, step.frames) == (0, False, False, 0, None)
+    assert step.state.shape == (8,) and step.state.dtype == np.float32
+    stored = libero_files.init_states("libero_spatial", 0)[0]
+    assert abs(step.state[7] + step.state[6]) < 1e-4 and step.state[6] > 0.03, "the gripper is open"
+    assert np.isfinite(stored).all() and 1.1 < step.state[2] < 1.3, "the hand is above the table"
+
+
+def test_the_name_of_an_episode_is_all_that_matters(spatial):
+    """Same (task, init state): same images, state and trajectory, whatever ran before; the other init state differs."""
+
+    def episode(init_state, *chunks, record=False):
+        first = spatial.reset(0, init_state)
+        for chunk in chunks:
+            last = spatial.step_chunk(chunk, record)
+        return first, last, spatial._simulator.sim.get_state().flatten()
+
+    np.random.seed(1)
+    first, last, end = episode(1, ACTIONS[:6])
+    other = episode(0, -ACTIONS[:3])
+    np.random.seed(2)
+    drawn = np.random.get_state()[1].copy()
+    again, split, split_end = episode(1, ACTIONS[:4], ACTIONS[4:6], record=True)
+    np.testing.assert_array_equal(first.images, again.images)
+    np.testing.assert_array_equal(first.state, again.state)
+    np.testing.assert_array_equal(end, split_end)
+    np.testing.assert_array_equal(last.images, split.images)
+    assert not np.array_equal(first.images, other[0].images)
+    np.testing.assert_array_equal(np.random.get_state()[1], drawn)  # the global generator is not ours to move
+
+
+def test_frames_are_the_executed_steps(spatial):
+    spatial.reset(0, 0)
+    step = spatial.step_chunk(ACTIONS[:3], record=True)
+    assert step.num_steps == len(step.frames) == 3
+    np.testing.assert_array_equal(step.frames[-1], step.images[0])
+    assert not np.array_equal(step.frames[0], step.frames[-1])
+
+
+def test_state_and_image_show_the_final_state(spatial):
+    """A full mj_forward of the final state must not change what was observed."""
+    spatial.reset(0, 0)
+    step = spatial.step_chunk(ACTIONS)
+    spatial._simulator.sim.forward()
+    np.testing.assert_array_equal(spatial._state(), step.state)
+    np.testing.assert_array_equal(spatial._render("agentview"), step.images[0])
+
+
+def test_time_limit_cuts_the_chunk(spatial):
+    spatial.reset(0, 0)
+    steps = [spatial.step_chunk(ACTIONS) for _ in range(3)]
+    assert [step.num_steps for step in steps] == [10, 10, 5]
+    assert [step.truncated for step in steps] == [False, False, True] and not steps[-1].terminated
+    with pytest.raises(RuntimeError, match="reset"):
+        spatial.step_chunk(ACTIONS)
+
+
+def test_gripper_sign(spatial):
+    spatial.reset(0, 0)
+    close = np.zeros((12, 7))
+    close[:, 6] = 0.01  # only the sign counts
+    assert spatial.step_chunk(close).state[6] < 0.01
+
+
+def test_wrong_episode(spatial):
+    with pytest.raises(ValueError, match="task 10 does not exist"):
+        spatial.reset(10, 0)
+    with pytest.raises(ValueError, match="init state 50 does not exist"):
+        spatial.reset(0, 50)
+
+
+@pytest.mark.slow
+def test_two_envs_in_one_process_do_not_swap_images(spatial, assets):
+    """A second GL context is created, used and freed; the first env's images must not notice."""
+    before = spatial.reset(0, 2)
+    other = libero.make("libero_object", assets, image_size_px=64)
+    there = other.reset(0, 2)
+    between = spatial.reset(0, 2)
+    np.testing.assert_array_equal(other.reset(0, 2).images, there.images)
+    other.close()
+    after = spatial.reset(0, 2)
+    for step in (between, after):
+        np.testing.assert_array_equal(step.images, before.images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite, task", [("libero_spatial", 0), ("libero_10", 3)])
+def test_trajectory_is_stock_liberos(assets, suite, task):
+    """Stock hard reset with the same draw of poses: bit-identical qpos and qvel after settling and ten actions.
+
+    Stock adds a sampler of open and closed joints at every hard reset, which shifts its draws: cleared here.
+    """
+    ours = libero.make(suite, assets, image_size_px=64)
+    for init_state in (3, 1):  # the second one after a soft reset
+        ours.reset(task, init_state)
+        ours.step_chunk(ACTIONS)
+    stock = ours._make_simulator(
+        bddl_file_name=str(libero_files.bddl_file(suite, task)), camera_heights=64, camera_widths=64
+    )
+    stock.env.object_property_initializers.clear()
+    with libero._seeded((0, task, 1, 0)):
+        stock.env.reset()
+    stock.set_init_state(libero_files.init_states(suite, task)[1])
+    for action in [libero.IDLE_ACTION] * 10 + list(ACTIONS):
+        stock.step(action)
+    np.testing.assert_array_equal(ours._simulator.sim.get_state().flatten()[1:], stock.sim.get_state().flatten()[1:])
+    stock.close()
+    ours.close()
+
+
+@pytest.mark.slow
+def test_in_a_pool(spatial, assets):
+    """Two slots in one worker on different tasks: the images are those of this process."""
+    make = functools.partial(libero.make, "libero_spatial", assets, 64)
+    with pool.EnvPool(make, num_envs=2, num_workers=1, timeout_s=120) as envs:
+        envs.reset([0, 1], [0, 4], [1, 1])
+        first = envs.recv([0, 1])
+        envs.send([0], ACTIONS[None], [True])
+        step = envs.recv([0])
+    here = spatial.reset(0, 1)
+    np.testing.assert_array_equal(first.images[0], here.images)
+    np.testing.assert_array_equal(first.state[0], here.state)
+    assert not np.array_equal(first.images[1], here.images)
+    there = spatial.step_chunk(ACTIONS)
+    np.testing.assert_array_equal(step.images[0], there.images)
+    assert len(step.frames[0]) == 10 and envs.env_seconds.min() > 0

@@ -1,0 +1,130 @@
+"""LIBERO's files: all suites, the benchmark's wording, init states without torch, sentences for what is missing."""
+
+import ast
+import io
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from pirl_jax.envs import libero, libero_files
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("suite", libero.MAX_EPISODE_STEPS)
+def test_instructions_are_the_benchmarks(suite):
+    """LIBERO's own function, cut out of a file that could not be imported without torch."""
+    tree = ast.parse((libero_files.package() / "benchmark" / "__init__.py").read_text())
+    (function,) = [node for node in tree.body if getattr(node, "name", "") == "grab_language_from_filename"]
+    scope = {}
+    exec(compile(ast.Module([function], []), "benchmark", "exec"), scope)
+    names = libero_files.task_names(suite)
+    assert len(names) == (90 if suite == "libero_90" else 10)
+    for name in names:
+        assert libero_files.instruction(name) == scope["grab_language_from_filename"](name + ".bddl")
+
+
+@pytest.mark.parametrize("suite", libero.MAX_EPISODE_STEPS)
+def test_init_states_of_every_task(suite):
+    for task in range(len(libero_files.task_names(suite))):
+        states = libero_files.init_states(suite, task)
+        assert states.shape[0] == libero.NUM_INIT_STATES and states.dtype == np.float64
+        assert np.isfinite(states).all()
+        assert libero_files.bddl_file(suite, task).is_file()
+    assert "torch" not in sys.modules
+
+
+def test_an_init_state_file_cannot_run_code(tmp_path, monkeypatch):
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("true",)
+
+    monkeypatch.setattr(libero_files, "package", lambda: tmp_path)
+    monkeypatch.setattr(libero_files, "task_names", lambda suite: ("evil",))
+    folder = tmp_path / "init_files" / "libero_evil"
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / "evil.pruned_init", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Evil(), protocol=2))
+    with pytest.raises(ValueError, match="asks for (posix|nt).system"):
+        libero_files.init_states("libero_evil", 0)
+
+
+def test_unpickler_reads_both_numpy_generations():
+    written = pickle.dumps(np.arange(3.0), protocol=2)
+    old = written.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    assert old != written
+    for data in (old, written):
+        np.testing.assert_array_equal(libero_files._ArrayUnpickler(io.BytesIO(data)).load(), np.arange(3.0))
+
+
+def test_assets_come_from_argument_then_variable(tmp_path, monkeypatch):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        for name in libero_files.ASSET_FOLDERS:
+            (folder / name).mkdir(parents=True)
+    monkeypatch.setenv("PIRL_LIBERO_ASSETS", str(folders[1]))
+    assert libero_files.find_assets(folders[0]) == folders[0]
+    assert libero_files.find_assets(None) == folders[1]
+
+
+def test_missing_assets_are_named_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.delenv("PIRL_LIBERO_ASSETS", raising=False)
+    with pytest.raises(ValueError, match="nowhere.*set PIRL_LIBERO_ASSETS"):
+        libero_files.find_assets(tmp_path / "nowhere")
+    monkeypatch.setattr(libero_files, "package", lambda: tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValueError, match="LIBERO assets are not in"):
+        libero_files.find_assets(None)
+
+
+def test_missing_gl_library_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(libero_files.GL_LIBRARIES, "egl", ("libNoSuchEGL.so.1", "libegl1"))
+    sentence = r"libNoSuchEGL.so.1 is missing \(MUJOCO_GL=egl\); run: apt-get install -y libegl1"
+    with pytest.raises(ValueError, match=sentence):
+        libero_files.require_gl("egl")
+    with pytest.raises(ValueError, match="MUJOCO_GL 'glfw' does not exist; choose one of: egl, osmesa"):
+        libero_files.require_gl("glfw")
+
+
+def test_config_folder_is_private_complete_and_written_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = libero_files._config_folder(pathlib.Path("/some/assets"))
+    assert folder.parent == tmp_path / "pirl_jax"
+    lines = (folder / "config.yaml").read_text().splitlines()
+    keys = ["benchmark_root", "bddl_files", "init_states", "datasets", "assets"]
+    assert [line.split(":")[0] for line in lines] == keys
+    assert lines[-1] == 'assets: "/some/assets"'
+    before = (folder / "config.yaml").stat().st_mtime_ns
+    assert libero_files._config_folder(pathlib.Path("/some/assets")) == folder
+    assert (folder / "config.yaml").stat().st_mtime_ns == before
+    assert os.listdir(folder) == ["config.yaml"]
+    assert libero_files._config_folder(pathlib.Path("/other")) != folder
+
+
+def test_import_asks_nothing_and_needs_nothing_heavy(vectors, tmp_path):
+    """A fresh process with stdin closed and an empty home: no question, no output, no log file, no torch."""
+    code = f"""
+import builtins, logging, sys
+sys.path.insert(0, {str(ROOT)!r})
+real = logging.FileHandler
+def refuse(*a, **k): raise AssertionError("a log file is opened")
+logging.FileHandler = refuse
+from pirl_jax.envs import libero
+libero.make("libero_goal", {str(vectors.parent / "libero_assets")!r})
+heavy = [m for m in ("torch", "transformers", "robomimic", "wandb", "jax") if m in sys.modules]
+print(heavy)
+"""
+    environment = {**os.environ, "HOME": str(tmp_path), "MPLCONFIGDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+    assert not (tmp_path / ".libero").exists()
