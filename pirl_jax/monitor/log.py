@@ -34,9 +34,8 @@ PACKAGES = (
 class RunDir:
     """The files of one run.  first_iteration=0 starts a run, any other number continues one that stands there."""
 
-    def __init__(self, path, config: dict, first_iteration: int = 0, wandb: str = "", facts: dict | None = None):
-        """wandb: project to mirror the metrics to, or ""; facts: JSON dict of what only the caller knows, e.g.
-        {"renderer": "llvmpipe"}, for environment.json."""
+    def __init__(self, path, config: dict, first_iteration=0, tensorboard=True, wandb=False, facts: dict | None = None):
+        """facts: JSON dict of what only the caller knows, e.g. {"renderer": "llvmpipe"}, for environment.json."""
         self.path = pathlib.Path(path).absolute()
         self.metrics_path = self.path / "metrics.jsonl"
         if first_iteration == 0 and self.metrics_path.exists():
@@ -47,12 +46,13 @@ class RunDir:
             raise ValueError(f"run directory {self.path} holds no run to continue; start one without --resume")
         for folder in (self.checkpoints, self.videos):
             folder.mkdir(parents=True, exist_ok=True)
-        self._wandb = _start_wandb(wandb, self.path, config) if wandb else None
+        self._wandb = _start_wandb(self.path, config) if wandb else None
         self.changed = self._write_config(_jsonable(config), first_iteration)
         self._record_environment(first_iteration, facts or {})
         self._truncate(first_iteration)
         self._file = self.metrics_path.open("a", encoding="utf-8")
-        self._tensorboard = tensorboardX.SummaryWriter(str(self.path / "tensorboard"), purge_step=first_iteration)
+        events = str(self.path / "tensorboard")
+        self._tensorboard = tensorboardX.SummaryWriter(events, purge_step=first_iteration) if tensorboard else None
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -73,7 +73,7 @@ class RunDir:
         row = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._file.write(json.dumps({"iteration": iteration} | {n: _number(v) for n, v in row.items()}) + "\n")
         self._file.flush()
-        for name, value in row.items():
+        for name, value in row.items() if self._tensorboard else ():
             self._tensorboard.add_scalar(name, value, iteration)
         if self._wandb:
             self._wandb.log({"iteration": iteration} | row)
@@ -81,7 +81,8 @@ class RunDir:
 
     def close(self) -> None:
         self._file.close()
-        self._tensorboard.close()
+        if self._tensorboard:
+            self._tensorboard.close()
         if self._wandb:
             self._wandb.finish()
 
@@ -183,16 +184,16 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _start_wandb(project: str, path: pathlib.Path, config: dict):
+def _start_wandb(path: pathlib.Path, config: dict):
     """Optional mirror of the metrics; the run id lies in the run directory, so that a resume continues the same run."""
     if importlib.util.find_spec("wandb") is None:
-        raise ValueError(f"log.wandb is {project!r} but wandb is not installed; run pip install wandb or set it to ''")
+        raise ValueError("run.wandb is True but wandb is not installed; run pip install wandb or set it to False")
     import wandb  # an optional package
 
     id_path = path / "wandb_id.txt"
     if not id_path.exists():
         id_path.write_text(uuid.uuid4().hex)
-    run_id = id_path.read_text()
+    project, run_id = os.environ.get("WANDB_PROJECT", "pirl_jax"), id_path.read_text()
     run = wandb.init(project=project, id=run_id, resume="allow", dir=str(path), config=config, name=path.name)
     # wandb's own step may not go back after a resume; iteration is the axis instead.
     run.define_metric("*", step_metric="iteration")

@@ -76,6 +76,13 @@ def test_tensorboard_holds_the_same_numbers(tmp_path):
     assert b"env/return" in events.read_bytes()
 
 
+def test_tensorboard_can_be_left_out(tmp_path):
+    run = log.RunDir(tmp_path, CONFIG, tensorboard=False)
+    run.write(0, {"env/return": 0.75})
+    run.close()
+    assert not (tmp_path / "tensorboard").exists()
+
+
 def test_names_without_group_are_refused(tmp_path):
     run = log.RunDir(tmp_path, CONFIG)
     with pytest.raises(ValueError, match="no group: kl, loss"):
@@ -87,4 +94,4 @@ def test_wandb_asked_for_but_absent_is_a_sentence(tmp_path):
     if importlib.util.find_spec("wandb"):
         pytest.skip("wandb is installed here")
     with pytest.raises(ValueError, match="pip install wandb"):
-        log.RunDir(tmp_path, CONFIG, wandb="pirl")
+        log.RunDir(tmp_path, CONFIG, wandb=True)
