@@ -32,20 +32,24 @@ PACKAGES = (
 
 
 class RunDir:
-    """The files of one run.  first_iteration=0 starts a run, any other number continues one that stands there."""
+    """The files of one run."""
 
-    def __init__(self, path, config: dict, first_iteration=0, tensorboard=True, wandb=False, facts: dict | None = None):
-        """facts: JSON dict of what only the caller knows, e.g. {"renderer": "llvmpipe"}, for environment.json."""
+    def __init__(self, path, config: dict, resume_at=None, tensorboard=True, wandb=False, facts: dict | None = None):
+        """resume_at: None starts a run where none stands; a number continues the standing one from that iteration (0:
+        killed before its first checkpoint).
+
+        facts: JSON dict of what only the caller knows, e.g. {"renderer": "llvmpipe"}, for environment.json."""
         self.path = pathlib.Path(path).absolute()
         self.metrics_path = self.path / "metrics.jsonl"
-        if first_iteration == 0 and self.metrics_path.exists():
+        if resume_at is None and self.metrics_path.exists():
             raise ValueError(
                 f"run directory {self.path} already holds a run; continue it with --resume auto or give another"
             )
-        if first_iteration > 0 and not self.metrics_path.exists():
+        if resume_at is not None and not self.metrics_path.exists():
             raise ValueError(f"run directory {self.path} holds no run to continue; start one without --resume")
         for folder in (self.checkpoints, self.videos):
             folder.mkdir(parents=True, exist_ok=True)
+        first_iteration = resume_at or 0
         self._wandb = _start_wandb(self.path, config) if wandb else None
         self.changed = self._write_config(_jsonable(config), first_iteration)
         self._record_environment(first_iteration, facts or {})

@@ -26,7 +26,7 @@ def test_rows_are_numbers_by_iteration(tmp_path):
 
 def test_resume_leaves_no_iteration_twice_and_survives_a_half_written_line(tmp_path):
     def play(first, last, directory):
-        run = log.RunDir(directory, CONFIG, first_iteration=first)
+        run = log.RunDir(directory, CONFIG, resume_at=first or None)
         for iteration in range(first, last):
             metrics = {"actor/loss": 1.0 / (iteration + 1), "actor/kl": float("nan"), "time/env": first + 0.5}
             run.write(iteration, metrics)
@@ -48,12 +48,20 @@ def test_a_standing_run_is_never_overwritten(tmp_path):
     with pytest.raises(ValueError, match="already holds a run; continue it with --resume auto"):
         log.RunDir(tmp_path, CONFIG)
     with pytest.raises(ValueError, match="holds no run to continue"):
-        log.RunDir(tmp_path / "typo", CONFIG, first_iteration=3)
+        log.RunDir(tmp_path / "typo", CONFIG, resume_at=3)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
+    run = log.RunDir(tmp_path, CONFIG)
+    run.write(0, {"actor/loss": 1.0})
+    run.close()
+    log.RunDir(tmp_path, CONFIG, resume_at=0).close()
+    assert log.read(tmp_path) == []
 
 
 def test_a_changed_configuration_is_named_and_the_old_one_kept(tmp_path):
     log.RunDir(tmp_path, CONFIG).close()
-    run = log.RunDir(tmp_path, CONFIG | {"learner": {"lr": 0.2, "betas": (0.9, 0.95)}}, first_iteration=5)
+    run = log.RunDir(tmp_path, CONFIG | {"learner": {"lr": 0.2, "betas": (0.9, 0.95)}}, resume_at=5)
     run.close()
     assert run.changed == ["learner.lr: 0.1 -> 0.2"]
     assert json.loads((tmp_path / "config_before_5.json").read_text())["learner"]["lr"] == 0.1
