@@ -24,15 +24,21 @@ def test_reshuffled_every_epoch_and_reproducible():
     assert {frozenset(m) for m in index[0]} != {frozenset(m) for m in index[1]}  # new minibatches, not a new order
 
 
-def test_a_host_with_fewer_rows_keeps_step():
-    index, keep = minibatch.split(np.random.default_rng(0), np.array([], int), 4, num_minibatches=3)
-    assert index.shape == (1, 3, 4) and keep.sum() == 0 and (index == 0).all()
-    _, keep = minibatch.split(np.random.default_rng(0), np.arange(5), 4, num_minibatches=5)
-    assert keep.sum(-1).tolist() == [[1, 1, 1, 1, 1]]
+def test_padding_is_cut_to_the_multiple():
+    index, keep = minibatch.split(np.random.default_rng(0), np.arange(21), 16, multiple_of=4)
+    assert index.shape == (1, 2, 12)  # 11 and 10 rows
+    assert (np.diff(keep, axis=-1) <= 0).all()  # padding comes last
 
 
-def test_errors_name_the_remedy():
-    with pytest.raises(ValueError, match="9 rows do not fit into 2 minibatches of 4; use at least 3"):
-        minibatch.split(np.random.default_rng(0), np.arange(9), 4, num_minibatches=2)
+def test_hosts_with_different_numbers_of_rows_keep_step():
+    shapes = set()
+    for rows in (0, 5, 9):
+        index, keep = minibatch.split(np.random.default_rng(0), np.arange(rows), 4, multiple_of=2, most_rows=9)
+        shapes.add(index.shape)
+        assert keep.sum() == rows
+    assert shapes == {(1, 3, 4)}
+
+
+def test_minibatch_size_must_be_positive():
     with pytest.raises(ValueError, match="minibatch_size is 0"):
         minibatch.split(np.random.default_rng(0), np.arange(9), 0)

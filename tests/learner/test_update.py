@@ -1,0 +1,202 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pirl_jax.core import mesh as meshes
+from pirl_jax.core import types
+from pirl_jax.learner import optimizer
+from pirl_jax.learner import state as states
+from pirl_jax.learner import update
+from pirl_jax.rl import losses
+
+H, A, D = 3, 2, 8
+OPTIM = optimizer.OptimizerConfig(lr=1e-2, value_lr=3e-2, clip_grad=0.5)
+CFG = update.UpdateConfig(update_epochs=2, minibatch_size=32, microbatch_size=16, entropy_bonus=0.01, huber_delta=1.0)
+
+
+def log_prob_fn(params, chain, context):
+    """A Gaussian policy with learned mean and std and a linear critic: every gradient of the objective is non-zero."""
+    mean = (context @ (params["frozen"]["w"] @ params["policy"]["w"])).reshape(chain.x.shape) + 0.1 * chain.x
+    log_std = params["policy"]["log_std"][0]
+    error = (chain.x_next - mean) / jnp.exp(log_std)
+    log_prob = (-0.5 * error**2 - log_std).sum((1, 2))
+    value = context @ params["value_head"]["w"]
+    return log_prob, jnp.full(len(context), log_std), value
+
+
+def trainable(path):
+    return not path.startswith("frozen/")
+
+
+def make_params(mesh):
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32) * 0.3  # noqa: E731
+    params = {
+        "frozen": {"w": normal(D, D)},
+        "policy": {"w": normal(D, H * A), "log_std": normal(1)},
+        "value_head": {"w": normal(D)},
+    }
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    place = lambda x: jax.device_put(x, split) if len(x) == D else meshes.replicate(x, mesh)  # noqa: E731
+    return jax.tree.map(place, params)
+
+
+def make_rows(num_rows, seed=1, drift=0.1):
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    context = normal(num_rows, D)
+    chain = types.Chain(
+        x=normal(num_rows, H, A), x_next=normal(num_rows, H, A), j=np.zeros(num_rows, np.int32),
+        log_prob=np.zeros(num_rows, np.float32), value=np.zeros(num_rows, np.float32),
+    )  # fmt: skip
+    single = meshes.make_mesh(1, 1, jax.devices()[:1])
+    log_prob, _, value = map(np.asarray, log_prob_fn(make_params(single), chain, context))
+    chain = chain.replace(log_prob=log_prob + drift * normal(num_rows), value=value + drift * normal(num_rows))
+    weight = rng.uniform(0.5, 2.0, num_rows).astype(np.float32)
+    return update.Minibatch(context, chain, normal(num_rows), normal(num_rows), weight)
+
+
+@functools.cache
+def machinery(data, fsdp, cfg=CFG):
+    mesh = meshes.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
+    return mesh, update.make_update(log_prob_fn, cfg, OPTIM, trainable, mesh)
+
+
+def run(data, fsdp, rows, cfg=CFG, key=0):
+    mesh, update_minibatch = machinery(data, fsdp, cfg)
+    state = states.create(make_params(mesh), OPTIM, trainable, mesh)
+    key = jax.random.key(key)
+    with jax.transfer_guard("disallow"):
+        state, metrics = update.update(update_minibatch, state, rows, key, cfg)
+    return jax.device_get(state), metrics
+
+
+def assert_same(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def test_sharded_equals_single_device():
+    rows = make_rows(77)
+    one, metrics_one = run(1, 1, rows)
+    eight, metrics_eight = run(4, 2, rows)
+    assert_same(eight.params, one.params, rtol=1e-5, atol=1e-6)
+    assert_same(eight.opt_state, one.opt_state, rtol=1e-4, atol=1e-6)
+    assert_same(metrics_eight, metrics_one, rtol=1e-4, atol=1e-5)
+    assert one.step == 6 and one.iteration == 1  # 77 rows in minibatches of at most 32, two epochs
+
+
+def test_accumulation_equals_the_big_batch():
+    """Two microbatches of unequal weight are one batch: gradient, loss and metrics."""
+    rows = make_rows(29)  # the second microbatch is padded
+    small, metrics_small = run(1, 1, rows)
+    big, metrics_big = run(1, 1, rows, dataclasses.replace(CFG, microbatch_size=32))
+    assert_same(small.params, big.params, rtol=1e-5, atol=1e-6)
+    assert_same(metrics_small, metrics_big, rtol=1e-4, atol=1e-5)
+
+
+def test_one_update_is_the_objective_written_down():
+    rows = make_rows(16)
+    cfg = dataclasses.replace(CFG, update_epochs=1, minibatch_size=16, microbatch_size=8)
+    state, metrics = run(1, 1, rows, cfg)
+    params = make_params(meshes.make_mesh(1, 1, jax.devices()[:1]))
+
+    def loss(learned):
+        log_prob, entropy, value = log_prob_fn(params | learned, rows.chain, rows.context)
+        policy, _ = losses.clipped_surrogate(log_prob, rows.chain.log_prob, rows.advantage, rows.weight, 0.2, 0.2)
+        critic, _ = losses.clipped_value(value, rows.chain.value, rows.return_, rows.weight, 0.2, 1.0)
+        return policy + critic - 0.01 * losses.mean_entropy(entropy, rows.weight), (policy, critic)
+
+    learned = {name: params[name] for name in ("policy", "value_head")}
+    @jax.jit
+    def step(learned):
+        (_, parts), grads = jax.value_and_grad(loss, has_aux=True)(learned)
+        return optimizer.apply(OPTIM, grads, optimizer.init(OPTIM, learned), learned, 0)[0], parts
+
+    want, parts = step(learned)
+    assert_same({k: state.params[k] for k in want}, want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(state.params["frozen"]["w"], params["frozen"]["w"])
+    np.testing.assert_allclose([metrics["actor/loss"], metrics["actor/value_loss"]], parts, rtol=1e-5)
+    residual = rows.return_ - rows.context @ np.asarray(params["value_head"]["w"])
+    want = 1 - residual.var() / rows.return_.var()
+    np.testing.assert_allclose(metrics["critic/explained_variance"], want, rtol=1e-4)
+
+
+def test_first_ratio_is_one_and_same_key_same_result():
+    rows = make_rows(40, drift=0.0)
+    state, metrics = run(4, 2, rows)
+    assert metrics["actor/first_ratio_max_dev"] < 1e-5 < metrics["actor/ratio_max_dev"]
+    assert_same(run(4, 2, rows)[0], state, rtol=0, atol=0)
+    other = run(4, 2, rows, key=1)[0]
+    assert (other.params["policy"]["w"] != state.params["policy"]["w"]).any()
+
+
+def test_rows_without_weight_do_not_exist():
+    rows = make_rows(40)
+    rows.weight[20:] = 0
+    rows.advantage[20:] = np.nan
+    state, metrics = run(4, 2, rows)
+    want, want_metrics = run(4, 2, jax.tree.map(lambda x: x[:20], rows))
+    assert_same(state, want, rtol=0, atol=0)
+    assert metrics == want_metrics
+
+
+def test_target_kl_stops_the_epochs():
+    rows = make_rows(40, drift=1.0)
+    _, metrics = run(4, 2, rows, dataclasses.replace(CFG, target_kl=1e-4, update_epochs=5))
+    assert metrics["actor/epochs"] == 1 and metrics["actor/updates"] == 2
+
+
+def test_critic_warmup_leaves_the_policy_alone():
+    state, metrics = run(4, 2, make_rows(40), dataclasses.replace(CFG, critic_warmup_iterations=1))
+    before = jax.device_get(make_params(meshes.make_mesh(4, 2)))
+    assert_same(state.params["policy"], before["policy"], rtol=0, atol=0)
+    assert (state.params["value_head"]["w"] != before["value_head"]["w"]).all()
+    assert metrics["actor/lr"] == 0
+
+
+def test_metrics_are_complete():
+    _, metrics = run(4, 2, make_rows(77))
+    names = "loss value_loss grad_norm approx_kl pg_clipfrac value_clip_ratio ratio_max_dev first_ratio_max_dev entropy lr"
+    assert {f"actor/{name}" for name in names.split()} | {"critic/explained_variance"} <= metrics.keys()
+    assert all(isinstance(x, float) for x in metrics.values()) and np.isfinite(list(metrics.values())).all()
+
+
+def test_wrong_sizes():
+    mesh = meshes.make_mesh(4, 2)
+    with pytest.raises(ValueError, match="microbatch_size=12 must be a multiple of the 8 devices"):
+        update.make_update(log_prob_fn, update.UpdateConfig(microbatch_size=12), OPTIM, trainable, mesh)
+    with pytest.raises(ValueError, match="no valid decision"):
+        run(4, 2, make_rows(4).replace(weight=np.zeros(4, np.float32)))
+
+
+def make_rollout(**flags):
+    """Two episodes of 3 and 2 decisions."""
+    valid = np.array([[1, 1], [1, 1], [1, 0]], bool)
+    episode, decision = np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 0, 1])
+    grid = lambda *x: np.array(x, np.float32)  # noqa: E731
+    none = np.zeros((3, 2), bool)
+    rollout = types.Rollout(
+        context=np.zeros(5), chain=None, decision_R=decision, episode_R=episode,
+        reward_CE=grid([0, 0], [0, 1], [0, 9]), value_CE=grid([0.5, 0.1], [0.5, 0.2], [0.5, 9]),
+        next_value_CE=grid([0.5, 0.2], [0.5, 9], [0.8, 9]), terminated_CE=none, truncated_CE=none, valid_CE=valid,
+    )  # fmt: skip
+    terminated, truncated = none.copy(), none.copy()
+    terminated[1, 1] = truncated[2, 0] = True
+    return rollout.replace(terminated_CE=terminated, truncated_CE=truncated, **flags)
+
+
+def test_rows_of_a_rollout():
+    cfg = update.UpdateConfig(gamma=1.0, gae_lambda=1.0, normalize_advantages=False)
+    batch = update.rows(make_rollout(), cfg)
+    np.testing.assert_allclose(batch.return_, [0, 0, 0, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(batch.advantage, [-0.5, -0.5, -0.5, 0.9, 0.8], atol=1e-6)
+    np.testing.assert_allclose(batch.weight[:3].sum(), batch.weight[3:].sum(), rtol=1e-6)
+    batch = update.rows(make_rollout(), dataclasses.replace(cfg, bootstrap_truncated=True, trajectory_weighting=False))
+    np.testing.assert_allclose(batch.return_, [0.8, 0.8, 0.8, 1, 1], atol=1e-6)
+    np.testing.assert_array_equal(batch.weight, 1)
+    batch = update.rows(make_rollout(), update.UpdateConfig())
+    np.testing.assert_allclose([batch.advantage.mean(), batch.advantage.std(ddof=1)], [0, 1], atol=1e-4)
