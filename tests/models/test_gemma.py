@@ -1,0 +1,19 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pirl_jax.models import gemma
+
+
+@pytest.mark.parametrize("name", ["train/kv_", "train/prefix_out", "train/suffix_out",
+                                  "prefill/kv_", "prefill/prefix_out", "decode/suffix_out"])
+def test_keys_values_and_hidden_states_equal_the_reference(case, name):
+    if case.recorded(name):  # all-bfloat16 runs of the reference recorded fewer arrays
+        case.check(name, 3e-4)
+
+
+@pytest.mark.parametrize("head_dim", [16, 256])
+def test_rope_equals_the_reference(vectors, head_dim):
+    with np.load(vectors / "openpi" / "data_small.npz") as file:
+        x, positions, out = (file[f"rope/{head_dim}/{name}"] for name in ("x", "positions", "out"))
+    np.testing.assert_allclose(gemma.rope(jnp.asarray(x), jnp.asarray(positions)), out, atol=1e-5)
