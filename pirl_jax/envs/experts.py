@@ -17,9 +17,10 @@ from pirl_jax.envs import tabletop_model as scene
 
 GAIN = 2.0  # action per (error / full scale): the arm covers about half of a step's delta
 ABOVE_M, CARRY_M = 0.08, 0.07
-NEAR_M, FINE_M, NEAR_RAD = 0.02, 0.008, 0.08
+NEAR_M, FINE_M, NEAR_RAD = 0.02, 0.01, 0.08
 CLOSE_STEPS, OPEN_STEPS = 6, 5  # the fingers need about 4 steps to reach or to free a cube of 4 cm
 OPEN, CLOSE = -1.0, 1.0
+NOISE_SCALE = np.array([1.0, 1.0, 1.0, 0.3, 0.3, 0.3])  # a rotation of 1 is 29 degrees: too much
 
 
 @dataclasses.dataclass
@@ -54,7 +55,7 @@ def phases(cube: str, goal: str | None) -> list[Phase]:
 
 
 def expert(env, noise: float = 0.0, rng: np.random.Generator | None = None):
-    """A function () -> action [7] for the episode `env` has just been reset to; `noise`: std added to the 6 deltas."""
+    """A function () -> action [7] for the episode `env` has just been reset to; `noise`: std added to the deltas."""
     task = env.tasks[env.task]
     script = phases(task.manipulated, task.goal)
     start = env.position(task.manipulated).copy()
@@ -64,14 +65,14 @@ def expert(env, noise: float = 0.0, rng: np.random.Generator | None = None):
         phase = script[progress["phase"]]
         error_m, error_rad = _errors(env, phase, start, task.manipulated)
         action_A = np.zeros(7)
-        action_A[:3], action_A[5] = GAIN * error_m / osc.MAX_DELTA[:3], GAIN * error_rad / osc.MAX_DELTA[5]
+        action_A[:6] = GAIN * np.concatenate([error_m, error_rad]) / osc.MAX_DELTA
         if noise:
-            action_A[:6] += noise * rng.standard_normal(6)
+            action_A[:6] += noise * NOISE_SCALE * rng.standard_normal(6)
         action_A = np.clip(action_A, -1.0, 1.0)
         action_A[6] = phase.gripper
         progress["steps"] += 1
         arrived = phase.tolerance_m is not None and np.linalg.norm(error_m) < phase.tolerance_m
-        aligned = phase.gripper == CLOSE or abs(error_rad) < NEAR_RAD
+        aligned = phase.gripper == CLOSE or np.linalg.norm(error_rad) < NEAR_RAD
         if (arrived and aligned) or progress["steps"] == phase.steps:
             progress.update(phase=progress["phase"] + 1, steps=0)
         return action_A
@@ -80,22 +81,23 @@ def expert(env, noise: float = 0.0, rng: np.random.Generator | None = None):
 
 
 def _errors(env, phase: Phase, start, cube: str):
-    """Position error [3] (m) of the grip site and yaw error (rad) of the fingers against the cube's faces."""
+    """Position error [3] (m) of the grip site; rotation error [3] (rad): fingers down, and along the cube's faces."""
     grip_pos, grip_rot = env.grip_pose()
     anchor = start if phase.over == "start" else env.position(phase.over)
     error_m = anchor + [0.0, 0.0, phase.height_m] - grip_pos
-    if phase.gripper == CLOSE:
-        return error_m, 0.0  # once gripped the cube turns with the hand
-    cube_rot = env.data.body(cube).xmat.reshape(3, 3)
-    yaw = np.arctan2(cube_rot[1, 0], cube_rot[0, 0]) - np.arctan2(grip_rot[1, 0], grip_rot[0, 0])
-    return error_m, (yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4  # a cube looks the same after a quarter turn
+    error_rad = np.cross(grip_rot[:, 2], [0.0, 0.0, -1.0])
+    if phase.gripper == OPEN:  # once gripped the cube turns with the hand
+        cube_rot = env.data.body(cube).xmat.reshape(3, 3)
+        yaw = np.arctan2(cube_rot[1, 0], cube_rot[0, 0]) - np.arctan2(grip_rot[1, 0], grip_rot[0, 0])
+        error_rad[2] += (yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4  # a cube looks the same after a quarter turn
+    return error_m, error_rad
 
 
 def collect_demonstrations(env, task: int, init_states, seed: int = 0, noise: float = 0.1) -> list[dict]:
     """One episode per init state, rendered at every control step.
 
-    Each is dict(images [T,V,Y,X,3] uint8, state [T,8], actions [T,7], instruction, success, init_state); row t holds the
-    observation in which actions[t] was chosen.
+    Each is dict(images [T,V,Y,X,3] uint8, state [T,8], actions [T,7], instruction, success, init_state); row t holds
+    the observation in which actions[t] was chosen.
     """
     episodes = []
     for init_state in init_states:
@@ -107,6 +109,8 @@ def collect_demonstrations(env, task: int, init_states, seed: int = 0, noise: fl
             rows.append((step.images, step.state, action_A))
             step = env.step_chunk(action_A[None])
         images, state, actions = (np.stack(column) for column in zip(*rows))
-        episodes.append({"images": images, "state": state, "actions": actions, "instruction": env.spec.instructions[task],
-                         "success": step.terminated, "init_state": init_state})
+        episodes.append({
+            "images": images, "state": state, "actions": actions, "init_state": init_state,
+            "instruction": env.spec.instructions[task], "success": step.terminated,
+        })
     return episodes

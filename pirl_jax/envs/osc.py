@@ -15,7 +15,7 @@ MAX_DELTA = np.array([0.05, 0.05, 0.05, 0.5, 0.5, 0.5])  # m and rad for an acti
 
 
 class OperationalSpaceController:
-    """Torques that pull the end effector to a goal pose; `data` must be fresh (mj_step1 or mj_forward) at every call."""
+    """Torques that pull the end effector to a goal pose; `data` must be fresh (mj_step1 or mj_forward)."""
 
     def __init__(self, model, data, joints, site: str, posture):
         self._model, self._data = model, data
@@ -34,7 +34,7 @@ class OperationalSpaceController:
         self._goal_rot = self._data.site_xmat[self._site].reshape(3, 3).copy()
 
     def set_goal(self, action_6):
-        """Goal = current pose + clipped, scaled delta; a zero rotation keeps the old goal orientation (robosuite's rule)."""
+        """Goal = current pose + clipped, scaled delta; a zero rotation keeps the old goal's (robosuite's rule)."""
         delta = np.clip(action_6, -1.0, 1.0) * MAX_DELTA
         self._goal_pos = self._data.site_xpos[self._site] + delta[:3]
         if np.any(np.abs(delta[3:]) > 0.0):

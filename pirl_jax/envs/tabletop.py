@@ -1,12 +1,14 @@
-"""The embedded suite `tabletop`: a Panda, two cubes and a target mark on a table; MuJoCo physics, rendered cameras, no download.
+"""The embedded suite `tabletop`: a Panda, two cubes and a target mark on a table, in MuJoCo; needs no download.
 
     env = tabletop.make(tasks=("lift",), image_size_px=64)
     step = env.reset(task=0, init_state=tabletop.TRAIN_INIT_STATES[0])      # TimeStep: images [V,Y,X,3], state [8]
     step = env.step_chunk(actions_IA)                                       # actions [I,7] in [-1, 1]
 
-Same contract as LIBERO (OSC_POSE delta actions, 20 Hz, two cameras rotated by 180 degrees, 8-D state, sparse success), but
-built for speed on a CPU: physics at 200 Hz, a reset is a state load, simple shapes are drawn.  Every task shares one scene,
-so only the instruction says what to do.  An episode is a pure function of (task, init_state, actions).
+Same contract as LIBERO (OSC_POSE delta actions, 20 Hz, two cameras rotated by 180 degrees, 8-D state, sparse
+success), but built for speed on a CPU: physics at 200 Hz (robosuite: 500; the expert's success and episode lengths
+are the same), a reset is a state load, simple shapes are drawn.  Measured on one slow core: 0.6 ms per control step,
+0.6 ms per observation of two 64-px cameras, 0.8 ms per reset.  Every task shares one scene, so only the instruction
+says what to do.  An episode is a pure function of (task, init_state, actions).
 """
 
 import dataclasses
@@ -23,12 +25,12 @@ TRAIN_INIT_STATES, TEST_INIT_STATES = range(0, 800), range(800, 1000)
 PLACEMENT_SEED = 20240
 CONTROL_HZ = 20
 SUBSTEPS = round(1.0 / CONTROL_HZ / scene.TIMESTEP_S)
-GRIPPER_RATE = 5.0 * scene.TIMESTEP_S  # per substep; robosuite: 0.01 per 2 ms, so that the full range takes 8 control steps
+GRIPPER_RATE = 5.0 * scene.TIMESTEP_S  # per substep; robosuite: 0.01 per 2 ms: 8 control steps for the full range
 HOME_QPOS = (0.0, 0.40112, 0.0, -2.37992, 0.0, 2.78104, 0.78583)  # gripper straight down, 17 cm above the table
 OPEN_QPOS = (0.04, -0.04)
 ARM_JOINTS = tuple(f"robot0_joint{i}" for i in range(1, 8))
 SITE, WRIST = "gripper0_grip_site", "robot0_right_hand"
-REACH_M = {"red": (0.06, 0.10), "green": (0.09, 0.15), "target": (0.09, 0.15)}  # half width in x and y of the placement
+REACH_M = {"red": (0.06, 0.09), "green": (0.09, 0.13), "target": (0.09, 0.13)}  # half width in x and y of the placement
 CLEARANCE_M = 0.11  # between centres: room for the open fingers
 MAX_YAW_RAD = 0.25
 LIFT_M, REACHED_M, REST_M, REST_SPEED_M_S = 0.04, 0.03, 0.005, 0.05
@@ -75,7 +77,8 @@ class Tabletop:
             if name == "target":
                 data.mocap_pos[0, :2] = x, y
             else:
-                data.joint(name).qpos[:] = x, y, scene.TABLE_TOP_M + scene.CUBE_HALF_M, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
+                on_table = (x, y, scene.TABLE_TOP_M + scene.CUBE_HALF_M)
+                data.joint(name).qpos[:] = *on_table, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)
         mujoco.mj_forward(self.model, data)
         self._arm.reset()
         return self._time_step(0.0, False, 0, None)
@@ -126,13 +129,16 @@ class Tabletop:
             mujoco.mj_step1(model, data)
 
     def _time_step(self, reward, success, num_steps, frames):
-        state = np.concatenate([self.data.site_xpos[self._site], axis_angle(self.data.xquat[self._wrist]), self.data.qpos[7:9]])
+        position, rotvec = self.data.site_xpos[self._site], axis_angle(self.data.xquat[self._wrist])
+        state = np.concatenate([position, rotvec, self.data.qpos[7:9]])
         truncated = not success and self._step >= self.spec.max_episode_steps
         return base.TimeStep(self._cameras.render(self.data), state.astype(np.float32), reward, success, truncated,
                              num_steps, frames)
 
 
-def make(tasks=None, image_size_px: int = 64, max_episode_steps: int | None = None, render_quality: str = "light") -> Tabletop:
+def make(
+    tasks=None, image_size_px: int = 64, max_episode_steps: int | None = None, render_quality: str = "light"
+) -> Tabletop:
     """The env; `tasks`: names of TASKS (None: all); `max_episode_steps` None: the longest budget of these tasks."""
     names = tuple(TASKS) if tasks is None else tuple(tasks)
     for name in names:
@@ -175,7 +181,8 @@ def _stacked(env) -> bool:
 
 def _moved(env) -> bool:
     offset = env.position("red") - env.position("target")
-    resting = abs(offset[2] - scene.CUBE_HALF_M) < REST_M and np.linalg.norm(env.data.joint("red").qvel[:3]) < REST_SPEED_M_S
+    speed_m_s = np.linalg.norm(env.data.joint("red").qvel[:3])
+    resting = abs(offset[2] - scene.CUBE_HALF_M) < REST_M and speed_m_s < REST_SPEED_M_S
     return bool(resting and np.hypot(*offset[:2]) < REACHED_M)
 
 

@@ -1,9 +1,10 @@
 """The tabletop scene: one compiled MuJoCo model for all its tasks, and its two cameras.  numpy and mujoco only.
 
-Robot, gripper, inertias, actuators and joint constants are those of robosuite 1.4.0 (read from its installed XML and mesh
-files; its Python code is not imported, which saves seconds of numba and a log file).  Refuses to know tasks and rewards.
+Robot, gripper, inertias, actuators and joint constants are those of robosuite 1.4.0, read from its installed XML and
+mesh files; its Python code is not imported, which saves seconds of numba and a log file.  Refuses to know tasks.
 """
 
+import atexit
 import importlib
 import importlib.util
 import os
@@ -20,12 +21,13 @@ BASE_POS_M = (-0.56, 0.0, 0.912)  # robosuite's Panda on its mount, beside a tab
 CUBE_HALF_M = 0.02
 TARGET_RADIUS_M = 0.03
 LINK_HULL_VERTICES = 40  # convex hulls of the links: enough for contacts, cheap to draw
+OUT_OF_REACH = ("link0_collision", "link1_collision")  # collision shapes that neither touch nor are seen
 COLOURS = {"red": (0.9, 0.08, 0.08, 1), "green": (0.1, 0.65, 0.15, 1), "target": (0.15, 0.25, 0.95, 1)}
-AGENT_EYE_M, AGENT_LOOKAT_M, AGENT_FOVY_DEG = (0.44, 0.0, 1.26), (-0.02, 0.0, 0.875), 42.0
+AGENT_EYE_M, AGENT_LOOKAT_M, AGENT_FOVY_DEG = (0.44, 0.0, 1.24), (-0.07, 0.0, 0.895), 34.0
 
 
 def build(render_quality: str) -> mujoco.MjModel:
-    """The compiled scene; `light` draws coloured convex hulls of the collision meshes, `exact` robosuite's own visuals."""
+    """The compiled scene; `light` draws the convex collision hulls, `exact` robosuite's own robot visuals."""
     light = render_quality == "light"
     spec = mujoco.MjSpec()
     spec.compiler.degree = False
@@ -50,7 +52,7 @@ def build(render_quality: str) -> mujoco.MjModel:
 def _add_table(spec):
     spec.worldbody.add_geom(name="table", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.4, 0.4, 0.4],
                             pos=[0, 0, TABLE_TOP_M - 0.4], rgba=[0.62, 0.58, 0.52, 1], group=1)
-    spec.worldbody.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 1], rgba=[0.35, 0.38, 0.42, 1],
+    spec.worldbody.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_BOX, size=[9, 9, 0.01], rgba=[0.35, 0.38, 0.42, 1],
                             contype=0, conaffinity=0, group=1)
     # a mocap body: it has no degrees of freedom, and its place is state, not model
     target = spec.worldbody.add_body(name="target", mocap=True, pos=[0, 0, TABLE_TOP_M])
@@ -74,7 +76,7 @@ def _add_robot(spec, light):
         for site in list(part.sites):
             site.group = 4  # never drawn
         for geom in list(part.geoms):
-            if light and geom.group == 1:
+            if (light and geom.group == 1) or geom.name in OUT_OF_REACH:
                 part.delete(geom)
     used = {geom.meshname for part in (arm, hand) for geom in part.geoms}
     for part in (arm, hand):
@@ -87,8 +89,6 @@ def _add_robot(spec, light):
         joint.armature, joint.frictionloss = 5.0 / (i + 1), 0.1  # robosuite's RobotModel sets these in Python
     for i, geom in enumerate([geom for geom in arm.geoms if geom.group == 0]):
         geom.rgba = [0.93, 0.94, 0.95, 1] if i % 2 else [0.8, 0.82, 0.84, 1]
-        if i < 5:
-            geom.contype = geom.conaffinity = 0  # the upper links cannot reach the table within the workspace
     for geom in hand.geoms:
         if light:
             geom.rgba = [0.25, 0.26, 0.28, 1] if "finger" in geom.name else [0.95, 0.95, 0.95, 1]
@@ -116,6 +116,7 @@ class Cameras:
         self._gl = _gl_context(len(CAMERAS) * size_px, size_px)
         self._gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        atexit.register(self.close)  # before the display goes: mujoco's own clean-up complains otherwise
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=200)
         for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE"):
@@ -128,7 +129,7 @@ class Cameras:
         self._pixels = np.empty((size_px, len(CAMERAS) * size_px, 3), np.uint8)
 
     def render(self, data, num_cameras: int = len(CAMERAS)) -> np.ndarray:
-        """[V,Y,X,3] uint8 of the first cameras, rotated by 180 degrees as LIBERO's users do: upright, mirrored left-right."""
+        """[V,Y,X,3] uint8 of the first cameras, rotated by 180 degrees as for LIBERO: upright, mirrored left-right."""
         self._gl.make_current()
         mujoco.mjv_updateScene(self._model, data, self._option, None, self._cameras[0], mujoco.mjtCatBit.mjCAT_ALL,
                                self._scene)
@@ -141,6 +142,7 @@ class Cameras:
 
     def close(self):
         if self._gl is not None:
+            atexit.unregister(self.close)
             self._gl.make_current()
             self._context.free()
             self._gl.free()
@@ -154,7 +156,7 @@ def _fixed_camera(camera_id):
 
 
 def _gl_context(width_px, height_px):
-    """An offscreen context of the backend MUJOCO_GL names (egl unless told); independent of who imported mujoco first."""
+    """An offscreen context of the backend MUJOCO_GL names (default egl), whoever imported mujoco first."""
     backend = os.environ.get("MUJOCO_GL", "egl")
     if backend not in ("egl", "osmesa"):
         raise ValueError(f"MUJOCO_GL={backend!r} cannot render without a display; choose egl or osmesa")

@@ -1,0 +1,57 @@
+"""The scripted experts solve every tabletop task, and their demonstrations replay."""
+
+import numpy as np
+import pytest
+
+from pirl_jax.envs import experts, tabletop
+
+
+@pytest.fixture(scope="module")
+def env():
+    env = tabletop.make(image_size_px=16)
+    yield env
+    env.close()
+
+
+def solve(env, task, init_state, noise):
+    """Control steps until success; None: not solved."""
+    env.reset(task, init_state)
+    act, steps = experts.expert(env, noise, np.random.default_rng(init_state)), 0
+    while True:
+        step = env.step_chunk(act()[None])
+        steps += 1
+        if step.terminated or step.truncated:
+            return steps if step.terminated else None
+
+
+@pytest.mark.parametrize("task", range(len(tabletop.TASKS)))
+def test_solves_within_the_task_budget(env, task):
+    for init_state in tabletop.TEST_INIT_STATES[:3]:
+        steps = solve(env, task, init_state, noise=0.1)
+        assert steps is not None and steps <= env.tasks[task].max_episode_steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", (0.0, 0.1, 0.2))
+@pytest.mark.parametrize("task", range(len(tabletop.TASKS)))
+def test_solves_95_of_100(env, task, noise):
+    solved = [solve(env, task, init_state, noise) is not None for init_state in tabletop.TEST_INIT_STATES[:50]]
+    assert np.mean(solved) >= 0.95
+
+
+def test_demonstrations_replay(env):
+    episodes = experts.collect_demonstrations(env, 0, [4, 5], seed=3)
+    for episode in episodes:
+        length = len(episode["actions"])
+        assert episode["success"] and episode["instruction"] == "lift the red cube"
+        assert episode["images"].shape == (length, 2, 16, 16, 3) and episode["images"].dtype == np.uint8
+        assert episode["state"].shape == (length, 8) and episode["actions"].dtype == np.float32
+        assert np.abs(episode["actions"]).max() <= 1.0
+        env.reset(0, episode["init_state"])
+        step = env.step_chunk(episode["actions"][: length // 2])
+        np.testing.assert_array_equal(step.images, episode["images"][length // 2])
+        assert env.step_chunk(episode["actions"][length // 2 :]).terminated
+    again = experts.collect_demonstrations(env, 0, [5], seed=3)[0]
+    np.testing.assert_array_equal(again["actions"], episodes[1]["actions"])
+    other = experts.collect_demonstrations(env, 0, [5], seed=4)[0]
+    assert not np.array_equal(other["actions"][:10], again["actions"][:10])
