@@ -155,7 +155,7 @@ def make(
     settle_steps: int = 10,
     seed: int = 0,
 ) -> Libero:
-    """An env of one suite.  `max_episode_steps` defaults to RLinf's limit, `assets` to $PIRL_LIBERO_ASSETS, then LIBERO's.
+    """An env of one suite.  `max_episode_steps` defaults to RLinf's, `assets` to $PIRL_LIBERO_ASSETS or LIBERO's own.
 
     `settle_steps` idle control steps follow every reset and do not count; openpi plays 10, RLinf 15.
     """
@@ -186,7 +186,7 @@ def state_vector(position_m: np.ndarray, quat_xyzw: np.ndarray, gripper_m: np.nd
 
 
 def upright(image_YX3: np.ndarray) -> np.ndarray:
-    """Turn OpenGL's bottom-up image by 180 degrees: upright, and mirrored left-right as in all published LIBERO data."""
+    """Turn OpenGL's bottom-up image by 180 degrees: upright, and mirrored as in all published LIBERO data."""
     return np.ascontiguousarray(image_YX3[::-1, ::-1])
 
 

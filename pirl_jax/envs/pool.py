@@ -8,6 +8,7 @@ after that the pool can only be closed.  Knows no policy; what is done with the 
 """
 
 import collections
+import math
 import multiprocessing
 from multiprocessing import connection as mp_connection
 import time
@@ -113,6 +114,18 @@ class EnvPool:
         slots = list(self._answers)[:count]
         return np.array(slots), self._hand_out(slots)
 
+    def wait(self, timeout_s: float) -> int:
+        """Take in what arrives within `timeout_s`; how many slots recv_any would now hand out without waiting."""
+        self._check_open()
+        if not self._answers:
+            self._collect(timeout_s)
+        return len(self._answers)
+
+    @property
+    def num_busy(self) -> int:
+        """Slots with a request that recv has not handed out yet."""
+        return len(self._busy)
+
     def close(self) -> None:
         """End the workers and free the shared memory; safe to call again."""
         self._finalizer()
@@ -138,11 +151,11 @@ class EnvPool:
         if request.slot in self._busy:
             raise ValueError(f"slot {request.slot} has a request under way; recv it first")
         one = self._workers[request.slot % len(self._workers)]
+        self._busy.add(request.slot)  # before the request leaves: a ReadyQueue's thread may receive its answer at once
         try:
             one.post(request)
         except ConnectionError:
             raise self._death(one) from None
-        self._busy.add(request.slot)
 
     def _receive_specs(self) -> base.EnvSpec:
         specs = {}
@@ -156,22 +169,22 @@ class EnvPool:
                 raise ValueError(f"make_env built different suites: slot 0 has {first}, slot {slot} has {spec}")
         return first
 
-    def _collect(self) -> None:
-        """Wait until at least one answer is there; store every answer that is."""
-        for one in self._ready():
+    def _collect(self, limit_s: float = math.inf) -> None:
+        """Wait, at most `limit_s`, until an answer is there; store every answer that is."""
+        for one in self._ready(limit_s):
             answer = self._read(one)
             one.waiting.popleft()
             one.since_s = time.monotonic()
             self.env_seconds[answer.slot] += answer.env_s
             self._answers[answer.slot] = answer
 
-    def _ready(self) -> list[_Worker]:
+    def _ready(self, limit_s: float = math.inf) -> list[_Worker]:
         """Workers with something to read (an answer, or the end of a dead worker's pipe); EnvError after timeout_s."""
         by_connection = {one.connection: one for one in self._workers}
         busy = [one for one in self._workers if one.waiting]
-        deadline_s = min(one.since_s for one in busy) + self.timeout_s
-        ready = mp_connection.wait(by_connection, max(0.0, deadline_s - time.monotonic()))
-        if not ready:
+        deadline_s = min((one.since_s for one in busy), default=math.inf) + self.timeout_s
+        ready = mp_connection.wait(by_connection, max(0.0, min(limit_s, deadline_s - time.monotonic())))
+        if not ready and time.monotonic() >= deadline_s:
             hung = min(busy, key=lambda one: one.since_s)
             raise self._error(hung, f"did not answer within {self.timeout_s:g} s: it hangs, or timeout_s is too short")
         return [by_connection[connection] for connection in ready]

@@ -35,7 +35,7 @@ class Troubled(probes.Conditioned):
         if self.trouble == "sleep":
             time.sleep(30)
         if self.trouble == "slow":
-            time.sleep(0.3)
+            time.sleep(0.5)
         return super().step_chunk(actions_IA, record)
 
 
@@ -97,7 +97,7 @@ def test_the_first_ready_do_not_wait_for_the_slow(shared_pool):
     assert envs.recv([0]).state[0, 0] == -1
     slots, step = envs.recv_any(1)
     assert slots.tolist() == [1] and step.reward.tolist() == [-0.5]
-    assert (envs.env_seconds - seconds)[1] > 0.29 and (envs.env_seconds - seconds)[[0, 2]].max() < 0.2
+    assert (envs.env_seconds - seconds)[1] > 0.49 and (envs.env_seconds - seconds)[[0, 2]].max() < 0.4
 
 
 def test_frames_only_when_asked_for(shared_pool):
@@ -155,19 +155,18 @@ def test_an_idle_worker_that_dies_is_noticed():
             envs.recv([0, 1])
 
 
-def test_a_hung_env_is_named_after_the_timeout():
+def test_a_hung_env_is_named_after_the_timeout(monkeypatch):
+    monkeypatch.setattr(pool, "CLOSE_S", 0.1)  # the pool need not be patient with this env
     envs = make("sleep", num_envs=2, timeout_s=20)
-    envs.timeout_s = 0.5  # the start of the workers is not what is tested
     envs.reset([0, 1], [0, 0], [1, 0])
     envs.recv([0, 1])
+    envs.timeout_s = 0.8  # the start of the workers is not what is tested
     envs.send([0, 1], np.stack([CHUNK] * 2))
     start_s = time.monotonic()
-    with pytest.raises(pool.EnvError, match=r"env 1 \(task 0, init state 0\) did not answer within 0.5 s"):
+    with pytest.raises(pool.EnvError, match=r"env 1 \(task 0, init state 0\) did not answer within 0.8 s"):
         envs.recv([0, 1])
-    assert time.monotonic() - start_s < 3
-    pool.CLOSE_S, saved = 0.2, pool.CLOSE_S
+    assert time.monotonic() - start_s < 5
     envs.close()
-    pool.CLOSE_S = saved
 
 
 def test_an_env_that_cannot_be_built_is_an_error_of_the_constructor():
