@@ -43,3 +43,19 @@ class Chain:
 def unknown(field: str, value, choices) -> ValueError:
     """One sentence for a wrong name: the value and the remedy."""
     return ValueError(f"{field}={value!r} does not exist; choose one of: {', '.join(map(str, choices))}")
+
+
+@struct.dataclass
+class Rollout:
+    """Whole episodes played by one behaviour policy; host arrays.  R = valid decisions, in (episode, decision) order."""
+
+    context: object  # rows [R,...] the learner conditions on: Observation, or the prefix of a frozen VLM
+    chain: Chain  # rows [R,...]
+    decision_R: jax.Array  # int32, index c of each row in its episode
+    episode_R: jax.Array  # int32, index e of each row's episode
+    reward_CE: jax.Array  # float32, sum over the executed steps of the decision
+    value_CE: jax.Array  # float32, behaviour policy's estimate
+    next_value_CE: jax.Array  # float32, of the observation after the decision (the last one of the episode included)
+    terminated_CE: jax.Array  # bool, success: nothing follows
+    truncated_CE: jax.Array  # bool, time limit
+    valid_CE: jax.Array  # bool, False after the end of the episode

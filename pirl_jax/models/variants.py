@@ -79,13 +79,16 @@ class Pi0Config:
 
 # Gemma 2B of the Gemma report (arXiv:2403.08295, table 1); the 300M action expert keeps its depth and heads so that both can
 # share attention, with a narrower residual stream and feed-forward (pi0 report, arXiv:2410.24164, appendix B).
-# Adapter ranks are those of the published low-memory recipes.  "tiny" is ours: the smallest that has every part.
+# Adapter ranks are those of the published low-memory recipes.  "tiny" is ours: the smallest that has every part;
+# "small" learns the embedded suite on a CPU.
 GEMMA = {
     "gemma_2b": GemmaConfig(2048, 18, 16384, 8, 1, 256),
     "gemma_300m": GemmaConfig(1024, 18, 4096, 8, 1, 256),
     "gemma_2b_lora": GemmaConfig(2048, 18, 16384, 8, 1, 256, LoraConfig(16, 16.0, 16)),
     "gemma_300m_lora": GemmaConfig(1024, 18, 4096, 8, 1, 256, LoraConfig(32, 32.0, 32)),
     "dummy": GemmaConfig(64, 4, 128, 8, 1, 16),
+    "small": GemmaConfig(64, 3, 192, 4, 1, 32),
+    "small_expert": GemmaConfig(96, 3, 256, 4, 1, 32),
     "tiny": GemmaConfig(64, 2, 128, 4, 1, 16),
     "tiny_expert": GemmaConfig(32, 2, 64, 4, 1, 16),
 }
@@ -94,6 +97,7 @@ GEMMA = {
 SIGLIP = {
     "so400m": SiglipConfig(1152, 27, 4304, 16, 14),
     "tiny": SiglipConfig(32, 2, 64, 2, 8),
+    "small": SiglipConfig(64, 2, 128, 4, 16),
 }
 
 # 257152 = 256000 Gemma tokens + 1024 location + 128 segmentation tokens (PaliGemma).  Horizons: 50 is pi0_base; 10 is what the
@@ -113,6 +117,10 @@ def _tiny(pi05: bool) -> Pi0Config:
     return Pi0Config(pi05, GEMMA["tiny"], GEMMA["tiny_expert"], SIGLIP["tiny"], 512, 8, 10, 16, (16, 16), "float32")
 
 
+def _small(pi05: bool) -> Pi0Config:
+    return Pi0Config(pi05, GEMMA["small"], GEMMA["small_expert"], SIGLIP["small"], 266, 8, 10, 24, (64, 64), "float32")
+
+
 def pi0_config(name: str, **changes) -> Pi0Config:
     """A whole network by name; `changes` replace fields of Pi0Config."""
     if name not in PI0:
@@ -125,6 +133,8 @@ PI0 = {
     "pi05": _pi05("gemma_2b", "gemma_300m"),
     "pi0_lora": _pi0("gemma_2b_lora", "gemma_300m_lora"),
     "pi05_lora": _pi05("gemma_2b_lora", "gemma_300m_lora"),
+    "small": _small(False),
+    "small_pi05": _small(True),
     "tiny": _tiny(False),
     "tiny_pi05": _tiny(True),
 }

@@ -61,6 +61,12 @@ def _to_lists(stats: Stats) -> dict:
     return {name: None if value is None else np.asarray(value, np.float64).tolist() for name, value in fields.items()}
 
 
+def identity(state_dim: int, action_dim: int) -> NormStats:
+    """Leaves vectors as they are, in both modes (up to EPS)."""
+    unit = lambda dim: Stats(np.zeros(dim), np.ones(dim), -np.ones(dim), np.ones(dim))  # noqa: E731
+    return NormStats(state=unit(state_dim), actions=unit(action_dim))
+
+
 def normalize(x: np.ndarray, stats: Stats, mode: str) -> np.ndarray:
     """x [..., d] -> float64 [..., d]; statistics longer than d are cut; nothing is clipped."""
     return _mode(mode)[0](x, stats)

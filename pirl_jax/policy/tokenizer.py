@@ -36,6 +36,13 @@ class SentencePieceTokenizer:
         return self._processor.encode(text, add_bos=add_bos)
 
 
+def load(name: str) -> ByteTokenizer | SentencePieceTokenizer:
+    """`name`: "byte", or the path of a SentencePiece model."""
+    if not name:
+        raise ValueError("model.tokenizer is empty; set it to the path of PaliGemma's paligemma_tokenizer.model or to 'byte'")
+    return ByteTokenizer() if name == "byte" else SentencePieceTokenizer(name)
+
+
 def discretize_state(state: np.ndarray) -> np.ndarray:
     """Normalised state -> bin 0..255 of [-1, 1]; -1 below the range, 255 above it."""
     return np.digitize(state, np.linspace(-1, 1, NUM_STATE_BINS + 1)[:-1]) - 1

@@ -1,0 +1,125 @@
+"""Puts the parts together from the settings; shared by the commands.  The only place that knows which suite is which class."""
+
+import functools
+import pathlib
+
+import jax
+
+from pirl_jax.core import mesh as meshes
+from pirl_jax.core import spec
+from pirl_jax.envs import libero
+from pirl_jax.envs import pool as pools
+from pirl_jax.envs import probes
+from pirl_jax.envs import tabletop
+from pirl_jax.models import pi0
+from pirl_jax.policy import flow
+from pirl_jax.policy import normalize
+from pirl_jax.policy import observation
+from pirl_jax.policy import tokenizer
+from pirl_jax.rollout import collector
+from pirl_jax.weights import store
+
+
+def env_factory(env):
+    """Picklable zero-argument constructor of one simulator of the configured suite."""
+    limit = env.max_episode_steps or None
+    if env.suite == "tabletop":
+        return functools.partial(
+            tabletop.make, image_size_px=env.image_size_px, max_episode_steps=limit, render_quality=env.render_quality
+        )
+    if env.suite.startswith("probe_"):
+        return functools.partial(probes.make, env.suite.removeprefix("probe_"), image_size_px=env.image_size_px)
+    return functools.partial(
+        libero.make, env.suite, assets=env.assets or None, image_size_px=env.image_size_px,
+        max_episode_steps=limit, settle_steps=env.settle_steps,
+    )
+
+
+def open_pool(settings, num_envs: int) -> pools.EnvPool:
+    """Start the simulators."""
+    env = settings.raw.env
+    return pools.EnvPool(env_factory(env), num_envs, min(env.num_workers, num_envs), timeout_s=env.timeout_s)
+
+
+def transform(settings, stats: normalize.NormStats, instructions) -> observation.Transform:
+    """Raw observations <-> model inputs, checked against the prompts of the suite."""
+    model = settings.raw.model
+    result = observation.Transform(
+        tokenizer=tokenizer.load(model.tokenizer), stats=stats, norm_mode=model.norm_mode,
+        delta_actions=model.delta_actions, discrete_state=model.discrete_state, image_size_px=model.image_size_px,
+        max_token_len=model.max_token_len, action_dim=model.action_dim, env_action_dim=model.action_env_dim,
+    )
+    observation.check(result, instructions)
+    return result
+
+
+def actor(settings, on_mesh, to_model: observation.Transform, instructions) -> collector.Actor:
+    """The policy as the rollout sees it.  Two jitted functions; with a frozen VLM `explore` hands out the prefix it computed."""
+    cfg, keep_prefix = settings.policy, settings.keep_prefix
+
+    def row_keys(key, id_B):
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, id_B)
+
+    @jax.jit
+    def explore(params, key, id_B, obs):
+        prefix = pi0.prefill(params, obs, cfg.model)
+        chain, actions_BHA = flow.sample_chain(params, row_keys(key, id_B), prefix, cfg)
+        return chain, actions_BHA, flow.prefix_to_rows(prefix) if keep_prefix else None
+
+    @jax.jit
+    def exploit(params, key, id_B, obs):
+        return flow.sample_actions(params, row_keys(key, id_B), pi0.prefill(params, obs, cfg.model), cfg)
+
+    return collector.Actor(
+        transform=to_model, instructions=instructions, action_chunk=cfg.action_chunk, explore=explore, exploit=exploit,
+        put=functools.partial(meshes.put_batch, mesh=on_mesh),
+    )
+
+
+def setup_jax(settings) -> None:
+    """Persistent compilation cache: the second start of a run does not compile."""
+    folder = settings.raw.run.compilation_cache
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def mesh(settings) -> jax.sharding.Mesh:
+    return meshes.make_mesh(settings.raw.mesh.data, settings.raw.mesh.fsdp)
+
+
+def fresh_params(settings, on_mesh, key) -> dict:
+    """Random parameters, created where they will live."""
+    declared = flow.specs(settings.policy)
+    return spec.init(key, declared, spec.shardings(declared, on_mesh, meshes.RULES))
+
+
+def load_policy(settings, run_dir, iteration: int, on_mesh):
+    """(params, NormStats) of a checkpoint of ours; iteration -1 is the newest."""
+    declared = flow.specs(settings.policy)
+    layout = spec.shardings(declared, on_mesh, meshes.RULES)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), spec.abstract(declared), layout
+    )
+    source = store.Store(pathlib.Path(run_dir) / "checkpoints", create=False)
+    try:
+        params, _ = source.restore(abstract, None if iteration < 0 else iteration, prefix="params")
+    finally:
+        source.close()
+    return params, normalize.load(settings.raw.model.norm_stats or norm_stats_path(run_dir))
+
+
+def norm_stats_path(run_dir) -> pathlib.Path:
+    """Statistics travel with the weights."""
+    return pathlib.Path(run_dir) / "assets" / "norm_stats.json"
+
+
+def log_prob_fn(settings):
+    """What the learner sees of the policy: (params, chain, context rows) -> log_prob_B, entropy_B, value_B."""
+
+    def log_prob(params, chain, context):
+        if isinstance(context, pi0.Prefix):
+            context = flow.prefix_from_rows(context)
+        return flow.chain_log_prob(params, chain, context, settings.policy)
+
+    return log_prob

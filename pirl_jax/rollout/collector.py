@@ -1,0 +1,112 @@
+"""Collects a rollout: plays episodes with the exploring policy and keeps what the update needs, nothing else."""
+
+import dataclasses
+from typing import Callable
+
+import jax
+import numpy as np
+
+from pirl_jax.core import types
+from pirl_jax.policy import observation
+from pirl_jax.rollout import episodes
+
+
+@dataclasses.dataclass
+class Actor:
+    """A policy as the rollout sees it: how to encode, decide and decode.  `explore` and `exploit` are jitted."""
+
+    transform: observation.Transform
+    instructions: tuple[str, ...]
+    action_chunk: int
+    explore: Callable  # (params, key, id_B, Observation) -> (Chain, actions_BHA, context rows)
+    exploit: Callable  # (params, key, id_B, Observation) -> actions_BHA
+    put: Callable  # host arrays with leading axis B -> device arrays
+
+    def encode(self, turn: episodes.Turn, batch_size: int):
+        """Turn -> Observation with exactly batch_size rows; rows without a slot repeat the first one."""
+        source = np.zeros(batch_size, int)
+        source[turn.row] = np.arange(len(turn.row))
+        step = turn.step
+        prompts = [self.instructions[task] for task in turn.task[source]]
+        return observation.encode(self.transform, step.images[source], step.state[source], prompts)
+
+    def decode(self, actions_BHA, turn: episodes.Turn) -> np.ndarray:
+        """Normalised actions of the batch -> the executed chunk [n,I,a] of each slot in simulator units."""
+        rows = np.asarray(actions_BHA)[turn.row]
+        return observation.decode(self.transform, rows, turn.step.state)[:, : self.action_chunk]
+
+
+def collect(actor: Actor, params, key, pool, names: list[episodes.Episode], num_groups: int, timers, progress=None):
+    """Play `names` with exploration -> (types.Rollout, list of episodes.Result)."""
+    book = _Book(len(names), max_decisions(pool.spec, actor.action_chunk))
+    batch_size = pool.num_envs // num_groups
+
+    def decide(turn):
+        with timers.measure("inference"):
+            id_B = np.zeros(batch_size, np.int32)
+            id_B[turn.row] = turn.episode * book.num_decisions + np.minimum(turn.decision, book.num_decisions - 1)
+            obs = actor.encode(turn, batch_size)
+            chain, actions_BHA, context = jax.device_get(actor.explore(params, key, *actor.put((id_B, obs))))
+            context = obs if context is None else context
+            book.add(turn, chain, context)
+            return actor.decode(actions_BHA, turn)
+
+    results = episodes.play(pool, names, num_groups, decide, timers, progress=progress)
+    return book.rollout(results), results
+
+
+def evaluate(actor: Actor, params, key, pool, names, num_groups: int, timers, record=(), progress=None):
+    """Play `names` without exploration noise -> list of episodes.Result."""
+    batch_size = pool.num_envs // num_groups
+    limit = max_decisions(pool.spec, actor.action_chunk)
+
+    def decide(turn):
+        with timers.measure("inference"):
+            id_B = np.zeros(batch_size, np.int32)
+            id_B[turn.row] = turn.episode * limit + np.minimum(turn.decision, limit - 1)
+            actions_BHA = actor.exploit(params, key, *actor.put((id_B, actor.encode(turn, batch_size))))
+            return actor.decode(jax.device_get(actions_BHA), turn)
+
+    return episodes.play(pool, names, num_groups, decide, timers, record, progress)
+
+
+def max_decisions(spec, action_chunk: int) -> int:
+    """C: decisions until the time limit."""
+    return -(-spec.max_episode_steps // action_chunk)
+
+
+class _Book:
+    """Decisions of a rollout as they come in, by (decision, episode)."""
+
+    def __init__(self, num_episodes: int, num_decisions: int):
+        self.num_decisions = num_decisions
+        shape = (num_decisions + 1, num_episodes)  # one more row: the observation after the last decision
+        self.reward = np.zeros(shape, np.float32)
+        self.value = np.zeros(shape, np.float32)
+        self.terminated = np.zeros(shape, bool)
+        self.truncated = np.zeros(shape, bool)
+        self.rows = {}  # (episode, decision) -> (chain row, context row)
+
+    def add(self, turn: episodes.Turn, chain: types.Chain, context):
+        """Outcome of the previous decisions, and the new ones of the episodes that go on."""
+        c, e = turn.decision, turn.episode
+        self.reward[c, e] = turn.step.reward
+        self.terminated[c, e] = turn.step.terminated
+        self.truncated[c, e] = turn.step.truncated
+        self.value[c, e] = chain.value[turn.row]
+        for i in np.flatnonzero(~turn.finished):
+            row = turn.row[i]
+            self.rows[int(e[i]), int(c[i])] = jax.tree.map(lambda leaf, row=row: leaf[row], (chain, context))
+
+    def rollout(self, results: list[episodes.Result]) -> types.Rollout:
+        """Everything as arrays, rows ordered by (episode, decision)."""
+        order = sorted(self.rows)
+        chain, context = jax.tree.map(lambda *rows: np.stack(rows), *[self.rows[key] for key in order])
+        lengths_E = np.array([result.num_decisions for result in results])
+        steps_C1 = np.arange(self.num_decisions)[:, None]
+        return types.Rollout(
+            context=context, chain=chain,
+            episode_R=np.array([e for e, _ in order], np.int32), decision_R=np.array([c for _, c in order], np.int32),
+            reward_CE=self.reward[1:], value_CE=self.value[:-1], next_value_CE=self.value[1:],
+            terminated_CE=self.terminated[1:], truncated_CE=self.truncated[1:], valid_CE=steps_C1 < lengths_E,
+        )

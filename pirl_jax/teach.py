@@ -1,0 +1,94 @@
+"""Few-shot SFT: scripted demonstrations -> a first policy.  The published recipes start from few-shot SFT models; so do we.
+
+Knows experts, data and the SFT step; the reinforcement learning that follows knows nothing of it but parameters and stats.
+"""
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+
+import jax
+import numpy as np
+
+from pirl_jax import build
+from pirl_jax.core import mesh as meshes
+from pirl_jax.core import rng
+from pirl_jax.envs import experts
+from pirl_jax.envs import worker
+from pirl_jax.learner import sft
+from pirl_jax.learner import state as states
+from pirl_jax.policy import normalize
+from pirl_jax.policy import observation
+
+
+@dataclasses.dataclass
+class Demonstrations:
+    """Start observations and the action chunks that follow, one row per control step."""
+
+    images: np.ndarray  # [R,V,Y,X,3] uint8
+    state: np.ndarray  # [R,8] float32
+    actions: np.ndarray  # [R,H,7] float32
+    instructions: list[str]  # one per row
+
+
+def collect(settings, tasks) -> list[dict]:
+    """Successful episodes of the scripted expert from training start states, `sft.demonstrations` tried per task."""
+    env, page = settings.raw.env, settings.raw.sft
+    first, last = env.train_init_states
+    jobs = []
+    for task in tasks:
+        generator = np.random.default_rng([settings.raw.seed, task])
+        init_states = generator.choice(np.arange(first, last), page.demonstrations, replace=False)
+        jobs += [(task, part) for part in np.array_split(init_states, env.num_workers) if len(part)]
+    context = multiprocessing.get_context("spawn")
+    with worker.spawning(), concurrent.futures.ProcessPoolExecutor(env.num_workers, mp_context=context) as pool:
+        parts = [pool.submit(_demonstrate, build.env_factory(env), *job, settings.raw.seed, page.action_noise) for job in jobs]
+        return [episode for part in parts for episode in part.result() if episode["success"]]
+
+
+def _demonstrate(make_env, task, init_states, seed, action_noise):
+    env = make_env()
+    try:
+        return experts.collect_demonstrations(env, task, [int(i) for i in init_states], seed=seed, noise=action_noise)
+    finally:
+        env.close()
+
+
+def as_rows(episodes: list[dict], horizon: int) -> Demonstrations:
+    """Cut a chunk of `horizon` actions at every step; past the end the last action repeats (LeRobot's padding)."""
+    chunks = []
+    for episode in episodes:
+        length = len(episode["actions"])
+        index_TH = np.minimum(np.arange(length)[:, None] + np.arange(horizon), length - 1)
+        chunks.append(episode["actions"][index_TH])
+    return Demonstrations(
+        images=np.concatenate([episode["images"][: len(episode["actions"])] for episode in episodes]),
+        state=np.concatenate([episode["state"][: len(episode["actions"])] for episode in episodes]),
+        actions=np.concatenate(chunks).astype(np.float32),
+        instructions=[episode["instruction"] for episode in episodes for _ in episode["actions"]],
+    )
+
+
+def statistics(episodes: list[dict]) -> normalize.NormStats:
+    """Normalisation statistics of states and actions, as openpi computes them."""
+    state, actions = normalize.RunningStats(), normalize.RunningStats()
+    for episode in episodes:
+        state.update(episode["state"])
+        actions.update(episode["actions"])
+    return normalize.NormStats(state=state.stats(), actions=actions.stats())
+
+
+def teach(settings, params, mesh, to_model: observation.Transform, episodes: list[dict], key, progress):
+    """Run the SFT steps on the demonstrations -> (params, metrics of the last step).  Takes `params` over."""
+    page, rows = settings.raw.sft, as_rows(episodes, settings.policy.model.action_horizon)
+    state, step = sft.create_state(params, settings.sft, mesh), sft.make_sft_step(settings.sft, mesh)
+    obs = observation.encode(to_model, rows.images, rows.state, rows.instructions)
+    actions = observation.encode_actions(to_model, rows.actions, rows.state)
+    generator = rng.generator(rng.named(key, "sft", "batches"))
+    noise_key, metrics = rng.named(key, "sft", "noise"), {}
+    for _ in range(page.steps):
+        index = generator.choice(len(actions), page.batch_size, replace=len(actions) < page.batch_size)
+        batch = jax.tree.map(lambda leaf, index=index: leaf[index], (obs, actions))
+        state, metrics = step(state, *meshes.put_batch(batch, mesh), noise_key)
+        progress(1)
+    return states.acting_params(state), jax.device_get(metrics)

@@ -1,0 +1,266 @@
+"""Fine-tune a policy by reinforcement learning.
+
+    python -m pirl_jax.train --config configs/quickstart.py [--config.a.b=value ...] [--resume auto]
+
+Chapters: prepare (everything a user can get wrong ends here, in one sentence), teach (SFT, where the recipe asks for it),
+iterate (rollout, update), finish (evaluation, table, curve, video).
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+from absl import flags
+import jax
+import numpy as np
+
+from pirl_jax import build
+from pirl_jax import config
+from pirl_jax import evaluate
+from pirl_jax import teach
+from pirl_jax.core import rng
+from pirl_jax.envs import pool as pools
+from pirl_jax.learner import optimizer
+from pirl_jax.learner import state as states
+from pirl_jax.learner import update
+from pirl_jax.monitor import log
+from pirl_jax.monitor import progress
+from pirl_jax.monitor import report
+from pirl_jax.monitor import timeline
+from pirl_jax.policy import normalize
+from pirl_jax.rollout import collector
+from pirl_jax.rollout import episodes
+from pirl_jax.rollout import stats
+from pirl_jax.weights import store
+
+
+@dataclasses.dataclass
+class Run:
+    """What lives as long as the run."""
+
+    settings: config.Settings
+    key: jax.Array
+    mesh: jax.sharding.Mesh
+    pool: pools.EnvPool
+    tasks: tuple[int, ...]
+    directory: log.RunDir
+    store: store.Store
+    timers: timeline.Timers
+    first_iteration: int  # 0: a fresh run
+    actor: collector.Actor | None = None
+
+    @property
+    def instructions(self):
+        return self.pool.spec.instructions
+
+
+def main(argv):
+    with config.user_errors():
+        values, raw = config.parse(argv, _flags)
+        settings = config.settings(raw)
+        build.setup_jax(settings)
+        run = open_run(settings, raw, values.resume)
+    with run.pool:
+        with config.user_errors():
+            state = first_state(run)
+        state = iterate(run, state)
+        finish(run, state)
+
+
+def _flags(values):
+    flags.DEFINE_enum("resume", "never", ["never", "auto"], "auto: continue the run in run.directory", flag_values=values)
+
+
+# ---- prepare -----------------------------------------------------------------------------------------------------------
+
+
+def open_run(settings, raw, resume: str) -> Run:
+    """Run directory, checkpoint store, mesh, simulators."""
+    mesh = build.mesh(settings)
+    path = pathlib.Path(raw.run.directory)
+    checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
+    resume_at = None
+    if resume == "auto" and (path / "metrics.jsonl").exists():
+        resume_at = checkpoints.latest() or 0
+    directory = log.RunDir(
+        path, raw.to_dict(), resume_at, tensorboard=raw.run.tensorboard, wandb=raw.run.wandb,
+    )
+    for line in directory.changed:
+        print(f"changed since the last start: {line}")
+    pool = build.open_pool(settings, raw.rollout.num_envs)
+    try:
+        chosen = config.tasks(settings.raw, pool.spec)
+    except ValueError:
+        pool.close()
+        raise
+    key = jax.random.key(raw.seed)
+    return Run(settings, key, mesh, pool, chosen, directory, checkpoints, timeline.Timers(), resume_at or 0)
+
+
+def first_state(run: Run) -> states.TrainState:
+    """State before the first iteration of this start: from the run's own checkpoint, another run's, or taught."""
+    settings, model = run.settings, run.settings.raw.model
+    if run.first_iteration:
+        return _resumed(run)
+    if model.checkpoint:
+        params, norm_stats = build.load_policy(settings, model.checkpoint, -1, run.mesh)
+        run.actor = _actor(run, norm_stats)
+    elif settings.raw.sft.demonstrations:
+        params, norm_stats = _taught(run)
+    else:
+        params, norm_stats = build.fresh_params(settings, run.mesh, rng.named(run.key, "params")), _given_stats(settings)
+        run.actor = _actor(run, norm_stats)
+    normalize.save(build.norm_stats_path(run.directory.path), norm_stats)
+    if settings.raw.eval.baseline:
+        _evaluate(run, params, 0, "before", settings.raw.eval.episodes_per_task)
+    state = _rl_state(run, params)
+    run.store.save(0, state)
+    return state
+
+
+def _resumed(run):
+    norm_stats = normalize.load(build.norm_stats_path(run.directory.path))
+    run.actor = _actor(run, norm_stats)
+    template = _rl_state(run, build.fresh_params(run.settings, run.mesh, run.key))
+    state, _ = run.store.restore(template, run.first_iteration)
+    print(f"resumed {run.directory.path} after iteration {run.first_iteration}")
+    return state
+
+
+def _taught(run):
+    """Few-shot SFT from scripted demonstrations -> (params, NormStats)."""
+    settings, sft = run.settings, run.settings.raw.sft
+    demonstrations = teach.collect(settings, run.tasks)
+    norm_stats = teach.statistics(demonstrations)
+    run.actor = _actor(run, norm_stats)
+    params = build.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
+    print(f"SFT on {len(demonstrations)} demonstrations, {sum(len(d['actions']) for d in demonstrations)} control steps")
+    with progress.track("SFT", total=sft.steps, unit="steps") as step:
+        params, metrics = teach.teach(settings, params, run.mesh, run.actor.transform, demonstrations, run.key, step)
+    run.directory.write(0, {f"sft/{name}": value for name, value in metrics.items()})
+    return params, norm_stats
+
+
+def _given_stats(settings):
+    """Statistics named by the recipe; "identity" leaves states and actions as they are (suites in [-1, 1])."""
+    path = settings.raw.model.norm_stats
+    if path == "identity":
+        return normalize.identity(state_dim=8, action_dim=settings.policy.action_env_dim)
+    if not path:
+        raise ValueError("a fresh model without SFT needs model.norm_stats: the path of a norm_stats.json, or 'identity'")
+    return normalize.load(path)
+
+
+def _actor(run, norm_stats):
+    to_model = build.transform(run.settings, norm_stats, [run.instructions[task] for task in run.tasks])
+    return build.actor(run.settings, run.mesh, to_model, run.instructions)
+
+
+def _rl_state(run, params):
+    settings = run.settings
+    predicate = optimizer.trainable(settings.policy.model, settings.raw.model.train_expert_only)
+    return states.create(params, settings.optim, predicate, run.mesh)
+
+
+# ---- iterate -----------------------------------------------------------------------------------------------------------
+
+
+def iterate(run: Run, state: states.TrainState) -> states.TrainState:
+    """The training loop."""
+    raw = run.settings.raw
+    predicate = optimizer.trainable(run.settings.policy.model, raw.model.train_expert_only)
+    update_minibatch = update.make_update(
+        build.log_prob_fn(run.settings), run.settings.update, run.settings.optim, predicate, run.mesh
+    )
+    run.timers.read()
+    with progress.track("training", total=raw.num_iterations - run.first_iteration, unit="iterations") as step:
+        for iteration in range(run.first_iteration, raw.num_iterations):
+            key = rng.named(run.key, "iteration", iteration)
+            rollout, results = _rollout(run, state.params, key, step)
+            data = update.rows(rollout, run.settings.update)
+            with run.timers.measure("update"):
+                state, metrics = update.update(update_minibatch, state, data, rng.named(key, "shuffle"), run.settings.update)
+            metrics |= stats.episode_metrics(results) | stats.rollout_metrics(rollout, data) | _times(run.timers)
+            row = run.directory.write(iteration, metrics)
+            step(1, _line(row))
+            if raw.eval.every and (iteration + 1) % raw.eval.every == 0 and iteration + 1 < raw.num_iterations:
+                count = raw.eval.episodes_during_training or raw.eval.episodes_per_task
+                _evaluate(run, state.params, iteration + 1, f"iteration_{iteration + 1}", count)
+            if (iteration + 1) % raw.run.save_every == 0 or iteration + 1 == raw.num_iterations:
+                with run.timers.measure("save"):
+                    run.store.save(iteration + 1, state)
+    run.store.wait()
+    return state
+
+
+def _rollout(run, params, key, step):
+    """Episodes of one iteration: start states uniform with replacement over (task, training start states)."""
+    count, (first, last) = run.settings.raw.rollout.episodes_per_iteration, run.settings.raw.env.train_init_states
+    generator = rng.generator(rng.named(key, "starts"))
+    names = [episodes.Episode(int(generator.choice(run.tasks)), int(generator.integers(first, last))) for _ in range(count)]
+    done = np.zeros(1, int)
+
+    def note(finished):
+        done[0] += finished
+        step(0, f"rollout {done[0]}/{count} episodes")
+
+    return collector.collect(
+        run.actor, params, rng.named(key, "actions"), run.pool, names, run.settings.raw.rollout.num_groups, run.timers, note
+    )
+
+
+def _times(timers):
+    """Seconds of the iteration; idle is what nobody measured."""
+    seconds = timers.read()
+    known = sum(value for name, value in seconds.items() if name not in ("time/iteration", "time/idle"))
+    return seconds | {"time/idle": max(0.0, seconds["time/iteration"] - known)}
+
+
+def _line(row):
+    return (
+        f"success {row['env/success_once']:.2f}  return {row['env/return']:.2f}  kl {row['actor/approx_kl']:.4f}  "
+        f"clip {row['actor/pg_clipfrac']:.2f}  ev {row['critic/explained_variance']:.2f}  {row['time/iteration']:.1f} s  "
+        f"{timeline.verdict(row)}"
+    )
+
+
+def _evaluate(run, params, iteration, name, episodes_per_task, num_videos=0):
+    """Evaluate, write metrics and files under evaluation/<name> -> {instruction: (successes, episodes)}."""
+    with run.timers.measure("eval"):
+        results, metrics = evaluate.run(
+            run.settings, run.actor, params, run.pool, run.tasks, episodes_per_task, timeline.Timers(),
+            name=f"evaluation ({name})", num_videos=num_videos,
+        )
+    run.directory.write(iteration, metrics)
+    evaluate.write(run.directory.path / "evaluation" / name, run.settings, results, run.instructions, name)
+    return evaluate.successes(results, run.instructions)
+
+
+# ---- finish ------------------------------------------------------------------------------------------------------------
+
+
+def finish(run: Run, state: states.TrainState) -> None:
+    """Final evaluation on start states that training never saw, the table, the curve, the video; says where each lies."""
+    raw, path = run.settings.raw, run.directory.path
+    after = _evaluate(run, state.params, raw.num_iterations, "after", raw.eval.episodes_per_task, raw.eval.num_videos)
+    before = evaluate.read_successes(path / "evaluation" / "before")
+    table = report.success_table(({"SFT": before} if before else {}) | {"PPO": after})
+    log.write_json(path / "table.json", table)
+    (path / "table.txt").write_text(report.as_text(table) + "\n")
+    report.learning_curve(
+        path / "learning_curve.png", log.read(path), title=path.name, episodes_per_eval=raw.eval.episodes_per_task * len(run.tasks)
+    )
+    run.directory.close()
+    run.store.close()
+    print(report.as_text(table))
+    print(f"evaluation on start states {raw.eval.init_states[0]} to {raw.eval.init_states[1] - 1} of each task, "
+          f"training on {raw.env.train_init_states[0]} to {raw.env.train_init_states[1] - 1}")
+    for name, file in (
+        ("table", "table.json"), ("learning curve", "learning_curve.png"), ("video", "evaluation/after/episodes.mp4"),
+        ("TensorBoard log", "tensorboard"), ("checkpoint", f"checkpoints/{raw.num_iterations}"), ("metrics", "metrics.jsonl"),
+    ):
+        print(f"{name + ':':<17}{path / file}")
+
+
+if __name__ == "__main__":
+    main(sys.argv)
