@@ -39,8 +39,7 @@ def test_parameters_have_the_recorded_names_and_shapes(case):
 
 def test_gradients_equal_the_reference(case):
     expected = {name: g for name, g in case.arrays.items() if name.startswith("grads/")}
-    if not expected:
-        pytest.skip("the bfloat16 cases of the reference have no gradients")
+    assert bool(expected) == (case.cfg.dtype == "float32")  # the reference recorded none in bfloat16
     norm = np.sqrt(sum(np.square(g, dtype=float).sum() for g in expected.values()))
     for name, g in expected.items():
         # Softmax ignores a constant added to all logits, so a key bias has no gradient but rounding noise.
@@ -67,8 +66,7 @@ def test_dropping_masked_camera_and_padding_changes_nothing(named_case, name):
     x_t, time = (jnp.asarray(x) for x in (case.arrays["out/x_t"][:1], case.arrays["in/time"][:1]))
     velocity = jax.jit(lambda obs: pi0.velocity(case.params, pi0.prefill(case.params, obs, cfg), x_t, time, cfg)[0],
                        compiler_options=FAST_COMPILE)
-    np.testing.assert_allclose(velocity(short), case.arrays["out/train/v_t"][:1], atol=3e-4)
-    np.testing.assert_allclose(velocity(short), case.ours("out/train/v_t")[:1], atol=1e-5)
+    np.testing.assert_allclose(velocity(short), case.arrays["out/train/v_t"][:1], rtol=0, atol=3e-4)
 
 
 def test_uint8_and_float_images_agree():
@@ -91,8 +89,8 @@ def tiny_inputs(cfg, batch=2):
 
 def tiny_params(cfg):
     """Every leaf random, also those that start at zero."""
-    noisy = jax.tree.map(lambda leaf: spec.Spec(leaf.shape, leaf.axes, ("normal", 0.2)), pi0.specs(cfg))
-    return spec.init(jax.random.key(1), noisy)
+    draw = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.2 * draw.standard_normal(leaf.shape, np.float32)), pi0.specs(cfg))
 
 
 def test_remat_changes_no_loss_and_no_gradient():
@@ -120,7 +118,6 @@ def test_gradient_reaches_valid_keys_of_a_kept_prefix_only():
     obs, x_t, cotangent, time = tiny_inputs(cfg)
     params = tiny_params(cfg)
 
-    @jax.jit
     def run(params, obs):
         prefix = pi0.prefill(params, obs, cfg)
 
@@ -131,7 +128,7 @@ def test_gradient_reaches_valid_keys_of_a_kept_prefix_only():
 
         return prefix, jax.grad(score)((prefix.k, prefix.v))
 
-    prefix, grads = run(params, obs)
+    prefix, grads = jax.jit(run, compiler_options=FAST_COMPILE)(params, obs)
     size = np.abs(np.stack(grads)).sum(axis=(0, 1, 4, 5))
     mask = np.asarray(prefix.mask)
     assert prefix.hidden is None
