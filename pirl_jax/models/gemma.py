@@ -1,7 +1,8 @@
 """Gemma transformer with two weight sets ("experts") that share one attention.
 
-Expert 0 (PaliGemma) reads the prefix and never sees the suffix, so the joint attention splits into two passes without changing a
-number: expert 0 fills keys and values, expert 1 attends to them and to itself.  Hence every function here runs one expert.
+Expert 0 (PaliGemma) reads the prefix and never sees the suffix, so the joint attention splits into two passes without
+changing a number: expert 0 fills keys and values, expert 1 attends to them and to itself.  Hence every function here runs
+one expert.
 """
 
 import jax
@@ -17,7 +18,7 @@ _MASKED = -2.3819763e38
 
 
 def specs(cfgs: tuple[variants.GemmaConfig, ...], adaptive: tuple[bool, ...], vocab_size: int) -> dict:
-    """All experts in one tree; expert i > 0 has the suffix `_i`.  `adaptive`: which experts have condition-modulated norms."""
+    """All experts in one tree; expert i > 0 has the suffix `_i`.  `adaptive`: whose norms are modulated by a condition."""
     tree = {
         "embedder": {"input_embedding": spec.Spec((vocab_size, cfgs[0].width), ("vocab", "embed"), ("normal", 0.01))},
         "layers": {"attn": {}},
@@ -92,8 +93,8 @@ def forward(
     Args:
       past: keys (rotated) and values [L,B,P,K,h] that are placed before this pass's own; S = P + T.
       cond_BD: condition of adaptive norms, None for plain norms.
-      hidden: False when only keys and values are wanted.  Then the last layer's query, attention and feed-forward, which
-        nothing reads, are skipped.
+      hidden: False when only keys and values are wanted.  Then the last layer's query, attention and feed-forward,
+        which nothing reads, are skipped.
 
     Returns:
       hidden states after the final norm [B,T,D] (None if not wanted), this pass's keys and values [L,B,T,K,h].
@@ -109,7 +110,8 @@ def forward(
                 jnp.concatenate([old, new], axis=1) for old, new in zip(layer_past, (k, v)))
             q = _queries(layer_params["attn"], y, position_BT, cfg)
             encoded = _attend(q, keys, values, mask_BTS)
-            x = x + _gated(lora.einsum(layer_params["attn"]["attn_vec_einsum"], "BTNh,NhD->BTD", encoded, cfg.lora), gate)
+            out = lora.einsum(layer_params["attn"]["attn_vec_einsum"], "BTNh,NhD->BTD", encoded, cfg.lora)
+            x = x + _gated(out, gate)
             z, ffw_gate = rms_norm(layer_params["pre_ffw_norm"], x, cond_BD)
             return x + _gated(lora.feed_forward(layer_params["mlp"], z, cfg.lora), ffw_gate)
 
@@ -131,7 +133,8 @@ def rms_norm(params: dict, x_BTD: jax.Array, cond_BD: jax.Array | None) -> tuple
     x = x_BTD.astype(jnp.float32)
     x = x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
     if cond_BD is None:
-        return (x * (1 + params["scale"])[None, None]).astype(x_BTD.dtype), None
+        scale = params["scale"].astype(jnp.float32)  # 1 + a bfloat16 scale would be rounded to 8 bits
+        return (x * (1 + scale)[None, None]).astype(x_BTD.dtype), None
     dense = jax.tree.map(lambda p: p.astype(x_BTD.dtype), params["Dense_0"])
     modulation = cond_BD.astype(x_BTD.dtype) @ dense["kernel"] + dense["bias"][None]
     scale, shift, gate = jnp.split(modulation[:, None], 3, axis=-1)

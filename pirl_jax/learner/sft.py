@@ -1,0 +1,87 @@
+"""Supervised fine-tuning by flow matching: the first policy that reinforcement learning starts from.
+
+One step is openpi's: same keys, same loss, same order of optimiser and average.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pirl_jax.core import mesh as meshes
+from pirl_jax.core import spec
+from pirl_jax.core import types
+from pirl_jax.learner import optimizer
+from pirl_jax.learner import state as states
+from pirl_jax.models import pi0
+from pirl_jax.models import variants
+from pirl_jax.policy import augment
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+    """What an SFT step needs to know."""
+
+    model: variants.Pi0Config
+    optimizer: optimizer.OptimizerConfig
+    train_expert_only: bool = False
+    ema_decay: float = 0.0  # of the averaged weights; 0 = no average
+    augment: bool = False  # openpi's crop, rotation and colour jitter
+
+
+def create_state(params: dict, cfg: SftConfig, mesh: jax.sharding.Mesh, frozen_dtype=None) -> states.TrainState:
+    """Fresh state for SFT around `params` (see state.create); the value head stays as it is."""
+    trainable = _trainable(cfg)
+    return states.create(params, cfg.optimizer, trainable, mesh, ema=cfg.ema_decay > 0, frozen_dtype=frozen_dtype)
+
+
+def make_sft_step(cfg: SftConfig, mesh: jax.sharding.Mesh) -> Callable:
+    """step(state, Observation [B], actions_BHA, key) -> state, metrics on the device.  The state is donated.
+
+    `key` is that of the whole run: each step folds its number in, so a resumed run draws what the first would have drawn.
+    Actions are normalised; the loss covers padded action dimensions too, as openpi's does.
+    """
+    trainable = _trainable(cfg)
+
+    def step(state, obs, actions_BHA, key):
+        obs, noise_BHA, time_B = _draw(jax.random.fold_in(key, state.step), obs, actions_BHA, cfg)
+        learned, frozen = states.partition(state.params, trainable)
+
+        def loss(learned):
+            params = states.merge(learned, frozen)
+            return pi0.flow_matching_loss(params, obs, actions_BHA, noise_BHA, time_B, cfg.model).mean()
+
+        value, grads = jax.value_and_grad(loss)(learned)
+        learned, opt_state, metrics = optimizer.apply(cfg.optimizer, grads, state.opt_state, learned, state.step)
+        ema = state.ema
+        if ema is not None:
+            ema = jax.tree.map(lambda e, p: cfg.ema_decay * e + (1.0 - cfg.ema_decay) * p, ema, learned)
+        params = states.merge(learned, frozen)
+        metrics = {"loss": value, "grad_norm": metrics["grad_norm"], "lr": metrics["lr"], "param_norm": _weight_norm(params)}
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
+
+    step = states.jit_step(step, mesh)
+    return lambda state, obs, actions_BHA, key: step(state, obs, actions_BHA, meshes.replicate(key, mesh))
+
+
+def _trainable(cfg):
+    of_model = optimizer.trainable(cfg.model, cfg.train_expert_only)
+    return lambda path: of_model(path) and not path.startswith("value_head/")
+
+
+def _draw(key, obs: types.Observation, actions_BHA, cfg):
+    """Augmented observation, flow noise and flow time of one step."""
+    augment_key, noise_key, time_key = jax.random.split(key, 3)
+    if cfg.augment:
+        obs = obs.replace(images=augment.augment(augment_key, pi0.to_float(obs.images)))
+    noise_BHA = jax.random.normal(noise_key, actions_BHA.shape)
+    return obs, noise_BHA, pi0.sample_time(time_key, actions_BHA.shape[0])
+
+
+def _weight_norm(params):
+    """Norm of the weight matrices: no biases, scales or embeddings."""
+    skip = re.compile(r"(bias|scale|pos_embedding|input_embedding)$")
+    return optax.tree.norm([x.astype(jnp.float32) for p, x in spec.flatten(params).items() if x.ndim > 1 and not skip.search(p)])

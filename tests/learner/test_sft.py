@@ -1,0 +1,137 @@
+"""Three real training steps of openpi: parameters, average, loss and norms."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pirl_jax.core import mesh as meshes
+from pirl_jax.core import spec
+from pirl_jax.core import types
+from pirl_jax.learner import optimizer
+from pirl_jax.learner import sft
+from pirl_jax.learner import state as states
+from pirl_jax.models import pi0
+from pirl_jax.models import variants
+
+CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+
+
+def model_config(pi05, lora):
+    adapters = variants.LoraConfig(2, 2.0, 2) if lora else None
+    return variants.Pi0Config(
+        pi05=pi05,
+        paligemma=variants.GemmaConfig(32, 2, 48, 2, 1, 16, adapters),
+        expert=variants.GemmaConfig(16, 2, 32, 2, 1, 16, adapters),
+        siglip=variants.SiglipConfig(16, 1, 32, 2, 8),
+        vocab_size=128, action_dim=32, action_horizon=10, max_token_len=12, image_size=(16, 16), dtype="float32",
+    )  # fmt: skip
+
+
+CASES = {"pi0_tiny": (False, False), "pi05_tiny": (True, False), "pi0_lora_tiny": (False, True)}
+
+
+def sft_config(settings, case):
+    rate, adam = settings["lr"], settings["optimizer"]
+    optim = optimizer.OptimizerConfig(
+        lr=rate["peak_lr"], b1=adam["b1"], b2=adam["b2"], eps=adam["eps"], weight_decay=adam["weight_decay"],
+        clip_grad=adam["clip"], schedule="openpi_cosine", warmup_steps=rate["warmup_steps"],
+        decay_steps=rate["decay_steps"], min_lr_ratio=rate["decay_lr"] / rate["peak_lr"],
+    )  # fmt: skip
+    return sft.SftConfig(model_config(*CASES[case]), optim, ema_decay=settings["ema_decay"] or 0.0)
+
+
+def group(z, prefix):
+    return {k[len(prefix) :]: z[k] for k in z.files if k.startswith(prefix)}
+
+
+def batch(z, step):
+    x = group(z, f"step{step}/in/")
+    obs = types.Observation(
+        images=np.stack([x[f"images/{c}"] for c in CAMERAS], axis=1),
+        image_mask=np.stack([x[f"image_masks/{c}"] for c in CAMERAS], axis=1),
+        state=x["state"], tokens=x["tokenized_prompt"], token_mask=x["tokenized_prompt_mask"],
+    )  # fmt: skip
+    return obs, x["actions"]
+
+
+@functools.cache
+def load(folder, case):
+    z = np.load(folder / "openpi" / f"train_{case}.npz")
+    settings = json.loads(str(z["config_json"]))
+    return z, settings, sft_config(settings, case)
+
+
+@pytest.fixture
+def fast_compile():
+    """Compile twice faster, run slower and round a little differently; the models are tiny."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_draws_are_openpis(vectors, case):
+    z, settings, cfg = load(vectors, case)
+    key, _ = jax.random.split(jax.random.key(settings["seed"]))
+    for step in range(3):
+        obs, actions = batch(z, step)
+        _, noise, time = sft._draw(jax.random.fold_in(key, step), obs, actions, cfg)
+        np.testing.assert_allclose(noise, z[f"step{step}/noise"], atol=1e-6)
+        np.testing.assert_allclose(time, z[f"step{step}/time"], atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_three_steps(vectors, fast_compile, case):
+    z, settings, cfg = load(vectors, case)
+    mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
+    params = spec.unflatten(group(z, "params0/"))
+    state = sft.create_state(params, cfg, mesh, frozen_dtype=jnp.bfloat16)
+    assert {p: str(x.dtype) for p, x in spec.flatten(state.params).items()} == json.loads(str(z["param_dtypes_json"]))
+    _, frozen = states.partition(state.params, sft._trainable(cfg))
+    assert sorted(spec.flatten(frozen)) == settings["frozen"]
+    step_fn = sft.make_sft_step(cfg, mesh)
+    key, _ = jax.random.split(jax.random.key(settings["seed"]))
+    for step in range(3):
+        with jax.transfer_guard("disallow"):
+            state, metrics = step_fn(state, *meshes.put_batch(batch(z, step), mesh), key)
+        # openpi adds up the squares of bfloat16 leaves in bfloat16, we in float32: 5e-5 of param_norm with adapters
+        for name, rtol in (("loss", 1e-5), ("grad_norm", 1e-4), ("param_norm", 1e-4)):
+            np.testing.assert_allclose(metrics[name], z[f"step{step}/info/{name}"], rtol=rtol, err_msg=f"{step} {name}")
+        if step != 1:  # not recorded
+            check(state.params, group(z, f"params{step + 1}/"), cfg.optimizer.lr)
+    if settings["ema_decay"] is None:
+        assert state.ema is None
+    else:
+        check(state.ema, group(z, "ema3/"), cfg.optimizer.lr)
+
+
+def check(params, want, lr):
+    """Compared to the size lr of a step.  Adam divides a gradient by its own size, so the direction of a step is noise
+    where the true gradient is 0: for single entries, and for the whole key bias of an attention (softmax ignores it)."""
+    flat = spec.flatten(params)
+    assert flat.keys() == want.keys()
+    for path, x in flat.items():
+        error = np.abs(np.float32(x) - want[path]) / lr
+        mean_limit = 1.0 if path.endswith("key/bias") else 1e-3
+        assert error.max() < 1.0 and error.mean() < mean_limit, (path, error.max(), error.mean())
+
+
+def test_value_head_stays_and_augmentation_moves_the_images(vectors):
+    z, _, cfg = load(vectors, "pi0_tiny")
+    mesh = meshes.make_mesh(2, 1, jax.devices()[:2])
+    params = spec.unflatten(group(z, "params0/")) | {"value_head": {"out": {"bias": np.ones(1, np.float32)}}}
+    state = sft.create_state(params, cfg, mesh)
+    obs, actions = batch(z, 0)
+    obs = obs.replace(images=obs.images[:, :2], image_mask=obs.image_mask[:, :2])
+    augmented = dataclasses.replace(cfg, augment=True)
+    key = jax.random.key(0)
+    plain, noise, time = sft._draw(key, obs, actions, cfg)
+    moved, same_noise, _ = sft._draw(key, obs, actions, augmented)
+    np.testing.assert_array_equal(noise, same_noise)
+    assert (moved.images != plain.images).any() and moved.images.shape == plain.images.shape
+    assert "value_head" in state.params and "value_head" not in states.partition(state.params, sft._trainable(cfg))[0]
