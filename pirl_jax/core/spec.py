@@ -1,10 +1,10 @@
-"""One declaration per parameter: shape, logical axes, initialiser.  Everything else is a map over the tree of declarations.
+"""One declaration per parameter: shape, logical axes, initialiser.  Everything else is a map over the declarations.
 
-A parameter tree is a nested dict; '/'-joined paths name its leaves.  Knows no network and no mesh: the caller brings the rules
-that send a logical axis to a mesh axis.
+A parameter tree is a nested dict; '/'-joined paths name its leaves.  Knows no network and no mesh: the caller brings
+the rules that send a logical axis to a mesh axis.
 
-Logical axes in use: layers, vocab, embed (width of the residual stream), mlp, heads, kv_heads, head_dim, rank, action, and
-None for an axis that is never sharded.
+Logical axes in use: layers, vocab, embed (width of the residual stream), mlp, heads, kv_heads, head_dim, rank, action,
+and None for an axis that is never sharded.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,8 +20,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """One parameter.  `init` is a name of INITIALISERS, or (name, *numbers); fan-in and fan-out are numbers, so that stacking
-    layers or splitting heads into an own axis does not change them."""
+    """One parameter.  `init` is a name of INITIALISERS, or (name, *numbers); fan-in and fan-out are numbers, so that
+    stacking layers or splitting heads into an own axis does not change them."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -90,7 +90,8 @@ def unflatten(flat: Mapping[str, Any]) -> dict:
 def _sample(key: jax.Array, path: str, spec: Spec) -> jax.Array:
     name, *numbers = (spec.init,) if isinstance(spec.init, str) else spec.init
     # crc32 and not hash(): Python salts the hash of a string in every process.
-    return INITIALISERS[name](jax.random.fold_in(key, zlib.crc32(path.encode())), spec.shape, *numbers).astype(spec.dtype)
+    leaf_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    return INITIALISERS[name](leaf_key, spec.shape, *numbers).astype(spec.dtype)
 
 
 def _partition(spec: Spec, mesh_shape: Mapping[str, int], rules: Mapping) -> PartitionSpec:

@@ -1,8 +1,8 @@
 """Gemma transformer with two weight sets ("experts") that share one attention.
 
 Expert 0 (PaliGemma) reads the prefix and never sees the suffix, so the joint attention splits into two passes without
-changing a number: expert 0 fills keys and values, expert 1 attends to them and to itself.  Hence every function here runs
-one expert.
+changing a number: expert 0 fills keys and values, expert 1 attends to them and to itself.  Hence every function here
+runs one expert.
 """
 
 import jax
@@ -18,7 +18,7 @@ _MASKED = -2.3819763e38
 
 
 def specs(cfgs: tuple[variants.GemmaConfig, ...], adaptive: tuple[bool, ...], vocab_size: int) -> dict:
-    """All experts in one tree; expert i > 0 has the suffix `_i`.  `adaptive`: whose norms are modulated by a condition."""
+    """All experts in one tree; expert i > 0 has the suffix `_i`.  `adaptive`: whose norms a condition modulates."""
     tree = {
         "embedder": {"input_embedding": spec.Spec((vocab_size, cfgs[0].width), ("vocab", "embed"), ("normal", 0.01))},
         "layers": {"attn": {}},

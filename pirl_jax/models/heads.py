@@ -13,9 +13,11 @@ def value_specs(width: int, hidden: tuple[int, ...] = (512, 256, 128)) -> dict:
     tree = {}
     sizes = (width, *hidden)
     for i, (fan_in, fan_out) in enumerate(zip(sizes, hidden)):
-        tree[f"layer_{i}"] = {"kernel": spec.Spec((fan_in, fan_out), ("embed", "mlp"), ("normal", math.sqrt(2 / fan_out))),
+        init = ("normal", math.sqrt(2 / fan_out))
+        tree[f"layer_{i}"] = {"kernel": spec.Spec((fan_in, fan_out), ("embed", "mlp"), init),
                               "bias": spec.Spec((fan_out,), ("mlp",))}
-    tree["out"] = {"kernel": spec.Spec((sizes[-1], 1), ("mlp", None), ("normal", 0.02)), "bias": spec.Spec((1,), (None,))}
+    tree["out"] = {"kernel": spec.Spec((sizes[-1], 1), ("mlp", None), ("normal", 0.02)),
+                   "bias": spec.Spec((1,), (None,))}
     return {"value_head": tree}
 
 

@@ -25,8 +25,8 @@ def einsum_specs(shape: tuple, axes: tuple, fan_in: int, cfg: variants.LoraConfi
 def einsum(params: dict, equation: str, x: jax.Array, cfg: variants.LoraConfig | None) -> jax.Array:
     """einsum(equation, x, w) in the dtype of x, plus the adapter if there is one.
 
-    Factor A replaces the weight's last letter by the rank letter, factor B its second-to-last.  Quirk: for the attention output
-    (BTNh,NhD->BTD) the head letter N is not in the rank activations BTr, so B is summed over heads.
+    Factor A replaces the weight's last letter by the rank letter, factor B its second-to-last.  Quirk: for the
+    attention output (BTNh,NhD->BTD) the head letter N is not in the rank activations BTr, so B is summed over heads.
     """
     y = jnp.einsum(equation, x, params["w"].astype(x.dtype))
     if cfg is None:

@@ -1,8 +1,8 @@
 """The pi0 and pi0.5 policies: images, prompt and state -> velocity field over action chunks.
 
-Two passes.  `prefill` runs the vision tower and expert 0 over images and prompt, once per observation; `velocity` runs expert 1
-over (state,) noisy actions at a flow time, against the kept keys and values.  Knows no sampling method but the plain ODE and no
-reinforcement learning.  Flow time: t = 1 is noise, t = 0 is action.
+Two passes.  `prefill` runs the vision tower and expert 0 over images and prompt, once per observation; `velocity` runs
+expert 1 over (state,) noisy actions at a flow time, against the kept keys and values.  Knows no sampling method but the
+plain ODE and no reinforcement learning.  Flow time: t = 1 is noise, t = 0 is action.
 """
 
 import re
@@ -34,7 +34,8 @@ def specs(cfg: variants.Pi0Config) -> dict:
     width, A = cfg.expert.width, cfg.action_dim
 
     def linear(fan_in, fan_out, axes):
-        return {"kernel": spec.Spec((fan_in, fan_out), axes, ("lecun", fan_in)), "bias": spec.Spec((fan_out,), axes[1:])}
+        kernel = spec.Spec((fan_in, fan_out), axes, ("lecun", fan_in))
+        return {"kernel": kernel, "bias": spec.Spec((fan_out,), axes[1:])}
 
     tree = {
         "PaliGemma": {
@@ -55,7 +56,7 @@ def specs(cfg: variants.Pi0Config) -> dict:
 def frozen_by_lora(cfg: variants.Pi0Config) -> frozenset[str]:
     """Paths that adapters replace in training: the language weights of an expert that has adapters.
 
-    Vision tower and projections stay trainable.  With adapters on expert 0 only, the weights of expert 1 stay trainable too.
+    Vision tower and projections stay trainable, and so does an expert without adapters.
     """
     paths = [path for path in spec.flatten(specs(cfg)) if "/llm/" in path and "lora" not in path]
     of_expert_1 = {path for path in paths if re.search(r"_1(/|$)", path)}
@@ -68,7 +69,7 @@ def frozen_by_lora(cfg: variants.Pi0Config) -> frozenset[str]:
 
 
 def prefill(params: dict, obs: types.Observation, cfg: variants.Pi0Config, *, hidden: bool = False) -> Prefix:
-    """Vision tower and expert 0, once per observation.  `hidden` also returns expert 0's final states (a critic on them)."""
+    """Vision tower and expert 0, once per observation.  `hidden` also returns expert 0's final states."""
     x_BSD, mask_BS = embed_prefix(params, obs, cfg)
     attend_BSS = attention_mask(mask_BS, jnp.zeros(mask_BS.shape[1], bool))
     out, k, v = gemma.forward(
@@ -80,7 +81,7 @@ def prefill(params: dict, obs: types.Observation, cfg: variants.Pi0Config, *, hi
 def velocity(
     params: dict, prefix: Prefix, x_BHA: jax.Array, t_B: jax.Array, cfg: variants.Pi0Config
 ) -> tuple[jax.Array, jax.Array]:
-    """Velocity noise - action at flow time t: v [B,H,A] float32, and the expert's final states of the actions [B,H,D]."""
+    """Velocity (noise - action) at flow time t: v [B,H,A] float32, and final states of the action tokens [B,H,D]."""
     hidden_BTD, _, _ = decode(params, prefix, x_BHA, t_B, cfg)
     feature_BHD = hidden_BTD[:, -x_BHA.shape[1]:]
     return _linear(params["action_out_proj"], feature_BHD).astype(jnp.float32), feature_BHD
@@ -145,7 +146,7 @@ def embed_prefix(params: dict, obs: types.Observation, cfg: variants.Pi0Config) 
 def embed_suffix(
     params: dict, state_BA: jax.Array, x_BHA: jax.Array, t_B: jax.Array, cfg: variants.Pi0Config
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Tokens of expert 1 [B,T,D], which of them start an attention block [T], and the condition of its norms [B,D] (pi0.5)."""
+    """Tokens of expert 1 [B,T,D], which of them start an attention block [T], condition of its norms [B,D] (pi0.5)."""
     time_BD = time_embedding(t_B, cfg.expert.width)
     action_BHD = _linear(params["action_in_proj"], x_BHA)
     H = x_BHA.shape[1]
@@ -171,7 +172,7 @@ def decode(
 
 
 def attention_mask(valid_BT: jax.Array, starts_T: jax.Array) -> jax.Array:
-    """[B,T,T]: a query sees the valid keys of its own and all earlier blocks.  `starts_T` marks the first token of a block."""
+    """[B,T,T]: a query sees the valid keys of its own and all earlier blocks.  `starts_T`: first token of a block."""
     block_T = jnp.cumsum(starts_T)
     visible_TT = block_T[None, :] <= block_T[:, None]
     return visible_TT[None] & valid_BT[:, None, :] & valid_BT[:, :, None]

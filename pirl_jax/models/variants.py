@@ -62,14 +62,14 @@ class Pi0Config:
         for field in ("depth", "num_heads", "num_kv_heads", "head_dim"):
             one, other = getattr(self.paligemma, field), getattr(self.expert, field)
             if one != other:
-                raise ValueError(f"the two experts attend to each other, so {field} must agree; it is {one} and {other}")
+                raise ValueError(f"the two experts share attention, so {field} must agree; it is {one} and {other}")
         if any(size % self.siglip.patch for size in self.image_size):
             raise ValueError(f"image_size {self.image_size} must be a multiple of the patch of {self.siglip.patch} px")
         if self.paligemma.num_heads % self.paligemma.num_kv_heads:
             raise ValueError(f"num_heads {self.paligemma.num_heads} must be a multiple of num_kv_heads "
                              f"{self.paligemma.num_kv_heads}")
         if self.siglip.width % self.siglip.num_heads:
-            raise ValueError(f"SigLIP width {self.siglip.width} must be a multiple of num_heads {self.siglip.num_heads}")
+            raise ValueError(f"SigLIP width {self.siglip.width} must divide by its {self.siglip.num_heads} heads")
 
     @property
     def image_tokens(self) -> int:
@@ -77,8 +77,8 @@ class Pi0Config:
         return math.prod(size // self.siglip.patch for size in self.image_size)
 
 
-# Gemma 2B of the Gemma report (arXiv:2403.08295, table 1); the 300M action expert keeps its depth and heads so that both can
-# share attention, with a narrower residual stream and feed-forward (pi0 report, arXiv:2410.24164, appendix B).
+# Gemma 2B of the Gemma report (arXiv:2403.08295, table 1); the 300M action expert keeps its depth and heads so that
+# both can share attention, with a narrower residual stream and feed-forward (pi0 report, arXiv:2410.24164, appendix B).
 # Adapter ranks are those of the published low-memory recipes.  "tiny" is ours: the smallest that has every part;
 # "small" learns the embedded suite on a CPU.
 GEMMA = {
@@ -100,8 +100,8 @@ SIGLIP = {
     "small": SiglipConfig(64, 2, 128, 4, 16),
 }
 
-# 257152 = 256000 Gemma tokens + 1024 location + 128 segmentation tokens (PaliGemma).  Horizons: 50 is pi0_base; 10 is what the
-# published pi0.5 LIBERO checkpoint was trained with.  32 is the padded action (and state) dimension of both base models.
+# 257152 = 256000 Gemma tokens + 1024 location + 128 segmentation tokens (PaliGemma).  Horizons: 50 is pi0_base; 10 is
+# what the published pi0.5 LIBERO checkpoint was trained with.  32 is the padded action (and state) dimension of both.
 _VOCAB = 257152
 
 

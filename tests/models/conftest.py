@@ -1,4 +1,4 @@
-"""The reference model cases: configuration, parameters, inputs, expected arrays; all our intermediates under the same names."""
+"""The reference model cases: configuration, parameters, inputs, expected arrays; our results under the same names."""
 
 import dataclasses
 import functools
@@ -44,7 +44,8 @@ def load_case(vectors, name):
     with np.load(path) as file:
         arrays = dict(file)
     settings = json.loads(arrays.pop("config_json").item())
-    flat = {key.removeprefix("params/"): jnp.asarray(arrays.pop(key)) for key in list(arrays) if key.startswith("params/")}
+    names = [key for key in arrays if key.startswith("params/")]
+    flat = {name.removeprefix("params/"): jnp.asarray(arrays.pop(name)) for name in names}
     return Case(settings, config(settings), spec.unflatten(flat), arrays, observation(arrays))
 
 
@@ -82,7 +83,8 @@ class Case:
         drawn = jax.random.normal(jax.random.key(self.settings["seed"]), noise.shape)
         for n in (1, 4, 10):
             out[f"sample/num_steps_{n}"] = _sample(params, noise, self.obs, n, cfg=self.cfg)
-        out |= {"sample/rng_noise": drawn, "sample/rng_num_steps_10": _sample(params, drawn, self.obs, 10, cfg=self.cfg)}
+        out["sample/rng_noise"] = drawn
+        out["sample/rng_num_steps_10"] = _sample(params, drawn, self.obs, 10, cfg=self.cfg)
         return {key: np.asarray(x, np.float32 if x.dtype == jnp.bfloat16 else None) for key, x in out.items()}
 
     def recorded(self, prefix: str) -> list[str]:
@@ -90,7 +92,7 @@ class Case:
         return [name for name in self.arrays if name.startswith("out") and name.split("/", 1)[1].startswith(prefix)]
 
     def check(self, prefix: str, tolerance: float):
-        """Compare every recorded array of this prefix; floats relative to max(1, max abs), bfloat16 to 3e-2 of the max."""
+        """Compare every recorded array of this prefix; relative to max(1, max abs), bfloat16 to 3e-2 of the max."""
         names = self.recorded(prefix)
         assert names, prefix
         for name in names:
@@ -105,7 +107,7 @@ class Case:
             assert np.abs(ours - expected).max() <= limit, f"{name}: {np.abs(ours - expected).max():.2e} > {limit:.2e}"
 
     def _meaningful(self, name, x):
-        """Padded queries attend uniformly to all keys of a pass: the prefix here, prefix and suffix in the joint reference."""
+        """Padded queries attend uniformly to all keys of a pass: the prefix here, also the suffix in the reference."""
         if "train/prefix_out" in name:
             return x[self.arrays["out/prefix/mask"]]
         if "train/kv_" in name:
@@ -126,7 +128,8 @@ def config(settings) -> variants.Pi0Config:
         return variants.GemmaConfig(**fields, lora=lora)
 
     vit = {key: settings["siglip"][key] for key in ("width", "depth", "mlp_dim", "num_heads", "patch")}
-    same = {key: settings[key] for key in ("pi05", "vocab_size", "action_dim", "action_horizon", "max_token_len", "dtype")}
+    names = ("pi05", "vocab_size", "action_dim", "action_horizon", "max_token_len", "dtype")
+    same = {name: settings[name] for name in names}
     return variants.Pi0Config(
         paligemma=expert(settings["paligemma"]), expert=expert(settings["action_expert"]),
         siglip=variants.SiglipConfig(**vit), image_size=tuple(settings["image_resolution"]), **same)

@@ -42,8 +42,9 @@ def test_frozen_parameters_equal_the_reference(case):
     assert sorted(pi0.frozen_by_lora(case.cfg)) == sorted(case.settings["frozen_by_get_freeze_filter"])
 
 
-@pytest.mark.parametrize("paligemma, expert, frozen", [("gemma_2b_lora", "gemma_300m", 9), ("gemma_2b", "gemma_300m_lora", 8),
-                                                       ("gemma_2b_lora", "gemma_300m_lora", 17), ("gemma_2b", "gemma_300m", 0)])
+@pytest.mark.parametrize("paligemma, expert, frozen", [
+    ("gemma_2b_lora", "gemma_300m", 9), ("gemma_2b", "gemma_300m_lora", 8),
+    ("gemma_2b_lora", "gemma_300m_lora", 17), ("gemma_2b", "gemma_300m", 0)])
 def test_number_of_frozen_leaves_of_pi0(paligemma, expert, frozen):
     cfg = variants.pi0_config("pi0", paligemma=variants.GEMMA[paligemma], expert=variants.GEMMA[expert])
     assert len(pi0.frozen_by_lora(cfg)) == frozen

@@ -157,3 +157,18 @@ def test_attention_mask_equals_the_reference(vectors, i):
             jnp.asarray(file[f"attn_mask/{i}/{name}"]) for name in ("input_mask", "ar_mask", "out", "positions"))
     np.testing.assert_array_equal(pi0.attention_mask(valid, starts), mask)
     np.testing.assert_array_equal(pi0.positions(valid), positions)
+
+
+@pytest.mark.parametrize("name, horizon", [("pi0", 50), ("pi05", 10)])
+def test_full_size_network_traces(name, horizon):
+    cfg = variants.pi0_config(name, remat="full")
+    image = jax.ShapeDtypeStruct((2, 2, 224, 224, 3), jnp.uint8)
+    flag = lambda *shape: jax.ShapeDtypeStruct(shape, bool)  # noqa: E731
+    number = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+    obs = types.Observation(image, flag(2, 2), number(2, 32), jax.ShapeDtypeStruct((2, 24), jnp.int32), flag(2, 24))
+    params = spec.abstract(pi0.specs(cfg))
+    prefix = jax.eval_shape(lambda params, obs: pi0.prefill(params, obs, cfg), params, obs)
+    actions = number(2, horizon, 32)
+    v, feature = jax.eval_shape(lambda *inputs: pi0.velocity(*inputs, cfg), params, prefix, actions, number(2))
+    assert prefix.k.shape == (18, 2, 2 * 256 + 24, 1, 256) and prefix.k.dtype == jnp.bfloat16
+    assert (v.shape, v.dtype, feature.shape) == ((2, horizon, 32), jnp.float32, (2, horizon, 1024))
