@@ -21,7 +21,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
     """Mesh of data x fsdp devices; data = -1 takes what is left.  `devices` defaults to all devices of all hosts."""
     devices = jax.devices() if devices is None else devices
     if fsdp < 1 or len(devices) % fsdp:
-        raise ValueError(f"mesh fsdp={fsdp} does not divide the {len(devices)} devices; choose a divisor of their number")
+        raise ValueError(f"mesh fsdp={fsdp} does not divide the {len(devices)} devices; choose a divisor of it")
     data = len(devices) // fsdp if data == -1 else data
     if data * fsdp != len(devices):
         raise ValueError(
@@ -42,14 +42,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(tree, mesh: Mesh):
-    """Host arrays [B,...] -> global arrays sharded over their rows.  Every process passes its own rows, equally many."""
+    """Host arrays [B,...] -> global arrays sharded over their rows.  Every process passes as many rows of its own."""
     sharding, local_devices = batch_sharding(mesh), len(mesh.local_devices)
 
     def put(x):
         x = np.asarray(x)
         if x.shape[0] % local_devices:
             raise ValueError(
-                f"a batch of {x.shape[0]} rows does not divide over {local_devices} devices; use a multiple of {local_devices}"
+                f"a batch of {x.shape[0]} rows does not divide over {local_devices} devices;"
+                f" use a multiple of {local_devices}"
             )
         return jax.make_array_from_process_local_data(sharding, x)
 

@@ -9,8 +9,8 @@ import numpy as np
 def named(key: jax.Array, *names: str | int) -> jax.Array:
     """The key that belongs to the path `names` below `key`.
 
-    Strings, ints, and traced integers are folded in one after the other, so named(key, "a", 3) == named(named(key, "a"), 3).
-    The same names give the same key in every process and on every host.
+    Strings, ints and traced integers are folded in one after the other: named(key, "a", 3) is
+    named(named(key, "a"), 3).  The same names give the same key in every process and on every host.
     """
     for name in names:
         key = jax.random.fold_in(key, _number(name))

@@ -39,12 +39,13 @@ class OptimizerConfig:
             raise types.unknown("schedule", self.schedule, SCHEDULES)
         if self.schedule != "constant" and self.decay_steps <= self.warmup_steps:
             raise ValueError(
-                f"decay_steps={self.decay_steps} must exceed warmup_steps={self.warmup_steps} for schedule={self.schedule!r}"
+                f"decay_steps={self.decay_steps} must exceed warmup_steps={self.warmup_steps}"
+                f" for schedule={self.schedule!r}"
             )
 
 
 def learning_rates(cfg: OptimizerConfig, step) -> dict[str, jax.Array]:
-    """Learning rate of each parameter group at a step (of whatever the caller counts, from 0); both follow one curve."""
+    """Learning rate of each parameter group at a step (of what the caller counts, from 0); both follow one curve."""
     factor = SCHEDULES[cfg.schedule](cfg, jnp.asarray(step, jnp.float32))
     return {"policy": cfg.lr * factor, "value": cfg.value_lr * factor}
 
@@ -57,11 +58,11 @@ def init(cfg: OptimizerConfig, params: dict):
 def apply(cfg: OptimizerConfig, grads: dict, opt_state, params: dict, schedule_step, freeze_policy=False):
     """One step -> params, opt_state, metrics.
 
-    A gradient that is not finite leaves everything as it was.  freeze_policy (may be traced) trains the value head alone;
+    A gradient that is not finite leaves everything as it was.  freeze_policy (may be traced) spares the policy;
     the moments of the rest stay 0 meanwhile, but its bias correction ages: its first steps afterwards are shorter than
     those of a fresh Adam, never longer.
     """
-    grads = _by_group(lambda group, g: jnp.where(freeze_policy, 0.0, g) if group == "policy" else g, grads)
+    grads = _by_group(lambda group, g: g if group == "value" else jnp.where(freeze_policy, 0.0, g), grads)
     norm = optax.tree.norm(grads)
     updates, new_opt_state = _transform(cfg).update(grads, opt_state, params)
     rates = learning_rates(cfg, schedule_step)
@@ -90,7 +91,7 @@ def _by_group(fn, tree, *trees):
     return spec.unflatten({p: fn(group[p], leaf, *(other[p] for other in others)) for p, leaf in flat.items()})
 
 
-# ---- schedules: factor in [0, 1] ---------------------------------------------------------------------------------------
+# ---- schedules: factor in [0, 1] ------------------------------------------------------------
 
 
 def _constant(cfg, step):
@@ -117,7 +118,7 @@ def _openpi_cosine(cfg, step):
 SCHEDULES: dict[str, Callable] = {"constant": _constant, "cosine": _cosine, "openpi_cosine": _openpi_cosine}
 
 
-# ---- what trains -------------------------------------------------------------------------------------------------------
+# ---- what trains ------------------------------------------------------------
 
 
 def trainable(model: variants.Pi0Config, train_expert_only: bool) -> Callable[[str], bool]:

@@ -34,14 +34,14 @@ class SftConfig:
 
 def create_state(params: dict, cfg: SftConfig, mesh: jax.sharding.Mesh, frozen_dtype=None) -> states.TrainState:
     """Fresh state for SFT around `params` (see state.create); the value head stays as it is."""
-    trainable = _trainable(cfg)
-    return states.create(params, cfg.optimizer, trainable, mesh, ema=cfg.ema_decay > 0, frozen_dtype=frozen_dtype)
+    ema = cfg.ema_decay > 0
+    return states.create(params, cfg.optimizer, _trainable(cfg), mesh, ema=ema, frozen_dtype=frozen_dtype)
 
 
 def make_sft_step(cfg: SftConfig, mesh: jax.sharding.Mesh) -> Callable:
     """step(state, Observation [B], actions_BHA, key) -> state, metrics on the device.  The state is donated.
 
-    `key` is that of the whole run: each step folds its number in, so a resumed run draws what the first would have drawn.
+    `key` is that of the whole run: each step folds its number in, so a resumed run draws what it would have drawn.
     Actions are normalised; the loss covers padded action dimensions too, as openpi's does.
     """
     trainable = _trainable(cfg)
@@ -60,7 +60,8 @@ def make_sft_step(cfg: SftConfig, mesh: jax.sharding.Mesh) -> Callable:
         if ema is not None:
             ema = jax.tree.map(lambda e, p: cfg.ema_decay * e + (1.0 - cfg.ema_decay) * p, ema, learned)
         params = states.merge(learned, frozen)
-        metrics = {"loss": value, "grad_norm": metrics["grad_norm"], "lr": metrics["lr"], "param_norm": _weight_norm(params)}
+        metrics = {name: metrics[name] for name in ("grad_norm", "lr")}
+        metrics |= {"loss": value, "param_norm": _weight_norm(params)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
     step = states.jit_step(step, mesh)
@@ -84,4 +85,5 @@ def _draw(key, obs: types.Observation, actions_BHA, cfg):
 def _weight_norm(params):
     """Norm of the weight matrices: no biases, scales or embeddings."""
     skip = re.compile(r"(bias|scale|pos_embedding|input_embedding)$")
-    return optax.tree.norm([x.astype(jnp.float32) for p, x in spec.flatten(params).items() if x.ndim > 1 and not skip.search(p)])
+    matrices = [x for path, x in spec.flatten(params).items() if x.ndim > 1 and not skip.search(path)]
+    return optax.tree.norm([x.astype(jnp.float32) for x in matrices])

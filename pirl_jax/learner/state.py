@@ -68,14 +68,16 @@ def create(
 
 
 def _on_mesh(x, mesh):
-    on_mesh = isinstance(x, jax.Array) and isinstance(x.sharding, jax.sharding.NamedSharding) and x.sharding.mesh == mesh
+    sharding = getattr(x, "sharding", None)
+    on_mesh = isinstance(sharding, jax.sharding.NamedSharding) and sharding.mesh == mesh
     return x if on_mesh else meshes.replicate(x, mesh)
 
 
 def partition(params: dict, predicate: Callable[[str], bool]) -> tuple[dict, dict]:
     """Nested dict -> the leaves whose path satisfies the predicate, and the others."""
     flat = spec.flatten(params)
-    return tuple(spec.unflatten({p: x for p, x in flat.items() if bool(predicate(p)) == side}) for side in (True, False))
+    chosen = {path: x for path, x in flat.items() if predicate(path)}
+    return spec.unflatten(chosen), spec.unflatten({path: x for path, x in flat.items() if path not in chosen})
 
 
 def merge(*parts: dict) -> dict:

@@ -1,8 +1,8 @@
 """From a rollout to new parameters: advantages, then epochs over minibatches of the clipped objective.
 
-Generic over the policy: it sees log_prob_fn(params, chain, context) -> log_prob_B, entropy_B, value_B and nothing of the
-network.  Rows stay on the host and reach the device one microbatch at a time, because a row may carry megabytes (the
-prefix of a frozen VLM); gradients of a minibatch are summed over its microbatches before the one optimiser step.
+Generic over the policy: it sees log_prob_fn(params, chain, context) -> log_prob_B, entropy_B, value_B and nothing of
+the network.  Rows stay on the host and reach the device one microbatch at a time, because a row may carry megabytes
+(the prefix of a frozen VLM); gradients of a minibatch are summed over its microbatches before the one optimiser step.
 """
 
 import collections
@@ -129,8 +129,8 @@ def make_update(
     """
     if cfg.microbatch_size % mesh.size or cfg.minibatch_size % cfg.microbatch_size:
         raise ValueError(
-            f"microbatch_size={cfg.microbatch_size} must be a multiple of the {mesh.size} devices of the mesh and divide"
-            f" minibatch_size={cfg.minibatch_size}"
+            f"microbatch_size={cfg.microbatch_size} must be a multiple of the {mesh.size} devices of the mesh"
+            f" and divide minibatch_size={cfg.minibatch_size}"
         )
 
     accumulate = _accumulation(log_prob_fn, cfg, trainable, mesh)
@@ -213,8 +213,9 @@ def update(update_minibatch: Callable, state: states.TrainState, data: Minibatch
         index, keep = minibatch.split(
             generator, row_R, cfg.minibatch_size // hosts, multiple_of=size, most_rows=most_rows
         )
-        for index_MB, keep_MB in zip(index[0].reshape(len(index[0]), -1, size), keep[0].reshape(len(keep[0]), -1, size)):
-            state, metrics = update_minibatch(state, (_take(data, i, k) for i, k in zip(index_MB, keep_MB)))
+        for index_MB, keep_MB in zip(*(x[0].reshape(x.shape[1], -1, size) for x in (index, keep)), strict=True):
+            microbatches = (_take(data, *chosen) for chosen in zip(index_MB, keep_MB, strict=True))
+            state, metrics = update_minibatch(state, microbatches)
             history.append(metrics)
         if cfg.target_kl and _mean_kl(history[-len(index[0]) :]) > cfg.target_kl:
             break

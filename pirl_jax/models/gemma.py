@@ -121,7 +121,7 @@ def forward(
 
     is_last_L = jnp.arange(cfg.depth) == cfg.depth - 1
     layers = _select(params["layers"], expert)
-    x, (k, v) = jax.lax.scan(remat.wrap(layer, remat_policy), x_BTD, (layers, past, is_last_L))
+    x, (k, v) = jax.lax.scan(remat.wrap(layer, remat_policy), x_BTD, (layers, past, is_last_L), unroll=remat.unroll(cfg.depth))
     if not hidden:
         return None, k, v
     x, _ = rms_norm(params[f"final_norm{_suffix(expert)}"], x, cond_BD)
@@ -170,8 +170,12 @@ def _keys_values(attn: dict, x_BTD: jax.Array, position_BT: jax.Array, cfg: vari
 def _attend(q_BTNh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask_BTS: jax.Array) -> jax.Array:
     """Query head n reads key head n // G.  Logits and softmax in float32.  Returns [B,T,N,h]."""
     B, T, N, h = q_BTNh.shape
-    K = k_BSKh.shape[2]
-    q = q_BTNh.reshape(B, T, K, N // K, h)
-    logits = jnp.einsum("BTKGh,BSKh->BKGTS", q, k_BSKh, preferred_element_type=jnp.float32)
-    probs = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], logits, _MASKED), axis=-1)
-    return jnp.einsum("BKGTS,BSKh->BTKGh", probs.astype(q.dtype), v_BSKh).reshape(B, T, N, h)
+    K, G = k_BSKh.shape[2], N // k_BSKh.shape[2]
+    # One batch axis (B K) and one row axis (T G): plain batched matrix products, which XLA on CPU runs twice as fast.
+    q = q_BTNh.reshape(B, T, K, G, h).swapaxes(1, 2).reshape(B * K, T * G, h)
+    k, v = (x.swapaxes(1, 2).reshape(B * K, -1, h) for x in (k_BSKh, v_BSKh))
+    mask = jnp.repeat(jnp.repeat(mask_BTS, G, axis=1), K, axis=0)
+    logits = jnp.einsum("bqh,bsh->bqs", q, k, preferred_element_type=jnp.float32)
+    probs = jax.nn.softmax(jnp.where(mask, logits, _MASKED), axis=-1)
+    encoded = jnp.einsum("bqs,bsh->bqh", probs.astype(q.dtype), v)
+    return encoded.reshape(B, K, T, G, h).swapaxes(1, 2).reshape(B, T, N, h)

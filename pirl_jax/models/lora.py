@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from pirl_jax.core import spec
+from pirl_jax.models import linear
 from pirl_jax.models import variants
 
 # Both factors start random, so a fresh adapter changes the base model slightly.
@@ -28,14 +29,14 @@ def einsum(params: dict, equation: str, x: jax.Array, cfg: variants.LoraConfig |
     Factor A replaces the weight's last letter by the rank letter, factor B its second-to-last.  Quirk: for the
     attention output (BTNh,NhD->BTD) the head letter N is not in the rank activations BTr, so B is summed over heads.
     """
-    y = jnp.einsum(equation, x, params["w"].astype(x.dtype))
+    y = linear.einsum(equation, x, params["w"].astype(x.dtype))
     if cfg is None:
         return y
     x_letters, weight, out = equation.replace("->", ",").split(",")
     inner, outer = weight[-2:]
     rank_out = out.replace(outer, "r")
-    low = jnp.einsum(f"{x_letters},{weight.replace(outer, 'r')}->{rank_out}", x, params["lora_a"].astype(x.dtype))
-    delta = jnp.einsum(f"{rank_out},{weight.replace(inner, 'r')}->{out}", low, params["lora_b"].astype(x.dtype))
+    low = linear.einsum(f"{x_letters},{weight.replace(outer, 'r')}->{rank_out}", x, params["lora_a"].astype(x.dtype))
+    delta = linear.einsum(f"{rank_out},{weight.replace(inner, 'r')}->{out}", low, params["lora_b"].astype(x.dtype))
     return y + delta * cfg.attn_scale
 
 
@@ -58,12 +59,13 @@ def feed_forward_specs(depth: int, width: int, mlp_dim: int, cfg: variants.LoraC
 def feed_forward(params: dict, x: jax.Array, cfg: variants.LoraConfig | None) -> jax.Array:
     """Gated feed-forward, x [B,T,D] -> [B,T,D].  Quirk: its adapters ignore alpha and rank."""
 
-    def linear(x, name, index=()):
-        y = x @ params[name][index].astype(x.dtype)
+    def project(x, name, index=()):
+        y = linear.einsum("BTD,DF->BTF", x, params[name][index].astype(x.dtype))
         if cfg is None:
             return y
         a, b = params[f"{name}_lora_a"][index], params[f"{name}_lora_b"][index]
-        return y + (x @ a.astype(x.dtype)) @ b.astype(x.dtype)
+        low = linear.einsum("BTD,Dr->BTr", x, a.astype(x.dtype))
+        return y + linear.einsum("BTr,rF->BTF", low, b.astype(x.dtype))
 
-    gate = jax.nn.gelu(linear(x, "gating_einsum", 0), approximate=True)
-    return linear(gate * linear(x, "gating_einsum", 1), "linear")
+    gate = jax.nn.gelu(project(x, "gating_einsum", 0), approximate=True)
+    return project(gate * project(x, "gating_einsum", 1), "linear")

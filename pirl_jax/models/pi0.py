@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from pirl_jax.core import spec
 from pirl_jax.core import types
 from pirl_jax.models import gemma
+from pirl_jax.models import linear
 from pirl_jax.models import siglip
 from pirl_jax.models import variants
 
@@ -208,5 +209,5 @@ def to_float(images: jax.Array) -> jax.Array:
 
 def _linear(params: dict, x: jax.Array) -> jax.Array:
     """Affine map in the wider of the dtypes of x and params."""
-    y = x @ params["kernel"]
+    y = linear.einsum("BTD,DF->BTF", x, params["kernel"]) if x.ndim == 3 else x @ params["kernel"]
     return y + params["bias"].reshape((1,) * (y.ndim - 1) + (-1,))

@@ -15,6 +15,12 @@ def wrap(block: Callable, policy: str) -> Callable:
     return jax.checkpoint(block, policy=POLICIES[policy], prevent_cse=False)
 
 
+def unroll(depth: int) -> int:
+    """Layers per turn of a scan over `depth` layers.  A few layers are unrolled: a loop keeps XLA on CPU from using its threads
+    inside the body (1.4 times slower); for many layers compile time counts more."""
+    return depth if depth <= 4 else 1
+
+
 POLICIES = {
     "none": None,  # keep every activation
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the outputs of weight matrices

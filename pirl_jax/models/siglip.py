@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from pirl_jax.core import spec
+from pirl_jax.models import linear
 from pirl_jax.models import remat
 from pirl_jax.models import variants
 
@@ -47,8 +48,8 @@ def specs(cfg: variants.SiglipConfig, image_tokens: int, out_width: int) -> dict
                       "bias": spec.Spec((D,), ("embed",))},
         "pos_embedding": spec.Spec((1, image_tokens, D), (None, None, "embed"), ("normal", D**-0.5)),
         "Transformer": {"encoderblock": block, "encoder_norm": norm()},
-        # Zeros: at initialisation the language model sees no image.
-        "head": {"kernel": spec.Spec((D, out_width), (None, "embed")), "bias": spec.Spec((out_width,), ("embed",))},
+        # openpi starts this kernel at zero, where the slope of the RMS norm behind it is 1000: no start for training from scratch.
+        "head": {"kernel": spec.Spec((D, out_width), (None, "embed"), ("lecun", D)), "bias": spec.Spec((out_width,), ("embed",))},
     }
 
 
@@ -56,16 +57,19 @@ def encode(params: dict, image_BYXC: jax.Array, cfg: variants.SiglipConfig, dtyp
     """float32 images in [-1, 1] -> tokens [B,T,W], T = patches row by row, W = width of the language model."""
     x = add_position(params, patches(params, image_BYXC)).astype(dtype)
     layer = remat.wrap(lambda x, layer_params: (block(layer_params, x), None), remat_policy)
-    x, _ = jax.lax.scan(layer, x, params["Transformer"]["encoderblock"])
+    x, _ = jax.lax.scan(layer, x, params["Transformer"]["encoderblock"], unroll=remat.unroll(cfg.depth))
     return head(params, layer_norm(params["Transformer"]["encoder_norm"], x))
 
 
 def patches(params: dict, image_BYXC: jax.Array) -> jax.Array:
     """Patch embedding [B,y,x,D], in float32 whatever the compute dtype."""
     kernel = params["embedding"]["kernel"].astype(jnp.float32)
-    x = jax.lax.conv_general_dilated(
-        image_BYXC.astype(jnp.float32), kernel, kernel.shape[:2], "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    return x + params["embedding"]["bias"].astype(jnp.float32)[None, None, None]
+    P, _, C, D = kernel.shape
+    B, Y, X, _ = image_BYXC.shape
+    # Stride equals kernel, so the convolution is one matrix product over cut-out patches (whose gradient is fast everywhere).
+    cut = image_BYXC.astype(jnp.float32).reshape(B, Y // P, P, X // P, P, C).swapaxes(2, 3).reshape(B, -1, P * P * C)
+    y = linear.einsum("BTP,PD->BTD", cut, kernel.reshape(-1, D)).reshape(B, Y // P, X // P, D)
+    return y + params["embedding"]["bias"].astype(jnp.float32)[None, None, None]
 
 
 def add_position(params: dict, x_ByxD: jax.Array) -> jax.Array:
@@ -104,6 +108,6 @@ def _attention(params: dict, x_BTD: jax.Array) -> jax.Array:
 
 
 def _dense(params: dict, x: jax.Array, equation: str) -> jax.Array:
-    y = jnp.einsum(equation, x, params["kernel"].astype(x.dtype))
+    y = linear.einsum(equation, x, params["kernel"].astype(x.dtype))
     bias = params["bias"].astype(x.dtype)
     return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)

@@ -1,7 +1,8 @@
 """The PPO objective on arrays: clipped surrogate, clipped value loss, entropy, and what to report about them.
 
-Every function takes a `weight` of the shape of its rows: 0 marks a row that must not exist (padding, after the end of a
-trajectory), anything else says how much the row counts:  loss = sum(w * L) / normalizer,  normalizer = sum(w) by default.
+Every function takes a `weight` of the shape of its rows: 0 marks a row that must not exist (padding, after the end of
+a trajectory), anything else says how much the row counts:
+loss = sum(w * L) / normalizer, with normalizer = sum(w) by default.
 Metrics are plain means over the rows with weight > 0.  A row of weight 0 may hold anything, NaN and inf included: it is
 replaced before the arithmetic, so that neither the loss nor its gradient sees it.
 """
@@ -14,7 +15,7 @@ LOG_PROB_LEVELS = {"chunk": (-2, -1), "action": (-1,), "token": ()}
 
 
 def reduce_log_prob(log_prob_BIA, level):
-    """Sum the log-probs of single action coordinates: one ratio per chunk [B], per action [B,I] or per token [B,I,A]."""
+    """Sum the log-probs of action coordinates: one ratio per chunk [B], per action [B,I] or per token [B,I,A]."""
     if level not in LOG_PROB_LEVELS:
         raise ValueError(f"log-prob level is {level!r}; choose one of {sorted(LOG_PROB_LEVELS)}")
     chex.assert_rank(log_prob_BIA, 3)
