@@ -66,14 +66,6 @@ def load(folder, case):
     return z, settings, sft_config(settings, case)
 
 
-@pytest.fixture
-def fast_compile():
-    """Compile twice faster, run slower and round a little differently; the models are tiny."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_draws_are_openpis(vectors, case):
     z, settings, cfg = load(vectors, case)
@@ -112,7 +104,7 @@ def test_three_steps(vectors, fast_compile, case):
 
 def check(params, want, lr):
     """Compared to the size lr of a step.  Adam divides a gradient by its own size, so the direction of a step is noise
-    where the true gradient is 0: for single entries, and for the whole key bias of an attention (softmax ignores it)."""
+    where the true gradient is 0: for single entries, and for all of the key bias of an attention (softmax drops it)."""
     flat = spec.flatten(params)
     assert flat.keys() == want.keys()
     for path, x in flat.items():

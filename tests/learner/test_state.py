@@ -48,7 +48,8 @@ def test_create_refuses_to_train_nothing():
 
 def test_acting_params_are_the_average():
     mesh = meshes.make_mesh(8, 1)
-    state = states.create({"a": np.zeros(2, np.float32), "b": np.zeros(2, np.float32)}, CFG, lambda p: p == "a", mesh, ema=True)
+    params = {"a": np.zeros(2, np.float32), "b": np.zeros(2, np.float32)}
+    state = states.create(params, CFG, lambda path: path == "a", mesh, ema=True)
     state = state.replace(ema={"a": state.ema["a"] + 1.0})
     acting = states.acting_params(state)
     assert (acting["a"] == 1).all() and (acting["b"] == 0).all()

@@ -160,7 +160,7 @@ def test_critic_warmup_leaves_the_policy_alone():
 
 def test_metrics_are_complete():
     _, metrics = run(4, 2, make_rows(77))
-    names = "loss value_loss grad_norm approx_kl pg_clipfrac value_clip_ratio ratio_max_dev first_ratio_max_dev entropy lr"
+    names = "loss value_loss grad_norm approx_kl pg_clipfrac value_clip_ratio ratio_max_dev first_ratio_max_dev entropy"
     assert {f"actor/{name}" for name in names.split()} | {"critic/explained_variance"} <= metrics.keys()
     assert all(isinstance(x, float) for x in metrics.values()) and np.isfinite(list(metrics.values())).all()
 

@@ -95,7 +95,7 @@ def reference_cases(vectors, name):
 
 
 def flat_inputs(meta, a):
-    """The reference's reward types as flat [C,E] grids: chunk = one row per chunk, action = one row per control step."""
+    """The reference's reward types as flat [C,E] grids: one row per chunk, or one row per control step."""
     reward, done, value, mask = (a.get(f"in/{k}") for k in ("rewards", "dones", "values", "loss_mask"))
     if meta.get("flat"):
         return reward, done, value, mask
@@ -109,7 +109,7 @@ def flat_inputs(meta, a):
 
 
 def test_gae_reference(vectors):
-    """All of a_gae.  The reference knows one `done` (a time limit is a terminal without bootstrap), so terminated = done;
+    """All of a_gae.  The reference knows one `done` (a time limit is an end without bootstrap), so terminated = done;
     it also fills masked rows, which we refuse: only valid rows are compared.  Its NaN for one valid row is a 0 here."""
     compared = 0
     for case, meta, a in reference_cases(vectors, "a_gae"):
@@ -144,10 +144,10 @@ def test_gae_reference_valid_rows_do_not_need_the_others(vectors):
             continue
         reward, done, value, mask = flat_inputs(meta, a)
         spoil = lambda x: np.where(mask, x, np.nan)  # noqa: E731
-        next_value = np.where(done[1:], np.nan, value[1:])
-        advantage, return_ = advantages.gae(
-            spoil(reward), spoil(value[:-1]), next_value, done[1:], False & done[1:], meta["gamma"], meta["gae_lambda"], mask
-        )
+        done = done[1:]
+        next_value, knobs = np.where(done, np.nan, value[1:]), (meta["gamma"], meta["gae_lambda"])
+        grids = spoil(reward), spoil(value[:-1]), next_value, done, np.zeros_like(done)
+        advantage, return_ = advantages.gae(*grids, *knobs, mask)
         want = np.swapaxes(a["out/advantages"], 1, 2).reshape(reward.shape)
         np.testing.assert_allclose(advantage[mask], want[mask], rtol=1e-4, atol=1e-5, err_msg=case)
         assert np.isfinite(advantage).all() and np.isfinite(return_).all()

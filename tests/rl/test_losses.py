@@ -51,9 +51,8 @@ def test_dual_clip_bounds_bad_actions():
 
 def test_clipped_value_by_hand():
     # moves 0.1 (kept), 0.5 (clipped to 0.2, the worse of 0.5*0.5^2 and 0.5*0.8^2), 3 (huber: delta 1)
-    loss, metrics = losses.clipped_value(
-        jnp.array([0.1, 0.5, 3.0]), jnp.zeros(3), jnp.array([0.0, 1.0, 0.0]), jnp.ones(3), value_clip=0.2, huber_delta=1.0
-    )
+    value, return_ = jnp.array([0.1, 0.5, 3.0]), jnp.array([0.0, 1.0, 0.0])
+    loss, metrics = losses.clipped_value(value, jnp.zeros(3), return_, jnp.ones(3), value_clip=0.2, huber_delta=1.0)
     np.testing.assert_allclose(loss, (0.005 + 0.32 + 2.5) / 3, rtol=1e-6)
     np.testing.assert_allclose(metrics["value_clip_ratio"], 2 / 3, rtol=1e-6)
 
@@ -153,12 +152,13 @@ def weights(meta, a, shape):
 
 def run_case(meta, a):
     """(loss, metrics), gradients of one case; without a critic its rows have no weight."""
-    log_prob, old = (losses.reduce_log_prob(a[k], LEVEL[meta["logprob_type"]]) for k in ("in/logprobs", "in/old_logprobs"))
+    level = LEVEL[meta["logprob_type"]]
+    log_prob, old = (losses.reduce_log_prob(a[f"in/{k}"], level) for k in ("logprobs", "old_logprobs"))
     fixed = {"old_log_prob": old, "advantage": expand(a["in/advantages"], log_prob.shape)}
     fixed["weight"], fixed["normalizer"] = weights(meta, a, log_prob.shape)
     if "critic" in meta["loss_type"]:
         value = a["in/values"]
-        fixed |= {"old_value": expand(a["in/prev_values"], value.shape), "return_": expand(a["in/returns"], value.shape)}
+        fixed["old_value"], fixed["return_"] = (expand(a[f"in/{k}"], value.shape) for k in ("prev_values", "returns"))
         fixed["value_weight"], fixed["value_normalizer"] = weights(meta, a, value.shape)
     else:
         value = zero = np.zeros(len(log_prob), np.float32)
@@ -185,7 +185,8 @@ def test_reference_grid(cases, level):
         np.testing.assert_allclose(expand(grad_log_prob, want.shape), want, err_msg=case, **TOLERANCE)
         if "critic" in meta["loss_type"]:
             np.testing.assert_allclose(grad_value, a["out/grad_values"], err_msg=case, **TOLERANCE)
-            np.testing.assert_allclose(metrics["value_loss"], a["out/metric:critic/value_loss"], err_msg=case, **TOLERANCE)
+            want = a["out/metric:critic/value_loss"]
+            np.testing.assert_allclose(metrics["value_loss"], want, err_msg=case, **TOLERANCE)
         for ours, theirs in (("approx_kl", "approx_kl"), ("pg_clipfrac", "clip_fraction")):
             want = a[f"out/metric:actor/{theirs}"]
             np.testing.assert_allclose(metrics[ours] * factor, want, err_msg=f"{case} {ours}", **TOLERANCE)
