@@ -10,7 +10,8 @@ def einsum(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
     The two are merged into one axis: XLA on CPU has no fast kernel for the weight gradient of a contraction over two axes
     (5 to 7 times slower at the sizes of the embedded suite); elsewhere the merge costs nothing.
     """
-    rows = equation[:2]
+    rows, weight = equation[:2], equation.split(",")[1].split("->")[0]
+    assert not set(rows) & set(weight), f"{equation}: w has a row axis"
     out = equation.split("->")[1]
     y = jnp.einsum(equation.replace(rows, "R"), x.reshape(-1, *x.shape[2:]), w)
     at = out.index(rows)

@@ -36,7 +36,8 @@ def einsum(params: dict, equation: str, x: jax.Array, cfg: variants.LoraConfig |
     inner, outer = weight[-2:]
     rank_out = out.replace(outer, "r")
     low = linear.einsum(f"{x_letters},{weight.replace(outer, 'r')}->{rank_out}", x, params["lora_a"].astype(x.dtype))
-    delta = linear.einsum(f"{rank_out},{weight.replace(inner, 'r')}->{out}", low, params["lora_b"].astype(x.dtype))
+    # Not linear.einsum: the rank activations of kv_einsum start with the k/v axis, which B has too.
+    delta = jnp.einsum(f"{rank_out},{weight.replace(inner, 'r')}->{out}", low, params["lora_b"].astype(x.dtype))
     return y + delta * cfg.attn_scale
 
 
