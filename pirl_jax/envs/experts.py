@@ -54,8 +54,8 @@ def phases(cube: str, goal: str | None) -> list[Phase]:
     ]
 
 
-def expert(env, noise: float = 0.0, rng: np.random.Generator | None = None):
-    """A function () -> action [7] for the episode `env` has just been reset to; `noise`: std added to the deltas."""
+def expert(env):
+    """A function () -> action [7] for the episode `env` has just been reset to."""
     task = env.tasks[env.task]
     script = phases(task.manipulated, task.goal)
     start = env.position(task.manipulated).copy()
@@ -66,8 +66,6 @@ def expert(env, noise: float = 0.0, rng: np.random.Generator | None = None):
         error_m, error_rad = _errors(env, phase, start, task.manipulated)
         action_A = np.zeros(7)
         action_A[:6] = GAIN * np.concatenate([error_m, error_rad]) / osc.MAX_DELTA
-        if noise:
-            action_A[:6] += noise * NOISE_SCALE * rng.standard_normal(6)
         action_A = np.clip(action_A, -1.0, 1.0)
         action_A[6] = phase.gripper
         progress["steps"] += 1
@@ -78,6 +76,13 @@ def expert(env, noise: float = 0.0, rng: np.random.Generator | None = None):
         return action_A
 
     return act
+
+
+def perturbed(action_A: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
+    """The action with Gaussian noise of std `noise` on its six deltas (fractions of a full delta), within [-1, 1]."""
+    disturbed_A = action_A.copy()
+    disturbed_A[:6] = np.clip(action_A[:6] + noise * NOISE_SCALE * rng.standard_normal(6), -1.0, 1.0)
+    return disturbed_A
 
 
 def _errors(env, phase: Phase, start, cube: str):
@@ -94,7 +99,8 @@ def _errors(env, phase: Phase, start, cube: str):
 
 
 def collect_demonstrations(env, task: int, init_states, seed: int = 0, noise: float = 0.1) -> list[dict]:
-    """One episode per init state, rendered at every control step.
+    """One episode per init state, rendered at every control step.  The arm is disturbed by `noise`, the recorded action is the
+    expert's own: demonstrations show how to come back from a deviation (DART, Laskey et al. 2017).
 
     Each is dict(images [T,V,Y,X,3] uint8, state [T,8], actions [T,7], instruction, success, init_state); row t holds
     the observation in which actions[t] was chosen.
@@ -103,11 +109,11 @@ def collect_demonstrations(env, task: int, init_states, seed: int = 0, noise: fl
     for init_state in init_states:
         rng = np.random.default_rng([seed, task, init_state])
         step = env.reset(task, init_state)
-        act, rows = expert(env, noise, rng), []
+        act, rows = expert(env), []
         while not (step.terminated or step.truncated):
             action_A = act().astype(np.float32)
             rows.append((step.images, step.state, action_A))
-            step = env.step_chunk(action_A[None])
+            step = env.step_chunk(perturbed(action_A, noise, rng)[None])
         images, state, actions = (np.stack(column) for column in zip(*rows))
         episodes.append({
             "images": images, "state": state, "actions": actions, "init_state": init_state,

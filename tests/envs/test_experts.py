@@ -16,9 +16,10 @@ def env():
 def solve(env, task, init_state, noise):
     """Control steps until success; None: not solved."""
     env.reset(task, init_state)
-    act, steps = experts.expert(env, noise, np.random.default_rng(init_state)), 0
+    act, steps = experts.expert(env), 0
+    rng = np.random.default_rng(init_state)
     while True:
-        step = env.step_chunk(act()[None])
+        step = env.step_chunk(experts.perturbed(act(), noise, rng)[None])
         steps += 1
         if step.terminated or step.truncated:
             return steps if step.terminated else None
@@ -40,7 +41,7 @@ def test_solves_95_of_100(env, task, noise):
 
 
 def test_demonstrations_replay(env):
-    episodes = experts.collect_demonstrations(env, 0, [4, 5], seed=3)
+    episodes = experts.collect_demonstrations(env, 0, [4, 5], seed=3, noise=0.0)
     for episode in episodes:
         length = len(episode["actions"])
         assert episode["success"] and episode["instruction"] == "lift the red cube"
@@ -51,7 +52,11 @@ def test_demonstrations_replay(env):
         step = env.step_chunk(episode["actions"][: length // 2])
         np.testing.assert_array_equal(step.images, episode["images"][length // 2])
         assert env.step_chunk(episode["actions"][length // 2 :]).terminated
-    again = experts.collect_demonstrations(env, 0, [5], seed=3)[0]
-    np.testing.assert_array_equal(again["actions"], episodes[1]["actions"])
-    other = experts.collect_demonstrations(env, 0, [5], seed=4)[0]
-    assert not np.array_equal(other["actions"][:10], again["actions"][:10])
+
+
+def test_disturbed_demonstrations_repeat_with_their_seed_and_record_the_clean_action(env):
+    one, again, other = (experts.collect_demonstrations(env, 0, [5], seed=seed, noise=0.2)[0] for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one["actions"], again["actions"])
+    assert not np.array_equal(one["state"][:10], other["state"][:10])
+    env.reset(0, 5)
+    np.testing.assert_array_equal(one["actions"][0], experts.expert(env)().astype(np.float32))
