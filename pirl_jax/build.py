@@ -1,16 +1,17 @@
 """Puts the parts together from the settings; shared by the commands.  The only place that knows which suite is which class."""
 
 import functools
+import os
 import pathlib
 
 import jax
 
+from pirl_jax import config
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec
-from pirl_jax.envs import libero
+from pirl_jax.envs import libero_files
 from pirl_jax.envs import pool as pools
 from pirl_jax.envs import probes
-from pirl_jax.envs import tabletop
 from pirl_jax.models import pi0
 from pirl_jax.policy import flow
 from pirl_jax.policy import normalize
@@ -20,15 +21,21 @@ from pirl_jax.rollout import collector
 from pirl_jax.weights import store
 
 
-def env_factory(env):
+def env_factory(settings):
     """Picklable zero-argument constructor of one simulator of the configured suite."""
+    env = settings.raw.env
     limit = env.max_episode_steps or None
+    if env.suite.startswith("probe_"):
+        name = env.suite.removeprefix("probe_")
+        return functools.partial(probes.make, name, image_size_px=env.image_size_px, chunk=settings.policy.action_chunk)
+    libero_files.require_gl(os.environ.get("MUJOCO_GL", "egl"))
+    # Not at the top: importing mujoco without that library fails in words that do not name it.
+    from pirl_jax.envs import libero, tabletop
+
     if env.suite == "tabletop":
         return functools.partial(
             tabletop.make, image_size_px=env.image_size_px, max_episode_steps=limit, render_quality=env.render_quality
         )
-    if env.suite.startswith("probe_"):
-        return functools.partial(probes.make, env.suite.removeprefix("probe_"), image_size_px=env.image_size_px)
     return functools.partial(
         libero.make, env.suite, assets=env.assets or None, image_size_px=env.image_size_px,
         max_episode_steps=limit, settle_steps=env.settle_steps,
@@ -38,7 +45,7 @@ def env_factory(env):
 def open_pool(settings, num_envs: int) -> pools.EnvPool:
     """Start the simulators."""
     env = settings.raw.env
-    return pools.EnvPool(env_factory(env), num_envs, min(env.num_workers, num_envs), timeout_s=env.timeout_s)
+    return pools.EnvPool(env_factory(settings), num_envs, min(env.num_workers, num_envs), timeout_s=env.timeout_s)
 
 
 def transform(settings, stats: normalize.NormStats, instructions) -> observation.Transform:
@@ -51,6 +58,19 @@ def transform(settings, stats: normalize.NormStats, instructions) -> observation
     )
     observation.check(result, instructions)
     return result
+
+
+def identity_stats(settings) -> normalize.NormStats:
+    """Leaves states and actions as they are."""
+    return normalize.identity(state_dim=8, action_dim=settings.policy.action_env_dim)
+
+
+def given_stats(settings) -> normalize.NormStats:
+    """Statistics named by the recipe; "identity" is for suites whose states and actions lie in [-1, 1]."""
+    path = settings.raw.model.norm_stats
+    if not path:
+        raise ValueError("a fresh model without SFT needs model.norm_stats: the path of a norm_stats.json, or 'identity'")
+    return identity_stats(settings) if path == "identity" else normalize.load(path)
 
 
 def actor(settings, on_mesh, to_model: observation.Transform, instructions) -> collector.Actor:
@@ -85,7 +105,10 @@ def setup_jax(settings) -> None:
 
 
 def mesh(settings) -> jax.sharding.Mesh:
-    return meshes.make_mesh(settings.raw.mesh.data, settings.raw.mesh.fsdp)
+    """All devices, as the recipe splits them."""
+    result = meshes.make_mesh(settings.raw.mesh.data, settings.raw.mesh.fsdp)
+    config.check_batches(settings.raw, result.size)
+    return result
 
 
 def fresh_params(settings, on_mesh, key) -> dict:
@@ -101,12 +124,20 @@ def load_policy(settings, run_dir, iteration: int, on_mesh):
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), spec.abstract(declared), layout
     )
-    source = store.Store(pathlib.Path(run_dir) / "checkpoints", create=False)
+    run_dir = run_directory(run_dir)
+    source = store.Store(run_dir / "checkpoints", create=False)
     try:
         params, _ = source.restore(abstract, None if iteration < 0 else iteration, prefix="params")
     finally:
         source.close()
-    return params, normalize.load(settings.raw.model.norm_stats or norm_stats_path(run_dir))
+    given = settings.raw.model.norm_stats
+    return params, given_stats(settings) if given else normalize.load(norm_stats_path(run_dir))
+
+
+def run_directory(path) -> pathlib.Path:
+    """A run is named by its directory or by the checkpoints in it."""
+    path = pathlib.Path(path)
+    return path.parent if path.name == "checkpoints" else path
 
 
 def norm_stats_path(run_dir) -> pathlib.Path:

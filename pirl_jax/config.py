@@ -2,6 +2,10 @@
 
 import contextlib
 import dataclasses
+import difflib
+import importlib.util
+import pathlib
+import re
 import sys
 
 from absl import flags
@@ -9,7 +13,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from pirl_jax.core import types
-from pirl_jax.envs import libero
+from pirl_jax.envs import libero_files
 from pirl_jax.envs import probes
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import sft
@@ -21,7 +25,13 @@ from pirl_jax.policy import noise
 from pirl_jax.policy import normalize
 from pirl_jax.policy import tokenizer
 
-SUITES = (*libero.MAX_EPISODE_STEPS, "tabletop", *(f"probe_{name}" for name in probes.PROBES))
+POSITIVE = (
+    ("env", "num_workers"), ("model", "action_env_dim"), ("model", "action_chunk"), ("model", "num_steps"),
+    ("rollout", "num_envs"), ("rollout", "num_groups"), ("rollout", "episodes_per_iteration"),
+    ("algorithm", "update_epochs"), ("algorithm", "minibatch_size"), ("algorithm", "microbatch_size"),
+    ("eval", "episodes_per_task"), ("run", "save_every"), ("run", "keep"),
+)  # fmt: skip
+SUITES = (*libero_files.MAX_EPISODE_STEPS, "tabletop", *(f"probe_{name}" for name in probes.PROBES))
 MODEL_SIZES = {"full": ("pi0", "pi05"), "small": ("small", "small_pi05"), "tiny": ("tiny", "tiny_pi05")}
 
 
@@ -49,6 +59,7 @@ def settings(raw: ml_collections.ConfigDict) -> Settings:
         ("model.size", raw.model.size, MODEL_SIZES),
         ("model.noise_method", raw.model.noise_method, noise.METHODS),
         ("model.norm_mode", raw.model.norm_mode, normalize.MODES),
+        ("model.dtype", raw.model.dtype, ("float32", "bfloat16")),
         ("model.gradient_checkpointing", raw.model.gradient_checkpointing, remat.POLICIES),
         ("env.render_quality", raw.env.render_quality, ("exact", "light")),
     ):
@@ -60,31 +71,35 @@ def settings(raw: ml_collections.ConfigDict) -> Settings:
 
 
 def _check_counts(raw):
-    """Everything that must divide something else."""
+    """What must be at least 1, and everything that must divide something else."""
+    for section, name in POSITIVE:
+        if raw[section][name] < 1:
+            raise ValueError(f"{section}.{name}={raw[section][name]} must be at least 1")
     divisions = (
         ("rollout.num_envs", raw.rollout.num_envs, "rollout.num_groups", raw.rollout.num_groups),
+        ("eval.num_envs", raw.eval.num_envs, "rollout.num_groups", raw.rollout.num_groups),
         ("algorithm.minibatch_size", raw.algorithm.minibatch_size, "algorithm.microbatch_size", raw.algorithm.microbatch_size),
     )
     for name, value, divisor_name, divisor in divisions:
-        if divisor < 1 or value % divisor:
+        if value % divisor:
             raise ValueError(f"{name}={value} must be a multiple of {divisor_name}={divisor}")
     if raw.model.action_chunk > raw.model.action_horizon:
         raise ValueError(
             f"model.action_chunk={raw.model.action_chunk} exceeds model.action_horizon={raw.model.action_horizon}; "
             f"execute at most as many actions as the model predicts"
         )
-    for name in ("action_env_dim", "action_chunk", "num_steps"):
-        if raw.model[name] < 1:
-            raise ValueError(f"model.{name}={raw.model[name]} must be at least 1")
     if raw.model.action_env_dim > raw.model.action_dim or raw.model.action_dim < 8:
         raise ValueError(f"model.action_dim={raw.model.action_dim} must hold the 8-D state and the simulator's actions")
 
 
 def _check_ranges(raw):
     """Start states and what depends on the suite."""
-    for name, (first, last) in (("env.train_init_states", raw.env.train_init_states), ("eval.init_states", raw.eval.init_states)):
-        if not 0 <= first < last:
-            raise ValueError(f"{name}={first, last} is empty; give (first, last) with first < last")
+    for name, states in (("env.train_init_states", raw.env.train_init_states), ("eval.init_states", raw.eval.init_states)):
+        whole = len(states) == 2 and all(isinstance(state, int) for state in states)
+        if not whole or not 0 <= states[0] < states[1]:
+            raise ValueError(f"{name}={states} is no range of start states; give (first, last) with 0 <= first < last")
+    if not all(isinstance(task, int) for task in raw.env.tasks):
+        raise ValueError(f"env.tasks={raw.env.tasks} must hold task indices, for example --config.env.tasks=0,1")
     first, last = raw.eval.init_states
     if raw.eval.episodes_per_task > last - first:
         raise ValueError(
@@ -93,8 +108,39 @@ def _check_ranges(raw):
         )
     if raw.sft.demonstrations and raw.env.suite != "tabletop":
         raise ValueError(f"env.suite={raw.env.suite!r} has no scripted expert; set sft.demonstrations=0 and model.checkpoint")
+    first, last = raw.env.train_init_states
+    if raw.sft.demonstrations > last - first:
+        raise ValueError(
+            f"sft.demonstrations={raw.sft.demonstrations} exceeds the {last - first} start states in "
+            f"env.train_init_states={first, last}; each is demonstrated once"
+        )
     if raw.sft.demonstrations and not (raw.sft.steps and raw.sft.batch_size):
-        raise ValueError("sft.demonstrations needs sft.steps and sft.batch_size of at least 1")
+        raise ValueError(
+            f"sft.demonstrations={raw.sft.demonstrations} needs sft.steps={raw.sft.steps} and "
+            f"sft.batch_size={raw.sft.batch_size} to be at least 1"
+        )
+
+
+def check_training(raw):
+    """What evaluation may have and learning may not."""
+    if raw.model.noise_method == "flow_ode" or raw.model.noise_level <= 0:
+        raise ValueError(
+            f"model.noise_method={raw.model.noise_method!r} with model.noise_level={raw.model.noise_level} explores nothing, "
+            f"so there is nothing to learn; use flow_sde with a positive noise_level"
+        )
+
+
+def check_batches(raw, num_devices: int):
+    """Batches are split over the devices of the mesh."""
+    batches = {
+        "rollout.num_envs / rollout.num_groups": raw.rollout.num_envs // raw.rollout.num_groups,
+        "eval.num_envs / rollout.num_groups": raw.eval.num_envs // raw.rollout.num_groups,
+        "algorithm.microbatch_size": raw.algorithm.microbatch_size,
+        "sft.batch_size": raw.sft.batch_size if raw.sft.demonstrations else 0,
+    }
+    for name, size in batches.items():
+        if size % num_devices:
+            raise ValueError(f"{name}={size} must be a multiple of the {num_devices} devices of the mesh")
 
 
 def tasks(raw, spec) -> tuple[int, ...]:
@@ -150,15 +196,75 @@ def _sft(raw) -> sft.SftConfig:
 def parse(argv: list[str], define_flags) -> tuple[flags.FlagValues, ml_collections.ConfigDict]:
     """Read --config FILE.py, --config.a.b=value and the command's own flags."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "recipe, e.g. configs/quickstart.py", flag_values=values)
     define_flags(values)
+    if {"-h", "--help"} & set(argv):
+        print(sys.modules[define_flags.__module__].__doc__, values.get_help(), sep="\n")
+        sys.exit(0)
+    recipe, argv = _split(argv)
+    page = load_recipe(recipe)
+    _check_overrides(argv, page)
     try:
-        values(argv, known_only=False)
-    except (flags.Error, AttributeError, KeyError, IOError, TypeError) as error:
+        config_flags.DEFINE_config_dict("config", page, flag_values=values, sys_argv=argv)
+        rest = values(argv)[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:
         raise ValueError(" ".join(str(error).replace("\n", " ").split())) from error
-    if values.config is None:
-        raise ValueError("--config is missing; give a recipe, for example --config configs/quickstart.py")
+    if rest:
+        raise ValueError(f"argument {rest[0]!r} belongs to no option; write --name=value")
     return values, values.config
+
+
+def _split(argv):
+    """-> the value of --config, the other arguments."""
+    recipe, rest, arguments = "", [], iter(argv)
+    for arg in arguments:
+        if re.fullmatch("--?config", arg):
+            recipe = next(arguments, "")
+        elif re.match("--?config=", arg):
+            recipe = arg.partition("=")[2]
+        else:
+            rest.append(arg)
+    return recipe, rest
+
+
+def load_recipe(name: str) -> ml_collections.ConfigDict:
+    """The page that a recipe file describes."""
+    if not name:
+        raise ValueError("--config is missing; give a recipe, for example --config configs/quickstart.py")
+    path = pathlib.Path(name)
+    if not path.is_file():
+        there = ", ".join(sorted(str(one) for one in path.parent.glob("*.py") if one.stem not in ("__init__", "base")))
+        raise ValueError(f"--config {name} does not exist; {path.parent} has: {there or 'no recipe'}")
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def _check_overrides(argv, page):
+    """ml_collections names a wrong field without its section, and suggests one only where the spelling is close."""
+    names = list(_flat_names(page))
+    for arg in argv[1:]:
+        match = re.match(r"--?(?:no)?config\.([\w.]+)", arg)
+        if not match or match[1] in names:
+            continue
+        field = match[1].rpartition(".")[2]
+        close = [name for name in names if name.rpartition(".")[2] == field]
+        close = close or difflib.get_close_matches(match[1], names, n=1, cutoff=0.8)
+        if close:
+            remedy = f"did you mean {' or '.join(f'--config.{name}' for name in close)}?"
+        else:
+            section = match[1].partition(".")[0]
+            here = page[section] if section in page else page
+            remedy = f"{section if section in page else 'it'} has: {', '.join(sorted(here))}"
+        raise ValueError(f"--config.{match[1]} is no field of the configuration; {remedy}")
+
+
+def _flat_names(page, prefix=""):
+    for name, value in page.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _flat_names(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def run(settings, actor, params, pool, tasks, episodes_per_task: int, timers, *,
     """
     names = protocol(settings.raw, tasks, episodes_per_task)
     key = rng.named(jax.random.key(settings.raw.seed), "evaluation")
-    with progress.track(name, total=len(names), unit="episodes") as step:
+    with progress.track(name, total=len(names), unit="episodes") as step, jax.transfer_guard("disallow"):
         results = collector.evaluate(
             actor, params, key, pool, names, settings.raw.rollout.num_groups, timers,
             record=range(min(num_videos, len(names))), progress=step,
@@ -102,7 +102,7 @@ def main(argv):
         settings = config.settings(raw)
         build.setup_jax(settings)
         mesh = build.mesh(settings)
-        run_dir = pathlib.Path(values.checkpoint)
+        run_dir = build.run_directory(values.checkpoint)
         params, norm_stats = build.load_policy(settings, run_dir, values.iteration, mesh)
         pool = build.open_pool(settings, settings.raw.eval.num_envs or settings.raw.rollout.num_envs)
     with pool:

@@ -13,7 +13,6 @@ import numpy as np
 from pirl_jax import build
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng
-from pirl_jax.envs import experts
 from pirl_jax.envs import worker
 from pirl_jax.learner import sft
 from pirl_jax.learner import state as states
@@ -40,13 +39,15 @@ def collect(settings, tasks) -> list[dict]:
         generator = np.random.default_rng([settings.raw.seed, task])
         init_states = generator.choice(np.arange(first, last), page.demonstrations, replace=False)
         jobs += [(task, part) for part in np.array_split(init_states, env.num_workers) if len(part)]
-    context = multiprocessing.get_context("spawn")
+    context, make_env = multiprocessing.get_context("spawn"), build.env_factory(settings)
     with worker.spawning(), concurrent.futures.ProcessPoolExecutor(env.num_workers, mp_context=context) as pool:
-        parts = [pool.submit(_demonstrate, build.env_factory(env), *job, settings.raw.seed, page.action_noise) for job in jobs]
+        parts = [pool.submit(_demonstrate, make_env, *job, settings.raw.seed, page.action_noise) for job in jobs]
         return [episode for part in parts for episode in part.result() if episode["success"]]
 
 
 def _demonstrate(make_env, task, init_states, seed, action_noise):
+    from pirl_jax.envs import experts  # brings mujoco, which only the simulator processes load
+
     env = make_env()
     try:
         return experts.collect_demonstrations(env, task, [int(i) for i in init_states], seed=seed, noise=action_noise)

@@ -6,6 +6,7 @@ Chapters: prepare (everything a user can get wrong ends here, in one sentence), 
 iterate (rollout, update), finish (evaluation, table, curve, video).
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -47,6 +48,7 @@ class Run:
     store: store.Store
     timers: timeline.Timers
     first_iteration: int  # 0: a fresh run
+    resources: contextlib.ExitStack  # closes pool, store and directory
     actor: collector.Actor | None = None
 
     @property
@@ -60,10 +62,8 @@ def main(argv):
         settings = config.settings(raw)
         build.setup_jax(settings)
         run = open_run(settings, raw, values.resume)
-    with run.pool:
-        with config.user_errors():
-            state = first_state(run)
-        state = iterate(run, state)
+    with run.resources:
+        state = iterate(run, first_state(run))
         finish(run, state)
 
 
@@ -75,26 +75,31 @@ def _flags(values):
 
 
 def open_run(settings, raw, resume: str) -> Run:
-    """Run directory, checkpoint store, mesh, simulators."""
-    mesh = build.mesh(settings)
+    """Mesh, simulators, run directory, checkpoint store.  The directory comes last: a wrong start leaves none behind."""
+    config.check_training(settings.raw)
     path = pathlib.Path(raw.run.directory)
-    checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
-    resume_at = None
-    if resume == "auto" and (path / "metrics.jsonl").exists():
-        resume_at = checkpoints.latest() or 0
-    directory = log.RunDir(
-        path, raw.to_dict(), resume_at, tensorboard=raw.run.tensorboard, wandb=raw.run.wandb,
-    )
-    for line in directory.changed:
-        print(f"changed since the last start: {line}")
-    pool = build.open_pool(settings, raw.rollout.num_envs)
-    try:
+    standing = log.holds_run(path)
+    if standing and resume == "never":
+        raise log.standing(path)
+    mesh = build.mesh(settings)
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(build.open_pool(settings, raw.rollout.num_envs))
         chosen = config.tasks(settings.raw, pool.spec)
-    except ValueError:
-        pool.close()
-        raise
-    key = jax.random.key(raw.seed)
-    return Run(settings, key, mesh, pool, chosen, directory, checkpoints, timeline.Timers(), resume_at or 0)
+        instructions = [pool.spec.instructions[task] for task in chosen]
+        build.transform(settings, build.identity_stats(settings), instructions)  # checks tokenizer and prompts
+        checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
+        stack.callback(checkpoints.close)
+        resume_at = (checkpoints.latest() or 0) if standing else None
+        if resume_at and resume_at > raw.num_iterations:
+            raise ValueError(f"num_iterations={raw.num_iterations} but {path} already has {resume_at}; give at least that many")
+        directory = log.RunDir(path, raw.to_dict(), resume_at, tensorboard=raw.run.tensorboard, wandb=raw.run.wandb)
+        stack.callback(directory.close)
+        for line in directory.changed:
+            print(f"changed since the last start: {line}")
+        return Run(
+            settings, jax.random.key(raw.seed), mesh, pool, chosen, directory, checkpoints, timeline.Timers(),
+            resume_at or 0, stack.pop_all(),
+        )  # fmt: skip
 
 
 def first_state(run: Run) -> states.TrainState:
@@ -103,12 +108,15 @@ def first_state(run: Run) -> states.TrainState:
     if run.first_iteration:
         return _resumed(run)
     if model.checkpoint:
-        params, norm_stats = build.load_policy(settings, model.checkpoint, -1, run.mesh)
+        with config.user_errors():
+            params, norm_stats = build.load_policy(settings, model.checkpoint, -1, run.mesh)
         run.actor = _actor(run, norm_stats)
     elif settings.raw.sft.demonstrations:
         params, norm_stats = _taught(run)
     else:
-        params, norm_stats = build.fresh_params(settings, run.mesh, rng.named(run.key, "params")), _given_stats(settings)
+        with config.user_errors():
+            norm_stats = build.given_stats(settings)
+        params = build.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
         run.actor = _actor(run, norm_stats)
     normalize.save(build.norm_stats_path(run.directory.path), norm_stats)
     if settings.raw.eval.baseline:
@@ -119,10 +127,11 @@ def first_state(run: Run) -> states.TrainState:
 
 
 def _resumed(run):
-    norm_stats = normalize.load(build.norm_stats_path(run.directory.path))
-    run.actor = _actor(run, norm_stats)
     template = _rl_state(run, build.fresh_params(run.settings, run.mesh, run.key))
-    state, _ = run.store.restore(template, run.first_iteration)
+    with config.user_errors():
+        norm_stats = normalize.load(build.norm_stats_path(run.directory.path))
+        state, _ = run.store.restore(template, run.first_iteration)
+    run.actor = _actor(run, norm_stats)
     print(f"resumed {run.directory.path} after iteration {run.first_iteration}")
     return state
 
@@ -139,16 +148,6 @@ def _taught(run):
         params, metrics = teach.teach(settings, params, run.mesh, run.actor.transform, demonstrations, run.key, step)
     run.directory.write(0, {f"sft/{name}": value for name, value in metrics.items()})
     return params, norm_stats
-
-
-def _given_stats(settings):
-    """Statistics named by the recipe; "identity" leaves states and actions as they are (suites in [-1, 1])."""
-    path = settings.raw.model.norm_stats
-    if path == "identity":
-        return normalize.identity(state_dim=8, action_dim=settings.policy.action_env_dim)
-    if not path:
-        raise ValueError("a fresh model without SFT needs model.norm_stats: the path of a norm_stats.json, or 'identity'")
-    return normalize.load(path)
 
 
 def _actor(run, norm_stats):
@@ -175,22 +174,28 @@ def iterate(run: Run, state: states.TrainState) -> states.TrainState:
     run.timers.read()
     with progress.track("training", total=raw.num_iterations - run.first_iteration, unit="iterations") as step:
         for iteration in range(run.first_iteration, raw.num_iterations):
-            key = rng.named(run.key, "iteration", iteration)
-            rollout, results = _rollout(run, state.params, key, step)
-            data = update.rows(rollout, run.settings.update)
-            with run.timers.measure("update"):
-                state, metrics = update.update(update_minibatch, state, data, rng.named(key, "shuffle"), run.settings.update)
-            metrics |= stats.episode_metrics(results) | stats.rollout_metrics(rollout, data) | _times(run.timers)
-            row = run.directory.write(iteration, metrics)
-            step(1, _line(row))
-            if raw.eval.every and (iteration + 1) % raw.eval.every == 0 and iteration + 1 < raw.num_iterations:
+            # At the start of an iteration, not at its end: a resumed run then has the same evaluations.
+            if raw.eval.every and iteration and iteration % raw.eval.every == 0:
                 count = raw.eval.episodes_during_training or raw.eval.episodes_per_task
-                _evaluate(run, state.params, iteration + 1, f"iteration_{iteration + 1}", count)
+                _evaluate(run, state.params, iteration, f"iteration_{iteration}", count)
+            with jax.transfer_guard("disallow"):
+                state, metrics = _iteration(run, update_minibatch, state, iteration, step)
+            step(1, _line(run.directory.write(iteration, metrics)))
             if (iteration + 1) % raw.run.save_every == 0 or iteration + 1 == raw.num_iterations:
                 with run.timers.measure("save"):
                     run.store.save(iteration + 1, state)
     run.store.wait()
     return state
+
+
+def _iteration(run, update_minibatch, state, iteration, step):
+    """One rollout and its updates -> state, metrics."""
+    key, cfg = rng.named(run.key, "iteration", iteration), run.settings.update
+    rollout, results = _rollout(run, state.params, key, step)
+    data = update.rows(rollout, cfg)
+    with run.timers.measure("update"):
+        state, metrics = update.update(update_minibatch, state, data, rng.named(key, "shuffle"), cfg)
+    return state, metrics | stats.episode_metrics(results) | stats.rollout_metrics(rollout, data) | _times(run.timers)
 
 
 def _rollout(run, params, key, step):
@@ -244,14 +249,13 @@ def finish(run: Run, state: states.TrainState) -> None:
     raw, path = run.settings.raw, run.directory.path
     after = _evaluate(run, state.params, raw.num_iterations, "after", raw.eval.episodes_per_task, raw.eval.num_videos)
     before = evaluate.read_successes(path / "evaluation" / "before")
-    table = report.success_table(({"SFT": before} if before else {}) | {"PPO": after})
+    name = "SFT" if raw.sft.demonstrations else "before"
+    table = report.success_table(({name: before} if before else {}) | {"PPO": after})
     log.write_json(path / "table.json", table)
     (path / "table.txt").write_text(report.as_text(table) + "\n")
     report.learning_curve(
         path / "learning_curve.png", log.read(path), title=path.name, episodes_per_eval=raw.eval.episodes_per_task * len(run.tasks)
     )
-    run.directory.close()
-    run.store.close()
     print(report.as_text(table))
     print(f"evaluation on start states {raw.eval.init_states[0]} to {raw.eval.init_states[1] - 1} of each task, "
           f"training on {raw.env.train_init_states[0]} to {raw.env.train_init_states[1] - 1}")
@@ -259,7 +263,8 @@ def finish(run: Run, state: states.TrainState) -> None:
         ("table", "table.json"), ("learning curve", "learning_curve.png"), ("video", "evaluation/after/episodes.mp4"),
         ("TensorBoard log", "tensorboard"), ("checkpoint", f"checkpoints/{raw.num_iterations}"), ("metrics", "metrics.jsonl"),
     ):
-        print(f"{name + ':':<17}{path / file}")
+        if (path / file).exists():
+            print(f"{name + ':':<17}{path / file}")
 
 
 if __name__ == "__main__":

@@ -159,13 +159,13 @@ def make(
 
     `settle_steps` idle control steps follow every reset and do not count; openpi plays 10, RLinf 15.
     """
-    if suite not in MAX_EPISODE_STEPS:
-        raise base.error("suite", suite, MAX_EPISODE_STEPS)
+    if suite not in libero_files.MAX_EPISODE_STEPS:
+        raise base.error("suite", suite, libero_files.MAX_EPISODE_STEPS)
     spec = base.EnvSpec(
         suite=suite,
         instructions=tuple(libero_files.instruction(name) for name in libero_files.task_names(suite)),
         num_init_states=NUM_INIT_STATES,
-        max_episode_steps=max_episode_steps or MAX_EPISODE_STEPS[suite],
+        max_episode_steps=max_episode_steps or libero_files.MAX_EPISODE_STEPS[suite],
         image_size_px=image_size_px,
     )
     return Libero(spec, libero_files.find_assets(assets), settle_steps, seed)
@@ -198,13 +198,3 @@ def _seeded(entropy: tuple[int, ...]):
         yield
     finally:
         np.random.set_state(state)
-
-
-# Control steps until truncation, as RLinf trains and evaluates (libero_90, which it leaves out: openpi's limit).
-MAX_EPISODE_STEPS = {
-    "libero_spatial": 240,
-    "libero_object": 240,
-    "libero_goal": 320,
-    "libero_10": 480,
-    "libero_90": 400,
-}

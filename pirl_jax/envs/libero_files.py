@@ -172,3 +172,12 @@ GL_LIBRARIES = {
     "egl": ("libEGL.so.1", "libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"),
     "osmesa": ("libOSMesa.so.8", "libosmesa6 libgl1-mesa-dri"),
 }
+
+# Control steps until truncation, as RLinf trains and evaluates (libero_90, which it leaves out: openpi's limit).
+MAX_EPISODE_STEPS = {
+    "libero_spatial": 240,
+    "libero_object": 240,
+    "libero_goal": 320,
+    "libero_10": 480,
+    "libero_90": 400,
+}

@@ -4,7 +4,8 @@ A slot is one env.  `reset` and `send` only post requests; `recv` and `recv_any`
 under way.  Workers do not wait for each other: a slow env delays its own worker's slots only.
 
 When a worker fails, dies or hangs, the next recv (or send) raises EnvError, which names the slot and its episode;
-after that the pool can only be closed.  Knows no policy; what is done with the observations is the caller's business.
+after that the pool can only be closed.  A ValueError of make_env (what the user can mend: a wrong name, missing files)
+comes out of the constructor as it is.  Knows no policy; what is done with the observations is the caller's business.
 """
 
 import collections
@@ -195,6 +196,8 @@ class EnvPool:
         except (EOFError, ConnectionError):
             raise self._death(one) from None
         if isinstance(message, worker.Failure):
+            if message.remedy:
+                raise ValueError(message.remedy)
             raise self._error(one, f"failed:\n{message.traceback}", message.slot)
         return message
 

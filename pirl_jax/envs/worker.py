@@ -57,6 +57,7 @@ class Failure:
 
     slot: int
     traceback: str
+    remedy: str | None = None  # the sentence of a ValueError while the env was built: what the user can mend
 
 
 class Memory:
@@ -125,7 +126,7 @@ def run(
     envs, memory = {}, None
     try:
         for slot in slots:
-            with _reporting(connection, slot):
+            with _reporting(connection, slot, building=True):
                 envs[slot] = make_env()
         spec = envs[slots[0]].spec
         connection.send(spec)
@@ -158,12 +159,13 @@ def _serve(env: base.Env, request: Reset | Step, memory: Memory) -> Answer:
 
 
 @contextlib.contextmanager
-def _reporting(connection: mp_connection.Connection, slot: int):
+def _reporting(connection: mp_connection.Connection, slot: int, building: bool = False):
     """Turn an exception of the slot's env into a Failure message, then end the worker."""
     try:
         yield
-    except Exception:
-        connection.send(Failure(slot, traceback.format_exc()))
+    except Exception as error:
+        remedy = str(error) if building and isinstance(error, ValueError) else None
+        connection.send(Failure(slot, traceback.format_exc(), remedy))
         sys.exit(1)
 
 

@@ -41,17 +41,15 @@ class RunDir:
         facts: JSON dict of what only the caller knows, e.g. {"renderer": "llvmpipe"}, for environment.json."""
         self.path = pathlib.Path(path).absolute()
         self.metrics_path = self.path / "metrics.jsonl"
-        if resume_at is None and self.metrics_path.exists():
-            raise ValueError(
-                f"run directory {self.path} already holds a run; continue it with --resume auto or give another"
-            )
+        if resume_at is None and holds_run(self.path):
+            raise standing(self.path)
         if resume_at is not None and not self.metrics_path.exists():
             raise ValueError(f"run directory {self.path} holds no run to continue; start one without --resume")
         for folder in (self.checkpoints, self.videos):
             folder.mkdir(parents=True, exist_ok=True)
         first_iteration = resume_at or 0
         self._wandb = _start_wandb(self.path, config) if wandb else None
-        self.changed = self._write_config(_jsonable(config), first_iteration)
+        self.changed = self._write_config(_jsonable(config), resume_at)
         self._record_environment(first_iteration, facts or {})
         self._truncate(first_iteration)
         self._file = self.metrics_path.open("a", encoding="utf-8")
@@ -90,13 +88,13 @@ class RunDir:
         if self._wandb:
             self._wandb.finish()
 
-    def _write_config(self, config: dict, first_iteration: int) -> list[str]:
+    def _write_config(self, config: dict, resume_at: int | None) -> list[str]:
         """-> one line per field that differs from the configuration before the resume."""
         path = self.path / "config.json"
-        old = json.loads(path.read_text()) if path.exists() else config
+        old = json.loads(path.read_text()) if resume_at is not None and path.exists() else config
         changed = config_changes(old, config)
         if changed:
-            write_json(self.path / f"config_before_{first_iteration}.json", old)
+            write_json(self.path / f"config_before_{resume_at}.json", old)
         write_json(path, config)
         return changed
 
@@ -111,6 +109,16 @@ class RunDir:
             return
         kept = [row for row in read(self.metrics_path) if row["iteration"] < first_iteration]
         _replace(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def holds_run(path) -> bool:
+    """Whether a run wrote metrics there; one that ended before its first row left nothing to lose."""
+    path = pathlib.Path(path) / "metrics.jsonl"
+    return path.exists() and path.stat().st_size > 0
+
+
+def standing(path) -> ValueError:
+    return ValueError(f"run directory {path} already holds a run; continue it with --resume auto or give another")
 
 
 def read(path, timing: bool = True) -> list[dict]:

@@ -17,7 +17,7 @@ from pirl_jax.envs import libero, libero_files
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("suite", libero.MAX_EPISODE_STEPS)
+@pytest.mark.parametrize("suite", libero_files.MAX_EPISODE_STEPS)
 def test_instructions_are_the_benchmarks(suite):
     """LIBERO's own function, cut out of a file that could not be imported without torch."""
     tree = ast.parse((libero_files.package() / "benchmark" / "__init__.py").read_text())
@@ -30,7 +30,7 @@ def test_instructions_are_the_benchmarks(suite):
         assert libero_files.instruction(name) == scope["grab_language_from_filename"](name + ".bddl")
 
 
-@pytest.mark.parametrize("suite", libero.MAX_EPISODE_STEPS)
+@pytest.mark.parametrize("suite", libero_files.MAX_EPISODE_STEPS)
 def test_init_states_of_every_task(suite):
     for task in range(len(libero_files.task_names(suite))):
         states = libero_files.init_states(suite, task)

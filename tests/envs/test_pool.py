@@ -20,6 +20,8 @@ class Troubled(probes.Conditioned):
     def __init__(self, trouble: str):
         super().__init__(image_size_px=4, chunk=5)
         self.trouble = trouble
+        if trouble == "wrong":
+            raise ValueError("assets are not in /typo; give their folder")
         if trouble == "construct":
             raise ImportError("libEGL is missing")
 
@@ -167,6 +169,12 @@ def test_a_hung_env_is_named_after_the_timeout(monkeypatch):
         envs.recv([0, 1])
     assert time.monotonic() - start_s < 5
     envs.close()
+
+
+def test_what_the_user_can_mend_comes_out_of_the_constructor_as_it_is():
+    with pytest.raises(ValueError) as error:
+        make("wrong", num_envs=2, num_workers=2)
+    assert str(error.value) == "assets are not in /typo; give their folder"
 
 
 def test_an_env_that_cannot_be_built_is_an_error_of_the_constructor():

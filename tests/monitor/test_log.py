@@ -44,7 +44,11 @@ def test_resume_leaves_no_iteration_twice_and_survives_a_half_written_line(tmp_p
 
 
 def test_a_standing_run_is_never_overwritten(tmp_path):
-    log.RunDir(tmp_path, CONFIG).close()
+    log.RunDir(tmp_path, CONFIG).close()  # ended before its first row: nothing to lose
+    run = log.RunDir(tmp_path, CONFIG | {"suite": "libero_goal"})
+    run.write(0, {"actor/loss": 1.0})
+    run.close()
+    assert run.changed == []
     with pytest.raises(ValueError, match="already holds a run; continue it with --resume auto"):
         log.RunDir(tmp_path, CONFIG)
     with pytest.raises(ValueError, match="holds no run to continue"):

@@ -1,0 +1,116 @@
+"""The book of a rollout, and the test of the design: right after a rollout the probability ratio is 1."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from configs import probe as recipe
+from pirl_jax import build
+from pirl_jax import config
+from pirl_jax.core import mesh as meshes
+from pirl_jax.core import types
+from pirl_jax.envs import pool as pools
+from pirl_jax.envs import probes
+from pirl_jax.learner import optimizer
+from pirl_jax.learner import state as states
+from pirl_jax.learner import update
+from pirl_jax.models import pi0
+from pirl_jax.monitor import timeline
+from pirl_jax.policy import normalize
+from pirl_jax.policy import observation
+from pirl_jax.policy import tokenizer
+from pirl_jax.rollout import collector
+from pirl_jax.rollout import episodes
+
+LENGTHS = [2, 0, 3, 1, 5]  # init state s of the fake pool: s + 1 decisions, success where s is even
+
+
+@pytest.fixture
+def actor():
+    """Values its observations by 10 s + (chunks so far) and remembers the ids it was given."""
+    transform = observation.Transform(
+        tokenizer.ByteTokenizer(), normalize.identity(8, 7), norm_mode="zscore", image_size_px=2, max_token_len=8, action_dim=8
+    )
+
+    def explore(params, key, id_B, obs):
+        value_B = np.round(10 * obs.state[:, 1] + obs.state[:, 2])  # up to the EPS of the normalisation
+        actions_BHA = np.repeat(value_B[:, None, None], 4, 1) * np.ones(8, np.float32)
+        seen.append((id_B, value_B))
+        return types.Chain(x=actions_BHA, x_next=actions_BHA, j=id_B, log_prob=-value_B, value=value_B), actions_BHA, None
+
+    seen = []
+    result = collector.Actor(transform, ("push", "pick", "place"), 3, explore, lambda *args: explore(*args)[1], put=lambda x: x)
+    result.seen = seen
+    return result
+
+
+@pytest.fixture
+def collected(actor, make_pool):
+    names = [episodes.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
+    return collector.collect(actor, None, None, make_pool(4), names, 2, timeline.Timers())
+
+
+def test_the_book_by_decision_and_episode(collected):
+    rollout, _ = collected
+    c, s = np.arange(6)[:, None], np.array(LENGTHS)
+    np.testing.assert_array_equal(rollout.valid_CE, c <= s)
+    np.testing.assert_array_equal(rollout.reward_CE, c <= s)
+    np.testing.assert_array_equal(rollout.terminated_CE, (c == s) & (s % 2 == 0))
+    np.testing.assert_array_equal(rollout.truncated_CE, (c == s) & (s % 2 == 1))
+    value_CE = np.where(c <= s, 10 * s + c, 0)
+    np.testing.assert_array_equal(rollout.value_CE[rollout.valid_CE], value_CE[rollout.valid_CE])
+    # also at the end of an episode: the value of its final observation
+    np.testing.assert_array_equal(rollout.next_value_CE[rollout.valid_CE], value_CE[rollout.valid_CE] + 1)
+
+
+def test_rows_are_the_valid_decisions_in_order(collected):
+    rollout, results = collected
+    expected = [(e, c) for e, s in enumerate(LENGTHS) for c in range(s + 1)]
+    assert list(zip(rollout.episode_R, rollout.decision_R, strict=True)) == expected
+    values = [10 * LENGTHS[e] + c for e, c in expected]
+    np.testing.assert_array_equal(rollout.chain.value, values)
+    np.testing.assert_allclose(rollout.context.state[:, 1:3] @ [10, 1], values, rtol=1e-5)
+    tokens = tokenizer.tokenize(tokenizer.ByteTokenizer(), "place", 8)[0]
+    np.testing.assert_array_equal(rollout.context.tokens[rollout.episode_R == 2], np.tile(tokens, (4, 1)))
+    assert [result.num_decisions for result in results] == [s + 1 for s in LENGTHS]
+
+
+def test_every_decision_has_a_key_of_its_own(collected, actor):
+    rollout, _ = collected
+    assert len(set(rollout.chain.j)) == len(rollout.chain.j)  # the fake chain keeps the id where j belongs
+    np.testing.assert_array_equal(rollout.chain.j, rollout.episode_R * 6 + rollout.decision_R)
+    assert {len(id_B) for id_B, _ in actor.seen} == {2}, "every batch has the size of a group"
+
+
+def test_evaluation_plays_the_same_episodes(actor, make_pool):
+    names = [episodes.Episode(0, state) for state in LENGTHS]
+    results = collector.evaluate(actor, None, None, make_pool(4), names, 2, timeline.Timers(), record=[1])
+    assert [result.success for result in results] == [True, True, False, False, False]
+    assert [bool(result.frames) for result in results] == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize("keep_prefix", [True, False], ids=["kept prefix", "recomputed prefix"])
+def test_right_after_a_rollout_the_ratio_is_one(keep_prefix):
+    page = recipe.get_config()
+    page.model.update(train_expert_only=keep_prefix, num_steps=4)
+    page.algorithm.update(update_epochs=1)
+    settings, mesh = config.settings(page), meshes.make_mesh(1, 1, jax.devices()[:1])
+    with pools.EnvPool(functools.partial(probes.make, "delayed"), num_envs=16, num_workers=1) as pool:
+        to_model = build.transform(settings, build.given_stats(settings), pool.spec.instructions)
+        actor = build.actor(settings, mesh, to_model, pool.spec.instructions)
+        params = build.fresh_params(settings, mesh, jax.random.key(3))
+        names, key = [episodes.Episode(0, 0)] * 40, jax.random.key(4)
+        with jax.transfer_guard("disallow"):
+            rollout, _ = collector.collect(actor, params, key, pool, names, 2, timeline.Timers())
+    assert isinstance(rollout.context, pi0.Prefix if keep_prefix else types.Observation)
+    assert rollout.chain.x.shape[0] == 80 and set(rollout.chain.j) == {0, 1, 2, 3}
+    trains = optimizer.trainable(settings.policy.model, keep_prefix)
+    state = states.create(params, settings.optim, trains, mesh)
+    update_minibatch = update.make_update(build.log_prob_fn(settings), settings.update, settings.optim, trains, mesh)
+    data = update.rows(rollout, settings.update)
+    with jax.transfer_guard("disallow"):
+        _, metrics = update.update(update_minibatch, state, data, key, settings.update)
+    print(metrics["actor/first_ratio_max_dev"])
+    assert metrics["actor/first_ratio_max_dev"] < 1e-5 < metrics["actor/ratio_max_dev"]

@@ -1,0 +1,83 @@
+"""The whole agent on the five probes: the first one it cannot solve names the part that is broken."""
+
+import functools
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from configs import probe as recipe
+from pirl_jax import build
+from pirl_jax import config
+from pirl_jax.core import mesh as meshes
+from pirl_jax.core import rng
+from pirl_jax.envs import pool as pools
+from pirl_jax.envs import probes
+from pirl_jax.learner import optimizer
+from pirl_jax.learner import state as states
+from pirl_jax.learner import update
+from pirl_jax.monitor import timeline
+from pirl_jax.rollout import collector
+from pirl_jax.rollout import episodes
+
+
+@pytest.fixture(scope="module")
+def agent():
+    """Everything that is compiled, once for all probes: they share shapes and instruction."""
+    page = recipe.get_config()
+    settings = config.settings(page)
+    mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
+    instructions = probes.make("constant").spec.instructions
+    actor = build.actor(settings, mesh, build.transform(settings, build.given_stats(settings), instructions), instructions)
+    trains = optimizer.trainable(settings.policy.model, page.model.train_expert_only)
+    params = jax.device_get(build.fresh_params(settings, mesh, jax.random.key(0)))
+    return types.SimpleNamespace(
+        settings=settings, page=page, actor=actor,
+        fresh_state=lambda: states.create(meshes.replicate(params, mesh), settings.optim, trains, mesh),
+        update=update.make_update(build.log_prob_fn(settings), settings.update, settings.optim, trains, mesh),
+    )  # fmt: skip
+
+
+def play(agent, params, pool, key):
+    generator, count = rng.generator(key), agent.page.rollout.episodes_per_iteration
+    names = [episodes.Episode(0, int(generator.integers(pool.spec.num_init_states))) for _ in range(count)]
+    return collector.collect(agent.actor, params, key, pool, names, 1, timeline.Timers())
+
+
+def value_error(agent, rollout, results):
+    """RMS distance of the values from the discounted rewards that followed; in the first three probes it can vanish."""
+    future_E, target_CE = 0.0, np.zeros_like(rollout.reward_CE)
+    for c in reversed(range(len(target_CE))):
+        target_CE[c] = future_E = rollout.reward_CE[c] + agent.settings.update.gamma * future_E
+    return float(np.sqrt(np.mean((rollout.value_CE - target_CE)[rollout.valid_CE] ** 2)))
+
+
+def missed_return(agent, rollout, results):
+    """How far the mean return stays below the best possible, 1."""
+    return 1.0 - float(np.mean([result.reward for result in results]))
+
+
+# probe, error, below what it is solved, iterations: two to four times what it takes
+CASES = [
+    ("constant", value_error, 0.1, 20),
+    ("observed", value_error, 0.1, 40),
+    ("delayed", value_error, 0.1, 20),
+    ("action", missed_return, 0.2, 60),
+    ("conditioned", missed_return, 0.2, 80),
+]
+
+
+@pytest.mark.parametrize("name, error, solved, iterations", CASES, ids=[case[0] for case in CASES])
+def test_the_agent_solves(name, error, solved, iterations, agent):
+    state, errors = agent.fresh_state(), []
+    with pools.EnvPool(functools.partial(probes.make, name), agent.page.rollout.num_envs, num_workers=1) as pool:
+        for iteration in range(iterations):
+            key = rng.named(jax.random.key(1), iteration)
+            rollout, results = play(agent, state.params, pool, key)
+            errors.append(error(agent, rollout, results))
+            if errors[-1] < solved:
+                return
+            data = update.rows(rollout, agent.settings.update)
+            state, _ = update.update(agent.update, state, data, key, agent.settings.update)
+    pytest.fail(f"broken: {probes.PROBES[name].broken_part}; probe {name!r} has errors {np.round(errors, 2)}")
