@@ -1,0 +1,147 @@
+"""Whole runs of the command, in this process: what they leave behind, and that they repeat and resume bit for bit."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from pirl_jax import build
+from pirl_jax import train
+from pirl_jax.monitor import log
+from pirl_jax.weights import store
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMALL = {
+    "rollout.num_envs": 8, "rollout.num_groups": 2, "rollout.episodes_per_iteration": 12, "env.num_workers": 2,
+    "algorithm.minibatch_size": 8, "algorithm.microbatch_size": 4, "run.compilation_cache": "",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """A user's machine, not the eight virtual devices of the tests."""
+    whole = build.meshes.make_mesh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build.meshes, "make_mesh", lambda *args: whole(*args, jax.devices()[:1]))
+        yield
+
+
+def start(recipe, directory, *arguments, **fields):
+    fields = SMALL | {"run.directory": directory} | {name.replace("__", "."): value for name, value in fields.items()}
+    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
+    train.main(["train", "--config", str(ROOT / "configs" / recipe), *overrides, *arguments])
+    return directory
+
+
+def probe(directory, num_iterations, *arguments):
+    return start(
+        "probe.py", directory, *arguments, num_iterations=num_iterations, env__suite="probe_delayed", run__save_every=2,
+        env__train_init_states="0,1", eval__init_states="0,1", eval__episodes_per_task=1, eval__every=2,
+    )  # fmt: skip
+
+
+def saved(directory, iteration):
+    """Every array of a checkpoint by its path."""
+    source = store.Store(directory / "checkpoints", create=False)
+    like = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in source._saved(iteration).items()}
+    state, _ = source.restore(like, iteration)
+    source.close()
+    return state
+
+
+def assert_equal_states(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Four iterations without a break."""
+    return probe(tmp_path_factory.mktemp("whole"), 4)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """The first two."""
+    return probe(tmp_path_factory.mktemp("half"), 2)
+
+
+def test_the_same_seed_gives_the_same_run(whole, half):
+    rows, first_rows = log.read(whole, timing=False), log.read(half, timing=False)
+    assert [row["iteration"] for row in rows] == [0, 0, 1, 2, 2, 3, 4]  # before, two, evaluation, two, after
+    assert first_rows[:3] == rows[:3] and len(rows[1]) > 30
+    before, after = saved(whole, 2), saved(whole, 4)
+    moved = [name for name in after if (before[name] != after[name]).any()]
+    assert any(name.startswith("params/") for name in moved) and "step" in moved
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(whole, half, tmp_path):
+    resumed = shutil.copytree(half, tmp_path / "run")
+    probe(resumed, 4, "--resume", "auto")
+    assert log.read(resumed, timing=False) == log.read(whole, timing=False)
+    assert_equal_states(saved(resumed, 4), saved(whole, 4))
+    assert [entry["first_iteration"] for entry in json.loads((resumed / "environment.json").read_text())] == [0, 2]
+    with pytest.raises(SystemExit):  # what it has cannot be undone
+        probe(resumed, 3, "--resume", "auto")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(half, tmp_path):
+    killed = shutil.copytree(half, tmp_path / "run")
+    shutil.rmtree(killed / "checkpoints")
+    probe(killed, 2, "--resume", "auto")
+    assert log.read(killed, timing=False) == log.read(half, timing=False)
+    assert_equal_states(saved(killed, 2), saved(half, 2))
+
+
+def test_a_checkpoint_of_another_size_does_not_fit(half, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        start("probe.py", tmp_path / "run", model__checkpoint=half / "checkpoints", model__value_hidden="16,16")
+    said = capsys.readouterr().err
+    assert exit_.value.code == 2 and said.count("\n") == 1
+    assert "does not fit this configuration (5 of" in said and "restore it with the config.json of its own run" in said
+
+
+@pytest.mark.parametrize("resume", ["never", "auto"])
+def test_a_run_starts_from_the_checkpoint_of_another(half, tmp_path, resume):
+    run = start("probe.py", tmp_path, "--resume", resume, num_iterations=1, model__checkpoint=half, eval__every=0)
+    assert_equal_states(*(
+        {name: value for name, value in saved(*place).items() if name.startswith("params/")} for place in ((run, 0), (half, 2))
+    ))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tabletop(tmp_path_factory):
+    """The quickstart in small: SFT from demonstrations, two iterations, in MuJoCo with cameras."""
+    return start(
+        "quickstart.py", tmp_path_factory.mktemp("runs") / "tabletop", num_iterations=2, model__size="tiny",
+        model__image_size_px=16, env__image_size_px=32, sft__demonstrations=2, sft__steps=4, sft__batch_size=8,
+        eval__episodes_per_task=2, eval__num_videos=1, eval__every=0, algorithm__update_epochs=1,
+        algorithm__minibatch_size=32, algorithm__microbatch_size=32,
+    )  # fmt: skip
+
+
+def test_what_a_run_leaves_behind(tabletop):
+    for name in (
+        "config.json", "environment.json", "metrics.jsonl", "table.json", "table.txt", "learning_curve.png", "assets/norm_stats.json",
+        "evaluation/before/evaluation.json", "evaluation/after/evaluation.json", "evaluation/after/episodes.mp4",
+    ):  # fmt: skip
+        assert (tabletop / name).stat().st_size > 0, name
+    assert list((tabletop / "tensorboard").glob("events*"))
+    assert "2" in {path.name for path in (tabletop / "checkpoints").iterdir()}
+    table = json.loads((tabletop / "table.json").read_text())
+    assert list(table["rows"]) == ["SFT", "PPO"] and table["rows"]["PPO"]["total"]["episodes"] == 2
+
+
+def test_metrics_have_the_names_that_users_look_for(tabletop):
+    rows = log.read(tabletop)
+    sft, _, first, second, after = rows
+    assert "sft/loss" in sft and {"eval/success_once", "eval/return", "eval/episode_len"} <= after.keys()
+    names = """actor/loss actor/value_loss actor/grad_norm actor/approx_kl actor/pg_clipfrac actor/value_clip_ratio
+        actor/ratio_max_dev actor/first_ratio_max_dev critic/explained_variance rollout/returns_mean rollout/advantages_mean
+        env/episode_len env/success_once env/return time/env time/inference time/update time/idle time/iteration"""
+    assert set(names.split()) <= first.keys() == second.keys() - {"time/save"} | {"time/eval"} & first.keys()
+    assert first["actor/first_ratio_max_dev"] < 1e-4  # the strict bound, and what it depends on: rollout/test_collector.py
