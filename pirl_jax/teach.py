@@ -42,7 +42,13 @@ def collect(settings, tasks) -> list[dict]:
     context, make_env = multiprocessing.get_context("spawn"), build.env_factory(settings)
     with worker.spawning(), concurrent.futures.ProcessPoolExecutor(env.num_workers, mp_context=context) as pool:
         parts = [pool.submit(_demonstrate, make_env, *job, settings.raw.seed, page.action_noise) for job in jobs]
-        return [episode for part in parts for episode in part.result() if episode["success"]]
+        episodes = [episode for part in parts for episode in part.result() if episode["success"]]
+    if not episodes:
+        raise ValueError(
+            f"none of {page.demonstrations} demonstrations per task succeeded; raise env.max_episode_steps="
+            f"{env.max_episode_steps} or lower sft.action_noise={page.action_noise}"
+        )
+    return episodes
 
 
 def _demonstrate(make_env, task, init_states, seed, action_noise):

@@ -139,7 +139,8 @@ def _resumed(run):
 def _taught(run):
     """Few-shot SFT from scripted demonstrations -> (params, NormStats)."""
     settings, sft = run.settings, run.settings.raw.sft
-    demonstrations = teach.collect(settings, run.tasks)
+    with config.user_errors():
+        demonstrations = teach.collect(settings, run.tasks)
     norm_stats = teach.statistics(demonstrations)
     run.actor = _actor(run, norm_stats)
     params = build.fresh_params(settings, run.mesh, rng.named(run.key, "params"))

@@ -145,3 +145,10 @@ def test_metrics_have_the_names_that_users_look_for(tabletop):
         env/episode_len env/success_once env/return time/env time/inference time/update time/idle time/iteration"""
     assert set(names.split()) <= first.keys() == second.keys() - {"time/save"} | {"time/eval"} & first.keys()
     assert first["actor/first_ratio_max_dev"] < 1e-4  # the strict bound, and what it depends on: rollout/test_collector.py
+
+
+def test_demonstrations_that_all_fail(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        start("quickstart.py", tmp_path, env__max_episode_steps=5, sft__demonstrations=1)
+    assert exit_.value.code == 2
+    assert "none of 1 demonstrations per task succeeded; raise env.max_episode_steps=5" in capsys.readouterr().err
