@@ -15,12 +15,12 @@ def get_config():
     )
     config.model.update(
         size="small", dtype="float32", tokenizer="byte", image_size_px=64, action_dim=8, action_horizon=10,
-        max_token_len=24, delta_actions=False, value_hidden=(128, 64),
+        max_token_len=20, delta_actions=False, value_hidden=(128, 64),
     )
-    config.rollout.update(num_envs=16, num_groups=2, episodes_per_iteration=64)
-    config.algorithm.update(minibatch_size=128, microbatch_size=128, update_epochs=4)
-    config.optim.update(lr=2e-4, value_lr=1e-3)
-    config.sft.update(demonstrations=16, steps=600, action_noise=0.1)
+    config.rollout.update(num_envs=64, num_groups=2, episodes_per_iteration=256)
+    config.algorithm.update(minibatch_size=512, microbatch_size=256, update_epochs=4)
+    config.optim.update(lr=1e-4, value_lr=1e-3)
+    config.sft.update(demonstrations=64, steps=2000, action_noise=0.2)
     config.eval.update(init_states=(800, 1000), episodes_per_task=100, every=10, episodes_during_training=32, num_videos=6)
     config.run.update(directory="runs/quickstart", save_every=10)
     return config

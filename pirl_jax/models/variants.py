@@ -87,8 +87,8 @@ GEMMA = {
     "gemma_2b_lora": GemmaConfig(2048, 18, 16384, 8, 1, 256, LoraConfig(16, 16.0, 16)),
     "gemma_300m_lora": GemmaConfig(1024, 18, 4096, 8, 1, 256, LoraConfig(32, 32.0, 32)),
     "dummy": GemmaConfig(64, 4, 128, 8, 1, 16),
-    "small": GemmaConfig(64, 3, 192, 4, 1, 32),
-    "small_expert": GemmaConfig(96, 3, 256, 4, 1, 32),
+    "small": GemmaConfig(64, 2, 128, 2, 1, 32),
+    "small_expert": GemmaConfig(64, 2, 192, 2, 1, 32),
     "tiny": GemmaConfig(64, 2, 128, 4, 1, 16),
     "tiny_expert": GemmaConfig(32, 2, 64, 4, 1, 16),
 }
@@ -97,7 +97,7 @@ GEMMA = {
 SIGLIP = {
     "so400m": SiglipConfig(1152, 27, 4304, 16, 14),
     "tiny": SiglipConfig(32, 2, 64, 2, 8),
-    "small": SiglipConfig(64, 2, 128, 4, 16),
+    "small": SiglipConfig(96, 2, 192, 2, 16),
 }
 
 # 257152 = 256000 Gemma tokens + 1024 location + 128 segmentation tokens (PaliGemma).  Horizons: 50 is pi0_base; 10 is
@@ -118,7 +118,7 @@ def _tiny(pi05: bool) -> Pi0Config:
 
 
 def _small(pi05: bool) -> Pi0Config:
-    return Pi0Config(pi05, GEMMA["small"], GEMMA["small_expert"], SIGLIP["small"], 266, 8, 10, 24, (64, 64), "float32")
+    return Pi0Config(pi05, GEMMA["small"], GEMMA["small_expert"], SIGLIP["small"], 266, 8, 10, 20, (64, 64), "float32")
 
 
 def pi0_config(name: str, **changes) -> Pi0Config:
