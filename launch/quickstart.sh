@@ -4,4 +4,8 @@
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-exec python -m pirl_jax.train --config configs/quickstart.py "$@"
+directory=runs/quickstart
+if [[ -e "$directory" ]]; then # a second run does not touch the first
+  directory="runs/quickstart-$(date +%Y%m%d-%H%M%S)"
+fi
+exec python -m pirl_jax.train --config configs/quickstart.py --config.run.directory="$directory" "$@"

@@ -34,7 +34,8 @@ def env_factory(settings):
 
     if env.suite == "tabletop":
         return functools.partial(
-            tabletop.make, image_size_px=env.image_size_px, max_episode_steps=limit, render_quality=env.render_quality
+            tabletop.make, image_size_px=env.image_size_px, max_episode_steps=limit, render_quality=env.render_quality,
+            spread=env.spread,
         )
     return functools.partial(
         libero.make, env.suite, assets=env.assets or None, image_size_px=env.image_size_px,

@@ -50,7 +50,8 @@ class Task:
 class Tabletop:
     """One simulator; see envs/base.py for the contract."""
 
-    def __init__(self, tasks: tuple[str, ...], image_size_px: int, max_episode_steps: int, render_quality: str):
+    def __init__(self, tasks: tuple[str, ...], image_size_px: int, max_episode_steps: int, render_quality: str, spread: float):
+        self._spread = spread
         self.tasks = tuple(TASKS[name] for name in tasks)
         self._task_index = [list(TASKS).index(name) for name in tasks]  # a placement does not depend on the selection
         self.spec = base.EnvSpec("tabletop", tuple(task.instruction for task in self.tasks), NUM_INIT_STATES,
@@ -73,7 +74,7 @@ class Tabletop:
         data = self.data
         mujoco.mj_resetData(self.model, data)
         data.qpos[:9] = HOME_QPOS + OPEN_QPOS
-        for name, (x, y, yaw) in placement(self._task_index[task], init_state).items():
+        for name, (x, y, yaw) in placement(self._task_index[task], init_state, self._spread).items():
             if name == "target":
                 data.mocap_pos[0, :2] = x, y
             else:
@@ -137,9 +138,10 @@ class Tabletop:
 
 
 def make(
-    tasks=None, image_size_px: int = 64, max_episode_steps: int | None = None, render_quality: str = "light"
+    tasks=None, image_size_px: int = 64, max_episode_steps: int | None = None, render_quality: str = "light", spread: float = 1.0
 ) -> Tabletop:
-    """The env; `tasks`: names of TASKS (None: all); `max_episode_steps` None: the longest budget of these tasks."""
+    """The env; `tasks`: names of TASKS (None: all); `max_episode_steps` None: the longest budget of these tasks; `spread`
+    scales the area in which the manipulated cube starts (1: 12 x 18 cm)."""
     names = tuple(TASKS) if tasks is None else tuple(tasks)
     for name in names:
         if name not in TASKS:
@@ -147,14 +149,16 @@ def make(
     if render_quality not in scene.QUALITIES:
         raise base.error("render_quality", render_quality, scene.QUALITIES)
     budget = max_episode_steps or max(TASKS[name].max_episode_steps for name in names)
-    return Tabletop(names, image_size_px, budget, render_quality)
+    return Tabletop(names, image_size_px, budget, render_quality, spread)
 
 
-def placement(task_index: int, init_state: int) -> dict[str, tuple[float, float, float]]:
-    """x, y (m) and yaw (rad) of each object; a function of (task, init_state) alone."""
+def placement(task_index: int, init_state: int, spread: float = 1.0) -> dict[str, tuple[float, float, float]]:
+    """x, y (m) and yaw (rad) of each object; a function of (task, init_state) and `spread` alone."""
+    manipulated = list(TASKS.values())[task_index].manipulated
     rng = np.random.default_rng([PLACEMENT_SEED, task_index, init_state])
     placed = {}
-    for name, reach in REACH_M.items():
+    for name, reach_m in REACH_M.items():
+        reach = np.multiply(reach_m, spread if name == manipulated else 1.0)
         xy = rng.uniform(-1, 1, 2) * reach
         while any(np.hypot(*(xy - other[:2])) < CLEARANCE_M for other in placed.values()):
             xy = rng.uniform(-1, 1, 2) * reach
