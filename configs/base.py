@@ -113,6 +113,10 @@ def _optim():
         eps=1e-8,
         weight_decay=0.01,
         clip_grad=1.0,  # global norm
+        schedule="constant",  # constant | cosine | openpi_cosine; counts iterations, scales both rates
+        warmup_steps=0,  # iterations
+        decay_steps=0,  # iteration at which a cosine reaches its minimum
+        min_lr_ratio=0.0,  # that minimum, as a fraction of the peak
     )
 
 
@@ -134,7 +138,7 @@ def _eval():
     return _section(
         init_states=(0, 50),  # [first, last) start states of each task
         episodes_per_task=50,  # how many of them are used, in order
-        num_envs=0,  # simulators; 0 = as in the rollout
+        num_envs=0,  # simulators of the evaluate command; 0 = as in the rollout.  Training evaluates on the rollout's
         every=0,  # iterations between evaluations during training; 0 = only at the end
         episodes_during_training=0,  # episodes per task of those; 0 = as episodes_per_task
         num_videos=1,  # episodes recorded per evaluation

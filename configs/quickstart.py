@@ -11,7 +11,7 @@ from configs import base
 
 def get_config():
     config = base.get_config()
-    config.num_iterations = 60
+    config.num_iterations = 85
     config.env.update(
         suite="tabletop", tasks=(0,), image_size_px=64, max_episode_steps=50, render_quality="light", spread=0.5,
         train_init_states=(0, 800), num_workers=2,
@@ -22,8 +22,8 @@ def get_config():
     )
     config.rollout.update(num_envs=64, num_groups=2, episodes_per_iteration=256)
     config.algorithm.update(minibatch_size=512, microbatch_size=256, gae_lambda=0.9, critic_warmup_iterations=1)
-    config.optim.update(lr=4e-4, value_lr=1e-3)
+    config.optim.update(lr=4e-4, value_lr=1e-3, schedule="cosine", decay_steps=85, min_lr_ratio=0.1)
     config.sft.update(demonstrations=14, steps=900, lr=3e-3, action_noise=0.2)
-    config.eval.update(init_states=(800, 1000), episodes_per_task=150, every=15, episodes_during_training=50, num_videos=6)
+    config.eval.update(init_states=(800, 1000), episodes_per_task=150, every=20, episodes_during_training=50, num_videos=6)
     config.run.update(directory="runs/quickstart", save_every=10)
     return config

@@ -1,5 +1,6 @@
 """Puts the parts together from the settings; shared by the commands.  The only place that knows which suite is which class."""
 
+import contextlib
 import functools
 import os
 import pathlib
@@ -12,6 +13,7 @@ from pirl_jax.core import spec
 from pirl_jax.envs import libero_files
 from pirl_jax.envs import pool as pools
 from pirl_jax.envs import probes
+from pirl_jax.envs import queue
 from pirl_jax.models import pi0
 from pirl_jax.policy import flow
 from pirl_jax.policy import normalize
@@ -43,10 +45,13 @@ def env_factory(settings):
     )
 
 
-def open_pool(settings, num_envs: int) -> pools.EnvPool:
-    """Start the simulators."""
-    env = settings.raw.env
-    return pools.EnvPool(env_factory(settings), num_envs, min(env.num_workers, num_envs), timeout_s=env.timeout_s)
+@contextlib.contextmanager
+def open_envs(settings, num_envs: int):
+    """Start the simulators -> ReadyQueue in front of their pool; both end with the context."""
+    env, num_workers = settings.raw.env, min(settings.raw.env.num_workers, num_envs)
+    with pools.EnvPool(env_factory(settings), num_envs, num_workers, timeout_s=env.timeout_s) as pool:
+        with queue.ReadyQueue(pool) as ready:
+            yield ready
 
 
 def transform(settings, stats: normalize.NormStats, instructions) -> observation.Transform:

@@ -5,6 +5,7 @@
 Writes evaluation.json, the table and videos into RUN_DIR/evaluation (or --output).
 """
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -104,8 +105,10 @@ def main(argv):
         mesh = build.mesh(settings)
         run_dir = build.run_directory(values.checkpoint)
         params, norm_stats = build.load_policy(settings, run_dir, values.iteration, mesh)
-        pool = build.open_pool(settings, settings.raw.eval.num_envs or settings.raw.rollout.num_envs)
-    with pool:
+        num_envs = settings.raw.eval.num_envs or settings.raw.rollout.num_envs
+        envs = contextlib.ExitStack()
+        pool = envs.enter_context(build.open_envs(settings, num_envs))
+    with envs:
         with config.user_errors():
             tasks = config.tasks(settings.raw, pool.spec)
             to_model = build.transform(settings, norm_stats, [pool.spec.instructions[task] for task in tasks])

@@ -20,7 +20,7 @@ from pirl_jax import config
 from pirl_jax import evaluate
 from pirl_jax import teach
 from pirl_jax.core import rng
-from pirl_jax.envs import pool as pools
+from pirl_jax.envs import queue
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import state as states
 from pirl_jax.learner import update
@@ -42,7 +42,7 @@ class Run:
     settings: config.Settings
     key: jax.Array
     mesh: jax.sharding.Mesh
-    pool: pools.EnvPool
+    pool: queue.ReadyQueue
     tasks: tuple[int, ...]
     directory: log.RunDir
     store: store.Store
@@ -83,7 +83,7 @@ def open_run(settings, raw, resume: str) -> Run:
         raise log.standing(path)
     mesh = build.mesh(settings)
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(build.open_pool(settings, raw.rollout.num_envs))
+        pool = stack.enter_context(build.open_envs(settings, raw.rollout.num_envs))
         chosen = config.tasks(settings.raw, pool.spec)
         instructions = [pool.spec.instructions[task] for task in chosen]
         build.transform(settings, build.identity_stats(settings), instructions)  # checks tokenizer and prompts
@@ -193,8 +193,8 @@ def _iteration(run, update_minibatch, state, iteration, step):
     """One rollout and its updates -> state, metrics."""
     key, cfg = rng.named(run.key, "iteration", iteration), run.settings.update
     rollout, results = _rollout(run, state.params, key, step)
-    data = update.rows(rollout, cfg)
     with run.timers.measure("update"):
+        data = update.rows(rollout, cfg)
         state, metrics = update.update(update_minibatch, state, data, rng.named(key, "shuffle"), cfg)
     return state, metrics | stats.episode_metrics(results) | stats.rollout_metrics(rollout, data) | _times(run.timers)
 

@@ -117,6 +117,11 @@ def test_every_recipe_is_complete_and_right(path):
     config.check_training(config.settings(page).raw)
 
 
+def test_the_quickstart_is_evaluated_on_start_states_it_never_trains_on():
+    page = config.load_recipe(ROOT / "configs" / "quickstart.py")
+    assert page.env.train_init_states[1] <= page.eval.init_states[0]
+
+
 # ---- the command line --------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """Host-side queue between a pool and the device: a thread takes ready slots out, `get` makes fixed-size batches.
 
-The thread copies observations out of shared memory while the device computes.  Requests still go straight to the pool
-(`pool.reset`, `pool.send`), but while a ReadyQueue lives nobody else may receive from its pool.
+The thread copies observations out of shared memory while the device computes.  Requests go straight to the pool; answers come
+through the queue alone: while it lives nobody else may receive from its pool.
 """
 
 import threading
@@ -42,6 +42,26 @@ class ReadyQueue:
             steps = [self._ready.pop(slot) for slot in taken]
             self._changed.notify_all()  # there is room again
         return np.array(taken), concatenate(steps)
+
+    def recv(self, slots: Sequence[int]) -> base.TimeStep:
+        """The lockstep `get` in the words of EnvPool: exactly these slots, in their order."""
+        return self.get(len(slots), slots)[1]
+
+    @property
+    def spec(self) -> base.EnvSpec:
+        return self._envs.spec
+
+    @property
+    def num_envs(self) -> int:
+        return self._envs.num_envs
+
+    def reset(self, slots: Sequence[int], tasks: Sequence[int], init_states: Sequence[int]) -> None:
+        """See EnvPool.reset."""
+        self._envs.reset(slots, tasks, init_states)
+
+    def send(self, slots: Sequence[int], actions_NIA: np.ndarray, record: Sequence[bool] | None = None) -> None:
+        """See EnvPool.send."""
+        self._envs.send(slots, actions_NIA, record)
 
     def close(self) -> None:
         """Stop the thread; the pool stays open.  Safe to call again, and while `get` waits elsewhere."""

@@ -4,7 +4,7 @@
     environment.json   git revision, package versions, devices, renderer; one entry per start or resume
     metrics.jsonl      one JSON object per write: {"iteration": 3, "actor/loss": 0.1, ...}
     tensorboard/       the same numbers as TensorBoard events
-    checkpoints/  videos/   filled by others
+    checkpoints/  assets/  evaluation/   filled by others
 
 Knows no reinforcement learning: a metric is a name with a '/' and a number.  Everything but time/* is deterministic and
 can be compared between runs with ==; `read(path, timing=False)` gives exactly that part.
@@ -45,8 +45,7 @@ class RunDir:
             raise standing(self.path)
         if resume_at is not None and not self.metrics_path.exists():
             raise ValueError(f"run directory {self.path} holds no run to continue; start one without --resume")
-        for folder in (self.checkpoints, self.videos):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
         first_iteration = resume_at or 0
         self._wandb = _start_wandb(self.path, config) if wandb else None
         self.changed = self._write_config(_jsonable(config), resume_at)
@@ -59,10 +58,6 @@ class RunDir:
     @property
     def checkpoints(self) -> pathlib.Path:
         return self.path / "checkpoints"
-
-    @property
-    def videos(self) -> pathlib.Path:
-        return self.path / "videos"
 
     def write(self, iteration: int, metrics: dict) -> dict[str, float]:
         """Append one row and hand it on to TensorBoard; returns the numbers as Python floats.
