@@ -254,9 +254,7 @@ def finish(run: Run, state: states.TrainState) -> None:
     table = report.success_table(({name: before} if before else {}) | {"PPO": after})
     log.write_json(path / "table.json", table)
     (path / "table.txt").write_text(report.as_text(table) + "\n")
-    report.learning_curve(
-        path / "learning_curve.png", log.read(path), title=path.name, episodes_per_eval=raw.eval.episodes_per_task * len(run.tasks)
-    )
+    report.learning_curve(path / "learning_curve.png", log.read(path), title=path.name)
     print(report.as_text(table))
     print(f"evaluation on start states {raw.eval.init_states[0]} to {raw.eval.init_states[1] - 1} of each task, "
           f"training on {raw.env.train_init_states[0]} to {raw.env.train_init_states[1] - 1}")

@@ -54,16 +54,16 @@ def as_text(table: dict) -> str:
     return "\n".join([*lines, rule, note])
 
 
-def learning_curve(path, rows: list[dict], title: str = "", episodes_per_eval: int = 0) -> pathlib.Path:
+def learning_curve(path, rows: list[dict], title: str = "") -> pathlib.Path:
     """PNG of a run: success rate of training rollouts and evaluations above; return and KL below.
 
-    rows: as `log.read` gives them; uses env/success_once, eval/success_once, env/return, actor/approx_kl where present.
-    episodes_per_eval > 0 draws the evaluations with their Wilson intervals.
+    rows: as `log.read` gives them; uses env/success_once, eval/success_once, env/return, actor/approx_kl where present;
+    eval/num_trajectories beside an evaluation gives its Wilson interval.
     """
     path = pathlib.Path(path)
     fig = figure.Figure(figsize=(8, 6), dpi=150, layout="constrained")
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    _draw_success(top, rows, episodes_per_eval)
+    _draw_success(top, rows)
     top.set_title(title, loc="left", fontsize=11, fontweight="bold")
     _draw(bottom, rows, "env/return", "return", label="return of training episodes")
     bottom.set_ylabel("return", color=COLOURS["return"])
@@ -94,13 +94,14 @@ def _draw(axes, rows: list[dict], name: str, colour: str, **style) -> None:
     axes.plot(iterations, values, color=COLOURS[colour], linewidth=1.6, marker=marker, **style)
 
 
-def _draw_success(axes, rows: list[dict], episodes_per_eval: int) -> None:
+def _draw_success(axes, rows: list[dict]) -> None:
     _draw(axes, rows, "env/success_once", "train", label="training rollouts (exploring)")
     iterations, rates = series(rows, "eval/success_once")
-    label = "evaluation (start states not trained on)"
+    label = "evaluation (no exploration)"
     axes.plot(iterations, rates, color=COLOURS["eval"], linewidth=2, marker="o", label=label)
-    if episodes_per_eval and rates:
-        bounds = [wilson(round(rate * episodes_per_eval), episodes_per_eval) for rate in rates]
+    _, counts = series(rows, "eval/num_trajectories")
+    if counts:
+        bounds = [wilson(round(rate * count), round(count)) for rate, count in zip(rates, counts, strict=True)]
         low, high = zip(*bounds, strict=True)
         style = {"color": COLOURS["eval"], "alpha": 0.15, "linewidth": 0}
         axes.fill_between(iterations, low, high, label="Wilson 95 % interval", **style)

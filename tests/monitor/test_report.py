@@ -48,8 +48,8 @@ def test_text_table_is_aligned_and_complete():
 def test_learning_curve_is_drawn_from_any_subset_of_metrics(tmp_path):
     names = ("env/success_once", "env/return", "actor/approx_kl")
     rows = [{"iteration": k} | dict.fromkeys(names, k / 10) for k in range(10)]
-    rows += [{"iteration": k, "eval/success_once": k / 10} for k in (0, 5, 9)] + [{"iteration": 3, "env/return": "nan"}]
-    path = report.learning_curve(tmp_path / "figures" / "curve.png", rows, "tabletop", episodes_per_eval=50)
+    rows += [{"iteration": k, "eval/success_once": k / 10, "eval/num_trajectories": 50} for k in (0, 5, 9)] + [{"iteration": 3, "env/return": "nan"}]
+    path = report.learning_curve(tmp_path / "figures" / "curve.png", rows, "tabletop")
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
     assert report.learning_curve(tmp_path / "empty.png", []).exists()
     assert report.series(rows, "env/return")[0] == list(range(10))
