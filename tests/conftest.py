@@ -30,3 +30,9 @@ def vectors() -> pathlib.Path:
     if not VECTORS.is_dir():
         pytest.skip(f"reference vectors not found at {VECTORS} (set PIRL_VECTORS)")
     return VECTORS
+
+
+@pytest.fixture(scope="session")
+def model_vectors() -> pathlib.Path:
+    """Folder of the reference model cases: all of them, or the two that are committed."""
+    return VECTORS / "openpi" if VECTORS.is_dir() else ROOT / "tests" / "golden"

@@ -25,22 +25,22 @@ CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 
 
 @pytest.fixture(scope="session", params=CASES)
-def case(request, vectors):
+def case(request, model_vectors):
     """One reference case after the other; results are kept, so that test files share them."""
-    return load_case(vectors, request.param)
+    return load_case(model_vectors, request.param)
 
 
 @pytest.fixture(scope="session")
-def named_case(vectors):
+def named_case(model_vectors):
     """Loader of a case by name."""
-    return functools.partial(load_case, vectors)
+    return functools.partial(load_case, model_vectors)
 
 
 @functools.lru_cache(maxsize=3)
-def load_case(vectors, name):
-    path = vectors / "openpi" / f"model_{name}.npz"
+def load_case(model_vectors, name):
+    path = model_vectors / f"model_{name}.npz"
     if not path.is_file():
-        pytest.skip(f"reference case {path.name} not found")
+        pytest.skip(f"reference vectors: {path.name} not found in {path.parent}")
     with np.load(path) as file:
         arrays = dict(file)
     settings = json.loads(arrays.pop("config_json").item())
