@@ -88,10 +88,12 @@ def _rgb_to_hsv(image_YX3):
     value = jnp.max(image_YX3, axis=-1)
     chroma = value - jnp.min(image_YX3, axis=-1)
     safe = jnp.where(chroma > 0, chroma, 1.0)  # grey has no hue; any will do
+    # Order, not `value == red`: a compiler may compute the image twice, rounded differently, and then no channel equals the
+    # maximum.  At a tie both formulas give the same hue.
     sextant = jnp.where(
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) / safe,
-        jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+        jnp.where(green >= blue, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     return sextant / 6, jnp.where(value > 0, chroma / jnp.where(value > 0, value, 1.0), 0.0), value
 
