@@ -17,11 +17,6 @@ def parse_image(image: np.ndarray) -> np.ndarray:
     return np.moveaxis(image, 0, -1) if image.shape[0] == 3 else image
 
 
-def to_float(images):
-    """uint8 -> float32 in [-1, 1]."""
-    return images.astype(np.float32) / 255.0 * 2.0 - 1.0
-
-
 def resize_with_pad(images: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8 [..., Y,X,3] -> [..., height,width,3]: keeps the aspect ratio, centres, pads with black."""
     y, x = images.shape[-3:-1]

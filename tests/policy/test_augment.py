@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pirl_jax.models import pi0
 from pirl_jax.policy import augment
-from pirl_jax.policy import images
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def data(vectors):
 
 @pytest.fixture(scope="module")
 def augmented(data):
-    x = images.to_float(data["in_u8"])
+    x = pi0.to_float(data["in_u8"])
     key = jax.random.key(int(data["key_seed"]))
     return np.asarray(jax.jit(augment.augment, static_argnums=2)(key, np.stack([x, x], axis=1), (False, True)))
 
@@ -41,7 +41,7 @@ def test_draws_equal_openpi(data):
 
 def test_unjittered_wrist_image_is_untouched(augmented, data):
     assert not data["draw/2/wrist/jitter_applied"]
-    np.testing.assert_allclose(augmented[2, 1], images.to_float(data["in_u8"][2]), atol=1e-6)
+    np.testing.assert_allclose(augmented[2, 1], pi0.to_float(data["in_u8"][2]), atol=1e-6)
 
 
 def test_hsv_equals_colorsys_and_inverts():

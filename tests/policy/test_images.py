@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pirl_jax.models import pi0
 from pirl_jax.policy import images
 
 resize_on_device = jax.jit(images.resize_on_device, static_argnums=(1, 2))
@@ -48,16 +49,16 @@ def test_device_resize_of_uint8_equals_openpi(data):
 
 def test_device_resize_of_float_equals_openpi(data):
     for name, x, size, want in _cases(data, "/jax_f32"):
-        got = resize_on_device(jnp.asarray(images.to_float(x[:1])), *size)
+        got = resize_on_device(jnp.asarray(pi0.to_float(x[:1])), *size)
         np.testing.assert_allclose(got, want, atol=2e-6, err_msg=name)
 
 
 def test_to_float_equals_openpi(data):
     for x in (data["from_dict/in_u8"], jnp.asarray(data["from_dict/in_u8"])):
-        got = images.to_float(x)
+        got = pi0.to_float(x)
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, data["from_dict/out_f32"], atol=2e-7)
-    assert isinstance(images.to_float(jnp.zeros((1,), jnp.uint8)), jax.Array)
+    assert isinstance(pi0.to_float(jnp.zeros((1,), jnp.uint8)), jax.Array)
 
 
 @pytest.mark.parametrize("case", ["chw_f32", "hwc_u8", "h3_u8"])
