@@ -43,8 +43,7 @@ def collect(actor: Actor, params, key, pool, names: list[episodes.Episode], num_
 
     def decide(turn):
         with timers.measure("inference"):
-            id_B = np.zeros(batch_size, np.int32)
-            id_B[turn.row] = turn.episode * book.num_decisions + np.minimum(turn.decision, book.num_decisions - 1)
+            id_B = _decision_ids(turn, batch_size, book.num_decisions)
             obs = actor.encode(turn, batch_size)
             chain, actions_BHA, context = jax.device_get(actor.explore(params, key, *actor.put((id_B, obs))))
             context = obs if context is None else context
@@ -62,12 +61,18 @@ def evaluate(actor: Actor, params, key, pool, names, num_groups: int, timers, re
 
     def decide(turn):
         with timers.measure("inference"):
-            id_B = np.zeros(batch_size, np.int32)
-            id_B[turn.row] = turn.episode * limit + np.minimum(turn.decision, limit - 1)
+            id_B = _decision_ids(turn, batch_size, limit)
             actions_BHA = actor.exploit(params, key, *actor.put((id_B, actor.encode(turn, batch_size))))
             return actor.decode(jax.device_get(actions_BHA), turn)
 
     return episodes.play(pool, names, num_groups, decide, timers, record, progress)
+
+
+def _decision_ids(turn: episodes.Turn, batch_size: int, num_decisions: int) -> np.ndarray:
+    """[B] int32, one number per (episode, decision): a row draws its noise by name, wherever it stands in a batch."""
+    id_B = np.zeros(batch_size, np.int32)
+    id_B[turn.row] = turn.episode * num_decisions + np.minimum(turn.decision, num_decisions - 1)
+    return id_B
 
 
 def max_decisions(spec, action_chunk: int) -> int:
