@@ -17,7 +17,7 @@ class EnvSpec:
     suite: str
     instructions: tuple[str, ...]  # one per task
     num_init_states: int  # per task
-    max_episode_steps: int  # control steps until truncation
+    max_episode_steps: int  # control steps until truncation; where tasks differ, the largest
     image_size_px: int
     cameras: tuple[str, ...] = ("agentview", "wrist")
     state_dim: int = 8  # end-effector position (m), axis-angle (rad), gripper joint positions (m)
@@ -40,6 +40,7 @@ class TimeStep:
     truncated: bool  # time limit: the episode was cut, its value is not 0
     num_steps: int  # control steps executed in this chunk (0 after a reset)
     frames: list | None = None  # video frames [Y,X,3] uint8 of each executed step, only when asked for
+    lost: bool = False  # the simulator was replaced under this episode: nothing else in this row means anything
 
 
 class Env(Protocol):
