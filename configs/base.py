@@ -32,11 +32,11 @@ def _section(**fields) -> ml_collections.ConfigDict:
 
 def _env():
     return _section(
-        suite="libero_spatial",  # libero_{spatial,object,goal,10,90} | tabletop | probe_*
+        suite="libero_spatial",  # libero_{spatial,object,goal,10,90,130} | tabletop | probe_*
         tasks=(),  # task indices used in training and evaluation; () = all
         image_size_px=256,  # rendered size of both cameras; resized to model.image_size_px with padding
-        max_episode_steps=0,  # control steps until truncation; 0 = the suite's own limit
-        settle_steps=15,  # LIBERO: no-op steps after a reset, gripper open
+        max_episode_steps=0,  # control steps until truncation; 0 = the protocol's, or the suite's own
+        protocol="rlinf",  # LIBERO: time limits and settle steps of rlinf | openpi (pirl_jax/envs/libero_files.py)
         assets="",  # LIBERO: folder of meshes and scenes; "" = $PIRL_LIBERO_ASSETS, else the libero package's download
         render_quality="exact",  # tabletop: exact (robosuite's meshes) | light (simple shapes, same physics)
         spread=1.0,  # tabletop: scale of the area in which the manipulated cube starts; 1.0 = 12 x 18 cm

@@ -41,7 +41,7 @@ def env_factory(settings):
         )
     return functools.partial(
         libero.make, env.suite, assets=env.assets or None, image_size_px=env.image_size_px,
-        max_episode_steps=limit, settle_steps=env.settle_steps,
+        max_episode_steps=limit, protocol=env.protocol,
     )
 
 

@@ -31,7 +31,7 @@ POSITIVE = (
     ("algorithm", "update_epochs"), ("algorithm", "minibatch_size"), ("algorithm", "microbatch_size"),
     ("eval", "episodes_per_task"), ("run", "save_every"), ("run", "keep"),
 )  # fmt: skip
-SUITES = (*libero_files.MAX_EPISODE_STEPS, "tabletop", *(f"probe_{name}" for name in probes.PROBES))
+SUITES = (*libero_files.SUITES, "tabletop", *(f"probe_{name}" for name in probes.PROBES))
 MODEL_SIZES = {"full": ("pi0", "pi05"), "small": ("small", "small_pi05"), "tiny": ("tiny", "tiny_pi05")}
 
 
@@ -62,6 +62,7 @@ def settings(raw: ml_collections.ConfigDict) -> Settings:
         ("model.dtype", raw.model.dtype, ("float32", "bfloat16")),
         ("model.gradient_checkpointing", raw.model.gradient_checkpointing, remat.POLICIES),
         ("env.render_quality", raw.env.render_quality, ("exact", "light")),
+        ("env.protocol", raw.env.protocol, libero_files.PROTOCOLS),
     ):
         if value not in choices:
             raise types.unknown(name, value, choices)

@@ -65,7 +65,7 @@ def write(directory: pathlib.Path, settings, results, instructions, policy_name:
             "suite": settings.raw.env.suite, "init_states": list(settings.raw.eval.init_states), "seed": settings.raw.seed,
             "trained_on_init_states": list(settings.raw.env.train_init_states),
             "render_quality": settings.raw.env.render_quality, "num_steps": settings.policy.num_steps,
-            "action_chunk": settings.policy.action_chunk, "settle_steps": settings.raw.env.settle_steps,
+            "action_chunk": settings.policy.action_chunk, "protocol": settings.raw.env.protocol,
         },
         "episodes": [
             {"task": r.episode.task, "init_state": r.episode.init_state, "success": r.success, "steps": r.num_steps}

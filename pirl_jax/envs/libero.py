@@ -9,7 +9,7 @@ import contextlib
 import functools
 import os
 import pathlib
-from typing import Callable
+from typing import Callable, Sequence
 
 import mujoco
 import numpy as np
@@ -25,8 +25,9 @@ RESET_ATTEMPTS = 10  # draws of the poses in a scene before giving up; the first
 class Libero:
     """One suite.  The simulator of a task is built by the first reset to that task and lives until the task changes."""
 
-    def __init__(self, spec: base.EnvSpec, assets: pathlib.Path, settle_steps: int, seed: int):
+    def __init__(self, spec: base.EnvSpec, assets: pathlib.Path, limits: Sequence[int], settle_steps: int, seed: int):
         self.spec = spec
+        self._limits = limits  # control steps until truncation, by task
         self._settle_steps, self._seed = settle_steps, seed
         self._make_simulator, self._placement_error = libero_files.import_libero(assets)
         self._task, self._simulator = None, None
@@ -54,7 +55,7 @@ class Libero:
             raise RuntimeError("no episode is under way; call reset first")
         frames = [] if record else None
         success, num_steps = False, 0
-        for action in actions_IA[: self.spec.max_episode_steps - self._elapsed]:
+        for action in actions_IA[: self._limits[self._task] - self._elapsed]:
             success = self._control_step(action)
             num_steps += 1
             if record:
@@ -125,7 +126,7 @@ class Libero:
             state=self._state(),
             reward=float(success),
             terminated=success,
-            truncated=not success and self._elapsed >= self.spec.max_episode_steps,
+            truncated=not success and self._elapsed >= self._limits[self._task],
             num_steps=num_steps,
             frames=frames,
         )
@@ -152,23 +153,24 @@ def make(
     assets: str | os.PathLike | None = None,
     image_size_px: int = 256,
     max_episode_steps: int | None = None,
-    settle_steps: int = 10,
+    protocol: str = "rlinf",
     seed: int = 0,
 ) -> Libero:
-    """An env of one suite.  `max_episode_steps` defaults to RLinf's, `assets` to $PIRL_LIBERO_ASSETS or LIBERO's own.
-
-    `settle_steps` idle control steps follow every reset and do not count; openpi plays 10, RLinf 15.
-    """
-    if suite not in libero_files.MAX_EPISODE_STEPS:
-        raise base.error("suite", suite, libero_files.MAX_EPISODE_STEPS)
+    """An env of one suite.  `max_episode_steps` defaults to the protocol's, `assets` to $PIRL_LIBERO_ASSETS or LIBERO's own."""
+    if suite not in libero_files.SUITES:
+        raise base.error("suite", suite, libero_files.SUITES)
+    if protocol not in libero_files.PROTOCOLS:
+        raise base.error("protocol", protocol, libero_files.PROTOCOLS)
+    rules, tasks = libero_files.PROTOCOLS[protocol], libero_files.tasks(suite)
+    limits = [max_episode_steps or rules.max_episode_steps[task.suite] for task in tasks]
     spec = base.EnvSpec(
         suite=suite,
-        instructions=tuple(libero_files.instruction(name) for name in libero_files.task_names(suite)),
+        instructions=tuple(libero_files.instruction(task.name) for task in tasks),
         num_init_states=NUM_INIT_STATES,
-        max_episode_steps=max_episode_steps or libero_files.MAX_EPISODE_STEPS[suite],
+        max_episode_steps=max(limits),
         image_size_px=image_size_px,
     )
-    return Libero(spec, libero_files.find_assets(assets), settle_steps, seed)
+    return Libero(spec, libero_files.find_assets(assets), limits, rules.settle_steps, seed)
 
 
 def axis_angle(quat_xyzw: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ here lets it.  Builds no simulator; `libero.py` does.
 """
 
 import ctypes
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -34,11 +35,29 @@ def package() -> pathlib.Path:
     return pathlib.Path(outer.submodule_search_locations[0], "libero")
 
 
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How an episode is played.  Published success rates of one checkpoint differ by these numbers."""
+
+    max_episode_steps: dict[str, int]  # control steps until truncation, by the suite a task comes from
+    settle_steps: int  # idle steps, gripper open, after every reset; they do not count
+    replan_steps: int | None  # executed actions per decision; None: the policy's own chunk
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One task as LIBERO stores it; its name is also the stem of its files."""
+
+    suite: str  # one of the five that have files
+    name: str
+
+
 @functools.cache
-def task_names(suite: str) -> tuple[str, ...]:
-    """Names of a suite's tasks, in the benchmark's order; a name is also the stem of the task's files."""
+def tasks(suite: str) -> tuple[Task, ...]:
+    """A suite's tasks in the benchmark's order; libero_130 is the five suites one after another."""
     path = package() / "benchmark" / "libero_suite_task_map.py"  # its package would import torch
-    return tuple(_load(path, "libero_suite_task_map").libero_task_map[suite])
+    names = _load(path, "libero_suite_task_map").libero_task_map
+    return tuple(Task(member, name) for member in SUITES[suite] for name in names[member])
 
 
 def instruction(task_name: str) -> str:
@@ -49,7 +68,8 @@ def instruction(task_name: str) -> str:
 
 
 def bddl_file(suite: str, task: int) -> pathlib.Path:
-    return package() / "bddl_files" / suite / f"{task_names(suite)[task]}.bddl"
+    one = tasks(suite)[task]
+    return package() / "bddl_files" / one.suite / f"{one.name}.bddl"
 
 
 @functools.cache
@@ -58,7 +78,8 @@ def init_states(suite: str, task: int) -> np.ndarray:
 
     The file is a zip archive written by torch.save with one pickle of one numpy array.
     """
-    path = package() / "init_files" / suite / f"{task_names(suite)[task]}.pruned_init"
+    one = tasks(suite)[task]
+    path = package() / "init_files" / one.suite / f"{one.name}.pruned_init"
     with zipfile.ZipFile(path) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         return _ArrayUnpickler(io.BytesIO(archive.read(name))).load()
@@ -173,11 +194,11 @@ GL_LIBRARIES = {
     "osmesa": ("libOSMesa.so.8", "libosmesa6 libgl1-mesa-dri"),
 }
 
-# Control steps until truncation, as RLinf trains and evaluates (libero_90, which it leaves out: openpi's limit).
-MAX_EPISODE_STEPS = {
-    "libero_spatial": 240,
-    "libero_object": 240,
-    "libero_goal": 320,
-    "libero_10": 480,
-    "libero_90": 400,
+OWN_FILES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+SUITES = {**{name: (name,) for name in OWN_FILES}, "libero_130": OWN_FILES}  # suite -> where its tasks come from
+
+# openpi: examples/libero/main.py.  RLinf: its LIBERO configurations; it leaves libero_90 out, whose limit is openpi's.
+PROTOCOLS = {
+    "rlinf": Protocol(dict(zip(OWN_FILES, (240, 240, 320, 480, 400))), settle_steps=15, replan_steps=None),
+    "openpi": Protocol(dict(zip(OWN_FILES, (220, 280, 300, 520, 400))), settle_steps=10, replan_steps=5),
 }

@@ -19,7 +19,7 @@ class Scripted(libero.Libero):
 
     def __init__(self, flags, limit):
         self.spec = base.EnvSpec("scripted", ("",), 1, limit, image_size_px=2)
-        self._flags, self._elapsed = iter(flags), 0
+        self._flags, self._elapsed, self._task, self._limits = iter(flags), 0, 0, [limit]
 
     def _control_step(self, action):
         return bool(next(self._flags))

@@ -17,22 +17,22 @@ from pirl_jax.envs import libero, libero_files
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("suite", libero_files.MAX_EPISODE_STEPS)
+@pytest.mark.parametrize("suite", libero_files.SUITES)
 def test_instructions_are_the_benchmarks(suite):
     """LIBERO's own function, cut out of a file that could not be imported without torch."""
     tree = ast.parse((libero_files.package() / "benchmark" / "__init__.py").read_text())
     (function,) = [node for node in tree.body if getattr(node, "name", "") == "grab_language_from_filename"]
     scope = {}
     exec(compile(ast.Module([function], []), "benchmark", "exec"), scope)
-    names = libero_files.task_names(suite)
-    assert len(names) == (90 if suite == "libero_90" else 10)
-    for name in names:
-        assert libero_files.instruction(name) == scope["grab_language_from_filename"](name + ".bddl")
+    tasks = libero_files.tasks(suite)
+    assert len(tasks) == {"libero_90": 90, "libero_130": 130}.get(suite, 10) == len(set(tasks))
+    for task in tasks:
+        assert libero_files.instruction(task.name) == scope["grab_language_from_filename"](task.name + ".bddl")
 
 
-@pytest.mark.parametrize("suite", libero_files.MAX_EPISODE_STEPS)
+@pytest.mark.parametrize("suite", libero_files.SUITES)
 def test_init_states_of_every_task(suite):
-    for task in range(len(libero_files.task_names(suite))):
+    for task in range(len(libero_files.tasks(suite))):
         states = libero_files.init_states(suite, task)
         assert states.shape[0] == libero.NUM_INIT_STATES and states.dtype == np.float64
         assert np.isfinite(states).all()
@@ -46,7 +46,7 @@ def test_an_init_state_file_cannot_run_code(tmp_path, monkeypatch):
             return os.system, ("true",)
 
     monkeypatch.setattr(libero_files, "package", lambda: tmp_path)
-    monkeypatch.setattr(libero_files, "task_names", lambda suite: ("evil",))
+    monkeypatch.setattr(libero_files, "tasks", lambda suite: (libero_files.Task(suite, "evil"),))
     folder = tmp_path / "init_files" / "libero_evil"
     folder.mkdir(parents=True)
     with zipfile.ZipFile(folder / "evil.pruned_init", "w") as archive:
