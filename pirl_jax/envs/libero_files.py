@@ -104,16 +104,21 @@ class _ArrayUnpickler(pickle.Unpickler):
 def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:
     """The folder of meshes and scenes: the argument, $PIRL_LIBERO_ASSETS, or where LIBERO itself keeps them."""
     wanted = assets or os.environ.get(ASSETS_VARIABLE)
-    own = (package() / "assets", pathlib.Path.home() / ".cache" / "libero" / "assets")
+    own = (package() / "assets", downloaded_assets())
     candidates = [pathlib.Path(wanted)] if wanted else own
     for folder in candidates:
         if all((folder / name).is_dir() for name in ASSET_FOLDERS):
             return folder.resolve()
     looked = ", ".join(map(str, candidates))
     raise ValueError(
-        f"LIBERO assets are not in {looked} (needed: {', '.join(ASSET_FOLDERS)}); download them"
-        f" and pass assets=FOLDER or set {ASSETS_VARIABLE}"
+        f"LIBERO assets are not in {looked} (needed: {', '.join(ASSET_FOLDERS)}); run"
+        f" python -m pirl_jax.download assets, or pass assets=FOLDER or set {ASSETS_VARIABLE}"
     )
+
+
+def downloaded_assets() -> pathlib.Path:
+    """Where LIBERO puts the assets that it downloads."""
+    return pathlib.Path.home() / ".cache" / "libero" / "assets"
 
 
 def import_libero(assets: pathlib.Path) -> tuple[type, type[Exception]]:
