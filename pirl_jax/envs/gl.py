@@ -95,7 +95,8 @@ def probe(backend: str, device: int | None = None, timeout_s: float = TIMEOUT_S)
         reason, _, remedy = str(error).partition("; ")
         return dataclasses.replace(here, reason=reason, remedy=remedy)
     except child.ChildError as error:
-        return dataclasses.replace(here, reason=_translated(str(error)), remedy=_remedy(here, str(error)))
+        reason = _translated(str(error))
+        return dataclasses.replace(here, reason=reason, remedy=_remedy(here, reason))
     if frame["pixel_std"] < BLANK_STD:
         return dataclasses.replace(here, **frame, reason="the frame is blank", remedy=_remedy(here, "blank"))
     return dataclasses.replace(here, **frame)
@@ -158,25 +159,26 @@ def cuda_to_egl(found: Sequence[Device], visible: str | None) -> dict[int, int]:
 
 
 def _translated(reason: str) -> str:
-    if "MUJOCO_EGL_DEVICE_ID" in reason:
-        return "EGL lists no such device"
-    if "EGL device display" in reason:
-        return "EGL opens no display on it"
-    return reason.rstrip(".")
+    if "EGL device display" in reason or "between 0 and -1" in reason:
+        return NO_DISPLAY
+    return NO_DEVICE if "MUJOCO_EGL_DEVICE_ID" in reason else reason.rstrip(".")
 
 
 def _remedy(here: Probe, reason: str) -> str:
-    if "MUJOCO_EGL_DEVICE_ID" in reason:
+    if reason == NO_DEVICE:
         return "python -m pirl_jax.doctor lists the EGL devices; correct MUJOCO_EGL_DEVICE_ID or env.render_devices"
     if here.backend == "osmesa":
         return f"run: apt-get install -y {BACKENDS['osmesa'][1]}"
-    if "EGL device display" in reason and NVIDIA.exists():
+    if reason == NO_DISPLAY and NVIDIA.exists():
         return NVIDIA_REMEDY
-    if "EGL device display" in reason:
-        return f"run: apt-get install -y {BACKENDS['egl'][1]}; with a GPU, let the user read and write /dev/dri/render*"
-    return "the driver is broken; repair it or render in software: export MUJOCO_GL=osmesa PYOPENGL_PLATFORM=osmesa"
+    if reason == NO_DISPLAY:
+        return f"run: apt-get install -y {BACKENDS['egl'][1]}; with a GPU, let the user read and write /dev/dri/render*; {SOFTWARE}"
+    return f"repair the graphics driver; {SOFTWARE}"
 
 
+NO_DISPLAY = "EGL opens no display"
+NO_DEVICE = "EGL lists no such device"
+SOFTWARE = "or render in software: export MUJOCO_GL=osmesa PYOPENGL_PLATFORM=osmesa"
 NVIDIA_REMEDY = (
     f"give EGL NVIDIA's driver: start the container with NVIDIA_DRIVER_CAPABILITIES=all, and where {VENDOR_FILE} is"
     ' absent write {"file_format_version": "1.0.0", "ICD": {"library_path": "libEGL_nvidia.so.0"}} into it'

@@ -57,10 +57,12 @@ def test_no_driver_and_the_remedy_of_each_kind_of_machine(monkeypatch, tmp_path)
     monkeypatch.setattr(gl.child, "ask", fail)
     monkeypatch.setattr(gl, "require", lambda backend: None)
     monkeypatch.setattr(gl, "NVIDIA", tmp_path / "absent")
-    assert gl.probe("egl").reason == "EGL opens no display on it"
+    assert gl.probe("egl").reason == "EGL opens no display"
     assert "apt-get install -y libegl1" in gl.probe("egl").remedy
     monkeypatch.setattr(gl, "NVIDIA", tmp_path)
     assert "NVIDIA_DRIVER_CAPABILITIES=all" in gl.probe("egl").remedy and "10_nvidia.json" in gl.probe("egl").remedy
+    error = child.ChildError("RuntimeError: The MUJOCO_EGL_DEVICE_ID ... must be an integer between 0 and -1 (inclusive)")
+    assert gl.probe("egl").reason == "EGL opens no display", "EGL's list is empty"
     error = child.ChildError("crashed with SIGSEGV")
     assert gl.probe("egl").reason == "crashed with SIGSEGV" and "MUJOCO_GL=osmesa" in gl.probe("egl").remedy
 
