@@ -63,19 +63,7 @@ make_venv() {
 
 # Render one frame with the backend $1 in a process of its own: a broken driver may crash it.
 can_render() {
-  MUJOCO_GL="$1" PYOPENGL_PLATFORM="$1" "$VENV/bin/python" - >"$VENV/render.log" 2>&1 <<'PYTHON'
-import mujoco
-
-scene = "<mujoco><worldbody><light pos='0 0 3'/><geom type='box' size='.2 .3 .4' rgba='1 0 0 1'/></worldbody></mujoco>"
-model = mujoco.MjModel.from_xml_string(scene)
-data = mujoco.MjData(model)
-mujoco.mj_forward(model, data)
-renderer = mujoco.Renderer(model, 32, 32)
-renderer.update_scene(data)
-picture = renderer.render()
-renderer.close()
-assert picture.std() > 1, "the rendered picture is empty"
-PYTHON
+  PYTHONPATH="$ROOT" "$VENV/bin/python" -m pirl_jax.envs.gl "$1" >"$VENV/render.log" 2>&1
 }
 
 # Leaves MUJOCO_GL at a backend that really renders: the wanted one (egl), else software rendering by osmesa.

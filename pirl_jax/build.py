@@ -10,7 +10,7 @@ import jax
 from pirl_jax import config
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec
-from pirl_jax.envs import libero_files
+from pirl_jax.envs import gl
 from pirl_jax.envs import pool as pools
 from pirl_jax.envs import probes
 from pirl_jax.envs import queue
@@ -30,7 +30,7 @@ def env_factory(settings):
     if env.suite.startswith("probe_"):
         name = env.suite.removeprefix("probe_")
         return functools.partial(probes.make, name, image_size_px=env.image_size_px, chunk=settings.policy.action_chunk)
-    libero_files.require_gl(os.environ.get("MUJOCO_GL", "egl"))
+    gl.require(os.environ.get("MUJOCO_GL", "egl"))
     # Not at the top: importing mujoco without that library fails in words that do not name it.
     from pirl_jax.envs import libero, tabletop
 

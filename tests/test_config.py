@@ -189,7 +189,7 @@ def test_assets_that_do_not_exist_are_told_from_inside_the_simulator_process(sen
 
 
 def test_missing_gl_library(sentence, one_device, monkeypatch):
-    monkeypatch.setitem(build.libero_files.GL_LIBRARIES, "egl", ("libAbsent.so.1", "libabsent1"))
+    monkeypatch.setitem(build.gl.BACKENDS, "egl", ("libAbsent.so.1", "libabsent1"))
     monkeypatch.setenv("MUJOCO_GL", "egl")
     assert "libAbsent.so.1 is missing (MUJOCO_GL=egl); run: apt-get install -y libabsent1" in sentence(
         train, QUICKSTART, NOTHING_CACHED

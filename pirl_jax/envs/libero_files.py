@@ -4,7 +4,6 @@ LIBERO's import asks a question on stdin, downloads assets, needs torch for its 
 here lets it.  Builds no simulator; `libero.py` does.
 """
 
-import ctypes
 import dataclasses
 import functools
 import hashlib
@@ -20,7 +19,7 @@ import zipfile
 
 import numpy as np
 
-from pirl_jax.envs import base
+from pirl_jax.envs import gl
 
 ASSETS_VARIABLE = "PIRL_LIBERO_ASSETS"
 ASSET_FOLDERS = ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects", "turbosquid_objects")
@@ -105,16 +104,21 @@ class _ArrayUnpickler(pickle.Unpickler):
 def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:
     """The folder of meshes and scenes: the argument, $PIRL_LIBERO_ASSETS, or where LIBERO itself keeps them."""
     wanted = assets or os.environ.get(ASSETS_VARIABLE)
-    own = (package() / "assets", pathlib.Path.home() / ".cache" / "libero" / "assets")
+    own = (package() / "assets", downloaded_assets())
     candidates = [pathlib.Path(wanted)] if wanted else own
     for folder in candidates:
         if all((folder / name).is_dir() for name in ASSET_FOLDERS):
             return folder.resolve()
     looked = ", ".join(map(str, candidates))
     raise ValueError(
-        f"LIBERO assets are not in {looked} (needed: {', '.join(ASSET_FOLDERS)}); download them"
-        f" and pass assets=FOLDER or set {ASSETS_VARIABLE}"
+        f"LIBERO assets are not in {looked} (needed: {', '.join(ASSET_FOLDERS)}); run"
+        f" python -m pirl_jax.download assets, or pass assets=FOLDER or set {ASSETS_VARIABLE}"
     )
+
+
+def downloaded_assets() -> pathlib.Path:
+    """Where LIBERO puts the assets that it downloads."""
+    return pathlib.Path.home() / ".cache" / "libero" / "assets"
 
 
 def import_libero(assets: pathlib.Path) -> tuple[type, type[Exception]]:
@@ -122,7 +126,7 @@ def import_libero(assets: pathlib.Path) -> tuple[type, type[Exception]]:
 
     Returns its simulator class and the exception of a failed draw of poses.
     """
-    require_gl(os.environ.get("MUJOCO_GL", "egl"))
+    gl.require(os.environ.get("MUJOCO_GL", "egl"))
     if "robosuite" not in sys.modules:
         _silence_robosuite()
     os.environ["LIBERO_CONFIG_PATH"] = str(_config_folder(assets))
@@ -133,17 +137,6 @@ def import_libero(assets: pathlib.Path) -> tuple[type, type[Exception]]:
     from robosuite.utils.errors import RandomizationError
 
     return OffScreenRenderEnv, RandomizationError
-
-
-def require_gl(backend: str) -> None:
-    """The library a backend cannot do without; PyOpenGL's own errors name neither it nor the package."""
-    if backend not in GL_LIBRARIES:
-        raise base.error("MUJOCO_GL", backend, GL_LIBRARIES)
-    library, packages = GL_LIBRARIES[backend]
-    try:
-        ctypes.CDLL(library)
-    except OSError as error:
-        raise ValueError(f"{library} is missing (MUJOCO_GL={backend}); run: apt-get install -y {packages}") from error
 
 
 def _silence_robosuite() -> None:
@@ -188,11 +181,6 @@ def _load(path: pathlib.Path, name: str) -> types.ModuleType:
     spec.loader.exec_module(module)
     return module
 
-
-GL_LIBRARIES = {
-    "egl": ("libEGL.so.1", "libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"),
-    "osmesa": ("libOSMesa.so.8", "libosmesa6 libgl1-mesa-dri"),
-}
 
 OWN_FILES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 SUITES = {**{name: (name,) for name in OWN_FILES}, "libero_130": OWN_FILES}  # suite -> where its tasks come from

@@ -83,15 +83,6 @@ def test_missing_assets_are_named_with_the_remedy(tmp_path, monkeypatch):
         libero_files.find_assets(None)
 
 
-def test_missing_gl_library_is_one_sentence(monkeypatch):
-    monkeypatch.setitem(libero_files.GL_LIBRARIES, "egl", ("libNoSuchEGL.so.1", "libegl1"))
-    sentence = r"libNoSuchEGL.so.1 is missing \(MUJOCO_GL=egl\); run: apt-get install -y libegl1"
-    with pytest.raises(ValueError, match=sentence):
-        libero_files.require_gl("egl")
-    with pytest.raises(ValueError, match="MUJOCO_GL 'glfw' does not exist; choose one of: egl, osmesa"):
-        libero_files.require_gl("glfw")
-
-
 def test_config_folder_is_private_complete_and_written_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = libero_files._config_folder(pathlib.Path("/some/assets"))
