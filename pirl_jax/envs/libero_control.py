@@ -24,10 +24,11 @@ class ArmControl:
         self._gains = controller.kp, controller.kd, controller.initial_joint
         self._site = robot.eef_site_id
         self._position_m, self._rotation_9 = data.site_xpos[self._site], data.site_xmat[self._site]  # views
-        self._qpos, self._qvel, self._bias = data.qpos, data.qvel, data.qfrc_bias
+        self._qpos, self._qvel, self._bias, self._ctrl = data.qpos, data.qvel, data.qfrc_bias, data.ctrl
         self._jac_pos_3V, self._jac_rot_3V = np.zeros((3, model.nv)), np.zeros((3, model.nv))
         self._mass_VV = np.zeros((model.nv, model.nv))
         self._twist_6, self._wrench_6, self._torque_7 = np.zeros(6), np.zeros(6), np.zeros(len(self._dofs))
+        self._halves = *np.split(self._twist_6, 2), *np.split(self._wrench_6, 2)  # views: position, rotation
         arm, fingers = np.array(robot._ref_joint_actuator_indexes), np.array(robot._ref_joint_gripper_actuator_indexes)
         self._actuators = arm, *model.actuator_ctrlrange[arm].T.copy()
         low, high = model.actuator_ctrlrange[fingers].T
@@ -49,19 +50,19 @@ class ArmControl:
         """
         mujoco.mj_jacSite(self._model, self._data, self._jac_pos_3V, self._jac_rot_3V, self._site)
         mujoco.mj_fullM(self._model, self._mass_VV, self._data.qM)
-        twist_6, wrench_6, torque_7 = self._twist_6, self._wrench_6, self._torque_7
-        np.dot(self._jac_pos_3V, self._qvel, out=twist_6[:3])
-        np.dot(self._jac_rot_3V, self._qvel, out=twist_6[3:])
-        force_6, lambda_pos, lambda_rot, jac_T_76, posture_7 = _operational_space(
+        velocity_3, spin_3, wrench_pos_3, wrench_rot_3 = self._halves
+        np.dot(self._jac_pos_3V, self._qvel, out=velocity_3)
+        np.dot(self._jac_rot_3V, self._qvel, out=spin_3)
+        force_3, torque_3, lambda_pos, lambda_rot, jac_T_76, posture_7 = _operational_space(
             self._jac_pos_3V, self._jac_rot_3V, self._mass_VV, self._qpos, self._qvel, self._qpos_index, self._dofs,
-            self._position_m, self._rotation_9, twist_6, self._controller.goal_pos, self._controller.goal_ori,
+            self._position_m, self._rotation_9, self._twist_6, self._controller.goal_pos, self._controller.goal_ori,
             *self._gains,
         )  # fmt: skip
-        np.dot(lambda_pos, force_6[:3], out=wrench_6[:3])
-        np.dot(lambda_rot, force_6[3:], out=wrench_6[3:])
-        np.dot(jac_T_76, wrench_6, out=torque_7)
+        np.dot(lambda_pos, force_3, out=wrench_pos_3)
+        np.dot(lambda_rot, torque_3, out=wrench_rot_3)
+        np.dot(jac_T_76, self._wrench_6, out=self._torque_7)
         _actuate(
-            self._data.ctrl, torque_7, self._bias, posture_7, self._dofs, *self._actuators,
+            self._ctrl, self._torque_7, self._bias, posture_7, self._dofs, *self._actuators,
             grip_2, direction, self._speed, *self._fingers,
         )  # fmt: skip
 
@@ -79,8 +80,11 @@ def _columns(matrix, index):
 @numba.njit(cache=True)
 def _orientation_error(goal, current):
     """Half the sum of the cross products of the frames' axes, goal against current: [3], about a rotation vector."""
-    error = np.cross(current[:, 0], goal[:, 0]) + np.cross(current[:, 1], goal[:, 1])
-    return 0.5 * (error + np.cross(current[:, 2], goal[:, 2]))
+    error = np.empty(3)
+    for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        cross_3 = current[j] * goal[k] - current[k] * goal[j]  # of axes 0, 1, 2
+        error[i] = 0.5 * (cross_3[0] + cross_3[1] + cross_3[2])
+    return error
 
 
 @numba.njit(cache=True)
@@ -88,7 +92,7 @@ def _operational_space(
     jac_pos_3V, jac_rot_3V, mass_VV, qpos, qvel, qpos_index, dofs,
     position_m, rotation_9, twist_6, goal_position_m, goal_rotation, kp_6, kd_6, posture_goal_7,
 ):  # fmt: skip
-    """Khatib (1987): desired acceleration [6], task-space inertias [3,3] twice, J^T [7,6], null-space torques [7]."""
+    """Khatib (1987): desired accelerations [3] twice, task-space inertias [3,3] twice, J^T [7,6], null-space torques [7]."""
     jac_67 = np.empty((len(dofs), 6)).T
     jac_pos, jac_rot = _columns(jac_pos_3V, dofs), _columns(jac_rot_3V, dofs)
     jac_67[:3], jac_67[3:] = jac_pos, jac_rot
@@ -97,10 +101,9 @@ def _operational_space(
         for i in range(len(dofs)):
             mass[i, j] = mass_VV[dofs[i], dofs[j]]
 
-    force_6 = np.empty(6)
-    force_6[:3] = (goal_position_m - position_m) * kp_6[:3] + -twist_6[:3] * kd_6[:3]
-    turn = _orientation_error(goal_rotation, rotation_9.reshape(3, 3))
-    force_6[3:] = turn * kp_6[3:] + -twist_6[3:] * kd_6[3:]
+    force_3 = (goal_position_m - position_m) * kp_6[:3] + -twist_6[:3] * kd_6[:3]
+    turn_3 = _orientation_error(goal_rotation, rotation_9.reshape(3, 3))
+    torque_3 = turn_3 * kp_6[3:] + -twist_6[3:] * kd_6[3:]
 
     mass_inv = np.linalg.inv(mass)
     lambda_full = np.linalg.pinv(np.dot(np.dot(jac_67, mass_inv), jac_67.T))
@@ -109,7 +112,7 @@ def _operational_space(
     null = np.eye(len(dofs)) - np.dot(np.dot(np.dot(mass_inv, jac_67.T), lambda_full), jac_67)
 
     pull = NULL_GAIN * (posture_goal_7 - qpos[qpos_index]) - np.sqrt(NULL_GAIN) * 2.0 * qvel[dofs]
-    return force_6, lambda_pos, lambda_rot, jac_67.T, np.dot(null.T, np.dot(mass, pull))
+    return force_3, torque_3, lambda_pos, lambda_rot, jac_67.T, np.dot(null.T, np.dot(mass, pull))
 
 
 @numba.njit(cache=True)
