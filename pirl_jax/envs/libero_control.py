@@ -25,8 +25,9 @@ class ArmControl:
         self._site = robot.eef_site_id
         self._position_m, self._rotation_9 = data.site_xpos[self._site], data.site_xmat[self._site]  # views
         self._qpos, self._qvel, self._bias, self._ctrl = data.qpos, data.qvel, data.qfrc_bias, data.ctrl
+        self._mass = data.qM
         self._jac_pos_3V, self._jac_rot_3V = np.zeros((3, model.nv)), np.zeros((3, model.nv))
-        self._mass_VV = np.zeros((model.nv, model.nv))
+        self._mass_address_77 = _mass_addresses(model, self._dofs)
         self._twist_6, self._wrench_6, self._torque_7 = np.zeros(6), np.zeros(6), np.zeros(len(self._dofs))
         self._halves = *np.split(self._twist_6, 2), *np.split(self._wrench_6, 2)  # views: position, rotation
         arm, fingers = np.array(robot._ref_joint_actuator_indexes), np.array(robot._ref_joint_gripper_actuator_indexes)
@@ -49,14 +50,13 @@ class ArmControl:
         grip_2 is the gripper's ramp, moved in place by one physics step; direction: -1 opens, 1 closes, 0 holds.
         """
         mujoco.mj_jacSite(self._model, self._data, self._jac_pos_3V, self._jac_rot_3V, self._site)
-        mujoco.mj_fullM(self._model, self._mass_VV, self._data.qM)
         velocity_3, spin_3, wrench_pos_3, wrench_rot_3 = self._halves
         np.dot(self._jac_pos_3V, self._qvel, out=velocity_3)
         np.dot(self._jac_rot_3V, self._qvel, out=spin_3)
         force_3, torque_3, lambda_pos, lambda_rot, jac_T_76, posture_7 = _operational_space(
-            self._jac_pos_3V, self._jac_rot_3V, self._mass_VV, self._qpos, self._qvel, self._qpos_index, self._dofs,
-            self._position_m, self._rotation_9, self._twist_6, self._controller.goal_pos, self._controller.goal_ori,
-            *self._gains,
+            self._jac_pos_3V, self._jac_rot_3V, self._mass, self._mass_address_77, self._qpos, self._qvel,
+            self._qpos_index, self._dofs, self._position_m, self._rotation_9, self._twist_6,
+            self._controller.goal_pos, self._controller.goal_ori, *self._gains,
         )  # fmt: skip
         np.dot(lambda_pos, force_3, out=wrench_pos_3)
         np.dot(lambda_rot, torque_3, out=wrench_rot_3)
@@ -65,6 +65,19 @@ class ArmControl:
             self._ctrl, self._torque_7, self._bias, posture_7, self._dofs, *self._actuators,
             grip_2, direction, self._speed, *self._fingers,
         )  # fmt: skip
+
+
+def _mass_addresses(model: mujoco.MjModel, dofs: np.ndarray) -> np.ndarray:
+    """[7,7]: where data.qM keeps the arm's inertia.  Each row of qM runs from a degree of freedom to its root."""
+    address = np.zeros((len(dofs), len(dofs)), np.int64)
+    for i, dof in enumerate(dofs):
+        ancestor = dof
+        for offset in range(i + 1):
+            if ancestor != dofs[i - offset]:
+                raise RuntimeError(f"the arm is no chain from the world: degrees of freedom {dofs}")
+            address[i, i - offset] = address[i - offset, i] = model.dof_Madr[dof] + offset
+            ancestor = model.dof_parentid[ancestor]
+    return address
 
 
 @numba.njit(cache=True)
@@ -89,7 +102,7 @@ def _orientation_error(goal, current):
 
 @numba.njit(cache=True)
 def _operational_space(
-    jac_pos_3V, jac_rot_3V, mass_VV, qpos, qvel, qpos_index, dofs,
+    jac_pos_3V, jac_rot_3V, mass_M, mass_address_77, qpos, qvel, qpos_index, dofs,
     position_m, rotation_9, twist_6, goal_position_m, goal_rotation, kp_6, kd_6, posture_goal_7,
 ):  # fmt: skip
     """Khatib (1987): desired accelerations [3] twice, task-space inertias [3,3] twice, J^T [7,6], null-space torques [7]."""
@@ -99,7 +112,7 @@ def _operational_space(
     mass = np.empty((len(dofs), len(dofs))).T
     for j in range(len(dofs)):
         for i in range(len(dofs)):
-            mass[i, j] = mass_VV[dofs[i], dofs[j]]
+            mass[i, j] = mass_M[mass_address_77[i, j]]
 
     force_3 = (goal_position_m - position_m) * kp_6[:3] + -twist_6[:3] * kd_6[:3]
     turn_3 = _orientation_error(goal_rotation, rotation_9.reshape(3, 3))
