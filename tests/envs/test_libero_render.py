@@ -1,6 +1,7 @@
 """The renderer: equal to robosuite's in every pixel, on random scenes and on LIBERO's; contexts that do not mix."""
 
-import os
+import atexit
+import contextlib
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from pirl_jax.envs import libero, libero_render
+from pirl_jax.envs import libero, libero_files, libero_meshes, libero_render
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # robosuite, LIBERO and numba warn when they are imported
 
@@ -86,6 +87,26 @@ def test_random_scenes_are_pixel_identical_and_culled():
     assert ours < 0.7 * stock
 
 
+def test_what_only_a_mirror_shows_is_drawn():
+    """A red ball behind the camera; without it the floor would not be red anywhere."""
+    model = mujoco.MjModel.from_xml_string(
+        '<mujoco><asset><material name="mirror" reflectance=".8"/></asset><worldbody>'
+        '<geom type="box" size="1 1 .1" material="mirror" group="1"/><camera name="down" pos="0 .2 .5"/>'
+        '<geom size=".15" pos="0 0 1.2" rgba="1 0 0 1" group="1"/><geom size=".1" pos="5 0 0" group="1"/>'
+        "</worldbody></mujoco>"
+    )
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    ours = libero_render.Renderer(model, SIZE_PX, "exact")
+    stock = Stock(model, SIZE_PX)
+    image = ours.render(data, "down").astype(int)
+    np.testing.assert_array_equal(image, stock.render(data, "down"))
+    assert (image[..., 0] - image[..., 1]).max() > 10
+    assert ours._scene.ngeom == 2, "the other ball shows nowhere"
+    ours.close()
+    stock.context.free()
+
+
 def test_light_leaves_out_mirrors_and_multisampling():
     model, data = scene(0)
     exact, light = (libero_render.Renderer(model, SIZE_PX, quality) for quality in libero_render.QUALITIES)
@@ -133,3 +154,92 @@ def test_errors_say_the_remedy(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "glfw")
     with pytest.raises(ValueError, match="glfw.*choose egl or osmesa"):
         libero_render.shared_context.__wrapped__()
+
+
+FIRST, *MORE = (
+    ("libero_goal", 0), ("libero_spatial", 0), ("libero_object", 0), ("libero_10", 0), ("libero_10", 2), ("libero_90", 30),
+    ("libero_90", 46), ("libero_90", 80),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def make_stock(vectors, tmp_path_factory):
+    """Stock environments in their first init state, by suite and task; lighter meshes go to a cache of this module."""
+    assets = vectors.parent / "libero_assets"
+    if not assets.is_dir():
+        pytest.skip(f"LIBERO assets not found at {assets}")
+    make, _ = libero_files.import_libero(assets)
+
+    @contextlib.contextmanager
+    def stock(suite, task):
+        path = str(libero_files.bddl_file(suite, task))
+        env = make(bddl_file_name=path, use_camera_obs=False, hard_reset=False, ignore_done=True)
+        env.env.reset()
+        env.set_init_state(libero_files.init_states(suite, task)[0])
+        yield env
+        env.sim._render_context_offscreen.gl_ctx.make_current()
+        env.close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield stock
+    if "mujoco.egl" in sys.modules:  # robosuite's exit and ours end the same display; nobody needs to
+        atexit.unregister(sys.modules["mujoco.egl"].EGL.eglTerminate)
+
+
+@pytest.mark.parametrize("suite, task", [FIRST, *(pytest.param(*task, marks=pytest.mark.slow) for task in MORE)])
+def test_libero_is_pixel_identical_to_robosuite(suite, task, make_stock):
+    with make_stock(suite, task) as env:
+        model, data = env.sim.model._model, env.sim.data._data
+        ours, rng = libero_render.Renderer(model, 128, "exact"), np.random.default_rng(0)
+        for _ in range(4):
+            for camera in CAMERAS:
+                image = ours.render(data, camera)
+                env.sim._render_context_offscreen.gl_ctx.make_current()
+                stock = env.sim.render(width=128, height=128, camera_name=camera)
+                np.testing.assert_array_equal(image, libero.upright(stock))
+            _push([(model, data)], rng, steps=5)
+        ours.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite, task", [FIRST, *MORE])
+def test_light_moves_as_exact_and_looks_alike(suite, task, make_stock):
+    """Every qpos and qvel is equal after 50 random control steps of 25 physics steps."""
+    pytest.importorskip("fast_simplification", reason="fast-simplification is not installed")
+    with make_stock(suite, task) as env:
+        model, data = env.sim.model._model, env.sim.data._data
+        light_model = libero_meshes.compile_model(libero_meshes.lighten(env.env.model.get_xml()))
+        for name in ("body_pos", "body_quat", "site_rgba"):  # what a reset changes in a model
+            getattr(light_model, name)[:] = getattr(model, name)
+        light_data = mujoco.MjData(light_model)
+        _copy_state(model, data, light_model, light_data)
+        _push([(model, data), (light_model, light_data)], np.random.default_rng(0), steps=50)
+        np.testing.assert_array_equal(light_data.qpos, data.qpos)
+        np.testing.assert_array_equal(light_data.qvel, data.qvel)
+        exact, light = (libero_render.Renderer(*args) for args in ((model, 128, "exact"), (light_model, 128, "light")))
+        pairs = [(exact.render(data, camera).astype(int), light.render(light_data, camera)) for camera in CAMERAS]
+        assert 0 < np.mean([np.abs(a - b).mean() for a, b in pairs]) < 6, "grey levels of 255; 1 to 3.5 measured"
+        assert light_model.nmeshface < 0.45 * model.nmeshface
+        exact.close()
+        light.close()
+
+
+def _push(simulations, rng, steps):
+    """Random torques, one set per 25 physics steps; then poses of the final state."""
+    for _ in range(steps):
+        torques = rng.uniform(-2, 2, simulations[0][0].nu)
+        for model, data in simulations:
+            data.ctrl[:] = torques
+            mujoco.mj_step(model, data, 25)
+    for model, data in simulations:
+        for update in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight):
+            update(model, data)
+
+
+def _copy_state(model, data, other_model, other_data):
+    state = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
+    mujoco.mj_getState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+    mujoco.mj_setState(other_model, other_data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+    mujoco.mj_forward(model, data)
+    mujoco.mj_forward(other_model, other_data)
