@@ -32,10 +32,15 @@ def compile_model(xml: str) -> mujoco.MjModel:
     model = spec.compile()
     del spec
     mujoco.mj_clearCache(mujoco.mj_getCache())  # decoded meshes and textures
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc keeps, and gives back, what was freed
+    return_freed_memory()
+    return model
+
+
+def return_freed_memory() -> None:
+    """To the system; for after a model or a renderer went.  Only glibc keeps what was freed."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-    return model
 
 
 def lighten(xml: str) -> str:
