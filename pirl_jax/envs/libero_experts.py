@@ -15,13 +15,14 @@ from pirl_jax.envs.servo import CLOSE, OPEN, Leg
 
 SUITES = ("libero_spatial", "libero_object")
 RIM_M = {"akita_black_bowl": (0.047, 0.042)}  # wider than the hand opens: radius, height of its wall over its origin
-SITE = "gripper0_grip_site"
+SITE, FINGERS = "gripper0_grip_site", ("gripper0_finger_joint1", "gripper0_finger_joint2")
+OPENING_M = 0.08
 DEPTH_M = 0.035  # of the grip site below an object's top; the hand begins 24 mm above the site, the tips are 11 mm below
 TIP_M, HAND_M = 0.011, 0.024
 # The open hand in the frame of the grip site, closing along x: lower and upper corners (m) of two fingers and the palm.
 HAND_BOXES_M = (((0.04, -0.01, -0.02), (0.06, 0.01, TIP_M)), ((-0.06, -0.01, -0.02), (-0.04, 0.01, TIP_M)),
                 ((-0.106, -0.035, -0.126), (0.106, 0.035, -HAND_M)))
-ROOM_M = 0.03  # more than this around the hand is worth nothing
+TOUCH_M, ROOM_M = 0.005, 0.03  # less room around the hand may touch; more is worth nothing
 ABOVE_M, OVER_M, DROP_M = 0.08, 0.03, 0.01  # of the grip site over the grasp; of the load over the goal's top; over rest
 NEAR_M, FINE_M = 0.02, 0.008
 CLOSE_STEPS, OPEN_STEPS, STUCK_STEPS = 10, 8, 60
@@ -56,6 +57,9 @@ class Scene:
         site = self.data.site(SITE)
         return site.xpos, site.xmat.reshape(3, 3)
 
+    def opening_m(self) -> float:
+        return sum(abs(self.data.joint(name).qpos[0]) for name in FINGERS)
+
     def position(self) -> np.ndarray:
         """Origin [3] (m) of the object to move."""
         return self.data.xpos[self.thing]
@@ -84,12 +88,13 @@ class Scene:
         distance_m = mujoco.mj_ray(self.model, self.data, origin, [0.0, 0.0, -1.0], groups, 1, self.thing, geoms)
         return origin[2] - distance_m
 
-    def room(self, points_P3: np.ndarray) -> float:
-        """Smallest distance (m) from the points to the objects' and the furniture's boxes; negative inside one."""
+    def room(self, points_P3: np.ndarray) -> np.ndarray:
+        """Distance [P] (m) of each point to the nearest box of the objects and the furniture; negative inside one."""
         geoms = self._furnishing
-        local_GP3 = np.einsum("gpi,gij->gpj", points_P3 - self.data.geom_xpos[geoms, None], self.data.geom_xmat[geoms].reshape(-1, 3, 3))
-        outside = np.abs(local_GP3 - self.model.geom_aabb[geoms, None, :3]) - self.model.geom_aabb[geoms, None, 3:]
-        return float((np.linalg.norm(np.maximum(outside, 0.0), axis=-1) + np.minimum(outside.max(-1), 0.0)).min())
+        rotation_G33 = self.data.geom_xmat[geoms].reshape(-1, 3, 3)
+        local_GP3 = (points_P3 - self.data.geom_xpos[geoms, None]) @ rotation_G33
+        outside_GP3 = np.abs(local_GP3 - self.model.geom_aabb[geoms, None, :3]) - self.model.geom_aabb[geoms, None, 3:]
+        return (np.linalg.norm(outside_GP3.clip(0.0), axis=-1) + outside_GP3.max(-1).clip(max=0.0)).min(0)
 
 
 def _script(scene: Scene) -> list[Leg]:
@@ -118,7 +123,10 @@ def _script(scene: Scene) -> list[Leg]:
     def lifted():
         return np.append(point[:2], carry_z)
 
+    here = scene.grip_pose()[0].copy()
+    free = [Leg("free", lambda: here, OPEN, steps=OPEN_STEPS)] if scene.opening_m() < 0.9 * OPENING_M else []
     return [
+        *free,
         Leg("above", grasp(above_m), OPEN, yaw, NEAR_M, STUCK_STEPS),
         Leg("descend", grasp(0.0), OPEN, yaw, FINE_M, STUCK_STEPS),
         Leg("close", grasp(0.0), CLOSE, steps=CLOSE_STEPS),
@@ -135,9 +143,9 @@ def _grasp(scene: Scene) -> tuple[np.ndarray, float]:
     heading_rad = servo.heading(scene.grip_pose()[1][:, 0])
 
     def worth(candidate):
-        point, direction_rad = candidate
-        turn_rad = abs(servo.wrapped(direction_rad - heading_rad, np.pi))
-        return min(scene.room(_hand_points(point, direction_rad)), ROOM_M) - TURN_COST_M * turn_rad
+        room_P = scene.room(_hand_points(*candidate))
+        turn_rad = abs(servo.wrapped(candidate[1] - heading_rad, np.pi))
+        return -np.sum(room_P < TOUCH_M), min(room_P.min(), ROOM_M) - TURN_COST_M * turn_rad
 
     return max(_candidates(scene), key=worth)
 
@@ -145,8 +153,9 @@ def _grasp(scene: Scene) -> tuple[np.ndarray, float]:
 def _candidates(scene: Scene) -> list[tuple[np.ndarray, float]]:
     if scene.kind in RIM_M:
         radius_m, height_m = RIM_M[scene.kind]
-        rim = [radius_m * np.array([np.cos(a), np.sin(a), 0.0]) for a in DIRECTIONS_RAD]
-        return [(scene.position() + [0.0, 0.0, height_m] + out, a) for out, a in zip(rim, DIRECTIONS_RAD, strict=True)]
+        out_D3 = np.stack([np.cos(DIRECTIONS_RAD), np.sin(DIRECTIONS_RAD), 0.0 * DIRECTIONS_RAD], -1)
+        points_D3 = scene.position() + (radius_m * out_D3 + [0.0, 0.0, height_m]) @ scene.rotation().T
+        return [(point, servo.heading(scene.rotation() @ out)) for point, out in zip(points_D3, out_D3, strict=True)]
     corners = scene.corners(scene.thing)
     low, high = corners.min(0), corners.max(0)
     point = (low + high) / 2
@@ -158,5 +167,5 @@ def _hand_points(point: np.ndarray, direction_rad: float) -> np.ndarray:
     """Points [P,3] (m) that fill the open hand at a grasp, fingers down."""
     x = np.array([np.cos(direction_rad), np.sin(direction_rad), 0.0])
     frame = np.stack([x, np.cross([0.0, 0.0, -1.0], x), [0.0, 0.0, -1.0]])  # rows: axes of the grip site
-    grids = [np.stack(np.meshgrid(*np.linspace(low, high, 4).T), -1).reshape(-1, 3) for low, high in HAND_BOXES_M]
+    grids = [np.stack(np.meshgrid(*np.linspace(low, high, 5).T), -1).reshape(-1, 3) for low, high in HAND_BOXES_M]
     return point + np.concatenate(grids) @ frame
