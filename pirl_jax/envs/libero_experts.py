@@ -27,7 +27,7 @@ ABOVE_M, OVER_M, DROP_M = 0.08, 0.03, 0.01  # of the grip site over the grasp; o
 NEAR_M, FINE_M = 0.02, 0.008
 CLOSE_STEPS, OPEN_STEPS, STUCK_STEPS = 10, 8, 60
 DIRECTIONS_RAD = np.arange(16) * np.pi / 8
-TURN_COST_M = 0.004  # room that a turn of one radian must gain
+TURN_COST_M, REACH_COST = 0.004, 0.1  # room that a turn of one radian, and a metre further to go, must gain
 
 
 def expert(env):
@@ -140,12 +140,14 @@ def _script(scene: Scene) -> list[Leg]:
 
 def _grasp(scene: Scene) -> tuple[np.ndarray, float]:
     """Position [3] (m) of the grip site and the direction (rad) in which the fingers close."""
-    heading_rad = servo.heading(scene.grip_pose()[1][:, 0])
+    grip_pos, grip_rot = scene.grip_pose()
+    heading_rad = servo.heading(grip_rot[:, 0])
 
     def worth(candidate):
         room_P = scene.room(_hand_points(*candidate))
         turn_rad = abs(servo.wrapped(candidate[1] - heading_rad, np.pi))
-        return -np.sum(room_P < TOUCH_M), min(room_P.min(), ROOM_M) - TURN_COST_M * turn_rad
+        reach_m = np.linalg.norm((candidate[0] - grip_pos)[:2])
+        return -np.sum(room_P < TOUCH_M), min(room_P.min(), ROOM_M) - TURN_COST_M * turn_rad - REACH_COST * reach_m
 
     return max(_candidates(scene), key=worth)
 
