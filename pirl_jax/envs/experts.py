@@ -4,78 +4,104 @@
     action_A = act()                       # one control step; sees the simulator's state, never the images
 
     episodes = experts.collect_demonstrations(env, task=0, init_states=tabletop.TRAIN_INIT_STATES[:50], seed=0)
+    step = experts.Driven(env).step_chunk(anything_IA)     # an Env that the expert drives
 
-A proportional law servoes the grip site through: above, descend, close, lift[, carry, lower, open].
+Every expert is a script of legs (above, descend, close, lift[, carry, lower, open]) for the law in `servo.py`; the
+script of tabletop is here, that of LIBERO in `libero_experts.py`.
 """
 
 import dataclasses
 
 import numpy as np
 
-from pirl_jax.envs import osc
+from pirl_jax.envs import base, libero_experts, servo
 from pirl_jax.envs import tabletop_model as scene
+from pirl_jax.envs.servo import CLOSE, OPEN, Leg
 
-GAIN = 2.0  # action per (error / full scale): the arm covers about half of a step's delta
 ABOVE_M, CARRY_M = 0.08, 0.07
-NEAR_M, FINE_M, NEAR_RAD = 0.02, 0.01, 0.08
+NEAR_M, FINE_M = 0.02, 0.01
 CLOSE_STEPS, OPEN_STEPS = 6, 5  # the fingers need about 4 steps to reach or to free a cube of 4 cm
-OPEN, CLOSE = -1.0, 1.0
 NOISE_SCALE = np.array([1.0, 1.0, 1.0, 0.3, 0.3, 0.3])  # a rotation of 1 is 29 degrees: too much
 
 
-@dataclasses.dataclass
-class Phase:
-    """One leg of the script: where to servo, the gripper's command, and when it ends."""
-
-    name: str
-    height_m: float  # above the anchor
-    gripper: float
-    over: str  # the body to be above: the cube or the goal
-    tolerance_m: float | None = None  # ends when this near ...
-    steps: int | None = None  # ... or after this many steps
-
-
-def phases(cube: str, goal: str | None) -> list[Phase]:
-    """The script of one pick (goal None) or pick-and-place."""
-    pick = [
-        Phase("above", ABOVE_M, OPEN, cube, NEAR_M),
-        Phase("descend", 0.0, OPEN, cube, FINE_M),
-        Phase("close", 0.0, CLOSE, cube, steps=CLOSE_STEPS),
-        Phase("lift", CARRY_M, CLOSE, "start", 0.015),
-    ]
-    if goal is None:
-        return pick[:3] + [Phase("lift", 0.2, CLOSE, "start", steps=1000)]
-    rest_m = scene.CUBE_HALF_M if goal == "target" else 2 * scene.CUBE_HALF_M  # of the cube's centre above the goal's
-    return pick + [
-        Phase("carry", rest_m + CARRY_M - 0.03, CLOSE, goal, FINE_M),
-        Phase("lower", rest_m + 0.002, CLOSE, goal, FINE_M),
-        Phase("open", rest_m + 0.002, OPEN, goal, steps=OPEN_STEPS),
-        Phase("leave", rest_m + 0.1, OPEN, goal, steps=1000),
-    ]
+def available(suite: str) -> bool:
+    """Whether there is an expert for every task of the suite."""
+    return suite in SCRIPTS
 
 
 def expert(env):
     """A function () -> action [7] for the episode `env` has just been reset to."""
+    suite = env.spec.suite
+    if suite not in SCRIPTS:
+        raise base.error("scripted expert for suite", suite, SCRIPTS)
+    return SCRIPTS[suite](env)
+
+
+def tabletop_expert(env):
+    """See `expert`; one pick (goal None) or pick-and-place of a cube."""
     task = env.tasks[env.task]
-    script = phases(task.manipulated, task.goal)
-    start = env.position(task.manipulated).copy()
-    progress = {"phase": 0, "steps": 0}
+    return servo.follow(env.grip_pose, lambda: _tabletop_script(env, task.manipulated, task.goal))
 
-    def act() -> np.ndarray:
-        phase = script[progress["phase"]]
-        error_m, error_rad = _errors(env, phase, start, task.manipulated)
-        action_A = np.zeros(7)
-        action_A[:6] = GAIN * np.concatenate([error_m, error_rad]) / osc.MAX_DELTA
-        action_A = np.clip(action_A, -1.0, 1.0)
-        action_A[6] = phase.gripper
-        progress["steps"] += 1
-        arrived = phase.tolerance_m is not None and np.linalg.norm(error_m) < phase.tolerance_m
-        aligned = phase.gripper == CLOSE or np.linalg.norm(error_rad) < NEAR_RAD
-        if (arrived and aligned) or progress["steps"] == phase.steps:
-            progress.update(phase=progress["phase"] + 1, steps=0)
-        return action_A
 
-    return act
+def _tabletop_script(env, cube: str, goal: str | None) -> list[Leg]:
+    start = env.position(cube).copy()
+
+    def over(body, height_m):
+        return lambda: env.position(body) + [0.0, 0.0, height_m]
+
+    def lifted(height_m):
+        return lambda: start + [0.0, 0.0, height_m]
+
+    def yaw(grip_rot):  # along the cube's faces; not once it is gripped: it turns with the hand
+        turn_rad = servo.heading(env.data.body(cube).xmat.reshape(3, 3)[:, 0]) - servo.heading(grip_rot[:, 0])
+        return servo.wrapped(turn_rad, np.pi / 2)
+
+    pick = [
+        Leg("above", over(cube, ABOVE_M), OPEN, yaw, NEAR_M),
+        Leg("descend", over(cube, 0.0), OPEN, yaw, FINE_M),
+        Leg("close", over(cube, 0.0), CLOSE, steps=CLOSE_STEPS),
+    ]
+    if goal is None:
+        return [*pick, Leg("lift", lifted(0.2), CLOSE, steps=1000)]
+    rest_m = scene.CUBE_HALF_M if goal == "target" else 2 * scene.CUBE_HALF_M  # of the cube's centre above the goal's
+    return [
+        *pick,
+        Leg("lift", lifted(CARRY_M), CLOSE, tolerance_m=0.015),
+        Leg("carry", over(goal, rest_m + CARRY_M - 0.03), CLOSE, tolerance_m=FINE_M),
+        Leg("lower", over(goal, rest_m + 0.002), CLOSE, tolerance_m=FINE_M),
+        Leg("open", over(goal, rest_m + 0.002), OPEN, yaw, steps=OPEN_STEPS),
+        Leg("leave", over(goal, rest_m + 0.1), OPEN, yaw, steps=1000),
+    ]
+
+
+class Driven:
+    """An Env in which the expert acts: of the actions it is given only their number counts."""
+
+    def __init__(self, env):
+        self._env, self._act = env, None
+        self.spec = env.spec
+
+    def reset(self, task: int, init_state: int) -> base.TimeStep:
+        step = self._env.reset(task, init_state)
+        self._act = expert(self._env)
+        return step
+
+    def step_chunk(self, actions_IA: np.ndarray, record: bool = False) -> base.TimeStep:
+        """The env renders after each of the expert's control steps: a chunk costs as many renders as steps."""
+        steps = []
+        for _ in range(len(actions_IA)):
+            steps.append(self._env.step_chunk(self._act()[None], record))
+            if steps[-1].terminated or steps[-1].truncated:
+                break
+        return dataclasses.replace(
+            steps[-1],
+            frames=[frame for step in steps for frame in step.frames] if record else None,
+            num_steps=sum(step.num_steps for step in steps),
+            reward=sum(step.reward for step in steps),
+        )
+
+    def close(self) -> None:
+        self._env.close()
 
 
 def perturbed(action_A: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
@@ -83,19 +109,6 @@ def perturbed(action_A: np.ndarray, noise: float, rng: np.random.Generator) -> n
     disturbed_A = action_A.copy()
     disturbed_A[:6] = np.clip(action_A[:6] + noise * NOISE_SCALE * rng.standard_normal(6), -1.0, 1.0)
     return disturbed_A
-
-
-def _errors(env, phase: Phase, start, cube: str):
-    """Position error [3] (m) of the grip site; rotation error [3] (rad): fingers down, and along the cube's faces."""
-    grip_pos, grip_rot = env.grip_pose()
-    anchor = start if phase.over == "start" else env.position(phase.over)
-    error_m = anchor + [0.0, 0.0, phase.height_m] - grip_pos
-    error_rad = np.cross(grip_rot[:, 2], [0.0, 0.0, -1.0])
-    if phase.gripper == OPEN:  # once gripped the cube turns with the hand
-        cube_rot = env.data.body(cube).xmat.reshape(3, 3)
-        yaw = np.arctan2(cube_rot[1, 0], cube_rot[0, 0]) - np.arctan2(grip_rot[1, 0], grip_rot[0, 0])
-        error_rad[2] += (yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4  # a cube looks the same after a quarter turn
-    return error_m, error_rad
 
 
 def collect_demonstrations(env, task: int, init_states, seed: int = 0, noise: float = 0.1) -> list[dict]:
@@ -120,3 +133,6 @@ def collect_demonstrations(env, task: int, init_states, seed: int = 0, noise: fl
             "instruction": env.spec.instructions[task], "success": step.terminated,
         })
     return episodes
+
+
+SCRIPTS = {"tabletop": tabletop_expert, **dict.fromkeys(libero_experts.SUITES, libero_experts.expert)}

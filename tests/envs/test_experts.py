@@ -1,5 +1,7 @@
 """The scripted experts solve every tabletop task, and their demonstrations replay."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -60,3 +62,39 @@ def test_disturbed_demonstrations_repeat_with_their_seed_and_record_the_clean_ac
     assert not np.array_equal(one["state"][:10], other["state"][:10])
     env.reset(0, 5)
     np.testing.assert_array_equal(one["actions"][0], experts.expert(env)().astype(np.float32))
+
+
+def test_driven_plays_the_experts_episode_whatever_it_is_told(env):
+    env.reset(0, 5)
+    act, alone = experts.expert(env), []
+    while not (alone and alone[-1].terminated):
+        alone.append(env.step_chunk(act()[None]))
+    driven = experts.Driven(env)
+    assert driven.spec is env.spec and driven.reset(0, 5).num_steps == 0
+    chunks, rng = [], np.random.default_rng(0)
+    while not (chunks and chunks[-1].terminated):
+        chunks.append(driven.step_chunk(rng.uniform(-1, 1, (10, 7)), record=True))
+    assert [step.num_steps for step in chunks[:-1]] == [10] * (len(chunks) - 1)
+    assert sum(step.num_steps for step in chunks) == len(alone)
+    assert [len(step.frames) for step in chunks] == [step.num_steps for step in chunks]
+    assert [step.reward for step in chunks] == [0.0] * (len(chunks) - 1) + [1.0]
+    np.testing.assert_array_equal(chunks[0].images, alone[9].images)
+    np.testing.assert_array_equal(chunks[0].state, alone[9].state)
+    assert chunks[0].frames is not None and driven.reset(0, 5).frames is None
+    assert driven.step_chunk(np.zeros((2, 7))).frames is None
+
+
+def test_driven_stops_at_the_time_limit():
+    env = tabletop.make(image_size_px=16, max_episode_steps=7)
+    driven = experts.Driven(env)
+    driven.reset(0, 5)
+    steps = [driven.step_chunk(np.zeros((5, 7))) for _ in range(2)]
+    assert [step.num_steps for step in steps] == [5, 2] and [step.truncated for step in steps] == [False, True]
+    driven.close()
+
+
+def test_a_suite_without_an_expert_is_named():
+    assert experts.available("tabletop") and experts.available("libero_object") and not experts.available("libero_10")
+    other = types.SimpleNamespace(spec=types.SimpleNamespace(suite="libero_10"))
+    with pytest.raises(ValueError, match="'libero_10' does not exist; choose one of: tabletop, libero_spatial, libero_obj"):
+        experts.expert(other)

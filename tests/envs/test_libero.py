@@ -56,33 +56,52 @@ def test_state_and_images_match_the_reference(vectors):
             np.testing.assert_array_equal(image, data[f"wrap_obs/out/{out}"][b])
 
 
-@pytest.mark.parametrize("case", range(4))
+@pytest.mark.parametrize("case", range(16))
 def test_chunks_match_the_reference_up_to_the_first_success(vectors, case):
     """The reference steps on after success and past the limit and masks the rest later; we stop.
 
-    So rewards and flags agree for the steps we execute: up to the first success, at most up to the limit.
+    So rewards and flags agree for the steps we execute: up to the first success, at most up to the limit.  Where it resets
+    by itself, its next chunk starts the next episode, as in our slots; where it ignores successes, the first is compared.
     """
     data = np.load(vectors / "rlinf" / "f_libero.npz")
     prefix = f"chunk_step_{case:02d}"
     meta = json.loads(str(data[f"{prefix}/meta"]))
-    limit, chunk = meta["max_episode_steps"], meta["C"]
-    flags_KBC, rewards_KBC = data[f"{prefix}/in/sim_success_flags"], data[f"{prefix}/out/rewards"]
-    assert not meta["auto_reset"] and not meta["ignore_terminations"]
+    limit, chunk, ignores = meta["max_episode_steps"], meta["C"], meta["ignore_terminations"]
+    flags_KBC, out = data[f"{prefix}/in/sim_success_flags"], {}
+    for name in ("rewards", "terminations", "truncations", "episode_success_once", "episode_len", "has_final_info"):
+        out[name] = data[f"{prefix}/out/{name}"]
     for b in range(meta["B"]):
-        env, start = Scripted(flags_KBC[:, b].ravel(), limit), 0
+        env = None
         for k in range(meta["K"]):
+            if env is None:
+                env, elapsed = Scripted(flags_KBC[k:, b].ravel(), limit), 0
             step = env.step_chunk(np.zeros((chunk, 7)))
+            elapsed += step.num_steps
             executed = slice(0, step.num_steps)
-            assert step.reward == rewards_KBC[k, b, executed].sum()
-            assert step.terminated == data[f"{prefix}/out/terminations"][k, b, executed].any()
-            cut = data[f"{prefix}/out/truncations"][k, b, executed].any()
-            assert step.truncated == (cut and not step.terminated)
-            start += step.num_steps
+            assert step.reward == out["rewards"][k, b, executed].sum()
+            # in these two modes the reference reports an end at the last step of the chunk
+            told = slice(0, chunk) if meta["auto_reset"] or ignores else executed
+            if step.truncated:  # it plays the chunk to its end, so it may still see a success
+                assert elapsed == limit and out["truncations"][k, b, told].any()
+            else:
+                assert step.terminated == (step.reward > 0) == out["episode_success_once"][k, b]
+                assert ignores or step.terminated == out["terminations"][k, b, told].any()
+                assert step.terminated or elapsed == out["episode_len"][k, b] < limit
             if step.terminated or step.truncated:
-                break
-        flags = flags_KBC[:, b].ravel()[:limit]
-        assert step.terminated == flags.any() and step.terminated != step.truncated
-        assert start == (np.argmax(flags) + 1 if flags.any() else limit)
+                if ignores or not meta["auto_reset"]:
+                    break
+                assert out["has_final_info"][k, b]
+                env = None
+
+
+def test_actions_reach_the_simulator_unchanged(vectors):
+    data = np.load(vectors / "rlinf" / "f_libero.npz")
+    for given, wanted in zip(*[data[f"prepare_actions_openpi/{side}/actions"] for side in ("in", "out")], strict=True):
+        received = []
+        env = Scripted([False] * len(given), limit=100)
+        env._control_step = lambda action: bool(received.append(action))
+        env.step_chunk(given)
+        np.testing.assert_array_equal(received, wanted)
 
 
 @pytest.mark.parametrize("relative", [0, 1])

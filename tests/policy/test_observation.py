@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from pirl_jax.policy import images
 from pirl_jax.policy import normalize
 from pirl_jax.policy import observation
 from pirl_jax.policy import tokenizer
@@ -114,3 +115,20 @@ def test_wrong_shapes_are_refused(data):
     for bad in [(images, state_BS[:1], ["a", "b"]), (images, state_BS, ["a"]), (images * 1.0, state_BS, ["a", "b"])]:
         with pytest.raises(AssertionError):
             observation.encode(_transform(data), *bad)
+
+
+def test_cameras_pass_in_order_and_seven_actions_come_out_as_in_rlinf(vectors, data):
+    """Its CHW and float images are other sources' formats: `encode` refuses them, see above."""
+    reference = np.load(vectors / "rlinf" / "f_libero.npz")
+    prefix = "libero_inputs_hwc_uint8"
+    cameras = np.stack([reference[f"{prefix}/in/{name}"] for name in ("image", "wrist_image")])
+    ours = images.resize_with_pad(cameras[None], *cameras.shape[1:3])[0]
+    for image, name in zip(ours, ("base_0_rgb", "left_wrist_0_rgb"), strict=True):
+        np.testing.assert_array_equal(image, reference[f"{prefix}/out/image.{name}"])
+        assert reference[f"{prefix}/out/mask.{name}"]
+    assert not reference[f"{prefix}/out/image.right_wrist_0_rgb"].any()
+    actions_HA = reference["libero_outputs/in/actions"]
+    identity = [normalize.Stats(np.zeros(dim), np.ones(dim), -np.ones(dim), np.ones(dim)) for dim in (8, 7)]
+    transform = observation.Transform(tokenizer.ByteTokenizer(), normalize.NormStats(*identity), norm_mode="quantile")
+    decoded = observation.decode(transform, actions_HA[None], np.zeros((1, 8)))[0]
+    np.testing.assert_allclose(decoded, reference["libero_outputs/out/actions"], rtol=1e-5, atol=1e-6)
