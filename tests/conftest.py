@@ -33,6 +33,15 @@ def vectors() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def libero_assets() -> pathlib.Path:
+    """LIBERO's meshes and scenes beside the vectors; they are not part of the repository either."""
+    folder = VECTORS.parent / "libero_assets"
+    if not folder.is_dir():
+        pytest.skip(f"LIBERO assets not found at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def model_vectors() -> pathlib.Path:
     """Folder of the reference model cases: all of them, or the two that are committed."""
     return VECTORS / "openpi" if VECTORS.is_dir() else ROOT / "tests" / "golden"

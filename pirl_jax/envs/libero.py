@@ -11,7 +11,7 @@ from typing import Sequence
 
 import numpy as np
 
-from pirl_jax.envs import base, libero_cache, libero_files, libero_sim
+from pirl_jax.envs import base, libero_cache, libero_files, libero_render, libero_sim
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 NUM_INIT_STATES = 50  # stored per task
@@ -28,13 +28,14 @@ class Libero:
         settle_steps: int,
         seed: int,
         cached_tasks: int,
+        render_quality: str,
     ):
         if cached_tasks < 1:
             raise ValueError(f"cached_tasks {cached_tasks} leaves no simulator to play in; choose 1 or more")
         self.spec = spec
         self._assets, self._settle_steps, self._seed = assets, settle_steps, seed
         self._limits = limits  # control steps until truncation, by task
-        self._cached_tasks = cached_tasks
+        self._cached_tasks, self._light = cached_tasks, render_quality == "light"
         self._task = None
         self._elapsed = None  # control steps of the episode; None: no episode is under way
         self.saved: libero_sim.Snapshot | None = None  # our episode, while another's stands in the simulator
@@ -98,7 +99,7 @@ class Libero:
         return libero_cache.SHARED.hold(self, self._key(), self._cached_tasks)
 
     def _key(self) -> tuple:
-        return self.spec.suite, self._task, self._assets, self._settle_steps, self._seed
+        return self.spec.suite, self._task, self._assets, self._settle_steps, self._seed, self._light
 
 
 def make(
@@ -108,17 +109,21 @@ def make(
     max_episode_steps: int | None = None,
     protocol: str = "rlinf",
     seed: int = 0,
+    render_quality: str = "exact",
     cached_tasks: int = 2,
 ) -> Libero:
     """An env of one suite.
 
-    `max_episode_steps` defaults to the protocol's, `assets` to $PIRL_LIBERO_ASSETS or LIBERO's own; `cached_tasks` is
-    the number of simulators this process keeps, about 0.5 GB each.
+    `max_episode_steps` defaults to the protocol's, `assets` to $PIRL_LIBERO_ASSETS or LIBERO's own; `render_quality` is
+    exact (stock LIBERO's pictures) or light (fewer triangles, no multisampling, no reflection; the same physics);
+    `cached_tasks` is the number of simulators this process keeps.
     """
     if suite not in libero_files.SUITES:
         raise base.error("suite", suite, libero_files.SUITES)
     if protocol not in libero_files.PROTOCOLS:
         raise base.error("protocol", protocol, libero_files.PROTOCOLS)
+    if render_quality not in libero_render.QUALITIES:
+        raise base.error("render_quality", render_quality, libero_render.QUALITIES)
     rules, tasks = libero_files.PROTOCOLS[protocol], libero_files.tasks(suite)
     limits = [max_episode_steps or rules.max_episode_steps[task.suite] for task in tasks]
     spec = base.EnvSpec(
@@ -128,4 +133,6 @@ def make(
         max_episode_steps=max(limits),
         image_size_px=image_size_px,
     )
-    return Libero(spec, libero_files.find_assets(assets), limits, rules.settle_steps, seed, cached_tasks)
+    return Libero(
+        spec, libero_files.find_assets(assets), limits, rules.settle_steps, seed, cached_tasks, render_quality
+    )

@@ -11,7 +11,7 @@ import weakref
 
 import numpy as np
 
-from pirl_jax.envs import libero_sim
+from pirl_jax.envs import libero_meshes, libero_render, libero_sim
 
 
 @dataclasses.dataclass
@@ -19,13 +19,15 @@ class Built:
     """A simulator, the env whose episode stands in it, and the renderers of it by image size."""
 
     simulator: libero_sim.Simulator
+    light: bool
     env: object | None = None
     renderers: dict = dataclasses.field(default_factory=dict)
 
     def render(self, camera: str, image_size_px: int) -> np.ndarray:
         """[Y,X,3] uint8, upright, of the state the simulator is in."""
         if image_size_px not in self.renderers:
-            self.renderers[image_size_px] = StockRenderer(self.simulator, image_size_px)
+            quality = "light" if self.light else "exact"
+            self.renderers[image_size_px] = libero_render.Renderer(self.simulator.model, image_size_px, quality)
         return self.renderers[image_size_px].render(self.simulator.data, camera)
 
     def close(self) -> None:
@@ -48,7 +50,7 @@ class SimulatorCache:
         built = self._built.pop(key, None)
         if built is None:
             self._shrink(limit - 1)
-            built = Built(libero_sim.Simulator(*key))
+            built = Built(libero_sim.Simulator(*key), light=key[-1])
         self._built[key] = built
         if built.env is not env:
             self._put_aside(built)
@@ -87,41 +89,12 @@ class SimulatorCache:
             built.close()
             del built
             gc.collect()  # a robosuite environment refers to itself, with hundreds of MB
+            libero_meshes.return_freed_memory()
 
     def _put_aside(self, built: Built) -> None:
         if built.env is not None:
             built.env.saved = built.simulator.snapshot()
             built.env = None
-
-
-class StockRenderer:
-    """robosuite's offscreen renderer of one simulator."""
-
-    def __init__(self, simulator: libero_sim.Simulator, image_size_px: int):
-        from robosuite.utils import binding_utils
-
-        self._sim, self._size_px = simulator.task_env.sim, image_size_px
-        if self._sim._render_context_offscreen is None:
-            context = binding_utils.MjRenderContextOffscreen(self._sim, device_id=-1)  # registers itself in the sim
-            context.vopt.geomgroup[0] = 0  # no collision shapes
-
-    def render(self, data, camera: str) -> np.ndarray:
-        self._use_own_context()
-        return upright(self._sim.render(width=self._size_px, height=self._size_px, camera_name=camera))
-
-    def close(self) -> None:
-        if self._sim._render_context_offscreen is not None:
-            self._use_own_context()
-            self._sim._render_context_offscreen = None
-
-    def _use_own_context(self) -> None:
-        """robosuite draws into, and frees from, whichever context is current: perhaps another simulator's."""
-        self._sim._render_context_offscreen.gl_ctx.make_current()
-
-
-def upright(image_YX3: np.ndarray) -> np.ndarray:
-    """Turn OpenGL's bottom-up image by 180 degrees: upright, and mirrored as in all published LIBERO data."""
-    return np.ascontiguousarray(image_YX3[::-1, ::-1])
 
 
 SHARED = SimulatorCache()

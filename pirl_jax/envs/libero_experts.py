@@ -40,8 +40,7 @@ class Scene:
     """Privileged view of a running episode; the one place here that reaches into the simulator."""
 
     def __init__(self, env):
-        simulator = env._simulator
-        self.model, self.data, task_env = simulator.sim.model._model, simulator.sim.data._data, simulator.env
+        self.model, self.data, task_env = env.simulator.model, env.simulator.data, env.simulator.task_env
         ((_, thing, goal),) = task_env.parsed_problem["goal_state"]
         region = task_env.object_sites_dict.get(goal)
         self.kind = task_env.get_object(thing).category_name

@@ -41,7 +41,7 @@ def measure(init_states: range) -> dict:
 def _offset(env: libero.Libero, init_state: int) -> np.ndarray:
     """[3] m, bowl minus ramekin after a reset and its settle steps."""
     env.reset(TASK, init_state)
-    data = env._simulator.sim.data._data  # mujoco.MjData of the running episode
+    data = env.simulator.data
     bowl_m, ramekin_m = (data.body(name).xpos for name in BODIES)
     return bowl_m - ramekin_m
 

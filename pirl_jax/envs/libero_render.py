@@ -56,7 +56,7 @@ class Renderer:
         mujoco.mjr_render(self._viewport, self._scene, self._context)
         image_YX3 = np.empty((self._size_px, self._size_px, 3), np.uint8)
         mujoco.mjr_readPixels(image_YX3, None, self._viewport, self._context)
-        return np.ascontiguousarray(image_YX3[::-1, ::-1])
+        return upright(image_YX3)
 
     def close(self) -> None:
         """Free what this renderer owns; others are not touched."""
@@ -86,6 +86,11 @@ class Renderer:
             )
         finally:
             model.geom_group[:] = group
+
+
+def upright(image_YX3: np.ndarray) -> np.ndarray:
+    """Turn OpenGL's bottom-up image by 180 degrees."""
+    return np.ascontiguousarray(image_YX3[::-1, ::-1])
 
 
 def meets(model, data, apex_m: np.ndarray, sides_P3: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Callable
 import mujoco
 import numpy as np
 
-from pirl_jax.envs import libero_control, libero_files
+from pirl_jax.envs import libero_control, libero_files, libero_meshes
 
 IDLE_ACTION = np.array([0, 0, 0, 0, 0, 0, -1.0])  # no motion, open gripper; what openpi plays while objects settle
 RESET_ATTEMPTS = 10  # draws of the poses in a scene before giving up; the first one nearly always succeeds
@@ -38,10 +38,12 @@ class Simulator:
     Contacts and forces in `data` are those at the beginning of its last physics step, as after mj_step.
     """
 
-    def __init__(self, suite: str, task: int, assets: pathlib.Path, settle_steps: int, seed: int):
+    def __init__(self, suite: str, task: int, assets: pathlib.Path, settle_steps: int, seed: int, light: bool = False):
+        """light: lighter visual meshes; physics is the same."""
         if settle_steps < 1:
             raise ValueError(f"settle_steps {settle_steps} is too small: the first step is part of a reset; choose 1 or more")
         self._suite, self._task, self._seed, self._settle_steps = suite, task, seed, settle_steps
+        self._prepare_xml = libero_meshes.lighten if light else lambda xml: xml
         _, self._placement_error = libero_files.import_libero(assets)
         self.task_env = self._draw(self._build, init_state=0)
         sim, self._robot = self.task_env.sim, self.task_env.robots[0]
@@ -104,7 +106,7 @@ class Simulator:
         import robosuite
 
         path = str(libero_files.bddl_file(self._suite, self._task))
-        return _task_class(path)(
+        return _task_class(path, self._prepare_xml)(
             path,
             robots=["Panda"],
             controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
@@ -195,15 +197,18 @@ class _ContactCheck:
         return self._members[model]
 
 
-def _task_class(bddl_path: str):
-    """LIBERO's class for this task, which also keeps what the compiled model held before its first reset."""
+def _task_class(bddl_path: str, prepare_xml: Callable[[str], str]):
+    """LIBERO's class for this task; its model is compiled by us, and what it held before its first reset is kept."""
     from libero.libero.envs import bddl_base_domain, bddl_utils
+    from robosuite.utils import binding_utils
 
     problem = bddl_base_domain.TASK_MAPPING[bddl_utils.get_problem_info(bddl_path)["problem_name"]]
 
     class Task(problem):
         def _initialize_sim(self, xml_string=None):
-            super()._initialize_sim(xml_string)
+            self.sim = binding_utils.MjSim(libero_meshes.compile_model(prepare_xml(self.model.get_xml())))
+            self.sim.forward()
+            self.initialize_time(self.control_freq)
             self.compiled = tuple(getattr(self.sim.model, name).copy() for name in RESET_FIELDS)
 
     Task.__name__ = problem.__name__  # LIBERO compares it to the file's

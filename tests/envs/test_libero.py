@@ -7,7 +7,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from pirl_jax.envs import base, libero, libero_cache, libero_files, libero_sim, pool
+from pirl_jax.envs import base, libero, libero_files, libero_render, libero_sim, pool
 
 # robosuite, LIBERO and numba warn about themselves when they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -51,7 +51,7 @@ def test_state_and_images_match_the_reference(vectors):
         assert state.dtype == np.float32
         np.testing.assert_array_equal(state, data["wrap_obs/out/states"][b])
         for key, out in (("agentview_image", "main_images"), ("robot0_eye_in_hand_image", "wrist_images")):
-            image = libero_cache.upright(data[f"wrap_obs/in/{key}"][b])
+            image = libero_render.upright(data[f"wrap_obs/in/{key}"][b])
             assert image.flags.c_contiguous
             np.testing.assert_array_equal(image, data[f"wrap_obs/out/{out}"][b])
 

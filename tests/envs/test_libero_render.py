@@ -67,7 +67,7 @@ class Stock:
         mujoco.mjv_updateScene(self.model, data, self.option, mujoco.MjvPerturb(), self.camera, everything, self.scene)
         mujoco.mjr_render(box, self.scene, self.context)
         mujoco.mjr_readPixels(pixels, None, box, self.context)
-        return libero.upright(pixels)
+        return libero_render.upright(pixels)
 
 
 def test_random_scenes_are_pixel_identical_and_culled():
@@ -197,7 +197,7 @@ def test_libero_is_pixel_identical_to_robosuite(suite, task, make_stock):
                 image = ours.render(data, camera)
                 env.sim._render_context_offscreen.gl_ctx.make_current()
                 stock = env.sim.render(width=128, height=128, camera_name=camera)
-                np.testing.assert_array_equal(image, libero.upright(stock))
+                np.testing.assert_array_equal(image, libero_render.upright(stock))
             _push([(model, data)], rng, steps=5)
         ours.close()
 
