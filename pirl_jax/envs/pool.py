@@ -52,7 +52,7 @@ class EnvPool:
         self._busy: set[int] = set()  # slots with a request that recv has not handed out
         self._answers: dict[int, worker.Answer] = {}  # answered and not handed out, in order of arrival
         self._gone: set[int] = set()  # slots whose episode was lost while no request was under way
-        self._error: EnvError | None = None  # why nothing will be answered any more
+        self._error: Exception | None = None  # why nothing will be answered any more
         self._workers = supervisor.Supervisor(
             make_env, num_envs, num_workers, timeout_s, restarts_per_hour, recycle_episodes, recycle_growth_gb, render_devices
         )
@@ -166,7 +166,7 @@ class EnvPool:
                 raise self._error
             try:
                 answers, lost = self._workers.take()
-            except EnvError as error:
+            except Exception as error:  # nothing can be relied on any more: every recv raises it again
                 self._error = error
                 raise
             for answer in answers:
