@@ -1,7 +1,7 @@
 """Messages between the pool and one worker: pickles with their length in front, over a pair of connected sockets.
 
-The pool's end never blocks: what the socket does not take now is sent later, and half a message is kept until the rest has
-come.  So a worker that stops in the middle of a message, or reads nothing more, cannot hold the pool.
+The pool's end never blocks: what the socket does not take now is sent later, and half a message is kept until the rest
+has come.  So a worker that stops in the middle of a message, or reads nothing more, cannot hold the pool.
 """
 
 import pickle

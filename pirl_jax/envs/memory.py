@@ -1,7 +1,7 @@
 """Observations of all slots in one block that the pool and its workers share.
 
-The block is a file without a name: it is inherited as a file descriptor and vanishes with the last process that holds it, however
-that one ends.  So nothing can be left behind, and the size of /dev/shm does not matter.
+The block is a file without a name: it is inherited as a file descriptor and vanishes with the last process that holds
+it, however that one ends.  So nothing can be left behind, and the size of /dev/shm does not matter.
 """
 
 import mmap

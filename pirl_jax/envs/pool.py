@@ -1,12 +1,14 @@
 """EnvPool: many envs in worker processes, asked and answered slot by slot.
 
-A slot is one env.  `reset` and `send` only post requests; `recv` and `recv_any` wait.  A slot has at most one request under way.
-Workers do not wait for each other: a slow env delays its own worker's slots only.  One thread may receive while another posts.
+A slot is one env.  `reset` and `send` only post requests; `recv` and `recv_any` wait.  A slot has at most one request
+under way.  Workers do not wait for each other: a slow env delays its own worker's slots only.  One thread may receive
+while another posts.
 
-A worker that fails, dies or hangs is replaced.  Episodes that ran there are lost: the answer to the request under way, or to the
-next `send`, is a row with `lost` set and zeros elsewhere; the slot goes on with a reset.  Answers that had arrived before stay
-valid.  When more workers fail within an hour than `restarts_per_hour`, recv raises EnvError with the first cause, and raises it
-again whenever it is called.  Knows no policy; what is done with the observations is the caller's business.
+A worker that fails, dies or hangs is replaced.  Episodes that ran there are lost: the answer to the request under way,
+or to the next `send`, is a row with `lost` set and zeros elsewhere; the slot goes on with a reset.  Answers that had
+arrived before stay valid.  When more workers fail within an hour than `restarts_per_hour`, recv raises EnvError with
+the first cause, and raises it again whenever it is called.  Knows no policy; what is done with the observations is the
+caller's business.
 """
 
 import threading
@@ -20,20 +22,22 @@ from pirl_jax.envs import base, supervisor, worker
 
 EnvError = supervisor.EnvError
 LOST = worker.Answer(  # the answer for an episode that died with its worker
-    slot=-1, reward=0.0, terminated=False, truncated=False, num_steps=0, frames=None, env_s=0.0, num_episodes=0, memory_bytes=0
+    slot=-1, reward=0.0, terminated=False, truncated=False, num_steps=0, frames=None, env_s=0.0, num_episodes=0,
+    memory_bytes=0,
 )
 
 
 class EnvPool:
     """`num_envs` envs in `num_workers` processes (default: one each); slot s lives in worker s % num_workers.
 
-    make_env: a picklable factory without arguments, from an importable module.  What goes wrong in the first start of a worker is
-    raised by the constructor: a ValueError (what the user can mend: a wrong name, missing files) as it is, all else as EnvError.
+    make_env: a picklable factory without arguments, from an importable module.  What goes wrong in the first start of a
+        worker is raised by the constructor: a ValueError (what the user can mend: a wrong name, missing files) as it
+        is, all else as EnvError.
     timeout_s: bounds the start of a worker and every request.
     restarts_per_hour: how many failed workers are replaced within an hour; 0: the first failure is raised.
-    recycle_episodes, recycle_growth_gb: a worker that has started so many episodes, or whose memory has grown by so much (1e9
-        bytes) since each of its envs had its first, is followed by a fresh one: its slots move there at their next resets.  One
-        worker at a time.  0: never.
+    recycle_episodes, recycle_growth_gb: a worker that has started so many episodes, or whose memory has grown by so
+        much (1e9 bytes) since each of its envs had its first, is followed by a fresh one: its slots move there at their
+        next resets.  One worker of the pool at a time.  0: never.
     render_devices: EGL device of each worker, in turn; (): what the environment variables and the driver choose.
     """
 
@@ -54,7 +58,8 @@ class EnvPool:
         self._gone: set[int] = set()  # slots whose episode was lost while no request was under way
         self._error: Exception | None = None  # why nothing will be answered any more
         self._workers = supervisor.Supervisor(
-            make_env, num_envs, num_workers, timeout_s, restarts_per_hour, recycle_episodes, recycle_growth_gb, render_devices
+            make_env, num_envs, num_workers, timeout_s, restarts_per_hour, recycle_episodes, recycle_growth_gb,
+            render_devices,
         )
         self._finalizer = weakref.finalize(self, self._workers.close)  # also runs at exit
         self.spec = self._workers.spec
@@ -64,8 +69,8 @@ class EnvPool:
         for slot, task, init_state in zip(slots, tasks, init_states, strict=True):
             if not (0 <= task < self.spec.num_tasks and 0 <= init_state < self.spec.num_init_states):
                 raise ValueError(
-                    f"task {task}, init state {init_state} does not exist: {self.spec.suite} has {self.spec.num_tasks} tasks "
-                    f"with {self.spec.num_init_states} init states each"
+                    f"task {task}, init state {init_state} does not exist: {self.spec.suite} has "
+                    f"{self.spec.num_tasks} tasks with {self.spec.num_init_states} init states each"
                 )
             with self._lock:
                 self._claim(slot)
@@ -152,7 +157,7 @@ class EnvPool:
         self._busy.add(int(slot))
 
     def _post(self, request: worker.Reset | worker.Step) -> None:
-        if self._error is None:  # else recv raises it; the caller of send may be another thread, and would hide the cause
+        if self._error is None:  # else recv raises it: another error here, in another thread, would hide the cause
             self._workers.post(request)
 
     def _collect(self, limit_s: float) -> None:
@@ -183,8 +188,8 @@ class EnvPool:
             self._check_open()
             answers = [self._answers.pop(slot) for slot in slots]
             self._busy.difference_update(slots)
-            images = self._workers.memory.images_EVYX3[slots]  # a list as index copies: the worker may overwrite its slot
-            state = self._workers.memory.state_ES[slots]
+            block = self._workers.memory
+            images, state = block.images_EVYX3[slots], block.state_ES[slots]  # a list as index copies
         lost = np.array([answer is LOST for answer in answers])
         images[lost], state[lost] = 0, 0.0
         frames = [answer.frames for answer in answers]

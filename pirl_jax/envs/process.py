@@ -35,8 +35,8 @@ class Process:
         lifeline_fd, self._lifeline_fd = os.pipe()
         self._stacks_fd = os.memfd_create("stacks")
         inherited = (theirs.fileno(), lifeline_fd, memory_fd, self._stacks_fd)
-        # Not by multiprocessing: that would import the parent's main module (with it jax) in the child, and needs the variables of
-        # the child to be set in the parent, where other threads may be reading them.
+        # Not by multiprocessing: that would import the parent's main module (with it jax) in the child, and needs the
+        # child's variables to be set in the parent, where other threads may be reading them.
         self._popen = subprocess.Popen(
             [sys.executable, "-P", "-c", f"from pirl_jax.envs import worker; worker.main{inherited}"],
             stdin=subprocess.DEVNULL, pass_fds=inherited, env=_variables(render_device),
@@ -93,7 +93,7 @@ class Process:
         self.deadline_s = time.monotonic()
 
     def has_ended(self, limit_s: float = 0.0) -> bool:
-        """Wait up to `limit_s` for the end; frees what the process had here.  Kills after the deadline of ask_to_end."""
+        """Wait up to `limit_s` for the end (killed when its deadline is over); frees what the process had here."""
         if time.monotonic() >= self.deadline_s:
             self._popen.kill()
         if self._exit_code(limit_s) is None:

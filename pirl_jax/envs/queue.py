@@ -1,7 +1,7 @@
 """Host-side queue between a pool and the device: a thread takes ready slots out, `get` makes fixed-size batches.
 
-The thread copies observations out of shared memory while the device computes.  Requests go straight to the pool; answers come
-through the queue alone: while it lives nobody else may receive from its pool.
+The thread copies observations out of shared memory while the device computes.  Requests go straight to the pool;
+answers come through the queue alone: while it lives nobody else may receive from its pool.
 """
 
 import threading
@@ -31,6 +31,7 @@ class ReadyQueue:
 
         Raises what the pool raised, as soon as it did.
         """
+        slots = None if slots is None else [int(slot) for slot in slots]
         self._check(batch, slots)
         with self._changed:
             self._changed.wait_for(lambda: self._stopped() or self._available(batch, slots))
@@ -38,7 +39,7 @@ class ReadyQueue:
                 raise self._error
             if self._closed:
                 raise ValueError("the queue is closed")
-            taken = list(self._ready)[:batch] if slots is None else [int(slot) for slot in slots]
+            taken = list(self._ready)[:batch] if slots is None else slots
             steps = [self._ready.pop(slot) for slot in taken]
             self._changed.notify_all()  # there is room again
         return np.array(taken), concatenate(steps)

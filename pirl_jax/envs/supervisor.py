@@ -1,7 +1,7 @@
 """Keeps a worker behind every slot: replaces those that fail, within a budget, and those that are worn.
 
-Knows which process hosts which slot and which slots are in the middle of an episode; knows nothing of batches.  Not made for
-threads, but for this: `wait` may run while another thread calls `post`.
+Knows which process hosts which slot and which slots are in the middle of an episode; knows nothing of batches.  Not
+made for threads, but for this: `wait` may run while another thread calls `post`.
 """
 
 import collections
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 CLOSE_S = 5.0  # how long workers may take to close their envs before they are killed
 LOOK_S = 1.0  # how long `wait` sleeps at most
-AWAY_S = 5.0  # who has not looked for so long was stopped or busy elsewhere: that time does not count as silence of a worker
+AWAY_S = 5.0  # a pool that has not looked for so long was stopped or busy elsewhere: its workers are not to blame
 HOUR_S = 3600.0
 
 
@@ -31,11 +31,14 @@ class EnvError(RuntimeError):
 
 
 class Supervisor:
-    """See EnvPool for the arguments.  The constructor starts the workers and waits for them; their errors are its own."""
+    """The workers of one pool; see EnvPool for the arguments.
+
+    The constructor starts them and waits for their specs; what goes wrong meanwhile is its own error.
+    """
 
     def __init__(
-        self, make_env: Callable[[], base.Env], num_envs: int, num_workers: int, timeout_s: float, restarts_per_hour: int,
-        recycle_episodes: int, recycle_growth_gb: float, render_devices: Sequence[int],
+        self, make_env: Callable[[], base.Env], num_envs: int, num_workers: int, timeout_s: float,
+        restarts_per_hour: int, recycle_episodes: int, recycle_growth_gb: float, render_devices: Sequence[int],
     ):
         self.timeout_s, self.restarts_per_hour = timeout_s, restarts_per_hour
         self.recycle_episodes, self.recycle_growth_gb = recycle_episodes, recycle_growth_gb
@@ -94,9 +97,9 @@ class Supervisor:
             selector.select(max(0.0, min(limit_s, LOOK_S, overdue_s - time.monotonic())))
 
     def take(self) -> tuple[list[worker.Answer], list[int]]:
-        """All answers that have arrived, and the slots whose episodes were lost.  Never waits.
+        """All answers that have arrived, and the slots whose episodes were lost.
 
-        EnvError when the budget of restarts is spent.
+        Waits only for what a worker that hangs or has ended can still tell.  EnvError when the budget of restarts is spent.
         """
         self._forgive_absence()
         answers, lost = [], []
@@ -138,7 +141,7 @@ class Supervisor:
         away_s, self._looked_s = now_s - self._looked_s, now_s
         if away_s > AWAY_S:
             for one in self._processes:
-                one.since_s = now_s
+                one.since_s = min(now_s, max(one.since_s, one.channel.heard_s) + away_s)
 
     def _replace(self, one: process.Process, failure: worker.Failure) -> list[int]:
         """Another worker for the slots of a failed one -> the slots whose episodes are lost by that."""
@@ -161,9 +164,8 @@ class Supervisor:
         self.counters["restarts"] += 1
         self.counters["lost_episodes"] += len(lost)
         log.warning(
-            "worker of slots %s replaced, %d of at most %d within an hour; episodes lost: %d; env %d (task %s, init state %s) %s",
-            list(one.slots), len(self._failures), self.restarts_per_hour, len(lost), error.slot, error.task, error.init_state,
-            failure.summary,
+            "worker of slots %s replaced, %d of at most %d within an hour; episodes lost: %d; %s",
+            list(one.slots), len(self._failures), self.restarts_per_hour, len(lost), str(error).partition("\n")[0],
         )
         return lost
 
@@ -181,7 +183,7 @@ class Supervisor:
             )
 
     def _recycle_if_worn(self, one: process.Process, answer: worker.Answer) -> None:
-        """Start the successor of a worn worker; one at a time, so that not all of them start (and take memory) at once."""
+        """Start the successor of a worn worker; one at a time, for starting takes time and memory."""
         if not answer.memory_bytes:
             return  # not a reset
         if answer.num_episodes <= len(one.slots):
@@ -193,9 +195,9 @@ class Supervisor:
 
     def _retire(self) -> None:
         """A worn worker goes when none of its slots is in an episode; processes that have ended are reaped."""
-        for one in tuple(self._processes):
+        for one in [one for one in self._processes if one.successor and one.successor.spec]:
             left = {slot for slot, home in enumerate(self._home) if home is one}
-            if one.successor and one.successor.spec and not left & self.playing:
+            if not left & self.playing:
                 for slot in left:
                     self._home[slot] = one.successor
                 one.ask_to_end(CLOSE_S)

@@ -1,8 +1,8 @@
 """The child process of a pool: hosts the envs of some slots, executes whole chunks, writes shared memory.
 
-Requests wait in the worker's channel and are served in order, so one worker runs the chunks of several slots one after another
-without waiting for other workers.  One small message in (`Reset` or `Step`), one small message out (`Answer` or `Failure`);
-images and states travel through shared memory only.  Knows no policy and never imports jax.
+Requests wait in the worker's channel and are served in order, so one worker runs the chunks of several slots one after
+another without waiting for other workers.  One small message in (`Reset` or `Step`), one small message out (`Answer` or
+`Failure`); images and states travel through shared memory only.  Knows no policy and never imports jax.
 """
 
 import contextlib
@@ -177,7 +177,8 @@ def _reporting(pool: channel.WorkerEnd, slot: int, building: bool = False):
 def _die_with_the_pool(lifeline_fd: int) -> None:
     """The kernel kills this process when the pipe's other end closes, which happens when the pool's process ends.
 
-    A thread that waits for it would not do: code in C may hold the interpreter's lock for ever, and a stopped process runs none.
+    A thread that waits for it would not do: code in C may hold the interpreter's lock for ever, and a stopped process
+    runs none.
     """
     fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline_fd, fcntl.F_SETSIG, signal.SIGKILL)

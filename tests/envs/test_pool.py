@@ -1,7 +1,6 @@
 """EnvPool: order, copies, episodes, misuse; errors of the constructor.  What happens in trouble: test_supervisor."""
 
 import os
-import time
 
 import numpy as np
 import psutil

@@ -43,7 +43,7 @@ def test_first_ready(envs):
 def test_lockstep_has_the_order_asked_for(envs):
     with queue.ReadyQueue(envs) as ready:
         reset(envs, [0, 1, 2, 3], [1, 0, 1, 0])
-        slots, step = ready.get(3, slots=[3, 0, 1])
+        slots, step = ready.get(3, slots=np.array([3, 0, 1]))
         assert slots.tolist() == [3, 0, 1] and step.state[:, 0].tolist() == [-1, 1, -1]
         envs.send([0, 3], np.stack([CHUNK] * 2), record=[True, False])
         slots, step = ready.get(2, slots=[3, 0])

@@ -95,7 +95,8 @@ def test_a_fault_in_a_chunk_costs_the_episodes_of_its_worker_and_nothing_else(en
     assert record.levelno == logging.WARNING and "\n" not in record.getMessage()
     assert FAULTS[fault] in record.getMessage()
     assert f"env 2 (task 0, init state {STATE[fault]})" in record.getMessage()
-    assert "slots [0, 2]" in record.getMessage() and "at most 100 within an hour; episodes lost: 2" in record.getMessage()
+    assert "worker of slots [0, 2] replaced" in record.getMessage()
+    assert "of at most 100 within an hour; episodes lost: 2; env 2" in record.getMessage()
 
 
 def test_a_fault_in_a_reset(envs, caplog):
@@ -179,14 +180,16 @@ def test_posting_never_waits_for_the_start_of_a_worker(envs):
     assert envs.recv([1]).lost.tolist() == [False]
 
 
-def test_the_message_of_a_hang_has_the_stack():
+@pytest.mark.parametrize("hang, function", [("hang", "wait_for_a_driver"), ("spin", "spin")])
+def test_the_message_of_a_hang_has_the_stack(hang, function):
+    """Even where the interpreter's lock is held."""
     with make(num_envs=1, restarts_per_hour=0) as envs:
-        begin(envs, [0], [STATE["hang"]])
+        begin(envs, [0], [STATE[hang]])
         envs._workers.timeout_s = 0.5
         send(envs, [0])
         with pytest.raises(pool.EnvError, match=r"did not answer within 0.5 s: it hangs") as caught:
             envs.recv([0])
-    assert "in wait_for_a_driver" in str(caught.value) and "in step_chunk" in str(caught.value)
+    assert f"in {function}" in str(caught.value) and "in step_chunk" in str(caught.value)
 
 
 def test_a_crash_in_c_leaves_the_stack():

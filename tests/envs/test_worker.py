@@ -77,7 +77,7 @@ def test_workers_draw_on_the_devices_in_turn():
 
 
 def test_workers_exit_when_the_parent_is_killed(tmp_path):
-    """The parent dies without closing anything: one worker sleeps in a chunk, one is stopped, one has replaced another."""
+    """The parent dies without closing anything: one worker is busy in C, one is stopped, one has replaced another."""
     program = tmp_path / "parent.py"
     program.write_text(
         textwrap.dedent(f"""
@@ -86,7 +86,7 @@ def test_workers_exit_when_the_parent_is_killed(tmp_path):
         import troubled
         if __name__ == "__main__":
             envs = troubled.make(num_envs=3)
-            troubled.reset(envs, [0, 1, 2], [troubled.STATE[name] for name in ("hang", "stop", "kill")])
+            troubled.reset(envs, [0, 1, 2], [troubled.STATE[name] for name in ("spin", "stop", "kill")])
             envs.recv([0, 1, 2])
             troubled.send(envs, [0, 1, 2])
             assert envs.recv([2]).lost.all()

@@ -12,7 +12,7 @@ from pirl_jax.envs import pool, probes
 
 CHUNK = np.full((5, 7), 0.5, np.float32)
 WELL = 1  # init state without trouble; 0 has the env's own trouble, 2 and up are those of this table
-TROUBLES = ("raise", "exit", "kill", "stop", "hang", "slow", "raise in reset")
+TROUBLES = ("raise", "exit", "kill", "stop", "hang", "slow", "spin", "raise in reset")
 STATE = {name: 2 + i for i, name in enumerate(TROUBLES)}  # trouble -> init state
 
 
@@ -39,7 +39,7 @@ class Troubled(probes.Conditioned):
         return super().reset(task, init_state)
 
     def step_chunk(self, actions_IA, record=False):
-        trouble = {0: self.trouble, WELL: ""}.get(self._init_state) or dict(enumerate(TROUBLES, 2)).get(self._init_state)
+        trouble = (self.trouble, "", *TROUBLES)[self._init_state]
         if self._decision == 0 and trouble in EVENTS:
             EVENTS[trouble]()
         return super().step_chunk(actions_IA, record)
@@ -53,6 +53,10 @@ def wait_for_a_driver():
     time.sleep(60)
 
 
+def spin():
+    sum(range(10**12))  # in C, and never lets another thread of the interpreter run
+
+
 EVENTS = {
     "raise": explode,
     "exit": lambda: os._exit(7),
@@ -60,6 +64,7 @@ EVENTS = {
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "hang": wait_for_a_driver,
     "slow": lambda: time.sleep(0.5),
+    "spin": spin,
 }
 
 
