@@ -1,7 +1,7 @@
 """Host-side queue between a pool and the device: a thread takes ready slots out, `get` makes fixed-size batches.
 
-The thread copies observations out of shared memory while the device computes.  Requests go straight to the pool; answers come
-through the queue alone: while it lives nobody else may receive from its pool.
+The thread copies observations out of shared memory while the device computes.  Requests go straight to the pool;
+answers come through the queue alone: while it lives nobody else may receive from its pool.
 """
 
 import threading
@@ -21,7 +21,7 @@ class ReadyQueue:
         self._envs, self._capacity = envs, capacity or envs.num_envs
         self._changed = threading.Condition()  # guards all that follows
         self._ready: dict[int, base.TimeStep] = {}  # by slot, in order of arrival; each a batch of one
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="ready-queue", daemon=True)
         self._thread.start()
@@ -31,6 +31,7 @@ class ReadyQueue:
 
         Raises what the pool raised, as soon as it did.
         """
+        slots = None if slots is None else [int(slot) for slot in slots]
         self._check(batch, slots)
         with self._changed:
             self._changed.wait_for(lambda: self._stopped() or self._available(batch, slots))
@@ -38,7 +39,7 @@ class ReadyQueue:
                 raise self._error
             if self._closed:
                 raise ValueError("the queue is closed")
-            taken = list(self._ready)[:batch] if slots is None else [int(slot) for slot in slots]
+            taken = list(self._ready)[:batch] if slots is None else slots
             steps = [self._ready.pop(slot) for slot in taken]
             self._changed.notify_all()  # there is room again
         return np.array(taken), concatenate(steps)
@@ -54,6 +55,16 @@ class ReadyQueue:
     @property
     def num_envs(self) -> int:
         return self._envs.num_envs
+
+    @property
+    def num_pending(self) -> int:
+        """Slots that are ready or under way: as many rows can be got without a new request."""
+        with self._changed:
+            return len(self._ready) + self._envs.num_busy
+
+    def counters(self) -> dict[str, int]:
+        """See EnvPool.counters."""
+        return self._envs.counters()
 
     def reset(self, slots: Sequence[int], tasks: Sequence[int], init_states: Sequence[int]) -> None:
         """See EnvPool.reset."""
@@ -85,9 +96,15 @@ class ReadyQueue:
         if batch > self._capacity:
             raise ValueError(f"a batch of {batch} does not fit a capacity of {self._capacity}")
         with self._changed:
-            coming = len(self._ready) + self._envs.num_busy
-            if batch > coming and not self._stopped():
-                raise ValueError(f"a batch of {batch} is asked for, but only {coming} slots are ready or under way")
+            if self._stopped():
+                return
+            if batch > self.num_pending:
+                raise ValueError(
+                    f"a batch of {batch} is asked for, but only {self.num_pending} slots are ready or under way"
+                )
+            idle = [slot for slot in slots or () if slot not in self._ready and not self._envs.is_busy(slot)]
+            if idle:
+                raise ValueError(f"slots {idle} are asked for, but nothing is under way there")
 
     def _available(self, batch: int, slots: Sequence[int] | None) -> bool:
         return len(self._ready) >= batch if slots is None else all(slot in self._ready for slot in slots)
@@ -103,7 +120,7 @@ class ReadyQueue:
                         slots, step = self._envs.recv_any(1)
                         self._ready[int(slots[0])] = step
                         self._changed.notify_all()
-        except Exception as error:  # whatever it is, it belongs to the caller of get
+        except BaseException as error:  # whatever it is, it belongs to the caller of get
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
@@ -117,7 +134,7 @@ class ReadyQueue:
 
 def concatenate(steps: Sequence[base.TimeStep]) -> base.TimeStep:
     """One batch from several."""
-    names = ("images", "state", "reward", "terminated", "truncated", "num_steps")
+    names = ("images", "state", "reward", "terminated", "truncated", "num_steps", "lost")
     frames = [frames for step in steps for frames in (step.frames or [None] * len(step.reward))]
     return base.TimeStep(
         **{name: np.concatenate([getattr(step, name) for step in steps]) for name in names},

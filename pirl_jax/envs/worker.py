@@ -1,27 +1,39 @@
 """The child process of a pool: hosts the envs of some slots, executes whole chunks, writes shared memory.
 
-Requests wait in the worker's pipe and are served in order, so one worker runs the chunks of several slots one after
-another without waiting for other workers.  One small message in (`Reset` or `Step`), one small message out (`Answer`
-or `Failure`); images and states travel through shared memory only.  Knows no policy and never imports jax.
+Requests wait in the worker's channel and are served in order, so one worker runs the chunks of several slots one after
+another without waiting for other workers.  One small message in (`Reset` or `Step`), one small message out (`Answer` or
+`Failure`); images and states travel through shared memory only.  Knows no policy and never imports jax.
 """
 
 import contextlib
 import dataclasses
-import multiprocessing
-from multiprocessing import connection as mp_connection
-from multiprocessing import shared_memory
+import faulthandler
+import fcntl
 import os
+import pickle
 import signal
+import socket
 import sys
-import threading
 import time
 import traceback
 import types
-from typing import Callable, Sequence
 
 import numpy as np
+import psutil
 
-from pirl_jax.envs import base
+from pirl_jax.envs import base, channel, memory
+
+THIS_PROCESS = psutil.Process()
+
+
+@dataclasses.dataclass(frozen=True)
+class Hello:
+    """The first message: what the worker builds."""
+
+    make_env: bytes  # pickled apart: what goes wrong on reading it is an error of building the env
+    slots: tuple[int, ...]
+    num_envs: int  # of the whole pool
+    spec: base.EnvSpec | None  # what they must be; None: the first of the pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +52,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A TimeStep less its images and state, which lie in shared memory."""
+    """A TimeStep less its images and state, which lie in shared memory; and how worn the worker is."""
 
     slot: int
     reward: float
@@ -49,59 +61,39 @@ class Answer:
     num_steps: int
     frames: list | None
     env_s: float  # time spent inside the env
+    num_episodes: int  # resets this process has served
+    memory_bytes: int  # resident, of this process, after a reset; 0 after a step
 
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """An exception of this slot's env; the worker exits after sending it."""
+    """Why a worker is of no use any more; `slot` is the one it was serving."""
 
     slot: int
-    traceback: str
+    summary: str  # one line
+    details: str = ""  # a traceback or a stack
     remedy: str | None = None  # the sentence of a ValueError while the env was built: what the user can mend
 
 
-class Memory:
-    """Observations of all slots in one shared block: images_EVYX3 uint8 and state_ES float32.
+def environment(render_device: int | None = None) -> dict[str, str]:
+    """Environment variables of a worker, on top of the parent's: they must be there before its first import.
 
-    The owner (the pool) passes no name and creates the block; a worker passes the owner's.
+    render_device: the EGL device it draws on; None leaves the choice to the user's variables and the driver.
     """
-
-    def __init__(self, spec: base.EnvSpec, num_envs: int, name: str | None = None):
-        images_shape = (num_envs, len(spec.cameras), spec.image_size_px, spec.image_size_px, 3)
-        state_shape = (num_envs, spec.state_dim)
-        # The states come first: they stay aligned to 4 bytes whatever the image size.
-        images_offset = 4 * int(np.prod(state_shape))
-        size = images_offset + int(np.prod(images_shape))
-        self._owner = name is None
-        self._block = shared_memory.SharedMemory(name, create=self._owner, size=size)
-        self.state_ES = np.ndarray(state_shape, np.float32, self._block.buf)
-        self.images_EVYX3 = np.ndarray(images_shape, np.uint8, self._block.buf, offset=images_offset)
-
-    @property
-    def name(self) -> str:
-        return self._block.name
-
-    def close(self) -> None:
-        del self.state_ES, self.images_EVYX3  # a block with living views cannot be closed
-        self._block.close()
-        if self._owner:
-            self._block.unlink()
-
-
-def environment() -> dict[str, str]:
-    """Environment variables of a worker, on top of the parent's: they must be there before its first import."""
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
     variables = {name: "1" for name in threads} | {"JAX_PLATFORMS": "cpu"}
     variables["MUJOCO_GL"] = os.environ.get("MUJOCO_GL", "egl")
     variables["PYOPENGL_PLATFORM"] = os.environ.get("PYOPENGL_PLATFORM", variables["MUJOCO_GL"])
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         variables["MUJOCO_EGL_DEVICE_ID"] = "0"  # robosuite would parse the empty list of devices and fail
+    if render_device is not None:
+        variables["MUJOCO_EGL_DEVICE_ID"] = str(render_device)
     return variables
 
 
 @contextlib.contextmanager
 def spawning():
-    """While a worker is started: its environment variables are set and the parent's main module is out of sight.
+    """While multiprocessing starts simulator processes: a worker's variables are set, the main module is out of sight.
 
     multiprocessing re-imports the main module in a spawned child; a training command would bring jax and the model
     with it.  A factory defined in the main module therefore cannot be pickled: define it in an importable module.
@@ -117,59 +109,77 @@ def spawning():
         os.environ.update(saved)
 
 
-def run(
-    connection: mp_connection.Connection, make_env: Callable[[], base.Env], slots: Sequence[int], num_envs: int
-) -> None:
-    """Main function of the process: build the envs, send the spec, receive the block's name, serve until the end."""
+def main(channel_fd: int, lifeline_fd: int, memory_fd: int, stacks_fd: int) -> None:
+    """Main function of the process: build the envs, send the spec, serve until the pool closes its end.
+
+    The descriptors are inherited: socket to the pool, read end of a pipe that only the pool holds open, block of the
+    observations, file for Python's stacks.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what stops
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    envs, memory = {}, None
+    faulthandler.enable(stacks_fd)  # a crash in C leaves the Python stack there
+    faulthandler.register(signal.SIGUSR1, stacks_fd)  # and so does the question of the pool where the worker hangs
+    _die_with_the_pool(lifeline_fd)
+    pool = channel.WorkerEnd(socket.socket(fileno=channel_fd))
+    envs, served = {}, 0
     try:
-        for slot in slots:
-            with _reporting(connection, slot, building=True):
-                envs[slot] = make_env()
-        spec = envs[slots[0]].spec
-        connection.send(spec)
-        memory = Memory(spec, num_envs, connection.recv())
+        hello = pool.receive()
+        spec = hello.spec
+        for slot in hello.slots:
+            with _reporting(pool, slot, building=True):
+                envs[slot] = pickle.loads(hello.make_env)()
+                spec = spec or envs[slot].spec
+                if envs[slot].spec != spec:
+                    raise ValueError(f"make_env built different suites: {spec} and {envs[slot].spec}")
+        pool.send(spec)
+        request = pool.receive()  # not before the pool knows the spec and has sized the block
+        block = memory.Memory(memory_fd, spec, hello.num_envs, owner=False)
         while True:
-            request = connection.recv()
-            with _reporting(connection, request.slot):
-                answer = _serve(envs[request.slot], request, memory)
-            connection.send(answer)
+            served += isinstance(request, Reset)
+            with _reporting(pool, request.slot):
+                answer = _serve(envs[request.slot], request, block, served)
+            pool.send(answer)
+            request = pool.receive()
     except (EOFError, ConnectionError):
         pass  # the pool closed its end: the normal way to stop
     finally:
         for env in envs.values():
             env.close()
-        if memory is not None:
-            memory.close()
 
 
-def _serve(env: base.Env, request: Reset | Step, memory: Memory) -> Answer:
+def _serve(env: base.Env, request: Reset | Step, block: memory.Memory, num_episodes: int) -> Answer:
     start_s = time.perf_counter()
     if isinstance(request, Reset):
         step = env.reset(request.task, request.init_state)
     else:
         step = env.step_chunk(request.actions_IA, request.record)
     env_s = time.perf_counter() - start_s
-    memory.images_EVYX3[request.slot] = step.images
-    memory.state_ES[request.slot] = step.state
-    flags = bool(step.terminated), bool(step.truncated)
-    return Answer(request.slot, float(step.reward), *flags, step.num_steps, step.frames, env_s)
+    block.images_EVYX3[request.slot] = step.images
+    block.state_ES[request.slot] = step.state
+    return Answer(
+        slot=request.slot, reward=float(step.reward), terminated=bool(step.terminated), truncated=bool(step.truncated),
+        num_steps=step.num_steps, frames=step.frames, env_s=env_s, num_episodes=num_episodes,
+        memory_bytes=THIS_PROCESS.memory_info().rss if isinstance(request, Reset) else 0,
+    )
 
 
 @contextlib.contextmanager
-def _reporting(connection: mp_connection.Connection, slot: int, building: bool = False):
+def _reporting(pool: channel.WorkerEnd, slot: int, building: bool = False):
     """Turn an exception of the slot's env into a Failure message, then end the worker."""
     try:
         yield
     except Exception as error:
         remedy = str(error) if building and isinstance(error, ValueError) else None
-        connection.send(Failure(slot, traceback.format_exc(), remedy))
+        summary = f"failed: {type(error).__name__}: {error}".split("\n")[0]
+        pool.send(Failure(slot, summary, traceback.format_exc(), remedy))
         sys.exit(1)
 
 
-def _exit_with_parent() -> None:
-    """An env deep in a long chunk does not look at its pipe; this thread notices that the parent is gone."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+def _die_with_the_pool(lifeline_fd: int) -> None:
+    """The kernel kills this process when the pipe's other end closes, which happens when the pool's process ends.
+
+    A thread that waits for it would not do: code in C may hold the interpreter's lock for ever, and a stopped process
+    runs none.
+    """
+    fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline_fd, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, fcntl.fcntl(lifeline_fd, fcntl.F_GETFL) | os.O_ASYNC)

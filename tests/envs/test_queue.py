@@ -1,26 +1,24 @@
 """ReadyQueue: first ready or lockstep, bounded, errors reach the caller, nothing waits for ever."""
 
+import os
+import signal
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
-import test_pool
+import troubled
+from troubled import CHUNK, make, reset
 
-from pirl_jax.envs import pool, queue
-
-CHUNK = np.full((5, 7), 0.5, np.float32)
+from pirl_jax.envs import pool, queue, supervisor
 
 
 @pytest.fixture(scope="module")
 def envs():
     """Four envs in two workers; init state 0 makes a chunk last 0.5 s, init state 1 is quick."""
-    with test_pool.make("slow", num_envs=4, num_workers=2) as shared:
+    with make("slow", num_envs=4, num_workers=2) as shared:
         yield shared
-
-
-def reset(envs, slots, init_states):
-    envs.reset(slots, [0] * len(slots), init_states)
 
 
 def wait_until(condition, limit_s=5.0):
@@ -45,7 +43,7 @@ def test_first_ready(envs):
 def test_lockstep_has_the_order_asked_for(envs):
     with queue.ReadyQueue(envs) as ready:
         reset(envs, [0, 1, 2, 3], [1, 0, 1, 0])
-        slots, step = ready.get(3, slots=[3, 0, 1])
+        slots, step = ready.get(3, slots=np.array([3, 0, 1]))
         assert slots.tolist() == [3, 0, 1] and step.state[:, 0].tolist() == [-1, 1, -1]
         envs.send([0, 3], np.stack([CHUNK] * 2), record=[True, False])
         slots, step = ready.get(2, slots=[3, 0])
@@ -75,8 +73,16 @@ def test_requests_that_could_never_be_met_are_refused(envs):
             ready.get(2, slots=[0])
 
 
+def test_lockstep_with_an_idle_slot_is_refused(envs):
+    with queue.ReadyQueue(envs) as ready:
+        reset(envs, [0, 1], [1, 1])
+        with pytest.raises(ValueError, match=r"slots \[2\] are asked for, but nothing is under way there"):
+            ready.get(2, slots=[0, 2])
+        ready.get(2)
+
+
 def test_errors_of_the_pool_reach_the_caller_again_and_again():
-    with test_pool.make("raise", num_envs=2) as envs, queue.ReadyQueue(envs) as ready:
+    with make("raise", num_envs=2, restarts_per_hour=0) as envs, queue.ReadyQueue(envs) as ready:
         reset(envs, [0, 1], [1, 0])
         ready.get(2)
         envs.send([0, 1], np.stack([CHUNK] * 2))
@@ -87,19 +93,37 @@ def test_errors_of_the_pool_reach_the_caller_again_and_again():
         assert time.monotonic() - start_s < 5
 
 
+def test_a_lost_episode_is_a_row_of_the_batch():
+    with make("raise", num_envs=2, decisions=2) as envs, queue.ReadyQueue(envs) as ready:
+        reset(envs, [0, 1], [1, 0])
+        ready.get(2)
+        troubled.send(ready, [0, 1])
+        assert ready.num_pending == 2
+        step = ready.recv([1, 0])
+        assert step.lost.tolist() == [True, False] and step.reward.tolist() == [0, 0.5] and not step.images[0].any()
+        assert ready.num_pending == 0 and ready.counters() == {"restarts": 1, "recycled": 0, "lost_episodes": 1}
+
+
 def test_an_idle_worker_that_dies_is_noticed_without_a_request():
-    with test_pool.make(num_envs=1) as envs, queue.ReadyQueue(envs) as ready:
+    with make(num_envs=1, restarts_per_hour=0) as envs, queue.ReadyQueue(envs) as ready:
         reset(envs, [0], [1])
         ready.get(1)
-        envs._workers[0].process.kill()
+        os.kill(troubled.process_ids(envs)[0], signal.SIGKILL)
         ready._thread.join(5)
         with pytest.raises(pool.EnvError, match="died"):
             ready.get(1)
 
 
+def test_whatever_ends_the_thread_comes_out_of_get(envs, monkeypatch):
+    monkeypatch.setattr(envs, "wait", lambda limit_s: sys.exit("not even an Exception"))
+    with queue.ReadyQueue(envs) as ready:
+        with pytest.raises(SystemExit, match="not even"):
+            ready.get(1)
+
+
 def test_close_ends_a_get_that_waits_for_a_hung_env(monkeypatch):
-    monkeypatch.setattr(pool, "CLOSE_S", 0.1)  # the pool need not be patient with this env
-    with test_pool.make("sleep", num_envs=1) as envs:
+    monkeypatch.setattr(supervisor, "CLOSE_S", 0.1)  # the pool need not be patient with this env
+    with make("hang", num_envs=1) as envs:
         ready = queue.ReadyQueue(envs)
         reset(envs, [0], [0])
         ready.get(1)

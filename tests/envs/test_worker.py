@@ -1,4 +1,4 @@
-"""The worker's world: no jax, one thread, no main module of the parent; and the shared block of observations."""
+"""The worker's world: no jax, one thread, no main module of the parent; and no life after the parent's death."""
 
 import functools
 import os
@@ -58,61 +58,54 @@ def test_gl_choice_of_the_user_is_kept(monkeypatch):
     variables = worker.environment()
     assert variables["MUJOCO_GL"] == variables["PYOPENGL_PLATFORM"] == "osmesa"
     assert "MUJOCO_EGL_DEVICE_ID" not in variables
+    assert worker.environment(render_device=2)["MUJOCO_EGL_DEVICE_ID"] == "2"
 
 
-def test_memory_is_shared_and_freed():
-    spec = probes.make("constant", image_size_px=3).spec
-    owner = worker.Memory(spec, num_envs=2)
-    other = worker.Memory(spec, 2, owner.name)
-    other.images_EVYX3[1] = 7
-    other.state_ES[1] = -2.5
-    assert (owner.images_EVYX3[1] == 7).all() and (owner.images_EVYX3[0] == 0).all()
-    assert (owner.state_ES[1] == -2.5).all() and owner.images_EVYX3.shape == (2, 2, 3, 3, 3)
-    path = pathlib.Path("/dev/shm") / owner.name.lstrip("/")
-    assert path.exists()
-    other.close()
-    assert path.exists()
-    owner.close()
-    assert not path.exists()
+class Device(probes.Constant):
+    """Reports its rendering device through the state."""
+
+    def _observe(self, reward, num_steps):
+        step = super()._observe(reward, num_steps)
+        step.state[:] = int(os.environ["MUJOCO_EGL_DEVICE_ID"])
+        return step
+
+
+def test_workers_draw_on_the_devices_in_turn():
+    with pool.EnvPool(functools.partial(Device, 4, 5), num_envs=4, num_workers=3, render_devices=(2, 5)) as envs:
+        envs.reset(range(4), [0] * 4, [0] * 4)
+        assert envs.recv(range(4)).state[:, 0].tolist() == [2, 5, 2, 2]
 
 
 def test_workers_exit_when_the_parent_is_killed(tmp_path):
-    """The parent dies without closing anything while one env sleeps in a chunk; both workers must go."""
+    """The parent dies without closing anything: one worker is busy in C, one is stopped, one has replaced another."""
     program = tmp_path / "parent.py"
     program.write_text(
         textwrap.dedent(f"""
-        import functools, os, signal, sys
+        import os, signal, sys
         sys.path[:0] = [{str(ROOT)!r}, {str(pathlib.Path(__file__).parent)!r}]
-        import numpy as np
-        import test_pool
-        from pirl_jax.envs import pool
+        import troubled
         if __name__ == "__main__":
-            envs = pool.EnvPool(functools.partial(test_pool.Troubled, "sleep"), num_envs=2)
-            envs.reset([0, 1], [0, 0], [0, 0])
-            envs.recv([0, 1])
-            envs.send([0], np.zeros((1, 5, 7)))
-            print(*[one.process.pid for one in envs._workers], flush=True)
+            envs = troubled.make(num_envs=3)
+            troubled.reset(envs, [0, 1, 2], [troubled.STATE[name] for name in ("spin", "stop", "kill")])
+            envs.recv([0, 1, 2])
+            troubled.send(envs, [0, 1, 2])
+            assert envs.recv([2]).lost.all()
+            troubled.reset(envs, [2], [troubled.WELL])
+            envs.recv([2])
+            print(*troubled.process_ids(envs), flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         """)
     )
     before = set(os.listdir("/dev/shm"))
     done = subprocess.run([sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
     pids = [int(pid) for pid in done.stdout.split()]
-    assert len(pids) == 2
+    assert len(pids) == 3
     deadline_s = time.monotonic() + 5
     while any(_alive(pid) for pid in pids) and time.monotonic() < deadline_s:
         time.sleep(0.05)
     assert not any(_alive(pid) for pid in pids)
-    while set(os.listdir("/dev/shm")) - before and time.monotonic() < deadline_s:
-        time.sleep(0.05)  # multiprocessing's tracker process unlinks the block
     assert not set(os.listdir("/dev/shm")) - before
 
 
 def _alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
-def test_state_lies_aligned_for_any_image_size():
-    block = worker.Memory(probes.make("constant", image_size_px=3).spec, num_envs=3)
-    assert block.state_ES.flags.aligned and block.images_EVYX3.nbytes == 3 * 2 * 27
-    block.close()
