@@ -99,7 +99,7 @@ def test_actions_reach_the_simulator_unchanged(vectors):
     for given, wanted in zip(*[data[f"prepare_actions_openpi/{side}/actions"] for side in ("in", "out")], strict=True):
         received = []
         env = Scripted([False] * len(given), limit=100)
-        env._control_step = lambda action: bool(received.append(action))
+        env.step = lambda action: bool(received.append(action))
         env.step_chunk(given)
         np.testing.assert_array_equal(received, wanted)
 
