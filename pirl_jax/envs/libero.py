@@ -155,6 +155,8 @@ def make(
     max_episode_steps: int | None = None,
     protocol: str = "rlinf",
     seed: int = 0,
+    render_quality: str = "exact",
+    cached_tasks: int = 2,
 ) -> Libero:
     """An env of one suite.  `max_episode_steps` defaults to the protocol's, `assets` to $PIRL_LIBERO_ASSETS or LIBERO's own."""
     if suite not in libero_files.SUITES:

@@ -64,6 +64,10 @@ class EnvPool:
         num_envs: int,
         num_workers: int | None = None,
         timeout_s: float = 300.0,
+        restarts_per_hour: int = 20,
+        recycle_episodes: int = 0,
+        recycle_growth_gb: float = 0.0,
+        render_devices: Sequence[int] = (),
     ):
         num_workers = num_envs if num_workers is None else num_workers
         if not 1 <= num_workers <= num_envs:
@@ -121,6 +125,10 @@ class EnvPool:
         if not self._answers:
             self._collect(timeout_s)
         return len(self._answers)
+
+    def counters(self) -> dict[str, int]:
+        """What has become of workers and episodes since the start."""
+        return {"restarts": 0, "recycled": 0, "lost_episodes": 0}
 
     @property
     def num_busy(self) -> int:
@@ -231,6 +239,7 @@ class EnvPool:
             truncated=np.array([answer.truncated for answer in answers]),
             num_steps=np.array([answer.num_steps for answer in answers], np.int32),
             frames=frames if any(frame is not None for frame in frames) else None,
+            lost=np.zeros(len(slots), bool),
         )
 
 

@@ -55,6 +55,10 @@ class ReadyQueue:
     def num_envs(self) -> int:
         return self._envs.num_envs
 
+    def counters(self) -> dict[str, int]:
+        """See EnvPool.counters."""
+        return self._envs.counters()
+
     def reset(self, slots: Sequence[int], tasks: Sequence[int], init_states: Sequence[int]) -> None:
         """See EnvPool.reset."""
         self._envs.reset(slots, tasks, init_states)
@@ -117,7 +121,7 @@ class ReadyQueue:
 
 def concatenate(steps: Sequence[base.TimeStep]) -> base.TimeStep:
     """One batch from several."""
-    names = ("images", "state", "reward", "terminated", "truncated", "num_steps")
+    names = ("images", "state", "reward", "terminated", "truncated", "num_steps", "lost")
     frames = [frames for step in steps for frames in (step.frames or [None] * len(step.reward))]
     return base.TimeStep(
         **{name: np.concatenate([getattr(step, name) for step in steps]) for name in names},
