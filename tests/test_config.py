@@ -14,10 +14,13 @@ from pirl_jax import build
 from pirl_jax import config
 from pirl_jax import evaluate
 from pirl_jax import train
+from pirl_jax.envs import base as envs
+from pirl_jax.rollout import episodes
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROBE = f"--config={ROOT / 'configs/probe.py'}"
 QUICKSTART = f"--config={ROOT / 'configs/quickstart.py'}"
+TABLETOP = envs.EnvSpec("tabletop", ("lift", "lift green", "stack", "move"), 1000, max_episode_steps=60, image_size_px=64)
 
 
 @pytest.fixture
@@ -179,7 +182,7 @@ def test_the_published_recipe_has_the_published_split_and_the_default_is_held_ou
         ("--config.num_iteration=1", "did you mean --config.num_iterations?"),
         ("--config.eval.xyz=1", "eval has: baseline, episodes_during_training, "),
         ("--config.xyz=1", "it has: algorithm, env, eval, "),
-        ("--config.env=1", "env has: assets, image_size_px, "),
+        ("--config.env=1", "env has: assets, cached_tasks, image_size_px, "),
         ("--config.num_iterations=many", "--config.num_iterations=many"),
         ("--resume=always", "value should be one of <never|auto>"),
         ("--resum=auto", "Did you mean: resume ?"),
@@ -266,7 +269,7 @@ def test_a_directory_that_holds_a_run(sentence, tmp_path):
 
 def test_evaluation_needs_a_checkpoint(sentence, one_device):
     assert "--checkpoint is missing; give the directory of a run, or --policy random | expert" in sentence(evaluate, PROBE)
-    assert "--policy=expert" not in sentence(evaluate, PROBE, "--policy=experts")
+    assert "should be one of <checkpoint|random|expert>" in sentence(evaluate, PROBE, "--policy=experts")
     assert "has no scripted expert; evaluate --policy=random" in sentence(evaluate, PROBE, "--policy=expert")
     assert "--videos=some is no choice of episodes; give all, failures" in sentence(evaluate, PROBE, "--videos=some")
     said = sentence(evaluate, PROBE, "--checkpoint=nowhere", NOTHING_CACHED)
