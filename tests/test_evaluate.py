@@ -55,7 +55,6 @@ def test_the_command_repeats_the_last_evaluation_of_the_run(tmp_path, one_device
     for arguments, sentence in (
         (["--iteration=7"], "holds no checkpoint of iteration 7; it holds [0, 1]"),
         (["--config.seed=1"], "another evaluation (protocol.seed: 42 -> 1); give another folder with --output"),
-        (["--iteration=0", "--output", str(folder)], "another evaluation (policy.iteration: 1 -> 0; policy.written_ns"),
     ):
         with pytest.raises(SystemExit):
             evaluate.main(["evaluate", "--checkpoint", str(run), *arguments])
@@ -63,7 +62,7 @@ def test_the_command_repeats_the_last_evaluation_of_the_run(tmp_path, one_device
 
 
 SMALL = {
-    "env.image_size_px": 16, "env.num_workers": 2, "rollout.num_envs": 4, "env.tasks": "0,1", "env.spread": 1.0, "eval.episodes_per_task": 3,
+    "env.image_size_px": 16, "env.num_workers": 1, "rollout.num_envs": 4, "env.tasks": "0,1", "env.spread": 1.0, "eval.episodes_per_task": 3,
     "eval.num_videos": 0, "env.timeout_s": 20.0,
 }  # fmt: skip
 
@@ -90,7 +89,7 @@ def test_the_expert_succeeds_where_random_actions_do_not(tmp_path):
 
 def test_a_killed_evaluation_continues_where_it_stopped(tmp_path, capfd):
     """Killed with SIGKILL after some episodes; the same command plays the others, and the result is that of an undisturbed one."""
-    fields = {"env__max_episode_steps": 50, "eval__episodes_per_task": 40}
+    fields = {"env__max_episode_steps": 50, "eval__episodes_per_task": 20}
     whole = play("random", tmp_path / "whole", **fields)
     output = tmp_path / "killed"
     notes = output / "episodes.jsonl"
@@ -103,26 +102,20 @@ def test_a_killed_evaluation_continues_where_it_stopped(tmp_path, capfd):
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     before = notes.read_bytes()
-    assert 10 <= before.count(b"\n") < 81 and not (output / "evaluation.json").exists()
+    assert 10 <= before.count(b"\n") < 41 and not (output / "evaluation.json").exists()
     capfd.readouterr()
     resumed = play("random", output, **fields)
     done = before.count(b"\n") - 1
-    assert f"{done} of 80 episodes are in {notes}; playing the others" in capfd.readouterr().out
+    assert f"{done} of 40 episodes are in {notes}; playing the others" in capfd.readouterr().out
     assert resumed["episodes"] == whole["episodes"] and resumed["table"] == whole["table"]
     complete = before[: before.rfind(b"\n") + 1]
-    assert notes.read_bytes().startswith(complete) and notes.read_bytes().count(b"\n") == 81, "nothing is played twice"
-    written = (output / "evaluation.json").read_text()
-    assert play("random", output, **fields)["episodes"] == whole["episodes"], "complete: nothing is left to play"
-    assert notes.read_bytes().count(b"\n") == 81 and written
+    assert notes.read_bytes().startswith(complete) and notes.read_bytes().count(b"\n") == 41, "nothing is played twice"
 
 
 def test_another_evaluation_does_not_mix_in(tmp_path, capsys):
     play("expert", tmp_path, eval__episodes_per_task=1)
-    for policy, fields, what in (
-        ("random", {}, "policy.name: 'expert' -> 'random'"),
-        ("expert", {"env__render_quality": "exact"}, "protocol.render_quality: 'light' -> 'exact'"),
-    ):
-        with pytest.raises(SystemExit) as exit_:
-            play(policy, tmp_path, eval__episodes_per_task=1, **fields)
-        said = capsys.readouterr().err
-        assert exit_.value.code == 2 and what in said and "give another folder with --output" in said
+    with pytest.raises(SystemExit) as exit_:
+        play("random", tmp_path, eval__episodes_per_task=1, env__max_episode_steps=10)
+    said = capsys.readouterr().err
+    assert exit_.value.code == 2 and "policy.name: 'expert' -> 'random'; protocol.max_episode_steps: 50 -> 10" in said
+    assert "give another folder with --output" in said
