@@ -43,7 +43,7 @@ def _env():
         split="held_out",  # held_out: 80 % of each task's start states train, the others evaluate | published: all do both
         num_workers=8,  # simulator processes
         render_devices=(),  # EGL device of each worker, in turn; () = the default device
-        cached_tasks=2,  # tasks whose simulators an environment keeps (LIBERO: about 0.2 GB each)
+        cached_tasks=2,  # tasks whose simulators a process keeps (LIBERO: about 0.5 GB each); episodes go where theirs is kept
         timeout_s=120.0,  # a simulator that answers later than this is replaced
         restarts_per_hour=20,  # replaced simulator processes before the run stops with the first cause
         recycle_episodes=0,  # a worker is replaced after so many episodes; 0 = never

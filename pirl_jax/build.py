@@ -49,15 +49,11 @@ def env_factory(settings):
 def expert_factory(settings):
     """Like env_factory, but the simulator plays its scripted expert, whatever actions it is sent."""
     suite, make_env = settings.raw.env.suite, env_factory(settings)
-    if suite == "tabletop":
-        from pirl_jax.envs import experts
+    if suite != "tabletop":
+        raise ValueError(f"env.suite={suite!r} has no scripted expert; evaluate --policy=random or a --checkpoint")
+    from pirl_jax.envs import experts  # brings mujoco, which env_factory has checked
 
-        return functools.partial(scripted.make, make_env, experts.expert)
-    if suite in libero_files.SUITES:
-        from pirl_jax.envs import libero_experts
-
-        return functools.partial(scripted.make, make_env, libero_experts.expert)
-    raise ValueError(f"env.suite={suite!r} has no scripted expert; evaluate --policy=random or a --checkpoint")
+    return functools.partial(scripted.make, make_env, experts.expert)
 
 
 @contextlib.contextmanager

@@ -73,6 +73,7 @@ class EnvPool:
         if not 1 <= num_workers <= num_envs:
             raise ValueError(f"num_workers is {num_workers}; it must lie between 1 and num_envs ({num_envs})")
         self.num_envs, self.timeout_s = num_envs, timeout_s
+        self.slot_workers = np.arange(num_envs) % num_workers  # [E] slots with the same number share a process
         self.env_seconds = np.zeros(num_envs)  # [E] time spent inside each env since the start
         self._episode = [(None, None)] * num_envs  # (task, init state) of each slot
         self._busy: set[int] = set()  # slots with a request that recv has not handed out

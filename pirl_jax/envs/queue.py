@@ -55,6 +55,11 @@ class ReadyQueue:
     def num_envs(self) -> int:
         return self._envs.num_envs
 
+    @property
+    def slot_workers(self) -> np.ndarray:
+        """See EnvPool."""
+        return self._envs.slot_workers
+
     def counters(self) -> dict[str, int]:
         """See EnvPool.counters."""
         return self._envs.counters()

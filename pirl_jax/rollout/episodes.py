@@ -1,7 +1,7 @@
 """Plays whole episodes on a pool of simulators.  Knows the pool and a decision function; refuses to know networks.
 
 An episode is (task, init_state).  Episodes stream over the slots: a slot that finishes one starts another at once, if possible
-of a task whose simulator it keeps.  The slots that are ready are served together, a fixed share of those under way at a time,
+of a task whose simulator its process keeps.  The slots that are ready are served together, a fixed share of those under way at a time,
 and nobody waits for the others; with `lockstep` fixed groups of slots take turns instead, and the batch in which a decision is
 made depends on nothing but the list of episodes: runs repeat bit for bit.
 
@@ -47,7 +47,7 @@ class Schedule:
 
     num_groups: int = 1  # a decision is made for 1 / num_groups of the slots at a time, while the others simulate
     lockstep: bool = False  # fixed groups take turns
-    cached_tasks: int = 1  # tasks whose simulators a slot keeps
+    cached_tasks: int = 1  # tasks whose simulators a process keeps
 
 
 @dataclasses.dataclass
@@ -73,7 +73,9 @@ class _Stream:
         self.results = [done.get(e) or self._blank(e) for e in range(len(episodes))]
         self.waiting = [e for e in range(len(episodes)) if e not in done]  # ascending
         self.playing = np.full(pool.num_envs, -1)  # slot -> episode index; -1: nothing left to play
-        self.kept = [collections.deque(maxlen=schedule.cached_tasks) for _ in self.playing]  # tasks, the latest last
+        # Tasks whose simulators the process of each slot keeps, the latest last.
+        kept = {worker: collections.deque(maxlen=schedule.cached_tasks) for worker in pool.slot_workers}
+        self.kept = [kept[worker] for worker in pool.slot_workers]
         self.lost_once = set()
 
     def start(self, slots) -> None:

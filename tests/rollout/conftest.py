@@ -20,7 +20,8 @@ class Pool:
 
     spec = base.EnvSpec("fake", ("push", "pick", "place"), num_init_states=6, max_episode_steps=18, image_size_px=2)
 
-    def __init__(self, num_envs, faults=(), hurry=None):
+    def __init__(self, num_envs, faults=(), hurry=None, num_workers=None):
+        self.slot_workers = np.arange(num_envs) % (num_workers or num_envs)
         self.num_envs, self.log, self.faults, self.hurry = num_envs, [], set(faults), hurry or (lambda slot: 0)
         self.playing, self.answer, self.requests = {}, {}, 0
 

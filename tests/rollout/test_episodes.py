@@ -109,6 +109,17 @@ def test_a_slot_prefers_the_task_it_holds(play):
     assert [set(turn.task[:1]) for turn in turns[:8]] == [{0}] * 8, "slot 0 plays all of task 0 first"
 
 
+def test_slots_of_one_process_share_its_tasks(play):
+    """Six slots in two processes, four tasks: a process never plays more than two tasks at a time."""
+    tasks, lengths = [0, 1, 2, 3] * 9, [2, 0, 1] * 12
+    for cached_tasks, num_workers, most in ((2, 2, 2), (2, 6, 4)):
+        _, turns, _ = play(6, 1, lengths, tasks=tasks, cached_tasks=cached_tasks, num_workers=num_workers, lockstep=True)
+        for turn in turns:
+            workers = [turn.task[turn.row % 2 == worker] for worker in (0, 1)]
+            assert all(len(set(playing)) <= most for playing in workers)
+    assert [set(turn.task) for turn in turns[:1]] == [{0, 1, 2, 3}], "where each slot is a process, they spread"
+
+
 def test_the_first_one_waiting_is_overtaken_by_a_bounded_number(play):
     """One slot, which holds task 0; behind the one episode of task 1 there are only more of task 0."""
     tasks = [0, 1] + [0] * 40
