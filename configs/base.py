@@ -36,13 +36,18 @@ def _env():
         tasks=(),  # task indices used in training and evaluation; () = all
         image_size_px=256,  # rendered size of both cameras; resized to model.image_size_px with padding
         max_episode_steps=0,  # control steps until truncation; 0 = the protocol's, or the suite's own
-        protocol="rlinf",  # LIBERO: time limits and settle steps of rlinf | openpi (pirl_jax/envs/libero_files.py)
+        protocol="rlinf",  # LIBERO: time limits and settle steps of rlinf | openpi, which also sets model.action_chunk to 5
         assets="",  # LIBERO: folder of meshes and scenes; "" = $PIRL_LIBERO_ASSETS, else the libero package's download
-        render_quality="exact",  # tabletop: exact (robosuite's meshes) | light (simple shapes, same physics)
+        render_quality="exact",  # exact | light (fewer triangles or simple shapes, same physics); recorded in every result
         spread=1.0,  # tabletop: scale of the area in which the manipulated cube starts; 1.0 = 12 x 18 cm
-        train_init_states=(0, 50),  # [first, last) start states of each task used for training
+        split="held_out",  # held_out: 80 % of each task's start states train, the others evaluate | published: all do both
         num_workers=8,  # simulator processes
-        timeout_s=120.0,  # a simulator that answers later than this is reported as hung
+        render_devices=(),  # EGL device of each worker, in turn; () = the default device
+        cached_tasks=2,  # tasks whose simulators a process keeps (LIBERO: about 0.5 GB each); episodes go where theirs is kept
+        timeout_s=120.0,  # a simulator that answers later than this is replaced
+        restarts_per_hour=20,  # replaced simulator processes before the run stops with the first cause
+        recycle_episodes=0,  # a worker is replaced after so many episodes; 0 = never
+        recycle_growth_gb=0.0,  # ... or once its memory has grown by so much; 0 = never
     )
 
 
@@ -78,13 +83,16 @@ def _model():
 def _rollout():
     return _section(
         num_envs=64,  # simulators stepping at a time (slots)
-        num_groups=1,  # groups of slots that take turns, so that simulation and inference overlap
+        num_groups=2,  # the policy serves the first num_envs / num_groups slots that are ready; the others simulate
+        lockstep=False,  # fixed groups of slots take turns: slower, and runs repeat bit for bit
         episodes_per_iteration=512,  # whole episodes per rollout
+        start_order="uniform",  # of (task, start state): uniform (with replacement) | ordered (each once before any twice)
     )
 
 
 def _algorithm():
     return _section(
+        group_size=1,  # episodes per start (task, start state); GRPO compares them
         gamma=0.99,  # discount per decision
         gae_lambda=0.95,
         bootstrap_truncated=False,  # value of the last observation after a time limit; False: as RLinf, 0
@@ -136,12 +144,11 @@ def _sft():
 
 def _eval():
     return _section(
-        init_states=(0, 50),  # [first, last) start states of each task
-        episodes_per_task=50,  # how many of them are used, in order
+        episodes_per_task=0,  # start states of env.split used per task, in order; 0 = all
         num_envs=0,  # simulators of the evaluate command; 0 = as in the rollout.  Training evaluates on the rollout's
         every=0,  # iterations between evaluations during training; 0 = only at the end
         episodes_during_training=0,  # episodes per task of those; 0 = as episodes_per_task
-        num_videos=1,  # episodes recorded per evaluation
+        num_videos=1,  # first episodes of an evaluation that are recorded
         baseline=True,  # also evaluate the policy before reinforcement learning, for the final table
     )
 

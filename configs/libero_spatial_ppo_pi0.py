@@ -14,6 +14,6 @@ from configs import base
 
 def get_config():
     config = base.get_config()  # its defaults are this recipe's hyper-parameters
-    config.env.suite = "libero_spatial"
+    config.env.update(suite="libero_spatial", split="published")
     config.run.directory = "runs/libero_spatial_ppo_pi0"
     return config

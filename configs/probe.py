@@ -2,8 +2,7 @@
 the first probe that cannot be learned names the broken part (pirl_jax/envs/probes.py).
 
     python -m pirl_jax.train --config configs/probe.py
-    python -m pirl_jax.train --config configs/probe.py --config.env.suite=probe_action \
-        --config.env.train_init_states=0,1 --config.eval.init_states=0,1 --config.eval.episodes_per_task=1
+    python -m pirl_jax.train --config configs/probe.py --config.env.suite=probe_action
 
 Every episode of a probe ends in success; what must grow is env/return: 0 without looking, above 0.8 after 40 iterations.
 """
@@ -14,7 +13,7 @@ from configs import base
 def get_config():
     config = base.get_config()
     config.num_iterations = 40
-    config.env.update(suite="probe_conditioned", image_size_px=16, train_init_states=(0, 2), num_workers=1)
+    config.env.update(suite="probe_conditioned", image_size_px=16, split="published", num_workers=1)
     config.model.update(
         size="tiny", dtype="float32", tokenizer="byte", norm_stats="identity", image_size_px=16, action_dim=8,
         action_horizon=5, max_token_len=20, delta_actions=False, num_steps=2, noise_level=0.7, value_hidden=(32, 32),
@@ -23,6 +22,6 @@ def get_config():
     config.rollout.update(num_envs=32, episodes_per_iteration=64)
     config.algorithm.update(minibatch_size=32, microbatch_size=32)
     config.optim.update(lr=1e-3, value_lr=3e-3)
-    config.eval.update(init_states=(0, 2), episodes_per_task=2, num_videos=0)
+    config.eval.update(num_videos=0)
     config.run.update(directory="runs/probe", tensorboard=False)
     return config

@@ -14,6 +14,7 @@ from pirl_jax.envs import gl
 from pirl_jax.envs import pool as pools
 from pirl_jax.envs import probes
 from pirl_jax.envs import queue
+from pirl_jax.envs import scripted
 from pirl_jax.models import pi0
 from pirl_jax.policy import flow
 from pirl_jax.policy import normalize
@@ -41,17 +42,36 @@ def env_factory(settings):
         )
     return functools.partial(
         libero.make, env.suite, assets=env.assets or None, image_size_px=env.image_size_px,
-        max_episode_steps=limit, protocol=env.protocol,
+        max_episode_steps=limit, protocol=env.protocol, render_quality=env.render_quality, cached_tasks=env.cached_tasks,
     )
 
 
+def expert_factory(settings):
+    """Like env_factory, but the simulator plays its scripted expert, whatever actions it is sent."""
+    suite, make_env = settings.raw.env.suite, env_factory(settings)
+    if suite != "tabletop":
+        raise ValueError(f"env.suite={suite!r} has no scripted expert; evaluate --policy=random or a --checkpoint")
+    from pirl_jax.envs import experts  # brings mujoco, which env_factory has checked
+
+    return functools.partial(scripted.make, make_env, experts.expert)
+
+
 @contextlib.contextmanager
-def open_envs(settings, num_envs: int):
-    """Start the simulators -> ReadyQueue in front of their pool; both end with the context."""
+def open_envs(settings, num_envs: int, make_env=None):
+    """Start the simulators (make_env: None is env_factory's) -> ReadyQueue before their pool; both end with the context."""
     env, num_workers = settings.raw.env, min(settings.raw.env.num_workers, num_envs)
-    with pools.EnvPool(env_factory(settings), num_envs, num_workers, timeout_s=env.timeout_s) as pool:
-        with queue.ReadyQueue(pool) as ready:
-            yield ready
+    pool = pools.EnvPool(
+        make_env or env_factory(settings), num_envs, num_workers, timeout_s=env.timeout_s,
+        restarts_per_hour=env.restarts_per_hour, recycle_episodes=env.recycle_episodes,
+        recycle_growth_gb=env.recycle_growth_gb, render_devices=env.render_devices,
+    )  # fmt: skip
+    with pool, queue.ReadyQueue(pool) as ready:
+        yield ready
+
+
+def renderer() -> dict:
+    """What draws the images; part of every result."""
+    return {"backend": os.environ.get("MUJOCO_GL", "egl")}
 
 
 def transform(settings, stats: normalize.NormStats, instructions) -> observation.Transform:
@@ -131,13 +151,27 @@ def load_policy(settings, run_dir, iteration: int, on_mesh):
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), spec.abstract(declared), layout
     )
     run_dir = run_directory(run_dir)
-    source = store.Store(run_dir / "checkpoints", create=False)
-    try:
+    with _stored(run_dir) as source:
         params, _ = source.restore(abstract, None if iteration < 0 else iteration, prefix="params")
-    finally:
-        source.close()
     given = settings.raw.model.norm_stats
     return params, given_stats(settings) if given else normalize.load(norm_stats_path(run_dir))
+
+
+def checkpoint_identity(run_dir, iteration: int) -> dict:
+    """What names a checkpoint of ours: its run, its iteration and when it was written, which a copy keeps."""
+    run_dir = run_directory(run_dir)
+    with _stored(run_dir) as source:
+        found = source.identity(None if iteration < 0 else iteration)
+    return {"run": str(run_dir)} | found
+
+
+@contextlib.contextmanager
+def _stored(run_dir):
+    source = store.Store(run_dir / "checkpoints", create=False)
+    try:
+        yield source
+    finally:
+        source.close()
 
 
 def run_directory(path) -> pathlib.Path:

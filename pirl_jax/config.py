@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import importlib.util
+import json
 import pathlib
 import re
 import sys
@@ -24,12 +25,19 @@ from pirl_jax.policy import flow
 from pirl_jax.policy import noise
 from pirl_jax.policy import normalize
 from pirl_jax.policy import tokenizer
+from pirl_jax.rollout import episodes
+from pirl_jax.rollout import starts
 
 POSITIVE = (
-    ("env", "num_workers"), ("model", "action_env_dim"), ("model", "action_chunk"), ("model", "num_steps"),
+    ("env", "num_workers"), ("env", "cached_tasks"), ("model", "action_env_dim"), ("model", "action_chunk"),
+    ("model", "num_steps"),
     ("rollout", "num_envs"), ("rollout", "num_groups"), ("rollout", "episodes_per_iteration"),
-    ("algorithm", "update_epochs"), ("algorithm", "minibatch_size"), ("algorithm", "microbatch_size"),
-    ("eval", "episodes_per_task"), ("run", "save_every"), ("run", "keep"),
+    ("algorithm", "group_size"), ("algorithm", "update_epochs"), ("algorithm", "minibatch_size"),
+    ("algorithm", "microbatch_size"), ("run", "save_every"), ("run", "keep"),
+)  # fmt: skip
+NOT_NEGATIVE = (
+    ("env", "restarts_per_hour"), ("env", "recycle_episodes"), ("env", "recycle_growth_gb"), ("eval", "episodes_per_task"),
+    ("eval", "episodes_during_training"),
 )  # fmt: skip
 SUITES = (*libero_files.SUITES, "tabletop", *(f"probe_{name}" for name in probes.PROBES))
 MODEL_SIZES = {"full": ("pi0", "pi05"), "small": ("small", "small_pi05"), "tiny": ("tiny", "tiny_pi05")}
@@ -50,6 +58,12 @@ class Settings:
         """With a frozen VLM the prefix is computed once per decision, at the rollout, and kept for the updates."""
         return self.raw.model.train_expert_only
 
+    @property
+    def schedule(self) -> episodes.Schedule:
+        """How the simulators are served."""
+        rollout = self.raw.rollout
+        return episodes.Schedule(rollout.num_groups, rollout.lockstep, self.raw.env.cached_tasks)
+
 
 def settings(raw: ml_collections.ConfigDict) -> Settings:
     """Check a configuration page -> Settings; ValueError is one sentence with the value and the remedy."""
@@ -63,6 +77,8 @@ def settings(raw: ml_collections.ConfigDict) -> Settings:
         ("model.gradient_checkpointing", raw.model.gradient_checkpointing, remat.POLICIES),
         ("env.render_quality", raw.env.render_quality, ("exact", "light")),
         ("env.protocol", raw.env.protocol, libero_files.PROTOCOLS),
+        ("env.split", raw.env.split, starts.SPLITS),
+        ("rollout.start_order", raw.rollout.start_order, starts.ORDERS),
     ):
         if value not in choices:
             raise types.unknown(name, value, choices)
@@ -80,13 +96,14 @@ def _check_counts(raw):
         ("rollout.num_envs", raw.rollout.num_envs, "rollout.num_groups", raw.rollout.num_groups),
         ("eval.num_envs", raw.eval.num_envs, "rollout.num_groups", raw.rollout.num_groups),
         ("algorithm.minibatch_size", raw.algorithm.minibatch_size, "algorithm.microbatch_size", raw.algorithm.microbatch_size),
+        ("rollout.episodes_per_iteration", raw.rollout.episodes_per_iteration, "algorithm.group_size", raw.algorithm.group_size),
     )
     for name, value, divisor_name, divisor in divisions:
         if value % divisor:
             raise ValueError(f"{name}={value} must be a multiple of {divisor_name}={divisor}")
-    if raw.model.action_chunk > raw.model.action_horizon:
+    if _action_chunk(raw) > raw.model.action_horizon:
         raise ValueError(
-            f"model.action_chunk={raw.model.action_chunk} exceeds model.action_horizon={raw.model.action_horizon}; "
+            f"model.action_chunk={_action_chunk(raw)} exceeds model.action_horizon={raw.model.action_horizon}; "
             f"execute at most as many actions as the model predicts"
         )
     if raw.model.action_env_dim > raw.model.action_dim or raw.model.action_dim < 8:
@@ -94,27 +111,16 @@ def _check_counts(raw):
 
 
 def _check_ranges(raw):
-    """Start states and what depends on the suite."""
-    for name, states in (("env.train_init_states", raw.env.train_init_states), ("eval.init_states", raw.eval.init_states)):
-        whole = len(states) == 2 and all(isinstance(state, int) for state in states)
-        if not whole or not 0 <= states[0] < states[1]:
-            raise ValueError(f"{name}={states} is no range of start states; give (first, last) with 0 <= first < last")
-    if not all(isinstance(task, int) for task in raw.env.tasks):
-        raise ValueError(f"env.tasks={raw.env.tasks} must hold task indices, for example --config.env.tasks=0,1")
-    first, last = raw.eval.init_states
-    if raw.eval.episodes_per_task > last - first:
-        raise ValueError(
-            f"eval.episodes_per_task={raw.eval.episodes_per_task} exceeds the {last - first} start states in "
-            f"eval.init_states={first, last}; each is evaluated once"
-        )
+    """Lists of numbers, and what depends on the suite."""
+    for name, meaning in (("tasks", "task indices"), ("render_devices", "EGL devices")):
+        values = raw.env[name]
+        if not all(isinstance(value, int) and value >= 0 for value in values):
+            raise ValueError(f"env.{name}={values} must hold {meaning}, for example --config.env.{name}=0,1")
+    for section, name in NOT_NEGATIVE:
+        if raw[section][name] < 0:
+            raise ValueError(f"{section}.{name}={raw[section][name]} must be at least 0")
     if raw.sft.demonstrations and raw.env.suite != "tabletop":
         raise ValueError(f"env.suite={raw.env.suite!r} has no scripted expert; set sft.demonstrations=0 and model.checkpoint")
-    first, last = raw.env.train_init_states
-    if raw.sft.demonstrations > last - first:
-        raise ValueError(
-            f"sft.demonstrations={raw.sft.demonstrations} exceeds the {last - first} start states in "
-            f"env.train_init_states={first, last}; each is demonstrated once"
-        )
     if raw.sft.demonstrations and not (raw.sft.steps and raw.sft.batch_size):
         raise ValueError(
             f"sft.demonstrations={raw.sft.demonstrations} needs sft.steps={raw.sft.steps} and "
@@ -144,16 +150,35 @@ def check_batches(raw, num_devices: int):
             raise ValueError(f"{name}={size} must be a multiple of the {num_devices} devices of the mesh")
 
 
-def tasks(raw, spec) -> tuple[int, ...]:
-    """The configured task indices, checked against the suite."""
+def playable(raw, spec) -> starts.Starts:
+    """The configured tasks and the start states of the split, checked against the suite."""
     chosen = tuple(raw.env.tasks) or tuple(range(spec.num_tasks))
     for task in chosen:
-        if not 0 <= task < spec.num_tasks:
+        if task not in range(spec.num_tasks):
             raise ValueError(f"env.tasks has {task}; suite {spec.suite!r} has tasks 0 to {spec.num_tasks - 1}")
-    for name, (_, last) in (("env.train_init_states", raw.env.train_init_states), ("eval.init_states", raw.eval.init_states)):
-        if last > spec.num_init_states:
-            raise ValueError(f"{name} ends at {last}, but suite {spec.suite!r} has {spec.num_init_states} start states per task")
-    return chosen
+    train, evaluate = starts.split(raw.env.split, spec.num_init_states)
+    for name, count, states in (
+        ("eval.episodes_per_task", raw.eval.episodes_per_task, evaluate),
+        ("eval.episodes_during_training", raw.eval.episodes_during_training, evaluate),
+        ("sft.demonstrations", raw.sft.demonstrations, train),
+    ):
+        if count > len(states):
+            raise ValueError(
+                f"{name}={count} exceeds the {len(states)} start states ({states.start} to {states.stop - 1}) that "
+                f"env.split={raw.env.split} leaves it per task of suite {spec.suite!r}; each is played once"
+            )
+    return starts.Starts(chosen, train, evaluate)
+
+
+def rules(raw) -> libero_files.Protocol | None:
+    """The protocol of a LIBERO suite; the other suites have limits of their own."""
+    return libero_files.PROTOCOLS[raw.env.protocol] if raw.env.suite in libero_files.SUITES else None
+
+
+def _action_chunk(raw) -> int:
+    """Executed actions per decision: the protocol's, or the model's own."""
+    protocol = rules(raw)
+    return protocol.replan_steps if protocol and protocol.replan_steps else raw.model.action_chunk
 
 
 def _policy(raw) -> flow.PolicyConfig:
@@ -167,14 +192,14 @@ def _policy(raw) -> flow.PolicyConfig:
         changes["vocab_size"] = tokenizer.ByteTokenizer.vocab_size
     return flow.PolicyConfig(
         model=variants.pi0_config(size, **changes), num_steps=model.num_steps, noise_method=model.noise_method,
-        noise_level=model.noise_level, action_chunk=model.action_chunk, action_env_dim=model.action_env_dim,
+        noise_level=model.noise_level, action_chunk=_action_chunk(raw), action_env_dim=model.action_env_dim,
         add_value_head=model.add_value_head, value_hidden=tuple(model.value_hidden),
         detach_critic_input=model.detach_critic_input, chunk_critic_input=model.chunk_critic_input,
     )
 
 
 def _update(raw) -> update.UpdateConfig:
-    return update.UpdateConfig(**raw.algorithm)
+    return update.UpdateConfig(**{name: value for name, value in raw.algorithm.items() if name != "group_size"})
 
 
 def _optim(raw) -> optimizer.OptimizerConfig:
@@ -202,7 +227,7 @@ def parse(argv: list[str], define_flags) -> tuple[flags.FlagValues, ml_collectio
         print(sys.modules[define_flags.__module__].__doc__, values.get_help(), sep="\n")
         sys.exit(0)
     recipe, argv = _split(argv)
-    page = load_recipe(recipe)
+    page = load_recipe(recipe) if recipe or not (run := _split(argv, "checkpoint")[0]) else load_run(run)
     _check_overrides(argv, page)
     try:
         config_flags.DEFINE_config_dict("config", page, flag_values=values, sys_argv=argv)
@@ -214,17 +239,39 @@ def parse(argv: list[str], define_flags) -> tuple[flags.FlagValues, ml_collectio
     return values, values.config
 
 
-def _split(argv):
-    """-> the value of --config, the other arguments."""
-    recipe, rest, arguments = "", [], iter(argv)
+def _split(argv, name="config"):
+    """-> the value of --name, the other arguments."""
+    value, rest, arguments = "", [], iter(argv)
     for arg in arguments:
-        if re.fullmatch("--?config", arg):
-            recipe = next(arguments, "")
-        elif re.match("--?config=", arg):
-            recipe = arg.partition("=")[2]
+        if re.fullmatch(f"--?{name}", arg):
+            value = next(arguments, "")
+        elif re.match(f"--?{name}=", arg):
+            value = arg.partition("=")[2]
         else:
             rest.append(arg)
-    return recipe, rest
+    return value, rest
+
+
+def load_run(directory: str) -> ml_collections.ConfigDict:
+    """The page that a run was started with."""
+    folder = pathlib.Path(directory)
+    path = (folder.parent if folder.name == "checkpoints" else folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"--checkpoint {directory} has no config.json beside its checkpoints; give the recipe with --config")
+    from configs import base  # recipes and their page belong to the checkout, not to the package
+
+    page = base.get_config()
+    saved = ml_collections.ConfigDict(json.loads(path.read_text(), object_hook=_tuples))
+    unlike = sorted(set(_flat_names(page)) ^ set(_flat_names(saved)))
+    if unlike:
+        raise ValueError(f"{path} is of another version (fields {', '.join(unlike)}); give the recipe with --config")
+    page.update(saved)
+    return page
+
+
+def _tuples(fields: dict) -> dict:
+    """JSON has lists only."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def load_recipe(name: str) -> ml_collections.ConfigDict:

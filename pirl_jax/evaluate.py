@@ -1,12 +1,15 @@
 """Evaluate a policy: every (task, start state) of the protocol once, without exploration noise.
 
-    python -m pirl_jax.evaluate --config configs/libero_spatial_ppo_pi0.py --checkpoint runs/libero_spatial_ppo_pi0
+    python -m pirl_jax.evaluate --checkpoint runs/quickstart
+    python -m pirl_jax.evaluate --checkpoint runs/libero --config.env.protocol=openpi --videos failures --output runs/openpi
+    python -m pirl_jax.evaluate --policy expert --config configs/quickstart.py
 
-Writes evaluation.json, the table and videos into RUN_DIR/evaluation (or --output).
+Without --config the configuration is the run's own.  Writes evaluation.json, table.txt and videos/ into the output folder, and
+episodes.jsonl as it goes: the same command again plays what is missing.
 """
 
 import contextlib
-import json
+import dataclasses
 import pathlib
 import sys
 
@@ -16,112 +19,158 @@ import numpy as np
 
 from pirl_jax import build
 from pirl_jax import config
+from pirl_jax import results
 from pirl_jax.core import rng
-from pirl_jax.monitor import log
+from pirl_jax.envs import queue
+from pirl_jax.monitor import journal
 from pirl_jax.monitor import progress
-from pirl_jax.monitor import report
 from pirl_jax.monitor import timeline
-from pirl_jax.monitor import video
 from pirl_jax.rollout import collector
 from pirl_jax.rollout import episodes
-from pirl_jax.rollout import stats
+from pirl_jax.rollout import starts
 
 
-def protocol(raw, tasks, episodes_per_task: int) -> list[episodes.Episode]:
-    """The evaluated episodes; tasks alternate, so that an interrupted evaluation has seen all of them."""
-    first = raw.eval.init_states[0]
-    return [episodes.Episode(task, first + i) for i in range(episodes_per_task) for task in tasks]
+@dataclasses.dataclass
+class Evaluation:
+    """What lives as long as the command."""
+
+    settings: config.Settings
+    pool: queue.ReadyQueue
+    chosen: starts.Starts
+    decide: episodes.Decide
+    schedule: episodes.Schedule
+    measured: dict  # policy and protocol, as the results name them
+    output: pathlib.Path
+    resources: contextlib.ExitStack  # closes pool and journal
 
 
-def run(settings, actor, params, pool, tasks, episodes_per_task: int, timers, *, name="evaluation", num_videos=0):
-    """Play the protocol -> (list of episodes.Result, metrics eval/*).
-
-    The start noise of the flow is drawn from the configured seed alone: two policies are compared on equal terms.
-    """
-    names = protocol(settings.raw, tasks, episodes_per_task)
+def policy(settings, actor, params, spec, batch_size: int, timers) -> episodes.Decide:
+    """The actions of a network.  The start noise of the flow is drawn from the configured seed and the episode alone: two
+    policies are compared on equal terms, and an episode is the same whichever others are played beside it."""
     key = rng.named(jax.random.key(settings.raw.seed), "evaluation")
-    with progress.track(name, total=len(names), unit="episodes") as step, jax.transfer_guard("disallow"):
-        results = collector.evaluate(
-            actor, params, key, pool, names, settings.raw.rollout.num_groups, timers,
-            record=range(min(num_videos, len(names))), progress=step,
-        )
-    metrics = stats.episode_metrics(results)
-    return results, {name.replace("env/", "eval/"): value for name, value in metrics.items()}
+    return collector.exploit(actor, params, key, spec, batch_size, timers)
 
 
-def successes(results, instructions) -> dict[str, tuple[int, int]]:
-    """{instruction: (successes, episodes)}, the form the report takes."""
-    return {row["instruction"]: (row["successes"], row["episodes"]) for row in stats.per_task(results, instructions)}
+def play(pool, names, schedule, decide, timers, *, name="evaluation", record=(), done=None, finished=None):
+    """Play the episodes that `done` does not know -> list of episodes.Result.  Shows progress.  See episodes.play."""
 
+    def note(e, result):
+        if finished:
+            finished(e, result)
+        step(1)
 
-def write(directory: pathlib.Path, settings, results, instructions, policy_name: str) -> dict:
-    """evaluation.json with the table, every episode and what it was measured with; videos of the recorded episodes."""
-    table = report.success_table({policy_name: successes(results, instructions)})
-    directory.mkdir(parents=True, exist_ok=True)
-    log.write_json(directory / "evaluation.json", {
-        "table": table,
-        "per_task": stats.per_task(results, instructions),
-        "protocol": {
-            "suite": settings.raw.env.suite, "init_states": list(settings.raw.eval.init_states), "seed": settings.raw.seed,
-            "trained_on_init_states": list(settings.raw.env.train_init_states),
-            "render_quality": settings.raw.env.render_quality, "num_steps": settings.policy.num_steps,
-            "action_chunk": settings.policy.action_chunk, "protocol": settings.raw.env.protocol,
-        },
-        "episodes": [
-            {"task": r.episode.task, "init_state": r.episode.init_state, "success": r.success, "steps": r.num_steps}
-            for r in results
-        ],
-        "environment": log.environment(),
-    })
-    recorded = [
-        {"frames": r.frames, "instruction": instructions[r.episode.task], "success": r.success} for r in results if r.frames
-    ]
-    if recorded:
-        video.write_episodes(directory / "episodes.mp4", recorded)
-    return table
-
-
-def read_successes(directory: pathlib.Path) -> dict[str, tuple[int, int]] | None:
-    """What `write` left in a directory, as `successes` gives it; None where nothing was evaluated."""
-    path = directory / "evaluation.json"
-    if not path.exists():
-        return None
-    return {row["instruction"]: (row["successes"], row["episodes"]) for row in json.loads(path.read_text())["per_task"]}
-
-
-def _flags(values):
-    flags.DEFINE_string("checkpoint", None, "run directory that holds checkpoints/", flag_values=values)
-    flags.DEFINE_integer("iteration", -1, "which checkpoint; -1 = the newest", flag_values=values)
-    flags.DEFINE_string("output", None, "where results go; default RUN_DIR/evaluation", flag_values=values)
+    done = done or {}
+    with progress.track(name, total=len(names) - len(done), unit="episodes") as step, jax.transfer_guard("disallow"):
+        return episodes.play(pool, names, schedule, decide, timers, record=record, done=done, finished=note)
 
 
 def main(argv):
     with config.user_errors():
         values, raw = config.parse(argv, _flags)
-        if not values.checkpoint:
-            raise ValueError("--checkpoint is missing; give the directory of a run, for example runs/quickstart")
-        settings = config.settings(raw)
-        build.setup_jax(settings)
-        mesh = build.mesh(settings)
-        run_dir = build.run_directory(values.checkpoint)
-        params, norm_stats = build.load_policy(settings, run_dir, values.iteration, mesh)
-        num_envs = settings.raw.eval.num_envs or settings.raw.rollout.num_envs
-        envs = contextlib.ExitStack()
-        pool = envs.enter_context(build.open_envs(settings, num_envs))
-    with envs:
-        with config.user_errors():
-            tasks = config.tasks(settings.raw, pool.spec)
-            to_model = build.transform(settings, norm_stats, [pool.spec.instructions[task] for task in tasks])
-        actor = build.actor(settings, mesh, to_model, pool.spec.instructions)
-        results, _ = run(
-            settings, actor, params, pool, tasks, settings.raw.eval.episodes_per_task, timeline.Timers(),
-            num_videos=settings.raw.eval.num_videos,
-        )
-    output = pathlib.Path(values.output) if values.output else run_dir / "evaluation"
-    table = write(output, settings, results, pool.spec.instructions, "policy")
-    print(report.as_text(table))
-    print(f"mean episode length {np.mean([r.num_steps for r in results]):.1f} control steps; results in {output}")
+        this = prepare(values, config.settings(raw))
+    with this.resources:
+        print(measure(this, values.videos))
+        print(f"results in {this.output}")
 
+
+def _flags(values):
+    flags.DEFINE_enum("policy", "checkpoint", ["checkpoint", *POLICIES], "whose actions", flag_values=values)
+    flags.DEFINE_string("checkpoint", None, "run directory that holds checkpoints/", flag_values=values)
+    flags.DEFINE_integer("iteration", -1, "which checkpoint; -1 = the newest", flag_values=values)
+    flags.DEFINE_string("output", None, "where results go; default RUN_DIR/evaluation/checkpoint_N", flag_values=values)
+    flags.DEFINE_string("videos", None, "all | failures | task:init,...; default: the first eval.num_videos", flag_values=values)
+
+
+# ---- prepare: everything a user can get wrong ends here, in one sentence -------------------------------------------------
+
+
+def prepare(values, settings) -> Evaluation:
+    """Simulators, policy, output folder."""
+    results.chosen_videos(values.videos or "all")
+    if values.policy == "checkpoint" and not values.checkpoint:
+        raise ValueError("--checkpoint is missing; give the directory of a run, or --policy random | expert")
+    num_envs = settings.raw.eval.num_envs or settings.raw.rollout.num_envs
+    with contextlib.ExitStack() as stack:
+        if values.policy == "checkpoint":
+            pool, decide, schedule, named, output = _network(values, settings, num_envs, stack)
+        else:
+            make_env = build.expert_factory(settings) if values.policy == "expert" else None
+            pool = stack.enter_context(build.open_envs(settings, num_envs, make_env))
+            decide = POLICIES[values.policy](settings, pool.spec)
+            schedule = dataclasses.replace(settings.schedule, num_groups=num_envs)  # nothing is gained by batches
+            named, output = {"name": values.policy}, pathlib.Path("runs", f"{values.policy}_{settings.raw.env.suite}")
+        chosen = config.playable(settings.raw, pool.spec)
+        measured = {"policy": named, "protocol": results.protocol(settings, chosen, settings.raw.eval.episodes_per_task)}
+        output = pathlib.Path(values.output) if values.output else output
+        return Evaluation(settings, pool, chosen, decide, schedule, measured, output, stack.pop_all())
+
+
+def _network(values, settings, num_envs, stack):
+    """The policy of a checkpoint -> pool, decision function, schedule, its name, the default output folder."""
+    build.setup_jax(settings)
+    mesh = build.mesh(settings)
+    run_dir = build.run_directory(values.checkpoint)
+    params, norm_stats = build.load_policy(settings, run_dir, values.iteration, mesh)
+    identity = build.checkpoint_identity(run_dir, values.iteration)
+    pool = stack.enter_context(build.open_envs(settings, num_envs))
+    chosen, instructions = config.playable(settings.raw, pool.spec), pool.spec.instructions
+    to_model = build.transform(settings, norm_stats, [instructions[task] for task in chosen.tasks])
+    actor = build.actor(settings, mesh, to_model, instructions)
+    batch_size = num_envs // settings.schedule.num_groups
+    decide = policy(settings, actor, params, pool.spec, batch_size, timeline.Timers())
+    output = run_dir / "evaluation" / f"checkpoint_{identity['iteration']}"
+    named = {"name": "checkpoint", **identity, "model": settings.raw.model.to_dict()}
+    return pool, decide, settings.schedule, named, output
+
+
+def _random(settings, spec) -> episodes.Decide:
+    """Uniform actions, drawn by seed, episode and decision: an episode is the same whichever others are played beside it."""
+    shape_IA = settings.policy.action_chunk, spec.action_dim
+
+    def decide(turn):
+        names = zip(turn.episode.tolist(), turn.decision.tolist(), strict=True)
+        return np.stack([np.random.default_rng([settings.raw.seed, *name]).uniform(-1, 1, shape_IA) for name in names])
+
+    return decide
+
+
+def _expert(settings, spec) -> episodes.Decide:
+    """The simulators of expert_factory choose themselves; they want a chunk of any numbers."""
+    chunk_IA = np.zeros((settings.policy.action_chunk, spec.action_dim))
+    return lambda turn: np.repeat(chunk_IA[None], len(turn.row), 0)
+
+
+# ---- measure -----------------------------------------------------------------------------------------------------------
+
+
+def measure(this: Evaluation, videos: str | None) -> str:
+    """Play what is missing and write the results -> the table."""
+    raw, instructions = this.settings.raw, this.pool.spec.instructions
+    names = starts.evaluation(this.chosen, raw.eval.episodes_per_task)
+    wanted = results.chosen_videos(videos) if videos else lambda name, _: name in names[: raw.eval.num_videos]
+    with config.user_errors():
+        notes = journal.Journal(this.output / "episodes.jsonl", this.measured)
+    with notes:
+        index = {name: e for e, name in enumerate(names)}
+        done = {index[result.episode]: result for result in map(results.from_row, notes.rows)}
+        if done:
+            print(f"{len(done)} of {len(names)} episodes are in {notes.path}; playing the others")
+
+        def finished(e, result):
+            if result.frames and wanted(result.episode, result.success):
+                results.film(this.output, result, instructions)
+            result.frames = None
+            if not result.lost:
+                notes.append(results.row(result))
+
+        played = play(
+            this.pool, names, this.schedule, this.decide, timeline.Timers(), done=done, finished=finished,
+            record=[e for e, name in enumerate(names) if wanted(name, False)],
+        )  # fmt: skip
+    return results.write(this.output, this.settings, this.measured, played, instructions, this.measured["policy"]["name"])
+
+
+POLICIES = {"random": _random, "expert": _expert}
 
 if __name__ == "__main__":
     main(sys.argv)

@@ -30,14 +30,13 @@ class Demonstrations:
     instructions: list[str]  # one per row
 
 
-def collect(settings, tasks) -> list[dict]:
+def collect(settings, chosen) -> list[dict]:
     """Successful episodes of the scripted expert from training start states, `sft.demonstrations` tried per task."""
     env, page = settings.raw.env, settings.raw.sft
-    first, last = env.train_init_states
     jobs = []
-    for task in tasks:
+    for task in chosen.tasks:
         generator = np.random.default_rng([settings.raw.seed, task])
-        init_states = generator.choice(np.arange(first, last), page.demonstrations, replace=False)
+        init_states = generator.choice(np.array(chosen.train), page.demonstrations, replace=False)
         jobs += [(task, part) for part in np.array_split(init_states, env.num_workers) if len(part)]
     context, make_env = multiprocessing.get_context("spawn"), build.env_factory(settings)
     with worker.spawning(), concurrent.futures.ProcessPoolExecutor(env.num_workers, mp_context=context) as pool:

@@ -8,16 +8,17 @@ iterate (rollout, update), finish (evaluation, table, curve, video).
 
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 import sys
 
 from absl import flags
 import jax
-import numpy as np
 
 from pirl_jax import build
 from pirl_jax import config
 from pirl_jax import evaluate
+from pirl_jax import results
 from pirl_jax import teach
 from pirl_jax.core import rng
 from pirl_jax.envs import queue
@@ -30,7 +31,7 @@ from pirl_jax.monitor import report
 from pirl_jax.monitor import timeline
 from pirl_jax.policy import normalize
 from pirl_jax.rollout import collector
-from pirl_jax.rollout import episodes
+from pirl_jax.rollout import starts
 from pirl_jax.rollout import stats
 from pirl_jax.weights import store
 
@@ -43,7 +44,7 @@ class Run:
     key: jax.Array
     mesh: jax.sharding.Mesh
     pool: queue.ReadyQueue
-    tasks: tuple[int, ...]
+    starts: starts.Starts  # what may be played
     directory: log.RunDir
     store: store.Store
     timers: timeline.Timers
@@ -84,8 +85,8 @@ def open_run(settings, raw, resume: str) -> Run:
     mesh = build.mesh(settings)
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(build.open_envs(settings, raw.rollout.num_envs))
-        chosen = config.tasks(settings.raw, pool.spec)
-        instructions = [pool.spec.instructions[task] for task in chosen]
+        chosen = config.playable(settings.raw, pool.spec)
+        instructions = [pool.spec.instructions[task] for task in chosen.tasks]
         build.transform(settings, build.identity_stats(settings), instructions)  # checks tokenizer and prompts
         checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
         stack.callback(checkpoints.close)
@@ -140,7 +141,7 @@ def _taught(run):
     """Few-shot SFT from scripted demonstrations -> (params, NormStats)."""
     settings, sft = run.settings, run.settings.raw.sft
     with config.user_errors():
-        demonstrations = teach.collect(settings, run.tasks)
+        demonstrations = teach.collect(settings, run.starts)
     norm_stats = teach.statistics(demonstrations)
     run.actor = _actor(run, norm_stats)
     params = build.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
@@ -152,7 +153,7 @@ def _taught(run):
 
 
 def _actor(run, norm_stats):
-    to_model = build.transform(run.settings, norm_stats, [run.instructions[task] for task in run.tasks])
+    to_model = build.transform(run.settings, norm_stats, [run.instructions[task] for task in run.starts.tasks])
     return build.actor(run.settings, run.mesh, to_model, run.instructions)
 
 
@@ -191,27 +192,25 @@ def iterate(run: Run, state: states.TrainState) -> states.TrainState:
 
 def _iteration(run, update_minibatch, state, iteration, step):
     """One rollout and its updates -> state, metrics."""
-    key, cfg = rng.named(run.key, "iteration", iteration), run.settings.update
-    rollout, results = _rollout(run, state.params, key, step)
+    key, cfg, faults = rng.named(run.key, "iteration", iteration), run.settings.update, run.pool.counters()
+    rollout, played = _rollout(run, state.params, key, iteration, step)
     with run.timers.measure("update"):
         data = update.rows(rollout, cfg)
         state, metrics = update.update(update_minibatch, state, data, rng.named(key, "shuffle"), cfg)
-    return state, metrics | stats.episode_metrics(results) | stats.rollout_metrics(rollout, data) | _times(run.timers)
+    metrics |= stats.episode_metrics(played) | stats.fault_metrics(faults, run.pool.counters())
+    return state, metrics | stats.rollout_metrics(rollout, data) | _times(run.timers)
 
 
-def _rollout(run, params, key, step):
-    """Episodes of one iteration: start states uniform with replacement over (task, training start states)."""
-    count, (first, last) = run.settings.raw.rollout.episodes_per_iteration, run.settings.raw.env.train_init_states
-    generator = rng.generator(rng.named(key, "starts"))
-    names = [episodes.Episode(int(generator.choice(run.tasks)), int(generator.integers(first, last))) for _ in range(count)]
-    done = np.zeros(1, int)
+def _rollout(run, params, key, iteration, step):
+    """Episodes of one iteration."""
+    raw, count, done = run.settings.raw, run.settings.raw.rollout.episodes_per_iteration, itertools.count(1)
+    names = starts.training(run.starts, count, raw.algorithm.group_size, raw.rollout.start_order, raw.seed, iteration)
 
-    def note(finished):
-        done[0] += finished
-        step(0, f"rollout {done[0]}/{count} episodes")
+    def finished(e, result):
+        step(0, f"rollout {next(done)}/{count} episodes")
 
     return collector.collect(
-        run.actor, params, rng.named(key, "actions"), run.pool, names, run.settings.raw.rollout.num_groups, run.timers, note
+        run.actor, params, rng.named(key, "actions"), run.pool, names, run.settings.schedule, run.timers, finished
     )
 
 
@@ -230,16 +229,26 @@ def _line(row):
     )
 
 
-def _evaluate(run, params, iteration, name, episodes_per_task, num_videos=0):
-    """Evaluate, write metrics and files under evaluation/<name> -> {instruction: (successes, episodes)}."""
+def _evaluate(run, params, iteration, name, per_task, num_videos=0):
+    """Evaluate, write metrics and files under evaluation/<name> -> {task: (successes, episodes)}."""
+    settings, folder = run.settings, run.directory.path / "evaluation" / name
+    names = starts.evaluation(run.starts, per_task)
+    batch_size = run.pool.num_envs // settings.schedule.num_groups
+
+    def finished(e, result):
+        if result.frames:
+            results.film(folder, result, run.instructions)
+
     with run.timers.measure("eval"):
-        results, metrics = evaluate.run(
-            run.settings, run.actor, params, run.pool, run.tasks, episodes_per_task, timeline.Timers(),
-            name=f"evaluation ({name})", num_videos=num_videos,
-        )
-    run.directory.write(iteration, metrics)
-    evaluate.write(run.directory.path / "evaluation" / name, run.settings, results, run.instructions, name)
-    return evaluate.successes(results, run.instructions)
+        decide = evaluate.policy(settings, run.actor, params, run.pool.spec, batch_size, timeline.Timers())
+        played = evaluate.play(
+            run.pool, names, settings.schedule, decide, timeline.Timers(), name=f"evaluation ({name})",
+            record=range(min(num_videos, len(names))), finished=finished,
+        )  # fmt: skip
+    run.directory.write(iteration, {n.replace("env/", "eval/"): x for n, x in stats.episode_metrics(played).items()})
+    measured = {"policy": {"name": name, "iteration": iteration}, "protocol": results.protocol(settings, run.starts, per_task)}
+    results.write(folder, settings, measured, played, run.instructions, name)
+    return results.successes(played, run.instructions)
 
 
 # ---- finish ------------------------------------------------------------------------------------------------------------
@@ -249,17 +258,18 @@ def finish(run: Run, state: states.TrainState) -> None:
     """Final evaluation on start states that training never saw, the table, the curve, the video; says where each lies."""
     raw, path = run.settings.raw, run.directory.path
     after = _evaluate(run, state.params, raw.num_iterations, "after", raw.eval.episodes_per_task, raw.eval.num_videos)
-    before = evaluate.read_successes(path / "evaluation" / "before")
+    before = results.read_successes(path / "evaluation" / "before")
     name = "SFT" if raw.sft.demonstrations else "before"
     table = report.success_table(({name: before} if before else {}) | {"PPO": after})
     log.write_json(path / "table.json", table)
     (path / "table.txt").write_text(report.as_text(table) + "\n")
     report.learning_curve(path / "learning_curve.png", log.read(path), title=path.name)
     print(report.as_text(table))
-    print(f"evaluation on start states {raw.eval.init_states[0]} to {raw.eval.init_states[1] - 1} of each task, "
-          f"training on {raw.env.train_init_states[0]} to {raw.env.train_init_states[1] - 1}")
+    train, held = run.starts.train, run.starts.evaluate
+    print(f"split {raw.env.split}: evaluation on start states {held[0]} to {held[-1]} of each task, "
+          f"training on {train[0]} to {train[-1]}")
     for name, file in (
-        ("table", "table.json"), ("learning curve", "learning_curve.png"), ("video", "evaluation/after/episodes.mp4"),
+        ("table", "table.json"), ("learning curve", "learning_curve.png"), ("videos", "evaluation/after/videos"),
         ("TensorBoard log", "tensorboard"), ("checkpoint", f"checkpoints/{raw.num_iterations}"), ("metrics", "metrics.jsonl"),
     ):
         if (path / file).exists():

@@ -14,10 +14,13 @@ from pirl_jax import build
 from pirl_jax import config
 from pirl_jax import evaluate
 from pirl_jax import train
+from pirl_jax.envs import base as envs
+from pirl_jax.rollout import episodes
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROBE = f"--config={ROOT / 'configs/probe.py'}"
 QUICKSTART = f"--config={ROOT / 'configs/quickstart.py'}"
+TABLETOP = envs.EnvSpec("tabletop", ("lift", "lift green", "stack", "move"), 1000, max_episode_steps=60, image_size_px=64)
 
 
 @pytest.fixture
@@ -59,10 +62,18 @@ WRONG = [
     ("algorithm.update_epochs", 0, "must be at least 1"),
     ("run.save_every", 0, "must be at least 1"),
     ("env.tasks", ("lift",), "must hold task indices"),
-    ("env.train_init_states", (9, 9), "give (first, last) with 0 <= first < last"),
-    ("eval.init_states", (0,), "give (first, last) with 0 <= first < last"),
-    ("eval.episodes_per_task", 201, "exceeds the 200 start states in eval.init_states=(800, 1000)"),
-    ("sft.demonstrations", 801, "exceeds the 800 start states in env.train_init_states=(0, 800)"),
+    ("env.split", "all", "choose one of: held_out, published"),
+    ("env.protocol", "libero", "choose one of: rlinf, openpi"),
+    ("env.render_devices", (-1,), "must hold EGL devices, for example --config.env.render_devices=0,1"),
+    ("env.cached_tasks", 0, "must be at least 1"),
+    ("env.restarts_per_hour", -1, "must be at least 0"),
+    ("env.recycle_episodes", -1, "must be at least 0"),
+    ("env.recycle_growth_gb", -0.5, "must be at least 0"),
+    ("rollout.start_order", "random", "choose one of: uniform, ordered"),
+    ("algorithm.group_size", 0, "must be at least 1"),
+    ("algorithm.group_size", 3, "rollout.episodes_per_iteration=256 must be a multiple of algorithm.group_size=3"),
+    ("eval.episodes_per_task", -1, "must be at least 0"),
+    ("eval.episodes_during_training", -1, "must be at least 0"),
     ("sft.steps", 0, "to be at least 1"),
     ("env.suite", "libero_goal", "has no scripted expert; set sft.demonstrations=0 and model.checkpoint"),
 ]
@@ -100,11 +111,41 @@ def test_batches_divide_over_the_devices(name, value):
 
 def test_tasks_and_start_states_are_checked_against_the_suite():
     page, spec = quickstart.get_config(), build.probes.make("action").spec
-    with pytest.raises(ValueError, match="env.train_init_states ends at 800, but suite 'probe_action' has 1 start states"):
-        config.tasks(page, spec)
+    with pytest.raises(ValueError, match="needs at least 2 start states per task, but the suite has 1; set env.split=published"):
+        config.playable(page, spec)
     page.env.tasks = (4,)
     with pytest.raises(ValueError, match="env.tasks has 4; suite 'probe_action' has tasks 0 to 0"):
-        config.tasks(page, spec)
+        config.playable(page, spec)
+
+
+@pytest.mark.parametrize(
+    "name, count, first, last",
+    [("eval.episodes_per_task", 201, 800, 999), ("eval.episodes_during_training", 201, 800, 999), ("sft.demonstrations", 801, 0, 799)],
+)
+def test_no_start_state_is_played_twice(name, count, first, last):
+    page = changed(quickstart.get_config(), name, count)
+    with pytest.raises(ValueError, match=rf"{name}={count} exceeds the {count - 1} start states \({first} to {last}\)"):
+        config.playable(page, TABLETOP)
+
+
+def test_the_openpi_protocol_replans_every_five_actions():
+    page = base.get_config()
+    page.model.action_chunk, page.env.protocol = 10, "openpi"
+    assert config.settings(page).policy.action_chunk == 5
+    page.env.protocol = "rlinf"
+    assert config.settings(page).policy.action_chunk == 10
+    page.env.update(suite="tabletop", protocol="openpi")
+    assert config.settings(page).policy.action_chunk == 10, "a protocol of LIBERO alone"
+    page.env.suite, page.model.action_horizon = "libero_goal", 4
+    with pytest.raises(ValueError, match="model.action_chunk=5 exceeds model.action_horizon=4"):
+        config.settings(page)
+
+
+def test_the_schedule_has_the_configured_numbers():
+    page = base.get_config()
+    page.rollout.update(num_groups=4, lockstep=True)
+    page.env.cached_tasks = 3
+    assert config.settings(page).schedule == episodes.Schedule(4, True, 3)
 
 
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
@@ -119,7 +160,14 @@ def test_every_recipe_is_complete_and_right(path):
 
 def test_the_quickstart_is_evaluated_on_start_states_it_never_trains_on():
     page = config.load_recipe(ROOT / "configs" / "quickstart.py")
-    assert page.env.train_init_states[1] <= page.eval.init_states[0]
+    chosen = config.playable(page, TABLETOP)
+    assert not set(chosen.train) & set(chosen.evaluate) and len(chosen.train) == 800
+
+
+@pytest.mark.parametrize("name", ["libero_spatial_ppo_pi0", "libero_spatial_ppo_pi0_tiny"])
+def test_the_published_recipe_has_the_published_split_and_the_default_is_held_out(name):
+    assert config.load_recipe(ROOT / f"configs/{name}.py").env.split == "published"
+    assert base.get_config().env.split == "held_out"
 
 
 # ---- the command line --------------------------------------------------------------------------------------------------
@@ -134,7 +182,7 @@ def test_the_quickstart_is_evaluated_on_start_states_it_never_trains_on():
         ("--config.num_iteration=1", "did you mean --config.num_iterations?"),
         ("--config.eval.xyz=1", "eval has: baseline, episodes_during_training, "),
         ("--config.xyz=1", "it has: algorithm, env, eval, "),
-        ("--config.env=1", "env has: assets, image_size_px, "),
+        ("--config.env=1", "env has: assets, cached_tasks, image_size_px, "),
         ("--config.num_iterations=many", "--config.num_iterations=many"),
         ("--resume=always", "value should be one of <never|auto>"),
         ("--resum=auto", "Did you mean: resume ?"),
@@ -199,7 +247,7 @@ def test_missing_gl_library(sentence, one_device, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, remedy",
     [
-        (["--config.env.train_init_states=0,3"], "env.train_init_states ends at 3, but suite 'probe_conditioned' has 2"),
+        (["--config.eval.episodes_per_task=3"], "eval.episodes_per_task=3 exceeds the 2 start states (0 to 1)"),
         (["--config.env.tasks=1,"], "env.tasks has 1; suite 'probe_conditioned' has tasks 0 to 0"),
         (["--config.model.tokenizer="], "model.tokenizer is empty; set it to"),
         (["--config.model.max_token_len=5"], "set max_token_len to at least 17"),
@@ -220,7 +268,10 @@ def test_a_directory_that_holds_a_run(sentence, tmp_path):
 
 
 def test_evaluation_needs_a_checkpoint(sentence, one_device):
-    assert "--checkpoint is missing" in sentence(evaluate, PROBE)
+    assert "--checkpoint is missing; give the directory of a run, or --policy random | expert" in sentence(evaluate, PROBE)
+    assert "should be one of <checkpoint|random|expert>" in sentence(evaluate, PROBE, "--policy=experts")
+    assert "has no scripted expert; evaluate --policy=random" in sentence(evaluate, PROBE, "--policy=expert")
+    assert "--videos=some is no choice of episodes; give all, failures" in sentence(evaluate, PROBE, "--videos=some")
     said = sentence(evaluate, PROBE, "--checkpoint=nowhere", NOTHING_CACHED)
     assert "nowhere/checkpoints does not exist; give the folder of a saved run" in said
 

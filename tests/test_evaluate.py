@@ -1,53 +1,41 @@
-"""The evaluation command repeats what a run measured, and its files say what was measured and how."""
+"""The evaluation command repeats what a run measured, plays policies without a network, and continues where it was killed."""
 
 import json
 import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import jax
-import numpy as np
 import pytest
 
-from configs import quickstart
 from pirl_jax import build
-from pirl_jax import config
 from pirl_jax import evaluate
 from pirl_jax import train
-from pirl_jax.rollout import episodes
 
 ROOT = pathlib.Path(__file__).parents[1]
-NAMES = ("reach", "lift")
+QUICKSTART = str(ROOT / "configs/quickstart.py")
 
 
-def results(record=False):
-    frames = [np.zeros((16, 16, 3), np.uint8)] * 4 if record else None
-    return [
-        episodes.Result(episodes.Episode(1, 800), success=True, reward=1.0, num_steps=30, num_decisions=6, frames=frames),
-        episodes.Result(episodes.Episode(0, 800), success=False, num_steps=50, num_decisions=10),
-        episodes.Result(episodes.Episode(1, 801), success=False, num_steps=50, num_decisions=10),
-    ]
-
-
-def test_the_protocol_alternates_tasks_over_the_start_states():
-    names = evaluate.protocol(quickstart.get_config(), (2, 0), 3)
-    assert [(name.task, name.init_state) for name in names] == [(2, 800), (0, 800), (2, 801), (0, 801), (2, 802), (0, 802)]
-
-
-def test_files_of_an_evaluation(tmp_path):
-    settings = config.settings(quickstart.get_config())
-    assert evaluate.read_successes(tmp_path) is None
-    table = evaluate.write(tmp_path, settings, results(record=True), NAMES, "SFT")
-    assert table["rows"]["SFT"]["total"]["successes"] == 1
-    assert evaluate.read_successes(tmp_path) == {"reach": (0, 1), "lift": (1, 2)} == evaluate.successes(results(), NAMES)
-    written = json.loads((tmp_path / "evaluation.json").read_text())
-    assert written["episodes"][0] == {"task": 1, "init_state": 800, "success": True, "steps": 30}
-    assert written["protocol"]["init_states"] == [800, 1000] and written["protocol"]["suite"] == "tabletop"
-    assert (tmp_path / "episodes.mp4").stat().st_size > 0
-
-
-def test_the_command_repeats_the_last_evaluation_of_the_run(tmp_path, monkeypatch, capsys):
-    """Tabletop with random weights: the same seed gives the same actions, so the same episodes to the last control step."""
+@pytest.fixture
+def one_device(monkeypatch):
+    """A user's machine, not the eight virtual devices of the tests."""
     whole = build.meshes.make_mesh
     monkeypatch.setattr(build.meshes, "make_mesh", lambda *args: whole(*args, jax.devices()[:1]))
+
+
+def overrides(fields):
+    return [f"--config.{name}={value}" for name, value in fields.items()]
+
+
+def read(folder):
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_the_command_repeats_the_last_evaluation_of_the_run(tmp_path, one_device, capsys):
+    """Tabletop with random weights: the same seed gives the same actions, so the same episodes to the last control step.
+    The command needs no recipe: the run has its own configuration."""
     run = tmp_path / "run"
     fields = {
         "num_iterations": 1, "model.size": "tiny", "model.image_size_px": 16, "env.image_size_px": 16, "sft.demonstrations": 0,
@@ -55,15 +43,79 @@ def test_the_command_repeats_the_last_evaluation_of_the_run(tmp_path, monkeypatc
         "algorithm.minibatch_size": 16, "algorithm.microbatch_size": 16, "algorithm.update_epochs": 1,
         "eval.episodes_per_task": 4, "eval.num_videos": 1, "eval.baseline": False, "run.directory": run, "run.compilation_cache": "",
     }  # fmt: skip
-    arguments = ["--config", str(ROOT / "configs/quickstart.py"), *(f"--config.{name}={value}" for name, value in fields.items())]
-    train.main(["train", *arguments])
+    train.main(["train", "--config", QUICKSTART, *overrides(fields)])
     capsys.readouterr()
-    evaluate.main(["evaluate", *arguments, "--checkpoint", str(run / "checkpoints")])
-    said = capsys.readouterr().out
-    ours, theirs = (json.loads((run / folder / "evaluation.json").read_text()) for folder in ("evaluation", "evaluation/after"))
+    evaluate.main(["evaluate", "--checkpoint", str(run / "checkpoints")])
+    said, folder = capsys.readouterr().out, run / "evaluation/checkpoint_1"
+    ours, theirs = read(folder), read(run / "evaluation/after")
     assert ours["episodes"] == theirs["episodes"] and ours["protocol"] == theirs["protocol"]
-    assert (run / "evaluation/episodes.mp4").read_bytes() == (run / "evaluation/after/episodes.mp4").read_bytes()
-    assert "lift the red cube" in said and str(run / "evaluation") in said
-    with pytest.raises(SystemExit):
-        evaluate.main(["evaluate", *arguments, "--checkpoint", str(run), "--iteration=7"])
-    assert "holds no checkpoint of iteration 7; it holds [0, 1]" in capsys.readouterr().err
+    ((video,), (other,)) = [list((run / "evaluation" / name / "videos").iterdir()) for name in ("checkpoint_1", "after")]
+    assert video.name == other.name and video.read_bytes() == other.read_bytes()
+    assert "lift the red cube" in said and str(folder) in said and "split held_out" in said
+    for arguments, sentence in (
+        (["--iteration=7"], "holds no checkpoint of iteration 7; it holds [0, 1]"),
+        (["--config.seed=1"], "another evaluation (protocol.seed: 42 -> 1); give another folder with --output"),
+    ):
+        with pytest.raises(SystemExit):
+            evaluate.main(["evaluate", "--checkpoint", str(run), *arguments])
+        assert sentence in capsys.readouterr().err
+
+
+SMALL = {
+    "env.image_size_px": 16, "env.num_workers": 1, "rollout.num_envs": 4, "env.tasks": "0,1", "env.spread": 1.0, "eval.episodes_per_task": 3,
+    "eval.num_videos": 0, "env.timeout_s": 20.0,
+}  # fmt: skip
+
+
+def play(policy, output, *arguments, **fields):
+    fields = overrides(SMALL | {name.replace("__", "."): value for name, value in fields.items()})
+    evaluate.main(["evaluate", "--config", QUICKSTART, "--policy", policy, "--output", str(output), *fields, *arguments])
+    return read(output)
+
+
+def test_the_expert_succeeds_where_random_actions_do_not(tmp_path):
+    """Each pair once; no model, tokenizer or checkpoint is needed."""
+    expert = play("expert", tmp_path / "expert", "--videos=0:801")
+    chance = play("random", tmp_path / "random", env__max_episode_steps=10)
+    pairs = [(task, state) for state in (800, 801, 802) for task in (0, 1)]
+    for written in (expert, chance):
+        assert [(row["task"], row["init_state"]) for row in written["episodes"]] == pairs
+    assert all(row["success"] and row["steps"] < 50 for row in expert["episodes"])
+    assert not any(row["success"] for row in chance["episodes"]) and chance["episode_len"] == 10.0
+    assert [path.name for path in (tmp_path / "expert/videos").iterdir()] == ["task_0_init_801_success.mp4"]
+    assert not (tmp_path / "random/videos").exists()
+    assert expert["policy"] == {"name": "expert"} and expert["per_suite"]["tabletop"]["rate"] == 1.0
+
+
+def test_a_killed_evaluation_continues_where_it_stopped(tmp_path, capfd):
+    """Killed with SIGKILL after some episodes; the same command plays the others, and the result is that of an undisturbed one."""
+    fields = {"env__max_episode_steps": 50, "eval__episodes_per_task": 20}
+    whole = play("random", tmp_path / "whole", **fields)
+    output = tmp_path / "killed"
+    notes = output / "episodes.jsonl"
+    arguments = overrides(SMALL | {name.replace("__", "."): value for name, value in fields.items()})
+    command = [sys.executable, "-m", "pirl_jax.evaluate", "--config", QUICKSTART, "--policy", "random", "--output", str(output)]
+    with subprocess.Popen([*command, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        deadline_s = time.monotonic() + 60
+        while not notes.exists() or notes.read_bytes().count(b"\n") < 10:
+            assert process.poll() is None and time.monotonic() < deadline_s
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    before = notes.read_bytes()
+    assert 10 <= before.count(b"\n") < 41 and not (output / "evaluation.json").exists()
+    capfd.readouterr()
+    resumed = play("random", output, **fields)
+    done = before.count(b"\n") - 1
+    assert f"{done} of 40 episodes are in {notes}; playing the others" in capfd.readouterr().out
+    assert resumed["episodes"] == whole["episodes"] and resumed["table"] == whole["table"]
+    complete = before[: before.rfind(b"\n") + 1]
+    assert notes.read_bytes().startswith(complete) and notes.read_bytes().count(b"\n") == 41, "nothing is played twice"
+
+
+def test_another_evaluation_does_not_mix_in(tmp_path, capsys):
+    play("expert", tmp_path, eval__episodes_per_task=1)
+    with pytest.raises(SystemExit) as exit_:
+        play("random", tmp_path, eval__episodes_per_task=1, env__max_episode_steps=10)
+    said = capsys.readouterr().err
+    assert exit_.value.code == 2 and "policy.name: 'expert' -> 'random'; protocol.max_episode_steps: 50 -> 10" in said
+    assert "give another folder with --output" in said

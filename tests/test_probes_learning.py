@@ -14,6 +14,7 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng
 from pirl_jax.envs import pool as pools
 from pirl_jax.envs import probes
+from pirl_jax.envs import queue
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import state as states
 from pirl_jax.learner import update
@@ -42,7 +43,7 @@ def agent():
 def play(agent, params, pool, key):
     generator, count = rng.generator(key), agent.page.rollout.episodes_per_iteration
     names = [episodes.Episode(0, int(generator.integers(pool.spec.num_init_states))) for _ in range(count)]
-    return collector.collect(agent.actor, params, key, pool, names, 1, timeline.Timers())
+    return collector.collect(agent.actor, params, key, pool, names, episodes.Schedule(), timeline.Timers())
 
 
 def value_error(agent, rollout, results):
@@ -71,7 +72,8 @@ CASES = [
 @pytest.mark.parametrize("name, error, solved, iterations", CASES, ids=[case[0] for case in CASES])
 def test_the_agent_solves(name, error, solved, iterations, agent):
     state, errors = agent.fresh_state(), []
-    with pools.EnvPool(functools.partial(probes.make, name), agent.page.rollout.num_envs, num_workers=1) as pool:
+    envs = pools.EnvPool(functools.partial(probes.make, name), agent.page.rollout.num_envs, num_workers=1)
+    with envs, queue.ReadyQueue(envs) as pool:
         for iteration in range(iterations):
             key = rng.named(jax.random.key(1), iteration)
             rollout, results = play(agent, state.params, pool, key)

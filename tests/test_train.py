@@ -15,7 +15,7 @@ from pirl_jax.weights import store
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
-    "rollout.num_envs": 8, "rollout.num_groups": 2, "rollout.episodes_per_iteration": 12, "env.num_workers": 2,
+    "rollout.num_envs": 8, "rollout.num_groups": 2, "rollout.lockstep": True, "rollout.episodes_per_iteration": 12, "env.num_workers": 2,
     "algorithm.minibatch_size": 8, "algorithm.microbatch_size": 4, "run.compilation_cache": "",
 }  # fmt: skip
 
@@ -39,7 +39,7 @@ def start(recipe, directory, *arguments, **fields):
 def probe(directory, num_iterations, *arguments):
     return start(
         "probe.py", directory, *arguments, num_iterations=num_iterations, env__suite="probe_delayed", run__save_every=2,
-        env__train_init_states="0,1", eval__init_states="0,1", eval__episodes_per_task=1, eval__every=2,
+        eval__every=2,
     )  # fmt: skip
 
 
@@ -127,13 +127,14 @@ def tabletop(tmp_path_factory):
 def test_what_a_run_leaves_behind(tabletop):
     for name in (
         "config.json", "environment.json", "metrics.jsonl", "table.json", "table.txt", "learning_curve.png", "assets/norm_stats.json",
-        "evaluation/before/evaluation.json", "evaluation/after/evaluation.json", "evaluation/after/episodes.mp4",
+        "evaluation/before/evaluation.json", "evaluation/after/evaluation.json", "evaluation/after/table.txt", "evaluation/after/videos",
     ):  # fmt: skip
         assert (tabletop / name).stat().st_size > 0, name
     assert list((tabletop / "tensorboard").glob("events*"))
     assert "2" in {path.name for path in (tabletop / "checkpoints").iterdir()}
     table = json.loads((tabletop / "table.json").read_text())
     assert list(table["rows"]) == ["SFT", "PPO"] and table["rows"]["PPO"]["total"]["episodes"] == 2
+    assert len(list((tabletop / "evaluation/after/videos").glob("task_0_init_800_*.mp4"))) == 1
 
 
 def test_metrics_have_the_names_that_users_look_for(tabletop):
@@ -142,7 +143,7 @@ def test_metrics_have_the_names_that_users_look_for(tabletop):
     assert "sft/loss" in sft and {"eval/success_once", "eval/return", "eval/episode_len"} <= after.keys()
     names = """actor/loss actor/value_loss actor/grad_norm actor/approx_kl actor/pg_clipfrac actor/value_clip_ratio
         actor/ratio_max_dev actor/first_ratio_max_dev critic/explained_variance rollout/returns_mean rollout/advantages_mean
-        env/episode_len env/success_once env/return time/env time/inference time/update time/idle time/iteration"""
+        env/episode_len env/success_once env/return env/restarts env/lost_episodes time/env time/inference time/update time/idle time/iteration"""
     assert set(names.split()) <= first.keys() == second.keys() - {"time/save"} | {"time/eval"} & first.keys()
     assert first["actor/first_ratio_max_dev"] < 1e-4  # the strict bound, and what it depends on: rollout/test_collector.py
 

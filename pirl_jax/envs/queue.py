@@ -57,6 +57,11 @@ class ReadyQueue:
         return self._envs.num_envs
 
     @property
+    def slot_workers(self) -> np.ndarray:
+        """See EnvPool."""
+        return self._envs.slot_workers
+
+    @property
     def num_pending(self) -> int:
         """Slots that are ready or under way: as many rows can be got without a new request."""
         with self._changed:

@@ -21,32 +21,46 @@ def wilson(successes: int, episodes: int) -> tuple[float, float]:
     return (0.0 if successes == 0 else low), (1.0 if successes == episodes else high)
 
 
-def success_table(results: dict[str, dict[str, tuple[int, int]]]) -> dict:
+def success_table(results: dict[str, dict[str, tuple[int, int]]], suites: dict[str, list[str]] | None = None) -> dict:
     """{"SFT": {task: (successes, episodes)}, "PPO": {...}} -> JSON: rate and interval per task and in total.
 
-    disjoint: whether the total intervals of the first and the last row do not overlap.
+    suites: {suite: its tasks}, for a subtotal of each.  disjoint: whether the total intervals of the first and the last row do
+    not overlap.
     """
     rows = {}
     for name, tasks in results.items():
-        total = tuple(sum(counts) for counts in zip(*tasks.values(), strict=True))
-        rows[name] = {"tasks": {task: _cell(*counts) for task, counts in tasks.items()}, "total": _cell(*total)}
+        rows[name] = {
+            "tasks": {task: _cell(*counts) for task, counts in tasks.items()},
+            "suites": {suite: _sum(tasks[task] for task in members) for suite, members in (suites or {}).items()},
+            "total": _sum(tasks.values()),
+        }
     first, last = (list(rows.values())[k]["total"] for k in (0, -1))
     disjoint = first["high"] < last["low"] or last["high"] < first["low"]
     return {"interval": "Wilson 95 %", "rows": rows, "disjoint": disjoint}
 
 
-def as_text(table: dict) -> str:
-    """The table for a terminal: one line per task and a total, one column per row of `results`."""
+def as_text(table: dict, steps: dict[str, float] | None = None) -> str:
+    """The table for a terminal: one line per task, suite and in total, one column per row of `results`.
+
+    steps: mean episode length by task, for a column of its own.
+    """
     rows = table["rows"]
-    tasks = list(next(iter(rows.values()))["tasks"])
-    width = max(len(task) for task in [*tasks, "total"])
-    cells = {name: [*map(_cell_text, [*row["tasks"].values(), row["total"]])] for name, row in rows.items()}
+    first = next(iter(rows.values()))
+    parts = [first["tasks"], first["suites"], {"total": None}]
+    width = max(len(name) for part in parts for name in part)
+    cells = {
+        name: [*map(_cell_text, [*row["tasks"].values(), *row["suites"].values(), row["total"]])] for name, row in rows.items()
+    }
+    if steps:
+        cells["steps"] = [f"{steps[name]:.1f}" if name in steps else "" for part in parts for name in part]
     columns = {name: max(len(name), *map(len, column)) for name, column in cells.items()}
-    lines = ["  ".join([" " * width, *(f"{name:>{columns[name]}}" for name in rows)])]
-    rule = "-" * len(lines[0])
-    for k, task in enumerate([*tasks, "total"]):
-        lines += [rule] if k in (0, len(tasks)) else []
-        lines.append("  ".join([f"{task:<{width}}", *(f"{cells[name][k]:>{columns[name]}}" for name in rows)]))
+    lines = ["  ".join([" " * width, *(f"{name:>{columns[name]}}" for name in cells)])]
+    rule, k = "-" * len(lines[0]), 0
+    for part in filter(None, parts):
+        lines.append(rule)
+        for name in part:
+            lines.append("  ".join([f"{name:<{width}}", *(f"{cells[column][k]:>{columns[column]}}" for column in cells)]))
+            k += 1
     note = f"success rate [{table['interval']} interval] successes/episodes"
     if len(rows) > 1:
         verdict = "are disjoint" if table["disjoint"] else "overlap"
@@ -114,6 +128,10 @@ def _draw_success(axes, rows: list[dict]) -> None:
 def _cell(successes: int, episodes: int) -> dict:
     low, high = wilson(successes, episodes)
     return {"successes": successes, "episodes": episodes, "rate": successes / episodes, "low": low, "high": high}
+
+
+def _sum(counts) -> dict:
+    return _cell(*(sum(column) for column in zip(*counts, strict=True)))
 
 
 def _cell_text(cell: dict) -> str:

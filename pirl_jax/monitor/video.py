@@ -36,19 +36,13 @@ def write(path, frames, captions, outcomes=None, fps: int = 20) -> pathlib.Path:
     return path
 
 
-def write_episodes(path, episodes, fps: int = 20, hold_s: float = 1.0) -> pathlib.Path:
-    """One video of several episodes in a row; the last frame of each stays for `hold_s` with the outcome.
-
-    episodes: dicts with frames [N] of [Y,X,3] uint8, instruction (str), success (bool).
-    """
-    frames, captions, outcomes = [], [], []
-    for episode in episodes:
-        count, hold = len(episode["frames"]), round(hold_s * fps)
-        frames += [*episode["frames"], *[episode["frames"][-1]] * hold]
-        captions += [f"{episode['instruction']}\nstep {step + 1}" for step in range(count)]
-        captions += [f"{episode['instruction']}\nstep {count}: {'success' if episode['success'] else 'failure'}"] * hold
-        outcomes += [None] * count + [bool(episode["success"])] * hold
-    return write(path, frames, captions, outcomes, fps)
+def write_episode(path, frames, title: str, success: bool, fps: int = 20, hold_s: float = 1.0) -> pathlib.Path:
+    """Video of one episode: every frame with title and step; the last one stays for `hold_s` with the outcome."""
+    count, hold = len(frames), round(hold_s * fps)
+    captions = [f"{title}\nstep {step + 1}" for step in range(count)]
+    captions += [f"{title}\nstep {count}: {'success' if success else 'failure'}"] * hold
+    outcomes = [None] * count + [bool(success)] * hold
+    return write(path, [*frames, *[frames[-1]] * hold], captions, outcomes, fps)
 
 
 def annotate(frame: np.ndarray, caption: str, colour=COLOURS[None]) -> np.ndarray:

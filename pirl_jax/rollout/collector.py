@@ -36,10 +36,10 @@ class Actor:
         return observation.decode(self.transform, rows, turn.step.state)[:, : self.action_chunk]
 
 
-def collect(actor: Actor, params, key, pool, names: list[episodes.Episode], num_groups: int, timers, progress=None):
-    """Play `names` with exploration -> (types.Rollout, list of episodes.Result)."""
+def collect(actor: Actor, params, key, pool, names: list[episodes.Episode], schedule: episodes.Schedule, timers, finished=None):
+    """Play `names` with exploration -> (types.Rollout, list of episodes.Result).  Lost episodes have no valid decision."""
     book = _Book(len(names), max_decisions(pool.spec, actor.action_chunk))
-    batch_size = pool.num_envs // num_groups
+    batch_size = pool.num_envs // schedule.num_groups
 
     def decide(turn):
         with timers.measure("inference"):
@@ -50,14 +50,13 @@ def collect(actor: Actor, params, key, pool, names: list[episodes.Episode], num_
             book.add(turn, chain, context)
             return actor.decode(actions_BHA, turn)
 
-    results = episodes.play(pool, names, num_groups, decide, timers, progress=progress)
+    results = episodes.play(pool, names, schedule, decide, timers, finished=finished, forget=book.forget)
     return book.rollout(results), results
 
 
-def evaluate(actor: Actor, params, key, pool, names, num_groups: int, timers, record=(), progress=None):
-    """Play `names` without exploration noise -> list of episodes.Result."""
-    batch_size = pool.num_envs // num_groups
-    limit = max_decisions(pool.spec, actor.action_chunk)
+def exploit(actor: Actor, params, key, spec, batch_size: int, timers) -> episodes.Decide:
+    """The decision function without exploration noise, for evaluations."""
+    limit = max_decisions(spec, actor.action_chunk)
 
     def decide(turn):
         with timers.measure("inference"):
@@ -65,7 +64,7 @@ def evaluate(actor: Actor, params, key, pool, names, num_groups: int, timers, re
             actions_BHA = actor.exploit(params, key, *actor.put((id_B, actor.encode(turn, batch_size))))
             return actor.decode(jax.device_get(actions_BHA), turn)
 
-    return episodes.play(pool, names, num_groups, decide, timers, record, progress)
+    return decide
 
 
 def _decision_ids(turn: episodes.Turn, batch_size: int, num_decisions: int) -> np.ndarray:
@@ -103,9 +102,17 @@ class _Book:
             row = turn.row[i]
             self.rows[int(e[i]), int(c[i])] = jax.tree.map(lambda leaf, row=row: leaf[row], (chain, context))
 
+    def forget(self, e: int):
+        """The episode is played again from its start, or never."""
+        for array in (self.reward, self.value, self.terminated, self.truncated):
+            array[:, e] = 0
+        self.rows = {key: row for key, row in self.rows.items() if key[0] != e}
+
     def rollout(self, results: list[episodes.Result]) -> types.Rollout:
         """Everything as arrays, rows ordered by (episode, decision)."""
         order = sorted(self.rows)
+        if not order:
+            raise RuntimeError(f"all {len(results)} episodes of the rollout were lost with their simulators; see the log")
         chain, context = jax.tree.map(lambda *rows: np.stack(rows), *[self.rows[key] for key in order])
         lengths_E = np.array([result.num_decisions for result in results])
         steps_C1 = np.arange(self.num_decisions)[:, None]

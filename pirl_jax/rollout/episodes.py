@@ -1,16 +1,23 @@
 """Plays whole episodes on a pool of simulators.  Knows the pool and a decision function; refuses to know networks.
 
-An episode is (task, init_state).  Episodes stream over the slots: a slot that finishes one starts the next at once.  Slots are
-served in fixed groups that take turns: while one group simulates, another is decided on.  A group is served when all its slots
-have answered, so the batch in which a decision is made depends on nothing but the list of episodes: runs repeat bit for bit.
+An episode is (task, init_state).  Episodes stream over the slots: a slot that finishes one starts another at once, if possible
+of a task whose simulator its process keeps.  The slots that are ready are served together, a fixed share of those under way at a time,
+and nobody waits for the others; with `lockstep` fixed groups of slots take turns instead, and the batch in which a decision is
+made depends on nothing but the list of episodes: runs repeat bit for bit.
+
+An episode whose simulator was lost is forgotten and played once more; lost again, it stays lost.
 """
 
+import bisect
+import collections
 import dataclasses
-from typing import Callable
+from typing import Callable, Iterator, Mapping
 
 import numpy as np
 
 from pirl_jax.envs import base
+
+LOOKAHEAD = 16  # episodes per slot that may overtake the first one waiting, for the sake of their task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +38,23 @@ class Result:
     num_steps: int = 0  # control steps
     num_decisions: int = 0
     frames: list | None = None  # [Y,X,3] uint8, when recorded
+    lost: bool = False  # its simulator failed twice: nothing else here means anything
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How slots are served."""
+
+    num_groups: int = 1  # a decision is made for 1 / num_groups of the slots at a time, while the others simulate
+    lockstep: bool = False  # fixed groups take turns
+    cached_tasks: int = 1  # tasks whose simulators a process keeps
 
 
 @dataclasses.dataclass
 class Turn:
-    """The slots of one group that have something new, decided on together."""
+    """The slots that have something new, decided on together."""
 
-    row: np.ndarray  # [n] position of each slot in the group's batch
+    row: np.ndarray  # [n] position of each slot in the batch of num_envs / num_groups rows
     episode: np.ndarray  # [n] index of the episode each slot plays
     decision: np.ndarray  # [n] index of the coming decision in its episode (of a finished one: how many it took)
     finished: np.ndarray  # [n] bool: the episode just ended; the row only offers its last observation
@@ -51,25 +68,39 @@ Decide = Callable[[Turn], np.ndarray]  # -> actions [n,I,a] in simulator units; 
 class _Stream:
     """Which slot plays which episode, and what has come of it."""
 
-    def __init__(self, pool, episodes, record):
-        self.pool, self.episodes = pool, episodes
-        self.results = [Result(episode, frames=[] if e in record else None) for e, episode in enumerate(episodes)]
+    def __init__(self, pool, episodes, schedule, record, done):
+        self.pool, self.episodes, self.record = pool, episodes, frozenset(record)
+        self.results = [done.get(e) or self._blank(e) for e in range(len(episodes))]
+        self.waiting = [e for e in range(len(episodes)) if e not in done]  # ascending
         self.playing = np.full(pool.num_envs, -1)  # slot -> episode index; -1: nothing left to play
-        self.next = 0
+        # Tasks whose simulators the process of each slot keeps, the latest last.
+        kept = {worker: collections.deque(maxlen=schedule.cached_tasks) for worker in pool.slot_workers}
+        self.kept = [kept[worker] for worker in pool.slot_workers]
+        self.lost_once = set()
 
-    def start(self, slots):
-        """Give each slot the next episode of the list, or retire it."""
-        first, self.next = self.next, min(self.next + len(slots), len(self.episodes))
-        chosen = np.arange(first, self.next)
-        self.playing[slots] = -1
-        self.playing[slots[: len(chosen)]] = chosen
-        if len(chosen):
-            names = [self.episodes[e] for e in chosen]
-            self.pool.reset(slots[: len(chosen)], [n.task for n in names], [n.init_state for n in names])
+    def start(self, slots) -> None:
+        """Give each slot an episode, or retire it."""
+        for slot in slots:
+            self.playing[slot] = self._choose(self.kept[slot])
+        slots = [slot for slot in slots if self.playing[slot] >= 0]
+        if slots:
+            names = [self.episodes[e] for e in self.playing[slots]]
+            self.pool.reset(slots, [name.task for name in names], [name.init_state for name in names])
 
-    def receive(self, slots, first_slot) -> Turn:
-        """Wait for the slots and book what their last chunk brought."""
-        step = self.pool.recv(slots)
+    def lose(self, slots) -> list[int]:
+        """Their episodes wait again, or stay lost; -> episode indices."""
+        lost = self.playing[slots].tolist()
+        for e in lost:
+            self.results[e] = self._blank(e)
+            if e in self.lost_once:
+                self.results[e].lost = True
+            else:
+                self.lost_once.add(e)
+                bisect.insort(self.waiting, e)
+        return lost
+
+    def turn(self, row, slots, step) -> Turn:
+        """Book what the last chunk of these slots brought."""
         playing = self.playing[slots]
         for i, e in enumerate(playing):
             result = self.results[e]
@@ -79,39 +110,88 @@ class _Stream:
             if step.frames is not None and step.frames[i]:
                 result.frames += step.frames[i]
         return Turn(
-            row=slots - first_slot, episode=playing, task=np.array([self.episodes[e].task for e in playing]),
+            row=row, episode=playing, task=np.array([self.episodes[e].task for e in playing]),
             decision=np.array([self.results[e].num_decisions for e in playing]),
             finished=step.terminated | step.truncated, step=step,
         )
 
-    def send(self, slots, actions):
+    def send(self, slots, actions) -> None:
         """Start the next chunk of each slot."""
         results = [self.results[e] for e in self.playing[slots]]
         self.pool.send(slots, actions, record=[r.frames is not None for r in results])
         for result in results:
             result.num_decisions += 1
 
+    def _blank(self, e):
+        return Result(self.episodes[e], frames=[] if e in self.record else None)
 
-def play(pool, episodes: list[Episode], num_groups: int, decide: Decide, timers, record=(), progress=None) -> list[Result]:
+    def _choose(self, kept) -> int:
+        """The first waiting episode of a kept task; the first of all where none is near, so that none starves."""
+        if not self.waiting:
+            return -1
+        end = bisect.bisect_left(self.waiting, self.waiting[0] + LOOKAHEAD * self.pool.num_envs)
+        near = (k for k in range(end) if self.episodes[self.waiting[k]].task in kept)
+        e = self.waiting.pop(next(near, 0))
+        task = self.episodes[e].task
+        if task in kept:
+            kept.remove(task)
+        kept.append(task)
+        return e
+
+
+def play(
+    pool, episodes: list[Episode], schedule: Schedule, decide: Decide, timers, *,
+    record=(), done: Mapping[int, Result] | None = None, finished=None, forget=None,
+) -> list[Result]:  # fmt: skip
     """Play every episode once; results come in the order of `episodes`.
 
-    timers: measures "env", the time spent waiting for simulators.  record: indices of the episodes whose video frames are
-    kept.  progress: called with the number of newly finished episodes.
+    pool: a ReadyQueue.  timers: measures "env", the time spent waiting for simulators.  record: indices of the episodes whose
+    video frames are kept.  done: results known already, by index; these are not played.  finished: called with (index, Result)
+    of each episode as it ends or stays lost.  forget: called with the index of an episode whose simulator was lost.
     """
-    stream = _Stream(pool, episodes, record)
-    groups = np.split(np.arange(pool.num_envs), num_groups)
+    stream = _Stream(pool, episodes, schedule, record, done or {})
     stream.start(np.arange(pool.num_envs))
+    serve = _in_lockstep if schedule.lockstep else _as_ready
+    for row, slots, step in serve(stream, schedule.num_groups, timers):
+        kept, lost = np.flatnonzero(~step.lost), stream.lose(slots[step.lost])
+        turn = stream.turn(row[kept], slots[kept], step if len(kept) == len(slots) else _rows(step, kept))
+        free = step.lost.copy()
+        free[kept] = turn.finished
+        stream.start(slots[free])  # resets run while the network decides
+        for e in lost if forget else ():
+            forget(e)
+        if len(kept):
+            actions, goes_on = decide(turn), ~turn.finished
+            if goes_on.any():
+                stream.send(slots[kept][goes_on], actions[goes_on])
+        over = [*turn.episode[turn.finished].tolist(), *(e for e in lost if stream.results[e].lost)]
+        for e in over if finished else ():
+            finished(e, stream.results[e])
+    return stream.results
+
+
+Batch = tuple[np.ndarray, np.ndarray, base.TimeStep]  # rows of the batch, slots, their answers
+
+
+def _in_lockstep(stream, num_groups, timers) -> Iterator[Batch]:
+    groups = np.split(np.arange(stream.pool.num_envs), num_groups)
     while (stream.playing >= 0).any():
         for group in groups:
             slots = group[stream.playing[group] >= 0]
-            if not len(slots):
-                continue
-            with timers.measure("env"):
-                turn = stream.receive(slots, group[0])
-            stream.start(slots[turn.finished])  # resets run while the network decides
-            actions = decide(turn)
-            if not turn.finished.all():
-                stream.send(slots[~turn.finished], actions[~turn.finished])
-            if progress and turn.finished.any():
-                progress(int(turn.finished.sum()))
-    return stream.results
+            if len(slots):
+                with timers.measure("env"):
+                    _, step = stream.pool.get(len(slots), slots)
+                yield slots - group[0], slots, step
+
+
+def _as_ready(stream, num_groups, timers) -> Iterator[Batch]:
+    while under_way := int((stream.playing >= 0).sum()):  # each has one request in the pool
+        with timers.measure("env"):
+            slots, step = stream.pool.get(-(-under_way // num_groups))
+        yield np.arange(len(slots)), slots, step
+
+
+def _rows(step, index):
+    """Some rows of a batch."""
+    arrays = {name: value[index] for name, value in vars(step).items() if isinstance(value, np.ndarray)}
+    return dataclasses.replace(step, **arrays, frames=step.frames and [step.frames[i] for i in index])

@@ -6,13 +6,19 @@ from pirl_jax.rollout import episodes
 
 
 def episode_metrics(results: list[episodes.Result]) -> dict[str, float]:
-    """env/*: means over whole episodes."""
+    """env/*: means over whole episodes; lost ones do not count."""
+    played = _played(results)
     return {
-        "env/success_once": _mean(result.success for result in results),
-        "env/return": _mean(result.reward for result in results),
-        "env/episode_len": _mean(result.num_steps for result in results),
-        "env/num_trajectories": float(len(results)),
+        "env/success_once": _mean(result.success for result in played),
+        "env/return": _mean(result.reward for result in played),
+        "env/episode_len": _mean(result.num_steps for result in played),
+        "env/num_trajectories": float(len(played)),
     }
+
+
+def fault_metrics(before: dict[str, int], after: dict[str, int]) -> dict[str, float]:
+    """env/restarts, env/recycled, env/lost_episodes: what the counters of a pool rose by."""
+    return {f"env/{name}": float(count - before[name]) for name, count in after.items()}
 
 
 def rollout_metrics(rollout, data) -> dict[str, float]:
@@ -32,17 +38,28 @@ def rollout_metrics(rollout, data) -> dict[str, float]:
 
 
 def per_task(results: list[episodes.Result], instructions) -> list[dict]:
-    """One row per task: instruction, episodes, successes, mean episode length in control steps."""
-    tasks = sorted({result.episode.task for result in results})
-    rows = []
-    for task in tasks:
+    """One row per task: instruction, episodes, successes, mean episode length in control steps, lost episodes."""
+    names, rows = labels(instructions), []
+    for task in sorted({result.episode.task for result in results}):
         mine = [result for result in results if result.episode.task == task]
+        played = _played(mine)
         rows.append({
-            "task": task, "instruction": instructions[task], "episodes": len(mine),
-            "successes": sum(result.success for result in mine), "episode_len": _mean(r.num_steps for r in mine),
+            "task": task, "instruction": names[task], "episodes": len(played), "lost": len(mine) - len(played),
+            "successes": sum(result.success for result in played),
+            "episode_len": _mean(r.num_steps for r in played) if played else None,
         })
     return rows
 
 
+def labels(instructions) -> list[str]:
+    """One name per task: its instruction, with the number of the task where others have the same (libero_90)."""
+    return [text if instructions.count(text) == 1 else f"{text} (task {task})" for task, text in enumerate(instructions)]
+
+
+def _played(results):
+    return [result for result in results if not result.lost]
+
+
 def _mean(values) -> float:
-    return float(np.mean([float(value) for value in values]))
+    values = [float(value) for value in values]
+    return float(np.mean(values)) if values else float("nan")

@@ -84,6 +84,11 @@ class Store:
         self.wait()
         return self._manager.latest_step()
 
+    def identity(self, iteration: int | None = None) -> dict:
+        """{"iteration", "written_ns"} of a checkpoint (None: the newest): tells it from another of the same iteration."""
+        iteration = self._existing(iteration)
+        return {"iteration": iteration, "written_ns": self._manager.metadata(iteration).commit_timestamp_nsecs}
+
     def wait(self) -> None:
         """Block until the running save is on disk; raises what went wrong in the background."""
         self._manager.wait_until_finished()

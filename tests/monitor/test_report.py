@@ -45,6 +45,18 @@ def test_text_table_is_aligned_and_complete():
     assert lines[-1].endswith("the total intervals of SFT and PPO are disjoint")
 
 
+def test_suites_get_subtotals_and_steps_a_column():
+    suites = {"libero_goal": ["lift the red cube"], "libero_90": ["stack"]}
+    table = report.success_table({"policy": RESULTS["SFT"]}, suites)
+    goal = table["rows"]["policy"]["suites"]["libero_goal"]
+    assert (goal["rate"], goal["low"], goal["high"]) == (0.4, *report.wilson(20, 50))
+    lines = report.as_text(table, {"lift the red cube": 31.25, "stack": 99.0}).splitlines()
+    names = [line.split("  ")[0] for line in lines[1:-1] if not line.startswith("-")]
+    assert names == ["lift the red cube", "stack", "libero_goal", "libero_90", "total"]
+    assert lines[0].endswith("steps") and lines[2].endswith(" 31.2") and lines[3].endswith(" 99.0")
+    assert len({len(line) for line in lines[:-1]}) == 1
+
+
 def test_learning_curve_is_drawn_from_any_subset_of_metrics(tmp_path):
     names = ("env/success_once", "env/return", "actor/approx_kl")
     rows = [{"iteration": k} | dict.fromkeys(names, k / 10) for k in range(10)]

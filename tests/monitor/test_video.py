@@ -32,16 +32,18 @@ def test_enlarging_repeats_pixels_and_text_is_drawn_below():
     assert (text[384:] != plain[384:]).any()
 
 
-def test_episodes_follow_each_other_and_show_their_outcome(tmp_path):
-    episodes = [
-        {"frames": [np.zeros((64, 64, 3), np.uint8)] * 3, "instruction": "stack the red cube", "success": success}
-        for success in (True, False)
-    ]
-    path = video.write_episodes(tmp_path / "final.mp4", episodes, fps=4, hold_s=0.5)
-    strips = read_video(path)[:, 390:].astype(int)
-    assert len(strips) == 2 * (3 + 2)
-    green, red = (np.unravel_index(s.sum(-1).argmax(), s.shape[:2]) for s in (strips[4], strips[9]))
-    assert strips[4][green][1] > strips[4][green][0] and strips[9][red][0] > strips[9][red][1]
+@pytest.mark.parametrize("success", [True, False])
+def test_an_episode_shows_task_step_and_outcome(tmp_path, monkeypatch, success):
+    frames, shown = [np.zeros((64, 64, 3), np.uint8)] * 3, []
+    annotate = video.annotate
+    monkeypatch.setattr(video, "annotate", lambda frame, caption, colour: shown.append(caption) or annotate(frame, caption, colour))
+    path = video.write_episode(tmp_path / "videos" / "a.mp4", frames, "task 2: stack the red cube", success, fps=4, hold_s=0.5)
+    outcome = "task 2: stack the red cube\nstep 3: " + ("success" if success else "failure")
+    assert shown == [f"task 2: stack the red cube\nstep {k}" for k in (1, 2, 3)] + [outcome] * 2
+    strip = read_video(path)[-1, 390:].astype(int)
+    assert len(read_video(path)) == 3 + 2
+    brightest = strip[np.unravel_index(strip.sum(-1).argmax(), strip.shape[:2])]
+    assert brightest[int(success)] > brightest[1 - int(success)], "green or red"
 
 
 def test_long_instruction_is_cut_and_the_step_stays():

@@ -14,14 +14,16 @@ def make_pool():
 class Pool:
     """Episode (task, s) lasts s + 1 chunks of 3 steps; reward 1 per chunk; success where s is even, else truncated.
 
-    The state shows task, s and the number of chunks so far.
+    The state shows task, s and the number of chunks so far.  Slots are ready in the order of their requests, or in the order of
+    `hurry`.  Requests (reset or send, counted from 0) whose number is in `faults` lose their simulator.
     """
 
     spec = base.EnvSpec("fake", ("push", "pick", "place"), num_init_states=6, max_episode_steps=18, image_size_px=2)
 
-    def __init__(self, num_envs):
-        self.num_envs, self.log = num_envs, []
-        self.playing, self.answer = {}, {}
+    def __init__(self, num_envs, faults=(), hurry=None, num_workers=None):
+        self.slot_workers = np.arange(num_envs) % (num_workers or num_envs)
+        self.num_envs, self.log, self.faults, self.hurry = num_envs, [], set(faults), hurry or (lambda slot: 0)
+        self.playing, self.answer, self.requests = {}, {}, 0
 
     def reset(self, slots, tasks, init_states):
         for slot, task, state in zip(slots, tasks, init_states, strict=True):
@@ -39,10 +41,21 @@ class Pool:
     def _post(self, slot, playing, **answer):
         assert int(slot) not in self.answer, "a slot has at most one request under way"
         self.playing[int(slot)] = playing
+        answer["lost"] = self.requests in self.faults
+        self.requests += 1
         self.answer[int(slot)] = playing, answer.pop("frames", None), answer
 
-    def recv(self, slots):
-        self.log.append(("recv", tuple(map(int, slots))))
+    def get(self, batch, slots=None):
+        assert 0 < batch <= len(self.answer), "this would wait for ever"
+        slots = np.array(sorted(self.answer, key=self.hurry)[:batch]) if slots is None else slots
+        assert len(slots) == batch
+        self.log.append(("get", tuple(map(int, slots))))
+        return slots, self._step(slots)
+
+    def counters(self):
+        return {"restarts": len(self.faults), "recycled": 0, "lost_episodes": len(self.faults)}
+
+    def _step(self, slots):
         (states, frames, answers) = zip(*[self.answer.pop(int(slot)) for slot in slots], strict=True)
         over = np.array([chunks > state for _, state, chunks in states])
         even = np.array([state % 2 == 0 for _, state, _ in states])
@@ -50,4 +63,5 @@ class Pool:
             images=np.zeros((len(slots), 2, 2, 2, 3), np.uint8), state=np.pad(np.array(states, np.float32), ((0, 0), (0, 5))),
             reward=np.array([a["reward"] for a in answers]), num_steps=np.array([a["num_steps"] for a in answers]),
             terminated=over & even, truncated=over & ~even, frames=list(frames) if any(frames) else None,
+            lost=np.array([a["lost"] for a in answers]),
         )  # fmt: skip

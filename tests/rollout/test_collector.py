@@ -13,6 +13,7 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.core import types
 from pirl_jax.envs import pool as pools
 from pirl_jax.envs import probes
+from pirl_jax.envs import queue
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import state as states
 from pirl_jax.learner import update
@@ -24,6 +25,7 @@ from pirl_jax.policy import tokenizer
 from pirl_jax.rollout import collector
 from pirl_jax.rollout import episodes
 
+TWO_GROUPS = episodes.Schedule(num_groups=2, lockstep=True)
 LENGTHS = [2, 0, 3, 1, 5]  # init state s of the fake pool: s + 1 decisions, success where s is even
 
 
@@ -49,7 +51,7 @@ def actor():
 @pytest.fixture
 def collected(actor, make_pool):
     names = [episodes.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
-    return collector.collect(actor, None, None, make_pool(4), names, 2, timeline.Timers())
+    return collector.collect(actor, None, None, make_pool(4), names, TWO_GROUPS, timeline.Timers())
 
 
 def test_the_book_by_decision_and_episode(collected):
@@ -86,9 +88,49 @@ def test_every_decision_has_a_key_of_its_own(collected, actor):
 
 def test_evaluation_plays_the_same_episodes(actor, make_pool):
     names = [episodes.Episode(0, state) for state in LENGTHS]
-    results = collector.evaluate(actor, None, None, make_pool(4), names, 2, timeline.Timers(), record=[1])
+    pool = make_pool(4)
+    decide = collector.exploit(actor, None, None, pool.spec, 2, timeline.Timers())
+    results = episodes.play(pool, names, TWO_GROUPS, decide, timeline.Timers(), record=[1])
     assert [result.success for result in results] == [True, True, False, False, False]
     assert [bool(result.frames) for result in results] == [False, True, False, False, False]
+
+
+def test_serving_who_is_ready_gives_the_same_rollout(actor, make_pool, collected):
+    names = [episodes.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
+    pool = make_pool(4, hurry=lambda slot: -slot)
+    rollout, results = collector.collect(actor, None, None, pool, names, episodes.Schedule(num_groups=2), timeline.Timers())
+    assert results == collected[1]
+    jax.tree.map(np.testing.assert_array_equal, rollout, collected[0])
+
+
+@pytest.mark.parametrize("faults", [{3}, {1, 2}, {9, 21}], ids=str)
+def test_a_lost_simulator_leaves_no_trace(actor, make_pool, collected, faults):
+    """Its episode is played again; the rollout is that of the undisturbed run."""
+    names = [episodes.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
+    rollout, results = collector.collect(actor, None, None, make_pool(4, faults=faults), names, TWO_GROUPS, timeline.Timers())
+    assert results == collected[1]
+    jax.tree.map(np.testing.assert_array_equal, rollout, collected[0])
+
+
+def test_an_episode_that_stays_lost_never_reaches_the_learner(actor, make_pool):
+    """One slot; the first episode is lost in its third decision, then in its second reset."""
+    names = [episodes.Episode(0, 4), episodes.Episode(1, 1)]
+    rollout, results = collector.collect(actor, None, None, make_pool(1, faults={3, 4}), names, episodes.Schedule(), timeline.Timers())
+    assert [result.lost for result in results] == [True, False]
+    np.testing.assert_array_equal(rollout.valid_CE.sum(0), [0, 2])
+    assert rollout.episode_R.tolist() == [1, 1] and len(rollout.chain.value) == 2
+    for array_CE in (rollout.reward_CE, rollout.value_CE, rollout.next_value_CE, rollout.terminated_CE, rollout.truncated_CE):
+        assert not array_CE[:, 0].any()
+    settings = config.settings(recipe.get_config())
+    rows = update.rows(rollout, settings.update)
+    assert np.isfinite(rows.advantage).all() and len(rows.advantage) == 2
+
+
+def test_a_rollout_without_any_episode_is_an_error(actor, make_pool):
+    with pytest.raises(RuntimeError, match="all 1 episodes of the rollout were lost with their simulators"):
+        collector.collect(
+            actor, None, None, make_pool(1, faults={0, 1}), [episodes.Episode(0, 1)], episodes.Schedule(), timeline.Timers()
+        )
 
 
 @pytest.mark.parametrize("keep_prefix", [True, False], ids=["kept prefix", "recomputed prefix"])
@@ -100,13 +142,13 @@ def test_right_after_a_rollout_the_ratio_is_one(keep_prefix):
     page.model.update(train_expert_only=keep_prefix, num_steps=4, noise_level=1.0, action_chunk=2)
     page.algorithm.update(update_epochs=1)
     settings, mesh = config.settings(page), meshes.make_mesh(1, 1, jax.devices()[:1])
-    with pools.EnvPool(functools.partial(probes.make, "delayed", chunk=2), num_envs=16, num_workers=1) as pool:
+    with pools.EnvPool(functools.partial(probes.make, "delayed", chunk=2), num_envs=16, num_workers=1) as envs, queue.ReadyQueue(envs) as pool:
         to_model = build.transform(settings, build.given_stats(settings), pool.spec.instructions)
         actor = build.actor(settings, mesh, to_model, pool.spec.instructions)
         params = build.fresh_params(settings, mesh, jax.random.key(3))
         names, key = [episodes.Episode(0, 0)] * 40, jax.random.key(4)
         with jax.transfer_guard("disallow"):
-            rollout, _ = collector.collect(actor, params, key, pool, names, 2, timeline.Timers())
+            rollout, _ = collector.collect(actor, params, key, pool, names, TWO_GROUPS, timeline.Timers())
     assert isinstance(rollout.context, pi0.Prefix if keep_prefix else types.Observation)
     assert rollout.chain.x.shape[0] == 80 and set(rollout.chain.j) == {0, 1, 2, 3}
     trains = optimizer.trainable(settings.policy.model, keep_prefix)

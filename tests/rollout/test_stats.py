@@ -19,10 +19,28 @@ def test_episode_metrics_are_means_over_episodes():
     }  # fmt: skip
 
 
+def test_lost_episodes_do_not_count():
+    lost = episodes.Result(episodes.Episode(0, 4), lost=True)
+    assert stats.episode_metrics([*RESULTS, lost]) == stats.episode_metrics(RESULTS)
+    rows = stats.per_task([*RESULTS, lost, episodes.Result(episodes.Episode(2, 0), lost=True)], ("push", "lift", "open"))
+    assert [(row["episodes"], row["lost"]) for row in rows] == [(1, 1), (3, 0), (0, 1)]
+    assert rows[2]["episode_len"] is None
+    assert np.isnan(stats.episode_metrics([lost])["env/success_once"])
+
+
+def test_faults_of_an_iteration_are_differences_of_counters():
+    before, after = {"restarts": 2, "recycled": 0, "lost_episodes": 3}, {"restarts": 3, "recycled": 1, "lost_episodes": 7}
+    assert stats.fault_metrics(before, after) == {"env/restarts": 1.0, "env/recycled": 1.0, "env/lost_episodes": 4.0}
+
+
+def test_equal_instructions_get_the_number_of_their_task():
+    assert stats.labels(("push", "lift", "push")) == ["push (task 0)", "lift", "push (task 2)"]
+
+
 def test_per_task_rows_come_in_the_order_of_the_tasks():
     assert stats.per_task(RESULTS, ("push", "lift")) == [
-        {"task": 0, "instruction": "push", "episodes": 1, "successes": 0, "episode_len": 20.0},
-        {"task": 1, "instruction": "lift", "episodes": 3, "successes": 2, "episode_len": 20.0},
+        {"task": 0, "instruction": "push", "episodes": 1, "lost": 0, "successes": 0, "episode_len": 20.0},
+        {"task": 1, "instruction": "lift", "episodes": 3, "lost": 0, "successes": 2, "episode_len": 20.0},
     ]
 
 

@@ -1,0 +1,78 @@
+"""Which episodes are played: start states for training and for evaluation, as pure functions of seed and iteration.
+
+A start is a pair (task, init state).  Knows the split that keeps training and evaluation apart; refuses to know simulators.
+"""
+
+import dataclasses
+from typing import Sequence
+
+import numpy as np
+
+from pirl_jax.rollout import episodes
+
+TRAIN_SHARE = 0.8  # of each task's init states, in the split `held_out`
+
+
+@dataclasses.dataclass(frozen=True)
+class Starts:
+    """What may be played: the init states of each of these tasks."""
+
+    tasks: tuple[int, ...]
+    train: range
+    evaluate: range
+
+
+def split(name: str, num_init_states: int) -> tuple[range, range]:
+    """-> init states of each task for training, and for evaluation.
+
+    held_out: evaluation sees none that training saw.  published: both use all, as the published results of LIBERO do.
+    """
+    everything = range(num_init_states)
+    if name == "published":
+        return everything, everything
+    cut = int(TRAIN_SHARE * num_init_states)
+    if cut == 0:
+        raise ValueError(
+            f"env.split={name!r} needs at least 2 start states per task, but the suite has {num_init_states}; "
+            f"set env.split=published"
+        )
+    return everything[:cut], everything[cut:]
+
+
+def training(starts: Starts, count: int, group_size: int, order: str, seed: int, iteration: int) -> list[episodes.Episode]:
+    """The `count` episodes of one iteration; each start `group_size` times in a row (1: no groups).
+
+    order: a key of ORDERS.
+    """
+    draws = ORDERS[order](len(starts.tasks) * len(starts.train), count // group_size, seed, iteration)
+    pairs = [divmod(int(draw), len(starts.train)) for draw in draws]
+    names = [episodes.Episode(starts.tasks[task], starts.train[state]) for task, state in pairs]
+    return [name for name in names for _ in range(group_size)]
+
+
+def evaluation(starts: Starts, per_task: int) -> list[episodes.Episode]:
+    """The first `per_task` starts of each task (0: all), each once; tasks alternate, so that a part has seen all of them."""
+    states = starts.evaluate[: per_task or None]
+    return [episodes.Episode(task, state) for state in states for task in starts.tasks]
+
+
+def _uniform(num_starts: int, count: int, seed: int, iteration: int) -> Sequence[int]:
+    """With replacement."""
+    return np.random.default_rng([seed, iteration]).integers(0, num_starts, count)
+
+
+def _ordered(num_starts: int, count: int, seed: int, iteration: int) -> Sequence[int]:
+    """Every start once before any comes twice: passes, each in an order of its own, that run on over the iterations."""
+    positions = np.arange(iteration * count, (iteration + 1) * count)
+    passes = {number: _permutation(num_starts, seed, number) for number in np.unique(positions // num_starts)}
+    return [passes[position // num_starts][position % num_starts] for position in positions]
+
+
+def _permutation(num_starts, seed, number):
+    order = np.arange(num_starts)
+    np.random.default_rng([seed, number]).shuffle(order)
+    return order
+
+
+SPLITS = ("held_out", "published")
+ORDERS = {"uniform": _uniform, "ordered": _ordered}
