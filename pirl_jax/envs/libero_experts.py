@@ -14,16 +14,21 @@ from pirl_jax.envs import servo
 from pirl_jax.envs.servo import CLOSE, OPEN, Leg
 
 SUITES = ("libero_spatial", "libero_object")
-RIM_M = {"akita_black_bowl": (0.047, 0.042)}  # wider than the hand opens: radius, height of its wall over its origin
+# What is wider than the hand opens is gripped at its wall: radius and height (m) in the object's frame.
+RIM_M = {"akita_black_bowl": (0.047, 0.042)}
 SITE, FINGERS = "gripper0_grip_site", ("gripper0_finger_joint1", "gripper0_finger_joint2")
 OPENING_M = 0.08
-DEPTH_M = 0.035  # of the grip site below an object's top; the hand begins 24 mm above the site, the tips are 11 mm below
-TIP_M, HAND_M = 0.011, 0.024
+TIP_M, HAND_M = 0.011, 0.024  # the fingertips' ends are below the grip site, the palm is above it
+DEPTH_M = 0.035  # of the grip site below the top of something tall: the palm stays 11 mm above it
 # The open hand in the frame of the grip site, closing along x: lower and upper corners (m) of two fingers and the palm.
-HAND_BOXES_M = (((0.04, -0.01, -0.02), (0.06, 0.01, TIP_M)), ((-0.06, -0.01, -0.02), (-0.04, 0.01, TIP_M)),
-                ((-0.106, -0.035, -0.126), (0.106, 0.035, -HAND_M)))
+HAND_BOXES_M = (
+    ((0.04, -0.01, -0.02), (0.06, 0.01, TIP_M)),
+    ((-0.06, -0.01, -0.02), (-0.04, 0.01, TIP_M)),
+    ((-0.106, -0.035, -0.126), (0.106, 0.035, -HAND_M)),
+)
 TOUCH_M, ROOM_M = 0.005, 0.03  # less room around the hand may touch; more is worth nothing
-ABOVE_M, OVER_M, DROP_M = 0.06, 0.03, 0.01  # of the grip site over the grasp; of the load over the goal's top; over rest
+ABOVE_M = 0.06  # of the grip site over the grasp, before and after
+OVER_M, DROP_M = 0.03, 0.01  # of the load over the goal's top on its way; over where it will rest when it is released
 NEAR_M, FINE_M = 0.02, 0.008
 CLOSE_STEPS, OPEN_STEPS = 10, 8
 MOST_STEPS, MOST_FINE_STEPS = 40, 28  # of a leg: what has not arrived by then is stuck, at a joint's limit say
@@ -102,8 +107,9 @@ def _script(scene: Scene) -> list[Leg]:
     """One pick and place from where things are now."""
     point, direction_rad = _grasp(scene)
     start, rotation = scene.position().copy(), scene.rotation().copy()
-    point_local, axis_local = rotation.T @ (point - start), rotation.T @ [np.cos(direction_rad), np.sin(direction_rad), 0.0]
-    below_m = point[2] - scene.corners(scene.thing)[:, 2].min()  # of the grip site, the part of the load that hangs down
+    point_local = rotation.T @ (point - start)
+    axis_local = rotation.T @ [np.cos(direction_rad), np.sin(direction_rad), 0.0]
+    below_m = point[2] - scene.corners(scene.thing)[:, 2].min()  # the load's lowest point, of the grip site
     goal_top_z, support_z = scene.corners(scene.goal)[:, 2].max(), scene.support_z()
     above_m = max(ABOVE_M, scene.grip_pose()[0][2] - point[2])
     clear_z = goal_top_z + OVER_M + below_m
