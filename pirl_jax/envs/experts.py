@@ -112,8 +112,8 @@ def perturbed(action_A: np.ndarray, noise: float, rng: np.random.Generator) -> n
 
 
 def collect_demonstrations(env, task: int, init_states, seed: int = 0, noise: float = 0.1) -> list[dict]:
-    """One episode per init state, rendered at every control step.  The arm is disturbed by `noise`, the recorded action is the
-    expert's own: demonstrations show how to come back from a deviation (DART, Laskey et al. 2017).
+    """One episode per init state, rendered at every control step.  The arm is disturbed by `noise`, the recorded action
+    is the expert's own: demonstrations show how to come back from a deviation (DART, Laskey et al. 2017).
 
     Each is dict(images [T,V,Y,X,3] uint8, state [T,8], actions [T,7], instruction, success, init_state); row t holds
     the observation in which actions[t] was chosen.

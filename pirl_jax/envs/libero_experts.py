@@ -14,18 +14,24 @@ from pirl_jax.envs import servo
 from pirl_jax.envs.servo import CLOSE, OPEN, Leg
 
 SUITES = ("libero_spatial", "libero_object")
-RIM_M = {"akita_black_bowl": (0.047, 0.042)}  # wider than the hand opens: radius, height of its wall over its origin
+# What is wider than the hand opens is gripped at its wall: radius and height (m) in the object's frame.
+RIM_M = {"akita_black_bowl": (0.047, 0.042)}
 SITE, FINGERS = "gripper0_grip_site", ("gripper0_finger_joint1", "gripper0_finger_joint2")
 OPENING_M = 0.08
-DEPTH_M = 0.035  # of the grip site below an object's top; the hand begins 24 mm above the site, the tips are 11 mm below
-TIP_M, HAND_M = 0.011, 0.024
+TIP_M, HAND_M = 0.011, 0.024  # the fingertips' ends are below the grip site, the palm is above it
+DEPTH_M = 0.035  # of the grip site below the top of something tall: the palm stays 11 mm above it
 # The open hand in the frame of the grip site, closing along x: lower and upper corners (m) of two fingers and the palm.
-HAND_BOXES_M = (((0.04, -0.01, -0.02), (0.06, 0.01, TIP_M)), ((-0.06, -0.01, -0.02), (-0.04, 0.01, TIP_M)),
-                ((-0.106, -0.035, -0.126), (0.106, 0.035, -HAND_M)))
+HAND_BOXES_M = (
+    ((0.04, -0.01, -0.02), (0.06, 0.01, TIP_M)),
+    ((-0.06, -0.01, -0.02), (-0.04, 0.01, TIP_M)),
+    ((-0.106, -0.035, -0.126), (0.106, 0.035, -HAND_M)),
+)
 TOUCH_M, ROOM_M = 0.005, 0.03  # less room around the hand may touch; more is worth nothing
-ABOVE_M, OVER_M, DROP_M = 0.08, 0.03, 0.01  # of the grip site over the grasp; of the load over the goal's top; over rest
+ABOVE_M = 0.06  # of the grip site over the grasp, before and after
+OVER_M, DROP_M = 0.03, 0.01  # of the load over the goal's top on its way; over where it will rest when it is released
 NEAR_M, FINE_M = 0.02, 0.008
-CLOSE_STEPS, OPEN_STEPS, STUCK_STEPS = 10, 8, 60
+CLOSE_STEPS, OPEN_STEPS = 10, 8
+MOST_STEPS, MOST_FINE_STEPS = 40, 28  # of a leg: what has not arrived by then is stuck, at a joint's limit say
 DIRECTIONS_RAD = np.arange(16) * np.pi / 8
 TURN_COST_M, REACH_COST = 0.004, 0.1  # room that a turn of one radian, and a metre further to go, must gain
 
@@ -100,11 +106,13 @@ def _script(scene: Scene) -> list[Leg]:
     """One pick and place from where things are now."""
     point, direction_rad = _grasp(scene)
     start, rotation = scene.position().copy(), scene.rotation().copy()
-    point_local, axis_local = rotation.T @ (point - start), rotation.T @ [np.cos(direction_rad), np.sin(direction_rad), 0.0]
-    below_m = point[2] - scene.corners(scene.thing)[:, 2].min()  # of the grip site, the part of the load that hangs down
+    point_local = rotation.T @ (point - start)
+    axis_local = rotation.T @ [np.cos(direction_rad), np.sin(direction_rad), 0.0]
+    below_m = point[2] - scene.corners(scene.thing)[:, 2].min()  # the load's lowest point, of the grip site
     goal_top_z, support_z = scene.corners(scene.goal)[:, 2].max(), scene.support_z()
     above_m = max(ABOVE_M, scene.grip_pose()[0][2] - point[2])
-    carry_z = max(point[2] + ABOVE_M, goal_top_z + OVER_M + below_m)
+    clear_z = goal_top_z + OVER_M + below_m
+    carry_z = max(point[2] + ABOVE_M, clear_z)
     lower_z = max(support_z + DROP_M + below_m, goal_top_z + 0.01 - HAND_M)
 
     def grasp(height_m):
@@ -116,6 +124,11 @@ def _script(scene: Scene) -> list[Leg]:
     def at_goal(z):
         return lambda: np.append((scene.grip_pose()[0] + scene.goal_position() - scene.position())[:2], z)
 
+    def glide():  # down at 45 degrees where the start was higher than the goal: the arm does not reach far and high
+        there = at_goal(carry_z)()
+        there[2] = min(carry_z, clear_z + np.linalg.norm((there - scene.grip_pose()[0])[:2]))
+        return there
+
     def held():
         return scene.position()[2] > start[2] + ABOVE_M / 2
 
@@ -126,14 +139,14 @@ def _script(scene: Scene) -> list[Leg]:
     free = [Leg("free", lambda: here, OPEN, steps=OPEN_STEPS)] if scene.opening_m() < 0.9 * OPENING_M else []
     return [
         *free,
-        Leg("above", grasp(above_m), OPEN, yaw, NEAR_M, STUCK_STEPS),
-        Leg("descend", grasp(0.0), OPEN, yaw, FINE_M, STUCK_STEPS),
+        Leg("above", grasp(above_m), OPEN, yaw, NEAR_M, MOST_STEPS),
+        Leg("descend", grasp(0.0), OPEN, yaw, FINE_M, MOST_FINE_STEPS),
         Leg("close", grasp(0.0), CLOSE, steps=CLOSE_STEPS),
-        Leg("lift", lifted, CLOSE, None, NEAR_M, STUCK_STEPS, held),
-        Leg("carry", at_goal(carry_z), CLOSE, None, NEAR_M, STUCK_STEPS, held),
-        Leg("lower", at_goal(lower_z), CLOSE, None, FINE_M, STUCK_STEPS),
+        Leg("lift", lifted, CLOSE, None, NEAR_M, MOST_STEPS, held),
+        Leg("carry", glide, CLOSE, None, NEAR_M, MOST_STEPS),
+        Leg("lower", at_goal(lower_z), CLOSE, None, FINE_M, MOST_FINE_STEPS),
         Leg("open", at_goal(lower_z), OPEN, steps=OPEN_STEPS),
-        Leg("leave", at_goal(carry_z), OPEN, None, NEAR_M, STUCK_STEPS, lambda: False),
+        Leg("leave", at_goal(carry_z), OPEN, None, NEAR_M, MOST_STEPS, lambda: False),
     ]
 
 

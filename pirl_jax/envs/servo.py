@@ -1,4 +1,4 @@
-"""The law of all scripted experts: a proportional servo that leads the grip site along the legs of a script.  numpy only.
+"""The law of all scripted experts: a proportional servo leads the grip site along the legs of a script.  numpy only.
 
 Knows neither suite nor task; a leg brings its own target.
 """

@@ -96,5 +96,5 @@ def test_driven_stops_at_the_time_limit():
 def test_a_suite_without_an_expert_is_named():
     assert experts.available("tabletop") and experts.available("libero_object") and not experts.available("libero_10")
     other = types.SimpleNamespace(spec=types.SimpleNamespace(suite="libero_10"))
-    with pytest.raises(ValueError, match="'libero_10' does not exist; choose one of: tabletop, libero_spatial, libero_obj"):
+    with pytest.raises(ValueError, match="'libero_10' does not exist; choose one of: tabletop, libero_spatial, libero"):
         experts.expert(other)

@@ -60,8 +60,9 @@ def test_state_and_images_match_the_reference(vectors):
 def test_chunks_match_the_reference_up_to_the_first_success(vectors, case):
     """The reference steps on after success and past the limit and masks the rest later; we stop.
 
-    So rewards and flags agree for the steps we execute: up to the first success, at most up to the limit.  Where it resets
-    by itself, its next chunk starts the next episode, as in our slots; where it ignores successes, the first is compared.
+    So rewards and flags agree for the steps we execute: up to the first success, at most up to the limit.  Where it
+    resets by itself, its next chunk starts the next episode, as in our slots; where it ignores successes, the first
+    is compared.
     """
     data = np.load(vectors / "rlinf" / "f_libero.npz")
     prefix = f"chunk_step_{case:02d}"

@@ -82,5 +82,6 @@ def test_an_unsuccessful_leg_starts_the_script_again():
 
 
 def test_the_shortest_turn():
-    np.testing.assert_allclose(servo.wrapped(np.array([0.1, 3.0, -3.0, 1.6]), np.pi), [0.1, 3.0 - np.pi, np.pi - 3.0, 1.6 - np.pi])
+    turned = servo.wrapped(np.array([0.1, 3.0, -3.0, 1.6]), np.pi)
+    np.testing.assert_allclose(turned, [0.1, 3.0 - np.pi, np.pi - 3.0, 1.6 - np.pi])
     np.testing.assert_allclose(servo.wrapped(0.8, np.pi / 2), 0.8 - np.pi / 2)
