@@ -18,11 +18,12 @@ from scipy.sparse import csgraph
 
 KEPT_SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)  # of a mesh's triangles: the first that looks the same
 MIN_FACES = 800  # meshes up to this size stay as they are
-SURFACE_ERROR, SURFACE_ERROR_M = 0.003, 0.001  # of a mesh's diagonal, but no less than that; a pixel sees 3 mm or more
+SURFACE_ERROR, SURFACE_ERROR_M = 0.003, 0.001  # of a mesh's diagonal, but no less than that; a pixel sees 3 mm
 TEXTURE_ERROR = 0.02  # of the texture's side
 GOOD_SHARE = 0.93  # of the surface within those errors
 CREASE_COSINE = 0.7  # faces that meet at a sharper angle than 45 degrees are shaded as an edge
-RECIPE = 1, KEPT_SHARES, MIN_FACES, SURFACE_ERROR, SURFACE_ERROR_M, TEXTURE_ERROR, GOOD_SHARE, CREASE_COSINE  # 1: of the code
+CODE = 1  # counts changes of `lightest` and what it calls: cached files of other code are not read
+RECIPE = CODE, KEPT_SHARES, MIN_FACES, SURFACE_ERROR, SURFACE_ERROR_M, TEXTURE_ERROR, GOOD_SHARE, CREASE_COSINE
 PLACED = ("scale", "refpos", "refquat")  # MJCF attributes already applied to the vertices of a cached file
 
 
@@ -79,7 +80,8 @@ def _cached(element: ElementTree.Element, textured: bool) -> pathlib.Path | None
     if not source.is_absolute():
         raise ValueError(f"mesh file {source} is not an absolute path; pass the text of robosuite's model.get_xml()")
     key = hashlib.sha256(source.read_bytes())
-    key.update(repr((RECIPE, textured, source.suffix, sorted((k, v) for k, v in element.items() if k != "file"))).encode())
+    attributes = sorted((k, v) for k, v in element.items() if k != "file")
+    key.update(repr((RECIPE, textured, source.suffix, attributes)).encode())
     root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     path = root / "pirl_jax" / "meshes" / f"{key.hexdigest()[:24]}.msh"
     if not path.exists():
@@ -94,7 +96,7 @@ def _cached(element: ElementTree.Element, textured: bool) -> pathlib.Path | None
 
 
 def read(element: ElementTree.Element) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vertices [V,3] (m), faces [F,3], texture coordinates of each face's corners [F,3,2] (or [F,3,0]), by MuJoCo."""
+    """As MuJoCo reads it: vertices [V,3] (m), faces [F,3], texture coordinates of the corners [F,3,2] (or [F,3,0])."""
     root = ElementTree.Element("mujoco")
     assets, world = ElementTree.SubElement(root, "asset"), ElementTree.SubElement(root, "worldbody")
     attributes = {k: v for k, v in element.items() if k != "class"} | {"name": "mesh", "inertia": "shell"}
@@ -195,7 +197,7 @@ def _unit(vectors_N3) -> np.ndarray:
 
 
 def to_msh(corners_G33, normals_G33, uv_G32) -> bytes:
-    """MuJoCo's legacy binary mesh: four int32 counts, float32 positions, normals and texture coordinates, int32 faces."""
+    """MuJoCo's legacy binary mesh: four int32 counts, float32 positions, normals, texture coordinates, int32 faces."""
     records = np.concatenate([corners_G33, normals_G33, uv_G32], axis=2).reshape(len(corners_G33) * 3, -1)
     unique, index = np.unique(records.astype(np.float32), axis=0, return_inverse=True)
     textured = uv_G32.shape[2] > 0

@@ -1,7 +1,7 @@
 """Pictures of a MuJoCo model as LIBERO draws them, drawing only what the camera can see.  numpy and mujoco only.
 
 `exact` equals robosuite's offscreen rendering in every pixel; `light` leaves out multisampling and reflection.  All
-renderers of a process share one GL context; each owns its framebuffer, textures and meshes in it.  Refuses to know tasks.
+renderers of a process share one GL context; each owns its framebuffer, textures and meshes.  Refuses to know tasks.
 """
 
 import atexit
@@ -74,7 +74,8 @@ class Renderer:
         mirrors = reflective(model) & np.asarray(self._option.geomgroup, bool)[group] & self._exact
         in_view = np.flatnonzero(mirrors & seen)
         for geom in in_view:
-            seen = seen | meets(model, data, *mirrored_view(model, data, geom, camera_m)) | mirrors  # they mix their light
+            seen = seen | meets(model, data, *mirrored_view(model, data, geom, camera_m))
+            seen = seen | mirrors  # MuJoCo mixes the light of mirrors, those out of view included
         if self._exact and model.light_castshadow.any():
             seen[:] = True  # the shadow of what is out of view
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = len(in_view) > 0
@@ -110,7 +111,7 @@ def view_sides(axes: np.ndarray, fovy_deg: float) -> np.ndarray:
 
 
 def reflective(model) -> np.ndarray:
-    """[geoms] bool: what MuJoCo draws as mirrors, planes and boxes (in LIBERO many meshes ask for it, without effect)."""
+    """[geoms] bool: what MuJoCo draws as mirrors: planes and boxes.  LIBERO's meshes ask for it too, without effect."""
     flat = np.isin(model.geom_type, (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_BOX))
     reflectance = np.append(model.mat_reflectance, 0.0)[model.geom_matid]  # matid -1: no material
     return flat & (reflectance > 0)

@@ -20,7 +20,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def ball(rows=60, columns=60, bumps_m=0.0):
-    """A ball of 10 cm as a chart of longitude and latitude: vertices [V,3], faces [F,3], corners' coordinates [F,3,2]."""
+    """A ball of 10 cm as a map of longitude and latitude: vertices [V,3], faces [F,3], texture of corners [F,3,2]."""
     v, u = np.meshgrid(np.linspace(0, 1, rows + 1), np.linspace(0, 1, columns + 1), indexing="ij")
     radius_m = 0.1 + bumps_m * np.random.default_rng(0).uniform(-1, 1, v.shape)
     radius_m[:, -1] = radius_m[:, 0]
@@ -82,11 +82,12 @@ def test_only_pictures_are_replaced():
         "weighs": 'contype="0" conaffinity="0" group="0"',
         "painted": picture + ' material="paint"',
     }
-    xml = '<mujoco><compiler inertiagrouprange="0 0"/><asset><texture name="t" type="2d" builtin="flat" width="8" height="8"/>'
-    xml += '<material name="paint" texture="t"/>'
+    xml = '<mujoco><compiler inertiagrouprange="0 0"/><asset><material name="paint" texture="t"/>'
+    xml += '<texture name="t" type="2d" builtin="flat" width="8" height="8"/>'
     xml += "".join(f'<mesh name="{name}" file="/nowhere/{name}.msh"/>' for name in [*geoms, "fitted", "unused"])
     xml += "</asset><worldbody>" + "".join(f'<geom type="mesh" mesh="{k}" {v}/>' for k, v in geoms.items())
-    xml += f'<geom type="mesh" mesh="weighs" {picture}/><geom type="sphere" mesh="fitted" {picture}/></worldbody></mujoco>'
+    xml += f'<geom type="mesh" mesh="weighs" {picture}/><geom type="sphere" mesh="fitted" {picture}/>'
+    xml += "</worldbody></mujoco>"
     assert libero_meshes.visual_meshes(xml) == {"picture": False, "painted": True}
 
 
