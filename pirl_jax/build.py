@@ -8,13 +8,13 @@ import pathlib
 import jax
 
 from pirl_jax import config
+from pirl_jax import doctor
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec
 from pirl_jax.envs import gl
 from pirl_jax.envs import pool as pools
 from pirl_jax.envs import probes
 from pirl_jax.envs import queue
-from pirl_jax.envs import scripted
 from pirl_jax.models import pi0
 from pirl_jax.policy import flow
 from pirl_jax.policy import normalize
@@ -49,17 +49,20 @@ def env_factory(settings):
 def expert_factory(settings):
     """Like env_factory, but the simulator plays its scripted expert, whatever actions it is sent."""
     suite, make_env = settings.raw.env.suite, env_factory(settings)
-    if suite != "tabletop":
-        raise ValueError(f"env.suite={suite!r} has no scripted expert; evaluate --policy=random or a --checkpoint")
     from pirl_jax.envs import experts  # brings mujoco, which env_factory has checked
 
-    return functools.partial(scripted.make, make_env, experts.expert)
+    if not experts.available(suite):
+        raise ValueError(f"env.suite={suite!r} has no scripted expert; evaluate --policy=random or a --checkpoint")
+    return functools.partial(experts.driven, make_env)
 
 
 @contextlib.contextmanager
 def open_envs(settings, num_envs: int, make_env=None):
     """Start the simulators (make_env: None is env_factory's) -> ReadyQueue before their pool; both end with the context."""
     env, num_workers = settings.raw.env, min(settings.raw.env.num_workers, num_envs)
+    draws = not env.suite.startswith("probe_")
+    backend = os.environ.get("MUJOCO_GL", "egl") if draws else None
+    os.environ.update(_check_machine(num_envs, num_workers, env.image_size_px, backend, tuple(env.render_devices)))
     pool = pools.EnvPool(
         make_env or env_factory(settings), num_envs, num_workers, timeout_s=env.timeout_s,
         restarts_per_hour=env.restarts_per_hour, recycle_episodes=env.recycle_episodes,
@@ -69,9 +72,19 @@ def open_envs(settings, num_envs: int, make_env=None):
         yield ready
 
 
-def renderer() -> dict:
-    """What draws the images; part of every result."""
-    return {"backend": os.environ.get("MUJOCO_GL", "egl")}
+@functools.cache
+def _check_machine(num_envs, num_workers, image_size_px, backend, devices) -> dict[str, str]:
+    """Once per process, before anything loads mujoco -> environment variables of the GL backend that works here."""
+    backend = doctor.cheap(num_envs, num_workers, image_size_px, backend, devices)
+    return gl.variables(backend) if backend else {}
+
+
+def renderer(settings) -> str | None:
+    """What draws the images; part of every result.  None: nothing does."""
+    env = settings.raw.env
+    if env.suite.startswith("probe_"):
+        return None
+    return gl.describe(os.environ.get("MUJOCO_GL", "egl"), *env.render_devices[:1])
 
 
 def transform(settings, stats: normalize.NormStats, instructions) -> observation.Transform:

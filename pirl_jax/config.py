@@ -119,7 +119,7 @@ def _check_ranges(raw):
     for section, name in NOT_NEGATIVE:
         if raw[section][name] < 0:
             raise ValueError(f"{section}.{name}={raw[section][name]} must be at least 0")
-    if raw.sft.demonstrations and raw.env.suite != "tabletop":
+    if raw.sft.demonstrations and raw.env.suite not in ("tabletop", *libero_files.WITH_EXPERT):
         raise ValueError(f"env.suite={raw.env.suite!r} has no scripted expert; set sft.demonstrations=0 and model.checkpoint")
     if raw.sft.demonstrations and not (raw.sft.steps and raw.sft.batch_size):
         raise ValueError(

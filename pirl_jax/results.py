@@ -79,7 +79,7 @@ def write(directory: pathlib.Path, settings, measured: dict, results, instructio
         "num_episodes": int(total["env/num_trajectories"]),
         "lost_episodes": [row(result) for result in results if result.lost],
         "episodes": [row(result) for result in results if not result.lost],
-        "renderer": build.renderer(),
+        "renderer": build.renderer(settings),
         "environment": log.environment(),
     })  # fmt: skip
     text = "\n".join([

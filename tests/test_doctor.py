@@ -49,11 +49,11 @@ def test_mujoco_stays_at_its_pin(pinned, installed, status):
 
 
 def test_shared_memory(monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=64e6))  # docker's default
+    monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=64e6))
     assert doctor.check_shared_memory(64, 256).status == "pass"
     row = doctor.check_shared_memory(200, 256)
-    assert row.status == "fail" and row.found.startswith("79 MB needed for 200 envs, 64 MB free")
-    assert "--shm-size=157m" in row.remedy
+    assert row.status == "fail" and row.found.startswith("79 MB needed for the observations of 200 envs, 64 MB of")
+    assert "lower rollout.num_envs" in row.remedy
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_what_training_checks_first(monkeypatch, pinned):
     with pytest.raises(ValueError, match="^egl device 7 does not render: broken; mend$"):
         doctor.cheap(8, 2, 64, "egl", (0, 7))
     pinned({"mujoco": "3.3.7"}, {"mujoco": "3.9.0"})
-    sentences = r'shared memory: .* MB free in /dev/shm; start .*\. mujoco: 3.9.0 instead .*; run: pip install "mujoco==3.3.7"$'
+    sentences = r'shared memory: .* MB of memory available; lower .*\. mujoco: 3.9.0 instead .*; run: pip install "mujoco==3.3.7"$'
     with pytest.raises(ValueError, match=sentences):
         doctor.cheap(10**8, 2, 256, "egl")
 

@@ -5,7 +5,7 @@ the same name gives the same episode, whatever ran in that env before.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Iterable, Protocol
 
 import numpy as np
 
@@ -49,9 +49,10 @@ class Env(Protocol):
     def reset(self, task: int, init_state: int) -> TimeStep:
         """Start the episode (task, init_state)."""
 
-    def step_chunk(self, actions_IA: np.ndarray, record: bool = False) -> TimeStep:
+    def step_chunk(self, actions_IA: Iterable[np.ndarray], record: bool = False) -> TimeStep:
         """Execute up to I actions open loop; stop early at success or at the time limit.  Renders once, at the end
-        (with record=True additionally one agentview frame per step)."""
+        (with record=True additionally one agentview frame per step).  An iterator is asked for an action when the one
+        before has been executed: so an expert can act inside a chunk."""
 
     def close(self) -> None: ...
 

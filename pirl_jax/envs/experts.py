@@ -10,11 +10,11 @@ Every expert is a script of legs (above, descend, close, lift[, carry, lower, op
 script of tabletop is here, that of LIBERO in `libero_experts.py`.
 """
 
-import dataclasses
+from typing import Callable
 
 import numpy as np
 
-from pirl_jax.envs import base, libero_experts, servo
+from pirl_jax.envs import base, libero_experts, libero_files, servo
 from pirl_jax.envs import tabletop_model as scene
 from pirl_jax.envs.servo import CLOSE, OPEN, Leg
 
@@ -87,21 +87,15 @@ class Driven:
         return step
 
     def step_chunk(self, actions_IA: np.ndarray, record: bool = False) -> base.TimeStep:
-        """The env renders after each of the expert's control steps: a chunk costs as many renders as steps."""
-        steps = []
-        for _ in range(len(actions_IA)):
-            steps.append(self._env.step_chunk(self._act()[None], record))
-            if steps[-1].terminated or steps[-1].truncated:
-                break
-        return dataclasses.replace(
-            steps[-1],
-            frames=[frame for step in steps for frame in step.frames] if record else None,
-            num_steps=sum(step.num_steps for step in steps),
-            reward=sum(step.reward for step in steps),
-        )
+        return self._env.step_chunk((self._act() for _ in actions_IA), record)
 
     def close(self) -> None:
         self._env.close()
+
+
+def driven(make_env: Callable[[], base.Env]) -> Driven:
+    """For pools: functools.partial(driven, make_env) can be pickled."""
+    return Driven(make_env())
 
 
 def perturbed(action_A: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
@@ -135,4 +129,4 @@ def collect_demonstrations(env, task: int, init_states, seed: int = 0, noise: fl
     return episodes
 
 
-SCRIPTS = {"tabletop": tabletop_expert, **dict.fromkeys(libero_experts.SUITES, libero_experts.expert)}
+SCRIPTS = {"tabletop": tabletop_expert, **dict.fromkeys(libero_files.WITH_EXPERT, libero_experts.expert)}

@@ -5,6 +5,7 @@ step); an episode ends at success.  Physics is the business of `libero_sim.py`, 
 `libero_cache.py`, files and imports that of `libero_files.py`.
 """
 
+import itertools
 import os
 import pathlib
 from typing import Sequence
@@ -58,11 +59,11 @@ class Libero:
     def step_chunk(self, actions_IA: np.ndarray, record: bool = False) -> base.TimeStep:
         if self._elapsed is None:
             raise RuntimeError("no episode is under way; call reset first")
-        if not np.isfinite(actions_IA).all():
-            raise ValueError("an action is not finite; look for a policy that diverged")  # MuJoCo would silently reset
         simulator, frames = self.simulator, [] if record else None
         success, num_steps = False, 0
-        for action in actions_IA[: self._limits[self._task] - self._elapsed]:
+        for action in itertools.islice(actions_IA, self._limits[self._task] - self._elapsed):
+            if not np.isfinite(action).all():
+                raise ValueError("an action is not finite; look for a policy that diverged")  # MuJoCo would silently reset
             success = simulator.step(action)
             num_steps += 1
             if record:

@@ -13,7 +13,6 @@ import numpy as np
 from pirl_jax.envs import servo
 from pirl_jax.envs.servo import CLOSE, OPEN, Leg
 
-SUITES = ("libero_spatial", "libero_object")
 # What is wider than the hand opens is gripped at its wall: radius and height (m) in the object's frame.
 RIM_M = {"akita_black_bowl": (0.047, 0.042)}
 SITE, FINGERS = "gripper0_grip_site", ("gripper0_finger_joint1", "gripper0_finger_joint2")

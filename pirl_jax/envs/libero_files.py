@@ -183,6 +183,7 @@ def _load(path: pathlib.Path, name: str) -> types.ModuleType:
 
 
 OWN_FILES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+WITH_EXPERT = ("libero_spatial", "libero_object")  # suites that libero_experts.py can play
 SUITES = {**{name: (name,) for name in OWN_FILES}, "libero_130": OWN_FILES}  # suite -> where its tasks come from
 
 # openpi: examples/libero/main.py.  RLinf: its LIBERO configurations; it leaves libero_90 out, whose limit is openpi's.

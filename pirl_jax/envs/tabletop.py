@@ -88,8 +88,8 @@ class Tabletop:
         if self._over:
             raise ValueError("this episode is over; call reset(task, init_state) before the next step_chunk")
         frames, success, done = [] if record else None, False, 0
-        for action_A in np.asarray(actions_IA, np.float64):
-            self._control_step(action_A)
+        for action_A in actions_IA:
+            self._control_step(np.asarray(action_A, np.float64))
             self._step, done = self._step + 1, done + 1
             success = self.tasks[self.task].success(self)
             if record:

@@ -21,7 +21,7 @@ import types
 import numpy as np
 import psutil
 
-from pirl_jax.envs import base, channel, memory
+from pirl_jax.envs import base, channel, gl, memory
 
 THIS_PROCESS = psutil.Process()
 
@@ -82,12 +82,9 @@ def environment(render_device: int | None = None) -> dict[str, str]:
     """
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
     variables = {name: "1" for name in threads} | {"JAX_PLATFORMS": "cpu"}
-    variables["MUJOCO_GL"] = os.environ.get("MUJOCO_GL", "egl")
-    variables["PYOPENGL_PLATFORM"] = os.environ.get("PYOPENGL_PLATFORM", variables["MUJOCO_GL"])
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+    variables |= gl.variables(os.environ.get("MUJOCO_GL", "egl"), render_device)
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" and render_device is None:
         variables["MUJOCO_EGL_DEVICE_ID"] = "0"  # robosuite would parse the empty list of devices and fail
-    if render_device is not None:
-        variables["MUJOCO_EGL_DEVICE_ID"] = str(render_device)
     return variables
 
 
