@@ -113,7 +113,7 @@ def make(
     """An env of one suite.
 
     `max_episode_steps` defaults to the protocol's, `assets` to $PIRL_LIBERO_ASSETS or LIBERO's own; `cached_tasks` is
-    the number of simulators this process keeps, about 0.5 GB each.
+    the number of simulators this process keeps, 0.3 to 0.5 GB each.
     """
     if suite not in libero_files.SUITES:
         raise base.error("suite", suite, libero_files.SUITES)
