@@ -24,7 +24,7 @@ STATE = mujoco.mjtState.mjSTATE_INTEGRATION  # all that mj_step depends on, the 
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """All that the rest of an episode depends on; fits any simulator of the same task.  About 6 KB, to pickle or keep."""
+    """All that the rest of an episode depends on; fits any simulator of the same task.  About 6 KB; can be pickled."""
 
     physics: np.ndarray
     model: tuple[np.ndarray, ...]  # RESET_FIELDS
