@@ -14,7 +14,7 @@ NULL_GAIN = 10.0  # 1/s^2, pull towards the initial posture; robosuite's constan
 
 
 class ArmControl:
-    """Writes the actuator controls of one physics step.  Created anew after every reset, as robosuite's controller is."""
+    """Writes the controls of one physics step.  Created anew after every reset, as robosuite's controller is."""
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, robot):
         controller = robot.controller
@@ -30,6 +30,8 @@ class ArmControl:
         self._mass_address_77 = _mass_addresses(model, self._dofs)
         self._twist_6, self._wrench_6, self._torque_7 = np.zeros(6), np.zeros(6), np.zeros(len(self._dofs))
         self._halves = *np.split(self._twist_6, 2), *np.split(self._wrench_6, 2)  # views: position, rotation
+        lambdas = np.zeros((3, 3), order="F"), np.zeros((3, 3), order="F")
+        self._results = np.zeros(3), np.zeros(3), *lambdas, np.zeros((len(self._dofs), 6)), np.zeros(len(self._dofs))
         arm, fingers = np.array(robot._ref_joint_actuator_indexes), np.array(robot._ref_joint_gripper_actuator_indexes)
         self._actuators = arm, *model.actuator_ctrlrange[arm].T.copy()
         low, high = model.actuator_ctrlrange[fingers].T
@@ -53,7 +55,9 @@ class ArmControl:
         velocity_3, spin_3, wrench_pos_3, wrench_rot_3 = self._halves
         np.dot(self._jac_pos_3V, self._qvel, out=velocity_3)
         np.dot(self._jac_rot_3V, self._qvel, out=spin_3)
-        force_3, torque_3, lambda_pos, lambda_rot, jac_T_76, posture_7 = _operational_space(
+        force_3, torque_3, lambda_pos, lambda_rot, jac_T_76, posture_7 = self._results
+        _operational_space(
+            *self._results,
             self._jac_pos_3V, self._jac_rot_3V, self._mass, self._mass_address_77, self._qpos, self._qvel,
             self._qpos_index, self._dofs, self._position_m, self._rotation_9, self._twist_6,
             self._controller.goal_pos, self._controller.goal_ori, *self._gains,
@@ -102,30 +106,33 @@ def _orientation_error(goal, current):
 
 @numba.njit(cache=True)
 def _operational_space(
+    force_3, torque_3, lambda_pos, lambda_rot, jac_T_76, posture_7,
     jac_pos_3V, jac_rot_3V, mass_M, mass_address_77, qpos, qvel, qpos_index, dofs,
     position_m, rotation_9, twist_6, goal_position_m, goal_rotation, kp_6, kd_6, posture_goal_7,
 ):  # fmt: skip
-    """Khatib (1987): desired accelerations [3] twice, task-space inertias [3,3] twice, J^T [7,6], null-space torques [7]."""
-    jac_67 = np.empty((len(dofs), 6)).T
-    jac_pos, jac_rot = _columns(jac_pos_3V, dofs), _columns(jac_rot_3V, dofs)
+    """Khatib (1987).  The first line of arguments is written.
+
+    Desired accelerations [3] and [3], task-space inertias [3,3] and [3,3], J^T [7,6], null-space torques [7].
+    """
+    jac_pos, jac_rot, jac_67 = _columns(jac_pos_3V, dofs), _columns(jac_rot_3V, dofs), jac_T_76.T
     jac_67[:3], jac_67[3:] = jac_pos, jac_rot
     mass = np.empty((len(dofs), len(dofs))).T
     for j in range(len(dofs)):
         for i in range(len(dofs)):
             mass[i, j] = mass_M[mass_address_77[i, j]]
 
-    force_3 = (goal_position_m - position_m) * kp_6[:3] + -twist_6[:3] * kd_6[:3]
+    force_3[:] = (goal_position_m - position_m) * kp_6[:3] + -twist_6[:3] * kd_6[:3]
     turn_3 = _orientation_error(goal_rotation, rotation_9.reshape(3, 3))
-    torque_3 = turn_3 * kp_6[3:] + -twist_6[3:] * kd_6[3:]
+    torque_3[:] = turn_3 * kp_6[3:] + -twist_6[3:] * kd_6[3:]
 
     mass_inv = np.linalg.inv(mass)
-    lambda_full = np.linalg.pinv(np.dot(np.dot(jac_67, mass_inv), jac_67.T))
-    lambda_pos = np.linalg.pinv(np.dot(np.dot(jac_pos, mass_inv), jac_pos.T))
-    lambda_rot = np.linalg.pinv(np.dot(np.dot(jac_rot, mass_inv), jac_rot.T))
-    null = np.eye(len(dofs)) - np.dot(np.dot(np.dot(mass_inv, jac_67.T), lambda_full), jac_67)
+    lambda_full = np.linalg.pinv(np.dot(np.dot(jac_67, mass_inv), jac_T_76))
+    lambda_pos[:] = np.linalg.pinv(np.dot(np.dot(jac_pos, mass_inv), jac_pos.T))
+    lambda_rot[:] = np.linalg.pinv(np.dot(np.dot(jac_rot, mass_inv), jac_rot.T))
+    null = np.eye(len(dofs)) - np.dot(np.dot(np.dot(mass_inv, jac_T_76), lambda_full), jac_67)
 
-    pull = NULL_GAIN * (posture_goal_7 - qpos[qpos_index]) - np.sqrt(NULL_GAIN) * 2.0 * qvel[dofs]
-    return force_3, torque_3, lambda_pos, lambda_rot, jac_67.T, np.dot(null.T, np.dot(mass, pull))
+    pull_7 = NULL_GAIN * (posture_goal_7 - qpos[qpos_index]) - np.sqrt(NULL_GAIN) * 2.0 * qvel[dofs]
+    posture_7[:] = np.dot(null.T, np.dot(mass, pull_7))
 
 
 @numba.njit(cache=True)

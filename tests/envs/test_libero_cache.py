@@ -136,8 +136,17 @@ def blind(assets, seed, cached_tasks=2):
     return env
 
 
+@pytest.fixture(scope="module")
+def assets_built(assets):
+    """The assets, with the simulator of (task 0, seed 11) kept alive from test to test."""
+    keeper = blind(assets, seed=11)
+    keeper.reset(0, 49)
+    yield assets
+    keeper.close()
+
+
 def play(assets, episodes, cached_tasks, seed):
-    """States after every chunk of 4 actions and the physics at the end, of (task, init state) episodes that take turns."""
+    """States after every chunk of 4 actions and the physics at the end, of episodes that take turns."""
     envs = [blind(assets, seed, cached_tasks) for _ in episodes]
     states = [[env.reset(*episode).state] for env, episode in zip(envs, episodes)]
     for chunk in np.split(ACTIONS, 3):
@@ -166,8 +175,8 @@ def assert_undisturbed(assets, episodes, cached_tasks, seed):
         np.testing.assert_array_equal(end, expected)
 
 
-def test_two_slots_share_one_task(assets):
-    assert_undisturbed(assets, [(0, 1), (0, 2), (0, 1)], cached_tasks=1, seed=11)
+def test_two_slots_share_one_task(assets_built):
+    assert_undisturbed(assets_built, [(0, 1), (0, 2), (0, 1)], cached_tasks=1, seed=11)
 
 
 @pytest.mark.slow
@@ -189,8 +198,8 @@ def test_a_settled_state_from_the_cache_is_a_fresh_one(assets):
     env.close()
 
 
-def test_nobody_reads_another_envs_episode(assets):
-    one, other = blind(assets, seed=11), blind(assets, seed=11)
+def test_nobody_reads_another_envs_episode(assets_built):
+    one, other = blind(assets_built, seed=11), blind(assets_built, seed=11)
     with pytest.raises(RuntimeError, match="call reset first"):
         _ = one.simulator
     one.reset(0, 0)
@@ -208,9 +217,9 @@ def test_wrong_cached_tasks(assets):
         libero.make("libero_object", assets, cached_tasks=0)
 
 
-def test_actions_that_are_not_finite(assets):
+def test_actions_that_are_not_finite(assets_built):
     """MuJoCo would warn in a file and put the scene back to its beginning."""
-    env = blind(assets, seed=11)
+    env = blind(assets_built, seed=11)
     env.reset(0, 0)
     with pytest.raises(ValueError, match="not finite"):
         env.step_chunk(np.full((1, 7), np.nan))

@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from pirl_jax.envs import libero_files, libero_sim
+from pirl_jax.envs import libero_control, libero_files, libero_sim
 
 # robosuite, LIBERO and numba warn about themselves when they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -131,6 +131,7 @@ def test_a_snapshot_continues_anywhere(build, assets):
         for ours, theirs in zip(go_on(one), expected):
             np.testing.assert_array_equal(ours, theirs)
     other.close()
+    assert len(libero_control._operational_space.signatures) == 1, "a restored array of another layout: 10 s to compile"
 
 
 def test_data_shows_the_final_state(build):
@@ -190,5 +191,5 @@ def test_poses_that_never_fit_end(build, monkeypatch):
 
 
 def test_wrong_settle_steps(assets):
-    with pytest.raises(ValueError, match="settle_steps 0 is too small"):
+    with pytest.raises(ValueError, match="settle_steps 0: the first step"):
         libero_sim.Simulator("libero_object", 0, assets, 0, seed=0)
