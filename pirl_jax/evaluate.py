@@ -100,7 +100,8 @@ def prepare(values, settings) -> Evaluation:
             schedule = dataclasses.replace(settings.schedule, num_groups=num_envs)  # nothing is gained by batches
             named, output = {"name": values.policy}, pathlib.Path("runs", f"{values.policy}_{settings.raw.env.suite}")
         chosen = config.playable(settings.raw, pool.spec)
-        measured = {"policy": named, "protocol": results.protocol(settings, chosen, settings.raw.eval.episodes_per_task)}
+        protocol = results.protocol(settings, pool.spec, chosen, settings.raw.eval.episodes_per_task)
+        measured = {"policy": named, "protocol": protocol}
         output = pathlib.Path(values.output) if values.output else output
         return Evaluation(settings, pool, chosen, decide, schedule, measured, output, stack.pop_all())
 

@@ -13,6 +13,7 @@ from typing import Callable
 
 from pirl_jax import build
 from pirl_jax import config
+from pirl_jax.envs import base
 from pirl_jax.envs import libero_files
 from pirl_jax.monitor import log
 from pirl_jax.monitor import report
@@ -22,7 +23,7 @@ from pirl_jax.rollout import starts
 from pirl_jax.rollout import stats
 
 
-def protocol(settings, chosen: starts.Starts, per_task: int) -> dict:
+def protocol(settings, spec: base.EnvSpec, chosen: starts.Starts, per_task: int) -> dict:
     """Everything the success rate of a policy depends on besides the policy."""
     env, rules = settings.raw.env, config.rules(settings.raw)
     return {
@@ -32,7 +33,7 @@ def protocol(settings, chosen: starts.Starts, per_task: int) -> dict:
         "split": env.split,
         "init_states": _bounds(chosen.evaluate[: per_task or None]),
         "trained_on_init_states": _bounds(chosen.train),
-        "max_episode_steps": _limits(env, rules),
+        "max_episode_steps": _limits(env, rules, spec),
         "settle_steps": rules.settle_steps if rules else 0,
         "action_chunk": settings.policy.action_chunk,
         "denoise_steps": settings.policy.num_steps,
@@ -48,10 +49,10 @@ def _bounds(states: range) -> list[int]:
     return [states.start, states.stop]
 
 
-def _limits(env, rules):
-    """Control steps until truncation: a number, or by the suite a task comes from; 0: the suite's own."""
+def _limits(env, rules, spec):
+    """Control steps until truncation: a number, or by the suite a task comes from."""
     if env.max_episode_steps or rules is None:
-        return env.max_episode_steps
+        return spec.max_episode_steps
     return {suite: rules.max_episode_steps[suite] for suite in libero_files.SUITES[env.suite]}
 
 

@@ -246,7 +246,8 @@ def _evaluate(run, params, iteration, name, per_task, num_videos=0):
             record=range(min(num_videos, len(names))), finished=finished,
         )  # fmt: skip
     run.directory.write(iteration, {n.replace("env/", "eval/"): x for n, x in stats.episode_metrics(played).items()})
-    measured = {"policy": {"name": name, "iteration": iteration}, "protocol": results.protocol(settings, run.starts, per_task)}
+    protocol = results.protocol(settings, run.pool.spec, run.starts, per_task)
+    measured = {"policy": {"name": name, "iteration": iteration}, "protocol": protocol}
     results.write(folder, settings, measured, played, run.instructions, name)
     return results.successes(played, run.instructions)
 

@@ -120,7 +120,11 @@ def test_tasks_and_start_states_are_checked_against_the_suite():
 
 @pytest.mark.parametrize(
     "name, count, first, last",
-    [("eval.episodes_per_task", 201, 800, 999), ("eval.episodes_during_training", 201, 800, 999), ("sft.demonstrations", 801, 0, 799)],
+    [
+        ("eval.episodes_per_task", 201, 800, 999),
+        ("eval.episodes_during_training", 201, 800, 999),
+        ("sft.demonstrations", 801, 0, 799),
+    ],
 )
 def test_no_start_state_is_played_twice(name, count, first, last):
     page = changed(quickstart.get_config(), name, count)
@@ -274,6 +278,25 @@ def test_evaluation_needs_a_checkpoint(sentence, one_device):
     assert "--videos=some is no choice of episodes; give all, failures" in sentence(evaluate, PROBE, "--videos=some")
     said = sentence(evaluate, PROBE, "--checkpoint=nowhere", NOTHING_CACHED)
     assert "nowhere/checkpoints does not exist; give the folder of a saved run" in said
+
+
+def test_a_run_brings_its_own_configuration(sentence, tmp_path):
+    page = quickstart.get_config()
+    page.env.tasks, page.seed = (2, 3), 7
+    saved = json.loads(json.dumps(page.to_dict()))
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    argv = ["evaluate", f"--checkpoint={tmp_path / 'checkpoints'}", "--config.seed=8"]
+    values, read = config.parse(argv, evaluate._flags)
+    page.seed = 8
+    assert read.to_dict() == page.to_dict() and values.checkpoint == str(tmp_path / "checkpoints")
+    assert config.settings(read) == config.settings(page)
+    _, given = config.parse([*argv, PROBE], evaluate._flags)
+    assert given.env.suite == "probe_conditioned", "a recipe that is given counts"
+    assert "has no config.json beside its checkpoints; give the recipe with --config" in sentence(evaluate, "--checkpoint=nowhere")
+    del saved["env"]["split"]
+    (tmp_path / "config.json").write_text(json.dumps(saved | {"extra": 1}))
+    said = sentence(evaluate, f"--checkpoint={tmp_path}")
+    assert "is of another version (fields env.split, extra); give the recipe with --config" in said
 
 
 def test_a_real_process_ends_with_code_2_and_one_line():

@@ -9,11 +9,13 @@ from configs import base
 from configs import quickstart
 from pirl_jax import config
 from pirl_jax import results
+from pirl_jax.envs import base as envs
 from pirl_jax.envs import libero_files
 from pirl_jax.rollout import episodes
 from pirl_jax.rollout import starts
 
 NAMES = ("reach", "lift")
+SPEC = envs.EnvSpec("tabletop", NAMES, 1000, max_episode_steps=60, image_size_px=64)
 CHOSEN = starts.Starts((0, 1), range(800), range(800, 1000))
 
 
@@ -35,7 +37,7 @@ def test_successes_by_task():
 def test_files_of_an_evaluation(tmp_path):
     settings = config.settings(quickstart.get_config())
     assert results.read_successes(tmp_path) is None
-    measured = {"policy": {"name": "SFT"}, "protocol": results.protocol(settings, CHOSEN, 2)}
+    measured = {"policy": {"name": "SFT"}, "protocol": results.protocol(settings, SPEC, CHOSEN, 2)}
     text = results.write(tmp_path, settings, measured, played(), NAMES, "SFT")
     assert results.read_successes(tmp_path) == {"reach": (0, 1), "lift": (1, 2)}
     written = json.loads((tmp_path / "evaluation.json").read_text())
@@ -53,22 +55,27 @@ def test_files_of_an_evaluation(tmp_path):
 def test_the_protocol_has_every_number():
     page = base.get_config()
     page.env.update(suite="libero_130", protocol="openpi")
-    protocol = results.protocol(config.settings(page), starts.Starts((0, 129), range(40), range(40, 50)), 0)
+    protocol = results.protocol(config.settings(page), SPEC, starts.Starts((0, 129), range(40), range(40, 50)), 0)
     assert protocol["init_states"] == [40, 50] and protocol["trained_on_init_states"] == [0, 40] and protocol["split"] == "held_out"
     assert list(protocol["max_episode_steps"].values()) == [220, 280, 300, 520, 400]
     assert (protocol["name"], protocol["settle_steps"], protocol["action_chunk"], protocol["seed"]) == ("openpi", 10, 5, 42)
     page.env.max_episode_steps = 7
-    assert results.protocol(config.settings(page), CHOSEN, 0)["max_episode_steps"] == 7
+    assert results.protocol(config.settings(page), SPEC, CHOSEN, 0)["max_episode_steps"] == 60
+    tabletop = results.protocol(config.settings(quickstart.get_config()), SPEC, CHOSEN, 0)
+    assert tabletop["max_episode_steps"] == 60 and tabletop["settle_steps"] == 0 and tabletop["name"] == "tabletop's own"
 
 
 def test_the_suites_of_libero_130_get_a_row_each(tmp_path, monkeypatch):
     settings = config.settings(base.get_config())
-    monkeypatch.setattr(libero_files, "tasks", lambda suite: [libero_files.Task("libero_goal", "a"), libero_files.Task("libero_90", "b")])
-    measured = {"policy": {"name": "expert"}, "protocol": results.protocol(settings, CHOSEN, 2)}
+    tasks = [libero_files.Task("libero_goal", "a"), libero_files.Task("libero_90", "b")]
+    monkeypatch.setattr(libero_files, "tasks", lambda suite: tasks)
+    measured = {"policy": {"name": "expert"}, "protocol": results.protocol(settings, SPEC, CHOSEN, 2)}
     text = results.write(tmp_path, settings, measured, played(), NAMES, "expert")
     per_suite = json.loads((tmp_path / "evaluation.json").read_text())["per_suite"]
-    assert {name: (cell["successes"], cell["episodes"]) for name, cell in per_suite.items()} == {"libero_goal": (0, 1), "libero_90": (1, 2)}
-    assert [line.split()[0] for line in text.splitlines() if "/" in line][:5] == ["reach", "lift", "libero_goal", "libero_90", "total"]
+    counts = {name: (cell["successes"], cell["episodes"]) for name, cell in per_suite.items()}
+    assert counts == {"libero_goal": (0, 1), "libero_90": (1, 2)}
+    names = [line.split()[0] for line in text.splitlines() if "/" in line]
+    assert names[:5] == ["reach", "lift", "libero_goal", "libero_90", "total"]
 
 
 def test_rows_read_back():

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 MIN_SIDE_PX = 384  # smaller frames are enlarged by a whole factor, without smoothing: what the policy sees, only larger
 FONT_PX = 16
-LINES = 2  # of text
+LINES = 4  # of text: the longest instructions of LIBERO fit
 COLOURS = {True: (90, 210, 120), False: (235, 110, 100), None: (225, 225, 225)}  # success, failure, running
 
 
@@ -77,10 +77,6 @@ def _encode(path: pathlib.Path, pictures: list[np.ndarray], fps: int) -> None:
 def _wrap(caption: str, font, width_px: float) -> list[str]:
     """At most LINES lines; the last paragraph (the step) always stays, a long instruction is cut."""
     columns = max(8, int(width_px / font.getlength("n")))
-    paragraphs = [textwrap.wrap(paragraph, columns) or [""] for paragraph in caption.split("\n")]
-    last = paragraphs[-1][:1]
-    lines = [line for paragraph in paragraphs for line in paragraph]
-    if len(lines) <= LINES:
-        return lines
-    room = LINES - len(last)
-    return [textwrap.shorten(" ".join(lines[: -len(paragraphs[-1])]), columns * room, placeholder=" ...")] + last
+    *paragraphs, last = caption.split("\n")
+    above = textwrap.wrap(" ".join(paragraphs), columns, max_lines=LINES - 1, placeholder=" ...")
+    return above + (textwrap.wrap(last, columns)[:1] or [""])

@@ -1,9 +1,9 @@
 """Plays whole episodes on a pool of simulators.  Knows the pool and a decision function; refuses to know networks.
 
-An episode is (task, init_state).  Episodes stream over the slots: a slot that finishes one starts another at once, if possible
-of a task whose simulator its process keeps.  The slots that are ready are served together, a fixed share of those under way at a time,
-and nobody waits for the others; with `lockstep` fixed groups of slots take turns instead, and the batch in which a decision is
-made depends on nothing but the list of episodes: runs repeat bit for bit.
+An episode is (task, init_state).  Episodes stream over the slots: a slot that finishes one starts another at once, if
+possible of a task whose simulator its process keeps.  The slots that are ready are served together, a fixed share of those
+under way at a time, and nobody waits for the others; with `lockstep` fixed groups of slots take turns instead, and the batch
+in which a decision is made depends on nothing but the list of episodes: runs repeat bit for bit.
 
 An episode whose simulator was lost is forgotten and played once more; lost again, it stays lost.
 """

@@ -49,7 +49,9 @@ def test_an_episode_shows_task_step_and_outcome(tmp_path, monkeypatch, success):
 def test_long_instruction_is_cut_and_the_step_stays():
     font = video.ImageFont.load_default(size=video.FONT_PX)
     lines = video._wrap("pick up the black bowl " * 9 + "\nstep 12", font, 300)
-    assert len(lines) == video.LINES and lines[-1] == "step 12"
+    assert len(lines) == video.LINES and lines[-1] == "step 12" and lines[-2].endswith(" ...")
+    assert max(font.getlength(line) for line in lines) <= 300
+    assert video._wrap("open the drawer\nstep 1", font, 300) == ["open the drawer", "step 1"]
 
 
 def test_wrong_frames_are_a_sentence(tmp_path):

@@ -115,7 +115,8 @@ def test_a_lost_simulator_leaves_no_trace(actor, make_pool, collected, faults):
 def test_an_episode_that_stays_lost_never_reaches_the_learner(actor, make_pool):
     """One slot; the first episode is lost in its third decision, then in its second reset."""
     names = [episodes.Episode(0, 4), episodes.Episode(1, 1)]
-    rollout, results = collector.collect(actor, None, None, make_pool(1, faults={3, 4}), names, episodes.Schedule(), timeline.Timers())
+    pool = make_pool(1, faults={3, 4})
+    rollout, results = collector.collect(actor, None, None, pool, names, episodes.Schedule(), timeline.Timers())
     assert [result.lost for result in results] == [True, False]
     np.testing.assert_array_equal(rollout.valid_CE.sum(0), [0, 2])
     assert rollout.episode_R.tolist() == [1, 1] and len(rollout.chain.value) == 2

@@ -156,3 +156,11 @@ def test_saving_after_a_rewind_drops_the_abandoned_branch(store):
     store.wait()
     restored, _ = store.restore({"w": jnp.zeros(1)})
     assert store.latest() == 2 and restored["w"][0] == 20
+
+
+def test_a_checkpoint_written_again_is_another(store):
+    store.save(3, {"w": np.ones(2)})
+    first = store.identity()
+    assert first == store.identity(3) and first["iteration"] == 3
+    store.save(3, {"w": np.zeros(2)})
+    assert store.identity()["written_ns"] > first["written_ns"]
