@@ -125,6 +125,11 @@ class EnvPool:
         """Whether the slot has a request that recv has not handed out yet."""
         return slot in self._busy
 
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the worker of each slot."""
+        return [one.pid for one in self._workers.processes]
+
     def counters(self) -> dict[str, int]:
         """Since the start: workers replaced after a failure, workers recycled, episodes lost."""
         return dict(self._workers.counters)
