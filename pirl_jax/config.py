@@ -18,17 +18,19 @@ from pirl_jax.envs import probes
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import sft
 from pirl_jax.learner import update
+from pirl_jax.models import heads
 from pirl_jax.models import remat
 from pirl_jax.models import variants
 from pirl_jax.policy import flow
 from pirl_jax.policy import noise
 from pirl_jax.policy import normalize
 from pirl_jax.policy import tokenizer
+from pirl_jax.rl import losses
 
 POSITIVE = (
     ("env", "num_workers"), ("model", "action_env_dim"), ("model", "action_chunk"), ("model", "num_steps"),
     ("rollout", "num_envs"), ("rollout", "num_groups"), ("rollout", "episodes_per_iteration"),
-    ("algorithm", "update_epochs"), ("algorithm", "minibatch_size"), ("algorithm", "microbatch_size"),
+    ("model", "lora_rank"), ("algorithm", "group_size"), ("algorithm", "update_epochs"), ("algorithm", "minibatch_size"), ("algorithm", "microbatch_size"),
     ("eval", "episodes_per_task"), ("run", "save_every"), ("run", "keep"),
 )  # fmt: skip
 SUITES = (*libero_files.SUITES, "tabletop", *(f"probe_{name}" for name in probes.PROBES))
@@ -48,7 +50,7 @@ class Settings:
     @property
     def keep_prefix(self) -> bool:
         """With a frozen VLM the prefix is computed once per decision, at the rollout, and kept for the updates."""
-        return self.raw.model.train_expert_only
+        return self.raw.model.train_expert_only and not self.raw.model.is_lora
 
 
 def settings(raw: ml_collections.ConfigDict) -> Settings:
@@ -57,7 +59,11 @@ def settings(raw: ml_collections.ConfigDict) -> Settings:
     for name, value, choices in (
         ("env.suite", raw.env.suite, SUITES),
         ("model.size", raw.model.size, MODEL_SIZES),
-        ("model.noise_method", raw.model.noise_method, noise.METHODS),
+        ("model.noise_method", raw.model.noise_method, (*noise.METHODS, *noise.ALIASES)),
+        ("model.value_vlm_mode", raw.model.value_vlm_mode, heads.POOLS),
+        ("algorithm.adv_type", raw.algorithm.adv_type, update.ADV_TYPES),
+        ("algorithm.logprob_type", raw.algorithm.logprob_type, losses.LOG_PROB_LEVELS),
+        ("algorithm.anchor", raw.algorithm.anchor, flow.ANCHORS),
         ("model.norm_mode", raw.model.norm_mode, normalize.MODES),
         ("model.dtype", raw.model.dtype, ("float32", "bfloat16")),
         ("model.gradient_checkpointing", raw.model.gradient_checkpointing, remat.POLICIES),
@@ -68,6 +74,7 @@ def settings(raw: ml_collections.ConfigDict) -> Settings:
             raise types.unknown(name, value, choices)
     _check_counts(raw)
     _check_ranges(raw)
+    _check_algorithm(raw)
     return Settings(raw=raw, policy=_policy(raw), update=_update(raw), optim=_optim(raw), sft=_sft(raw))
 
 
@@ -80,6 +87,7 @@ def _check_counts(raw):
         ("rollout.num_envs", raw.rollout.num_envs, "rollout.num_groups", raw.rollout.num_groups),
         ("eval.num_envs", raw.eval.num_envs, "rollout.num_groups", raw.rollout.num_groups),
         ("algorithm.minibatch_size", raw.algorithm.minibatch_size, "algorithm.microbatch_size", raw.algorithm.microbatch_size),
+        ("rollout.episodes_per_iteration", raw.rollout.episodes_per_iteration, "algorithm.group_size", raw.algorithm.group_size),
     )
     for name, value, divisor_name, divisor in divisions:
         if value % divisor:
@@ -122,9 +130,45 @@ def _check_ranges(raw):
         )
 
 
+def _check_algorithm(raw):
+    """Which options of model and algorithm exclude each other."""
+    model, algorithm = raw.model, raw.algorithm
+    if model.joint_logprob and model.ignore_last:
+        raise ValueError("model.ignore_last=True has no meaning with model.joint_logprob=True, where every step is stochastic; drop one")
+    if flow.num_choices(_policy(raw)) < 1:
+        raise ValueError(
+            f"model.num_steps={model.num_steps} leaves no stochastic step to model.noise_method={model.noise_method!r} with "
+            f"model.ignore_last={model.ignore_last}; set num_steps to at least 2"
+        )
+    low, high = model.noise_logvar_range
+    if not 0 < low < high:
+        raise ValueError(f"model.noise_logvar_range={(low, high)} must be (lowest, highest) std with 0 < lowest < highest")
+    if model.noise_anneal and (len(model.noise_params) != 3 or min(model.noise_params) <= 0):
+        raise ValueError(f"model.noise_params={model.noise_params} must be (first level, last level, iterations), all above 0")
+    if algorithm.clip_ratio_c and algorithm.clip_ratio_c <= 1:
+        raise ValueError(f"algorithm.clip_ratio_c={algorithm.clip_ratio_c} must be above 1, or 0 for no dual clip")
+
+
 def check_training(raw):
     """What evaluation may have and learning may not."""
-    if raw.model.noise_method == "flow_ode" or raw.model.noise_level <= 0:
+    critic, grouped = raw.algorithm.adv_type == "gae", raw.algorithm.group_size > 1
+    if critic != raw.model.add_value_head:
+        raise ValueError(
+            f"algorithm.adv_type={raw.algorithm.adv_type!r} {'needs a critic' if critic else 'has no critic'}; "
+            f"set model.add_value_head={critic}"
+        )
+    if critic and raw.algorithm.filter_rewards or not critic and not grouped:
+        raise ValueError(
+            f"algorithm.adv_type={raw.algorithm.adv_type!r} does not go with algorithm.group_size={raw.algorithm.group_size} and "
+            f"algorithm.filter_rewards={raw.algorithm.filter_rewards}; groups of at least 2 and the filter are for adv_type=grpo"
+        )
+    if not critic and raw.algorithm.critic_warmup_iterations:
+        raise ValueError(
+            f"algorithm.critic_warmup_iterations={raw.algorithm.critic_warmup_iterations} needs a critic; "
+            f"set it to 0 with algorithm.adv_type={raw.algorithm.adv_type!r}"
+        )
+    learned, level = raw.model.noise_method in ("flow_noise", "reinflow"), raw.model.noise_level
+    if raw.model.noise_method == "flow_ode" or not (learned or raw.model.noise_anneal or level > 0):
         raise ValueError(
             f"model.noise_method={raw.model.noise_method!r} with model.noise_level={raw.model.noise_level} explores nothing, "
             f"so there is nothing to learn; use flow_sde with a positive noise_level"
@@ -165,9 +209,14 @@ def _policy(raw) -> flow.PolicyConfig:
     )
     if model.tokenizer == "byte":
         changes["vocab_size"] = tokenizer.ByteTokenizer.vocab_size
+    network = variants.pi0_config(size, **changes)
+    if model.is_lora:
+        network = variants.with_lora(network, model.lora_rank)
     return flow.PolicyConfig(
-        model=variants.pi0_config(size, **changes), num_steps=model.num_steps, noise_method=model.noise_method,
-        noise_level=model.noise_level, action_chunk=model.action_chunk, action_env_dim=model.action_env_dim,
+        model=network, num_steps=model.num_steps, noise_method=noise.ALIASES.get(model.noise_method, model.noise_method),
+        noise_level=model.noise_level, noise_logvar_range=tuple(model.noise_logvar_range), ignore_last=model.ignore_last,
+        joint_logprob=model.joint_logprob, joint_mean=model.joint_mean, value_after_vlm=model.value_after_vlm,
+        value_vlm_mode=model.value_vlm_mode, action_chunk=model.action_chunk, action_env_dim=model.action_env_dim,
         add_value_head=model.add_value_head, value_hidden=tuple(model.value_hidden),
         detach_critic_input=model.detach_critic_input, chunk_critic_input=model.chunk_critic_input,
     )

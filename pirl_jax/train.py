@@ -159,7 +159,8 @@ def _actor(run, norm_stats):
 def _rl_state(run, params):
     settings = run.settings
     predicate = optimizer.trainable(settings.policy.model, settings.raw.model.train_expert_only)
-    return states.create(params, settings.optim, predicate, run.mesh)
+    ema, anchor = settings.update.ema_decay > 0, settings.update.anchor_coef > 0
+    return states.create(params, settings.optim, predicate, run.mesh, ema=ema, anchor=anchor)
 
 
 # ---- iterate -----------------------------------------------------------------------------------------------------------
@@ -178,7 +179,7 @@ def iterate(run: Run, state: states.TrainState) -> states.TrainState:
             # At the start of an iteration, not at its end: a resumed run then has the same evaluations.
             if raw.eval.every and iteration and iteration % raw.eval.every == 0:
                 count = raw.eval.episodes_during_training or raw.eval.episodes_per_task
-                _evaluate(run, state.params, iteration, f"iteration_{iteration}", count)
+                _evaluate(run, states.acting_params(state), iteration, f"iteration_{iteration}", count)
             with jax.transfer_guard("disallow"):
                 state, metrics = _iteration(run, update_minibatch, state, iteration, step)
             step(1, _line(run.directory.write(iteration, metrics)))
@@ -192,14 +193,15 @@ def iterate(run: Run, state: states.TrainState) -> states.TrainState:
 def _iteration(run, update_minibatch, state, iteration, step):
     """One rollout and its updates -> state, metrics."""
     key, cfg = rng.named(run.key, "iteration", iteration), run.settings.update
-    rollout, results = _rollout(run, state.params, key, step)
+    actor = build.at_iteration(run.actor, run.settings, iteration, run.mesh)
+    rollout, results = _rollout(run, actor, state.params, key, step)
     with run.timers.measure("update"):
         data = update.rows(rollout, cfg)
         state, metrics = update.update(update_minibatch, state, data, rng.named(key, "shuffle"), cfg)
     return state, metrics | stats.episode_metrics(results) | stats.rollout_metrics(rollout, data) | _times(run.timers)
 
 
-def _rollout(run, params, key, step):
+def _rollout(run, actor, params, key, step):
     """Episodes of one iteration: start states uniform with replacement over (task, training start states)."""
     count, (first, last) = run.settings.raw.rollout.episodes_per_iteration, run.settings.raw.env.train_init_states
     generator = rng.generator(rng.named(key, "starts"))
@@ -211,7 +213,7 @@ def _rollout(run, params, key, step):
         step(0, f"rollout {done[0]}/{count} episodes")
 
     return collector.collect(
-        run.actor, params, rng.named(key, "actions"), run.pool, names, run.settings.raw.rollout.num_groups, run.timers, note
+        actor, params, rng.named(key, "actions"), run.pool, names, run.settings.raw.rollout.num_groups, run.timers, note
     )
 
 
@@ -223,9 +225,10 @@ def _times(timers):
 
 
 def _line(row):
+    critic = f"ev {row['critic/explained_variance']:.2f}  " if "critic/explained_variance" in row else ""
     return (
         f"success {row['env/success_once']:.2f}  return {row['env/return']:.2f}  kl {row['actor/approx_kl']:.4f}  "
-        f"clip {row['actor/pg_clipfrac']:.2f}  ev {row['critic/explained_variance']:.2f}  {row['time/iteration']:.1f} s  "
+        f"clip {row['actor/pg_clipfrac']:.2f}  {critic}{row['time/iteration']:.1f} s  "
         f"{timeline.verdict(row)}"
     )
 
@@ -248,7 +251,7 @@ def _evaluate(run, params, iteration, name, episodes_per_task, num_videos=0):
 def finish(run: Run, state: states.TrainState) -> None:
     """Final evaluation on start states that training never saw, the table, the curve, the video; says where each lies."""
     raw, path = run.settings.raw, run.directory.path
-    after = _evaluate(run, state.params, raw.num_iterations, "after", raw.eval.episodes_per_task, raw.eval.num_videos)
+    after = _evaluate(run, states.acting_params(state), raw.num_iterations, "after", raw.eval.episodes_per_task, raw.eval.num_videos)
     before = evaluate.read_successes(path / "evaluation" / "before")
     name = "SFT" if raw.sft.demonstrations else "before"
     table = report.success_table(({name: before} if before else {}) | {"PPO": after})
