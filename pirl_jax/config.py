@@ -66,6 +66,7 @@ def settings(raw: ml_collections.ConfigDict) -> Settings:
         ("algorithm.anchor", raw.algorithm.anchor, flow.ANCHORS),
         ("model.norm_mode", raw.model.norm_mode, normalize.MODES),
         ("model.dtype", raw.model.dtype, ("float32", "bfloat16")),
+        ("model.frozen_dtype", raw.model.frozen_dtype, ("float32", "bfloat16")),
         ("model.gradient_checkpointing", raw.model.gradient_checkpointing, remat.POLICIES),
         ("env.render_quality", raw.env.render_quality, ("exact", "light")),
         ("env.protocol", raw.env.protocol, libero_files.PROTOCOLS),

@@ -160,7 +160,8 @@ def _rl_state(run, params):
     settings = run.settings
     predicate = optimizer.trainable(settings.policy.model, settings.raw.model.train_expert_only)
     ema, anchor = settings.update.ema_decay > 0, settings.update.anchor_coef > 0
-    return states.create(params, settings.optim, predicate, run.mesh, ema=ema, anchor=anchor)
+    frozen = settings.raw.model.frozen_dtype
+    return states.create(params, settings.optim, predicate, run.mesh, ema=ema, anchor=anchor, frozen_dtype=frozen)
 
 
 # ---- iterate -----------------------------------------------------------------------------------------------------------

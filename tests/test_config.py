@@ -42,7 +42,7 @@ WRONG = [
     ("env.suite", "libero_spatail", "choose one of: libero_spatial, libero_object"),
     ("env.render_quality", "nice", "choose one of: exact, light"),
     ("model.size", "huge", "choose one of: full, small, tiny"),
-    ("model.noise_method", "flow_sdee", "choose one of: flow_ode, flow_sde"),
+    ("model.noise_method", "flow_sdee", "choose one of: flow_ode, flow_sde, flow_noise, flow_cps, reinflow"),
     ("model.norm_mode", "none", "choose one of: zscore, quantile"),
     ("model.dtype", "float16", "choose one of: float32, bfloat16"),
     ("model.gradient_checkpointing", "some", "choose one of: none"),
