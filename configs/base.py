@@ -121,6 +121,7 @@ def _algorithm():
         critic_warmup_iterations=0,  # first iterations that only fit the value head
         anchor="kl",  # distance to the policy that training starts from: kl | velocity_mse
         anchor_coef=0.0,  # its weight in the loss; 0 = off
+        sft_loss_weight=0.0,  # weight of the flow-matching loss on sft.demonstrations in every update; 0 = off
         ema_decay=0.0,  # of the averaged weights that are evaluated; 0 = off
     )
 

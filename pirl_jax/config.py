@@ -168,6 +168,11 @@ def check_training(raw):
             f"algorithm.critic_warmup_iterations={raw.algorithm.critic_warmup_iterations} needs a critic; "
             f"set it to 0 with algorithm.adv_type={raw.algorithm.adv_type!r}"
         )
+    if raw.algorithm.sft_loss_weight and not raw.sft.demonstrations:
+        raise ValueError(
+            f"algorithm.sft_loss_weight={raw.algorithm.sft_loss_weight} needs demonstrations; "
+            f"set sft.demonstrations (it is {raw.sft.demonstrations}) to at least 1"
+        )
     learned, level = raw.model.noise_method in ("flow_noise", "reinflow"), raw.model.noise_level
     if raw.model.noise_method == "flow_ode" or not (learned or raw.model.noise_anneal or level > 0):
         raise ValueError(

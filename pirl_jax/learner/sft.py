@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from pirl_jax.core import mesh as meshes
+from pirl_jax.core import rng
 from pirl_jax.core import spec
 from pirl_jax.core import types
 from pirl_jax.learner import optimizer
@@ -66,11 +67,12 @@ def make_sft_step(cfg: SftConfig, mesh: jax.sharding.Mesh) -> Callable:
     return lambda state, obs, actions_BHA, key: step(state, obs, actions_BHA, meshes.replicate(key, mesh))
 
 
-def make_loss(cfg: SftConfig, key) -> Callable:
+def make_loss(cfg: SftConfig, seed: int) -> Callable:
     """loss(params, (Observation [B], actions_BHA), step) -> scalar: the SFT term of co-training (learner/update.py)."""
 
     def loss(params, demonstrations, step):
-        obs, noise_BHA, time_B = _draw(jax.random.fold_in(key, step), *demonstrations, cfg)
+        key = jax.random.fold_in(rng.named(jax.random.key(seed), "sft_term"), step)
+        obs, noise_BHA, time_B = _draw(key, *demonstrations, cfg)
         return pi0.flow_matching_loss(params, obs, demonstrations[1], noise_BHA, time_B, cfg.model).mean()
 
     return loss
