@@ -131,6 +131,11 @@ def _group_relative(rollout, cfg):
     return spread(advantage_E), spread(score_E), keep_E
 
 
+def concatenate(parts: list[Minibatch]) -> Minibatch:
+    """Rows of several rollouts of one behaviour policy as one; for dynamic sampling (rl/groups.py)."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
 def objective(log_prob_fn: Callable, cfg: UpdateConfig, params, batch: Minibatch, freeze_policy, anchor=None):
     """sum(w * L) of a microbatch, and its Sums without gradients."""
     log_prob_BIA, entropy, value, distance = log_prob_fn(params, batch.chain, batch.context, anchor)
