@@ -30,7 +30,8 @@ from pirl_jax.rl import losses
 POSITIVE = (
     ("env", "num_workers"), ("model", "action_env_dim"), ("model", "action_chunk"), ("model", "num_steps"),
     ("rollout", "num_envs"), ("rollout", "num_groups"), ("rollout", "episodes_per_iteration"),
-    ("model", "lora_rank"), ("algorithm", "group_size"), ("algorithm", "update_epochs"), ("algorithm", "minibatch_size"), ("algorithm", "microbatch_size"),
+    ("model", "lora_rank"), ("algorithm", "group_size"),
+    ("algorithm", "update_epochs"), ("algorithm", "minibatch_size"), ("algorithm", "microbatch_size"),
     ("eval", "episodes_per_task"), ("run", "save_every"), ("run", "keep"),
 )  # fmt: skip
 SUITES = (*libero_files.SUITES, "tabletop", *(f"probe_{name}" for name in probes.PROBES))
@@ -135,7 +136,10 @@ def _check_algorithm(raw):
     """Which options of model and algorithm exclude each other."""
     model, algorithm = raw.model, raw.algorithm
     if model.joint_logprob and model.ignore_last:
-        raise ValueError("model.ignore_last=True has no meaning with model.joint_logprob=True, where every step is stochastic; drop one")
+        raise ValueError(
+            f"model.ignore_last={model.ignore_last} has no meaning with model.joint_logprob=True, where every step is stochastic; "
+            f"drop one"
+        )
     if flow.num_choices(_policy(raw)) < 1:
         raise ValueError(
             f"model.num_steps={model.num_steps} leaves no stochastic step to model.noise_method={model.noise_method!r} with "

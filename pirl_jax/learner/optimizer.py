@@ -58,9 +58,9 @@ def init(cfg: OptimizerConfig, params: dict):
 def apply(cfg: OptimizerConfig, grads: dict, opt_state, params: dict, schedule_step, freeze_policy=False, skip=False):
     """One step -> params, opt_state, metrics.
 
-    A gradient that is not finite leaves everything as it was, and so does skip (may be traced).  freeze_policy (may be traced) spares the policy;
-    the moments of the rest stay 0 meanwhile, but its bias correction ages: its first steps afterwards are shorter than
-    those of a fresh Adam, never longer.
+    A gradient that is not finite leaves everything as it was, and so does skip.  freeze_policy spares the policy; the moments
+    of the rest stay 0 meanwhile, but its bias correction ages: its first steps afterwards are shorter than those of a fresh
+    Adam, never longer.  Both may be traced.
     """
     grads = _by_group(lambda group, g: g if group == "value" else jnp.where(freeze_policy, 0.0, g), grads)
     norm = optax.tree.norm(grads)
