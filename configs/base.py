@@ -56,6 +56,7 @@ def _model():
         size="full",  # full | small | tiny (pirl_jax/models/variants.py)
         pi05=False,  # pi0.5: time conditions every expert norm (adaRMS), no state token
         dtype="bfloat16",  # compute dtype
+        frozen_dtype="float32",  # of the weights that do not train, once training starts: float32 | bfloat16
         image_size_px=224,
         action_dim=32,  # model action dims; the simulator's 7 are zero-padded to it
         action_horizon=50,  # H, actions the model denoises per decision
@@ -68,13 +69,23 @@ def _model():
         checkpoint="",  # run directory (or its checkpoints/) to start from; "" = fresh weights, then sft
         gradient_checkpointing="none",  # none | dots | full
         train_expert_only=True,  # freeze the VLM (image tower, embedder, expert 0)
-        noise_method="flow_sde",  # flow_sde | flow_ode
-        noise_level=0.5,  # a of flow_sde, scale of the exploration noise
+        is_lora=False,  # low-rank adapters train in the VLM's language layers; its other weights are frozen
+        lora_rank=32,  # rank and alpha of the adapters
+        noise_method="flow_sde",  # flow_sde | flow_noise (alias reinflow: learned std) | flow_cps | flow_ode
+        noise_level=0.5,  # a of flow_sde and flow_cps, scale of the exploration noise
+        noise_anneal=False,  # take the noise level from noise_params instead
+        noise_params=(0.7, 0.3, 400),  # noise level at the start, at the end, iterations in between
+        noise_logvar_range=(0.08, 0.16),  # flow_noise: bounds of the learned std (the name is RLinf's)
         num_steps=4,  # J, denoise steps
+        ignore_last=False,  # the last denoise step is never the stochastic one
+        joint_logprob=False,  # all denoise steps are stochastic and scored; False: one, drawn per decision
+        joint_mean=False,  # joint_logprob: mean over start noise and steps (RLinf) instead of the sum over the steps
         action_chunk=5,  # I, actions executed open loop per decision
         action_env_dim=7,  # action dims the simulator reads
         add_value_head=True,
         value_hidden=(512, 256, 128),
+        value_after_vlm=False,  # the critic reads the VLM's output (published pi0.5) instead of the action features
+        value_vlm_mode="mean_token",  # of its valid tokens: mean_token | first_token | last_token
         detach_critic_input=True,  # no gradient from the value loss into the network
         chunk_critic_input=False,  # value pools the first I action features instead of all H
     )
@@ -92,7 +103,11 @@ def _rollout():
 
 def _algorithm():
     return _section(
-        group_size=1,  # episodes per start (task, start state); GRPO compares them
+        adv_type="gae",  # gae (critic) | grpo | rloo | dr_grpo (against the group's scores; no critic, add_value_head=False)
+        group_size=1,  # consecutive episodes that share task and start state
+        filter_rewards=False,  # learn from groups only whose mean score lies in the bounds
+        rewards_lower_bound=0.1,
+        rewards_upper_bound=0.9,
         gamma=0.99,  # discount per decision
         gae_lambda=0.95,
         bootstrap_truncated=False,  # value of the last observation after a time limit; False: as RLinf, 0
@@ -102,6 +117,8 @@ def _algorithm():
         microbatch_size=128,  # decisions per forward-backward
         clip_ratio_low=0.2,
         clip_ratio_high=0.2,
+        clip_ratio_c=0.0,  # dual clip: bound of the loss of bad actions in units of |advantage|; 0 = off
+        logprob_type="chunk",  # one probability ratio per chunk | action | token (entry of an action)
         value_clip=0.2,
         huber_delta=10.0,
         value_coef=1.0,
@@ -109,6 +126,10 @@ def _algorithm():
         trajectory_weighting=True,  # every trajectory weighs the same; False: every decision weighs the same
         target_kl=0.0,  # stop the epochs of an iteration above this approximate KL; 0 = off
         critic_warmup_iterations=0,  # first iterations that only fit the value head
+        anchor="kl",  # distance to the policy that training starts from: kl | velocity_mse
+        anchor_coef=0.0,  # its weight in the loss; 0 = off
+        sft_loss_weight=0.0,  # weight of the flow-matching loss on sft.demonstrations in every update; 0 = off
+        ema_decay=0.0,  # of the averaged weights that are evaluated; 0 = off
     )
 
 

@@ -5,8 +5,9 @@
 
 Hardware of the published run: 8 x H100.  Published success: few-shot SFT 65.3 %, after PPO 98.4 %, trained and evaluated on the
 same 500 start states (RLinf documentation).  Not reproduced by us yet.
-Deviations: an episode ends at its success; the denoise index is drawn per row; advantages are normalised over the whole
-rollout; minibatches are reshuffled every epoch.
+Deviations: an episode ends at its success; the denoise index is drawn per row; the value at the rollout is that of the stochastic
+step; a trajectory's weight is one over its decisions; advantages are normalised over the whole rollout; minibatches are reshuffled
+every epoch; what trains is held in float32.  The other fifteen published recipes are written as differences from this one.
 """
 
 from configs import base

@@ -1,11 +1,13 @@
 """Puts the parts together from the settings; shared by the commands.  The only place that knows which suite is which class."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 import pathlib
 
 import jax
+import numpy as np
 
 from pirl_jax import config
 from pirl_jax import doctor
@@ -17,6 +19,7 @@ from pirl_jax.envs import probes
 from pirl_jax.envs import queue
 from pirl_jax.models import pi0
 from pirl_jax.policy import flow
+from pirl_jax.policy import noise
 from pirl_jax.policy import normalize
 from pirl_jax.policy import observation
 from pirl_jax.policy import tokenizer
@@ -120,9 +123,9 @@ def actor(settings, on_mesh, to_model: observation.Transform, instructions) -> c
         return jax.vmap(jax.random.fold_in, (None, 0))(key, id_B)
 
     @jax.jit
-    def explore(params, key, id_B, obs):
-        prefix = pi0.prefill(params, obs, cfg.model)
-        chain, actions_BHA = flow.sample_chain(params, row_keys(key, id_B), prefix, cfg)
+    def explore(params, key, id_B, obs, level=None):
+        prefix = flow.prefill(params, obs, cfg)
+        chain, actions_BHA = flow.sample_chain(params, row_keys(key, id_B), prefix, cfg, level)
         return chain, actions_BHA, flow.prefix_to_rows(prefix) if keep_prefix else None
 
     @jax.jit
@@ -133,6 +136,16 @@ def actor(settings, on_mesh, to_model: observation.Transform, instructions) -> c
         transform=to_model, instructions=instructions, action_chunk=cfg.action_chunk, explore=explore, exploit=exploit,
         put=functools.partial(meshes.put_batch, mesh=on_mesh),
     )
+
+
+def at_iteration(the_actor: collector.Actor, settings, iteration: int, on_mesh) -> collector.Actor:
+    """The actor with the noise level of an iteration."""
+    model = settings.raw.model
+    if not model.noise_anneal:
+        return the_actor
+    start, end, iterations = model.noise_params
+    level = meshes.replicate(np.float32(noise.annealed(start, end, iterations, iteration)), on_mesh)
+    return dataclasses.replace(the_actor, explore=functools.partial(the_actor.explore, level=level))
 
 
 def setup_jax(settings) -> None:
@@ -199,11 +212,16 @@ def norm_stats_path(run_dir) -> pathlib.Path:
 
 
 def log_prob_fn(settings):
-    """What the learner sees of the policy: (params, chain, context rows) -> log_prob_B, entropy_B, value_B."""
+    """What the learner sees of the policy: (params, chain, context rows, anchor parameters or None) -> log_prob_BIA, entropy_B,
+    value_B, distance_B to the anchor."""
+    cfg = settings.policy
 
-    def log_prob(params, chain, context):
-        if isinstance(context, pi0.Prefix):
-            context = flow.prefix_from_rows(context)
-        return flow.chain_log_prob(params, chain, context, settings.policy)
+    def log_prob(params, chain, context, anchor=None):
+        context = flow.prefix_from_rows(context) if isinstance(context, pi0.Prefix) else context
+        steps, distance_B = flow.chain_steps(params, chain, context, cfg), 0.0
+        if anchor is not None:
+            others = flow.chain_steps(jax.lax.stop_gradient(anchor), chain, context, cfg)
+            distance_B = flow.distance(steps, others, settings.update.anchor, cfg)
+        return *flow.score(chain, steps, cfg), distance_B
 
     return log_prob

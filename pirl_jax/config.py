@@ -19,12 +19,14 @@ from pirl_jax.envs import probes
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import sft
 from pirl_jax.learner import update
+from pirl_jax.models import heads
 from pirl_jax.models import remat
 from pirl_jax.models import variants
 from pirl_jax.policy import flow
 from pirl_jax.policy import noise
 from pirl_jax.policy import normalize
 from pirl_jax.policy import tokenizer
+from pirl_jax.rl import losses
 from pirl_jax.rollout import episodes
 from pirl_jax.rollout import starts
 
@@ -32,7 +34,7 @@ POSITIVE = (
     ("env", "num_workers"), ("env", "cached_tasks"), ("model", "action_env_dim"), ("model", "action_chunk"),
     ("model", "num_steps"),
     ("rollout", "num_envs"), ("rollout", "num_groups"), ("rollout", "episodes_per_iteration"),
-    ("algorithm", "group_size"), ("algorithm", "update_epochs"), ("algorithm", "minibatch_size"),
+    ("model", "lora_rank"), ("algorithm", "group_size"), ("algorithm", "update_epochs"), ("algorithm", "minibatch_size"),
     ("algorithm", "microbatch_size"), ("run", "save_every"), ("run", "keep"),
 )  # fmt: skip
 NOT_NEGATIVE = (
@@ -56,7 +58,7 @@ class Settings:
     @property
     def keep_prefix(self) -> bool:
         """With a frozen VLM the prefix is computed once per decision, at the rollout, and kept for the updates."""
-        return self.raw.model.train_expert_only
+        return self.raw.model.train_expert_only and not self.raw.model.is_lora
 
     @property
     def schedule(self) -> episodes.Schedule:
@@ -71,9 +73,14 @@ def settings(raw: ml_collections.ConfigDict) -> Settings:
     for name, value, choices in (
         ("env.suite", raw.env.suite, SUITES),
         ("model.size", raw.model.size, MODEL_SIZES),
-        ("model.noise_method", raw.model.noise_method, noise.METHODS),
+        ("model.noise_method", raw.model.noise_method, (*noise.METHODS, *noise.ALIASES)),
+        ("model.value_vlm_mode", raw.model.value_vlm_mode, heads.POOLS),
+        ("algorithm.adv_type", raw.algorithm.adv_type, update.ADV_TYPES),
+        ("algorithm.logprob_type", raw.algorithm.logprob_type, losses.LOG_PROB_LEVELS),
+        ("algorithm.anchor", raw.algorithm.anchor, flow.ANCHORS),
         ("model.norm_mode", raw.model.norm_mode, normalize.MODES),
         ("model.dtype", raw.model.dtype, ("float32", "bfloat16")),
+        ("model.frozen_dtype", raw.model.frozen_dtype, ("float32", "bfloat16")),
         ("model.gradient_checkpointing", raw.model.gradient_checkpointing, remat.POLICIES),
         ("env.render_quality", raw.env.render_quality, ("exact", "light")),
         ("env.protocol", raw.env.protocol, libero_files.PROTOCOLS),
@@ -84,6 +91,7 @@ def settings(raw: ml_collections.ConfigDict) -> Settings:
             raise types.unknown(name, value, choices)
     _check_counts(raw)
     _check_ranges(raw)
+    _check_algorithm(raw)
     return Settings(raw=raw, policy=_policy(raw), update=_update(raw), optim=_optim(raw), sft=_sft(raw))
 
 
@@ -128,9 +136,53 @@ def _check_ranges(raw):
         )
 
 
+def _check_algorithm(raw):
+    """Which options of model and algorithm exclude each other."""
+    model, algorithm = raw.model, raw.algorithm
+    if model.joint_logprob and model.ignore_last:
+        raise ValueError(
+            f"model.ignore_last={model.ignore_last} has no meaning with model.joint_logprob=True, where every step is stochastic; "
+            f"drop one"
+        )
+    if flow.num_choices(_policy(raw)) < 1:
+        raise ValueError(
+            f"model.num_steps={model.num_steps} leaves no stochastic step to model.noise_method={model.noise_method!r} with "
+            f"model.ignore_last={model.ignore_last}; set num_steps to at least 2"
+        )
+    low, high = model.noise_logvar_range
+    if not 0 < low < high:
+        raise ValueError(f"model.noise_logvar_range={(low, high)} must be (lowest, highest) std with 0 < lowest < highest")
+    if model.noise_anneal and (len(model.noise_params) != 3 or min(model.noise_params) <= 0):
+        raise ValueError(f"model.noise_params={model.noise_params} must be (first level, last level, iterations), all above 0")
+    if algorithm.clip_ratio_c and algorithm.clip_ratio_c <= 1:
+        raise ValueError(f"algorithm.clip_ratio_c={algorithm.clip_ratio_c} must be above 1, or 0 for no dual clip")
+
+
 def check_training(raw):
     """What evaluation may have and learning may not."""
-    if raw.model.noise_method == "flow_ode" or raw.model.noise_level <= 0:
+    critic, grouped = raw.algorithm.adv_type == "gae", raw.algorithm.group_size > 1
+    if critic != raw.model.add_value_head:
+        raise ValueError(
+            f"algorithm.adv_type={raw.algorithm.adv_type!r} {'needs a critic' if critic else 'has no critic'}; "
+            f"set model.add_value_head={critic}"
+        )
+    if critic and raw.algorithm.filter_rewards or not critic and not grouped:
+        raise ValueError(
+            f"algorithm.adv_type={raw.algorithm.adv_type!r} does not go with algorithm.group_size={raw.algorithm.group_size} and "
+            f"algorithm.filter_rewards={raw.algorithm.filter_rewards}; groups of at least 2 and the filter are for adv_type=grpo"
+        )
+    if not critic and raw.algorithm.critic_warmup_iterations:
+        raise ValueError(
+            f"algorithm.critic_warmup_iterations={raw.algorithm.critic_warmup_iterations} needs a critic; "
+            f"set it to 0 with algorithm.adv_type={raw.algorithm.adv_type!r}"
+        )
+    if raw.algorithm.sft_loss_weight and not raw.sft.demonstrations:
+        raise ValueError(
+            f"algorithm.sft_loss_weight={raw.algorithm.sft_loss_weight} needs demonstrations; "
+            f"set sft.demonstrations (it is {raw.sft.demonstrations}) to at least 1"
+        )
+    learned, level = raw.model.noise_method in ("flow_noise", "reinflow"), raw.model.noise_level
+    if raw.model.noise_method == "flow_ode" or not (learned or raw.model.noise_anneal or level > 0):
         raise ValueError(
             f"model.noise_method={raw.model.noise_method!r} with model.noise_level={raw.model.noise_level} explores nothing, "
             f"so there is nothing to learn; use flow_sde with a positive noise_level"
@@ -190,9 +242,14 @@ def _policy(raw) -> flow.PolicyConfig:
     )
     if model.tokenizer == "byte":
         changes["vocab_size"] = tokenizer.ByteTokenizer.vocab_size
+    network = variants.pi0_config(size, **changes)
+    if model.is_lora:
+        network = variants.with_lora(network, model.lora_rank)
     return flow.PolicyConfig(
-        model=variants.pi0_config(size, **changes), num_steps=model.num_steps, noise_method=model.noise_method,
-        noise_level=model.noise_level, action_chunk=_action_chunk(raw), action_env_dim=model.action_env_dim,
+        model=network, num_steps=model.num_steps, noise_method=noise.ALIASES.get(model.noise_method, model.noise_method),
+        noise_level=model.noise_level, noise_logvar_range=tuple(model.noise_logvar_range), ignore_last=model.ignore_last,
+        joint_logprob=model.joint_logprob, joint_mean=model.joint_mean, value_after_vlm=model.value_after_vlm,
+        value_vlm_mode=model.value_vlm_mode, action_chunk=_action_chunk(raw), action_env_dim=model.action_env_dim,
         add_value_head=model.add_value_head, value_hidden=tuple(model.value_hidden),
         detach_critic_input=model.detach_critic_input, chunk_critic_input=model.chunk_critic_input,
     )

@@ -84,17 +84,28 @@ def statistics(episodes: list[dict]) -> normalize.NormStats:
     return normalize.NormStats(state=state.stats(), actions=actions.stats())
 
 
+def encode(settings, to_model: observation.Transform, episodes: list[dict]):
+    """Demonstrations as the model reads them: (Observation, actions [R,H,A]), one host row per control step."""
+    rows = as_rows(episodes, settings.policy.model.action_horizon)
+    obs = observation.encode(to_model, rows.images, rows.state, rows.instructions)
+    return obs, observation.encode_actions(to_model, rows.actions, rows.state)
+
+
+def batches(encoded, batch_size: int, key):
+    """Endless batches of encoded demonstrations, drawn by the key; host rows."""
+    generator, count = rng.generator(key), len(encoded[1])
+    while True:
+        index = generator.choice(count, batch_size, replace=count < batch_size)
+        yield jax.tree.map(lambda leaf, index=index: leaf[index], encoded)
+
+
 def teach(settings, params, mesh, to_model: observation.Transform, episodes: list[dict], key, progress):
     """Run the SFT steps on the demonstrations -> (params, metrics of the last step).  Takes `params` over."""
-    page, rows = settings.raw.sft, as_rows(episodes, settings.policy.model.action_horizon)
+    page = settings.raw.sft
     state, step = sft.create_state(params, settings.sft, mesh), sft.make_sft_step(settings.sft, mesh)
-    obs = observation.encode(to_model, rows.images, rows.state, rows.instructions)
-    actions = observation.encode_actions(to_model, rows.actions, rows.state)
-    generator = rng.generator(rng.named(key, "sft", "batches"))
+    drawn = batches(encode(settings, to_model, episodes), page.batch_size, rng.named(key, "sft", "batches"))
     noise_key, metrics = rng.named(key, "sft", "noise"), {}
-    for _ in range(page.steps):
-        index = generator.choice(len(actions), page.batch_size, replace=len(actions) < page.batch_size)
-        batch = jax.tree.map(lambda leaf, index=index: leaf[index], (obs, actions))
+    for _, batch in zip(range(page.steps), drawn):
         state, metrics = step(state, *meshes.put_batch(batch, mesh), noise_key)
         progress(1)
     return states.acting_params(state), jax.device_get(metrics)

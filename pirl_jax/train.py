@@ -23,6 +23,7 @@ from pirl_jax import teach
 from pirl_jax.core import rng
 from pirl_jax.envs import queue
 from pirl_jax.learner import optimizer
+from pirl_jax.learner import sft
 from pirl_jax.learner import state as states
 from pirl_jax.learner import update
 from pirl_jax.monitor import log
@@ -51,6 +52,7 @@ class Run:
     first_iteration: int  # 0: a fresh run
     resources: contextlib.ExitStack  # closes pool, store and directory
     actor: collector.Actor | None = None
+    demonstrations: list | None = None  # episodes of the scripted expert, where SFT or co-training asked for them
 
     @property
     def instructions(self):
@@ -139,14 +141,14 @@ def _resumed(run):
 
 def _taught(run):
     """Few-shot SFT from scripted demonstrations -> (params, NormStats)."""
-    settings, sft = run.settings, run.settings.raw.sft
+    settings, page = run.settings, run.settings.raw.sft
     with config.user_errors():
-        demonstrations = teach.collect(settings, run.starts)
+        run.demonstrations = demonstrations = teach.collect(settings, run.starts)
     norm_stats = teach.statistics(demonstrations)
     run.actor = _actor(run, norm_stats)
     params = build.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
     print(f"SFT on {len(demonstrations)} demonstrations, {sum(len(d['actions']) for d in demonstrations)} control steps")
-    with progress.track("SFT", total=sft.steps, unit="steps") as step:
+    with progress.track("SFT", total=page.steps, unit="steps") as step:
         params, metrics = teach.teach(settings, params, run.mesh, run.actor.transform, demonstrations, run.key, step)
     run.directory.write(0, {f"sft/{name}": value for name, value in metrics.items()})
     return params, norm_stats
@@ -160,7 +162,9 @@ def _actor(run, norm_stats):
 def _rl_state(run, params):
     settings = run.settings
     predicate = optimizer.trainable(settings.policy.model, settings.raw.model.train_expert_only)
-    return states.create(params, settings.optim, predicate, run.mesh)
+    ema, anchor = settings.update.ema_decay > 0, settings.update.anchor_coef > 0
+    frozen = settings.raw.model.frozen_dtype
+    return states.create(params, settings.optim, predicate, run.mesh, ema=ema, anchor=anchor, frozen_dtype=frozen)
 
 
 # ---- iterate -----------------------------------------------------------------------------------------------------------
@@ -171,17 +175,19 @@ def iterate(run: Run, state: states.TrainState) -> states.TrainState:
     raw = run.settings.raw
     predicate = optimizer.trainable(run.settings.policy.model, raw.model.train_expert_only)
     update_minibatch = update.make_update(
-        build.log_prob_fn(run.settings), run.settings.update, run.settings.optim, predicate, run.mesh
-    )
+        build.log_prob_fn(run.settings), run.settings.update, run.settings.optim, predicate, run.mesh,
+        sft_loss=sft.make_loss(run.settings.sft, raw.seed),
+    )  # fmt: skip
+    encoded = _encoded_demonstrations(run)
     run.timers.read()
     with progress.track("training", total=raw.num_iterations - run.first_iteration, unit="iterations") as step:
         for iteration in range(run.first_iteration, raw.num_iterations):
             # At the start of an iteration, not at its end: a resumed run then has the same evaluations.
             if raw.eval.every and iteration and iteration % raw.eval.every == 0:
                 count = raw.eval.episodes_during_training or raw.eval.episodes_per_task
-                _evaluate(run, state.params, iteration, f"iteration_{iteration}", count)
+                _evaluate(run, states.acting_params(state), iteration, f"iteration_{iteration}", count)
             with jax.transfer_guard("disallow"):
-                state, metrics = _iteration(run, update_minibatch, state, iteration, step)
+                state, metrics = _iteration(run, update_minibatch, state, iteration, step, encoded)
             step(1, _line(run.directory.write(iteration, metrics)))
             if (iteration + 1) % raw.run.save_every == 0 or iteration + 1 == raw.num_iterations:
                 with run.timers.measure("save"):
@@ -190,18 +196,32 @@ def iterate(run: Run, state: states.TrainState) -> states.TrainState:
     return state
 
 
-def _iteration(run, update_minibatch, state, iteration, step):
+def _encoded_demonstrations(run):
+    """What co-training draws from, or None.  A resumed run plays the same demonstrations again."""
+    if not run.settings.update.sft_loss_weight:
+        return None
+    if run.demonstrations is None:
+        run.demonstrations = teach.collect(run.settings, run.starts)
+    return teach.encode(run.settings, run.actor.transform, run.demonstrations)
+
+
+def _iteration(run, update_minibatch, state, iteration, step, encoded):
     """One rollout and its updates -> state, metrics."""
     key, cfg, faults = rng.named(run.key, "iteration", iteration), run.settings.update, run.pool.counters()
-    rollout, played = _rollout(run, state.params, key, iteration, step)
+    actor = build.at_iteration(run.actor, run.settings, iteration, run.mesh)
+    rollout, played = _rollout(run, actor, state.params, key, iteration, step)
     with run.timers.measure("update"):
         data = update.rows(rollout, cfg)
-        state, metrics = update.update(update_minibatch, state, data, rng.named(key, "shuffle"), cfg)
+        drawn = itertools.repeat(None)
+        if encoded is not None:
+            drawn = teach.batches(encoded, run.settings.raw.sft.batch_size, rng.named(key, "demonstrations"))
+        shuffle = rng.named(key, "shuffle")
+        state, metrics = update.update(update_minibatch, state, data, shuffle, cfg, demonstrations=lambda: next(drawn))
     metrics |= stats.episode_metrics(played) | stats.fault_metrics(faults, run.pool.counters())
     return state, metrics | stats.rollout_metrics(rollout, data) | _times(run.timers)
 
 
-def _rollout(run, params, key, iteration, step):
+def _rollout(run, actor, params, key, iteration, step):
     """Episodes of one iteration."""
     raw, count, done = run.settings.raw, run.settings.raw.rollout.episodes_per_iteration, itertools.count(1)
     names = starts.training(run.starts, count, raw.algorithm.group_size, raw.rollout.start_order, raw.seed, iteration)
@@ -210,7 +230,7 @@ def _rollout(run, params, key, iteration, step):
         step(0, f"rollout {next(done)}/{count} episodes")
 
     return collector.collect(
-        run.actor, params, rng.named(key, "actions"), run.pool, names, run.settings.schedule, run.timers, finished
+        actor, params, rng.named(key, "actions"), run.pool, names, run.settings.schedule, run.timers, finished
     )
 
 
@@ -222,9 +242,10 @@ def _times(timers):
 
 
 def _line(row):
+    critic = f"ev {row['critic/explained_variance']:.2f}  " if "critic/explained_variance" in row else ""
     return (
         f"success {row['env/success_once']:.2f}  return {row['env/return']:.2f}  kl {row['actor/approx_kl']:.4f}  "
-        f"clip {row['actor/pg_clipfrac']:.2f}  ev {row['critic/explained_variance']:.2f}  {row['time/iteration']:.1f} s  "
+        f"clip {row['actor/pg_clipfrac']:.2f}  {critic}{row['time/iteration']:.1f} s  "
         f"{timeline.verdict(row)}"
     )
 
@@ -255,13 +276,18 @@ def _evaluate(run, params, iteration, name, per_task, num_videos=0):
 # ---- finish ------------------------------------------------------------------------------------------------------------
 
 
+def _algorithm_name(raw):
+    return "PPO" if raw.algorithm.adv_type == "gae" else raw.algorithm.adv_type.upper()
+
+
 def finish(run: Run, state: states.TrainState) -> None:
     """Final evaluation on start states that training never saw, the table, the curve, the video; says where each lies."""
     raw, path = run.settings.raw, run.directory.path
-    after = _evaluate(run, state.params, raw.num_iterations, "after", raw.eval.episodes_per_task, raw.eval.num_videos)
+    acting = states.acting_params(state)
+    after = _evaluate(run, acting, raw.num_iterations, "after", raw.eval.episodes_per_task, raw.eval.num_videos)
     before = results.read_successes(path / "evaluation" / "before")
     name = "SFT" if raw.sft.demonstrations else "before"
-    table = report.success_table(({name: before} if before else {}) | {"PPO": after})
+    table = report.success_table(({name: before} if before else {}) | {_algorithm_name(raw): after})
     log.write_json(path / "table.json", table)
     (path / "table.txt").write_text(report.as_text(table) + "\n")
     report.learning_curve(path / "learning_curve.png", log.read(path), title=path.name)

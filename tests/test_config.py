@@ -45,7 +45,19 @@ WRONG = [
     ("env.suite", "libero_spatail", "choose one of: libero_spatial, libero_object"),
     ("env.render_quality", "nice", "choose one of: exact, light"),
     ("model.size", "huge", "choose one of: full, small, tiny"),
-    ("model.noise_method", "flow_sdee", "choose one of: flow_ode, flow_sde"),
+    ("model.noise_method", "flow_sdee", "choose one of: flow_ode, flow_sde, flow_noise, flow_cps, reinflow"),
+    ("model.num_steps", 1, "leaves no stochastic step to model.noise_method='flow_cps'"),
+    ("model.ignore_last", True, "has no meaning with model.joint_logprob=True"),
+    ("model.noise_logvar_range", (0.2, 0.1), "must be (lowest, highest) std with 0 < lowest < highest"),
+    ("model.noise_params", (0.7, 0.3, 0), "must be (first level, last level, iterations), all above 0"),
+    ("model.value_vlm_mode", "max", "choose one of: mean_token, first_token, last_token"),
+    ("model.frozen_dtype", "float16", "choose one of: float32, bfloat16"),
+    ("model.lora_rank", 0, "must be at least 1"),
+    ("algorithm.adv_type", "reinforce", "choose one of: gae, grpo, rloo, dr_grpo"),
+    ("algorithm.logprob_type", "word", "choose one of: chunk, action, token"),
+    ("algorithm.anchor", "l2", "choose one of: kl, velocity_mse"),
+    ("algorithm.clip_ratio_c", 0.5, "must be above 1, or 0 for no dual clip"),
+    ("algorithm.group_size", 7, "must be a multiple of algorithm.group_size=7"),
     ("model.norm_mode", "none", "choose one of: zscore, quantile"),
     ("model.dtype", "float16", "choose one of: float32, bfloat16"),
     ("model.gradient_checkpointing", "some", "choose one of: none"),
@@ -79,6 +91,13 @@ WRONG = [
 ]
 
 
+# What must be set besides for the value to be wrong.
+NEEDED = {
+    "model.num_steps": dict(noise_method="flow_cps"), "model.ignore_last": dict(joint_logprob=True),
+    "model.noise_params": dict(noise_anneal=True),
+}  # fmt: skip
+
+
 def changed(page, name, value):
     section, _, field = name.rpartition(".")
     with page.ignore_type():
@@ -88,10 +107,48 @@ def changed(page, name, value):
 
 @pytest.mark.parametrize("name, value, remedy", WRONG, ids=[f"{name}={value}" for name, value, _ in WRONG])
 def test_a_bad_value_is_named_with_its_remedy(name, value, remedy):
+    page = quickstart.get_config()
+    page.model.update(NEEDED.get(name, {}))
     with pytest.raises(ValueError) as error:
-        config.settings(changed(quickstart.get_config(), name, value))
+        config.settings(changed(page, name, value))
     assert remedy in str(error.value) and "\n" not in str(error.value)
     assert str(value) in str(error.value)
+
+
+@pytest.mark.parametrize("fields, remedy", [
+    (dict(adv_type="grpo", group_size=8), "has no critic; set model.add_value_head=False"),
+    (dict(sft_loss_weight=0.1), "needs demonstrations; set sft.demonstrations (it is 0) to at least 1"),
+    (dict(filter_rewards=True), "groups of at least 2 and the filter are for adv_type=grpo"),
+])  # fmt: skip
+def test_algorithm_and_critic_go_together(fields, remedy):
+    page = quickstart.get_config()
+    page.sft.demonstrations = 0
+    page.algorithm.update(fields)
+    with pytest.raises(ValueError) as error:
+        config.check_training(config.settings(page).raw)
+    assert remedy in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fields, remedy", [
+    (dict(group_size=1), "groups of at least 2 and the filter are for adv_type=grpo"),
+    (dict(critic_warmup_iterations=1), "needs a critic; set it to 0 with algorithm.adv_type='grpo'"),
+])  # fmt: skip
+def test_what_grpo_excludes(fields, remedy):
+    page = quickstart.get_config()
+    page.model.add_value_head = False
+    page.algorithm.update(dict(adv_type="grpo", group_size=8, critic_warmup_iterations=0) | fields)
+    with pytest.raises(ValueError) as error:
+        config.check_training(config.settings(page).raw)
+    assert remedy in str(error.value) and "\n" not in str(error.value)
+
+
+def test_users_names_reach_the_policy():
+    page = quickstart.get_config()
+    page.model.update(noise_method="reinflow", joint_logprob=True, is_lora=True, lora_rank=4, value_after_vlm=True)
+    settings = config.settings(page)
+    assert settings.policy.noise_method == "flow_noise" and settings.policy.joint_logprob
+    assert settings.policy.model.paligemma.lora.attn_rank == 4 and settings.policy.value_after_vlm
+    assert not settings.keep_prefix, "an adapter of the VLM changes the prefix with every update"
 
 
 @pytest.mark.parametrize("name, value", [("model.noise_method", "flow_ode"), ("model.noise_level", 0.0)])

@@ -97,6 +97,22 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(half, tmp_path):
     assert_equal_states(saved(killed, 2), saved(half, 2))
 
 
+def test_grpo_with_learned_noise_an_anchor_and_an_average(tmp_path):
+    """Everything that a run without a critic has, and what it has not; and the level of the noise goes down."""
+    run = start(
+        "probe.py", tmp_path, num_iterations=2, env__suite="probe_action", eval__episodes_per_task=1,
+        model__add_value_head=False, model__noise_method="reinflow", model__joint_logprob=True, model__noise_anneal=True, algorithm__adv_type="grpo", algorithm__group_size=4, algorithm__anchor_coef=0.1, optim__lr=1e-4,
+        algorithm__ema_decay=0.5,
+    )  # fmt: skip
+    _, first, second, _ = log.read(run)
+    assert first["actor/anchor"] > 0 < second["actor/anchor"] and first["actor/first_ratio_max_dev"] < 1e-3
+    assert not [name for name in first if name.startswith("critic/") or "value_loss" in name]
+    names = saved(run, 2)
+    assert any(name.startswith("ema/") for name in names) and any("noise_head" in name for name in names)
+    assert not [name for name in names if "value_head" in name]
+    assert list(json.loads((run / "table.json").read_text())["rows"]) == ["before", "GRPO"]
+
+
 def test_a_checkpoint_of_another_size_does_not_fit(half, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         start("probe.py", tmp_path / "run", model__checkpoint=half / "checkpoints", model__value_hidden="16,16")
@@ -120,7 +136,7 @@ def tabletop(tmp_path_factory):
         "quickstart.py", tmp_path_factory.mktemp("runs") / "tabletop", num_iterations=2, model__size="tiny",
         model__image_size_px=16, env__image_size_px=32, sft__demonstrations=2, sft__steps=4, sft__batch_size=8,
         eval__episodes_per_task=2, eval__num_videos=1, eval__every=0, algorithm__update_epochs=1,
-        algorithm__minibatch_size=32, algorithm__microbatch_size=32,
+        algorithm__minibatch_size=32, algorithm__microbatch_size=32, algorithm__sft_loss_weight=0.1,
     )  # fmt: skip
 
 
@@ -144,6 +160,7 @@ def test_metrics_have_the_names_that_users_look_for(tabletop):
     names = """actor/loss actor/value_loss actor/grad_norm actor/approx_kl actor/pg_clipfrac actor/value_clip_ratio
         actor/ratio_max_dev actor/first_ratio_max_dev critic/explained_variance rollout/returns_mean rollout/advantages_mean
         env/episode_len env/success_once env/return env/restarts env/lost_episodes time/env time/inference time/update time/idle time/iteration"""
+    assert first["actor/sft_loss"] > 0, "demonstrations go on teaching"
     assert set(names.split()) <= first.keys() == second.keys() - {"time/save"} | {"time/eval"} & first.keys()
     assert first["actor/first_ratio_max_dev"] < 1e-4  # the strict bound, and what it depends on: rollout/test_collector.py
 

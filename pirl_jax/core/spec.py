@@ -124,6 +124,7 @@ INITIALISERS: dict[str, Callable] = {
     "zeros": lambda key, shape: jnp.zeros(shape),
     "ones": lambda key, shape: jnp.ones(shape),
     "normal": lambda key, shape, std: jax.random.normal(key, shape) * std,
+    "uniform": lambda key, shape, limit: jax.random.uniform(key, shape, minval=-limit, maxval=limit),
     "lecun": _lecun,
     "xavier": _xavier,
 }

@@ -6,7 +6,8 @@ Dimension key (capital suffixes of array names, used in the whole project)::
     T query tokens         S key/value tokens   D width            F mlp hidden
     N query heads          K kv heads           G = N/K            h head dim
     E episodes             C decisions          R valid decisions (rows of a rollout)
-    J denoise steps        H action horizon     I executed actions A action dim
+    J denoise steps        K stochastic ones    H action horizon   I executed actions
+    A action dim           A' the simulator's
 
 Flow time: t = 1 is noise, t = 0 is action (the code of openpi; the opposite of the pi0 paper).
 """
@@ -31,13 +32,14 @@ class Observation:
 
 @struct.dataclass
 class Chain:
-    """What the update needs of one sampled denoise chain: the one stochastic step j and its two states."""
+    """What the update needs of one sampled denoise chain: its K stochastic steps.  K = 1, or J where all steps are."""
 
-    x: jax.Array  # [B,H,A] x_j, normalised action space
-    x_next: jax.Array  # [B,H,A] x_{j+1}
-    j: jax.Array  # [B] int32, the stochastic denoise step of each row
-    log_prob: jax.Array  # [B] log p(x_{j+1} | x_j) of the behaviour policy
-    value: jax.Array  # [B] value estimate of the behaviour policy at step j (0 without value head)
+    x: jax.Array  # [B,K,H,A] x_j, normalised action space
+    x_next: jax.Array  # [B,K,H,A] x_{j+1}
+    j: jax.Array  # [B,K] int32, the denoise step of each
+    level: jax.Array  # [B] noise level under which the chain was sampled
+    log_prob: jax.Array  # [B,I,A'] of the executed action entries under the behaviour policy
+    value: jax.Array  # [B] value estimate of the behaviour policy (0 without value head)
 
 
 def unknown(field: str, value, choices) -> ValueError:

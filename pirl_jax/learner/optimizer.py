@@ -55,12 +55,12 @@ def init(cfg: OptimizerConfig, params: dict):
     return _transform(cfg).init(params)
 
 
-def apply(cfg: OptimizerConfig, grads: dict, opt_state, params: dict, schedule_step, freeze_policy=False):
+def apply(cfg: OptimizerConfig, grads: dict, opt_state, params: dict, schedule_step, freeze_policy=False, skip=False):
     """One step -> params, opt_state, metrics.
 
-    A gradient that is not finite leaves everything as it was.  freeze_policy (may be traced) spares the policy;
-    the moments of the rest stay 0 meanwhile, but its bias correction ages: its first steps afterwards are shorter than
-    those of a fresh Adam, never longer.
+    A gradient that is not finite leaves everything as it was, and so does skip.  freeze_policy spares the policy; the moments
+    of the rest stay 0 meanwhile, but its bias correction ages: its first steps afterwards are shorter than those of a fresh
+    Adam, never longer.  Both may be traced.
     """
     grads = _by_group(lambda group, g: g if group == "value" else jnp.where(freeze_policy, 0.0, g), grads)
     norm = optax.tree.norm(grads)
@@ -68,11 +68,11 @@ def apply(cfg: OptimizerConfig, grads: dict, opt_state, params: dict, schedule_s
     rates = learning_rates(cfg, schedule_step)
     rates["policy"] = jnp.where(freeze_policy, 0.0, rates["policy"])
     new_params = _by_group(lambda group, p, u: (p - rates[group] * u).astype(p.dtype), params, updates)
-    finite = jnp.isfinite(norm)
+    good = jnp.isfinite(norm) & jnp.logical_not(skip)
     params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (new_params, new_opt_state), (params, opt_state)
+        lambda new, old: jnp.where(good, new, old), (new_params, new_opt_state), (params, opt_state)
     )
-    metrics = {"grad_norm": norm, "lr": rates["policy"], "value_lr": rates["value"], "skipped": 1.0 - finite}
+    metrics = {"grad_norm": norm, "lr": rates["policy"], "value_lr": rates["value"], "skipped": 1.0 - good}
     return params, opt_state, metrics
 
 
@@ -122,13 +122,13 @@ SCHEDULES: dict[str, Callable] = {"constant": _constant, "cosine": _cosine, "ope
 
 
 def trainable(model: variants.Pi0Config, train_expert_only: bool) -> Callable[[str], bool]:
-    """Predicate on paths.  train_expert_only freezes the VLM: everything under PaliGemma but the leaves of expert 1.
+    """Predicate on paths.  train_expert_only freezes the VLM: everything under PaliGemma but expert 1 and adapters.
     Weights that adapters replace are frozen in any case (pi0.frozen_by_lora)."""
     replaced = pi0.frozen_by_lora(model)
 
     def predicate(path: str) -> bool:
         # Only inside llm does _1 mean expert 1: the image tower has a LayerNorm_1 and a Dense_1 of its own.
         of_vlm = path.startswith("PaliGemma/") and not re.search(r"^PaliGemma/llm/.*_1(/|$)", path)
-        return path not in replaced and not (train_expert_only and of_vlm)
+        return path not in replaced and not (train_expert_only and of_vlm and "lora_" not in path)
 
     return predicate

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from pirl_jax.core import mesh as meshes
+from pirl_jax.core import rng
 from pirl_jax.core import spec
 from pirl_jax.core import types
 from pirl_jax.learner import optimizer
@@ -33,7 +34,7 @@ class SftConfig:
 
 
 def create_state(params: dict, cfg: SftConfig, mesh: jax.sharding.Mesh, frozen_dtype=None) -> states.TrainState:
-    """Fresh state for SFT around `params` (see state.create); the value head stays as it is."""
+    """Fresh state for SFT around `params` (see state.create); the heads stay as they are."""
     ema = cfg.ema_decay > 0
     return states.create(params, cfg.optimizer, _trainable(cfg), mesh, ema=ema, frozen_dtype=frozen_dtype)
 
@@ -56,9 +57,7 @@ def make_sft_step(cfg: SftConfig, mesh: jax.sharding.Mesh) -> Callable:
 
         value, grads = jax.value_and_grad(loss)(learned)
         learned, opt_state, metrics = optimizer.apply(cfg.optimizer, grads, state.opt_state, learned, state.step)
-        ema = state.ema
-        if ema is not None:
-            ema = jax.tree.map(lambda e, p: cfg.ema_decay * e + (1.0 - cfg.ema_decay) * p, ema, learned)
+        ema = states.averaged(state.ema, learned, cfg.ema_decay)
         params = states.merge(learned, frozen)
         metrics = {name: metrics[name] for name in ("grad_norm", "lr")}
         metrics |= {"loss": value, "param_norm": _weight_norm(params)}
@@ -68,9 +67,20 @@ def make_sft_step(cfg: SftConfig, mesh: jax.sharding.Mesh) -> Callable:
     return lambda state, obs, actions_BHA, key: step(state, obs, actions_BHA, meshes.replicate(key, mesh))
 
 
+def make_loss(cfg: SftConfig, seed: int) -> Callable:
+    """loss(params, (Observation [B], actions_BHA), step) -> scalar: the SFT term of co-training (learner/update.py)."""
+
+    def loss(params, demonstrations, step):
+        key = jax.random.fold_in(rng.named(jax.random.key(seed), "sft_term"), step)
+        obs, noise_BHA, time_B = _draw(key, *demonstrations, cfg)
+        return pi0.flow_matching_loss(params, obs, demonstrations[1], noise_BHA, time_B, cfg.model).mean()
+
+    return loss
+
+
 def _trainable(cfg):
     of_model = optimizer.trainable(cfg.model, cfg.train_expert_only)
-    return lambda path: of_model(path) and not path.startswith("value_head/")
+    return lambda path: of_model(path) and not path.startswith(("value_head/", "noise_head/"))
 
 
 def _draw(key, obs: types.Observation, actions_BHA, cfg):

@@ -22,6 +22,7 @@ class TrainState:
     params: dict  # all parameters: fp32 masters of what trains, the rest as stored
     opt_state: Any  # of the trainable parameters only
     ema: dict | None = None  # averaged trainable parameters; the frozen ones are their own average
+    anchor: dict | None = None  # trainable parameters of the fixed policy that the loss keeps this one near
 
 
 def create(
@@ -31,6 +32,7 @@ def create(
     mesh: jax.sharding.Mesh,
     *,
     ema: bool = False,
+    anchor: bool = False,
     frozen_dtype=None,
 ) -> TrainState:
     """Fresh state around `params`, which it takes over: steps donate its buffers.
@@ -39,6 +41,7 @@ def create(
       params: nested dict; its arrays' shardings on `mesh` are kept, other arrays are replicated.
       trainable: predicate on '/'-joined paths.
       ema: keep an exponential moving average of the trainable parameters.
+      anchor: keep the trainable parameters as they are now.
       frozen_dtype: cast what does not train, e.g. to bfloat16; None keeps it.
     """
     flat = {path: _on_mesh(x, mesh) for path, x in spec.flatten(params).items()}
@@ -64,6 +67,7 @@ def create(
         params=merge(learned, frozen),
         opt_state=jax.jit(init, out_shardings=out)(learned),
         ema=jax.tree.map(jnp.copy, learned) if ema else None,
+        anchor=jax.tree.map(jnp.copy, learned) if anchor else None,
     )
 
 
@@ -91,6 +95,11 @@ def merge(*parts: dict) -> dict:
 def acting_params(state: TrainState) -> dict:
     """The parameters to act with: the averaged ones where there are any."""
     return state.params if state.ema is None else merge(state.params, state.ema)
+
+
+def averaged(ema: dict | None, learned: dict, decay: float) -> dict | None:
+    """The average after one more step; None stays None."""
+    return None if ema is None else jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, learned)
 
 
 def shardings(state):

@@ -1,7 +1,8 @@
 """From a rollout to new parameters: advantages, then epochs over minibatches of the clipped objective.
 
-Generic over the policy: it sees log_prob_fn(params, chain, context) -> log_prob_B, entropy_B, value_B and nothing of
-the network.  Rows stay on the host and reach the device one microbatch at a time, because a row may carry megabytes
+Generic over the policy: it sees log_prob_fn(params, chain, context, anchor) -> log_prob_BIA, entropy_B, value_B, distance_B and
+nothing of the network; `anchor` is None or the parameters of a fixed policy, distance_B how far the decisions lie from it (0 for
+None).  Rows stay on the host and reach the device one microbatch at a time, because a row may carry megabytes
 (the prefix of a frozen VLM); gradients of a minibatch are summed over its microbatches before the one optimiser step.
 """
 
@@ -21,6 +22,7 @@ from pirl_jax.core import types
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import state as states
 from pirl_jax.rl import advantages
+from pirl_jax.rl import groups
 from pirl_jax.rl import losses
 from pirl_jax.rl import minibatch
 
@@ -29,6 +31,11 @@ from pirl_jax.rl import minibatch
 class UpdateConfig:
     """Names as in the `algorithm` section of the configuration.  Sizes count rows of all hosts together."""
 
+    adv_type: str = "gae"  # gae (with a critic), or a line of advantages.GROUP_BASELINES
+    group_size: int = 1  # consecutive episodes that share (task, init state)
+    filter_rewards: bool = False  # learn from groups only whose mean score lies in the bounds
+    rewards_lower_bound: float = 0.1
+    rewards_upper_bound: float = 0.9
     gamma: float = 0.99  # per decision
     gae_lambda: float = 0.95
     bootstrap_truncated: bool = False  # False: a time limit counts as an end of value 0
@@ -38,7 +45,8 @@ class UpdateConfig:
     microbatch_size: int = 128
     clip_ratio_low: float = 0.2
     clip_ratio_high: float = 0.2
-    dual_clip: float | None = None  # bound of the loss of bad actions in units of |advantage|; None = unbounded
+    clip_ratio_c: float = 0.0  # dual clip: bound of the loss of bad actions in units of |advantage|; 0 = unbounded
+    logprob_type: str = "chunk"  # one ratio per chunk | action | token
     value_clip: float = 0.2
     huber_delta: float = 10.0
     value_coef: float = 1.0
@@ -46,6 +54,23 @@ class UpdateConfig:
     trajectory_weighting: bool = True  # every trajectory weighs the same; False: every decision does
     target_kl: float = 0.0  # no further epoch after one whose mean approx_kl3 is above this; 0 = off
     critic_warmup_iterations: int = 0  # first iterations that fit the value head alone
+    anchor: str = "kl"  # distance to the policy that training started from: kl | velocity_mse
+    anchor_coef: float = 0.0  # its weight in the loss; 0 = off
+    sft_loss_weight: float = 0.0  # weight of the flow-matching loss on demonstrations; 0 = off
+    ema_decay: float = 0.0  # of the averaged weights that are evaluated and exported; 0 = off
+
+    def __post_init__(self):
+        if self.adv_type not in ADV_TYPES:
+            raise types.unknown("adv_type", self.adv_type, ADV_TYPES)
+        if self.logprob_type not in losses.LOG_PROB_LEVELS:
+            raise types.unknown("logprob_type", self.logprob_type, losses.LOG_PROB_LEVELS)
+
+    @property
+    def uses_critic(self) -> bool:
+        return self.adv_type == "gae"
+
+
+ADV_TYPES = ("gae", *advantages.GROUP_BASELINES)
 
 
 @struct.dataclass
@@ -73,7 +98,16 @@ class Sums:
 
 
 def rows(rollout: types.Rollout, cfg: UpdateConfig) -> Minibatch:
-    """Advantages, returns and weights of all R decisions of a rollout."""
+    """Advantages, returns and weights of all R decisions of a rollout; without a critic the return is the episode's score."""
+    advantage_CE, return_CE, keep_E = (_critic if cfg.uses_critic else _group_relative)(rollout, cfg)
+    where = np.asarray(rollout.decision_R), np.asarray(rollout.episode_R)
+    weight_E = keep_E.astype(np.float32)
+    if cfg.trajectory_weighting:  # number of decisions of the longest possible trajectory, over that of this one
+        weight_E *= np.float32(len(rollout.valid_CE)) / np.maximum(rollout.valid_CE.sum(0), 1).astype(np.float32)
+    return Minibatch(rollout.context, rollout.chain, advantage_CE[where], return_CE[where], weight_E[where[1]])
+
+
+def _critic(rollout, cfg):
     terminated = rollout.terminated_CE if cfg.bootstrap_truncated else rollout.terminated_CE | rollout.truncated_CE
     advantage_CE, return_CE = advantages.gae(
         rollout.reward_CE, rollout.value_CE, rollout.next_value_CE, terminated, rollout.truncated_CE,
@@ -81,39 +115,61 @@ def rows(rollout: types.Rollout, cfg: UpdateConfig) -> Minibatch:
     )  # fmt: skip
     if cfg.normalize_advantages:
         advantage_CE = advantages.normalize(advantage_CE, rollout.valid_CE)
-    where = np.asarray(rollout.decision_R), np.asarray(rollout.episode_R)
-    weight_E = np.ones(rollout.valid_CE.shape[1], np.float32)
-    if cfg.trajectory_weighting:
-        length_E = np.maximum(rollout.valid_CE.sum(0), 1)
-        weight_E = (length_E.mean() / length_E).astype(np.float32)  # mean weight of a row is about 1
-    return Minibatch(rollout.context, rollout.chain, advantage_CE[where], return_CE[where], weight_E[where[1]])
+    return advantage_CE, return_CE, np.ones(advantage_CE.shape[1], bool)
 
 
-def objective(log_prob_fn: Callable, cfg: UpdateConfig, params, batch: Minibatch, freeze_policy):
+def _group_relative(rollout, cfg):
+    """Every decision of an episode has the advantage of the episode.  Lost episodes, which have no valid decision, count for
+    nothing; filtered groups get no weight, so that they reach neither the network nor a denominator."""
+    score_E, valid_E = np.where(rollout.valid_CE, rollout.reward_CE, 0.0).sum(0), rollout.valid_CE.any(0)
+    group_E = groups.of_episodes(len(score_E), cfg.group_size)
+    advantage_E = advantages.group_relative(score_E, group_E, cfg.adv_type, valid_E)
+    keep_E = valid_E
+    if cfg.filter_rewards:
+        keep_E = groups.within(score_E, group_E, cfg.rewards_lower_bound, cfg.rewards_upper_bound, valid_E)
+    spread = lambda x_E: np.broadcast_to(x_E.astype(np.float32), rollout.valid_CE.shape)  # noqa: E731
+    return spread(advantage_E), spread(score_E), keep_E
+
+
+def concatenate(parts: list[Minibatch]) -> Minibatch:
+    """Rows of several rollouts of one behaviour policy as one; for dynamic sampling (rl/groups.py)."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def objective(log_prob_fn: Callable, cfg: UpdateConfig, params, batch: Minibatch, freeze_policy, anchor=None):
     """sum(w * L) of a microbatch, and its Sums without gradients."""
-    log_prob, entropy, value = log_prob_fn(params, batch.chain, batch.context)
+    log_prob_BIA, entropy, value, distance = log_prob_fn(params, batch.chain, batch.context, anchor)
     weight, one = batch.weight, jnp.ones(())
-    policy_loss, policy_metrics = losses.clipped_surrogate(
-        log_prob, batch.chain.log_prob, batch.advantage, weight, cfg.clip_ratio_low, cfg.clip_ratio_high, cfg.dual_clip,
-        normalizer=one,
+    log_prob, old = (losses.reduce_log_prob(x, cfg.logprob_type) for x in (log_prob_BIA, batch.chain.log_prob))
+    spread = lambda x_B: jnp.broadcast_to(x_B.reshape((-1,) + (1,) * (log_prob.ndim - 1)), log_prob.shape)  # noqa: E731
+    entries = log_prob[0].size  # a row weighs the same, however many ratios it has
+    policy_loss, metrics = losses.clipped_surrogate(
+        log_prob, old, spread(batch.advantage), spread(weight / entries), cfg.clip_ratio_low, cfg.clip_ratio_high,
+        cfg.clip_ratio_c or None, normalizer=one,
     )  # fmt: skip
-    value_loss, value_metrics = losses.clipped_value(
-        value, batch.chain.value, batch.return_, weight, cfg.value_clip, cfg.huber_delta, normalizer=one
-    )
-    mean_entropy = losses.mean_entropy(entropy, weight, normalizer=one)
-    actor = jnp.where(freeze_policy, 0.0, policy_loss - cfg.entropy_bonus * mean_entropy)
+    weighted = {"loss": policy_loss, "entropy": losses.mean_entropy(entropy, weight, normalizer=one)}
+    actor = policy_loss - cfg.entropy_bonus * weighted["entropy"]
+    if anchor is not None:
+        weighted["anchor"] = losses.weighted_mean(jnp.where(weight > 0, distance, 0.0), weight, one)
+        actor += cfg.anchor_coef * weighted["anchor"]
+    total = jnp.where(freeze_policy, 0.0, actor)
+    if cfg.uses_critic:
+        weighted["value_loss"], value_metrics = losses.clipped_value(
+            value, batch.chain.value, batch.return_, weight, cfg.value_clip, cfg.huber_delta, normalizer=one
+        )
+        total, metrics = total + cfg.value_coef * weighted["value_loss"], metrics | value_metrics
     count = (weight > 0).sum().astype(jnp.float32)
-    largest = {"ratio_max_dev": policy_metrics.pop("ratio_max_dev")}
+    largest = {"ratio_max_dev": metrics.pop("ratio_max_dev")}
     sums = Sums(
         grads={},
         weight=weight.sum(),
         count=count,
-        weighted={"loss": policy_loss, "value_loss": value_loss, "entropy": mean_entropy},
-        counted={name: x * count for name, x in (policy_metrics | value_metrics).items()},
+        weighted=weighted,
+        counted={name: x * count for name, x in metrics.items()},
         largest=largest,
         variance=losses.explained_variance_sums(jax.lax.stop_gradient(value), batch.return_, weight),
     )
-    return actor + cfg.value_coef * value_loss, sums
+    return total, sums
 
 
 def make_update(
@@ -122,8 +178,14 @@ def make_update(
     optim: optimizer.OptimizerConfig,
     trainable: Callable[[str], bool],
     mesh: jax.sharding.Mesh,
+    sft_loss: Callable | None = None,
+    normalizer: float | None = None,
 ) -> Callable:
-    """update_minibatch(state, microbatches) -> state, metrics on the device.  The state is donated.
+    """update_minibatch(state, microbatches, demonstrations=None) -> state, metrics on the device.  The state is donated.
+
+    Args:
+      sft_loss: (params, demonstrations, step) -> scalar, added with cfg.sft_loss_weight; learner/sft.py make_loss.
+      normalizer: what the summed loss of a minibatch is divided by; None: the sum of the weights of its rows.
 
     microbatches: iterable of Minibatch of host rows, each of this host's share of cfg.microbatch_size.
     """
@@ -135,28 +197,36 @@ def make_update(
 
     accumulate = _accumulation(log_prob_fn, cfg, trainable, mesh)
 
-    def apply(state, total):
+    def apply(state, total, demonstrations):
         learned, frozen = states.partition(state.params, trainable)
         weight = jnp.where(total.weight > 0, total.weight, 1.0)
-        learned, opt_state, metrics = optimizer.apply(
-            optim, jax.tree.map(lambda g: g / weight, total.grads), state.opt_state, learned, state.iteration,
-            state.iteration < cfg.critic_warmup_iterations,
+        grads = jax.tree.map(lambda g: g / (weight if normalizer is None else normalizer), total.grads)
+        metrics = {name: x / weight for name, x in total.weighted.items()}
+        if demonstrations is not None:
+            loss = lambda learned: sft_loss(states.merge(learned, frozen), demonstrations, state.step)  # noqa: E731
+            metrics["sft_loss"], extra = jax.value_and_grad(loss)(learned)
+            grads = jax.tree.map(lambda g, e: g + cfg.sft_loss_weight * e, grads, extra)
+        learned, opt_state, applied = optimizer.apply(
+            optim, grads, state.opt_state, learned, state.iteration,
+            freeze_policy=state.iteration < cfg.critic_warmup_iterations, skip=total.weight == 0,
         )  # fmt: skip
-        metrics |= {name: x / weight for name, x in total.weighted.items()}
-        metrics |= {name: x / jnp.maximum(total.count, 1.0) for name, x in total.counted.items()}
-        state = state.replace(step=state.step + 1, params=states.merge(learned, frozen), opt_state=opt_state)
+        metrics |= applied | {name: x / jnp.maximum(total.count, 1.0) for name, x in total.counted.items()}
+        state = state.replace(
+            step=state.step + 1, params=states.merge(learned, frozen), opt_state=opt_state,
+            ema=states.averaged(state.ema, learned, cfg.ema_decay),
+        )  # fmt: skip
         return state, metrics | total.largest | {"variance_sums": total.variance}
 
     apply = states.jit_step(apply, mesh)
 
-    def update_minibatch(state, microbatches):
+    def update_minibatch(state, microbatches, demonstrations=None):
         total, in_flight = None, collections.deque()
         for batch in microbatches:
             total, done = accumulate(state, total, meshes.put_batch(batch, mesh))
             in_flight.append(done)
             if len(in_flight) > 2:  # the device computes one and holds the next; more would fill its memory with rows
                 jax.block_until_ready(in_flight.popleft())
-        return apply(state, total)
+        return apply(state, total, None if demonstrations is None else meshes.put_batch(demonstrations, mesh))
 
     return update_minibatch
 
@@ -169,7 +239,8 @@ def _accumulation(log_prob_fn, cfg, trainable, mesh):
 
         def loss(learned):
             freeze_policy = state.iteration < cfg.critic_warmup_iterations
-            return objective(log_prob_fn, cfg, states.merge(learned, frozen), batch, freeze_policy)
+            anchor = None if state.anchor is None else states.merge(state.anchor, frozen)
+            return objective(log_prob_fn, cfg, states.merge(learned, frozen), batch, freeze_policy, anchor)
 
         grads, sums = jax.grad(loss, has_aux=True)(learned)
         return sums.replace(grads=grads)
@@ -198,14 +269,17 @@ def _accumulation(log_prob_fn, cfg, trainable, mesh):
     return accumulate
 
 
-def update(update_minibatch: Callable, state: states.TrainState, data: Minibatch, key, cfg: UpdateConfig):
+def update(
+    update_minibatch: Callable, state: states.TrainState, data: Minibatch, key, cfg: UpdateConfig, demonstrations=lambda: None
+):
     """All epochs over the rows of one rollout -> state, metrics (floats).  Waits for the device once, at the end.
 
-    Each process passes its own rows; the key decides the shuffling and nothing else.
+    Each process passes its own rows; the key decides the shuffling and nothing else.  demonstrations: gives the batch of host
+    rows of each minibatch's SFT term (learner/sft.py).  Where no row has weight (every group filtered) all updates are skipped.
     """
     generator, hosts = rng.generator(key), jax.process_count()
     row_R = np.flatnonzero(data.weight > 0)
-    if not len(row_R):
+    if not len(data.weight):
         raise ValueError("the rollout has no valid decision; collect at least one episode per host")
     most_rows = int(np.max(multihost_utils.process_allgather(len(row_R)))) if hosts > 1 else len(row_R)
     size, history = cfg.microbatch_size // hosts, []
@@ -215,12 +289,12 @@ def update(update_minibatch: Callable, state: states.TrainState, data: Minibatch
         )
         for index_MB, keep_MB in zip(*(x[0].reshape(x.shape[1], -1, size) for x in (index, keep)), strict=True):
             microbatches = (_take(data, *chosen) for chosen in zip(index_MB, keep_MB, strict=True))
-            state, metrics = update_minibatch(state, microbatches)
+            state, metrics = update_minibatch(state, microbatches, demonstrations())
             history.append(metrics)
         if cfg.target_kl and _mean_kl(history[-len(index[0]) :]) > cfg.target_kl:
             break
     state = state.replace(iteration=_increment(state.iteration))
-    return state, _summary(jax.device_get(history)) | {"actor/epochs": float(epoch + 1)}
+    return state, _summary(jax.device_get(history), cfg) | {"actor/epochs": float(epoch + 1)}
 
 
 def _take(data: Minibatch, index_B, keep_B):
@@ -238,17 +312,18 @@ def _increment(x):
     return x + 1
 
 
-def _summary(history: list[dict]) -> dict[str, float]:
+def _summary(history: list[dict], cfg: UpdateConfig) -> dict[str, float]:
     """Means over the minibatches; but the largest ratio_max_dev, the first one (rounding noise if sampling and learning
     agree), the number of skipped updates, and one explained variance of all rows."""
     metrics = {name: np.stack([m[name] for m in history]) for name in history[0]}
     explained = losses.explained_variance(metrics.pop("variance_sums").astype(np.float64).sum(0))
     deviation, skipped = metrics["ratio_max_dev"], metrics.pop("skipped")
     summary = {f"actor/{name}": float(x.mean()) for name, x in metrics.items()}
+    if cfg.uses_critic:
+        summary["critic/explained_variance"] = explained
     return summary | {
         "actor/ratio_max_dev": float(deviation.max()),
         "actor/first_ratio_max_dev": float(deviation[0]),
         "actor/skipped_updates": float(skipped.sum()),
         "actor/updates": float(len(history)),
-        "critic/explained_variance": explained,
     }

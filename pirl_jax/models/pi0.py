@@ -28,6 +28,7 @@ class Prefix:
     mask: jax.Array  # [B,S] bool, valid tokens
     state: jax.Array  # [B,A] for the state token of pi0
     hidden: jax.Array | None = None  # [B,S,D] final states of expert 0, only on request
+    pooled: jax.Array | None = None  # [B,D] float32, one state out of `hidden` for a critic (policy/flow.py prefill)
 
 
 def specs(cfg: variants.Pi0Config) -> dict:

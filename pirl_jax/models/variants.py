@@ -128,6 +128,11 @@ def pi0_config(name: str, **changes) -> Pi0Config:
     return dataclasses.replace(PI0[name], **changes)
 
 
+def with_lora(cfg: Pi0Config, rank: int) -> Pi0Config:
+    """Adapters in the VLM's language layers, alpha = rank (scale 1); the action expert keeps its own weights."""
+    return dataclasses.replace(cfg, paligemma=dataclasses.replace(cfg.paligemma, lora=LoraConfig(rank, float(rank), rank)))
+
+
 PI0 = {
     "pi0": _pi0("gemma_2b", "gemma_300m"),
     "pi05": _pi05("gemma_2b", "gemma_300m"),

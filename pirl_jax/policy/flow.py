@@ -1,8 +1,9 @@
-"""The policy: a flow-matching network with one stochastic denoise step.
+"""The policy: a flow-matching network with stochastic denoise steps.
 
-A decision denoises an action chunk in J steps.  J - 1 of them are deterministic (ODE); one, drawn per row, adds Gaussian noise
-(SDE) and carries the log-probability: log pi(chunk | obs) := log N(x_{j+1}; mean(x_j), std(j)).  Sampling and learning go
-through the same `denoise_step`, so right after a rollout the probability ratio is 1 up to rounding.
+A decision denoises an action chunk in J steps.  By default J - 1 of them are deterministic (ODE); one, drawn per row, adds
+Gaussian noise and carries the log-probability: log pi(chunk | obs) := log N(x_{j+1}; mean(x_j), std(j)).  With joint_logprob all
+J steps are stochastic and their log-probabilities add up.  Sampling and learning go through the same `denoise_step`, so right
+after a rollout the probability ratio is 1 up to rounding.
 
 Knows networks and probabilities; refuses to know advantages, simulators and optimisers.
 """
@@ -29,10 +30,16 @@ class PolicyConfig:
     num_steps: int = 4  # denoise steps J
     noise_method: str = "flow_sde"
     noise_level: float = 0.5
+    noise_logvar_range: tuple[float, float] = (0.08, 0.16)  # flow_noise: bounds of the std (the name is RLinf's)
+    ignore_last: bool = False  # the last denoise step is never the stochastic one
+    joint_logprob: bool = False  # all steps are stochastic
+    joint_mean: bool = False  # joint: RLinf's mean over start noise and steps instead of the sum over the steps
     action_chunk: int = 5  # executed actions I per decision
     action_env_dim: int = 7  # action dims the simulator reads; only these enter the log-prob
     add_value_head: bool = True
     value_hidden: tuple[int, ...] = (512, 256, 128)
+    value_after_vlm: bool = False  # the critic reads the VLM's output instead of the action features
+    value_vlm_mode: str = "mean_token"
     detach_critic_input: bool = False
     chunk_critic_input: bool = False  # pool the first I suffix features instead of all H
 
@@ -43,82 +50,146 @@ class Step:
 
     velocity: jax.Array  # [B,H,A]
     mean: jax.Array  # [B,H,A] of x_{j+1} given x_j
-    std: jax.Array  # [B]
+    std: jax.Array  # [B,H,A]
     value: jax.Array  # [B]
 
 
 def specs(cfg: PolicyConfig) -> dict:
-    """Parameter specs of network and value head in one tree."""
+    """Parameter specs of network and heads in one tree."""
     tree = dict(pi0.specs(cfg.model))
     if cfg.add_value_head:
-        tree |= heads.value_specs(cfg.model.expert.width, cfg.value_hidden)
+        width = cfg.model.paligemma.width if cfg.value_after_vlm else cfg.model.expert.width
+        tree |= heads.value_specs(width, cfg.value_hidden)
+    if cfg.noise_method == "flow_noise":
+        tree |= heads.noise_specs(cfg.model.expert.width, cfg.model.action_dim)
     return tree
 
 
-def denoise_step(params, prefix: pi0.Prefix, x_BHA, j_B, cfg: PolicyConfig) -> Step:
-    """The one definition of a denoise step; j_B int32 in [0, J)."""
+def prefill(params, obs: types.Observation, cfg: PolicyConfig) -> pi0.Prefix:
+    """The prefix as this policy needs it: with a critic on the VLM's output it carries one pooled state per row."""
+    if not (cfg.add_value_head and cfg.value_after_vlm):
+        return pi0.prefill(params, obs, cfg.model)
+    prefix = pi0.prefill(params, obs, cfg.model, hidden=True)
+    return prefix.replace(hidden=None, pooled=heads.pool(prefix.hidden, prefix.mask, cfg.value_vlm_mode))
+
+
+def denoise_step(params, prefix: pi0.Prefix, x_BHA, j_B, level_B, cfg: PolicyConfig) -> Step:
+    """The one definition of a denoise step; j_B int32 in [0, J), level_B the noise level."""
     dt = 1 / cfg.num_steps
     t_B = (cfg.num_steps - j_B).astype(jnp.float32) * dt
     velocity_BHA, feature_BHD = pi0.velocity(params, prefix, x_BHA, t_B, cfg.model)
-    mean_BHA, std_B = noise.step(cfg.noise_method, x_BHA, velocity_BHA, t_B, dt, cfg.noise_level)
-    return Step(velocity=velocity_BHA, mean=mean_BHA, std=std_B, value=_value(params, feature_BHD, cfg))
+    if cfg.noise_method == "flow_noise":
+        scale = heads.noise_std(params, feature_BHD, cfg.noise_logvar_range)
+    else:
+        scale = level_B[:, None, None]
+    mean_BHA, std = noise.step(cfg.noise_method, x_BHA, velocity_BHA, t_B, dt, scale)
+    value_B = _value(params, prefix, feature_BHD, cfg)
+    return Step(velocity=velocity_BHA, mean=mean_BHA, std=jnp.broadcast_to(std, mean_BHA.shape), value=value_B)
 
 
-def _value(params, feature_BHD, cfg):
+def _value(params, prefix, feature_BHD, cfg):
     if not cfg.add_value_head:
         return jnp.zeros(feature_BHD.shape[0], jnp.float32)
+    if cfg.value_after_vlm:
+        return heads.value(params, jax.lax.stop_gradient(prefix.pooled) if cfg.detach_critic_input else prefix.pooled)
     chunk = cfg.action_chunk if cfg.chunk_critic_input else None
     return heads.suffix_value(params, feature_BHD, chunk=chunk, detach=cfg.detach_critic_input)
 
 
-def gaussian_log_prob(x_BHA, mean_BHA, std_B, cfg: PolicyConfig):
-    """log N(x; mean, std) summed over the executed I x action_env_dim entries [B]; 0 where std is 0."""
-    error_BIA = (x_BHA - mean_BHA)[:, : cfg.action_chunk, : cfg.action_env_dim]
-    safe_B = jnp.where(std_B > 0, std_B, 1.0)  # double where: no NaN gradient from a deterministic row
-    z_BIA = error_BIA / safe_B[:, None, None]
-    count = cfg.action_chunk * cfg.action_env_dim
-    log_prob_B = -0.5 * jnp.sum(z_BIA**2, axis=(1, 2)) - count * (jnp.log(safe_B) + 0.5 * jnp.log(2 * jnp.pi))
-    return jnp.where(std_B > 0, log_prob_B, 0.0)
+# ---- probability of a step: entries [B,I,A'] that are executed ------------------------------------------------------------
 
 
-def _draw(key_B, cfg):
-    """Per-row randomness: the start x_0, the stochastic index and its noise.  One key per row makes a decision independent
-    of the batch it is served in."""
+def executed(x_BHA, cfg: PolicyConfig):
+    """The entries that reach the simulator [B,I,A']; only these are scored."""
+    return x_BHA[:, : cfg.action_chunk, : cfg.action_env_dim]
+
+
+def gaussian_log_prob(x, mean, std):
+    """log N(x; mean, std) of every entry; 0 where std is 0."""
+    safe = jnp.where(std > 0, std, 1.0)  # double where: no NaN gradient from a deterministic entry
+    log_prob = -0.5 * ((x - mean) / safe) ** 2 - jnp.log(safe) - 0.5 * jnp.log(2 * jnp.pi)
+    return jnp.where(std > 0, log_prob, 0.0)
+
+
+def gaussian_entropy(std):
+    """Nats per entry; 0 where std is 0."""
+    safe = jnp.where(std > 0, std, 1.0)
+    return jnp.where(std > 0, jnp.log(safe) + 0.5 * jnp.log(2 * jnp.pi * jnp.e), 0.0)
+
+
+def gaussian_kl(mean, std, other_mean, other_std):
+    """KL(N(mean, std) || N(other_mean, other_std)) of every entry; 0 where std is 0."""
+    std, other_std = (jnp.where(std > 0, x, 1.0) for x in (std, other_std))
+    spread = (std**2 + (mean - other_mean) ** 2) / (2 * other_std**2)
+    return jnp.where(std > 0, jnp.log(other_std / std) + spread - 0.5, 0.0)
+
+
+def _over_steps(terms: list, start, cfg: PolicyConfig):
+    """What the K steps of a chain come to.  joint_mean adds the start noise as a term and takes the mean (RLinf's choice: the
+    ratio of two policies is then the (J+1)-th root of the true one); otherwise the sum, which is the likelihood."""
+    return sum(terms, start) / (len(terms) + 1) if cfg.joint_logprob and cfg.joint_mean else sum(terms)
+
+
+# ---- sampling ------------------------------------------------------------------------------------------------------------
+
+
+def num_choices(cfg: PolicyConfig) -> int:
+    """Denoise steps that may be the stochastic one.  A step that is deterministic anyway would carry no gradient."""
+    return cfg.num_steps - (cfg.ignore_last or cfg.noise_method in noise.LAST_STEP_DETERMINISTIC)
+
+
+def draw(key_B, cfg: PolicyConfig):
+    """Per-row randomness: start x_0 [B,H,A], stochastic steps j [B,K], their noise [B,K,H,A].  One key per row makes a
+    decision independent of the batch it is served in."""
     shape = (cfg.model.action_horizon, cfg.model.action_dim)
 
     def row(key):
         start, index, eps = jax.random.split(key, 3)
-        j = jax.random.randint(index, (), 0, cfg.num_steps)
-        return jax.random.normal(start, shape), j, jax.random.normal(eps, shape)
+        if cfg.joint_logprob:
+            j_K = jnp.arange(cfg.num_steps)
+        else:
+            j_K = jax.random.randint(index, (1,), 0, num_choices(cfg))
+        return jax.random.normal(start, shape), j_K, jax.random.normal(eps, (len(j_K), *shape))
 
     return jax.vmap(row)(key_B)
 
 
-def sample_chain(params, key_B, prefix: pi0.Prefix, cfg: PolicyConfig) -> tuple[types.Chain, jax.Array]:
-    """Denoise one action chunk per row with one stochastic step each -> (Chain, actions_BHA in normalised space)."""
+def sample_chain(params, key_B, prefix: pi0.Prefix, cfg: PolicyConfig, level=None) -> tuple[types.Chain, jax.Array]:
+    """Denoise one action chunk per row with noise -> (Chain, actions_BHA in normalised space).  level: scalar noise level of
+    the moment; None is the configured one."""
     chex.assert_rank(key_B, 1)
-    x_BHA, chosen_B, eps_BHA = _draw(key_B, cfg)
-    chain = types.Chain(x=x_BHA, x_next=x_BHA, j=chosen_B, log_prob=jnp.zeros(key_B.shape), value=jnp.zeros(key_B.shape))
+    level_B = jnp.full(key_B.shape, cfg.noise_level if level is None else level, jnp.float32)
+    return integrate(params, *draw(key_B, cfg), prefix, level_B, cfg)
 
-    def body(carry, j):
-        x_BHA, chain = carry
-        step = denoise_step(params, prefix, x_BHA, jnp.full(chosen_B.shape, j), cfg)
-        noisy_BHA = step.mean + step.std[:, None, None] * eps_BHA
-        now = types.Chain(
-            x=x_BHA, x_next=noisy_BHA, j=chosen_B, value=step.value,
-            log_prob=gaussian_log_prob(noisy_BHA, step.mean, step.std, cfg),
-        )
-        here_B = chosen_B == j
-        chain = jax.tree.map(lambda new, old: jnp.where(_expand(here_B, new), new, old), now, chain)
-        ode_BHA = x_BHA - step.velocity / cfg.num_steps
-        return (jnp.where(here_B[:, None, None], noisy_BHA, ode_BHA), chain), None
 
-    (actions_BHA, chain), _ = jax.lax.scan(body, (x_BHA, chain), jnp.arange(cfg.num_steps))
+def integrate(params, start_BHA, j_BK, eps_BKHA, prefix: pi0.Prefix, level_B, cfg: PolicyConfig):
+    """sample_chain with its randomness given."""
+    K = j_BK.shape[1]
+    # Step j of the joint case has its own noise; otherwise the one noise is used wherever the row's stochastic step is.
+    eps_JBHA = jnp.broadcast_to(jnp.moveaxis(eps_BKHA, 1, 0), (cfg.num_steps, *start_BHA.shape))
+
+    def body(x_BHA, now):
+        j, eps_BHA = now
+        step = denoise_step(params, prefix, x_BHA, jnp.full(x_BHA.shape[0], j), level_B, cfg)
+        noisy_BHA = step.mean + step.std * eps_BHA
+        stochastic_B = (j_BK == j).any(1)
+        next_BHA = jnp.where(stochastic_B[:, None, None], noisy_BHA, x_BHA - step.velocity / cfg.num_steps)
+        log_prob = gaussian_log_prob(*(executed(x, cfg) for x in (noisy_BHA, step.mean, step.std)))
+        return next_BHA, (x_BHA, next_BHA, log_prob, step.value)
+
+    actions_BHA, path = jax.lax.scan(body, start_BHA, (jnp.arange(cfg.num_steps), eps_JBHA))
+    x, x_next, log_prob, value = jax.tree.map(lambda leaf: _select(leaf, j_BK), path)
+    start = gaussian_log_prob(executed(start_BHA, cfg), 0.0, jnp.ones(()))
+    chain = types.Chain(
+        x=x, x_next=x_next, j=j_BK, level=level_B, value=value.mean(1),
+        log_prob=_over_steps([log_prob[:, k] for k in range(K)], start, cfg),
+    )
     return chain, actions_BHA
 
 
-def _expand(mask_B, like):
-    return mask_B.reshape(mask_B.shape + (1,) * (like.ndim - 1))
+def _select(path_J, j_BK):
+    """[J,B,...] -> [B,K,...]: the steps j of each row."""
+    return jax.vmap(lambda row_J, j_K: row_J[j_K], in_axes=(1, 0))(path_J, j_BK)
 
 
 def sample_actions(params, key_B, prefix: pi0.Prefix, cfg: PolicyConfig) -> jax.Array:
@@ -134,18 +205,53 @@ def sample_actions(params, key_B, prefix: pi0.Prefix, cfg: PolicyConfig) -> jax.
     return jax.lax.scan(body, x_BHA, jnp.arange(cfg.num_steps))[0]
 
 
-def chain_log_prob(params, chain: types.Chain, context, cfg: PolicyConfig):
-    """Re-evaluate stored decisions under `params` -> (log_prob_B, entropy_B, value_B).
+# ---- learning ------------------------------------------------------------------------------------------------------------
 
-    context: the Observation, or its Prefix when the VLM is frozen and the prefix was kept from the rollout.  The entropy is
-    the mean over the scored entries, nats per action entry (constant in the parameters for flow_sde).
+
+def chain_steps(params, chain: types.Chain, context, cfg: PolicyConfig) -> list[Step]:
+    """The K stochastic steps of stored decisions under `params`.
+
+    context: the Observation, or its Prefix when the VLM is frozen and the prefix was kept from the rollout.
     """
-    prefix = pi0.prefill(params, context, cfg.model) if isinstance(context, types.Observation) else context
-    step = denoise_step(params, prefix, chain.x, chain.j, cfg)
-    log_prob_B = gaussian_log_prob(chain.x_next, step.mean, step.std, cfg)
-    safe_B = jnp.where(step.std > 0, step.std, 1.0)
-    entropy_B = jnp.where(step.std > 0, jnp.log(safe_B) + 0.5 * jnp.log(2 * jnp.pi * jnp.e), 0.0)
-    return log_prob_B, entropy_B, step.value
+    prefix = prefill(params, context, cfg) if isinstance(context, types.Observation) else context
+    return [
+        denoise_step(params, prefix, chain.x[:, k], chain.j[:, k], chain.level, cfg) for k in range(chain.j.shape[1])
+    ]
+
+
+def chain_log_prob(params, chain: types.Chain, context, cfg: PolicyConfig):
+    """Re-evaluate stored decisions under `params` -> (log_prob_BIA, entropy_B, value_B); context as in chain_steps.
+
+    The entropy is the mean over the scored entries, nats per action entry (constant in the parameters but for flow_noise).
+    """
+    return score(chain, chain_steps(params, chain, context, cfg), cfg)
+
+
+def score(chain: types.Chain, steps: list[Step], cfg: PolicyConfig):
+    """(log_prob_BIA, entropy_B, value_B) of stored decisions from their steps."""
+    log_probs = [
+        gaussian_log_prob(*(executed(x, cfg) for x in (chain.x_next[:, k], step.mean, step.std)))
+        for k, step in enumerate(steps)
+    ]
+    start = gaussian_log_prob(executed(chain.x[:, 0], cfg), 0.0, jnp.ones(()))
+    entropies = [gaussian_entropy(executed(step.std, cfg)) for step in steps]
+    entropy_BIA = _over_steps(entropies, gaussian_entropy(jnp.ones(())), cfg)
+    value_B = sum(step.value for step in steps) / len(steps)
+    return _over_steps(log_probs, start, cfg), entropy_BIA.mean((1, 2)), value_B
+
+
+def distance(steps: list[Step], others: list[Step], kind: str, cfg: PolicyConfig):
+    """How far a policy's decisions lie from those of a fixed one [B].  kl: of the chunk, summed over steps and scored entries;
+    velocity_mse: mean squared difference of the velocities over all entries."""
+    if kind not in ANCHORS:
+        raise types.unknown("anchor", kind, ANCHORS)
+    if kind == "velocity_mse":
+        return sum(((a.velocity - b.velocity) ** 2).mean((1, 2)) for a, b in zip(steps, others, strict=True)) / len(steps)
+    pairs = [[executed(x, cfg) for x in (a.mean, a.std, b.mean, b.std)] for a, b in zip(steps, others, strict=True)]
+    return sum(gaussian_kl(*pair).sum((1, 2)) for pair in pairs)
+
+
+ANCHORS = ("kl", "velocity_mse")
 
 
 def prefix_to_rows(prefix: pi0.Prefix) -> pi0.Prefix:

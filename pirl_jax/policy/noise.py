@@ -1,7 +1,8 @@
 """Mean and standard deviation of one denoise step, per noise method.  Nothing else in the project defines them.
 
-Every method maps (x_BHA, v_BHA, t_B, dt, level) to (mean_BHA, std_B) in float32.  t = 1 is noise, t = 0 is action; one step
-goes from t to t - dt with dt = 1 / num_steps.  All methods share the endpoint estimates
+Every method maps (x_BHA, v_BHA, t_B11, dt, scale) to (mean_BHA, std) in float32.  t = 1 is noise, t = 0 is action; one step
+goes from t to t - dt with dt = 1 / num_steps.  `scale` is what sets the size of the noise: the noise level [B,1,1], or for
+flow_noise the std that a network has learned [B,H,A]; std has its shape.  All methods share the endpoint estimates
 
     x0 = x - t v          the action the velocity points at
     x1 = x + (1 - t) v    the noise it comes from
@@ -15,37 +16,54 @@ import jax.numpy as jnp
 from pirl_jax.core import types
 
 
-def _mix(x_BHA, v_BHA, t_B, dt, w1_B):
-    t_B11, w1_B11 = t_B[:, None, None], w1_B[:, None, None]
+def _mix(x_BHA, v_BHA, t_B11, dt, w1_B11):
     x0_BHA = x_BHA - t_B11 * v_BHA
     x1_BHA = x_BHA + (1 - t_B11) * v_BHA
     return (1 - t_B11 + dt) * x0_BHA + w1_B11 * x1_BHA
 
 
-def flow_ode(x_BHA, v_BHA, t_B, dt, level):
+def flow_ode(x_BHA, v_BHA, t_B11, dt, scale):
     """Euler step x - dt v; no noise, whatever the level."""
-    del level
-    return _mix(x_BHA, v_BHA, t_B, dt, t_B - dt), jnp.zeros_like(t_B)
+    return _mix(x_BHA, v_BHA, t_B11, dt, t_B11 - dt), jnp.zeros_like(scale)
 
 
-def sde_sigma(t_B, dt, level):
+def sde_sigma(t, dt, level):
     """Diffusion sigma(t) = level sqrt(t / (1 - t)); at t = 1 the pole is replaced by the next grid point (1 - t := dt)."""
-    return level * jnp.sqrt(t_B / jnp.where(t_B >= 1, dt, 1 - t_B))
+    return level * jnp.sqrt(t / jnp.where(t >= 1, dt, 1 - t))
 
 
-def flow_sde(x_BHA, v_BHA, t_B, dt, level):
+def flow_sde(x_BHA, v_BHA, t_B11, dt, scale):
     """Euler-Maruyama step of the SDE that has the ODE's marginals (Flow-GRPO): std = sigma sqrt(dt), and the drift
     correction lowers the noise weight by sigma^2 dt / (2 t)."""
-    sigma_B = sde_sigma(t_B, dt, level)
-    w1_B = t_B - dt - sigma_B**2 * dt / (2 * t_B)
-    return _mix(x_BHA, v_BHA, t_B, dt, w1_B), sigma_B * jnp.sqrt(jnp.float32(dt))
+    sigma_B11 = sde_sigma(t_B11, dt, scale)
+    w1_B11 = t_B11 - dt - sigma_B11**2 * dt / (2 * t_B11)
+    return _mix(x_BHA, v_BHA, t_B11, dt, w1_B11), sigma_B11 * jnp.sqrt(jnp.float32(dt))
 
 
-METHODS = {"flow_ode": flow_ode, "flow_sde": flow_sde}
+def flow_cps(x_BHA, v_BHA, t_B11, dt, scale):
+    """Coefficient-preserving sampling (Flow-CPS): turns part of the old noise x1 into fresh noise by an angle, so that
+    their squared weights still add up to (t - dt)^2.  The last step, t = dt, is deterministic."""
+    angle_B11, next_B11 = scale * (jnp.pi / 2), jnp.where(t_B11 > 1.5 * dt, t_B11 - dt, 0.0)  # no rounding left at 0
+    return _mix(x_BHA, v_BHA, t_B11, dt, next_B11 * jnp.cos(angle_B11)), next_B11 * jnp.sin(angle_B11)
 
 
-def step(method: str, x_BHA: jax.Array, v_BHA: jax.Array, t_B: jax.Array, dt: float, level: float):
-    """(mean_BHA, std_B) of one step of `method`; an unknown method lists the choices."""
+def flow_noise(x_BHA, v_BHA, t_B11, dt, scale):
+    """Euler step plus noise whose std a network has learned (ReinFlow; models/heads.py noise_std)."""
+    return _mix(x_BHA, v_BHA, t_B11, dt, t_B11 - dt), scale
+
+
+METHODS = {"flow_ode": flow_ode, "flow_sde": flow_sde, "flow_noise": flow_noise, "flow_cps": flow_cps}
+ALIASES = {"reinflow": "flow_noise"}  # its older name
+LAST_STEP_DETERMINISTIC = {"flow_cps"}
+
+
+def step(method: str, x_BHA: jax.Array, v_BHA: jax.Array, t_B: jax.Array, dt: float, scale: jax.Array):
+    """(mean_BHA, std) of one step of `method`; an unknown method lists the choices."""
     if method not in METHODS:
         raise types.unknown("noise_method", method, METHODS)
-    return METHODS[method](x_BHA, v_BHA, t_B, dt, level)
+    return METHODS[method](x_BHA, v_BHA, t_B[:, None, None], dt, scale)
+
+
+def annealed(start: float, end: float, iterations: int, iteration: int) -> float:
+    """Noise level of an iteration: a straight line from start to end, then constant."""
+    return start + (end - start) * min(iteration, iterations) / iterations

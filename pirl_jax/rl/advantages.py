@@ -7,6 +7,8 @@ one after the other, because a slot starts its next episode as soon as one ends.
 import chex
 import numpy as np
 
+from pirl_jax.core import types
+
 
 def gae(reward_CE, value_CE, next_value_CE, terminated_CE, truncated_CE, gamma, gae_lambda, valid_CE=None):
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16), with termination and truncation kept apart.
@@ -61,19 +63,34 @@ def normalize(x, valid=None, eps=1e-5):
     return out
 
 
-def group_relative(score_E, group_E, eps=1e-6):
-    """GRPO advantage of every episode: its score against its group's (Shao et al. 2024, eq. 3, unbiased std).
+def group_relative(score_E, group_E, method="grpo", valid_E=None, eps=1e-6):
+    """Advantage of every episode: its score against those of its group, by a line of GROUP_BASELINES.
 
     Args:
       score_E: sum of the rewards of each episode up to and including its end.
       group_E: integer id of each episode's group: the episodes that share (task, init state).
+      valid_E: False for an episode that was lost; it gets 0 and no other episode sees it.
 
     Returns: advantage_E, float32; 0 for a group of one and for a group of equal scores.
     """
+    if method not in GROUP_BASELINES:
+        raise types.unknown("adv_type", method, GROUP_BASELINES)
     score, group = np.asarray(score_E, np.float64), np.asarray(group_E)
-    chex.assert_equal_shape([score, group])
+    valid = np.ones(score.shape, bool) if valid_E is None else np.asarray(valid_E, bool)
+    chex.assert_equal_shape([score, group, valid])
     out = np.zeros(score.shape, np.float32)
     for name in np.unique(group):
-        member = group == name
-        out[member] = normalize(score[member], eps=eps)
+        member = (group == name) & valid
+        if member.sum() > 1:
+            out[member] = GROUP_BASELINES[method](score[member], eps)
     return out
+
+
+GROUP_BASELINES = {
+    # GRPO (Shao et al. 2024, eq. 3), unbiased std
+    "grpo": lambda score, eps: normalize(score, eps=eps),
+    # RLOO (Ahmadian et al. 2024): against the mean of the others, s - (sum - s) / (G - 1)
+    "rloo": lambda score, eps: (score - score.mean()) * len(score) / (len(score) - 1),
+    # Dr. GRPO (Liu et al. 2025): without the division, which favours groups that are nearly always or nearly never solved
+    "dr_grpo": lambda score, eps: score - score.mean(),
+}

@@ -140,3 +140,25 @@ def test_train_expert_only_freezes_the_vlm():
     assert {"PaliGemma/llm/embedder/input_embedding", "PaliGemma/img/head/kernel"} <= frozen
     everything, nothing = states.partition(params, optimizer.trainable(model, train_expert_only=False))
     assert spec.flatten(everything).keys() == spec.flatten(params).keys() and nothing == {}
+
+
+def test_adapters_train_in_a_frozen_vlm():
+    """is_lora: the adapters of the VLM and the whole action side train, the VLM's own weights do not."""
+    model = variants.with_lora(variants.pi0_config("tiny"), 2)
+    learned, frozen = states.partition(pi0.specs(model), optimizer.trainable(model, train_expert_only=True))
+    learned, frozen = set(spec.flatten(learned)), set(spec.flatten(frozen))
+    adapters = {path for path in learned | frozen if "lora_" in path}
+    assert adapters and adapters <= learned and "action_in_proj/kernel" in learned
+    assert {path for path in frozen if not path.startswith("PaliGemma/")} == set()
+    assert {path for path in learned if path.startswith("PaliGemma/img")} == set()
+    tower_too, _ = states.partition(pi0.specs(model), optimizer.trainable(model, train_expert_only=False))
+    assert learned < set(spec.flatten(tower_too))
+
+
+def test_a_skipped_step_leaves_everything_as_it_was():
+    cfg = optimizer.OptimizerConfig(lr=1.0)
+    params = {"a": np.ones(3, np.float32)}
+    opt_state = optimizer.init(cfg, params)
+    new, new_state, metrics = jax.jit(lambda g, s, p: optimizer.apply(cfg, g, s, p, 0, skip=True))(params, opt_state, params)
+    jax.tree.map(np.testing.assert_array_equal, (new, new_state), (params, opt_state))
+    assert metrics["skipped"] == 1

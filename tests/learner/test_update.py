@@ -18,14 +18,18 @@ OPTIM = optimizer.OptimizerConfig(lr=1e-2, value_lr=3e-2, clip_grad=0.5)
 CFG = update.UpdateConfig(update_epochs=2, minibatch_size=32, microbatch_size=16, entropy_bonus=0.01, huber_delta=1.0)
 
 
-def log_prob_fn(params, chain, context):
-    """A Gaussian policy with learned mean and std and a linear critic: every gradient of the objective is non-zero."""
+def log_prob_fn(params, chain, context, anchor=None):
+    """A Gaussian policy with learned mean and std and a linear critic: every gradient of the objective is non-zero.  Its
+    distance to another policy is the squared difference of the log-probs."""
+    distance_B = 0.0
+    if anchor is not None:
+        log_prob, other = (log_prob_fn(p, chain, context)[0] for p in (params, jax.lax.stop_gradient(anchor)))
+        distance_B = ((log_prob - other) ** 2).sum((1, 2))
     mean = (context @ (params["frozen"]["w"] @ params["policy"]["w"])).reshape(chain.x.shape) + 0.1 * chain.x
     log_std = params["policy"]["log_std"][0]
     error = (chain.x_next - mean) / jnp.exp(log_std)
-    log_prob = (-0.5 * error**2 - log_std).sum((1, 2))
     value = context @ params["value_head"]["w"]
-    return log_prob, jnp.full(len(context), log_std), value
+    return -0.5 * error**2 - log_std, jnp.full(len(context), log_std), value, distance_B
 
 
 def trainable(path):
@@ -50,12 +54,13 @@ def make_rows(num_rows, seed=1, drift=0.1):
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     context = normal(num_rows, D)
     chain = types.Chain(
-        x=normal(num_rows, H, A), x_next=normal(num_rows, H, A), j=np.zeros(num_rows, np.int32),
-        log_prob=np.zeros(num_rows, np.float32), value=np.zeros(num_rows, np.float32),
+        x=normal(num_rows, H, A), x_next=normal(num_rows, H, A), j=np.zeros((num_rows, 1), np.int32),
+        level=np.zeros(num_rows, np.float32), log_prob=np.zeros((num_rows, H, A), np.float32), value=np.zeros(num_rows, np.float32),
     )  # fmt: skip
     single = meshes.make_mesh(1, 1, jax.devices()[:1])
-    log_prob, _, value = map(np.asarray, log_prob_fn(make_params(single), chain, context))
-    chain = chain.replace(log_prob=log_prob + drift * normal(num_rows), value=value + drift * normal(num_rows))
+    log_prob, _, value, _ = map(np.asarray, log_prob_fn(make_params(single), chain, context))
+    moved = drift * normal(num_rows)[:, None, None] / (H * A)
+    chain = chain.replace(log_prob=log_prob + moved, value=value + drift * normal(num_rows))
     weight = rng.uniform(0.5, 2.0, num_rows).astype(np.float32)
     return update.Minibatch(context, chain, normal(num_rows), normal(num_rows), weight)
 
@@ -105,8 +110,9 @@ def test_one_update_is_the_objective_written_down():
     params = make_params(meshes.make_mesh(1, 1, jax.devices()[:1]))
 
     def loss(learned):
-        log_prob, entropy, value = log_prob_fn(params | learned, rows.chain, rows.context)
-        policy, _ = losses.clipped_surrogate(log_prob, rows.chain.log_prob, rows.advantage, rows.weight, 0.2, 0.2)
+        log_prob, entropy, value, _ = log_prob_fn(params | learned, rows.chain, rows.context)
+        log_prob, old = (losses.reduce_log_prob(x, "chunk") for x in (log_prob, rows.chain.log_prob))
+        policy, _ = losses.clipped_surrogate(log_prob, old, rows.advantage, rows.weight, 0.2, 0.2)
         critic, _ = losses.clipped_value(value, rows.chain.value, rows.return_, rows.weight, 0.2, 1.0)
         return policy + critic - 0.01 * losses.mean_entropy(entropy, rows.weight), (policy, critic)
 
@@ -170,7 +176,91 @@ def test_wrong_sizes():
     with pytest.raises(ValueError, match="microbatch_size=12 must be a multiple of the 8 devices"):
         update.make_update(log_prob_fn, update.UpdateConfig(microbatch_size=12), OPTIM, trainable, mesh)
     with pytest.raises(ValueError, match="no valid decision"):
-        run(4, 2, make_rows(4).replace(weight=np.zeros(4, np.float32)))
+        run(4, 2, jax.tree.map(lambda x: x[:0], make_rows(4)))
+
+
+@pytest.mark.parametrize("level, shape", [("chunk", (16,)), ("action", (16, H)), ("token", (16, H, A))])
+def test_ratios_per_chunk_action_or_token(level, shape):
+    """A row weighs the same, however many ratios it has; the dual clip bounds each of them."""
+    rows = make_rows(16, drift=3.0)
+    cfg = dataclasses.replace(CFG, logprob_type=level, clip_ratio_c=1.5)
+    params = make_params(meshes.make_mesh(1, 1, jax.devices()[:1]))
+    _, sums = update.objective(log_prob_fn, cfg, params, rows, False)
+    log_prob, old = (
+        losses.reduce_log_prob(x, level) for x in (log_prob_fn(params, rows.chain, rows.context)[0], rows.chain.log_prob)
+    )
+    assert log_prob.shape == shape
+    ratio, advantage = np.exp(log_prob - old), rows.advantage.reshape((16,) + (1,) * (len(shape) - 1))
+    loss = np.maximum(-advantage * ratio, -advantage * np.clip(ratio, 0.8, 1.2))
+    loss = np.minimum(loss, 1.5 * abs(advantage)).reshape(16, -1).mean(1)
+    np.testing.assert_allclose(sums.weighted["loss"], (rows.weight * loss).sum(), rtol=1e-4)
+
+
+def test_without_a_critic_there_is_no_value_loss():
+    """Neither gradient nor metric, and the value head stays."""
+    cfg = dataclasses.replace(CFG, adv_type="grpo", group_size=2)
+    state, metrics = run(1, 1, make_rows(16), cfg)
+    before = make_params(meshes.make_mesh(1, 1, jax.devices()[:1]))
+    decayed = before["value_head"]["w"] * (1 - OPTIM.value_lr * OPTIM.weight_decay) ** 2
+    np.testing.assert_allclose(state.params["value_head"]["w"], decayed, rtol=1e-6)
+    assert not [name for name in metrics if "value_loss" in name or "value_clip" in name or name.startswith("critic/")]
+
+
+def test_nothing_is_learned_where_every_group_is_filtered():
+    rows = make_rows(16)
+    rows.weight[:] = 0
+    state, metrics = run(1, 1, rows, dataclasses.replace(CFG, adv_type="grpo", group_size=2))
+    assert_same(state.params, jax.device_get(make_params(meshes.make_mesh(1, 1, jax.devices()[:1]))), rtol=0, atol=0)
+    assert metrics["actor/skipped_updates"] == metrics["actor/updates"] and state.iteration == 1
+
+
+def test_anchor_and_average():
+    """The anchor pulls back to where training started; the average follows."""
+    rows = make_rows(32)
+    mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
+    moved, metrics = {}, {}
+    for coefficient in (1e-9, 10.0):
+        cfg = dataclasses.replace(CFG, update_epochs=8, anchor_coef=coefficient, ema_decay=0.5)
+        state = states.create(make_params(mesh), OPTIM, trainable, mesh, ema=True, anchor=True)
+        start = jax.device_get(state.anchor)
+        update_minibatch = update.make_update(log_prob_fn, cfg, OPTIM, trainable, mesh)
+        state, metrics[coefficient] = update.update(update_minibatch, state, rows, jax.random.key(0), cfg)
+        assert_same(jax.device_get(state.anchor), start, rtol=0, atol=0)
+        moved[coefficient] = np.abs(state.params["policy"]["w"] - start["policy"]["w"]).sum()
+        between = np.abs(state.ema["policy"]["w"] - start["policy"]["w"]).sum()
+        assert 0 < between < moved[coefficient]
+        acting = states.acting_params(state)
+        np.testing.assert_array_equal(acting["policy"]["w"], state.ema["policy"]["w"])
+    assert moved[10.0] < 0.7 * moved[1e-9] and metrics[10.0]["actor/anchor"] < metrics[1e-9]["actor/anchor"]
+
+
+def test_the_sft_term_is_added_to_the_gradient():
+    """One update equals the gradient of objective + weight * demonstration loss, written down."""
+    rows = make_rows(16)
+    cfg = dataclasses.replace(CFG, update_epochs=1, minibatch_size=16, microbatch_size=16, sft_loss_weight=0.3)
+    mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
+    target = np.ones((4, D), np.float32)
+
+    def sft_loss(params, demonstrations, step):
+        return ((demonstrations @ params["policy"]["w"] - 1.0) ** 2).mean()
+
+    state = states.create(make_params(mesh), OPTIM, trainable, mesh)
+    update_minibatch = update.make_update(log_prob_fn, cfg, OPTIM, trainable, mesh, sft_loss)
+    state, metrics = update.update(update_minibatch, state, rows, jax.random.key(0), cfg, lambda: target)
+    params = make_params(mesh)
+    learned = {name: params[name] for name in ("policy", "value_head")}
+
+    @jax.jit
+    def step(learned):
+        def loss(learned):
+            total, _ = update.objective(log_prob_fn, cfg, params | learned, rows, False)
+            return total / rows.weight.sum() + 0.3 * sft_loss(learned, target, 0)
+
+        return optimizer.apply(OPTIM, jax.grad(loss)(learned), optimizer.init(OPTIM, learned), learned, 0)[0]
+
+    want = step(learned)
+    assert_same({name: state.params[name] for name in want}, want, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(metrics["actor/sft_loss"], sft_loss(params, target, 0), rtol=1e-5)
 
 
 def make_rollout(**flags):
@@ -200,3 +290,49 @@ def test_rows_of_a_rollout():
     np.testing.assert_array_equal(batch.weight, 1)
     batch = update.rows(make_rollout(), update.UpdateConfig())
     np.testing.assert_allclose([batch.advantage.mean(), batch.advantage.std(ddof=1)], [0, 1], atol=1e-4)
+
+
+def test_rows_of_a_group_relative_rollout():
+    """Two groups of two: scores 0, 1 and 1, lost.  The advantage of an episode is that of its decisions."""
+    valid = np.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool)
+    reward = np.array([[0, 0, 1, 7], [0, 1, 7, 7]], np.float32)
+    none = np.zeros((2, 4), bool)
+    rollout = types.Rollout(
+        context=np.zeros(5), chain=None, decision_R=np.array([0, 1, 0, 1, 0]), episode_R=np.array([0, 0, 1, 1, 2]),
+        reward_CE=reward, value_CE=reward * np.nan, next_value_CE=reward * np.nan, terminated_CE=none, truncated_CE=none,
+        valid_CE=valid,
+    )  # fmt: skip
+    cfg = update.UpdateConfig(adv_type="grpo", group_size=2)
+    batch = update.rows(rollout, cfg)
+    np.testing.assert_allclose(batch.advantage, np.sqrt(0.5) * np.array([-1, -1, 1, 1, 0]), rtol=1e-5)
+    np.testing.assert_array_equal(batch.return_, [0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(batch.weight, [1, 1, 1, 1, 2])  # every trajectory weighs the same
+    batch = update.rows(rollout, dataclasses.replace(cfg, adv_type="rloo", filter_rewards=True, trajectory_weighting=False))
+    np.testing.assert_array_equal(batch.advantage, [-1, -1, 1, 1, 0])
+    np.testing.assert_array_equal(batch.weight, [1, 1, 1, 1, 0])  # the mean score of the second group, 1, is above 0.9
+
+
+def test_fresh_groups_join_the_rows():
+    """Dynamic sampling plays groups in several rounds; their rows are those of one round."""
+    rng, cfg = np.random.default_rng(0), update.UpdateConfig(adv_type="grpo", group_size=2, filter_rewards=True)
+    lengths = np.array([3, 1, 2, 2, 1, 4])
+    valid = np.arange(4)[:, None] < lengths
+    reward = np.where(valid, rng.integers(0, 2, valid.shape), 0).astype(np.float32) / 4
+
+    def of(columns):
+        chosen = valid[:, columns]
+        episode, decision = (x.reshape(-1) for x in np.nonzero(chosen.T))
+        grid, none = reward[:, columns], np.zeros(chosen.shape, bool)
+        return update.rows(types.Rollout(decision.astype(float), None, decision, episode, grid, grid, grid, none, none, chosen), cfg)
+
+    together = of(np.arange(6))
+    joined = update.concatenate([of(np.arange(2)), of(np.arange(2, 6))])
+    jax.tree.map(np.testing.assert_array_equal, joined, together)
+    assert 0 < (together.weight > 0).sum() <= lengths.sum()
+
+
+def test_wrong_names():
+    with pytest.raises(ValueError, match="adv_type='reinforce' does not exist; choose one of: gae, grpo, rloo"):
+        update.UpdateConfig(adv_type="reinforce")
+    with pytest.raises(ValueError, match="logprob_type='word' does not exist; choose one of: chunk, action, token"):
+        update.UpdateConfig(logprob_type="word")

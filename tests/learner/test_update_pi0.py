@@ -23,8 +23,8 @@ CFG = update.UpdateConfig(update_epochs=1, minibatch_size=16, microbatch_size=8)
 TRAINABLE = optimizer.trainable(POLICY.model, train_expert_only=True)
 
 
-def log_prob_fn(params, chain, rows):
-    return flow.chain_log_prob(params, chain, flow.prefix_from_rows(rows), POLICY)
+def log_prob_fn(params, chain, rows, anchor):
+    return *flow.chain_log_prob(params, chain, flow.prefix_from_rows(rows), POLICY), 0.0
 
 
 @jax.jit

@@ -1,10 +1,12 @@
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pirl_jax.core import spec
+from pirl_jax.core import types
 from pirl_jax.models import lora
 from pirl_jax.models import pi0
 from pirl_jax.models import variants
@@ -55,3 +57,37 @@ def test_adapters_only_add_leaves():
     added = {path: leaf for path, leaf in adapted.items() if path not in plain}
     assert {path: adapted[path] for path in plain} == plain
     assert all("lora" in path and leaf.init == ("normal", 0.01) for path, leaf in added.items())
+
+
+def test_adapters_of_the_vlm_alone():
+    """model.is_lora: rank and alpha are one number; the action expert keeps its weights and none of them is frozen by it."""
+    cfg = variants.with_lora(variants.pi0_config("pi0"), 32)
+    assert cfg.paligemma.lora == variants.LoraConfig(32, 32.0, 32) and cfg.paligemma.lora.attn_scale == 1 and cfg.expert.lora is None
+    added = spec.flatten(pi0.specs(cfg)).keys() - spec.flatten(pi0.specs(variants.pi0_config("pi0"))).keys()
+    assert added and all(path.startswith("PaliGemma/llm/layers/") and "_1/" not in path for path in added)
+
+
+def test_adapters_train_the_same_with_recomputation():
+    """gradient_checkpointing saves memory and changes nothing, adapters included."""
+    rng = np.random.default_rng(0)
+    base = variants.with_lora(variants.pi0_config("tiny"), 2)
+    params = spec.init(jax.random.key(0), pi0.specs(base))
+    adapters = {path: x for path, x in spec.flatten(params).items() if "lora" in path}
+    obs = types.Observation(
+        images=jnp.asarray(rng.integers(0, 256, (2, 1, 16, 16, 3), np.uint8)), image_mask=jnp.ones((2, 1), bool),
+        state=jnp.asarray(rng.normal(size=(2, 8)), jnp.float32), tokens=jnp.ones((2, 3), jnp.int32), token_mask=jnp.ones((2, 3), bool),
+    )  # fmt: skip
+
+    def gradients(policy):
+        cfg = dataclasses.replace(base, remat=policy)
+
+        def loss(adapters):
+            merged = spec.unflatten(spec.flatten(params) | adapters)
+            prefix = pi0.prefill(merged, obs, cfg, hidden=True)
+            return (prefix.hidden**2).mean() + (prefix.hidden * jnp.arange(64)[None, None]).mean()
+
+        return jax.jit(jax.grad(loss))(adapters)
+
+    kept, again = gradients("none"), gradients("full")
+    assert all(abs(x).max() > 0 for x in kept.values())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8), kept, again)

@@ -1,5 +1,7 @@
 """The heart: sampling and re-evaluation go through one denoise step."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,9 +32,17 @@ def _observation(cfg, seed=0):
     )
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["pi0", "pi05"])
+VARIANTS = {
+    "pi0": {},
+    "pi05_vlm_critic": dict(pi05=True, value_after_vlm=True),
+    "pi0_noise_joint": dict(noise_method="flow_noise", joint_logprob=True),
+    "pi05_cps": dict(pi05=True, noise_method="flow_cps"),
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
 def setup(request):
-    cfg = _config(pi05=request.param)
+    cfg = _config(**VARIANTS[request.param])
     params = spec.init(jax.random.key(0), flow.specs(cfg))
     # The published initialisation starts several kernels at zero; noise on every leaf makes each of them matter.
     keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
@@ -44,7 +54,7 @@ def setup(request):
 
 
 def _sample(params, key_B, obs, cfg):
-    prefix = pi0.prefill(params, obs, cfg.model)
+    prefix = flow.prefill(params, obs, cfg)
     return *flow.sample_chain(params, key_B, prefix, cfg), prefix
 
 
@@ -55,17 +65,23 @@ def test_the_ratio_right_after_a_rollout_is_one(setup):
     for seed in range(4):
         chain, _, prefix = sample(params, jax.random.split(jax.random.key(seed), B), obs)
         for context in (obs, prefix):
-            log_prob_B, _, value_B = evaluate(params, chain, context)
-            deviations.append(np.abs(np.expm1(log_prob_B - chain.log_prob)).max())
+            log_prob, _, value_B = evaluate(params, chain, context)
+            log_ratio_B = (log_prob - chain.log_prob).sum((1, 2))
+            deviations.append(np.abs(np.expm1(log_ratio_B)).max())
             np.testing.assert_allclose(value_B, chain.value, atol=1e-5)
     assert max(deviations) < 1e-5
 
 
 def test_the_stochastic_index_is_drawn_per_row(setup):
-    cfg, params, obs, sample = setup
-    drawn = [sample(params, jax.random.split(jax.random.key(seed), B), obs)[0].j for seed in range(8)]
-    assert any(len(np.unique(j)) > 1 for j in drawn)
-    assert set(np.unique(drawn)) == set(range(cfg.num_steps))
+    """From all steps; of flow_cps and with ignore_last from all but the last; joint: every step is stochastic."""
+    cfg, *_ = setup
+    j_BK = np.asarray(flow.draw(jax.random.split(jax.random.key(1), 64), cfg)[1])
+    if cfg.joint_logprob:
+        np.testing.assert_array_equal(j_BK, np.broadcast_to(np.arange(cfg.num_steps), (64, cfg.num_steps)))
+        return
+    assert set(np.unique(j_BK)) == set(range(cfg.num_steps - (cfg.noise_method == "flow_cps")))
+    ignoring = flow.draw(jax.random.split(jax.random.key(1), 64), dataclasses.replace(cfg, ignore_last=True))[1]
+    assert set(np.unique(ignoring)) == set(range(cfg.num_steps - 1))
 
 
 def test_a_row_does_not_depend_on_its_batch(setup):
@@ -80,23 +96,26 @@ def test_a_row_does_not_depend_on_its_batch(setup):
 
 def test_only_the_executed_entries_are_scored(setup):
     cfg, params, obs, sample = setup
-    chain, *_ = sample(params, jax.random.split(jax.random.key(0), B), obs)
-    mean, std_B = jnp.zeros_like(chain.x), jnp.full(B, 0.5)
-    score = lambda x: flow.gaussian_log_prob(x, mean, std_B, cfg)
-    outside = chain.x_next.at[:, cfg.action_chunk :].add(1.0).at[:, :, cfg.action_env_dim :].add(1.0)
-    np.testing.assert_array_equal(score(chain.x_next), score(outside))
-    z = np.asarray(chain.x_next)[:, :3, :7] / 0.5
-    by_hand = -0.5 * (z**2).sum((1, 2)) - 21 * (np.log(0.5) + 0.5 * np.log(2 * np.pi))
-    np.testing.assert_allclose(score(chain.x_next), by_hand, rtol=1e-5)
+    chain, _, prefix = sample(params, jax.random.split(jax.random.key(0), B), obs)
+    assert chain.log_prob.shape == (B, cfg.action_chunk, cfg.action_env_dim) == (B, 3, 7)
+    outside = chain.x_next.at[:, :, cfg.action_chunk :].add(1.0).at[:, :, :, cfg.action_env_dim :].add(1.0)
+    steps = flow.chain_steps(params, chain, prefix, cfg)
+    moved, _, _ = flow.score(chain.replace(x_next=outside), steps, cfg)
+    np.testing.assert_array_equal(moved, flow.score(chain, steps, cfg)[0])
+    mean, std = (np.asarray(x)[:, :3, :7] for x in (steps[0].mean, steps[0].std))
+    if cfg.joint_logprob:
+        return
+    z = (np.asarray(chain.x_next)[:, 0, :3, :7] - mean) / std
+    np.testing.assert_allclose(moved, -0.5 * z**2 - np.log(std) - 0.5 * np.log(2 * np.pi), rtol=1e-5, atol=1e-5)
 
 
 def test_flow_ode_is_the_euler_sampler(setup):
     """With the deterministic method a chain is plain Euler integration, its log-prob 0."""
     cfg, params, obs, _ = setup
-    ode = _config(cfg.model.pi05, noise_method="flow_ode")
+    ode = dataclasses.replace(cfg, noise_method="flow_ode", joint_logprob=False)
     key_B = jax.random.split(jax.random.key(5), B)
     chain, actions, prefix = jax.jit(lambda params, key_B, obs: _sample(params, key_B, obs, ode))(params, key_B, obs)
-    np.testing.assert_array_equal(chain.log_prob, np.zeros(B))
+    np.testing.assert_array_equal(chain.log_prob, np.zeros((B, 3, 7)))
     shape = (cfg.model.action_horizon, cfg.model.action_dim)
     start = jax.vmap(lambda key: jax.random.normal(jax.random.split(key, 3)[0], shape))(key_B)
     expected = pi0.sample(params, start, obs, cfg.model, cfg.num_steps)
@@ -109,3 +128,59 @@ def test_kept_prefix_survives_the_row_layout(setup):
     rows = flow.prefix_to_rows(prefix)
     assert rows.k.shape[0] == B
     jax.tree.map(np.testing.assert_array_equal, flow.prefix_from_rows(rows), prefix)
+
+
+def test_the_noise_level_of_the_moment_travels_with_the_chain(setup):
+    """An annealed level is the one that the chain is scored with, whenever that is."""
+    cfg, params, obs, _ = setup
+    key_B, prefix = jax.random.split(jax.random.key(2), B), flow.prefill(params, obs, cfg)
+    plain, _ = flow.sample_chain(params, key_B, prefix, cfg)
+    halved, _ = flow.sample_chain(params, key_B, prefix, cfg, level=cfg.noise_level / 2)
+    stds = [flow.chain_steps(params, chain, prefix, cfg)[0].std for chain in (plain, halved)]
+    if cfg.noise_method == "flow_noise":  # learns its level
+        np.testing.assert_allclose(*stds, rtol=1e-5)
+    else:
+        assert (stds[1] < 0.7 * stds[0]).all()
+    log_prob, *_ = flow.chain_log_prob(params, halved, prefix, cfg)
+    np.testing.assert_allclose(log_prob, halved.log_prob, atol=1e-4)
+
+
+def test_the_likelihood_of_a_joint_chain_is_that_of_all_its_steps():
+    cfg = _config(noise_method="flow_sde", joint_logprob=True)
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    chain = types.Chain(x=normal(2, 2, 3, 7), x_next=normal(2, 2, 3, 7), j=None, level=None, log_prob=None, value=None)
+    steps = [flow.Step(normal(2, 3, 7), normal(2, 3, 7), jnp.full((2, 3, 7), 0.5), normal(2)) for _ in range(2)]
+    terms = [flow.gaussian_log_prob(chain.x_next[:, k], step.mean, step.std) for k, step in enumerate(steps)]
+    log_prob, entropy, value = flow.score(chain, steps, cfg)
+    np.testing.assert_allclose(log_prob, terms[0] + terms[1], rtol=1e-6)
+    np.testing.assert_allclose(entropy, 2 * flow.gaussian_entropy(0.5), rtol=1e-6)
+    np.testing.assert_allclose(value, (steps[0].value + steps[1].value) / 2, rtol=1e-6)
+    rooted, *_ = flow.score(chain, steps, dataclasses.replace(cfg, joint_mean=True))
+    start = flow.gaussian_log_prob(chain.x[:, 0], 0.0, 1.0)
+    np.testing.assert_allclose(rooted, (terms[0] + terms[1] + start) / 3, rtol=1e-5)
+
+
+def test_distance_to_another_policy():
+    """By hand, and zero with zero gradient to itself."""
+    cfg, ones = _config(), jnp.ones((1, 4, 8))
+    step = lambda mean, std, v: flow.Step(velocity=v * ones, mean=mean * ones, std=std * ones, value=None)  # noqa: E731
+    a, b = [step(1.0, 0.5, 2.0)], [step(0.0, 1.0, -1.0)]
+    kl = np.log(2) + (0.25 + 1) / 2 - 0.5
+    np.testing.assert_allclose(flow.distance(a, b, "kl", cfg), [3 * 7 * kl], rtol=1e-6)
+    np.testing.assert_allclose(flow.distance(a, b, "velocity_mse", cfg), [9.0], rtol=1e-6)
+    for kind in flow.ANCHORS:
+        gradient = jax.grad(lambda mean, kind=kind: flow.distance([step(mean, 0.5, mean)], a, kind, cfg).sum())
+        assert abs(gradient(1.0 if kind == "kl" else 2.0)) < 1e-5 < abs(gradient(1.5))
+    with pytest.raises(ValueError, match="anchor='l2' does not exist; choose one of: kl, velocity_mse"):
+        flow.distance(a, b, "l2", cfg)
+
+
+def test_padding_does_not_move_a_critic_on_the_vlm():
+    """Longer padding, same value: it is masked out of the pooled state."""
+    cfg = _config(pi05=True, value_after_vlm=True)
+    params, obs = spec.init(jax.random.key(0), flow.specs(cfg)), _observation(cfg)
+    longer = obs.replace(tokens=jnp.pad(obs.tokens, ((0, 0), (0, 9))), token_mask=jnp.pad(obs.token_mask, ((0, 0), (0, 9))))
+    short, long = (flow.prefill(params, o, cfg).pooled for o in (obs, longer))
+    assert short.shape == (B, cfg.model.paligemma.width)
+    np.testing.assert_allclose(short, long, atol=1e-5)

@@ -86,6 +86,18 @@ def test_group_relative_by_hand():
     assert np.all(np.abs(out[5:]) < 1e-6)  # a group of one, and a group of equal scores
 
 
+def test_group_baselines_by_hand():
+    score, group = [0.0, 1.0, 5.0, 3.0], [0, 0, 0, 1]
+    rloo = advantages.group_relative(score, group, "rloo")
+    np.testing.assert_allclose(rloo, [0 - 3, 1 - 2.5, 5 - 0.5, 0])  # against the mean of the others; nobody: 0
+    np.testing.assert_allclose(advantages.group_relative(score, group, "dr_grpo"), [-2, -1, 3, 0])
+    # a lost episode is no member of its group
+    lost = advantages.group_relative([0.0, 1.0, np.nan, 3.0], group, "rloo", valid_E=[True, True, False, True])
+    np.testing.assert_allclose(lost, [-1, 1, 0, 0])
+    with pytest.raises(ValueError, match="adv_type='mean' does not exist; choose one of: grpo, rloo, dr_grpo"):
+        advantages.group_relative(score, group, "mean")
+
+
 def reference_cases(vectors, name):
     z = np.load(vectors / "rlinf" / f"{name}.npz")
     for case in z["__cases__"]:

@@ -40,7 +40,7 @@ def actor():
         value_B = np.round(10 * obs.state[:, 1] + obs.state[:, 2])  # up to the EPS of the normalisation
         actions_BHA = np.repeat(value_B[:, None, None], 4, 1) * np.ones(8, np.float32)
         seen.append((id_B, value_B))
-        return types.Chain(x=actions_BHA, x_next=actions_BHA, j=id_B, log_prob=-value_B, value=value_B), actions_BHA, None
+        return types.Chain(actions_BHA, actions_BHA, j=id_B, level=value_B, log_prob=-value_B, value=value_B), actions_BHA, None
 
     seen = []
     result = collector.Actor(transform, ("push", "pick", "place"), 3, explore, lambda *args: explore(*args)[1], put=lambda x: x)
@@ -151,7 +151,7 @@ def test_right_after_a_rollout_the_ratio_is_one(keep_prefix):
         with jax.transfer_guard("disallow"):
             rollout, _ = collector.collect(actor, params, key, pool, names, TWO_GROUPS, timeline.Timers())
     assert isinstance(rollout.context, pi0.Prefix if keep_prefix else types.Observation)
-    assert rollout.chain.x.shape[0] == 80 and set(rollout.chain.j) == {0, 1, 2, 3}
+    assert rollout.chain.x.shape[0] == 80 and set(rollout.chain.j[:, 0]) == {0, 1, 2, 3}
     trains = optimizer.trainable(settings.policy.model, keep_prefix)
     state = states.create(params, settings.optim, trains, mesh)
     update_minibatch = update.make_update(build.log_prob_fn(settings), settings.update, settings.optim, trains, mesh)

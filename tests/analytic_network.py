@@ -1,0 +1,89 @@
+"""The tiny network with which the reference's sampler and whole training iterations were recorded (vectors' README, d_sampler):
+
+    suffix = tanh(x Wx + t wt + state Ws + pos)    v = action_out_proj(suffix)    prefix = tanh(state prefix_W + prefix_P)
+
+It stands in for pi0.velocity; everything else is the repository's own code.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from pirl_jax.core import spec
+from pirl_jax.models import heads
+from pirl_jax.models import pi0
+from pirl_jax.models import variants
+from pirl_jax.policy import flow
+
+TORCH_STACKS = ("value_head.mlp.", "noise_head.mlp_logvar.moduleList.")
+
+
+def install(monkeypatch):
+    """For one test the policy's network is the analytic one."""
+    monkeypatch.setattr(pi0, "velocity", velocity)
+
+
+def velocity(params, prefix, x_BHA, t_B, cfg):
+    state_BW = (prefix.state @ params["Ws"])[:, None]
+    moved = x_BHA @ params["Wx"] + t_B[:, None, None] * params["wt"][None, None]
+    feature_BHW = jnp.tanh(moved + state_BW + params["pos"][None])
+    out = params["action_out_proj"]
+    return feature_BHW @ out["kernel"] + out["bias"][None, None], feature_BHW
+
+
+def prefix(state_BS, fixed: dict, cfg: flow.PolicyConfig) -> pi0.Prefix:
+    """What prefill would give; a critic on the VLM sees the reference's tokens."""
+    hidden = jnp.tanh((state_BS @ fixed["prefix_W"])[:, None] + fixed["prefix_P"][None])
+    none = jnp.zeros((len(state_BS), 0))
+    mask_BS = jnp.broadcast_to(reference_tokens(hidden.shape[1]), hidden.shape[:2])
+    pooled = heads.pool(hidden, mask_BS, cfg.value_vlm_mode) if cfg.value_after_vlm else None
+    return pi0.Prefix(k=none, v=none, mask=none, state=state_BS, pooled=pooled)
+
+
+def reference_tokens(length: int, num_images: int = 2):
+    """The tokens that the reference pools: 256 per camera, none of the absent cameras, and every language slot, padding or
+    not (README Q21).  Three cameras and 200 (pi0.5) or 48 (pi0) slots make 968 or 816 tokens."""
+    place = jnp.arange(length)
+    return (place < 256 * num_images) | (place >= 3 * 256)
+
+
+def weights(z, start: str) -> tuple[dict, dict]:
+    """Arrays of the file z whose names begin with `start` -> (our tree, what never trains)."""
+    flat = {name[len(start) :]: z[name] for name in z.files if name.startswith(start)}
+    fixed = {name: flat.pop(name) for name in ("prefix_W", "prefix_P") if name in flat}
+    tree = {name: jnp.asarray(x) for name, x in flat.items() if "." not in name}
+    for name, x in flat.items():
+        if "." in name and "logvar_m" not in name:
+            path, is_weight = _path(name, flat), name.endswith("weight")
+            tree[f"{path}/{'kernel' if is_weight else 'bias'}"] = jnp.asarray(x.T if is_weight else x)
+    return spec.unflatten(tree), fixed
+
+
+def _path(name, flat):
+    """Torch numbers the layers of a stack; ours are layer_0, ..., out."""
+    for stack in TORCH_STACKS:
+        if name.startswith(stack):
+            number = lambda other, stack=stack: int(other[len(stack) :].split(".")[0])  # noqa: E731
+            numbers = sorted({number(other) for other in flat if other.startswith(stack)})
+            place = numbers.index(number(name))
+            return f"{stack.split('.')[0]}/{'out' if place == len(numbers) - 1 else f'layer_{place}'}"
+    return name.split(".")[0]
+
+
+def policy(meta: dict) -> flow.PolicyConfig:
+    """The recorded settings, RLinf's choices included: in the joint mode the mean over start noise and steps."""
+    base = variants.pi0_config("tiny", action_dim=meta["action_dim"], action_horizon=meta["action_horizon"])
+    names = (
+        "num_steps", "noise_method", "noise_level", "ignore_last", "joint_logprob", "action_chunk", "action_env_dim",
+        "add_value_head", "value_after_vlm", "value_vlm_mode", "detach_critic_input", "chunk_critic_input",
+    )  # fmt: skip
+    return flow.PolicyConfig(
+        model=base, joint_mean=True, noise_logvar_range=tuple(meta["noise_logvar_range"]), **{n: meta[n] for n in names}
+    )
+
+
+def randomness(noise, denoise_inds, cfg: flow.PolicyConfig):
+    """Recorded noise [J+1,B,H,A] and indices [B,J] -> start_BHA, j_BK, eps_BKHA of flow.integrate."""
+    j_BK = np.asarray(denoise_inds if cfg.joint_logprob else denoise_inds[:, :1], np.int32)
+    eps_BJHA = np.moveaxis(noise[1:], 0, 1)
+    eps_BKHA = np.take_along_axis(eps_BJHA, np.maximum(j_BK, 0)[:, :, None, None], axis=1)
+    return noise[0], j_BK, eps_BKHA
