@@ -112,18 +112,42 @@ def entries(shapes: Mapping[str, tuple]) -> list[Entry]:
     return result
 
 
+def by_path(shapes: Mapping[str, tuple]) -> dict[str, list[Entry]]:
+    """The tensors of each of our arrays; an array without a place in PyTorch's layout is an error."""
+    parts = collections.defaultdict(list)
+    for entry in entries(shapes):
+        parts[entry.path].append(entry)
+    homeless = sorted(shapes.keys() - parts.keys())
+    if homeless:
+        raise ValueError(f"PyTorch's layout has no place for {', '.join(homeless)}; merge adapters first (--merge-lora)")
+    return dict(parts)
+
+
+def head_shapes(tensors: Mapping[str, tuple]) -> dict[str, tuple]:
+    """Shapes of our heads, from those of RLinf's."""
+    shapes = {}
+    for head in HEADS:
+        names = [name for name in tensors if name.startswith(f"{head}.") and name.endswith(".weight")]
+        names.sort(key=lambda name: int(re.search(r"\.(\d+)\.", name)[1]))
+        for i, name in enumerate(names):
+            layer = f"{head}/{'out' if name == names[-1] else f'layer_{i}'}"
+            shapes |= {f"{layer}/kernel": tuple(tensors[name])[::-1], f"{layer}/bias": tuple(tensors[name])[:1]}
+    return shapes
+
+
 def _head_rows(shapes) -> list[tuple]:
     """RLinf's value head and noise head: layers counted from the input, the last one is our `out`."""
     layers = collections.Counter(path.split("/")[0] for path in shapes if path.endswith("/kernel"))
     rows = []
-    for head, form in HEADS.items():
-        count = layers[head]
-        for i in range(count):
-            rows += _placed(form.format(2 * i if head == "value_head" else i), f"{head}/{'out' if i == count - 1 else f'layer_{i}'}/", _LINEAR_ROWS)
+    for head, (form, step) in HEADS.items():
+        for i in range(layers[head]):
+            layer = "out" if i == layers[head] - 1 else f"layer_{i}"
+            rows += _placed(form.format(step * i), f"{head}/{layer}/", _LINEAR_ROWS)
     return rows
 
 
-HEADS = {"value_head": "value_head.mlp.{}.", "noise_head": "noise_head.mlp_logvar.moduleList.{}.linear_1."}
+# Our head -> RLinf's name, step of its counter (the value head counts activations too).
+HEADS = {"value_head": ("value_head.mlp.{}.", 2), "noise_head": ("noise_head.mlp_logvar.moduleList.{}.linear_1.", 1)}
 
 
 def to_torch(part: np.ndarray, entry: Entry) -> np.ndarray:
