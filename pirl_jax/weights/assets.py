@@ -20,7 +20,7 @@ def find(location: pathlib.Path, asset_id: str = "") -> tuple[normalize.NormStat
     """
     folders = [location if location.is_dir() else location.parent]
     # state/ and params/ lie in a step folder, our steps two below the run, RLinf's weights two below theirs.
-    folders += list(folders[0].parents)[: {"state": 3, "params": 1, "model_state_dict": 2}.get(folders[0].name, 0)]
+    folders += list(folders[0].parents)[: {"state": 3, "params": 1, "train_state": 1, "model_state_dict": 2}.get(folders[0].name, 0)]
     for folder in folders:
         files = sorted({*folder.glob("assets/**/norm_stats.json"), *folder.glob("*/norm_stats.json"), *folder.glob("*/*/norm_stats.json"),
                         *folder.glob("norm_stats.json")})  # fmt: skip
