@@ -95,7 +95,7 @@ def split_heads(tensors: Mapping[str, tuple], given: variants.Pi0Config | None =
         raise ValueError(f"no pi0 or pi0.5 checkpoint of openpi, RLinf or LeRobot: {', '.join(lacking)} missing")
     experts = [_known_gemma(tensors, root, given and (given.expert if end else given.paligemma)) for end, root in roots.items()]
     vision_width, _, patch, _ = tensors[needed[0]]
-    siglip = _known_siglip(vision_width, _depth(tensors, f"{vision}encoder."), tensors[needed[2]][0], patch, given)
+    siglip = _known_siglip(vision_width, _depth(tensors, f"{vision}encoder."), tensors[needed[2]][0], patch, given and given.siglip)
     pi05 = "time_mlp_in.weight" in tensors
     return variants.pi0_config(
         "pi05" if pi05 else "pi0", paligemma=experts[0], expert=experts[1], siglip=siglip,
@@ -121,7 +121,7 @@ def _known_gemma(tensors, root, given):
 
 
 def _known_siglip(width, depth, mlp_dim, patch, given):
-    for cfg in [given.siglip] * (given is not None) + list(variants.SIGLIP.values()):
+    for cfg in [given] * (given is not None) + list(variants.SIGLIP.values()):
         if (cfg.width, cfg.depth, cfg.mlp_dim, cfg.patch) == (width, depth, mlp_dim, patch):
             return cfg
     raise ValueError(f"the vision tower has width {width}, {depth} layers, feed-forward {mlp_dim}, patches of {patch} px, which is no "

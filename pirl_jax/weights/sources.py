@@ -136,7 +136,7 @@ def _open_pirl(folder, given, raw) -> Source:
 
 
 def _names(folder) -> dict:
-    leaves = jax.tree_util.tree_leaves_with_path(ocp.PyTreeCheckpointer().metadata(folder).item_metadata.tree)
+    leaves = jax.tree_util.tree_leaves_with_path(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
     return {tuple(key.key if hasattr(key, "key") else key.idx for key in path): leaf for path, leaf in leaves}
 
 
@@ -146,7 +146,7 @@ def _orbax(folder, wanted) -> Source:
     stated = all(keys[-1] == "value" for keys in leaves)
     keys_of = {"/".join(keys[: -1 if stated else None]).partition("/")[2]: keys for keys in leaves}
     kinds = {path: leaves[keys] for path, keys in keys_of.items()}
-    handler = ocp.PyTreeCheckpointer()
+    handler = ocp.PyTreeCheckpointHandler()
 
     def fetch(path, dtype):
         tree: Any = 0
@@ -206,7 +206,8 @@ def load(source: Source, declared: dict, shardings: dict, key: jax.Array | None 
     """
     specs, layout = spec.flatten(declared), spec.flatten(shardings)
     fresh = {path: leaf for path, leaf in specs.items() if path not in source.shapes and _optional(path) and key is not None}
-    unread = [path for path in source.shapes if path not in specs and path.startswith(HEADS)]
+    declared_heads = tuple(head for head in HEADS if any(path.startswith(head) for path in specs))
+    unread = [path for path in source.shapes if path.startswith(HEADS) and not path.startswith(declared_heads)]
     used = {path: shape for path, shape in source.shapes.items() if path not in unread}
     account({path: leaf.shape for path, leaf in specs.items() if path not in fresh}, used, source.location)
     started = spec.init(key, spec.unflatten(fresh), spec.unflatten({path: layout[path] for path in fresh})) if fresh else {}
