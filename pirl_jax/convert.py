@@ -2,8 +2,9 @@
 
     python -m pirl_jax.convert SRC DST --to openpi_torch --verify
 
-SRC: a run of ours; a step of openpi's JAX trainer; a folder with model.safetensors (openpi, RLinf, LeRobot), one shard or many;
-RLinf's full_weights.pt or the folder that holds it.  DST: a new folder.  Numbers change only where --dtype asks for it.
+SRC: a run of ours; a step of openpi's JAX trainer; a folder with model.safetensors (openpi, RLinf, LeRobot), one shard or
+many; RLinf's full_weights.pt or the folder that holds it.  DST: a new folder.  Numbers change only where --dtype or
+--merge-lora ask for it.
 """
 
 import argparse
@@ -27,13 +28,24 @@ from pirl_jax.weights import sources
 from pirl_jax.weights import targets
 
 
-def convert(source: sources.Source, folder: pathlib.Path, to: str, *, dtype: str = "", heads: bool = False, asset_id: str = "",
-            norm_stats: str = "", verify: bool = False) -> list[str]:  # fmt: skip
+def convert(
+    source: sources.Source,
+    folder: pathlib.Path,
+    to: str,
+    *,
+    dtype: str = "",
+    heads: bool = False,
+    asset_id: str = "",
+    norm_stats: str = "",
+    verify: bool = False,
+) -> list[str]:
     """Write `source` into `folder` -> lines that say what was done."""
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; give a new folder")
     if verify and source.cfg is None:
-        raise ValueError("--verify runs the policy, and adapters alone are none; convert them back onto their base to verify")
+        raise ValueError(
+            "--verify runs the policy, and adapters alone are none; convert them back onto their base to verify"
+        )
     stats = _stats(source, asset_id, norm_stats)
     lines = [describe("read", source)] + [f"  ignored {name}: {reason}" for name, reason in source.ignored.items()]
     written, errors = targets.cast(source, dtype) if dtype else (source, {})
@@ -61,9 +73,13 @@ def describe(verb: str, source: sources.Source) -> str:
     cfg = source.cfg
     if cfg is None:
         return f"{line}; no whole network"
-    family = f"{'pi0.5' if cfg.pi05 else 'pi0'} (PaliGemma {cfg.paligemma.width} x {cfg.paligemma.depth}, expert {cfg.expert.width})"
-    ranks = [f"{name} rank {of.lora.attn_rank}, alpha {of.lora.attn_alpha:g}"
-             for name, of in (("PaliGemma", cfg.paligemma), ("expert", cfg.expert)) if of.lora]  # fmt: skip
+    sizes = f"PaliGemma {cfg.paligemma.width} x {cfg.paligemma.depth}, expert {cfg.expert.width}"
+    family = f"{'pi0.5' if cfg.pi05 else 'pi0'} ({sizes})"
+    ranks = [
+        f"{name} rank {of.lora.attn_rank}, alpha {of.lora.attn_alpha:g}"
+        for name, of in (("PaliGemma", cfg.paligemma), ("expert", cfg.expert))
+        if of.lora
+    ]
     return f"{line}; {family}{'; adapters: ' + ', '.join(ranks) if ranks else ''}"
 
 
@@ -75,11 +91,16 @@ def parity(source: sources.Source, result: sources.Source, written: sources.Sour
     """Read the result back: against what was to be written bit by bit, and against the source as a policy."""
     wrong = [path for path in result.shapes if not _same_bits(result.read(path), written.read(path))]
     if wrong:
-        raise ValueError(f"{result.location} differs from what was written in {', '.join(wrong)}; the disk or the format is at fault")
+        raise ValueError(
+            f"{result.location} differs from what was written in {', '.join(wrong)}; the disk or the format is at fault"
+        )
     before, after = actions(source), actions(result)
     error = np.abs(before - after).max()
-    return [f"verified: {len(result.shapes)} arrays equal bit by bit; actions of a fixed batch differ by {error:.3g} at most "
-            f"(largest action {np.abs(before).max():.3g})"]  # fmt: skip
+    return [
+        f"verified: {len(result.shapes)} arrays equal bit by bit; "
+        f"actions of a fixed batch differ by {error:.3g} at most "
+        f"(largest action {np.abs(before).max():.3g})"
+    ]
 
 
 def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
@@ -109,20 +130,32 @@ def actions(source: sources.Source) -> np.ndarray:
 
 
 def _arguments(argv) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m pirl_jax.convert", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m pirl_jax.convert", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("folder", metavar="DST", type=pathlib.Path)
     parser.add_argument("--to", required=True, choices=targets.WRITERS)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="", help="round or widen; default: as stored")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="", help="round or widen; default: as stored"
+    )
     parser.add_argument("--raw", action="store_true", help="the weights that trained, not their moving average")
     parser.add_argument("--adapters", metavar="DIR", help="put these adapters (--adapters-only) onto SRC, their base")
     parser.add_argument("--adapters-only", action="store_true", help="leave out what adapters froze; needs --to pirl")
     parser.add_argument("--merge-lora", action="store_true", help="fold adapters into the weights")
-    parser.add_argument("--lora-scale", type=float, default=1.0, help="alpha / rank of the attention's adapters; 1: as published")
-    parser.add_argument("--heads", action="store_true", help="keep value and noise head; RLinf reads them, openpi does not")
-    parser.add_argument("--norm-stats", metavar="FILE", default="", help="norm_stats.json where none lies near the weights")
+    parser.add_argument(
+        "--lora-scale", type=float, default=1.0, help="alpha / rank of the attention's adapters; 1: as published"
+    )
+    parser.add_argument(
+        "--heads", action="store_true", help="keep value and noise head; RLinf reads them, openpi does not"
+    )
+    parser.add_argument(
+        "--norm-stats", metavar="FILE", default="", help="norm_stats.json where none lies near the weights"
+    )
     parser.add_argument("--asset-id", default="", help=f"data set of the statistics; default {assets.LIBERO_ID}")
-    parser.add_argument("--verify", action="store_true", help="read the result back and run both policies on a fixed batch")
+    parser.add_argument(
+        "--verify", action="store_true", help="read the result back and run both policies on a fixed batch"
+    )
     return parser.parse_args(argv)
 
 
@@ -142,8 +175,16 @@ def prepare(args: argparse.Namespace) -> sources.Source:
 def main(argv):
     args = _arguments(argv)
     with config.user_errors():
-        lines = convert(prepare(args), args.folder, args.to, dtype=args.dtype, heads=args.heads, asset_id=args.asset_id,
-                        norm_stats=args.norm_stats, verify=args.verify)  # fmt: skip
+        lines = convert(
+            prepare(args),
+            args.folder,
+            args.to,
+            dtype=args.dtype,
+            heads=args.heads,
+            asset_id=args.asset_id,
+            norm_stats=args.norm_stats,
+            verify=args.verify,
+        )
     print("\n".join(lines))
 
 

@@ -35,7 +35,10 @@ def test_our_run_to_openpi_and_back(run, tmp_path, capsys):
     assert "pirl, 57 arrays" in out and "pi0.5 (PaliGemma 64 x 2, expert 32)" in out
     assert "value_head/out/bias: left out" in out and "lm_head.weight: zeros" in out
     assert "verified: 51 arrays equal bit by bit; actions of a fixed batch differ by 0 at most" in out
-    assert "norm stats: " in out and (tmp_path / "torch" / "physical-intelligence" / "libero" / "norm_stats.json").is_file()
+    assert (
+        "norm stats: " in out
+        and (tmp_path / "torch" / "physical-intelligence" / "libero" / "norm_stats.json").is_file()
+    )
     out = command(capsys, tmp_path / "torch", tmp_path / "jax", "--to", "openpi_jax", "--asset-id", "libero")
     assert "ignored paligemma_with_expert.gemma_expert.lm_head.weight: output head of the action expert" in out
     assert (tmp_path / "jax" / "assets" / "libero" / "norm_stats.json").is_file()
@@ -58,7 +61,18 @@ def test_adapters_are_merged_or_kept_apart(vectors, tmp_path, capsys):
     assert "adapters: " not in out
     out = command(capsys, lora, tmp_path / "alone", "--to", "pirl", "--adapters-only")
     assert "no whole network" in out
-    out = command(capsys, lora, tmp_path / "again", "--to", "pirl", "--adapters", tmp_path / "alone", "--lora-scale", "2", "--verify")
+    out = command(
+        capsys,
+        lora,
+        tmp_path / "again",
+        "--to",
+        "pirl",
+        "--adapters",
+        tmp_path / "alone",
+        "--lora-scale",
+        "2",
+        "--verify",
+    )
     assert "adapters: PaliGemma rank 2, alpha 4, expert rank 2, alpha 4" in out and "differ by 0 at most" in out
 
 
@@ -83,6 +97,10 @@ def test_mistakes_are_sentences(run, tmp_path, vectors, capsys):
     assert "there is no checkpoint at" in failure(capsys, tmp_path / "typo", tmp_path / "x", "--to", "pirl")
     assert "merge adapters first (--merge-lora)" in failure(capsys, lora, tmp_path / "x", "--to", "openpi_torch")
     assert "needs --to pirl" in failure(capsys, lora, tmp_path / "x", "--to", "openpi_jax", "--adapters-only")
-    assert "adapters alone are none" in failure(capsys, lora, tmp_path / "x", "--to", "pirl", "--adapters-only", "--verify")
-    assert "no normalisation statistics at" in failure(capsys, run, tmp_path / "x", "--to", "pirl", "--norm-stats", "typo.json")
+    assert "adapters alone are none" in failure(
+        capsys, lora, tmp_path / "x", "--to", "pirl", "--adapters-only", "--verify"
+    )
+    assert "no normalisation statistics at" in failure(
+        capsys, run, tmp_path / "x", "--to", "pirl", "--norm-stats", "typo.json"
+    )
     assert not (tmp_path / "x").exists()

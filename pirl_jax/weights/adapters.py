@@ -1,4 +1,4 @@
-"""Low-rank adapters in checkpoints: folded into the weights, kept alone, put back onto their base.  See models/lora.py."""
+"""Low-rank adapters in checkpoints: folded into the weights, kept alone, put back onto a base.  See models/lora.py."""
 
 import dataclasses
 
@@ -10,11 +10,14 @@ from pirl_jax.weights import sources
 
 
 def merge(source: sources.Source) -> sources.Source:
-    """The same policy without adapters.  Sums in float32; a weight stored in bfloat16 becomes float32 where its adapter is."""
+    """The same policy without adapters.  Sums in float32; a bfloat16 weight becomes float32 where its adapter is."""
     factors = {path: _factors(path) for path in source.shapes if _factors(path)[0] in source.shapes}
     if not factors:
         raise ValueError(f"{source.location} holds no adapters; leave --merge-lora out")
-    dtypes = {path: np.result_type(*(source.dtypes[name] for name in (path, *factors.get(path, ())))) for path in source.shapes}
+    dtypes = {
+        path: np.result_type(*(source.dtypes[name] for name in (path, *factors.get(path, ()))))
+        for path in source.shapes
+    }
 
     def fetch(path, dtype):
         if path not in factors:
@@ -30,14 +33,17 @@ def merge(source: sources.Source) -> sources.Source:
 
     shapes = {path: shape for path, shape in source.shapes.items() if "lora_" not in path}
     cfg = dataclasses.replace(
-        source.cfg, paligemma=dataclasses.replace(source.cfg.paligemma, lora=None),
+        source.cfg,
+        paligemma=dataclasses.replace(source.cfg.paligemma, lora=None),
         expert=dataclasses.replace(source.cfg.expert, lora=None),
-    )  # fmt: skip
-    return dataclasses.replace(source, shapes=shapes, dtypes={path: dtypes[path] for path in shapes}, fetch=fetch, cfg=cfg)
+    )
+    return dataclasses.replace(
+        source, shapes=shapes, dtypes={path: dtypes[path] for path in shapes}, fetch=fetch, cfg=cfg
+    )
 
 
 def only(source: sources.Source) -> sources.Source:
-    """What training with adapters changes: adapters, and all that they do not freeze (vision tower, projections, heads)."""
+    """What training with adapters changes: them, and all that they do not freeze (vision tower, projections, heads)."""
     frozen = pi0.frozen_by_lora(source.cfg)
     if not frozen:
         raise ValueError(f"{source.location} holds no adapters, so there is nothing to keep apart")
@@ -50,7 +56,9 @@ def overlay(base: sources.Source, top: sources.Source) -> sources.Source:
     own = {path: shape for path, shape in top.shapes.items() if path not in base.shapes}
     odd = [path for path in own if "lora_" not in path and not path.startswith(sources.HEADS)]
     if odd:
-        raise ValueError(f"{top.location} has {', '.join(sorted(odd))}, which {base.location} lacks; give the base it was trained on")
+        raise ValueError(
+            f"{top.location} has {', '.join(sorted(odd))}, which {base.location} lacks; give the base it was trained on"
+        )
     shared = {path: shape for path, shape in base.shapes.items() if path in top.shapes}
     sources.account(shared, {path: top.shapes[path] for path in shared}, top.location)
 
@@ -59,9 +67,13 @@ def overlay(base: sources.Source, top: sources.Source) -> sources.Source:
 
     shapes = {**base.shapes, **top.shapes}
     return dataclasses.replace(
-        base, shapes=shapes, dtypes={**base.dtypes, **top.dtypes}, fetch=fetch, ignored={**base.ignored, **top.ignored},
+        base,
+        shapes=shapes,
+        dtypes={**base.dtypes, **top.dtypes},
+        fetch=fetch,
+        ignored={**base.ignored, **top.ignored},
         cfg=sizes.infer(shapes),
-    )  # fmt: skip
+    )
 
 
 def scaled(source: sources.Source, alpha_over_rank: float) -> sources.Source:
@@ -72,7 +84,9 @@ def scaled(source: sources.Source, alpha_over_rank: float) -> sources.Source:
         return dataclasses.replace(cfg, lora=lora)
 
     cfg = source.cfg
-    return dataclasses.replace(source, cfg=dataclasses.replace(cfg, paligemma=change(cfg.paligemma), expert=change(cfg.expert)))
+    return dataclasses.replace(
+        source, cfg=dataclasses.replace(cfg, paligemma=change(cfg.paligemma), expert=change(cfg.expert))
+    )
 
 
 def _factors(path: str) -> tuple[str, str]:

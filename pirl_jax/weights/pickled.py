@@ -1,7 +1,8 @@
 """PyTorch's .pt files of plain tensors (RLinf's full_weights.pt), read without PyTorch and without trusting the file.
 
-A .pt file is an uncompressed zip: a pickle that describes the tensors, and one entry of raw bytes per storage.  The unpickler
-below knows six names; whatever else the pickle asks for ends the reading, so no code of the file can run.
+A .pt file is an uncompressed zip: a pickle that describes the tensors, and one entry of raw bytes per storage.  The
+unpickler below knows the names of plain tensors; whatever else the pickle asks for ends the reading, so no code of the
+file can run.
 """
 
 import collections
@@ -15,10 +16,17 @@ import ml_dtypes
 import numpy as np
 
 _STORAGES = {
-    "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16, "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8,
+    "FloatStorage": np.float32,
+    "DoubleStorage": np.float64,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
-}  # fmt: skip
+}
 
 
 def read(path) -> dict[str, np.ndarray]:

@@ -1,5 +1,7 @@
-"""How the published LIBERO policies see and act: every choice of transform, by name.  Fields of the `model` section of a recipe:
-`config.model.update(presets.PRESETS["pi05_libero"])`.  Source of all values: openpi's training configurations of these names.
+"""How the published LIBERO policies see and act: every choice of transform, by name.
+
+Fields of the `model` section of a recipe: `config.model.update(presets.PRESETS["pi05_libero"])`.  Source of all values:
+openpi's training configurations of these names.
 """
 
 PRESETS = {

@@ -1,8 +1,8 @@
 """The safetensors file format: read through a memory map, written as a stream.  Knows files and arrays, no model.
 
-A file is the length of its header (8 bytes, little endian), the header (JSON: name -> dtype, shape, data_offsets), the data.
-Written here because the package of that name wants all tensors in memory at once to write a file, and because reading takes
-thirty lines.
+A file: the length of its header (8 bytes, little endian), the header (JSON: name -> dtype, shape, data_offsets), the
+data.  Written here because the package of that name wants all tensors in memory at once to write a file, and because
+reading takes thirty lines.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,9 +16,17 @@ import ml_dtypes
 import numpy as np
 
 DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32,
-    "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
-}  # fmt: skip
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
@@ -39,7 +47,9 @@ def read(path) -> dict[str, np.ndarray]:
             raise ValueError(f"{name} in {path} has dtype {entry['dtype']}, which is none of {', '.join(DTYPES)}")
         dtype, (first, last) = np.dtype(DTYPES[entry["dtype"]]), entry["data_offsets"]
         if not 0 <= first <= last <= len(data) or last - first != math.prod(entry["shape"]) * dtype.itemsize:
-            raise ValueError(f"{name} lies at bytes {first} to {last} of the {len(data)} in {path}: it is cut off; fetch it again")
+            raise ValueError(
+                f"{name} lies at bytes {first} to {last} of the {len(data)} in {path}: it is cut off; fetch it again"
+            )
         tensors[name] = data[first:last].view(dtype).reshape(entry["shape"])
     return tensors
 
@@ -66,7 +76,7 @@ def read_folder(folder) -> dict[str, np.ndarray]:
 
 
 def write(path, layout: Mapping, arrays: Iterable[np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write a file as it comes.  layout: name -> (shape, dtype), in the order of `arrays`; visible only when complete."""
+    """Write as arrays come.  layout: name -> (shape, dtype), in the order of `arrays`; visible only when complete."""
     header, offset = {"__metadata__": dict(metadata)} if metadata else {}, 0
     for name, (shape, dtype) in layout.items():
         end = offset + math.prod(shape) * np.dtype(dtype).itemsize

@@ -1,7 +1,7 @@
 """Checkpoints of every format as one thing: arrays under our paths, with shapes, read one at a time.
 
-Opening reads headers only.  Every tensor of a file is used exactly once or listed in `ignored` with the reason; whatever is
-missing, left over or of another shape ends in one error that names all of it.
+Opening reads headers only.  Every tensor of a file is used exactly once or listed in `ignored` with the reason;
+whatever is missing, left over or of another shape ends in one error that names all of it.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,8 +47,8 @@ class Source:
 def open_source(path, given: variants.Pi0Config | None = None, *, raw: bool = False, whole: bool = True) -> Source:
     """Find out what lies at `path` and check that it is a whole pi0 or pi0.5.
 
-    path: a run of ours; a step or `params` folder of openpi's JAX trainer; a folder with safetensors files (openpi, RLinf,
-      LeRobot) or such a file; a folder of RLinf's trainer or its full_weights.pt.
+    path: a run of ours; a step or `params` folder of openpi's JAX trainer; a folder with safetensors files (openpi,
+      RLinf, LeRobot) or such a file; a folder of RLinf's trainer or its full_weights.pt.
     given: the configuration it must agree with; it also says what tensors cannot (sizes.py).
     raw: the weights that trained instead of their moving average, where a checkpoint has both.
     whole: False also takes adapters alone.
@@ -71,13 +71,18 @@ def account(expected: Mapping[str, tuple], found: Mapping[str, tuple], where) ->
     """Raise one ValueError that lists everything missing, left over or of another shape."""
     lines = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
     lines += [f"{name} is left over" for name in sorted(found.keys() - expected.keys())]
-    lines += [f"{name} is {list(found[name])} and should be {list(expected[name])}"
-              for name in sorted(expected.keys() & found.keys()) if tuple(expected[name]) != tuple(found[name])]  # fmt: skip
+    lines += [
+        f"{name} is {list(found[name])} and should be {list(expected[name])}"
+        for name in sorted(expected.keys() & found.keys())
+        if tuple(expected[name]) != tuple(found[name])
+    ]
     if lines:
-        raise ValueError(f"{where} does not fit the network ({len(lines)} of {len(expected)} arrays): {'; '.join(lines)}")
+        raise ValueError(
+            f"{where} does not fit the network ({len(lines)} of {len(expected)} arrays): {'; '.join(lines)}"
+        )
 
 
-# ---- where things lie ----------------------------------------------------------------------------------------------------
+# ---- where things lie ------------------------------------------------------------------------------------------------
 
 
 def _locate(path: pathlib.Path, raw: bool) -> tuple[str, pathlib.Path]:
@@ -97,8 +102,8 @@ def _locate(path: pathlib.Path, raw: bool) -> tuple[str, pathlib.Path]:
         if folder.name == "params" and (folder / "_METADATA").is_file():
             return "openpi_jax", folder
     raise ValueError(
-        f"{path} holds no checkpoint that is known: neither checkpoints/N/state (a run of ours), params/_METADATA (openpi's JAX "
-        f"trainer), model.safetensors or its index (openpi, RLinf, LeRobot), nor full_weights.pt (RLinf)"
+        f"{path} holds no checkpoint that is known: neither checkpoints/N/state (a run of ours), params/_METADATA "
+        f"(openpi's JAX trainer), model.safetensors or its index (openpi, RLinf, LeRobot), nor full_weights.pt (RLinf)"
     )
 
 
@@ -108,11 +113,11 @@ def _steps(path: pathlib.Path) -> list[pathlib.Path]:
     return sorted(steps, key=lambda child: int(child.name), reverse=True)
 
 
-# ---- formats -------------------------------------------------------------------------------------------------------------
+# ---- formats ---------------------------------------------------------------------------------------------------------
 
 
 def _open_openpi_jax(folder, given, raw) -> Source:
-    """Tree {"params": ...}; the trainer's leaves end in "value".  `params` holds the moving average where there is one."""
+    """Tree {"params": ...}; the trainer's leaves end in "value".  `params` is the moving average where there is one."""
     if raw:
         training = folder.parent / "train_state"
         if not (training / "_METADATA").is_file():
@@ -141,7 +146,7 @@ def _names(folder) -> dict:
 
 
 def _orbax(folder, wanted) -> Source:
-    """The wanted leaves; what stands before the first part of a path ("params") and a last part "value" are no part of it."""
+    """The wanted leaves.  The first part of their names ("params") and a last part "value" are no part of our path."""
     leaves = {keys: leaf for keys, leaf in _names(folder).items() if wanted(keys)}
     stated = all(keys[-1] == "value" for keys in leaves)
     keys_of = {"/".join(keys[: -1 if stated else None]).partition("/")[2]: keys for keys in leaves}
@@ -153,13 +158,19 @@ def _orbax(folder, wanted) -> Source:
         for key in reversed(keys_of[path]):
             tree = {key: tree}
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype), tree)
-        restored = handler.restore(folder, args=ocp.args.PyTreeRestore(item=tree, restore_args=args, partial_restore=True))
+        restored = handler.restore(
+            folder, args=ocp.args.PyTreeRestore(item=tree, restore_args=args, partial_restore=True)
+        )
         return jax.tree.leaves(restored)[0]
 
     return Source(
-        "", folder, {path: tuple(leaf.shape) for path, leaf in kinds.items()},
-        {path: np.dtype(leaf.dtype) for path, leaf in kinds.items()}, fetch, {},
-    )  # fmt: skip
+        "",
+        folder,
+        {path: tuple(leaf.shape) for path, leaf in kinds.items()},
+        {path: np.dtype(leaf.dtype) for path, leaf in kinds.items()},
+        fetch,
+        {},
+    )
 
 
 def _open_safetensors(path, given, raw) -> Source:
@@ -172,7 +183,9 @@ def _open_pt(path, given, raw) -> Source:
 
 def _torch(tensors, path, given) -> Source:
     if any(".lora_A." in name for name in tensors):
-        raise ValueError(f"{path} holds PEFT adapters beside the weights; merge them with PEFT (merge_and_unload) and save again")
+        raise ValueError(
+            f"{path} holds PEFT adapters beside the weights; merge them with PEFT (merge_and_unload) and save again"
+        )
     tensors, ignored = torch_names.canonical(tensors)
     found = {name: tensor.shape for name, tensor in tensors.items()}
     cfg = sizes.split_heads(found, given)
@@ -180,12 +193,14 @@ def _torch(tensors, path, given) -> Source:
     shapes = network | torch_names.head_shapes(found)
     parts = torch_names.by_path(shapes)
     account({entry.name: entry.shape for entries in parts.values() for entry in entries}, found, path)
-    dtypes = {path: np.result_type(*(tensors[entry.name].dtype for entry in entries)) for path, entries in parts.items()}
+    dtypes = {
+        path: np.result_type(*(tensors[entry.name].dtype for entry in entries)) for path, entries in parts.items()
+    }
 
     def fetch(path, dtype):
         out = np.empty(shapes[path], dtype)
         for entry in parts[path]:
-            out[entry.index] = torch_names.from_torch(tensors[entry.name], entry)
+            torch_names.copy_into(out[entry.index], torch_names.from_torch(tensors[entry.name], entry))
         return out
 
     return Source("openpi_torch", path, shapes, dtypes, fetch, ignored)
@@ -194,23 +209,29 @@ def _torch(tensors, path, given) -> Source:
 OPENERS = {"openpi_jax": _open_openpi_jax, "pirl": _open_pirl, "safetensors": _open_safetensors, "pt": _open_pt}
 
 
-# ---- onto the devices ----------------------------------------------------------------------------------------------------
+# ---- onto the devices ------------------------------------------------------------------------------------------------
 
 
-def load(source: Source, declared: dict, shardings: dict, key: jax.Array | None = None, dtype=None) -> tuple[dict, dict]:
+def load(
+    source: Source, declared: dict, shardings: dict, key: jax.Array | None = None, dtype=None
+) -> tuple[dict, dict]:
     """Arrays where they shall live, one at a time -> (params, notes: path -> what was done about it).
 
-    declared, shardings: trees of Spec and of NamedSharding.  Adapters and heads that the checkpoint lacks start fresh from `key`
-    (without one they are missing); heads that the policy does not declare stay out.  dtype: instead of the declared ones.
-    Host memory: the arrays themselves, and one of them once more.
+    declared, shardings: trees of Spec and of NamedSharding.  Adapters and heads that the checkpoint lacks start fresh
+    from `key` (without one they are missing); heads that the policy does not declare stay out.  dtype: instead of the
+    declared ones.  Host memory: the arrays themselves, and one of them once more.
     """
     specs, layout = spec.flatten(declared), spec.flatten(shardings)
-    fresh = {path: leaf for path, leaf in specs.items() if path not in source.shapes and _optional(path) and key is not None}
+    fresh = {
+        path: leaf for path, leaf in specs.items() if path not in source.shapes and _optional(path) and key is not None
+    }
     declared_heads = tuple(head for head in HEADS if any(path.startswith(head) for path in specs))
     unread = [path for path in source.shapes if path.startswith(HEADS) and not path.startswith(declared_heads)]
     used = {path: shape for path, shape in source.shapes.items() if path not in unread}
     account({path: leaf.shape for path, leaf in specs.items() if path not in fresh}, used, source.location)
-    started = spec.init(key, spec.unflatten(fresh), spec.unflatten({path: layout[path] for path in fresh})) if fresh else {}
+    started = (
+        spec.init(key, spec.unflatten(fresh), spec.unflatten({path: layout[path] for path in fresh})) if fresh else {}
+    )
     params = spec.flatten(started)
     for path in used:
         params[path] = _place(source.read(path, dtype or specs[path].dtype), layout[path])

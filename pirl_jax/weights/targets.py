@@ -1,6 +1,6 @@
 """Writing checkpoints that others load, one array at a time where the format allows it.  The inverse of sources.py.
 
-Every writer takes a Source and an absent or empty folder, and returns notes: name -> what was left out or added, and why.
+Every writer takes a Source and an absent or empty folder, and returns notes: name -> what was left out or added, why.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from pirl_jax.weights import torch_names
 
 
 def write_openpi_torch(folder: pathlib.Path, source: sources.Source, heads: bool = False) -> dict[str, str]:
-    """model.safetensors and config.json, as openpi's converter writes them.  Peak memory: the largest array, and one tensor.
+    """model.safetensors and config.json, as openpi's converter writes them.  Peak memory: the largest array, one tensor.
 
     heads: also RLinf's value and noise head, which RLinf reads and openpi's strict loader refuses.
     """
@@ -71,15 +71,16 @@ def _without_heads(source, heads) -> tuple[sources.Source, dict]:
 def _openpi_config(source) -> dict:
     names = {cfg: name for name, cfg in variants.GEMMA.items()}
     return {
-        "action_dim": source.cfg.action_dim, "action_horizon": source.cfg.action_horizon,
+        "action_dim": source.cfg.action_dim,
+        "action_horizon": source.cfg.action_horizon,
         "paligemma_variant": names.get(source.cfg.paligemma, "unknown"),
         "action_expert_variant": names.get(source.cfg.expert, "unknown"),
         "precision": np.dtype(source.dtypes["PaliGemma/llm/embedder/input_embedding"]).name,
-    }  # fmt: skip
+    }
 
 
 def cast(source: sources.Source, dtype) -> tuple[sources.Source, dict[str, float]]:
-    """The same checkpoint in another dtype -> (source, largest absolute rounding error of each array, filled as they are read)."""
+    """The checkpoint in another dtype -> (source, largest absolute rounding error of each array, known once it is read)."""
     errors: dict[str, float] = {}
     dtype = np.dtype(dtype)
 

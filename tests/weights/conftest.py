@@ -18,9 +18,14 @@ from pirl_jax.weights import sources
 def memory_source(params: dict[str, np.ndarray], cfg) -> sources.Source:
     """Flat arrays as a checkpoint."""
     return sources.Source(
-        "memory", pathlib.Path("memory"), {path: x.shape for path, x in params.items()}, {path: x.dtype for path, x in params.items()},
-        lambda path, dtype: params[path].astype(dtype, copy=False), {}, cfg,
-    )  # fmt: skip
+        "memory",
+        pathlib.Path("memory"),
+        {path: x.shape for path, x in params.items()},
+        {path: x.dtype for path, x in params.items()},
+        lambda path, dtype: params[path].astype(dtype, copy=False),
+        {},
+        cfg,
+    )
 
 
 def random_source(name: str, seed: int = 0, with_heads: bool = False) -> sources.Source:
@@ -36,7 +41,9 @@ def reference_config(settings: dict) -> variants.Pi0Config:
     """Configuration of the reference's PyTorch cases."""
     gemma = [variants.GemmaConfig(**settings[name]) for name in ("paligemma", "action_expert")]
     same = {name: settings[name] for name in ("pi05", "vocab_size", "action_dim", "action_horizon", "max_token_len")}
-    return variants.Pi0Config(paligemma=gemma[0], expert=gemma[1], siglip=variants.SiglipConfig(**settings["siglip"]), **same)
+    return variants.Pi0Config(
+        paligemma=gemma[0], expert=gemma[1], siglip=variants.SiglipConfig(**settings["siglip"]), **same
+    )
 
 
 @dataclasses.dataclass
@@ -67,4 +74,6 @@ def assert_same(source: sources.Source, expected: dict[str, np.ndarray]) -> None
     for path, x in expected.items():
         y = source.read(path)
         assert y.dtype == x.dtype == source.dtypes[path] and y.shape == x.shape, path
-        np.testing.assert_array_equal(y.view(f"u{y.itemsize}"), np.ascontiguousarray(x).view(f"u{x.itemsize}"), err_msg=path)
+        np.testing.assert_array_equal(
+            y.view(f"u{y.itemsize}"), np.ascontiguousarray(x).view(f"u{x.itemsize}"), err_msg=path
+        )

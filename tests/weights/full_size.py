@@ -1,8 +1,9 @@
-"""A full-size pi0.5 (3.35 B random parameters, bfloat16) as openpi's PyTorch file, written and read back: time and memory.
+"""A full-size pi0.5 (3.35 B random bfloat16 parameters) as openpi's PyTorch file, written and read: time and memory.
 
     python -m tests.weights.full_size FOLDER        # needs 7 GB of disk and 16 GB of memory; leaves nothing behind
 
-No test of the suite: it takes minutes.  Arrays are drawn anew whenever they are asked for, so that only the converter's memory counts.
+No test of the suite: it takes minutes.  Arrays are drawn anew whenever they are asked for, so that only the converter's
+memory counts.
 """
 
 import pathlib
@@ -38,7 +39,7 @@ def random_source() -> sources.Source:
 
 
 class Peak:
-    """Largest anonymous memory (without pages of mapped files, which the system may drop) while the context lasts, in GB."""
+    """Largest anonymous memory in GB while the context lasts: without pages of mapped files, which may be dropped."""
 
     def __enter__(self):
         self.gb, self._stop, self._start = 0.0, threading.Event(), time.perf_counter()
@@ -49,7 +50,9 @@ class Peak:
     def _watch(self):
         while not self._stop.wait(0.05):
             lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-            self.gb = max(self.gb, next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024 / 1e9)
+            self.gb = max(
+                self.gb, next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024 / 1e9
+            )
 
     def __exit__(self, *_):
         self._stop.set()

@@ -24,15 +24,22 @@ def test_merged_weights_give_the_reference_velocity(model_vectors, name):
     """Ranks differ from alpha here, and attention and feed-forward scale differently: openpi's own numbers decide."""
     case = models.load_case(model_vectors, name)
     merged = adapters.merge(case_source(case))
-    assert not any("lora" in path for path in merged.shapes) and merged.cfg.expert.lora is merged.cfg.paligemma.lora is None
+    assert (
+        not any("lora" in path for path in merged.shapes)
+        and merged.cfg.expert.lora is merged.cfg.paligemma.lora is None
+    )
     declared = pi0.specs(merged.cfg)
     params, notes = sources.load(merged, declared, conftest.layout(declared))
     assert not notes
     actions, noise, time = case.inputs("actions", "noise", "time")
     x = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
-    run = jax.jit(lambda params, obs, x, t: pi0.velocity(params, pi0.prefill(params, obs, merged.cfg), x, t, merged.cfg)[0])
+    run = jax.jit(
+        lambda params, obs, x, t: pi0.velocity(params, pi0.prefill(params, obs, merged.cfg), x, t, merged.cfg)[0]
+    )
     expected = case.arrays["out/train/v_t"]
-    np.testing.assert_allclose(run(params, case.obs, x, time), expected, atol=3e-4 * max(1, np.abs(expected).max()), rtol=0)
+    np.testing.assert_allclose(
+        run(params, case.obs, x, time), expected, atol=3e-4 * max(1, np.abs(expected).max()), rtol=0
+    )
 
 
 @pytest.mark.parametrize("name", LORA_CASES)
@@ -60,7 +67,10 @@ def test_a_bfloat16_weight_is_not_rounded_again(vectors):
     source = sources.open_source(vectors / "openpi" / "orbax_pi0_lora_tiny")
     merged, path = adapters.merge(source), "PaliGemma/llm/layers/attn/q_einsum/w"
     assert source.dtypes[path] == "bfloat16" and merged.dtypes[path] == np.float32
-    assert merged.dtypes["PaliGemma/llm/embedder/input_embedding"] == source.dtypes["PaliGemma/llm/embedder/input_embedding"]
+    assert (
+        merged.dtypes["PaliGemma/llm/embedder/input_embedding"]
+        == source.dtypes["PaliGemma/llm/embedder/input_embedding"]
+    )
     with pytest.raises(ValueError, match="holds no adapters; leave --merge-lora out"):
         adapters.merge(merged)
 
@@ -72,8 +82,11 @@ def test_adapters_alone_go_back_onto_their_base(vectors, tmp_path):
     targets.write_pirl(tmp_path, alone)
     reopened = sources.open_source(tmp_path, whole=False)
     assert reopened.cfg is None
-    base = {path: source.read(path) if path in pi0.frozen_by_lora(source.cfg) else np.zeros(shape, source.dtypes[path])
-            for path, shape in source.shapes.items() if "lora" not in path}  # fmt: skip
+    base = {
+        path: source.read(path) if path in pi0.frozen_by_lora(source.cfg) else np.zeros(shape, source.dtypes[path])
+        for path, shape in source.shapes.items()
+        if "lora" not in path
+    }
     whole = adapters.overlay(conftest.memory_source(base, None), reopened)
     assert whole.cfg == source.cfg
     conftest.assert_same(whole, {path: source.read(path) for path in source.shapes})

@@ -21,8 +21,15 @@ def assert_equal(a, b):
             np.testing.assert_array_equal(getattr(x, field.name), getattr(y, field.name))
 
 
-@pytest.mark.parametrize("target, location, places", [
-    ("openpi_jax", "params", 1), ("openpi_torch", "", 2), ("openpi_torch", "model.safetensors", 2), ("pirl", "checkpoints/7/state", 1)])
+@pytest.mark.parametrize(
+    "target, location, places",
+    [
+        ("openpi_jax", "params", 1),
+        ("openpi_torch", "", 2),
+        ("openpi_torch", "model.safetensors", 2),
+        ("pirl", "checkpoints/7/state", 1),
+    ],
+)
 def test_what_is_saved_is_found_from_where_the_weights_lie(tmp_path, target, location, places):
     paths = assets.save(tmp_path, make_stats(), target)
     place = tmp_path / location
@@ -60,9 +67,11 @@ def test_several_data_sets_want_a_choice(tmp_path):
 
 def test_lerobots_processors(tmp_path):
     stats = make_stats()
-    tensors = {f"{name}.{field.name}": getattr(of, field.name).astype(np.float32)
-               for name, of in (("observation.state", stats.state), ("action", stats.actions))
-               for field in dataclasses.fields(normalize.Stats)}  # fmt: skip
+    tensors = {
+        f"{name}.{field.name}": getattr(of, field.name).astype(np.float32)
+        for name, of in (("observation.state", stats.state), ("action", stats.actions))
+        for field in dataclasses.fields(normalize.Stats)
+    }
     path = tmp_path / "policy_preprocessor_step_5_normalizer_processor.safetensors"
     safetensors.write(path, {name: (x.shape, x.dtype) for name, x in tensors.items()}, iter(tensors.values()), {})
     found, where = assets.find(tmp_path)
@@ -70,10 +79,18 @@ def test_lerobots_processors(tmp_path):
     assert where == str(path)
 
 
-@pytest.mark.parametrize("change, mode, line", [
-    ({"state_dim": 7}, "zscore", "state.mean has 7 dims and the robot has 8; state.std has 7 dims and the robot has 8"),
-    ({"action_dim": 6}, "quantile", "actions.q01 has 6 dims and the robot has 7"),
-    ({"scale": np.nan}, "zscore", "state.mean is not finite; actions.mean is not finite")])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, mode, line",
+    [
+        (
+            {"state_dim": 7},
+            "zscore",
+            "state.mean has 7 dims and the robot has 8; state.std has 7 dims and the robot has 8",
+        ),
+        ({"action_dim": 6}, "quantile", "actions.q01 has 6 dims and the robot has 7"),
+        ({"scale": np.nan}, "zscore", "state.mean is not finite; actions.mean is not finite"),
+    ],
+)
 def test_a_mismatch_is_an_error(change, mode, line):
     with pytest.raises(ValueError, match=line):
         assets.check(make_stats(**change), mode)
@@ -85,7 +102,9 @@ def test_quantiles_must_exist_where_they_are_used():
     assets.check(without, "zscore")
     with pytest.raises(ValueError, match="actions has no q01 and q99, which norm_mode='quantile' needs"):
         assets.check(without, "quantile")
-    swapped = dataclasses.replace(stats, state=dataclasses.replace(stats.state, q01=stats.state.q99, q99=stats.state.q01))
+    swapped = dataclasses.replace(
+        stats, state=dataclasses.replace(stats.state, q01=stats.state.q99, q99=stats.state.q01)
+    )
     with pytest.raises(ValueError, match="state.q99 lies below q01"):
         assets.check(swapped, "quantile")
 

@@ -16,11 +16,17 @@ def test_a_file_of_torch_is_read_without_torch():
     found = pickled.read(GOLDEN)
     base = np.arange(24, dtype=np.float32).reshape(4, 6)
     expected = {
-        "plain": base, "part": base[1:3, 2:5], "turned": base.T, "tied": base,
+        "plain": base,
+        "part": base[1:3, 2:5],
+        "turned": base.T,
+        "tied": base,
         "parameter": np.array([-1, -0.5, 0, 0.5, 1], np.float32),
-        "half": np.array([-2, -1.3359375, -0.66796875, -5.960464477539063e-08, 0.66796875, 1.3359375, 2], ml_dtypes.bfloat16),
-        "count": np.array(7), "empty": np.zeros((0, 3), np.float32),
-    }  # fmt: skip
+        "half": np.array(
+            [-2, -1.3359375, -0.66796875, -5.960464477539063e-08, 0.66796875, 1.3359375, 2], ml_dtypes.bfloat16
+        ),
+        "count": np.array(7),
+        "empty": np.zeros((0, 3), np.float32),
+    }
     assert found.keys() == expected.keys()
     for name, x in expected.items():
         assert found[name].dtype == x.dtype and not found[name].flags.writeable, name

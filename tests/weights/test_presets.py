@@ -13,7 +13,9 @@ def test_a_preset_is_a_part_of_the_configuration_and_gives_the_published_network
     assert page.keys() == base.get_config().keys() and page.model.keys() == base.get_config().model.keys()
     page.model.action_chunk = 5
     model = config.settings(page).policy.model
-    assert (model.pi05, model.action_horizon, model.max_token_len) == ((True, 10, 200) if "pi05" in name else (False, 50, 48))
+    assert (model.pi05, model.action_horizon, model.max_token_len) == (
+        (True, 10, 200) if "pi05" in name else (False, 50, 48)
+    )
     assert (model.paligemma.width, model.expert.width, model.image_tokens, model.action_dim) == (2048, 1024, 256, 32)
 
 

@@ -8,13 +8,18 @@ import pytest
 from pirl_jax.weights import safetensors
 
 ARRAYS = {
-    "matrix": np.arange(6, dtype=np.float32).reshape(2, 3), "half": np.linspace(-1, 1, 5).astype(ml_dtypes.bfloat16),
-    "scalar": np.array(7, np.int64), "nothing": np.zeros((0, 4), np.float16), "flags": np.array([True, False]),
-}  # fmt: skip
+    "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "half": np.linspace(-1, 1, 5).astype(ml_dtypes.bfloat16),
+    "scalar": np.array(7, np.int64),
+    "nothing": np.zeros((0, 4), np.float16),
+    "flags": np.array([True, False]),
+}
 
 
 def write(path, arrays):
-    safetensors.write(path, {name: (x.shape, x.dtype) for name, x in arrays.items()}, iter(arrays.values()), {"format": "pt"})
+    safetensors.write(
+        path, {name: (x.shape, x.dtype) for name, x in arrays.items()}, iter(arrays.values()), {"format": "pt"}
+    )
 
 
 def assert_equal(found, expected):
@@ -36,7 +41,9 @@ def test_the_bytes_are_those_of_the_format(tmp_path):
     length = struct.unpack("<Q", raw[:8])[0]
     assert length % 8 == 0 and raw[8 + length :] == b"\0\0\x80\x3f\0\0\0\x40"
     assert json.loads(raw[8 : 8 + length]) == {
-        "__metadata__": {"format": "pt"}, "x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}  # fmt: skip
+        "__metadata__": {"format": "pt"},
+        "x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+    }
 
 
 @pytest.mark.parametrize("keep", [4, 60, -1])
@@ -54,7 +61,9 @@ def test_an_unfinished_write_is_not_visible(tmp_path):
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError, match="stopped"):
-        safetensors.write(tmp_path / "a.safetensors", {name: (x.shape, x.dtype) for name, x in ARRAYS.items()}, arrays(), {})
+        safetensors.write(
+            tmp_path / "a.safetensors", {name: (x.shape, x.dtype) for name, x in ARRAYS.items()}, arrays(), {}
+        )
     assert not (tmp_path / "a.safetensors").exists()
 
 

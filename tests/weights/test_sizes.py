@@ -29,7 +29,12 @@ def test_heads_that_pytorch_merges_come_from_the_known_sizes(name):
     cfg = variants.pi0_config(name)
     tensors = {entry.name: entry.shape for entry in torch_names.entries(shapes_of(cfg))}
     found = sizes.split_heads(tensors)
-    assert (found.pi05, found.paligemma, found.expert, found.siglip) == (cfg.pi05, cfg.paligemma, cfg.expert, cfg.siglip)
+    assert (found.pi05, found.paligemma, found.expert, found.siglip) == (
+        cfg.pi05,
+        cfg.paligemma,
+        cfg.expert,
+        cfg.siglip,
+    )
     assert (found.vocab_size, found.action_dim, found.image_size) == (cfg.vocab_size, cfg.action_dim, cfg.image_size)
 
 
@@ -37,7 +42,9 @@ def test_sizes_that_pytorch_merges_and_nobody_knows_are_a_sentence():
     cfg = variants.pi0_config("tiny")
     odd = dataclasses.replace(cfg, siglip=dataclasses.replace(cfg.siglip, mlp_dim=66))
     tensors = {entry.name: entry.shape for entry in torch_names.entries(shapes_of(odd))}
-    with pytest.raises(ValueError, match="feed-forward 66, patches of 8 px, which is no known size: .* give the configuration"):
+    with pytest.raises(
+        ValueError, match="feed-forward 66, patches of 8 px, which is no known size: .* give the configuration"
+    ):
         sizes.split_heads(tensors)
     assert sizes.split_heads(tensors, odd).siglip == odd.siglip
 
@@ -46,8 +53,11 @@ def test_all_contradictions_stand_in_one_error():
     given = variants.pi0_config("tiny_pi05", action_dim=9, vocab_size=500)
     with pytest.raises(ValueError) as caught:
         sizes.infer(shapes_of(variants.pi0_config("tiny")), given)
-    for line in ("pi05 is False in the checkpoint and True in the configuration",
-                 "vocab_size is 512 in the checkpoint and 500 in the configuration", "action_dim is 8 in the checkpoint and 9"):  # fmt: skip
+    for line in (
+        "pi05 is False in the checkpoint and True in the configuration",
+        "vocab_size is 512 in the checkpoint and 500 in the configuration",
+        "action_dim is 8 in the checkpoint and 9",
+    ):
         assert line in str(caught.value)
     assert "paligemma" not in str(caught.value)
 
@@ -55,7 +65,9 @@ def test_all_contradictions_stand_in_one_error():
 def test_adapters_may_be_missing_in_the_checkpoint_but_not_in_the_configuration():
     plain, adapted = variants.pi0_config("pi0"), variants.pi0_config("pi0_lora")
     assert sizes.infer(shapes_of(plain), adapted).paligemma.lora is None
-    with pytest.raises(ValueError, match="paligemma.lora.attn_rank is 16 in the checkpoint and None in the configuration"):
+    with pytest.raises(
+        ValueError, match="paligemma.lora.attn_rank is 16 in the checkpoint and None in the configuration"
+    ):
         sizes.infer(shapes_of(adapted), plain)
     scaled = dataclasses.replace(adapted.expert, lora=dataclasses.replace(adapted.expert.lora, attn_alpha=5.0))
     assert sizes.infer(shapes_of(adapted), dataclasses.replace(adapted, expert=scaled)).expert.lora.attn_alpha == 5.0

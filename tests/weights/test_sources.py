@@ -23,7 +23,7 @@ ORBAX = ("orbax_pi0_tiny", "orbax_pi05_tiny", "orbax_pi0_lora_tiny")
 PROJECTION = "paligemma_with_expert.paligemma.model.multi_modal_projector.linear.bias"
 
 
-# ---- openpi's JAX checkpoints --------------------------------------------------------------------------------------------
+# ---- openpi's JAX checkpoints ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", ["", "3", "3/params", "pure_float32"])
@@ -59,7 +59,7 @@ def test_raw_weights_instead_of_the_average(vectors):
         sources.open_source(vectors / "openpi" / "orbax_pi0_tiny" / "pure_float32", raw=True)
 
 
-# ---- PyTorch -------------------------------------------------------------------------------------------------------------
+# ---- PyTorch ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
@@ -114,7 +114,11 @@ def test_all_misfits_stand_in_one_error(torch_case, tmp_path):
     del tensors[PROJECTION]
     with pytest.raises(ValueError) as caught:
         sources.open_source(_rewrite(tensors, tmp_path), torch_case.cfg)
-    for line in (f"{PROJECTION} is missing", "extra.weight is left over", "action_out_proj.bias is [3] and should be [32]"):
+    for line in (
+        f"{PROJECTION} is missing",
+        "extra.weight is left over",
+        "action_out_proj.bias is [3] and should be [32]",
+    ):
         assert line in str(caught.value)
     assert "(3 of" in str(caught.value)
 
@@ -123,7 +127,9 @@ def test_shards_are_one_checkpoint(torch_case, tmp_path):
     tensors = safetensors.read_folder(torch_case.folder)
     names, files = list(tensors), [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     for i, name in enumerate(files):
-        _rewrite({name: tensors[name] for name in names[i::3]}, tmp_path).joinpath("model.safetensors").rename(tmp_path / name)
+        _rewrite({name: tensors[name] for name in names[i::3]}, tmp_path).joinpath("model.safetensors").rename(
+            tmp_path / name
+        )
     weight_map = {name: file for i, file in enumerate(files) for name in names[i::3]}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     conftest.assert_same(sources.open_source(tmp_path, torch_case.cfg), torch_case.params)
@@ -145,11 +151,17 @@ def test_results_of_rlinf_with_heads(torch_case, tmp_path, monkeypatch, place):
     source = sources.open_source(tmp_path, torch_case.cfg)
     found = {path: source.read(path) for path in source.shapes if path.startswith("value_head/")}
     assert {path: x.shape for path, x in found.items()} == {
-        "value_head/layer_0/kernel": (width, 6), "value_head/layer_0/bias": (6,),
-        "value_head/out/kernel": (6, 1), "value_head/out/bias": (1,)}  # fmt: skip
+        "value_head/layer_0/kernel": (width, 6),
+        "value_head/layer_0/bias": (6,),
+        "value_head/out/kernel": (6, 1),
+        "value_head/out/bias": (1,),
+    }
     np.testing.assert_array_equal(found["value_head/layer_0/kernel"].T, tensors["value_head.mlp.0.weight"])
     assert set(source.ignored) == {torch_names.UNUSED_HEAD, torch_names.EMBEDDING}
-    conftest.assert_same(dataclasses.replace(source, shapes={p: s for p, s in source.shapes.items() if p not in found}), torch_case.params)
+    conftest.assert_same(
+        dataclasses.replace(source, shapes={p: s for p, s in source.shapes.items() if p not in found}),
+        torch_case.params,
+    )
 
 
 def test_peft_adapters_are_a_sentence(torch_case, tmp_path):
@@ -160,7 +172,9 @@ def test_peft_adapters_are_a_sentence(torch_case, tmp_path):
 
 def test_a_contradiction_with_the_configuration_is_an_error(torch_case):
     wrong = dataclasses.replace(torch_case.cfg, action_dim=7, vocab_size=99)
-    with pytest.raises(ValueError, match="vocab_size is 512 in the checkpoint and 99 in .*action_dim is 32 in the checkpoint and 7"):
+    with pytest.raises(
+        ValueError, match="vocab_size is 512 in the checkpoint and 99 in .*action_dim is 32 in the checkpoint and 7"
+    ):
         sources.open_source(torch_case.folder, wrong)
 
 
@@ -171,7 +185,7 @@ def test_nothing_known_is_a_sentence(tmp_path):
         sources.open_source(tmp_path)
 
 
-# ---- our runs ------------------------------------------------------------------------------------------------------------
+# ---- our runs --------------------------------------------------------------------------------------------------------
 
 
 def test_our_run_and_its_average(tmp_path):
@@ -182,7 +196,9 @@ def test_our_run_and_its_average(tmp_path):
     average = {path: x + 1 for path, x in params.items() if path.startswith("action_")}
     for iteration in (3, 12):
         run = store.Store(tmp_path / "checkpoints")
-        run.save(iteration, {"params": params, "ema": average, "step": np.int32(iteration), "opt_state": {"mu": average}})
+        run.save(
+            iteration, {"params": params, "ema": average, "step": np.int32(iteration), "opt_state": {"mu": average}}
+        )
         run.close()
     opened = sources.open_source(tmp_path, source.cfg)
     assert opened.location.parent.name == "12"
@@ -192,7 +208,7 @@ def test_our_run_and_its_average(tmp_path):
     conftest.assert_same(sources.open_source(tmp_path / "checkpoints" / "3", source.cfg), params | average)
 
 
-# ---- onto the devices ----------------------------------------------------------------------------------------------------
+# ---- onto the devices ------------------------------------------------------------------------------------------------
 
 
 def test_arrays_land_on_their_shards_and_new_heads_start_fresh():
@@ -220,10 +236,16 @@ def test_what_does_not_fit_the_policy():
     other = pi0.specs(variants.pi0_config("tiny_pi05", action_dim=9))
     with pytest.raises(ValueError) as caught:
         sources.load(source, other, conftest.layout(other), jax.random.key(0))
-    for line in ("time_mlp_in/kernel is missing", "state_proj/bias is left over", "action_out_proj/bias is [8] and should be [9]"):
+    for line in (
+        "time_mlp_in/kernel is missing",
+        "state_proj/bias is left over",
+        "action_out_proj/bias is [8] and should be [9]",
+    ):
         assert line in str(caught.value)
     with_head = declared | heads.value_specs(source.cfg.expert.width, (8,))
-    with pytest.raises(ValueError, match="value_head/layer_1/bias is left over; .*value_head/layer_0/bias is .7. and should be .8."):
+    with pytest.raises(
+        ValueError, match="value_head/layer_1/bias is left over; .*value_head/layer_0/bias is .7. and should be .8."
+    ):
         sources.load(source, with_head, conftest.layout(with_head), jax.random.key(0))
 
 

@@ -28,7 +28,9 @@ def test_every_tensor_of_the_full_models_has_the_reference_name_place_and_shape(
         mine = ours[entry["pt_key"]]
         assert (mine.path, list(mine.shape)) == (entry["jax_path"], entry["pt_shape"])
         # Where the reference takes the only key head out by an index, we keep it as an axis of size 1.
-        assert list(mine.index) == entry["jax_index"][: len(mine.index)] and not any(entry["jax_index"][len(mine.index):])
+        assert list(mine.index) == entry["jax_index"][: len(mine.index)] and not any(
+            entry["jax_index"][len(mine.index) :]
+        )
     assert keymap["aliases"] == {torch_names.EMBEDDING_ALIAS: torch_names.EMBEDDING}
     assert list(keymap["pt_only"]) == [torch_names.UNUSED_HEAD]
 
@@ -48,7 +50,24 @@ def test_every_rearrangement_has_its_inverse():
 
 def test_the_operations_of_the_reference_on_real_axes(keymap):
     """The recorded transpose and reshape, on small arrays whose axes have the reference's pattern."""
-    small = {2048: 8, 1152: 12, 1024: 6, 256: 4, 72: 3, 16384: 10, 4096: 14, 4304: 22, 257152: 26, 3072: 18, 16: 4, 8: 2, 27: 1, 18: 1, 14: 5, 32: 7}  # fmt: skip
+    small = {
+        2048: 8,
+        1152: 12,
+        1024: 6,
+        256: 4,
+        72: 3,
+        16384: 10,
+        4096: 14,
+        4304: 22,
+        257152: 26,
+        3072: 18,
+        16: 4,
+        8: 2,
+        27: 1,
+        18: 1,
+        14: 5,
+        32: 7,
+    }
     entries, draw = full_size(keymap), np.random.default_rng(1)
     for record in keymap["entries"]:
         if ".layers." in record["pt_key"] and ".layers.0." not in record["pt_key"]:
@@ -71,14 +90,20 @@ def _grouped(shape, rank, entry):
     """The shape that the recorded reshape has at full size, at small size: heads and head_dim become one axis."""
     if len(shape) == rank + 1:
         at = 1 if entry.axes.startswith("DNh") else 0
-        return (*shape[:at], shape[at] * shape[at + 1], *shape[at + 2:])
+        return (*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :])
     raise AssertionError(entry)
 
 
 def test_heads_of_rlinf(vectors):
     with np.load(vectors / "rlinf" / "d_heads.npz") as file:
-        value = {key.partition("/in/")[2]: file[key] for key in file.files if key.startswith("value_head_0_relu/in/value_head")}
-        noise = {key.partition("/in/")[2]: file[key] for key in file.files if key.startswith("noise_net_0/in/noise_head")}
+        value = {
+            key.partition("/in/")[2]: file[key]
+            for key in file.files
+            if key.startswith("value_head_0_relu/in/value_head")
+        }
+        noise = {
+            key.partition("/in/")[2]: file[key] for key in file.files if key.startswith("noise_net_0/in/noise_head")
+        }
         x, expected = file["value_head_0_relu/in/x"], file["value_head_0_relu/out/y"]
     named, ignored = torch_names.canonical(value | noise)
     shapes = torch_names.head_shapes({name: tensor.shape for name, tensor in named.items()})
@@ -89,21 +114,32 @@ def test_heads_of_rlinf(vectors):
         flat[entry.path][entry.index] = torch_names.from_torch(named[entry.name], entry)
     np.testing.assert_allclose(heads.value(spec.unflatten(flat), x), expected.reshape(-1), rtol=1e-5, atol=1e-5)
     assert shapes["noise_head/layer_1/kernel"] == (12, 8) and shapes["noise_head/out/bias"] == (7,)
-    assert ignored == dict.fromkeys(("noise_head.logvar_min", "noise_head.logvar_max"), "bounds of the noise, a setting of the policy and no weight")
+    assert ignored == dict.fromkeys(
+        ("noise_head.logvar_min", "noise_head.logvar_max"), "bounds of the noise, a setting of the policy and no weight"
+    )
 
 
-@pytest.mark.parametrize("name, canonical", [
-    ("model.action_in_proj.weight", "action_in_proj.weight"),
-    ("module.model.value_head.mlp.0.bias", "value_head.mlp.0.bias"),
-    ("model.paligemma_with_expert.paligemma.vision_tower.vision_model.post_layernorm.bias",
-     "paligemma_with_expert.paligemma.model.vision_tower.vision_model.post_layernorm.bias"),
-    ("model.paligemma_with_expert.paligemma.model.vision_tower.post_layernorm.bias",
-     "paligemma_with_expert.paligemma.model.vision_tower.vision_model.post_layernorm.bias"),
-    ("paligemma_with_expert.paligemma.language_model.model.norm.weight",
-     "paligemma_with_expert.paligemma.model.language_model.norm.weight"),
-    ("paligemma_with_expert.paligemma.language_model.lm_head.weight", torch_names.EMBEDDING),
-    (torch_names.EMBEDDING_ALIAS, torch_names.EMBEDDING),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, canonical",
+    [
+        ("model.action_in_proj.weight", "action_in_proj.weight"),
+        ("module.model.value_head.mlp.0.bias", "value_head.mlp.0.bias"),
+        (
+            "model.paligemma_with_expert.paligemma.vision_tower.vision_model.post_layernorm.bias",
+            "paligemma_with_expert.paligemma.model.vision_tower.vision_model.post_layernorm.bias",
+        ),
+        (
+            "model.paligemma_with_expert.paligemma.model.vision_tower.post_layernorm.bias",
+            "paligemma_with_expert.paligemma.model.vision_tower.vision_model.post_layernorm.bias",
+        ),
+        (
+            "paligemma_with_expert.paligemma.language_model.model.norm.weight",
+            "paligemma_with_expert.paligemma.model.language_model.norm.weight",
+        ),
+        ("paligemma_with_expert.paligemma.language_model.lm_head.weight", torch_names.EMBEDDING),
+        (torch_names.EMBEDDING_ALIAS, torch_names.EMBEDDING),
+    ],
+)
 def test_spellings_of_other_programs(name, canonical):
     assert torch_names.canonical({name: np.zeros(1)}) == ({canonical: np.zeros(1)}, {})
 
@@ -115,7 +151,9 @@ def test_both_tied_names_at_once():
 
 
 def test_one_tensor_under_two_spellings_is_an_error():
-    with pytest.raises(ValueError, match="holds action_in_proj.bias twice, as action_in_proj.bias and as model.action_in_proj.bias"):
+    with pytest.raises(
+        ValueError, match="holds action_in_proj.bias twice, as action_in_proj.bias and as model.action_in_proj.bias"
+    ):
         torch_names.canonical({"action_in_proj.bias": np.zeros(1), "model.action_in_proj.bias": np.zeros(1)})
 
 
