@@ -76,6 +76,19 @@ def test_adapters_are_merged_or_kept_apart(vectors, tmp_path, capsys):
     assert "adapters: PaliGemma rank 2, alpha 4, expert rank 2, alpha 4" in out and "differ by 0 at most" in out
 
 
+def test_raw_weights_and_statistics_from_elsewhere(vectors, tmp_path, capsys):
+    trained = vectors / "openpi" / "orbax_pi0_tiny"
+    stats = tmp_path / "norm_stats.json"
+    normalize.save(stats, normalize.identity(8, 7))
+    for raw in ([], ["--raw"]):
+        folder = tmp_path / f"out{len(raw)}"
+        command(capsys, trained, folder, "--to", "openpi_jax", "--norm-stats", stats, *raw)
+        expected = sources.open_source(trained, raw=bool(raw))
+        conftest.assert_same(sources.open_source(folder), {path: expected.read(path) for path in expected.shapes})
+        saved = normalize.load(folder / "assets" / "physical-intelligence" / "libero" / "norm_stats.json")
+        np.testing.assert_array_equal(saved.state.q99, np.ones(8))
+
+
 def test_a_merge_changes_the_policy_by_rounding_only(vectors):
     from pirl_jax.weights import adapters
 

@@ -43,11 +43,15 @@ def find(location: pathlib.Path, asset_id: str = "") -> tuple[normalize.NormStat
 
 
 def _lerobot(folder) -> tuple[normalize.NormStats, str] | None:
-    """LeRobot keeps "observation.state.mean" and so on as tensors of its pre- and postprocessor."""
-    files = sorted(folder.glob("policy_*processor*.safetensors"))
+    """LeRobot keeps "observation.state.mean" and so on as tensors of its processors, formerly of the model."""
+    files = sorted(folder.glob("policy_*processor*.safetensors")) or sorted(folder.glob("model.safetensors"))
     tensors = {}
     for path in files:
-        tensors |= {name: np.asarray(value, np.float64).reshape(-1) for name, value in safetensors.read(path).items()}
+        for name, value in safetensors.read(path).items():
+            for old, new in _LEROBOT_BUFFERS.items():
+                name = name.replace(old, new)
+            if name.startswith(("observation.state.", "action.")):
+                tensors[name] = np.asarray(value, np.float64).reshape(-1)
 
     def stats(name):
         return normalize.Stats(*(tensors.get(f"{name}.{field}") for field in ("mean", "std", "q01", "q99")))
@@ -55,6 +59,12 @@ def _lerobot(folder) -> tuple[normalize.NormStats, str] | None:
     if not {"observation.state.mean", "observation.state.std", "action.mean", "action.std"} <= tensors.keys():
         return None
     return normalize.NormStats(stats("observation.state"), stats("action")), ", ".join(str(path) for path in files)
+
+
+_LEROBOT_BUFFERS = {
+    "normalize_inputs.buffer_observation_state.": "observation.state.",
+    "unnormalize_outputs.buffer_action.": "action.",
+}
 
 
 def save(folder: pathlib.Path, stats: normalize.NormStats, target: str, asset_id: str = "") -> list[pathlib.Path]:

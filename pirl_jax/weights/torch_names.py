@@ -194,6 +194,7 @@ def copy_into(out: np.ndarray, x: np.ndarray) -> None:
 # Names in files -> names of the table.  LeRobot puts "model." in front; its first releases, and transformers before
 # 4.52, have the parts of PaliGemma one level higher; transformers 5 leaves out "vision_model".
 _SPELLINGS = [
+    (r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", ""),  # sharded PyTorch trainers
     (
         r"^(?:module\.|_orig_mod\.|model\.)+"
         r"(?=paligemma_with_expert\.|action_|state_proj\.|time_mlp_|value_head\.|noise_head\.)",

@@ -65,14 +65,21 @@ def test_several_data_sets_want_a_choice(tmp_path):
     assert assets.find(tmp_path, "aloha") is None
 
 
-def test_lerobots_processors(tmp_path):
+@pytest.mark.parametrize(
+    "file, state, action",
+    [
+        ("policy_preprocessor_step_5_normalizer_processor", "observation.state", "action"),
+        ("model", "normalize_inputs.buffer_observation_state", "unnormalize_outputs.buffer_action"),
+    ],
+)
+def test_lerobots_places(tmp_path, file, state, action):
     stats = make_stats()
     tensors = {
         f"{name}.{field.name}": getattr(of, field.name).astype(np.float32)
-        for name, of in (("observation.state", stats.state), ("action", stats.actions))
+        for name, of in ((state, stats.state), (action, stats.actions))
         for field in dataclasses.fields(normalize.Stats)
     }
-    path = tmp_path / "policy_preprocessor_step_5_normalizer_processor.safetensors"
+    path = tmp_path / f"{file}.safetensors"
     safetensors.write(path, {name: (x.shape, x.dtype) for name, x in tensors.items()}, iter(tensors.values()), {})
     found, where = assets.find(tmp_path)
     assert_equal(found, stats)

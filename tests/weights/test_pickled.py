@@ -60,6 +60,14 @@ def test_other_files_are_a_sentence(tmp_path):
         pickled.read(tmp_path / "empty.pt")
 
 
+@pytest.mark.parametrize(
+    "offset, size, stride", [(2, (3,), (1,)), (-1, (1,), (1,)), (0, (2, 2), (3, 1)), (3, (2,), (-1,))]
+)
+def test_a_tensor_never_reaches_beyond_its_storage(offset, size, stride):
+    with pytest.raises(ValueError, match="reaches beyond its storage"):
+        pickled._tensor(np.arange(4.0), offset, size, stride, False, None)
+
+
 def test_a_lost_storage_is_a_sentence(tmp_path):
     with zipfile.ZipFile(GOLDEN) as old, zipfile.ZipFile(tmp_path / "cut.pt", "w") as new:
         for info in old.infolist():

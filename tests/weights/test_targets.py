@@ -4,10 +4,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from pirl_jax.core import spec
 from pirl_jax.weights import safetensors
 from pirl_jax.weights import sources
 from pirl_jax.weights import targets
 from pirl_jax.weights import torch_names
+from tests.models import conftest as models
 from tests.weights import conftest
 
 
@@ -35,6 +37,14 @@ def test_float32_survives_every_format_bit_for_bit(tmp_path, name, to):
     notes = targets.WRITERS[to](tmp_path, source, heads=True)
     conftest.assert_same(sources.open_source(tmp_path, source.cfg), arrays_of(source))
     assert set(notes) == ({torch_names.UNUSED_HEAD} if to == "openpi_torch" else set())
+
+
+@pytest.mark.parametrize("name", ["pi0_gqa2", "pi0_mha"])
+def test_other_numbers_of_key_heads_survive_pytorchs_layout(tmp_path, vectors, name):
+    case = models.load_case(vectors / "openpi", name)
+    source = conftest.memory_source({path: np.asarray(x) for path, x in spec.flatten(case.params).items()}, case.cfg)
+    targets.write_openpi_torch(tmp_path, source)
+    conftest.assert_same(sources.open_source(tmp_path, case.cfg), arrays_of(source))
 
 
 @pytest.mark.parametrize("to", ["openpi_jax", "openpi_torch"])

@@ -124,6 +124,7 @@ def test_heads_of_rlinf(vectors):
     [
         ("model.action_in_proj.weight", "action_in_proj.weight"),
         ("module.model.value_head.mlp.0.bias", "value_head.mlp.0.bias"),
+        ("_fsdp_wrapped_module.value_head._fsdp_wrapped_module.mlp.0.bias", "value_head.mlp.0.bias"),
         (
             "model.paligemma_with_expert.paligemma.vision_tower.vision_model.post_layernorm.bias",
             "paligemma_with_expert.paligemma.model.vision_tower.vision_model.post_layernorm.bias",
