@@ -2,8 +2,8 @@
 
     python -m pirl_jax.convert SRC DST --to openpi_torch --verify
 
-SRC: a run of ours; a step of openpi's JAX trainer; a folder with model.safetensors (openpi, RLinf, LeRobot), one shard or
-many; RLinf's full_weights.pt or the folder that holds it.  DST: a new folder.  Numbers change only where --dtype or
+SRC: a run of ours; a step of openpi's JAX trainer; a folder with model.safetensors (openpi, RLinf, LeRobot), one shard
+or many; RLinf's full_weights.pt or the folder that holds it.  DST: a new folder.  Numbers change only where --dtype or
 --merge-lora ask for it.
 """
 

@@ -55,6 +55,9 @@ def open_source(path, given: variants.Pi0Config | None = None, *, raw: bool = Fa
     """
     path = pathlib.Path(path).absolute()
     if not path.exists():
+        steps = sorted(int(step.name) for step in _steps(path.parent))
+        if steps and path.name.isdecimal():
+            raise ValueError(f"{path.parent} holds no checkpoint of iteration {path.name}; it holds {steps}")
         raise ValueError(f"there is no checkpoint at {path}")
     kind, location = _locate(path, raw)
     source = OPENERS[kind](location, given, raw)
@@ -67,7 +70,7 @@ def open_source(path, given: variants.Pi0Config | None = None, *, raw: bool = Fa
     return dataclasses.replace(source, cfg=cfg)
 
 
-def account(expected: Mapping[str, tuple], found: Mapping[str, tuple], where) -> None:
+def account(expected: Mapping[str, tuple], found: Mapping[str, tuple], where, what: str = "the network") -> None:
     """Raise one ValueError that lists everything missing, left over or of another shape."""
     lines = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
     lines += [f"{name} is left over" for name in sorted(found.keys() - expected.keys())]
@@ -77,9 +80,7 @@ def account(expected: Mapping[str, tuple], found: Mapping[str, tuple], where) ->
         if tuple(expected[name]) != tuple(found[name])
     ]
     if lines:
-        raise ValueError(
-            f"{where} does not fit the network ({len(lines)} of {len(expected)} arrays): {'; '.join(lines)}"
-        )
+        raise ValueError(f"{where} does not fit {what} ({len(lines)} of {len(expected)} arrays): {'; '.join(lines)}")
 
 
 # ---- where things lie ------------------------------------------------------------------------------------------------
@@ -228,7 +229,12 @@ def load(
     declared_heads = tuple(head for head in HEADS if any(path.startswith(head) for path in specs))
     unread = [path for path in source.shapes if path.startswith(HEADS) and not path.startswith(declared_heads)]
     used = {path: shape for path, shape in source.shapes.items() if path not in unread}
-    account({path: leaf.shape for path, leaf in specs.items() if path not in fresh}, used, source.location)
+    account(
+        {path: leaf.shape for path, leaf in specs.items() if path not in fresh},
+        used,
+        source.location,
+        "this configuration",
+    )
     started = (
         spec.init(key, spec.unflatten(fresh), spec.unflatten({path: layout[path] for path in fresh})) if fresh else {}
     )

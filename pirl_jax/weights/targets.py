@@ -19,7 +19,7 @@ from pirl_jax.weights import torch_names
 
 
 def write_openpi_torch(folder: pathlib.Path, source: sources.Source, heads: bool = False) -> dict[str, str]:
-    """model.safetensors and config.json, as openpi's converter writes them.  Peak memory: the largest array, one tensor.
+    """model.safetensors and config.json, as openpi's converter writes them.  Peak memory: the largest array.
 
     heads: also RLinf's value and noise head, which RLinf reads and openpi's strict loader refuses.
     """
@@ -80,7 +80,7 @@ def _openpi_config(source) -> dict:
 
 
 def cast(source: sources.Source, dtype) -> tuple[sources.Source, dict[str, float]]:
-    """The checkpoint in another dtype -> (source, largest absolute rounding error of each array, known once it is read)."""
+    """The checkpoint in another dtype -> (source, largest absolute rounding error of each array that was read)."""
     errors: dict[str, float] = {}
     dtype = np.dtype(dtype)
 

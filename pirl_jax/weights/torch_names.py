@@ -1,4 +1,4 @@
-"""The tensors of openpi's PyTorch port, RLinf and LeRobot, and where each lies in our tree: one table for both directions.
+"""The tensors of openpi's PyTorch port, RLinf and LeRobot, where each lies in our tree: one table for both directions.
 
 A row: name in PyTorch ("{n}" is the layer), our path, slot of a stacked axis that follows the layer axis, and the axes,
 ours > theirs; letters that stand together behind ">" are one axis of the tensor.  Axes as in core/types.py, plus P, Q

@@ -181,6 +181,9 @@ def test_a_contradiction_with_the_configuration_is_an_error(torch_case):
 def test_nothing_known_is_a_sentence(tmp_path):
     with pytest.raises(ValueError, match="there is no checkpoint at"):
         sources.open_source(tmp_path / "typo")
+    (tmp_path / "2").mkdir()
+    with pytest.raises(ValueError, match=r"holds no checkpoint of iteration 7; it holds \[2\]"):
+        sources.open_source(tmp_path / "7")
     with pytest.raises(ValueError, match="holds no checkpoint that is known: neither checkpoints/N/state"):
         sources.open_source(tmp_path)
 
