@@ -1,0 +1,28 @@
+"""How the published LIBERO policies see and act: every choice of transform, by name.
+
+Fields of the `model` section of a recipe: `config.model.update(presets.PRESETS["pi05_libero"])`.  Source of all values:
+openpi's training configurations of these names.
+"""
+
+PRESETS = {
+    "pi0_libero": {
+        "pi05": False,
+        "norm_mode": "zscore",  # (x - mean) / std
+        "delta_actions": True,  # position and rotation relative to the state; the gripper is absolute
+        "discrete_state": False,  # the state is a token of its own
+        "action_horizon": 50,
+        "max_token_len": 48,
+        "action_dim": 32,
+        "image_size_px": 224,
+    },
+    "pi05_libero": {
+        "pi05": True,
+        "norm_mode": "quantile",  # q01..q99 -> -1..1, not clipped
+        "delta_actions": False,
+        "discrete_state": False,  # and pi0.5 has no state token: this policy does not see the robot's state
+        "action_horizon": 10,
+        "max_token_len": 200,
+        "action_dim": 32,
+        "image_size_px": 224,
+    },
+}
