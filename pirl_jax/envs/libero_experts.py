@@ -18,7 +18,7 @@ RIM_M = {"akita_black_bowl": (0.047, 0.042)}
 SITE, FINGERS = "gripper0_grip_site", ("gripper0_finger_joint1", "gripper0_finger_joint2")
 OPENING_M = 0.08
 TIP_M, HAND_M = 0.011, 0.024  # the fingertips' ends are below the grip site, the palm is above it
-DEPTH_M = 0.035  # of the grip site below the top of something tall: the palm stays 11 mm above it
+DEPTH_M = 0.021  # of the grip site below the top of something tall: the palm just does not press on it
 # The open hand in the frame of the grip site, closing along x: lower and upper corners (m) of two fingers and the palm.
 HAND_BOXES_M = (
     ((0.04, -0.01, -0.02), (0.06, 0.01, TIP_M)),

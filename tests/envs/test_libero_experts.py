@@ -31,8 +31,8 @@ def solve(env, task, init_state, noise=0.0):
 
 
 def test_grasp_and_episode_of_one_task(make):
-    """Cream cheese, flat on the floor: 18 mm high, 43 mm by 81 mm, its short side along y.  Closing along y the hand would
-    touch what stands beside, so it turns by one step of 22.5 degrees, in which the fingers still hold it."""
+    """Cream cheese, flat on the floor: 18 mm high, 43 mm by 81 mm, its short side along y.  Closing along y the hand
+    would touch what stands beside, so it turns by one step of 22.5 degrees, in which the fingers still hold it."""
     env = make("libero_object")
     env.reset(1, 0)
     scene = libero_experts.Scene(env)
