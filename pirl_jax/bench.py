@@ -11,7 +11,7 @@ import pathlib
 import sys
 
 from pirl_jax import bench_env
-from pirl_jax import config
+from pirl_jax import command
 from pirl_jax.monitor import log
 
 
@@ -19,13 +19,13 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="pirl_jax.bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="benchmark", required=True)
     for name, module in BENCHMARKS.items():
-        command = commands.add_parser(name, help=module.__doc__.partition("\n")[0])
-        module.add_arguments(command)
-        command.add_argument("--repeats", type=int, default=5, help="interleaved repeats of every measurement")
-        command.add_argument("--output", type=pathlib.Path, help="where the JSON goes")
+        one = commands.add_parser(name, help=module.__doc__.partition("\n")[0])
+        module.add_arguments(one)
+        one.add_argument("--repeats", type=int, default=5, help="interleaved repeats of every measurement")
+        one.add_argument("--output", type=pathlib.Path, help="where the JSON goes")
     options = parser.parse_args(argv[1:])
     module = BENCHMARKS[options.benchmark]
-    with config.user_errors():
+    with command.user_errors():
         result = module.run(options)
     result = {"benchmark": options.benchmark, "result": result, "environment": log.environment()}
     print(module.as_text(result["result"]))

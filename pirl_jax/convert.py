@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pirl_jax import config
+from pirl_jax import command
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec
 from pirl_jax.core import types
@@ -174,7 +174,7 @@ def prepare(args: argparse.Namespace) -> sources.Source:
 
 def main(argv):
     args = _arguments(argv)
-    with config.user_errors():
+    with command.user_errors():
         lines = convert(
             prepare(args),
             args.folder,

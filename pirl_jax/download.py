@@ -11,7 +11,7 @@ import os
 import pathlib
 import sys
 
-from pirl_jax import config
+from pirl_jax import command
 from pirl_jax.envs import libero_assets, libero_files
 
 # Where hf-libero 0.1.4 itself downloads from (its utils/download_utils.py), at the newest revision.
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--to", type=pathlib.Path, metavar="DIR", help="folder to fill; default: where it is found anyway")
     options = parser.parse_args(argv[1:])
-    with config.user_errors():
+    with command.user_errors():
         print(TARGETS[options.target](options.to))
 
 

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from pirl_jax import build
+from pirl_jax import command
 from pirl_jax import config
 from pirl_jax import results
 from pirl_jax.core import rng
@@ -65,8 +66,8 @@ def play(pool, names, schedule, decide, timers, *, name="evaluation", record=(),
 
 
 def main(argv):
-    with config.user_errors():
-        values, raw = config.parse(argv, _flags)
+    with command.user_errors():
+        values, raw = command.parse(argv, _flags)
         this = prepare(values, config.settings(raw))
     with this.resources:
         print(measure(this, values.videos))
@@ -149,7 +150,7 @@ def measure(this: Evaluation, videos: str | None) -> str:
     raw, instructions = this.settings.raw, this.pool.spec.instructions
     names = starts.evaluation(this.chosen, raw.eval.episodes_per_task)
     wanted = results.chosen_videos(videos) if videos else lambda name, _: name in names[: raw.eval.num_videos]
-    with config.user_errors():
+    with command.user_errors():
         notes = journal.Journal(this.output / "episodes.jsonl", this.measured)
     with notes:
         index = {name: e for e, name in enumerate(names)}

@@ -16,6 +16,7 @@ from absl import flags
 import jax
 
 from pirl_jax import build
+from pirl_jax import command
 from pirl_jax import config
 from pirl_jax import evaluate
 from pirl_jax import results
@@ -60,8 +61,8 @@ class Run:
 
 
 def main(argv):
-    with config.user_errors():
-        values, raw = config.parse(argv, _flags)
+    with command.user_errors():
+        values, raw = command.parse(argv, _flags)
         settings = config.settings(raw)
         build.setup_jax(settings)
         run = open_run(settings, raw, values.resume)
@@ -111,13 +112,13 @@ def first_state(run: Run) -> states.TrainState:
     if run.first_iteration:
         return _resumed(run)
     if model.checkpoint:
-        with config.user_errors():
+        with command.user_errors():
             params, norm_stats = build.load_policy(settings, model.checkpoint, -1, run.mesh)
         run.actor = _actor(run, norm_stats)
     elif settings.raw.sft.demonstrations:
         params, norm_stats = _taught(run)
     else:
-        with config.user_errors():
+        with command.user_errors():
             norm_stats = build.given_stats(settings)
         params = build.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
         run.actor = _actor(run, norm_stats)
@@ -131,7 +132,7 @@ def first_state(run: Run) -> states.TrainState:
 
 def _resumed(run):
     template = _rl_state(run, build.fresh_params(run.settings, run.mesh, run.key))
-    with config.user_errors():
+    with command.user_errors():
         norm_stats = normalize.load(build.norm_stats_path(run.directory.path))
         state, _ = run.store.restore(template, run.first_iteration)
     run.actor = _actor(run, norm_stats)
@@ -142,7 +143,7 @@ def _resumed(run):
 def _taught(run):
     """Few-shot SFT from scripted demonstrations -> (params, NormStats)."""
     settings, page = run.settings, run.settings.raw.sft
-    with config.user_errors():
+    with command.user_errors():
         run.demonstrations = demonstrations = teach.collect(settings, run.starts)
     norm_stats = teach.statistics(demonstrations)
     run.actor = _actor(run, norm_stats)

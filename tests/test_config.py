@@ -11,6 +11,7 @@ import pytest
 from configs import base
 from configs import quickstart
 from pirl_jax import build
+from pirl_jax import command
 from pirl_jax import config
 from pirl_jax import evaluate
 from pirl_jax import train
@@ -214,20 +215,20 @@ RECIPES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem n
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_complete_and_right(path):
-    page = config.load_recipe(path)
-    assert set(config._flat_names(page)) == set(config._flat_names(base.get_config()))
+    page = command.load_recipe(path)
+    assert set(command._flat_names(page)) == set(command._flat_names(base.get_config()))
     config.check_training(config.settings(page).raw)
 
 
 def test_the_quickstart_is_evaluated_on_start_states_it_never_trains_on():
-    page = config.load_recipe(ROOT / "configs" / "quickstart.py")
+    page = command.load_recipe(ROOT / "configs" / "quickstart.py")
     chosen = config.playable(page, TABLETOP)
     assert not set(chosen.train) & set(chosen.evaluate) and len(chosen.train) == 800
 
 
 @pytest.mark.parametrize("name", ["libero_spatial_ppo_pi0", "libero_spatial_ppo_pi0_tiny"])
 def test_the_published_recipe_has_the_published_split_and_the_default_is_held_out(name):
-    assert config.load_recipe(ROOT / f"configs/{name}.py").env.split == "published"
+    assert command.load_recipe(ROOT / f"configs/{name}.py").env.split == "published"
     assert base.get_config().env.split == "held_out"
 
 
@@ -273,7 +274,7 @@ def test_help_shows_what_the_command_is_for(capsys):
 
 def test_overrides_reach_the_page():
     argv = ["train", QUICKSTART, "--config.env.tasks=0,2", "--config.optim.lr=0.5", "--noconfig.run.tensorboard", "--resume=auto"]
-    values, page = config.parse(argv, train._flags)
+    values, page = command.parse(argv, train._flags)
     assert (page.env.tasks, page.optim.lr, page.run.tensorboard, values.resume) == ((0, 2), 0.5, False, "auto")
 
 
@@ -343,11 +344,11 @@ def test_a_run_brings_its_own_configuration(sentence, tmp_path):
     saved = json.loads(json.dumps(page.to_dict()))
     (tmp_path / "config.json").write_text(json.dumps(saved))
     argv = ["evaluate", f"--checkpoint={tmp_path / 'checkpoints'}", "--config.seed=8"]
-    values, read = config.parse(argv, evaluate._flags)
+    values, read = command.parse(argv, evaluate._flags)
     page.seed = 8
     assert read.to_dict() == page.to_dict() and values.checkpoint == str(tmp_path / "checkpoints")
     assert config.settings(read) == config.settings(page)
-    _, given = config.parse([*argv, PROBE], evaluate._flags)
+    _, given = command.parse([*argv, PROBE], evaluate._flags)
     assert given.env.suite == "probe_conditioned", "a recipe that is given counts"
     assert "has no config.json beside its checkpoints; give the recipe with --config" in sentence(evaluate, "--checkpoint=nowhere")
     del saved["env"]["split"]

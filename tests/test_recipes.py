@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from pirl_jax import config
+from pirl_jax import command
 from pirl_jax.envs import libero_files
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -39,7 +39,7 @@ RESULTS = {
 
 @pytest.fixture(params=PUBLISHED)
 def recipe(request):
-    page = config.load_recipe(CONFIGS / f"{request.param}.py")
+    page = command.load_recipe(CONFIGS / f"{request.param}.py")
     *suite, algorithm, model = request.param.split("_")
     return page, "_".join(suite), algorithm, model, PUBLISHED[request.param], request.param
 

@@ -10,10 +10,9 @@ import ctypes
 import dataclasses
 import functools
 import logging
-import os
 import pathlib
 import sys
-from typing import Mapping, Sequence
+from typing import Sequence
 
 from pirl_jax.envs import base, child
 

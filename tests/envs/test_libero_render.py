@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from pirl_jax.envs import libero, libero_files, libero_meshes, libero_render
+from pirl_jax.envs import libero_files, libero_meshes, libero_render
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # robosuite, LIBERO and numba warn when they are imported
 

@@ -118,14 +118,18 @@ def analytic(monkeypatch):
 # ---- the rollout ---------------------------------------------------------------------------------------------------------
 
 
+LOCKSTEP = episodes.Schedule(num_groups=1, lockstep=True)
+
+
 class Pool:
     """Simulators that answer what was recorded.  Episode (task = epoch, init state = simulator)."""
 
     num_envs = B
+    slot_workers = np.arange(B)
     spec = base.EnvSpec("recorded", ("do it",) * EPOCHS, num_init_states=B, max_episode_steps=T * CHUNK, image_size_px=2)
 
     def __init__(self, recorded, iteration):
-        self.get = lambda name, where="out": recorded(f"{where}/it{iteration}.{name}")
+        self.recorded = lambda name, where="out": recorded(f"{where}/it{iteration}.{name}")
         self.first, self.at, self.waiting = recorded.calls(iteration)[0], {}, {}
 
     def reset(self, slots, tasks, init_states):
@@ -135,7 +139,7 @@ class Pool:
     def send(self, slots, actions, record=None):
         for slot, action in zip(slots, actions, strict=True):
             epoch, env, c = self.at[int(slot)]
-            np.testing.assert_allclose(action, self.get("env_actions")[epoch * T + c, env], **TOLERANCE)
+            np.testing.assert_allclose(action, self.recorded("env_actions")[epoch * T + c, env], **TOLERANCE)
             self._post(int(slot), epoch, env, c + 1)
 
     def _post(self, slot, epoch, env, c):
@@ -143,14 +147,14 @@ class Pool:
         chunk = epoch * T + c - 1
         over = lambda name: bool(c) and bool(self.get(name)[chunk, env].any())  # noqa: E731
         self.waiting[slot] = (
-            self.get("call_state", "in")[self.first[epoch, c], env], self.get("env_rewards")[chunk, env].sum() if c else 0.0,
+            self.recorded("call_state", "in")[self.first[epoch, c], env], self.recorded("env_rewards")[chunk, env].sum() if c else 0.0,
             CHUNK if c else 0, over("env_terminations"), over("env_truncations"),
         )  # fmt: skip
 
-    def recv(self, slots):
+    def get(self, batch, slots):
         state, reward, steps, terminated, truncated = map(np.array, zip(*[self.waiting.pop(int(s)) for s in slots], strict=True))
         images = np.zeros((len(slots), 2, 2, 2, 3), np.uint8)
-        return base.TimeStep(
+        return slots, base.TimeStep(
             images=images, state=state, reward=reward, num_steps=steps, terminated=terminated, truncated=truncated & ~terminated,
             lost=np.zeros(len(slots), bool),
         )  # fmt: skip
@@ -170,7 +174,7 @@ def collect(recorded, params, iteration):
 
     actor = collector.Actor(to_model, ("do it",) * EPOCHS, CHUNK, explore, exploit=None, put=lambda x: x)
     names = [episodes.Episode(epoch, env) for epoch in range(EPOCHS) for env in range(B)]
-    rollout, _ = collector.collect(actor, params, None, Pool(recorded, iteration), names, 1, timeline.Timers())
+    rollout, _ = collector.collect(actor, params, None, Pool(recorded, iteration), names, LOCKSTEP, timeline.Timers())
     return rollout
 
 

@@ -15,7 +15,6 @@ from pirl_jax.core import types
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import sft
 from pirl_jax.learner import state as states
-from pirl_jax.models import pi0
 from pirl_jax.models import variants
 
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
