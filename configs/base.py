@@ -66,7 +66,7 @@ def _model():
         norm_mode="zscore",  # zscore (pi0) | quantile (pi0.5)
         delta_actions=True,  # pi0-LIBERO: the first 6 action dims are predicted relative to the state
         discrete_state=False,  # pi0.5: write the state into the prompt
-        checkpoint="",  # run directory (or its checkpoints/) to start from; "" = fresh weights, then sft
+        checkpoint="",  # run directory, or a checkpoint of openpi, RLinf or LeRobot, to start from; "" = fresh weights, then sft
         gradient_checkpointing="none",  # none | dots | full
         train_expert_only=True,  # freeze the VLM (image tower, embedder, expert 0)
         is_lora=False,  # low-rank adapters train in the VLM's language layers; its other weights are frozen

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 
@@ -12,6 +13,7 @@ import numpy as np
 from pirl_jax import config
 from pirl_jax import doctor
 from pirl_jax.core import mesh as meshes
+from pirl_jax.core import rng
 from pirl_jax.core import spec
 from pirl_jax.envs import gl
 from pirl_jax.envs import pool as pools
@@ -24,7 +26,11 @@ from pirl_jax.policy import normalize
 from pirl_jax.policy import observation
 from pirl_jax.policy import tokenizer
 from pirl_jax.rollout import collector
+from pirl_jax.weights import assets
+from pirl_jax.weights import sources
 from pirl_jax.weights import store
+
+log = logging.getLogger(__name__)
 
 
 def env_factory(settings):
@@ -169,33 +175,35 @@ def fresh_params(settings, on_mesh, key) -> dict:
     return spec.init(key, declared, spec.shardings(declared, on_mesh, meshes.RULES))
 
 
-def load_policy(settings, run_dir, iteration: int, on_mesh):
-    """(params, NormStats) of a checkpoint of ours; iteration -1 is the newest."""
+def load_policy(settings, path, iteration: int, on_mesh):
+    """(params, NormStats) of a checkpoint of any known format; iteration -1 is the newest, others exist in runs of ours.
+
+    Heads and adapters that it lacks start fresh from the seed; what was left out or started fresh is logged.
+    """
+    path = pathlib.Path(path) if iteration < 0 else run_directory(path) / "checkpoints" / str(iteration)
+    source = sources.open_source(path, settings.policy.model)
     declared = flow.specs(settings.policy)
     layout = spec.shardings(declared, on_mesh, meshes.RULES)
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), spec.abstract(declared), layout
-    )
-    run_dir = run_directory(run_dir)
-    with _stored(run_dir) as source:
-        params, _ = source.restore(abstract, None if iteration < 0 else iteration, prefix="params")
     given = settings.raw.model.norm_stats
-    return params, given_stats(settings) if given else normalize.load(norm_stats_path(run_dir))
+    found = (given_stats(settings), given) if given else assets.find(source.location)
+    if found is None:
+        raise ValueError(f"no norm_stats.json lies near {source.location}; give model.norm_stats")
+    assets.check(found[0], settings.raw.model.norm_mode, action_dim=settings.policy.action_env_dim)
+    params, notes = sources.load(source, declared, layout, rng.named(jax.random.key(settings.raw.seed), "params"))
+    for name, reason in notes.items():
+        log.info("%s: %s", name, reason)
+    return params, found[0]
 
 
 def checkpoint_identity(run_dir, iteration: int) -> dict:
-    """What names a checkpoint of ours: its run, its iteration and when it was written, which a copy keeps."""
+    """What names a checkpoint: its place, its iteration and when it was written, which a copy of a run keeps."""
     run_dir = run_directory(run_dir)
-    with _stored(run_dir) as source:
-        found = source.identity(None if iteration < 0 else iteration)
-    return {"run": str(run_dir)} | found
-
-
-@contextlib.contextmanager
-def _stored(run_dir):
+    if not (run_dir / "checkpoints").is_dir():  # not a run of ours
+        location = sources.open_source(run_dir).location
+        return {"run": str(location), "iteration": None, "written_ns": location.stat().st_mtime_ns}
     source = store.Store(run_dir / "checkpoints", create=False)
     try:
-        yield source
+        return {"run": str(run_dir)} | source.identity(None if iteration < 0 else iteration)
     finally:
         source.close()
 

@@ -120,7 +120,8 @@ def _network(values, settings, num_envs, stack):
     actor = build.actor(settings, mesh, to_model, instructions)
     batch_size = num_envs // settings.schedule.num_groups
     decide = policy(settings, actor, params, pool.spec, batch_size, timeline.Timers())
-    output = run_dir / "evaluation" / f"checkpoint_{identity['iteration']}"
+    own = identity["iteration"] is not None  # foreign checkpoints' folders are not ours to write into
+    output = run_dir / "evaluation" / f"checkpoint_{identity['iteration']}" if own else pathlib.Path("runs", run_dir.name)
     named = {"name": "checkpoint", **identity, "model": settings.raw.model.to_dict()}
     return pool, decide, settings.schedule, named, output
 
