@@ -45,7 +45,8 @@ class Scene:
     """Privileged view of a running episode; the one place here that reaches into the simulator."""
 
     def __init__(self, env):
-        self.model, self.data, task_env = env.simulator.model, env.simulator.data, env.simulator.task_env
+        self._env = env
+        self.model, task_env = env.simulator.model, env.simulator.task_env
         ((_, thing, goal),) = task_env.parsed_problem["goal_state"]
         region = task_env.object_sites_dict.get(goal)
         self.kind = task_env.get_object(thing).category_name
@@ -55,6 +56,11 @@ class Scene:
         collides = (self.model.geom_contype != 0) | (self.model.geom_conaffinity != 0)
         self._root = np.where(collides, self.model.body_rootid[self.model.geom_bodyid], -1)
         self._furnishing = np.flatnonzero(np.isin(self._root, list(task_env.obj_body_id.values())))
+
+    @property
+    def data(self) -> mujoco.MjData:
+        """Asked of the env at every use: what stands in a simulator is the env's business."""
+        return self._env.simulator.data
 
     def grip_pose(self) -> tuple[np.ndarray, np.ndarray]:
         """Position [3] (m) and rotation [3,3] of the point between the fingertips."""

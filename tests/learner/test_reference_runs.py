@@ -145,7 +145,7 @@ class Pool:
     def _post(self, slot, epoch, env, c):
         self.at[slot] = epoch, env, c
         chunk = epoch * T + c - 1
-        over = lambda name: bool(c) and bool(self.get(name)[chunk, env].any())  # noqa: E731
+        over = lambda name: bool(c) and bool(self.recorded(name)[chunk, env].any())  # noqa: E731
         self.waiting[slot] = (
             self.recorded("call_state", "in")[self.first[epoch, c], env], self.recorded("env_rewards")[chunk, env].sum() if c else 0.0,
             CHUNK if c else 0, over("env_terminations"), over("env_truncations"),
