@@ -33,6 +33,7 @@ SITE, WRIST = "gripper0_grip_site", "robot0_right_hand"
 REACH_M = {"red": (0.06, 0.09), "green": (0.09, 0.13), "target": (0.09, 0.13)}  # half width in x and y of the placement
 CLEARANCE_M = 0.11  # between centres: room for the open fingers
 MAX_YAW_RAD = 0.25
+MAX_DRAWS = 20_000  # of a place for one object, before all are drawn anew; it takes 0.1 s
 LIFT_M, REACHED_M, REST_M, REST_SPEED_M_S = 0.04, 0.03, 0.005, 0.05
 
 
@@ -156,14 +157,24 @@ def placement(task_index: int, init_state: int, spread: float = 1.0) -> dict[str
     """x, y (m) and yaw (rad) of each object; a function of (task, init_state) and `spread` alone."""
     manipulated = list(TASKS.values())[task_index].manipulated
     rng = np.random.default_rng([PLACEMENT_SEED, task_index, init_state])
-    placed = {}
-    for name, reach_m in REACH_M.items():
-        reach = np.multiply(reach_m, spread if name == manipulated else 1.0)
-        xy = rng.uniform(-1, 1, 2) * reach
-        while any(np.hypot(*(xy - other[:2])) < CLEARANCE_M for other in placed.values()):
-            xy = rng.uniform(-1, 1, 2) * reach
-        placed[name] = np.append(xy, rng.uniform(-MAX_YAW_RAD, MAX_YAW_RAD))
+    placed = None
+    while placed is None:
+        placed = _place(rng, {name: np.multiply(reach, spread if name == manipulated else 1.0) for name, reach in REACH_M.items()})
     return {name: tuple(map(float, xy_yaw)) for name, xy_yaw in placed.items()}
+
+
+def _place(rng, reach_m: dict) -> dict[str, np.ndarray] | None:
+    """x, y, yaw of each object, clear of those before it; None where they leave one no room."""
+    placed = {}
+    for name, reach in reach_m.items():
+        for _ in range(MAX_DRAWS):
+            xy = rng.uniform(-1, 1, 2) * reach
+            if all(np.hypot(*(xy - other[:2])) >= CLEARANCE_M for other in placed.values()):
+                break
+        else:
+            return None
+        placed[name] = np.append(xy, rng.uniform(-MAX_YAW_RAD, MAX_YAW_RAD))
+    return placed
 
 
 def axis_angle(quat_wxyz) -> np.ndarray:

@@ -201,3 +201,12 @@ def test_torques_equal_robosuite(env):
         env._arm.set_goal(action_A[:6])
         np.testing.assert_allclose(env._arm.torques(), theirs.run_controller(), rtol=1e-5, atol=1e-4)
         env._control_step(action_A)
+
+
+@pytest.mark.parametrize("task", range(len(tabletop.TASKS)))
+def test_every_start_state_has_room_for_all(task):
+    """A shrunk area may lie within the clearance of what was placed first: then all are placed anew."""
+    for init_state in [*range(0, 1000, 50), 800]:
+        places = np.array([place[:2] for place in tabletop.placement(task, init_state, spread=0.5).values()])
+        apart_m = np.linalg.norm(places[:, None] - places[None], axis=-1) + np.eye(len(places))
+        assert apart_m.min() >= tabletop.CLEARANCE_M - 1e-12
