@@ -3,6 +3,7 @@
 #   --all          the slow ones too
 #   PIRL_MAY_SKIP  regular expression of skip reasons that are fine here; a test skipped for another reason is a failure
 #                  (default: every reason is fine; '^$' allows none)
+#   PIRL_TEST_PROCESSES  how many processes share the tests (default: one per core)
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -15,7 +16,7 @@ fi
 output="$(mktemp)"
 trap 'rm -f "$output"' EXIT
 status=0
-python -m pytest -rs "${selection[@]}" "$@" 2>&1 | tee "$output" || status=$?
+python -m pytest -rs -n "${PIRL_TEST_PROCESSES:-logical}" --dist loadfile "${selection[@]}" "$@" 2>&1 | tee "$output" || status=$?
 
 unexpected="$(grep '^SKIPPED' "$output" | grep -vE "${PIRL_MAY_SKIP:-.}" || true)"
 if [[ -n "$unexpected" ]]; then
