@@ -315,7 +315,7 @@ def test_missing_gl_library(sentence, one_device, monkeypatch):
         (["--config.model.max_token_len=5"], "set max_token_len to at least 17"),
         (["--config.model.norm_stats=nowhere.json"], "no normalisation statistics at nowhere.json; give"),
         (["--config.model.norm_stats="], "needs model.norm_stats"),
-        (["--config.model.checkpoint=nowhere"], "nowhere/checkpoints does not exist; give the folder of a saved run"),
+        (["--config.model.checkpoint=nowhere"], "nowhere; give a run directory"),
     ],
 )
 def test_what_does_not_fit_the_suite(sentence, one_device, arguments, remedy):
@@ -335,7 +335,7 @@ def test_evaluation_needs_a_checkpoint(sentence, one_device):
     assert "has no scripted expert; evaluate --policy=random" in sentence(evaluate, PROBE, "--policy=expert")
     assert "--videos=some is no choice of episodes; give all, failures" in sentence(evaluate, PROBE, "--videos=some")
     said = sentence(evaluate, PROBE, "--checkpoint=nowhere", NOTHING_CACHED)
-    assert "nowhere/checkpoints does not exist; give the folder of a saved run" in said
+    assert "nowhere; give a run directory" in said
 
 
 def test_a_run_brings_its_own_configuration(sentence, tmp_path):

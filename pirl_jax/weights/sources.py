@@ -58,7 +58,7 @@ def open_source(path, given: variants.Pi0Config | None = None, *, raw: bool = Fa
         steps = sorted(int(step.name) for step in _steps(path.parent))
         if steps and path.name.isdecimal():
             raise ValueError(f"{path.parent} holds no checkpoint of iteration {path.name}; it holds {steps}")
-        raise ValueError(f"there is no checkpoint at {path}")
+        raise ValueError(f"there is no checkpoint at {path}; give a run directory, or a checkpoint of openpi, RLinf or LeRobot")
     kind, location = _locate(path, raw)
     source = OPENERS[kind](location, given, raw)
     if not whole and "PaliGemma/llm/embedder/input_embedding" not in source.shapes:
