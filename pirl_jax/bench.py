@@ -27,7 +27,8 @@ def main(argv: list[str]) -> None:
     module = BENCHMARKS[options.benchmark]
     with command.user_errors():
         result = module.run(options)
-    result = {"benchmark": options.benchmark, "result": result, "environment": log.environment()}
+    command_line = {"command": ["python", "-m", "pirl_jax.bench", *argv[1:]]}  # argv[0] is a path of this machine
+    result = {"benchmark": options.benchmark, "result": result, "environment": log.environment() | command_line}
     print(module.as_text(result["result"]))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
