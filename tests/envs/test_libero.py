@@ -123,16 +123,8 @@ def test_wrong_names():
 
 
 @pytest.fixture(scope="module")
-def assets(vectors):
-    folder = vectors.parent / "libero_assets"
-    if not folder.is_dir():
-        pytest.skip(f"LIBERO assets not found at {folder}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def spatial(assets):
-    env = libero.make("libero_spatial", assets, image_size_px=64, max_episode_steps=25)
+def spatial(libero_assets):
+    env = libero.make("libero_spatial", libero_assets, image_size_px=64, max_episode_steps=25)
     env.reset(0, 0)
     yield env
     env.close()
@@ -214,10 +206,10 @@ def test_wrong_episode(spatial):
 
 
 @pytest.mark.slow
-def test_two_envs_in_one_process_do_not_swap_images(spatial, assets):
+def test_two_envs_in_one_process_do_not_swap_images(spatial, libero_assets):
     """A second GL context is created, used and freed; the first env's images must not notice."""
     before = spatial.reset(0, 2)
-    other = libero.make("libero_object", assets, image_size_px=64)
+    other = libero.make("libero_object", libero_assets, image_size_px=64)
     there = other.reset(0, 2)
     between = spatial.reset(0, 2)
     np.testing.assert_array_equal(other.reset(0, 2).images, there.images)
@@ -228,9 +220,9 @@ def test_two_envs_in_one_process_do_not_swap_images(spatial, assets):
 
 
 @pytest.mark.slow
-def test_in_a_pool(spatial, assets):
+def test_in_a_pool(spatial, libero_assets):
     """Two slots in one worker on different tasks: the images are those of this process."""
-    make = functools.partial(libero.make, "libero_spatial", assets, 64)
+    make = functools.partial(libero.make, "libero_spatial", libero_assets, 64)
     with pool.EnvPool(make, num_envs=2, num_workers=1, timeout_s=120) as envs:
         envs.reset([0, 1], [0, 4], [1, 1])
         first = envs.recv([0, 1])

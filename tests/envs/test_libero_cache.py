@@ -115,14 +115,6 @@ def test_a_failed_start_is_not_remembered(cache, monkeypatch):
     cache.leave(env)
 
 
-@pytest.fixture(scope="module")
-def assets(vectors):
-    folder = vectors.parent / "libero_assets"
-    if not folder.is_dir():
-        pytest.skip(f"LIBERO assets not found at {folder}")
-    return folder
-
-
 class Blind(libero.Libero):
     """Renders nothing."""
 
@@ -130,24 +122,24 @@ class Blind(libero.Libero):
         return np.zeros((2, 2, 3), np.uint8)
 
 
-def blind(assets, seed, cached_tasks=2):
-    env = libero.make("libero_object", assets, seed=seed, cached_tasks=cached_tasks)
+def blind(libero_assets, seed, cached_tasks=2):
+    env = libero.make("libero_object", libero_assets, seed=seed, cached_tasks=cached_tasks)
     env.__class__ = Blind
     return env
 
 
 @pytest.fixture(scope="module")
-def assets_built(assets):
+def assets_built(libero_assets):
     """The assets, with the simulator of (task 0, seed 11) kept alive from test to test."""
-    keeper = blind(assets, seed=11)
+    keeper = blind(libero_assets, seed=11)
     keeper.reset(0, 49)
-    yield assets
+    yield libero_assets
     keeper.close()
 
 
-def play(assets, episodes, cached_tasks, seed):
+def play(libero_assets, episodes, cached_tasks, seed):
     """States after every chunk of 4 actions and the physics at the end, of episodes that take turns."""
-    envs = [blind(assets, seed, cached_tasks) for _ in episodes]
+    envs = [blind(libero_assets, seed, cached_tasks) for _ in episodes]
     states = [[env.reset(*episode).state] for env, episode in zip(envs, episodes)]
     for chunk in np.split(ACTIONS, 3):
         for sign, env, rows in zip((1, -1, 1, -1), envs, states):
@@ -158,9 +150,9 @@ def play(assets, episodes, cached_tasks, seed):
     return [(np.stack(rows), end) for rows, end in zip(states, ends)]
 
 
-def alone(assets, episode, index, seed):
+def alone(libero_assets, episode, index, seed):
     """The same episode in an env of its own, in one chunk."""
-    env = blind(assets, seed)
+    env = blind(libero_assets, seed)
     env.reset(*episode)
     state = env.step_chunk((1, -1, 1, -1)[index] * ACTIONS).state
     end = env.simulator.snapshot().physics
@@ -168,9 +160,9 @@ def alone(assets, episode, index, seed):
     return state, end
 
 
-def assert_undisturbed(assets, episodes, cached_tasks, seed):
-    for i, (states, end) in enumerate(play(assets, episodes, cached_tasks, seed)):
-        state, expected = alone(assets, episodes[i], i, seed)
+def assert_undisturbed(libero_assets, episodes, cached_tasks, seed):
+    for i, (states, end) in enumerate(play(libero_assets, episodes, cached_tasks, seed)):
+        state, expected = alone(libero_assets, episodes[i], i, seed)
         np.testing.assert_array_equal(states[-1], state)
         np.testing.assert_array_equal(end, expected)
 
@@ -180,13 +172,13 @@ def test_two_slots_share_one_task(assets_built):
 
 
 @pytest.mark.slow
-def test_three_tasks_through_one_simulator(assets):
-    assert_undisturbed(assets, [(0, 1), (1, 1), (2, 1)], cached_tasks=1, seed=12)
+def test_three_tasks_through_one_simulator(libero_assets):
+    assert_undisturbed(libero_assets, [(0, 1), (1, 1), (2, 1)], cached_tasks=1, seed=12)
 
 
-def test_a_settled_state_from_the_cache_is_a_fresh_one(assets):
+def test_a_settled_state_from_the_cache_is_a_fresh_one(libero_assets):
     """The first reset settles, the second restores: same observation, same trajectory.  Also after a task switch."""
-    env = blind(assets, seed=13)
+    env = blind(libero_assets, seed=13)
     ends = collections.defaultdict(list)
     for task in (0, 0, 1, 0):
         first = env.reset(task, 4).state
@@ -212,9 +204,9 @@ def test_nobody_reads_another_envs_episode(assets_built):
     other.close()
 
 
-def test_wrong_cached_tasks(assets):
+def test_wrong_cached_tasks(libero_assets):
     with pytest.raises(ValueError, match="cached_tasks 0 leaves no simulator"):
-        libero.make("libero_object", assets, cached_tasks=0)
+        libero.make("libero_object", libero_assets, cached_tasks=0)
 
 
 def test_actions_that_are_not_finite(assets_built):
@@ -232,9 +224,9 @@ def resident_mb() -> float:
 
 
 @pytest.mark.slow
-def test_two_thousand_resets_do_not_grow(assets):
+def test_two_thousand_resets_do_not_grow(libero_assets):
     """All init states of one task over and over, one step each."""
-    env = blind(assets, seed=11)
+    env = blind(libero_assets, seed=11)
     for i in range(100):
         env.reset(0, i % 50)
     before = resident_mb()
@@ -246,8 +238,8 @@ def test_two_thousand_resets_do_not_grow(assets):
 
 
 @pytest.mark.slow
-def test_task_switches_do_not_grow(assets):
-    env = blind(assets, seed=11, cached_tasks=1)
+def test_task_switches_do_not_grow(libero_assets):
+    env = blind(libero_assets, seed=11, cached_tasks=1)
     for i in range(4):
         env.reset(i % 2, 0)
     before = resident_mb()
@@ -258,9 +250,9 @@ def test_task_switches_do_not_grow(assets):
 
 
 @pytest.mark.slow
-def test_slots_of_a_worker_share(assets):
+def test_slots_of_a_worker_share(libero_assets):
     """Four slots, two tasks, one worker: the images are those of this process."""
-    make = functools.partial(libero.make, "libero_object", assets, 64, cached_tasks=1)
+    make = functools.partial(libero.make, "libero_object", libero_assets, 64, cached_tasks=1)
     with pool.EnvPool(make, num_envs=4, num_workers=1, timeout_s=120) as envs:
         envs.reset(range(4), [0, 1, 0, 1], [0, 1, 2, 3])
         envs.recv(range(4))

@@ -18,21 +18,13 @@ ACTIONS[8:10, 6] = 0  # the gripper holds
 
 
 @pytest.fixture(scope="module")
-def assets(vectors):
-    folder = vectors.parent / "libero_assets"
-    if not folder.is_dir():
-        pytest.skip(f"LIBERO assets not found at {folder}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def build(assets):
+def build(libero_assets):
     """Simulators by task, built once; the tests below leave any state in them."""
     built = {}
 
     def get(suite, task):
         if (suite, task) not in built:
-            built[suite, task] = libero_sim.Simulator(suite, task, assets, SETTLE_STEPS, seed=0)
+            built[suite, task] = libero_sim.Simulator(suite, task, libero_assets, SETTLE_STEPS, seed=0)
         return built[suite, task]
 
     yield get
@@ -44,12 +36,12 @@ def physics(data):
     return np.concatenate([[data.time], data.qpos, data.qvel, data.qacc_warmstart])
 
 
-def stock_episode(assets, suite, task, init_states, actions):
+def stock_episode(libero_assets, suite, task, init_states, actions):
     """LIBERO's own environment, hard resets, the same draw of poses: physics after settling and after every action.
 
     Stock adds a sampler of open and closed joints at every hard reset, which shifts its draws: removed here.
     """
-    libero_files.import_libero(assets)
+    libero_files.import_libero(libero_assets)
     from libero.libero.envs import env_wrapper
 
     stock = env_wrapper.ControlEnv(
@@ -80,18 +72,18 @@ def assert_stock(simulator, episodes, actions):
         np.testing.assert_array_equal(physics(simulator.data), expected)
 
 
-def test_trajectory_is_stock_liberos(build, assets):
+def test_trajectory_is_stock_liberos(build, libero_assets):
     simulator = build("libero_object", 0)
-    assert_stock(simulator, stock_episode(assets, "libero_object", 0, [1, 3], ACTIONS[:12]), ACTIONS)
+    assert_stock(simulator, stock_episode(libero_assets, "libero_object", 0, [1, 3], ACTIONS[:12]), ACTIONS)
 
 
 @pytest.mark.parametrize("init_state", [3, 5])
-def test_soft_reset_is_a_hard_reset(build, assets, init_state):
+def test_soft_reset_is_a_hard_reset(build, libero_assets, init_state):
     """An open drawer.  In init state 5 an object touches the cabinet, whose pose is drawn: any other draw shows."""
     simulator = build("libero_10", 3)
     simulator.start(0)
     simulator.step(ACTIONS[0])
-    assert_stock(simulator, stock_episode(assets, "libero_10", 3, [init_state], ACTIONS[:2]), ACTIONS)
+    assert_stock(simulator, stock_episode(libero_assets, "libero_10", 3, [init_state], ACTIONS[:2]), ACTIONS)
 
 
 @pytest.mark.slow
@@ -99,18 +91,18 @@ def test_soft_reset_is_a_hard_reset(build, assets, init_state):
     "suite, task",
     [("libero_spatial", 0), ("libero_object", 0), ("libero_goal", 0), ("libero_10", 2), ("libero_90", 0)],
 )
-def test_a_hundred_actions_are_stock_liberos(build, assets, suite, task):
+def test_a_hundred_actions_are_stock_liberos(build, libero_assets, suite, task):
     simulator = build(suite, task)
     simulator.start(7)
-    assert_stock(simulator, stock_episode(assets, suite, task, [1], ACTIONS), ACTIONS)
+    assert_stock(simulator, stock_episode(libero_assets, suite, task, [1], ACTIONS), ACTIONS)
 
 
 @pytest.mark.slow
-def test_more_resets_of_the_open_drawer_are_hard_resets(build, assets):
-    assert_stock(build("libero_10", 3), stock_episode(assets, "libero_10", 3, range(0, 50, 5), ACTIONS[:2]), ACTIONS)
+def test_more_resets_of_the_open_drawer_are_hard_resets(build, libero_assets):
+    assert_stock(build("libero_10", 3), stock_episode(libero_assets, "libero_10", 3, range(0, 50, 5), ACTIONS[:2]), ACTIONS)
 
 
-def test_a_snapshot_continues_anywhere(build, assets):
+def test_a_snapshot_continues_anywhere(build, libero_assets):
     """Pickled, after other episodes, and in a simulator that has never been reset."""
     simulator = build("libero_10", 3)
     simulator.start(5)
@@ -125,7 +117,7 @@ def test_a_snapshot_continues_anywhere(build, assets):
 
     expected = go_on(simulator)
     simulator.start(2)
-    other = libero_sim.Simulator("libero_10", 3, assets, SETTLE_STEPS, seed=0)
+    other = libero_sim.Simulator("libero_10", 3, libero_assets, SETTLE_STEPS, seed=0)
     for one in (simulator, other):
         one.restore(pickle.loads(text))
         for ours, theirs in zip(go_on(one), expected):
@@ -190,6 +182,6 @@ def test_poses_that_never_fit_end(build, monkeypatch):
     assert len(set(tries)) == len(tries) == 10
 
 
-def test_wrong_settle_steps(assets):
+def test_wrong_settle_steps(libero_assets):
     with pytest.raises(ValueError, match="settle_steps 0: the first step"):
-        libero_sim.Simulator("libero_object", 0, assets, 0, seed=0)
+        libero_sim.Simulator("libero_object", 0, libero_assets, 0, seed=0)
