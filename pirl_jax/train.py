@@ -293,7 +293,7 @@ def finish(run: Run, state: states.TrainState) -> None:
     (path / "table.txt").write_text(report.as_text(table) + "\n")
     report.learning_curve(path / "learning_curve.png", log.read(path), title=path.name)
     print(report.as_text(table))
-    train, held = run.starts.train, run.starts.evaluate
+    train, held = run.starts.train, run.starts.evaluate[: raw.eval.episodes_per_task or None]
     print(f"split {raw.env.split}: evaluation on start states {held[0]} to {held[-1]} of each task, "
           f"training on {train[0]} to {train[-1]}")
     for name, file in (
