@@ -123,7 +123,9 @@ def factories(suite: str, assets, image_size_px: int) -> dict[str, functools.par
 
 
 def demonstration(suite: str, assets, task: int, init_states: list[int]) -> tuple[int, np.ndarray] | None:
-    """(init state, actions [T,7]) of the first episode that the scripted expert solves; None where it solves none."""
+    """(init state, actions [T,7]) of the first episode that the scripted expert solves; None: it solves none, or there is none."""
+    if not experts.available(suite):
+        return None
     env = libero.make(suite, assets, image_size_px=64, protocol="openpi", render_quality="light")
     try:
         for init_state in init_states:
