@@ -1,7 +1,7 @@
 """What `pirl_jax.bench env` puts into worker processes: stock LIBERO, ours and the bare physics, behind one contract.
 
-Stock LIBERO is played as openpi's example plays it: a hard reset, the stored init state, ten idle steps, both cameras rendered at
-every step, the end at success.
+Stock LIBERO is played as openpi's example plays it: a hard reset, the stored init state, ten idle steps, both cameras
+rendered at every step, the end at success.
 """
 
 import functools
@@ -66,8 +66,11 @@ class Stock:
 
 
 class Bare:
-    """Ours without pictures: every control step of a chunk, nothing else.  `floor` runs mj_step alone instead: as many physics
-    steps from the same states under the same controls, so its time is what no control loop can go below."""
+    """Ours without pictures: every control step of a chunk, nothing else.
+
+    floor: time mj_step alone instead: as many physics steps from the same states under the same controls, which no
+    control loop can go below.
+    """
 
     def __init__(self, suite: str, assets, image_size_px: int, floor: bool = False):
         self._env = libero.make(suite, assets, image_size_px, protocol="openpi")
@@ -123,7 +126,7 @@ def factories(suite: str, assets, image_size_px: int) -> dict[str, functools.par
 
 
 def demonstration(suite: str, assets, task: int, init_states: list[int]) -> tuple[int, np.ndarray] | None:
-    """(init state, actions [T,7]) of the first episode that the scripted expert solves; None: it solves none, or there is none."""
+    """(init state, actions [T,7]) of the first episode that the scripted expert solves; None: no expert, or none solved."""
     if not experts.available(suite):
         return None
     env = libero.make(suite, assets, image_size_px=64, protocol="openpi", render_quality="light")
