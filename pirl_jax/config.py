@@ -247,7 +247,7 @@ def _policy(raw) -> flow.PolicyConfig:
 
 
 def _update(raw) -> update.UpdateConfig:
-    return update.UpdateConfig(**{name: value for name, value in raw.algorithm.items() if name != "group_size"})
+    return update.UpdateConfig(**raw.algorithm)
 
 
 def _optim(raw) -> optimizer.OptimizerConfig:

@@ -364,3 +364,12 @@ def test_a_real_process_ends_with_code_2_and_one_line():
     assert done.stderr == (
         "error: --config.model.noise_levl is no field of the configuration; did you mean --config.model.noise_level?\n"
     )
+
+
+def test_the_update_gets_the_whole_section():
+    """Left out, a field would fall back to its default: with groups of one, GRPO would learn nothing."""
+    page = quickstart.get_config()
+    page.model.add_value_head = False
+    page.algorithm.update(adv_type="rloo", group_size=8, critic_warmup_iterations=0)
+    got = config.settings(page).update
+    assert {name: getattr(got, name) for name in page.algorithm} == page.algorithm.to_dict()

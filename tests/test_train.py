@@ -105,6 +105,7 @@ def test_grpo_with_learned_noise_an_anchor_and_an_average(tmp_path):
         algorithm__ema_decay=0.5,
     )  # fmt: skip
     _, first, second, _ = log.read(run)
+    assert first["rollout/advantages_max"] > 0 > first["rollout/advantages_min"], "groups of 4, not of 1"
     assert first["actor/anchor"] > 0 < second["actor/anchor"] and first["actor/first_ratio_max_dev"] < 1e-3
     assert not [name for name in first if name.startswith("critic/") or "value_loss" in name]
     names = saved(run, 2)
