@@ -112,16 +112,14 @@ def test_a_gpu_that_egl_or_jax_does_not_see(monkeypatch, tmp_path):
     assert doctor.check_mapping([]).status == "skip" and doctor.check_jax().status == "pass", "hidden on purpose"
 
 
-def test_assets(vectors, tmp_path, monkeypatch):
+def test_assets(libero_assets, tmp_path, monkeypatch):
     row, folder = doctor.check_assets(str(tmp_path))
     assert row.status == "fail" and folder is None and "python -m pirl_jax.download assets" in row.remedy
     assert doctor.check_physics(None, "egl", 2).status == "skip"
-    assets = vectors.parent / "libero_assets"
-    if not assets.is_dir():
-        pytest.skip("LIBERO assets not found beside the reference vectors")
-    assert doctor.check_assets(str(assets)) == (doctor.Row("LIBERO assets", "pass", f"complete in {assets.resolve()}"), assets.resolve())
+    complete = libero_assets.resolve()
+    assert doctor.check_assets(str(libero_assets)) == (doctor.Row("LIBERO assets", "pass", f"complete in {complete}"), complete)
     monkeypatch.setattr(doctor.libero_assets, "missing", lambda folder: ["a.xml", "b.png"])
-    row, folder = doctor.check_assets(str(assets))
+    row, folder = doctor.check_assets(str(libero_assets))
     assert row.found.startswith("2 files missing") and row.found.endswith("e.g. a.xml") and folder is None
 
 
@@ -173,11 +171,9 @@ child.answer(lambda: {name: name in sys.modules for name in ("jax", "mujoco", "O
 
 
 @pytest.mark.slow
-def test_this_machine_passes(vectors, capsys):
-    if not (vectors.parent / "libero_assets").is_dir():
-        pytest.skip("LIBERO assets not found beside the reference vectors")
+def test_this_machine_passes(libero_assets, capsys):
     with pytest.raises(SystemExit) as exit_:
-        doctor.main(["doctor", "--assets", str(vectors.parent / "libero_assets")])
+        doctor.main(["doctor", "--assets", str(libero_assets)])
     said = capsys.readouterr().out
     assert exit_.value.code == 0, said
     assert "LIBERO physics  pass  mujoco 3.3.7" in said

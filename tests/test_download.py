@@ -10,11 +10,8 @@ from pirl_jax import download
 
 
 @pytest.fixture
-def assets(vectors):
-    folder = vectors.parent / "libero_assets"
-    if not folder.is_dir():
-        pytest.skip("LIBERO assets not found beside the reference vectors")
-    return folder
+def assets(libero_assets):
+    return libero_assets
 
 
 @pytest.fixture

@@ -164,14 +164,24 @@ def _config_folder(assets: pathlib.Path) -> pathlib.Path:
         "assets": assets,
     }
     text = "".join(f'{key}: "{path}"\n' for key, path in paths.items())
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    folder = cache / "pirl_jax" / f"libero-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    folder = cache_folder(f"libero-{hashlib.sha256(text.encode()).hexdigest()[:12]}")
     if not (folder / "config.yaml").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
-            file.write(text)
-        os.replace(file.name, folder / "config.yaml")
+        write_whole(folder / "config.yaml", text.encode())
     return folder
+
+
+def cache_folder(name: str) -> pathlib.Path:
+    """A folder of ours in the user's cache."""
+    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    return root / "pirl_jax" / name
+
+
+def write_whole(path: pathlib.Path, content: bytes) -> None:
+    """The file appears when it is complete: workers that start at once may write the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+    os.replace(file.name, path)
 
 
 def _load(path: pathlib.Path, name: str) -> types.ModuleType:

@@ -6,15 +6,15 @@ nor weigh anything are replaced, so that physics is the same to the last bit.  R
 
 import ctypes
 import hashlib
-import os
 import pathlib
-import tempfile
 import xml.etree.ElementTree as ElementTree
 
 import mujoco
 import numpy as np
 from scipy import sparse, spatial
 from scipy.sparse import csgraph
+
+from pirl_jax.envs import libero_files
 
 KEPT_SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)  # of a mesh's triangles: the first that looks the same
 MIN_FACES = 800  # meshes up to this size stay as they are
@@ -82,16 +82,11 @@ def _cached(element: ElementTree.Element, textured: bool) -> pathlib.Path | None
     key = hashlib.sha256(source.read_bytes())
     attributes = sorted((k, v) for k, v in element.items() if k != "file")
     key.update(repr((RECIPE, textured, source.suffix, attributes)).encode())
-    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    path = root / "pirl_jax" / "meshes" / f"{key.hexdigest()[:24]}.msh"
+    path = libero_files.cache_folder("meshes") / f"{key.hexdigest()[:24]}.msh"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         vertices_V3, faces_F3, uv_F32 = read(element)
         lighter = lightest(vertices_V3, faces_F3, uv_F32 if textured else uv_F32[:, :, :0])
-        content = to_msh(*lighter) if lighter else b""
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(content)
-        os.replace(file.name, path)
+        libero_files.write_whole(path, to_msh(*lighter) if lighter else b"")
     return path if path.stat().st_size else None
 
 

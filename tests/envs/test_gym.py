@@ -26,11 +26,8 @@ def test_tabletop_passes_check_env(env):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # robosuite, LIBERO and numba warn about themselves when they are imported
-def test_libero_passes_check_env(vectors):
-    assets = vectors.parent / "libero_assets"
-    if not assets.is_dir():
-        pytest.skip(f"LIBERO assets not found at {assets}")
-    env = gymnasium.make(LIBERO, suite="libero_object", task=3, assets=str(assets), image_size_px=32)
+def test_libero_passes_check_env(libero_assets):
+    env = gymnasium.make(LIBERO, suite="libero_object", task=3, assets=str(libero_assets), image_size_px=32)
     env.reset(seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -9,11 +9,8 @@ from pirl_jax.envs import libero_assets
 
 
 @pytest.fixture
-def assets(vectors):
-    folder = vectors.parent / "libero_assets"
-    if not folder.is_dir():
-        pytest.skip("LIBERO assets not found beside the reference vectors")
-    return folder
+def assets(libero_assets):
+    return libero_assets
 
 
 @pytest.fixture

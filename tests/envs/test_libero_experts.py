@@ -10,13 +10,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")
-def make(vectors):
-    assets = vectors.parent / "libero_assets"
-    if not assets.is_dir():
-        pytest.skip(f"LIBERO assets not found at {assets}")
+def make(libero_assets):
     with pytest.MonkeyPatch.context() as patch:  # what the expert does not look at
         patch.setattr(libero.Libero, "_render", lambda self, camera: np.zeros((2, 2, 3), np.uint8))
-        yield lambda suite: libero.make(suite, assets, image_size_px=2)
+        yield lambda suite: libero.make(suite, libero_assets, image_size_px=2)
 
 
 def solve(env, task, init_state, noise=0.0):

@@ -98,10 +98,8 @@ def test_config_folder_is_private_complete_and_written_once(tmp_path, monkeypatc
     assert libero_files._config_folder(pathlib.Path("/other")) != folder
 
 
-def test_import_asks_nothing_and_needs_nothing_heavy(vectors, tmp_path):
+def test_import_asks_nothing_and_needs_nothing_heavy(libero_assets, tmp_path):
     """A fresh process with stdin closed and an empty home: no question, no output, no log file, no torch."""
-    if not (vectors.parent / "libero_assets").is_dir():
-        pytest.skip("LIBERO assets not found beside the reference vectors")
     code = f"""
 import builtins, logging, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -109,7 +107,7 @@ real = logging.FileHandler
 def refuse(*a, **k): raise AssertionError("a log file is opened")
 logging.FileHandler = refuse
 from pirl_jax.envs import libero
-libero.make("libero_goal", {str(vectors.parent / "libero_assets")!r})
+libero.make("libero_goal", {str(libero_assets)!r})
 heavy = [m for m in ("torch", "transformers", "robomimic", "wandb", "jax") if m in sys.modules]
 print(heavy)
 """

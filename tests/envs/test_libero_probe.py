@@ -8,11 +8,8 @@ from pirl_jax.envs import libero_probe
 
 
 @pytest.mark.slow
-def test_the_bowl_stands_on_the_ramekin(vectors, monkeypatch):
-    assets = vectors.parent / "libero_assets"
-    if not assets.is_dir():
-        pytest.skip("LIBERO assets not found beside the reference vectors")
-    monkeypatch.setenv("PIRL_LIBERO_ASSETS", str(assets))
+def test_the_bowl_stands_on_the_ramekin(libero_assets, monkeypatch):
+    monkeypatch.setenv("PIRL_LIBERO_ASSETS", str(libero_assets))
     found = libero_probe.measure(range(7, 8))
     assert found["mujoco"] == mujoco.__version__ and found["fallen"] == []
     assert found["worst_m"] < 0.0005, "the rounding of the reference; all start states end there"

@@ -163,12 +163,9 @@ FIRST, *MORE = (
 
 
 @pytest.fixture(scope="module")
-def make_stock(vectors, tmp_path_factory):
+def make_stock(libero_assets, tmp_path_factory):
     """Stock environments in their first init state, by suite and task; lighter meshes go to a cache of this module."""
-    assets = vectors.parent / "libero_assets"
-    if not assets.is_dir():
-        pytest.skip(f"LIBERO assets not found at {assets}")
-    make, _ = libero_files.import_libero(assets)
+    make, _ = libero_files.import_libero(libero_assets)
 
     @contextlib.contextmanager
     def stock(suite, task):

@@ -5,7 +5,6 @@ import os
 import numpy as np
 import psutil
 import pytest
-import troubled
 from troubled import CHUNK, make
 
 from pirl_jax.envs import pool
@@ -100,7 +99,7 @@ def test_misuse_is_named(shared_pool):
 
 def test_slots_that_share_a_worker(shared_pool):
     assert shared_pool.slot_workers.tolist() == [0, 1, 0]
-    first, second, third = troubled.process_ids(shared_pool)
+    first, second, third = shared_pool.process_ids
     assert first == third != second
 
 

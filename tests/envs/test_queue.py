@@ -108,7 +108,7 @@ def test_an_idle_worker_that_dies_is_noticed_without_a_request():
     with make(num_envs=1, restarts_per_hour=0) as envs, queue.ReadyQueue(envs) as ready:
         reset(envs, [0], [1])
         ready.get(1)
-        os.kill(troubled.process_ids(envs)[0], signal.SIGKILL)
+        os.kill(envs.process_ids[0], signal.SIGKILL)
         ready._thread.join(5)
         with pytest.raises(pool.EnvError, match="died"):
             ready.get(1)

@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 import troubled
-from troubled import STATE, WELL, make, process_ids, reset, send
+from troubled import STATE, WELL, make, reset, send
 
 from pirl_jax.envs import pool, process, queue, supervisor
 
@@ -73,7 +73,7 @@ FAULTS = {
 def test_a_fault_in_a_chunk_costs_the_episodes_of_its_worker_and_nothing_else(envs, fault, caplog):
     """Slot 2 fails; slot 0 of the same worker has just been answered; slot 1 goes on."""
     begin(envs, [2], [STATE[fault]])
-    before, counters = process_ids(envs), envs.counters()
+    before, counters = envs.process_ids, envs.counters()
     envs._workers.timeout_s = 0.8 if fault in ("stop", "hang") else 30.0
     send(envs, [0, 1, 2])
     step = envs.recv([0, 1, 2])
@@ -86,7 +86,7 @@ def test_a_fault_in_a_chunk_costs_the_episodes_of_its_worker_and_nothing_else(en
         send(envs, [0])
     begin(envs, [0, 2], [WELL, WELL])
     assert lost_after(envs, [0, 2]) == [False, False]
-    after = process_ids(envs)
+    after = envs.process_ids
     assert after[0] == after[2] != before[0] and after[1] == before[1] and not psutil.pid_exists(before[0])
     assert {name: envs.counters()[name] - counters[name] for name in counters} == {
         "restarts": 1, "recycled": 0, "lost_episodes": 2,
@@ -134,7 +134,7 @@ def test_idle_workers_that_die(envs):
         ends = envs.recv([0, 2])
     assert ends.terminated.all()
     counters = envs.counters()
-    for pid in set(process_ids(envs)):
+    for pid in set(envs.process_ids):
         kill(pid)
     assert lost_after(envs, [1]) == [True]
     begin(envs, [0, 1, 2], [WELL] * 3)
@@ -150,7 +150,7 @@ def test_answers_that_had_arrived_stay_valid(envs):
     while len(envs._answers) < 3 and time.monotonic() < until_s:
         envs.wait(0.1)
         envs._collect(0.1)
-    for pid in set(process_ids(envs)):
+    for pid in set(envs.process_ids):
         kill(pid)
     envs._collect(0.1)
     step = envs.recv([0, 1, 2])
@@ -162,7 +162,7 @@ def test_time_in_which_the_pool_did_not_look_is_no_silence(envs, monkeypatch):
     """As after Ctrl-Z: everything was stopped for longer than the deadline."""
     monkeypatch.setattr(supervisor, "AWAY_S", 1.0)
     envs._workers.timeout_s = 2.0
-    pid = process_ids(envs)[1]
+    pid = envs.process_ids[1]
     os.kill(pid, signal.SIGSTOP)
     send(envs, [1])
     time.sleep(2.2)
@@ -197,7 +197,7 @@ def test_a_crash_in_c_leaves_the_stack():
         begin(envs, [0], [STATE["hang"]])
         send(envs, [0])
         time.sleep(0.3)
-        os.kill(process_ids(envs)[0], signal.SIGSEGV)
+        os.kill(envs.process_ids[0], signal.SIGSEGV)
         with pytest.raises(pool.EnvError, match="signal 11, SIGSEGV") as caught:
             envs.recv([0])
     assert "in wait_for_a_driver" in str(caught.value)
@@ -289,7 +289,7 @@ def test_slots_move_to_a_fresh_worker_one_by_one():
         assert envs.counters()["recycled"] == 0 and psutil.pid_exists(old)
         assert play(envs, [1]) == [old]  # its episode goes on where it began
         begin(envs, [1], [WELL])
-        assert play(envs, [0, 1]) == [process_ids(envs)[0]] * 2 and old not in process_ids(envs)
+        assert play(envs, [0, 1]) == [envs.process_ids[0]] * 2 and old not in envs.process_ids
         assert envs.counters() == {"restarts": 0, "recycled": 1, "lost_episodes": 0}
         play_until(envs, [0, 1], lambda _: not psutil.pid_exists(old) and envs.counters()["recycled"] == 2)
 
@@ -310,7 +310,7 @@ def test_the_end_of_either_worker_during_the_change():
         begin(envs, [0, 1], [WELL, WELL])
         old = play(envs, [0, 1])[1]
         play_until(envs, [0], lambda played: played != [old])
-        kill(process_ids(envs)[0])  # the fresh one
+        kill(envs.process_ids[0])  # the fresh one
         assert lost_after(envs, [0]) == [True] and play(envs, [1]) == [old]
         begin(envs, [0], [WELL])
         play_until(envs, [0], lambda played: played != [old])
@@ -325,14 +325,14 @@ def test_a_worker_that_grows_is_replaced_in_time():
     factory = functools.partial(troubled.Marked, 1, leak_bytes=20_000_000)
     with pool.EnvPool(factory, num_envs=1, timeout_s=60, recycle_growth_gb=0.1) as envs:
         begin(envs, [0], [WELL])
-        first = psutil.Process(process_ids(envs)[0]).memory_info().rss
+        first = psutil.Process(envs.process_ids[0]).memory_info().rss
         until_s = time.monotonic() + 30
         while envs.counters()["recycled"] < 2 and time.monotonic() < until_s:
             play(envs, [0])
             time.sleep(0.05)  # a leak of 20 MB in 50 ms: it shall not outrun the start of the successor
         counters = envs.counters()
         assert counters["recycled"] == 2 and counters["lost_episodes"] == 0
-        assert psutil.Process(process_ids(envs)[0]).memory_info().rss < first + 1e9
+        assert psutil.Process(envs.process_ids[0]).memory_info().rss < first + 1e9
 
 
 def test_two_thousand_resets_do_not_grow():
@@ -342,7 +342,7 @@ def test_two_thousand_resets_do_not_grow():
         for count in range(2000):
             begin(envs, [0, 1], [WELL, WELL])
             if count in (100, 1999):
-                both = (psutil.Process(), psutil.Process(process_ids(envs)[0]))
+                both = (psutil.Process(), psutil.Process(envs.process_ids[0]))
                 sizes.append([(one.memory_info().rss, one.num_fds()) for one in both])
         for (size, files), (size_after, files_after) in zip(*sizes):
             assert size_after - size < 5e6 and files_after == files
@@ -400,7 +400,7 @@ def kill_at_random(envs, done, kills=6):
     for _ in range(kills):
         if done.wait(generator.uniform(0.3, 1.2)):
             return
-        pid = generator.choice(process_ids(envs))
+        pid = generator.choice(envs.process_ids)
         try:
             os.kill(pid, generator.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV]))
         except ProcessLookupError:

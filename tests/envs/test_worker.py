@@ -92,7 +92,7 @@ def test_workers_exit_when_the_parent_is_killed(tmp_path):
             assert envs.recv([2]).lost.all()
             troubled.reset(envs, [2], [troubled.WELL])
             envs.recv([2])
-            print(*troubled.process_ids(envs), flush=True)
+            print(*envs.process_ids, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         """)
     )

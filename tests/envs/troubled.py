@@ -106,8 +106,3 @@ def reset(envs, slots, init_states):
 
 def send(envs, slots):
     envs.send(slots, np.stack([CHUNK] * len(slots)))
-
-
-def process_ids(envs) -> list[int]:
-    """Of the worker of each slot; works on a ReadyQueue's pool, too."""
-    return [one.pid for one in envs._workers.processes]
