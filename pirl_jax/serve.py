@@ -148,12 +148,12 @@ async def serving(engine: Engine, metadata: dict, listener: socket.socket, api_k
         async def answer(message: dict) -> dict:
             read = requests.read, message, engine.actor.transform, next(arrivals)
             request = await loop.run_in_executor(readers, *read)
-            result = await asyncio.wrap_future(batcher.submit(request))
+            result = await asyncio.wrap_future(batcher.submit(request, len(server.connections)))
             if not np.isfinite(result["actions"]).all():
                 raise RuntimeError("the policy's actions are not finite; serve another checkpoint")
             return result
 
-        async with wire.listen(answer, metadata, sock=listener, api_key=api_key):
+        async with wire.listen(answer, metadata, sock=listener, api_key=api_key) as server:
             yield
 
 

@@ -18,6 +18,7 @@ import warnings
 
 from openpi_client import action_chunk_broker
 from openpi_client import image_tools
+from openpi_client import msgpack_numpy
 from openpi_client import websocket_client_policy
 import numpy as np
 import psutil
@@ -307,10 +308,40 @@ def expectation(engine, count=16):
     return expected
 
 
+@contextlib.contextmanager
+def nuisance(port):
+    """Clients that come and go beside the others: they drop their request, stop in its middle, or send what is none."""
+    stop, rounds = threading.Event(), []
+
+    def work():
+        whole = msgpack_numpy.packb(observation(99))
+        while not stop.is_set():
+            with client.client.connect(f"ws://127.0.0.1:{port}", compression=None) as connection:
+                connection.recv()
+                if len(rounds) % 3 < 2:
+                    # A binary frame of 16 bits length, masked with zeros; the second time without its end.
+                    head = b"\x82\xfe" + len(whole).to_bytes(2, "big") + bytes(4)
+                    connection.socket.sendall((head + whole)[: None if len(rounds) % 3 else 900])
+                    connection.socket.shutdown(socket.SHUT_RDWR)
+                else:
+                    connection.send(whole[:-1])
+                    assert "cannot be unpacked" in connection.recv()
+            rounds.append(None)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        working = pool.submit(work)
+        try:
+            yield rounds
+        finally:
+            stop.set()
+            working.result()
+
+
 def test_many_clients_get_their_own_results(served):
     engine, _, port = served
-    latency_s = load(port, num_clients=8, num_requests=200, expected=expectation(engine))
-    assert len(latency_s) == 200
+    with nuisance(port) as rounds:
+        latency_s = load(port, num_clients=8, num_requests=200, expected=expectation(engine))
+    assert len(latency_s) == 200 and len(rounds) > 3
 
 
 @contextlib.contextmanager
@@ -335,10 +366,11 @@ def test_two_thousand_requests_of_32_clients(run, served, capsys):
     with command(run[0], "--max_batch=16") as (process, _, port):
         memory, seen_mb = psutil.Process(process.pid), []
         watch = lambda: seen_mb.append(memory.memory_info().rss / 1e6)  # noqa: E731
-        load(port, 32, 1000, expected)
-        start_s = time.perf_counter()
-        latency_s = load(port, 32, 2000, expected, watch)
-        rate = 2000 / (time.perf_counter() - start_s)
+        with nuisance(port):
+            load(port, 32, 1000, expected)
+            start_s = time.perf_counter()
+            latency_s = load(port, 32, 2000, expected, watch)
+            rate = 2000 / (time.perf_counter() - start_s)
         p50, p99 = 1e3 * np.quantile(latency_s, (0.5, 0.99))
         first, last = np.mean(seen_mb[:200]), np.mean(seen_mb[-200:])
     with capsys.disabled():
@@ -350,12 +382,14 @@ def test_two_thousand_requests_of_32_clients(run, served, capsys):
 
 
 def test_evaluate_against_a_server_repeats_the_evaluation_in_process(run, tmp_path, monkeypatch):
-    """Both commands as a user types them, with a key; the server ends with SIGTERM."""
+    """Both commands as a user types them, with a key; one simulator at a time, so that batches are equal and so is every
+    pixel of every video.  The server ends with SIGTERM."""
     folder, _ = run
     whole, one = build.meshes.make_mesh, build.jax.devices()[:1]
     monkeypatch.setattr(build.meshes, "make_mesh", lambda *args, **options: whole(*args, devices=one))
-    fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
-    arguments = ["evaluate", "--config", QUICKSTART, *fields]
+    alone = FIELDS | {"rollout.num_envs": 1, "env.num_workers": 1}
+    fields = [f"--config.{name}={value}" for name, value in alone.items()]
+    arguments = ["evaluate", "--config", QUICKSTART, *fields, "--videos=all"]
     evaluate.main([*arguments, "--checkpoint", str(folder), "--output", str(tmp_path / "ours")])
     with command(folder, "--max_batch=4", PIRL_API_KEY="secret") as (process, lines, port):
         assert re.match(r"compiled for batches of 1, 2, 4 in [\d.]+ s", lines[0]), lines
@@ -371,6 +405,8 @@ def test_evaluate_against_a_server_repeats_the_evaluation_in_process(run, tmp_pa
                 idle.infer(observation(1))
     ours, theirs = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("ours", "served"))
     assert ours["episodes"] == theirs["episodes"] and len(ours["episodes"]) == 4
+    films = [{path.name: path.read_bytes() for path in (tmp_path / name / "videos").iterdir()} for name in ("ours", "served")]
+    assert films[0] == films[1] and len(films[0]) == 4
     assert theirs["policy"]["name"] == f"ws://127.0.0.1:{port}" and ours["protocol"] == theirs["protocol"]
     assert theirs["policy"]["server"]["checkpoint"]["run"] == str(folder)
 

@@ -10,21 +10,21 @@ from typing import Callable
 class Batcher:
     """One thread that calls `infer` with at most max_rows requests at a time.
 
-    A batch is what has come within window_s of its first request, or while the batch before was computed.  The queue is
-    as long as the number of requests under way; whoever submits bounds it.
+    A batch is what has come within window_s of its first request, or while the batch before was computed; nobody waits
+    where all who could ask have asked.  The queue is as long as the number of requests under way; whoever submits bounds it.
     """
 
     def __init__(self, infer: Callable[[list], list], max_rows: int, window_s: float):
         self._infer, self._max_rows, self._window_s = infer, max_rows, window_s
-        self._waiting: queue.SimpleQueue = queue.SimpleQueue()  # (request, future); None: close
+        self._waiting: queue.SimpleQueue = queue.SimpleQueue()  # (request, future, expected); None: close
         self._open = True
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
-    def submit(self, request) -> futures.Future:
-        """The result to come.  Cancelled before its batch is made, it costs nothing."""
+    def submit(self, request, expected: int) -> futures.Future:
+        """The result to come; cancelled before its batch is made, it costs nothing.  expected: how many could ask now."""
         future: futures.Future = futures.Future()
-        self._waiting.put((request, future))
+        self._waiting.put((request, future, expected))
         return future
 
     def close(self) -> None:
@@ -49,8 +49,8 @@ class Batcher:
                     future.set_result(result)
 
     def _collect(self) -> list:
-        batch, deadline_s = [], None
-        while len(batch) < self._max_rows:
+        batch, deadline_s, size = [], None, self._max_rows
+        while len(batch) < size:
             left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
             try:
                 item = self._waiting.get(timeout=left_s)
@@ -59,6 +59,8 @@ class Batcher:
             if item is None:
                 self._open = False
                 break
-            batch.append(item)
+            request, future, expected = item
+            batch.append((request, future))
+            size = min(expected, self._max_rows)
             deadline_s = deadline_s or time.monotonic() + self._window_s
         return batch

@@ -25,7 +25,7 @@ def connections(url: str, api_key: str, count: int):
         try:
             opened = [stack.enter_context(client.connect(url, **options)) for _ in range(count)]
             metadata = [msgpack_numpy.unpackb(one.recv(timeout=ANSWER_TIMEOUT_S)) for one in opened]
-        except (OSError, exceptions.WebSocketException) as error:
+        except (OSError, ValueError, exceptions.WebSocketException) as error:
             remedy = "start it with python -m pirl_jax.serve or openpi's serve_policy.py; give its key with --api_key"
             raise ValueError(f"--policy={url} cannot be reached ({error}); {remedy}") from error
         yield opened, metadata[0]
