@@ -382,8 +382,8 @@ def test_two_thousand_requests_of_32_clients(run, served, capsys):
 
 
 def test_evaluate_against_a_server_repeats_the_evaluation_in_process(run, tmp_path, monkeypatch):
-    """Both commands as a user types them, with a key; one simulator at a time, so that batches are equal and so is every
-    pixel of every video.  The server ends with SIGTERM."""
+    """Both commands as a user types them, with a key; one simulator, so that batches are equal and so is every pixel of
+    every video.  The server ends with SIGTERM."""
     folder, _ = run
     whole, one = build.meshes.make_mesh, build.jax.devices()[:1]
     monkeypatch.setattr(build.meshes, "make_mesh", lambda *args, **options: whole(*args, devices=one))
@@ -405,7 +405,8 @@ def test_evaluate_against_a_server_repeats_the_evaluation_in_process(run, tmp_pa
                 idle.infer(observation(1))
     ours, theirs = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("ours", "served"))
     assert ours["episodes"] == theirs["episodes"] and len(ours["episodes"]) == 4
-    films = [{path.name: path.read_bytes() for path in (tmp_path / name / "videos").iterdir()} for name in ("ours", "served")]
+    folders = [tmp_path / name / "videos" for name in ("ours", "served")]
+    films = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
     assert films[0] == films[1] and len(films[0]) == 4
     assert theirs["policy"]["name"] == f"ws://127.0.0.1:{port}" and ours["protocol"] == theirs["protocol"]
     assert theirs["policy"]["server"]["checkpoint"]["run"] == str(folder)

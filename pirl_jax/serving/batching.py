@@ -11,7 +11,7 @@ class Batcher:
     """One thread that calls `infer` with at most max_rows requests at a time.
 
     A batch is what has come within window_s of its first request, or while the batch before was computed; nobody waits
-    where all who could ask have asked.  The queue is as long as the number of requests under way; whoever submits bounds it.
+    where all who could ask have asked.  The queue holds the requests under way; whoever submits bounds it.
     """
 
     def __init__(self, infer: Callable[[list], list], max_rows: int, window_s: float):
@@ -22,7 +22,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, request, expected: int) -> futures.Future:
-        """The result to come; cancelled before its batch is made, it costs nothing.  expected: how many could ask now."""
+        """The result to come; cancelled before its batch is made, it costs nothing.  expected: how many could ask."""
         future: futures.Future = futures.Future()
         self._waiting.put((request, future, expected))
         return future

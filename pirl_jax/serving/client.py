@@ -56,8 +56,9 @@ def _actions(reply: str | bytes, action_chunk: int, spec) -> np.ndarray:
         raise RuntimeError(f"the policy server answered with an error:\n{reply}")
     actions_HA = np.asarray(msgpack_numpy.unpackb(reply)["actions"], np.float32)
     if actions_HA.ndim != 2 or len(actions_HA) < action_chunk or actions_HA.shape[1] != spec.action_dim:
-        raise RuntimeError(
-            f"the policy server sent actions of shape {list(actions_HA.shape)}, but [{action_chunk}, {spec.action_dim}] are "
-            f"executed; evaluate with a smaller model.action_chunk, or serve another checkpoint"
-        )
+        shapes = f"{list(actions_HA.shape)}, but [{action_chunk}, {spec.action_dim}] are executed"
+        remedy = "evaluate with a smaller model.action_chunk, or serve another checkpoint"
+        raise RuntimeError(f"the policy server sent actions of shape {shapes}; {remedy}")
+    if not np.isfinite(actions_HA).all():
+        raise RuntimeError("the policy server sent actions that are not finite; serve another checkpoint")
     return actions_HA[:action_chunk]

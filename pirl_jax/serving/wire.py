@@ -65,7 +65,7 @@ class _Connection(server.ServerConnection):
         fail = state.fail
 
         def explain(code, reason=""):
-            if code == frames.CloseCode.MESSAGE_TOO_BIG and state.state is protocol.OPEN:
+            if code == frames.CloseCode.MESSAGE_TOO_BIG and state.state is protocol.State.OPEN:
                 log.warning("%s: %s", self.remote_address, reason)
                 state.send_text(f"ValueError: the message is too large: {reason}; send smaller images".encode())
                 code, reason = frames.CloseCode.INTERNAL_ERROR, CLOSE_REASON

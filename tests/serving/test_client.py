@@ -18,8 +18,8 @@ def turn(n):
         reward=np.zeros(n), terminated=np.zeros(n, bool), truncated=np.zeros(n, bool), num_steps=np.zeros(n),
     )  # fmt: skip
     return episodes.Turn(
-        row=np.arange(n), episode=np.arange(n), decision=np.arange(n) % 3, finished=step.terminated, task=np.arange(n) % 2,
-        step=step,
+        row=np.arange(n), episode=np.arange(n), decision=np.arange(n) % 3, finished=step.terminated,
+        task=np.arange(n) % 2, step=step,
     )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def test_our_server_names_its_size_and_takes_the_number_of_the_decision(wired):
     echo = Echo()
     ask(wired(echo, {"image_size_px": 32, "accepts": ["noise_id"]}), 4)
     assert {one["observation/image"].shape for one in echo.asked} == {(32, 32, 3)}
-    assert {one["noise_id"] for one in echo.asked} == {0, 1 * 4 + 1, 2 * 4 + 2, 3 * 4}  # 4 decisions until the time limit
+    assert {one["noise_id"] for one in echo.asked} == {0, 1 * 4 + 1, 2 * 4 + 2, 3 * 4}  # at most 4 decisions each
 
 
 def test_what_a_server_does_wrong_is_said(wired):
@@ -67,6 +67,12 @@ def test_what_a_server_does_wrong_is_said(wired):
         ask(wired(fail), 1)
     with pytest.raises(RuntimeError, match=r"actions of shape \[4, 7\], but \[5, 7\] are executed"):
         ask(wired(Echo(horizon=4)), 1)
+
+    async def diverged(message):
+        return {"actions": np.full((10, 7), np.nan)}
+
+    with pytest.raises(RuntimeError, match="not finite"):
+        ask(wired(diverged), 1)
     with pytest.raises(ValueError, match="HTTP 401.*give its key with --api_key"):
         ask(wired(Echo(), api_key="secret"), 1)
     with pytest.raises(ValueError, match="cannot be reached"):
