@@ -17,12 +17,12 @@ def get_config():
         num_workers=2,
     )
     config.model.update(
-        size="small", dtype="float32", tokenizer="byte", image_size_px=64, action_dim=8, action_horizon=10, action_chunk=10,
-        max_token_len=72, delta_actions=False, num_steps=2, noise_level=0.8, value_hidden=(128, 64),
+        size="small", dtype="float32", tokenizer="byte", image_size_px=64, action_dim=8, action_horizon=10, max_token_len=72,
+        delta_actions=False, num_steps=2, value_hidden=(128, 64),
     )
     config.rollout.update(num_envs=16, lockstep=True, episodes_per_iteration=64)
-    config.algorithm.update(minibatch_size=256, microbatch_size=256, gae_lambda=0.9, critic_warmup_iterations=1)
-    config.optim.update(lr=4e-4, value_lr=1e-3)
+    config.algorithm.update(minibatch_size=256, microbatch_size=256, critic_warmup_iterations=1)
+    config.optim.update(lr=2e-4, value_lr=1e-3)
     config.sft.update(demonstrations=20, steps=900, lr=3e-3, action_noise=0.2)
     config.eval.update(episodes_per_task=50)
     config.run.update(directory="runs/libero_small", save_every=10)

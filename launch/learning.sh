@@ -19,25 +19,26 @@ train() { # NAME flags...; skipped where the run is finished
   fi
 }
 
+# LIBERO's RL stage has a time limit close to what the expert needs, so that a policy has to become faster as well as surer: episodes
+# are shorter and their outcome is less of a foregone conclusion, which is what makes a CPU run of minutes show something.
 case $suite in
-  tabletop) recipe=(--config configs/tabletop_small.py) ;;
-  libero_object) recipe=(--config configs/libero_small.py) ;;
-  libero_spatial) recipe=(--config configs/libero_small.py --config.env.suite=libero_spatial "--config.env.tasks=(2,)") ;;
+  tabletop) recipe=(--config configs/tabletop_small.py) limit=50 ;;
+  libero_object) recipe=(--config configs/libero_small.py) limit=115 ;;
+  libero_spatial) recipe=(--config configs/libero_small.py --config.env.suite=libero_spatial "--config.env.tasks=(2,)") limit=80 ;;
   *) fail "no recipe for suite $suite; choose tabletop, libero_object or libero_spatial" ;;
 esac
 
 runs=()
 for seed in "${seeds[@]}"; do
   for model in pi0 pi05; do
-    taught="runs/learning/$suite/${model}_sft_$seed"
     same=(--config.seed="$seed" --config.model.pi05="$([[ $model == pi05 ]] && echo True || echo False)")
-    train "${model}_sft_$seed" "${same[@]}" --config.num_iterations=0 --config.eval.baseline=False
-    same+=(--config.model.checkpoint="$taught" --config.sft.demonstrations=0 --config.eval.baseline=False)
+    train "${model}_sft_$seed" "${same[@]}" --config.num_iterations=0 --config.eval.baseline=False --config.eval.episodes_per_task=10
+    same+=(--config.model.checkpoint="runs/learning/$suite/${model}_sft_$seed" --config.env.max_episode_steps="$limit")
     train "${model}_ppo_sde_$seed" "${same[@]}"
-    train "${model}_ppo_noise_$seed" "${same[@]}" --config.model.noise_method=flow_noise \
-      "--config.model.noise_logvar_range=(0.2,0.6)" --config.model.joint_logprob=True
     train "${model}_grpo_sde_$seed" "${same[@]}" --config.model.add_value_head=False --config.algorithm.adv_type=grpo \
       --config.algorithm.group_size=8 --config.algorithm.critic_warmup_iterations=0
+    train "${model}_ppo_noise_$seed" "${same[@]}" --config.model.noise_method=flow_noise \
+      "--config.model.noise_logvar_range=(0.2,0.6)" --config.model.joint_logprob=True
     for variant in ppo_sde ppo_noise grpo_sde; do runs+=("runs/learning/$suite/${model}_${variant}_$seed"); done
   done
 done
