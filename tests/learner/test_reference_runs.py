@@ -316,6 +316,7 @@ def test_the_critic_warmup(file):
     update_minibatch = update.make_update(
         log_prob_fn(recorded), cfg, recorded.optim, lambda path: True, mesh, normalizer=MINIBATCH
     )
+    before = None
     for iteration in range(2):
         rollout = collect(recorded, state.params, iteration)
         check_rollout(recorded, rollout, iteration)
@@ -326,7 +327,8 @@ def test_the_critic_warmup(file):
         check_first_gradient(recorded, jax.device_get(state.params), batches[0], iteration, freeze_policy=iteration == 0)
         for step, microbatches in enumerate(batches):
             if (iteration, step) == (0, 3):
-                state = state.replace(iteration=state.iteration + 1, opt_state=primed(before, state.opt_state, recorded.optim))
+                opt_state = primed(before, state.opt_state, recorded.optim)
+                state = state.replace(iteration=state.iteration + 1, opt_state=opt_state)
             before = jax.device_get(state.opt_state)
             state, metrics = update_minibatch(state, microbatches)
             want = recorded(f"out/it{iteration}.step{step}.grad_norm")
