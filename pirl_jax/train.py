@@ -14,6 +14,7 @@ import sys
 
 from absl import flags
 import jax
+import numpy as np
 
 from pirl_jax import build
 from pirl_jax import command
@@ -32,6 +33,7 @@ from pirl_jax.monitor import progress
 from pirl_jax.monitor import report
 from pirl_jax.monitor import timeline
 from pirl_jax.policy import normalize
+from pirl_jax.rl import groups
 from pirl_jax.rollout import collector
 from pirl_jax.rollout import starts
 from pirl_jax.rollout import stats
@@ -219,20 +221,39 @@ def _iteration(run, update_minibatch, state, iteration, step, encoded):
         shuffle = rng.named(key, "shuffle")
         state, metrics = update.update(update_minibatch, state, data, shuffle, cfg, demonstrations=lambda: next(drawn))
     metrics |= stats.episode_metrics(played) | stats.fault_metrics(faults, run.pool.counters())
+    if not cfg.uses_critic:
+        metrics |= stats.group_metrics(_useful(played, cfg), cfg.group_size)
     return state, metrics | stats.rollout_metrics(rollout, data) | _times(run.timers)
 
 
 def _rollout(run, actor, params, key, iteration, step):
-    """Episodes of one iteration."""
-    raw, count, done = run.settings.raw, run.settings.raw.rollout.episodes_per_iteration, itertools.count(1)
-    names = starts.training(run.starts, count, raw.algorithm.group_size, raw.rollout.start_order, raw.seed, iteration)
+    """Episodes of one iteration; where the algorithm has a budget for it, groups without a signal are replaced by fresh ones."""
+    raw, cfg, done = run.settings.raw, run.settings.update, itertools.count(1)
+    count, group_size = raw.rollout.episodes_per_iteration, cfg.group_size
+
+    def draw(count, played=0):
+        return starts.training(run.starts, count, group_size, raw.rollout.start_order, raw.seed, iteration, played)
+
+    def more(results):
+        useful_E = _useful(results, cfg)
+        kept, played = useful_E.reshape(-1, group_size).any(1).sum(), len(results) // group_size
+        fresh = groups.fresh(count // group_size, kept, played, cfg.max_episodes_per_iteration // group_size)
+        useless = np.flatnonzero(~useful_E) if kept else ()  # an update needs rows even to skip them
+        return draw(fresh * group_size, len(results)), useless
 
     def finished(e, result):
-        step(0, f"rollout {next(done)}/{count} episodes")
+        step(0, f"rollout {next(done)}/{max(count, cfg.max_episodes_per_iteration)} episodes")
 
     return collector.collect(
-        actor, params, rng.named(key, "actions"), run.pool, names, run.settings.schedule, run.timers, finished
-    )
+        actor, params, rng.named(key, "actions"), run.pool, draw(count), run.settings.schedule, run.timers,
+        bootstrap_truncated=cfg.uses_critic and cfg.bootstrap_truncated, finished=finished,
+        more=more if cfg.max_episodes_per_iteration else None,
+    )  # fmt: skip
+
+
+def _useful(results, cfg):
+    """Episodes [E] that the update learns from."""
+    return update.useful([result.reward for result in results], [not result.lost for result in results], cfg)
 
 
 def _times(timers):

@@ -1,6 +1,7 @@
 """Collects a rollout: plays episodes with the exploring policy and keeps what the update needs, nothing else."""
 
 import dataclasses
+import functools
 from typing import Callable
 
 import jax
@@ -36,21 +37,41 @@ class Actor:
         return observation.decode(self.transform, rows, turn.step.state)[:, : self.action_chunk]
 
 
-def collect(actor: Actor, params, key, pool, names: list[episodes.Episode], schedule: episodes.Schedule, timers, finished=None):
-    """Play `names` with exploration -> (types.Rollout, list of episodes.Result).  Lost episodes have no valid decision."""
+def collect(
+    actor: Actor, params, key, pool, names: list[episodes.Episode], schedule: episodes.Schedule, timers, *,
+    bootstrap_truncated=False, more=None, finished=None,
+):  # fmt: skip
+    """Play `names` with exploration -> (types.Rollout, list of episodes.Result).  Lost episodes have no valid decision.
+
+    bootstrap_truncated: the last observation of a truncated episode gets a value, for which the policy runs once more.
+    more: results so far -> (fresh episodes to play too, indices of episodes whose rows nobody needs); asked until there are none.
+    """
     book = _Book(len(names), max_decisions(pool.spec, actor.action_chunk))
     batch_size = pool.num_envs // schedule.num_groups
 
     def decide(turn):
+        going = ~turn.finished
+        valued = going | (turn.step.truncated & bootstrap_truncated)
+        book.outcome(turn)
+        if not valued.any():
+            return None
         with timers.measure("inference"):
             id_B = _batch_ids(turn, batch_size, book.num_decisions)
             obs = actor.encode(turn, batch_size)
             chain, actions_BHA, context = jax.device_get(actor.explore(params, key, *actor.put((id_B, obs))))
-            context = obs if context is None else context
-            book.add(turn, chain, context)
+            book.decision(turn, chain, obs if context is None else context, going, valued)
             return actor.decode(actions_BHA, turn)
 
-    results = episodes.play(pool, names, schedule, decide, timers, finished=finished, forget=book.forget)
+    play = functools.partial(episodes.play, pool, schedule=schedule, decide=decide, timers=timers)
+    results = play(names, finished=finished, forget=book.forget)
+    while more is not None:
+        fresh, useless = more(results)
+        book.discard(useless)
+        if not fresh:
+            break
+        names = names + fresh
+        book.grow(len(fresh))
+        results = play(names, finished=finished, forget=book.forget, done=dict(enumerate(results)))
     return book.rollout(results), results
 
 
@@ -59,6 +80,8 @@ def exploit(actor: Actor, params, key, spec, batch_size: int, timers) -> episode
     limit = max_decisions(spec, actor.action_chunk)
 
     def decide(turn):
+        if turn.finished.all():
+            return None
         with timers.measure("inference"):
             id_B = _batch_ids(turn, batch_size, limit)
             actions_BHA = actor.exploit(params, key, *actor.put((id_B, actor.encode(turn, batch_size))))
@@ -96,22 +119,35 @@ class _Book:
         self.truncated = np.zeros(shape, bool)
         self.rows = {}  # (episode, decision) -> (chain row, context row)
 
-    def add(self, turn: episodes.Turn, chain: types.Chain, context):
-        """Outcome of the previous decisions, and the new ones of the episodes that go on."""
+    def outcome(self, turn: episodes.Turn):
+        """What the previous decisions brought."""
         c, e = turn.decision, turn.episode
         self.reward[c, e] = turn.step.reward
         self.terminated[c, e] = turn.step.terminated
         self.truncated[c, e] = turn.step.truncated
-        self.value[c, e] = chain.value[turn.row]
-        for i in np.flatnonzero(~turn.finished):
+
+    def decision(self, turn: episodes.Turn, chain: types.Chain, context, going, valued):
+        """The new decisions of the episodes that go on, and the values that somebody reads."""
+        c, e = turn.decision, turn.episode
+        self.value[c[valued], e[valued]] = chain.value[turn.row[valued]]
+        for i in np.flatnonzero(going):
             row = turn.row[i]
             self.rows[int(e[i]), int(c[i])] = jax.tree.map(lambda leaf, row=row: leaf[row], (chain, context))
+
+    def grow(self, num_episodes: int):
+        """Room for more episodes."""
+        for name in ("reward", "value", "terminated", "truncated"):
+            setattr(self, name, np.pad(getattr(self, name), ((0, 0), (0, num_episodes))))
 
     def forget(self, e: int):
         """The episode is played again from its start, or never."""
         for array in (self.reward, self.value, self.terminated, self.truncated):
             array[:, e] = 0
-        self.rows = {key: row for key, row in self.rows.items() if key[0] != e}
+        self.discard([e])
+
+    def discard(self, useless):
+        """Rows of these episodes go, which may be megabytes each; rewards and ends stay."""
+        self.rows = {key: row for key, row in self.rows.items() if key[0] not in useless}
 
     def rollout(self, results: list[episodes.Result]) -> types.Rollout:
         """Everything as arrays, rows ordered by (episode, decision)."""
