@@ -170,6 +170,16 @@ def test_peft_adapters_are_a_sentence(torch_case, tmp_path):
         sources.open_source(_rewrite(tensors, tmp_path))
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"])
+@pytest.mark.parametrize("beside", [(), ("model.safetensors",)])
+def test_files_of_peft_are_refused_alone_and_beside_weights(tmp_path, name, beside):
+    for file in (name, *beside):
+        (tmp_path / file).touch()
+    for given in (tmp_path, tmp_path / name):
+        with pytest.raises(ValueError, match=f"^{given} holds adapters of PEFT.*; load base and adapters .* merge_and_unload"):
+            sources.open_source(given)
+
+
 def test_a_contradiction_with_the_configuration_is_an_error(torch_case):
     wrong = dataclasses.replace(torch_case.cfg, action_dim=7, vocab_size=99)
     with pytest.raises(
