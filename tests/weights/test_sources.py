@@ -47,6 +47,14 @@ def test_openpi_jax_in_bfloat16(vectors, name):
         conftest.assert_same(source, {path: file[path].astype(ml_dtypes.bfloat16) for path in file.files})
 
 
+@pytest.mark.parametrize("name", ORBAX)
+def test_names_and_types_in_openpis_files_are_those_it_wrote(vectors, name):
+    recorded = json.loads((vectors / "openpi" / name / "tree.json").read_text())["params_item_raw_keys"]
+    source = sources.open_source(vectors / "openpi" / name)
+    found = {f"params/{p}/value": {"shape": list(s), "dtype": str(source.dtypes[p])} for p, s in source.shapes.items()}
+    assert found == recorded
+
+
 def test_raw_weights_instead_of_the_average(vectors):
     with np.load(vectors / "openpi" / "train_pi0_tiny.npz") as file:
         for raw, prefix in ((True, "params3/"), (False, "ema3/")):
