@@ -32,6 +32,9 @@ setuptools.setup(
         "tensorboardX",
         "imageio-ffmpeg",
         "rich",
+        "huggingface_hub",
+        "tqdm",
+        "numba",
         "psutil",
     ],
 )

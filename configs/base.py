@@ -53,6 +53,7 @@ def _env():
 
 def _model():
     return _section(
+        preset="",  # pi0_libero | pi05_libero (pirl_jax/weights/presets.py), whose choices the fields below then are; "" = none
         size="full",  # full | small | tiny (pirl_jax/models/variants.py)
         pi05=False,  # pi0.5: time conditions every expert norm (adaRMS), no state token
         dtype="bfloat16",  # compute dtype

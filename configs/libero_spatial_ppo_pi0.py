@@ -11,10 +11,12 @@ every epoch; what trains is held in float32.  The other fifteen published recipe
 """
 
 from configs import base
+from pirl_jax.weights import presets
 
 
 def get_config():
     config = base.get_config()  # its defaults are this recipe's hyper-parameters
     config.env.update(suite="libero_spatial", split="published")
+    config.model.update(presets.named("pi0_libero"))
     config.run.directory = "runs/libero_spatial_ppo_pi0"
     return config

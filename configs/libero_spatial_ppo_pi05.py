@@ -9,14 +9,13 @@ Deviations: those of libero_spatial_ppo_pi0.py; the critic pools the tokens that
 """
 
 from configs import libero_spatial_ppo_pi0
+from pirl_jax.weights import presets
 
 
 def get_config():
     config = libero_spatial_ppo_pi0.get_config()
-    config.model.update(
-        pi05=True, action_horizon=10, max_token_len=200, norm_mode="quantile", delta_actions=False, num_steps=3,
-        value_after_vlm=True, value_hidden=(1024, 512, 256),
-    )
+    config.model.update(presets.named("pi05_libero"))
+    config.model.update(num_steps=3, value_after_vlm=True, value_hidden=(1024, 512, 256))
     config.algorithm.update(update_epochs=1)
     config.run.directory = "runs/libero_spatial_ppo_pi05"
     return config

@@ -118,11 +118,14 @@ def given_stats(settings) -> normalize.NormStats:
     path = settings.raw.model.norm_stats
     if not path:
         raise ValueError("a fresh model without SFT needs model.norm_stats: the path of a norm_stats.json, or 'identity'")
-    return identity_stats(settings) if path == "identity" else normalize.load(path)
+    stats = identity_stats(settings) if path == "identity" else normalize.load(path)
+    assets.check(stats, settings.raw.model.norm_mode, action_dim=settings.policy.action_env_dim)
+    return stats
 
 
 def actor(settings, on_mesh, to_model: observation.Transform, instructions) -> collector.Actor:
-    """The policy as the rollout sees it.  Two jitted functions; with a frozen VLM `explore` hands out the prefix it computed."""
+    """The policy as the rollout sees it.  Two jitted functions; with a frozen VLM `explore` hands out the prefix it computed.
+    On its first observations it prints how well the normalisation statistics fit."""
     cfg, keep_prefix = settings.policy, settings.keep_prefix
 
     def row_keys(key, id_B):
@@ -141,6 +144,7 @@ def actor(settings, on_mesh, to_model: observation.Transform, instructions) -> c
     return collector.Actor(
         transform=to_model, instructions=instructions, action_chunk=cfg.action_chunk, explore=explore, exploit=exploit,
         put=functools.partial(meshes.put_batch, mesh=on_mesh),
+        at_first=[lambda state_BS: print(assets.report(to_model.stats, to_model.norm_mode, state_BS))],
     )
 
 

@@ -20,6 +20,7 @@ from pirl_jax.policy import tokenizer
 from pirl_jax.rl import losses
 from pirl_jax.rollout import episodes
 from pirl_jax.rollout import starts
+from pirl_jax.weights import presets
 
 POSITIVE = (
     ("env", "num_workers"), ("env", "cached_tasks"), ("model", "action_env_dim"), ("model", "action_chunk"),
@@ -64,6 +65,7 @@ def settings(raw: ml_collections.ConfigDict) -> Settings:
     for name, value, choices in (
         ("env.suite", raw.env.suite, SUITES),
         ("model.size", raw.model.size, MODEL_SIZES),
+        ("model.preset", raw.model.preset, ("", *presets.PRESETS)),
         ("model.noise_method", raw.model.noise_method, (*noise.METHODS, *noise.ALIASES)),
         ("model.value_vlm_mode", raw.model.value_vlm_mode, heads.POOLS),
         ("algorithm.adv_type", raw.algorithm.adv_type, update.ADV_TYPES),
@@ -142,6 +144,8 @@ def _check_algorithm(raw):
             f"model.num_steps={model.num_steps} leaves no stochastic step to model.noise_method={model.noise_method!r} with "
             f"model.ignore_last={model.ignore_last}; set num_steps to at least 2"
         )
+    if wrong := presets.contradictions(model):
+        raise ValueError(f"model.preset={model.preset!r} has {', '.join(wrong)}; leave these fields alone or set model.preset=")
     low, high = model.noise_logvar_range
     if not 0 < low < high:
         raise ValueError(f"model.noise_logvar_range={(low, high)} must be (lowest, highest) std with 0 < lowest < highest")

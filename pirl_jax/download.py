@@ -1,30 +1,88 @@
-"""Download ahead of time what programs would otherwise fetch at first use, and verify that it is complete.
+"""Download published weights, the tokenizer or LIBERO's assets, and verify that they are complete.
 
-    python -m pirl_jax.download assets [--to DIR]     LIBERO's meshes, textures and scenes
+    python -m pirl_jax.download RLinf-Pi05-LIBERO-SFT [--to DIR] [--hub modelscope]
+    python -m pirl_jax.download paligemma_tokenizer
+    python -m pirl_jax.download assets                    LIBERO's meshes, textures and scenes
 
-An interrupted download continues where it stopped.  HF_ENDPOINT names another server, HF_HUB_OFFLINE=1 none.
-Needs huggingface_hub; training and evaluation do not.
+The last line says which setting the result is for.  The same command again continues an interrupted download, and verifies a
+finished one.  HF_ENDPOINT names another server than huggingface.co.
 """
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import sys
 
 from pirl_jax import command
 from pirl_jax.envs import libero_assets, libero_files
+from pirl_jax.weights import hubs
 
 # Where hf-libero 0.1.4 itself downloads from (its utils/download_utils.py), at the newest revision.
-ASSETS = {"repo_id": "lerobot/libero-assets", "repo_type": "dataset"}
+ASSETS = hubs.Source("huggingface", "lerobot/libero-assets", "dataset")
+CACHE = "~/.cache/pirl_jax/downloads"
 SHOWN = 5  # missing files named in an error
 
 
-def assets(folder: pathlib.Path | None) -> str:
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """One published thing."""
+
+    sources: dict[str, hubs.Source]  # by hub; the first is the default
+    needs: tuple[str, ...]  # patterns of the files without which it is of no use
+    setting: str  # field of the configuration it is for
+    file: str = ""  # which is given this file of the folder; "": the folder
+
+
+def _rlinf(name: str, name_on_modelscope: str) -> Published:
+    """RLinf's few-shot SFT weights: openpi's PyTorch format; ModelScope kept the older names."""
+    sources = {
+        "huggingface": hubs.Source("huggingface", f"RLinf/{name}"),
+        "modelscope": hubs.Source("modelscope", f"RLinf/{name_on_modelscope}"),
+    }
+    return Published(sources, ("model*.safetensors", "physical-intelligence/libero/norm_stats.json"), "model.checkpoint")
+
+
+def _openpi(name: str) -> Published:
+    """openpi's JAX checkpoints; of pi0_base and pi05_base the statistics are those of other robots."""
+    sources = {"google": hubs.Source("google", f"openpi-assets/checkpoints/{name}/")}
+    needs = ("params/_METADATA", "params/manifest.ocdbt", "params/ocdbt.process_*/d/*", "assets/**/norm_stats.json")
+    return Published(sources, needs, "model.checkpoint")
+
+
+def published(name: str, hub: str, folder: pathlib.Path | None) -> str:
+    """Fetch and verify weights or a tokenizer; returns what to tell the user."""
+    name = ALIASES.get(name, name)
+    what = PUBLISHED[name]
+    source = what.sources[_hub(name, hub, what.sources)]
+    folder = (folder or pathlib.Path(CACHE) / name).expanduser().absolute()
+    try:
+        files = hubs.fetch(source, folder)
+        state = f"{name} is complete and verified ({len(files)} files, {sum(file.size for file in files) / 1e9:.2f} GB)"
+    except ConnectionError as error:
+        absent = [pattern for pattern in what.needs if not any(folder.glob(pattern))]
+        if absent:
+            raise ValueError(
+                f"downloading {name} failed ({error}); run it again to continue, or put {', '.join(absent)} "
+                f"of {source.page} into {folder} by hand"
+            ) from error
+        state = f"{name} is there, unverified because {source.hub} is out of reach ({error})"
+    return f"{state}; give it as --config.{what.setting}={folder / what.file}"
+
+
+def assets(name: str, hub: str, folder: pathlib.Path | None) -> str:
     """Fetch and verify LIBERO's assets; returns what to tell the user."""
+    _hub(name, hub, ("huggingface",))
     found = pathlib.Path(os.environ.get(libero_files.ASSETS_VARIABLE) or libero_files.downloaded_assets())
     folder = (folder or found).expanduser().absolute()
     if libero_assets.missing(folder):
-        snapshot(ASSETS, folder, f"copy LIBERO's assets to {folder} by hand, or set env.assets to a folder that holds them")
+        try:
+            hubs.fetch(ASSETS, folder)
+        except ConnectionError as error:
+            raise ValueError(
+                f"downloading {ASSETS.page} failed ({error}); run it again to continue, or copy LIBERO's assets to {folder} "
+                f"by hand, or set env.assets to a folder that holds them"
+            ) from error
     absent = libero_assets.missing(folder)
     if absent:
         shown = ", ".join(absent[:SHOWN]) + (", ..." if len(absent) > SHOWN else "")
@@ -35,32 +93,43 @@ def assets(folder: pathlib.Path | None) -> str:
     return f"LIBERO's assets are complete in {folder}; {where}"
 
 
-def snapshot(source: dict, folder: pathlib.Path, otherwise: str) -> None:
-    """Copy a hub repository into a folder; files that are there are kept.  `otherwise`: what to do without the hub."""
-    try:
-        import huggingface_hub
-    except ModuleNotFoundError as error:
-        if error.name != "huggingface_hub":
-            raise
-        raise ValueError(f"huggingface_hub is not installed; run: pip install huggingface_hub; or {otherwise}") from error
-    try:
-        huggingface_hub.snapshot_download(**source, local_dir=folder)
-    except Exception as error:  # its own errors, its HTTP library's and the system's have no base class in common
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"downloading {source['repo_id']} from {huggingface_hub.constants.ENDPOINT} failed ({cause}); run it again to continue, or {otherwise}") from error
+def _hub(name: str, hub: str, available) -> str:
+    if hub and hub not in available:
+        raise ValueError(f"{name} is not on {hub}; it is on {' and '.join(available)}: leave --hub out")
+    return hub or next(iter(available))
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser("python -m pirl_jax.download", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", choices=TARGETS)
-    parser.add_argument("--to", type=pathlib.Path, metavar="DIR", help="folder to fill; default: where it is found anyway")
+    parser.add_argument("name", choices=["assets", *PUBLISHED, *ALIASES])
+    parser.add_argument("--to", type=pathlib.Path, metavar="DIR", help=f"folder to fill; default: {CACHE}/NAME, and for "
+                        "assets where they are found anyway")
+    parser.add_argument("--hub", default="", choices=hubs.HUBS, help="where from, for what is on several hubs")
     options = parser.parse_args(argv[1:])
     with command.user_errors():
-        print(TARGETS[options.target](options.to))
+        print((assets if options.name == "assets" else published)(options.name, options.hub, options.to))
 
 
-TARGETS = {"assets": assets}
+PUBLISHED = {
+    "RLinf-Pi0-LIBERO-Spatial-Object-Goal-SFT": _rlinf(
+        "RLinf-Pi0-LIBERO-Spatial-Object-Goal-SFT", "RLinf-Pi0-SFT-Spatial-Object-Goal"
+    ),
+    "RLinf-Pi0-LIBERO-Long-SFT": _rlinf("RLinf-Pi0-LIBERO-Long-SFT", "RLinf-Pi0-SFT-Long"),
+    "RLinf-Pi05-LIBERO-SFT": _rlinf("RLinf-Pi05-LIBERO-SFT", "RLinf-Pi05-SFT"),
+    "pi0_base": _openpi("pi0_base"),
+    "pi05_base": _openpi("pi05_base"),
+    "pi05_libero": _openpi("pi05_libero"),
+    "paligemma_tokenizer": Published(
+        {"google": hubs.Source("google", "big_vision/paligemma_tokenizer.model")}, ("paligemma_tokenizer.model",),
+        "model.tokenizer", "paligemma_tokenizer.model",
+    ),
+}
+ALIASES = {  # RLinf's older names
+    "RLinf-Pi0-SFT-Spatial-Object-Goal": "RLinf-Pi0-LIBERO-Spatial-Object-Goal-SFT",
+    "RLinf-Pi0-SFT-Long": "RLinf-Pi0-LIBERO-Long-SFT",
+    "RLinf-Pi05-SFT": "RLinf-Pi05-LIBERO-SFT",
+}
 
 if __name__ == "__main__":
     main(sys.argv)

@@ -7,6 +7,7 @@ from configs import probe as recipe
 from pirl_jax import build
 from pirl_jax import config
 from pirl_jax.core import mesh as meshes
+from pirl_jax.policy import normalize
 from pirl_jax.rollout import collector
 
 
@@ -20,3 +21,14 @@ def test_an_annealed_noise_level_reaches_the_sampler(iteration, level):
     assert float(at.explore(None, None, None, None)) == pytest.approx(level)
     page.model.noise_anneal = False
     assert build.at_iteration(actor, config.settings(page), iteration, mesh) is actor
+
+
+def test_given_statistics_of_another_robot_are_an_error(tmp_path):
+    page = recipe.get_config()
+    page.model.norm_stats = str(tmp_path / "norm_stats.json")
+    for state_dim, action_dim, sentence in ((7, 7, "state.mean has 7 dims and the robot has 8"), (8, 6, "actions.std has 6 dims")):
+        normalize.save(page.model.norm_stats, normalize.identity(state_dim, action_dim))
+        with pytest.raises(ValueError, match=f"do not fit: .*{sentence}.*; give those of the checkpoint's data set"):
+            build.given_stats(config.settings(page))
+    normalize.save(page.model.norm_stats, normalize.identity(32, 32))  # openpi's may be padded
+    build.given_stats(config.settings(page))

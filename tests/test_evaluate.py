@@ -52,6 +52,7 @@ def test_the_command_repeats_the_last_evaluation_of_the_run(tmp_path, one_device
     ((video,), (other,)) = [list((run / "evaluation" / name / "videos").iterdir()) for name in ("checkpoint_1", "after")]
     assert video.name == other.name and video.read_bytes() == other.read_bytes()
     assert "lift the red cube" in said and str(folder) in said and "split held_out" in said
+    assert said.count("norm stats: zscore, state 8 dims, actions 7 dims\n") == 1
     for arguments, sentence in (
         (["--iteration=7"], "holds no checkpoint of iteration 7; it holds [0, 1]"),
         (["--config.seed=1"], "another evaluation (protocol.seed: 42 -> 1); give another folder with --output"),

@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from pirl_jax import command
+from pirl_jax import config
 from pirl_jax.envs import libero_files
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -90,7 +91,8 @@ def test_the_model_is_openpis(recipe):
     got = page.model
     fields = got.pi05, got.action_horizon, got.max_token_len, got.norm_mode, got.delta_actions, got.discrete_state, got.action_dim
     want = {"pi0": (False, 50, 48, "zscore", True, False, 32), "pi05": (True, 10, 200, "quantile", False, False, 32)}
-    assert fields == want[model]
+    assert fields == want[model] and got.preset == f"{model}_libero"
+    config.settings(page)  # which finds no contradiction
 
 
 def test_the_docstring_says_command_and_published_results(recipe):

@@ -97,13 +97,16 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(half, tmp_path):
     assert_equal_states(saved(killed, 2), saved(half, 2))
 
 
-def test_grpo_with_learned_noise_an_anchor_and_an_average(tmp_path):
+def test_grpo_with_learned_noise_an_anchor_and_an_average(tmp_path, capsys):
     """Everything that a run without a critic has, and what it has not; and the level of the noise goes down."""
     run = start(
         "probe.py", tmp_path, num_iterations=2, env__suite="probe_action", eval__episodes_per_task=1,
         model__add_value_head=False, model__noise_method="reinflow", model__joint_logprob=True, model__noise_anneal=True, algorithm__adv_type="grpo", algorithm__group_size=4, algorithm__anchor_coef=0.1, optim__lr=1e-4,
         algorithm__ema_decay=0.5,
     )  # fmt: skip
+    said = capsys.readouterr().out
+    assert said.count("norm stats: zscore, state 8 dims, actions 7 dims\nnorm stats: ") == 1, "once, with evaluations and a noise that changes"
+    assert "state values lie outside q01..q99 (by dim: " in said
     _, first, second, _ = log.read(run)
     assert first["rollout/advantages_max"] > 0 > first["rollout/advantages_min"], "groups of 4, not of 1"
     assert first["actor/anchor"] > 0 < second["actor/anchor"] and first["actor/first_ratio_max_dev"] < 1e-3

@@ -22,12 +22,16 @@ class Actor:
     explore: Callable  # (params, key, id_B, Observation) -> (Chain, actions_BHA, context rows)
     exploit: Callable  # (params, key, id_B, Observation) -> actions_BHA
     put: Callable  # host arrays with leading axis B -> device arrays
+    # Each is called once, with the raw states [n,S] of the first decision; copies of the actor share the list.
+    at_first: list[Callable] = dataclasses.field(default_factory=list)
 
     def encode(self, turn: episodes.Turn, batch_size: int):
         """Turn -> Observation with exactly batch_size rows; rows without a slot repeat the first one."""
         source = np.zeros(batch_size, int)
         source[turn.row] = np.arange(len(turn.row))
         step = turn.step
+        while self.at_first:
+            self.at_first.pop()(step.state)
         prompts = [self.instructions[task] for task in turn.task[source]]
         return observation.encode(self.transform, step.images[source], step.state[source], prompts)
 

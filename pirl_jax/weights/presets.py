@@ -1,8 +1,20 @@
 """How the published LIBERO policies see and act: every choice of transform, by name.
 
-Fields of the `model` section of a recipe: `config.model.update(presets.PRESETS["pi05_libero"])`.  Source of all values:
-openpi's training configurations of these names.
+In a recipe: `config.model.update(presets.named("pi05_libero"))`, which also sets `model.preset`; settings that contradict their
+preset are an error.  Source of all values: openpi's training configurations of these names.
 """
+
+
+def named(name: str) -> dict:
+    """Fields of the `model` section, the name among them."""
+    return {"preset": name} | PRESETS[name]
+
+
+def contradictions(model) -> list[str]:
+    """Fields of a `model` section that differ from those of the preset it names."""
+    preset = PRESETS[model.preset] if model.preset else {}
+    return [f"{name}={value}" for name, value in preset.items() if model[name] != value]
+
 
 PRESETS = {
     "pi0_libero": {

@@ -21,6 +21,7 @@ from pirl_jax.weights import safetensors
 from pirl_jax.weights import sizes
 from pirl_jax.weights import torch_names
 
+PEFT = ("adapter_model.", "adapter_config.json")  # how the names of its files begin
 HEADS = ("value_head/", "noise_head/")  # what reinforcement learning adds; no part of openpi's networks
 
 
@@ -88,6 +89,11 @@ def account(expected: Mapping[str, tuple], found: Mapping[str, tuple], where, wh
 
 def _locate(path: pathlib.Path, raw: bool) -> tuple[str, pathlib.Path]:
     """-> (key of OPENERS, folder or file with the arrays)."""
+    if path.name.startswith(PEFT) or any(child.name.startswith(PEFT) for child in path.glob("adapter_*")):
+        raise ValueError(
+            f"{path} holds adapters of PEFT, without which the weights beside them are another policy; load base and adapters "
+            f"with PEFT, call merge_and_unload, save the result as model.safetensors and give its folder"
+        )
     if path.suffix in (".safetensors", ".pt"):
         return path.suffix[1:], path
     for weights in ("full_weights.pt", "model_state_dict/full_weights.pt", "actor/model_state_dict/full_weights.pt"):

@@ -97,7 +97,7 @@ OPENPI_STEPS = {
 def test_openpi_steps(vectors, name):
     z = np.load(vectors / "openpi" / "data_small.npz")
     cfg = optimizer.OptimizerConfig(schedule="openpi_cosine", **OPENPI_STEPS[name])
-    params = group(z, f"optim/{name}/params0/")
+    average = params = group(z, f"optim/{name}/params0/")
     opt_state = optimizer.init(cfg, params)
     apply = jax.jit(lambda g, s, p, i: optimizer.apply(cfg, g, s, p, i))
     for step in range(6):
@@ -105,6 +105,9 @@ def test_openpi_steps(vectors, name):
         np.testing.assert_allclose(metrics["grad_norm"], z[f"optim/{name}/grad_norm{step}"], rtol=1e-5)
         for path, want in spec.flatten(group(z, f"optim/{name}/params{step + 1}/")).items():
             np.testing.assert_allclose(spec.flatten(params)[path], want, rtol=1e-5, atol=1e-6)
+        average = states.averaged(average, params, 0.9)
+        for path, want in spec.flatten(group(z, f"optim/{name}/ema{step + 1}/")).items():
+            np.testing.assert_allclose(spec.flatten(average)[path], want, rtol=1e-5, atol=1e-6)
 
 
 def test_freeze_policy_trains_the_value_head_alone():

@@ -52,6 +52,7 @@ def test_tokens_equal_openpi(cases, sentence_piece, kind):
 def test_state_bins_equal_openpi(vectors):
     data = np.load(vectors / "openpi" / "data_discretize.npz")
     np.testing.assert_array_equal(tokenizer.discretize_state(data["state"]), data["bucket"])
+    np.testing.assert_array_equal(np.linspace(-1, 1, tokenizer.NUM_STATE_BINS + 1)[:-1], data["bins"])
     assert data["bucket"].min() == -1 and data["bucket"].max() == 255
 
 

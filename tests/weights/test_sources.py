@@ -47,6 +47,14 @@ def test_openpi_jax_in_bfloat16(vectors, name):
         conftest.assert_same(source, {path: file[path].astype(ml_dtypes.bfloat16) for path in file.files})
 
 
+@pytest.mark.parametrize("name", ORBAX)
+def test_names_and_types_in_openpis_files_are_those_it_wrote(vectors, name):
+    recorded = json.loads((vectors / "openpi" / name / "tree.json").read_text())["params_item_raw_keys"]
+    source = sources.open_source(vectors / "openpi" / name)
+    found = {f"params/{p}/value": {"shape": list(s), "dtype": str(source.dtypes[p])} for p, s in source.shapes.items()}
+    assert found == recorded
+
+
 def test_raw_weights_instead_of_the_average(vectors):
     with np.load(vectors / "openpi" / "train_pi0_tiny.npz") as file:
         for raw, prefix in ((True, "params3/"), (False, "ema3/")):
@@ -168,6 +176,16 @@ def test_peft_adapters_are_a_sentence(torch_case, tmp_path):
     tensors = {"base_model.model.action_in_proj.lora_A.default.weight": np.zeros((2, 3), np.float32)}
     with pytest.raises(ValueError, match="merge them with PEFT"):
         sources.open_source(_rewrite(tensors, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"])
+@pytest.mark.parametrize("beside", [(), ("model.safetensors",)])
+def test_files_of_peft_are_refused_alone_and_beside_weights(tmp_path, name, beside):
+    for file in (name, *beside):
+        (tmp_path / file).touch()
+    for given in (tmp_path, tmp_path / name):
+        with pytest.raises(ValueError, match=f"^{given} holds adapters of PEFT.*; load base and adapters .* merge_and_unload"):
+            sources.open_source(given)
 
 
 def test_a_contradiction_with_the_configuration_is_an_error(torch_case):
