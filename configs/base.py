@@ -72,6 +72,9 @@ def _model():
         train_expert_only=True,  # freeze the VLM (image tower, embedder, expert 0)
         is_lora=False,  # low-rank adapters train in the VLM's language layers; its other weights are frozen
         lora_rank=32,  # rank and alpha of the adapters
+        lora_init="zeros",  # fresh adapters: zeros (factor B is 0, they change nothing) | openpi (both factors random)
+        paligemma_variant="",  # openpi's names instead of is_lora: gemma_2b | gemma_2b_lora (rank 16); "" = that of `size`
+        action_expert_variant="",  # gemma_300m | gemma_300m_lora (rank 32), whose other language weights are frozen
         noise_method="flow_sde",  # flow_sde | flow_noise (alias reinflow: learned std) | flow_cps | flow_ode
         noise_level=0.5,  # a of flow_sde and flow_cps, scale of the exploration noise
         noise_anneal=False,  # take the noise level from noise_params instead

@@ -50,7 +50,7 @@ class Settings:
     @property
     def keep_prefix(self) -> bool:
         """With a frozen VLM the prefix is computed once per decision, at the rollout, and kept for the updates."""
-        return self.raw.model.train_expert_only and not self.raw.model.is_lora
+        return _frozen_vlm(self.raw)
 
     @property
     def schedule(self) -> episodes.Schedule:
@@ -73,6 +73,9 @@ def settings(raw: ml_collections.ConfigDict) -> Settings:
         ("algorithm.anchor", raw.algorithm.anchor, flow.ANCHORS),
         ("model.norm_mode", raw.model.norm_mode, normalize.MODES),
         ("model.dtype", raw.model.dtype, ("float32", "bfloat16")),
+        ("model.lora_init", raw.model.lora_init, variants.LORA_INITS),
+        ("model.paligemma_variant", raw.model.paligemma_variant, ("", *variants.GEMMA)),
+        ("model.action_expert_variant", raw.model.action_expert_variant, ("", *variants.GEMMA)),
         ("model.frozen_dtype", raw.model.frozen_dtype, ("float32", "bfloat16")),
         ("model.gradient_checkpointing", raw.model.gradient_checkpointing, remat.POLICIES),
         ("env.render_quality", raw.env.render_quality, ("exact", "light")),
@@ -144,6 +147,9 @@ def _check_algorithm(raw):
             f"model.num_steps={model.num_steps} leaves no stochastic step to model.noise_method={model.noise_method!r} with "
             f"model.ignore_last={model.ignore_last}; set num_steps to at least 2"
         )
+    if model.is_lora and model.paligemma_variant:
+        raise ValueError(f"model.is_lora={model.is_lora} and model.paligemma_variant={model.paligemma_variant!r} both say which "
+                         f"adapters the VLM has; drop one")
     if wrong := presets.contradictions(model):
         raise ValueError(f"model.preset={model.preset!r} has {', '.join(wrong)}; leave these fields alone or set model.preset=")
     low, high = model.noise_logvar_range
@@ -230,6 +236,11 @@ def rules(raw) -> libero_files.Protocol | None:
     return libero_files.PROTOCOLS[raw.env.protocol] if raw.env.suite in libero_files.SUITES else None
 
 
+def _frozen_vlm(raw) -> bool:
+    """Whether no update changes what the VLM computes."""
+    return raw.model.train_expert_only and _policy(raw).model.paligemma.lora is None
+
+
 def _action_chunk(raw) -> int:
     """Executed actions per decision: the protocol's, or the model's own."""
     protocol = rules(raw)
@@ -245,9 +256,13 @@ def _policy(raw) -> flow.PolicyConfig:
     )
     if model.tokenizer == "byte":
         changes["vocab_size"] = tokenizer.ByteTokenizer.vocab_size
+    for field, name in (("paligemma", model.paligemma_variant), ("expert", model.action_expert_variant)):
+        if name:
+            changes[field] = variants.GEMMA[name]
     network = variants.pi0_config(size, **changes)
     if model.is_lora:
         network = variants.with_lora(network, model.lora_rank)
+    network = variants.with_lora_init(network, model.lora_init)
     return flow.PolicyConfig(
         model=network, num_steps=model.num_steps, noise_method=noise.ALIASES.get(model.noise_method, model.noise_method),
         noise_level=model.noise_level, noise_logvar_range=tuple(model.noise_logvar_range), ignore_last=model.ignore_last,

@@ -16,6 +16,7 @@ from pirl_jax import config
 from pirl_jax import evaluate
 from pirl_jax import train
 from pirl_jax.envs import base as envs
+from pirl_jax.models import variants
 from pirl_jax.rollout import episodes
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -54,6 +55,7 @@ WRONG = [
     ("model.value_vlm_mode", "max", "choose one of: mean_token, first_token, last_token"),
     ("model.frozen_dtype", "float16", "choose one of: float32, bfloat16"),
     ("model.lora_rank", 0, "must be at least 1"),
+    ("model.lora_init", "gaussian", "choose one of: zeros, openpi"),
     ("algorithm.adv_type", "reinforce", "choose one of: gae, grpo, rloo, dr_grpo"),
     ("algorithm.logprob_type", "word", "choose one of: chunk, action, token"),
     ("algorithm.anchor", "l2", "choose one of: kl, velocity_mse"),
@@ -151,6 +153,19 @@ def test_users_names_reach_the_policy():
     assert settings.policy.noise_method == "flow_noise" and settings.policy.joint_logprob
     assert settings.policy.model.paligemma.lora.attn_rank == 4 and settings.policy.value_after_vlm
     assert not settings.keep_prefix, "an adapter of the VLM changes the prefix with every update"
+
+
+def test_adapters_under_openpis_names():
+    page = base.get_config()
+    page.model.update(paligemma_variant="gemma_2b", action_expert_variant="gemma_300m_lora", lora_init="openpi")
+    settings = config.settings(page)
+    assert settings.policy.model.expert.lora == variants.LoraConfig(32, 32.0, 32, init="openpi")
+    assert settings.policy.model.paligemma.lora is None and settings.keep_prefix, "the expert's adapters leave the prefix alone"
+    page.model.paligemma_variant = "gemma_2b_lora"
+    assert config.settings(page).policy.model.paligemma.lora.attn_rank == 16 and not config.settings(page).keep_prefix
+    page.model.is_lora = True
+    with pytest.raises(ValueError, match="both say which adapters the VLM has; drop one"):
+        config.settings(page)
 
 
 @pytest.mark.parametrize("name, value", [("model.noise_method", "flow_ode"), ("model.noise_level", 0.0)])

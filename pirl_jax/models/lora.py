@@ -10,17 +10,20 @@ from pirl_jax.core import spec
 from pirl_jax.models import linear
 from pirl_jax.models import variants
 
-# Both factors start random, so a fresh adapter changes the base model slightly.
-_INIT = ("normal", 0.01)
+_RANDOM = ("normal", 0.01)  # factor A; with init="openpi" factor B too, so that a fresh adapter changes the base model slightly
 
 
 def einsum_specs(shape: tuple, axes: tuple, fan_in: int, cfg: variants.LoraConfig | None) -> dict:
     """`w` of the given shape; with adapters `lora_a` (last axis -> rank) and `lora_b` (second-to-last axis -> rank)."""
     specs = {"w": spec.Spec(shape, axes, ("lecun", fan_in))}
     if cfg is not None:
-        specs["lora_a"] = spec.Spec((*shape[:-1], cfg.attn_rank), (*axes[:-1], "rank"), _INIT)
-        specs["lora_b"] = spec.Spec((*shape[:-2], cfg.attn_rank, shape[-1]), (*axes[:-2], "rank", axes[-1]), _INIT)
+        specs["lora_a"] = spec.Spec((*shape[:-1], cfg.attn_rank), (*axes[:-1], "rank"), _RANDOM)
+        specs["lora_b"] = spec.Spec((*shape[:-2], cfg.attn_rank, shape[-1]), (*axes[:-2], "rank", axes[-1]), _init_b(cfg))
     return specs
+
+
+def _init_b(cfg):
+    return _RANDOM if cfg.init == "openpi" else "zeros"
 
 
 def einsum(params: dict, equation: str, x: jax.Array, cfg: variants.LoraConfig | None) -> jax.Array:
@@ -51,9 +54,9 @@ def feed_forward_specs(depth: int, width: int, mlp_dim: int, cfg: variants.LoraC
     for name, (shape, axes, fan_in) in shapes.items():
         specs[name] = spec.Spec(shape, axes, ("lecun", fan_in))
         if cfg is not None:
-            specs[f"{name}_lora_a"] = spec.Spec((*shape[:-1], cfg.ffn_rank), (*axes[:-1], "rank"), _INIT)
+            specs[f"{name}_lora_a"] = spec.Spec((*shape[:-1], cfg.ffn_rank), (*axes[:-1], "rank"), _RANDOM)
             specs[f"{name}_lora_b"] = spec.Spec(
-                (*shape[:-2], cfg.ffn_rank, shape[-1]), (*axes[:-2], "rank", axes[-1]), _INIT)
+                (*shape[:-2], cfg.ffn_rank, shape[-1]), (*axes[:-2], "rank", axes[-1]), _init_b(cfg))
     return specs
 
 

@@ -12,6 +12,7 @@ class LoraConfig:
     attn_alpha: float
     ffn_rank: int
     rslora: bool = False  # divide alpha by sqrt(rank) instead of rank
+    init: str = "zeros"  # of fresh adapters: zeros (B is 0, they change nothing) | openpi (both factors random)
 
     @property
     def attn_scale(self) -> float:
@@ -132,6 +133,17 @@ def with_lora(cfg: Pi0Config, rank: int) -> Pi0Config:
     """Adapters in the VLM's language layers, alpha = rank (scale 1); the action expert keeps its own weights."""
     return dataclasses.replace(cfg, paligemma=dataclasses.replace(cfg.paligemma, lora=LoraConfig(rank, float(rank), rank)))
 
+
+def with_lora_init(cfg: Pi0Config, init: str) -> Pi0Config:
+    """Another initialisation of the adapters that there are; a line of LORA_INITS."""
+
+    def changed(expert):
+        return expert if expert.lora is None else dataclasses.replace(expert, lora=dataclasses.replace(expert.lora, init=init))
+
+    return dataclasses.replace(cfg, paligemma=changed(cfg.paligemma), expert=changed(cfg.expert))
+
+
+LORA_INITS = ("zeros", "openpi")
 
 PI0 = {
     "pi0": _pi0("gemma_2b", "gemma_300m"),

@@ -83,8 +83,8 @@ def _gemma(shapes, end: str, given: variants.GemmaConfig | None) -> variants.Gem
         attn_rank = shapes[f"{_ATTN}attn_vec_einsum{end}/lora_a"][-1]
         ffn_rank = shapes.get(f"{_MLP}{end}/linear_lora_a", (attn_rank,))[-1]
         lora = variants.LoraConfig(attn_rank, float(attn_rank), ffn_rank)
-        if given and given.lora:
-            lora = dataclasses.replace(lora, attn_alpha=given.lora.attn_alpha, rslora=given.lora.rslora)
+        if given and given.lora:  # what no tensor tells
+            lora = dataclasses.replace(given.lora, attn_rank=attn_rank, ffn_rank=ffn_rank)
     return variants.GemmaConfig(width, depth, shapes[f"{_MLP}{end}/linear"][1], heads, kv_heads, head_dim, lora)
 
 

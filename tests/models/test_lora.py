@@ -56,7 +56,15 @@ def test_adapters_only_add_leaves():
     plain, adapted = (spec.flatten(pi0.specs(variants.pi0_config(name))) for name in ("pi05", "pi05_lora"))
     added = {path: leaf for path, leaf in adapted.items() if path not in plain}
     assert {path: adapted[path] for path in plain} == plain
-    assert all("lora" in path and leaf.init == ("normal", 0.01) for path, leaf in added.items())
+    assert added and all("lora" in path for path in added)
+
+
+def test_fresh_adapters_change_nothing_unless_openpis_initialisation_is_chosen():
+    cfg = variants.pi0_config("pi05_lora")
+    for init, factor_b in (("zeros", "zeros"), ("openpi", ("normal", 0.01))):
+        added = spec.flatten(pi0.specs(variants.with_lora_init(cfg, init)))
+        assert {leaf.init for path, leaf in added.items() if path.endswith("lora_a")} == {("normal", 0.01)}
+        assert {leaf.init for path, leaf in added.items() if path.endswith("lora_b")} == {factor_b}
 
 
 def test_adapters_of_the_vlm_alone():
@@ -71,7 +79,7 @@ def test_adapters_train_the_same_with_recomputation():
     """gradient_checkpointing saves memory and changes nothing, adapters included."""
     rng = np.random.default_rng(0)
     base = variants.with_lora(variants.pi0_config("tiny"), 2)
-    params = spec.init(jax.random.key(0), pi0.specs(base))
+    params = spec.init(jax.random.key(0), pi0.specs(variants.with_lora_init(base, "openpi")))  # B = 0 has no gradient to A
     adapters = {path: x for path, x in spec.flatten(params).items() if "lora" in path}
     obs = types.Observation(
         images=jnp.asarray(rng.integers(0, 256, (2, 1, 16, 16, 3), np.uint8)), image_mask=jnp.ones((2, 1), bool),
