@@ -94,9 +94,10 @@ def _model():
 def _rollout():
     return _section(
         num_envs=64,  # simulators stepping at a time (slots)
-        num_groups=2,  # the policy serves the first num_envs / num_groups slots that are ready; the others simulate
+        num_groups=2,  # RLinf's pipeline_stage_num: the policy serves the first 1 / num_groups of the slots that are ready
         lockstep=False,  # fixed groups of slots take turns: slower, and runs repeat bit for bit
         episodes_per_iteration=512,  # whole episodes per rollout
+        prefix_cache="auto",  # of a frozen VLM, rollout to update: device | host | recompute (per microbatch); auto = host
         start_order="uniform",  # of (task, start state): uniform (with replacement) | ordered (each once before any twice)
     )
 

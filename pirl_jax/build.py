@@ -14,6 +14,7 @@ from pirl_jax import config
 from pirl_jax import doctor
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng
+from pirl_jax.core import rows
 from pirl_jax.core import spec
 from pirl_jax.envs import gl
 from pirl_jax.envs import pool as pools
@@ -141,6 +142,7 @@ def actor(settings, on_mesh, to_model: observation.Transform, instructions) -> c
     return collector.Actor(
         transform=to_model, instructions=instructions, action_chunk=cfg.action_chunk, explore=explore, exploit=exploit,
         put=functools.partial(meshes.put_batch, mesh=on_mesh),
+        buffer=rows.Buffer(on_mesh) if settings.prefix_cache == "device" else None,
     )
 
 

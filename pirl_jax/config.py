@@ -33,6 +33,7 @@ NOT_NEGATIVE = (
     ("eval", "episodes_during_training"),
 )  # fmt: skip
 SUITES = (*libero_files.SUITES, "tabletop", *(f"probe_{name}" for name in probes.PROBES))
+PREFIX_CACHES = ("auto", "device", "host", "recompute")
 MODEL_SIZES = {"full": ("pi0", "pi05"), "small": ("small", "small_pi05"), "tiny": ("tiny", "tiny_pi05")}
 
 
@@ -47,9 +48,15 @@ class Settings:
     sft: sft.SftConfig
 
     @property
+    def prefix_cache(self) -> str:
+        """Where the prefix of a decision lies between rollout and update: device | host | recompute (nowhere)."""
+        chosen = self.raw.rollout.prefix_cache
+        return ("host" if _frozen_vlm(self.raw) else "recompute") if chosen == "auto" else chosen
+
+    @property
     def keep_prefix(self) -> bool:
         """With a frozen VLM the prefix is computed once per decision, at the rollout, and kept for the updates."""
-        return self.raw.model.train_expert_only and not self.raw.model.is_lora
+        return self.prefix_cache != "recompute"
 
     @property
     def schedule(self) -> episodes.Schedule:
@@ -77,6 +84,7 @@ def settings(raw: ml_collections.ConfigDict) -> Settings:
         ("env.protocol", raw.env.protocol, libero_files.PROTOCOLS),
         ("env.split", raw.env.split, starts.SPLITS),
         ("rollout.start_order", raw.rollout.start_order, starts.ORDERS),
+        ("rollout.prefix_cache", raw.rollout.prefix_cache, PREFIX_CACHES),
     ):
         if value not in choices:
             raise types.unknown(name, value, choices)
@@ -134,6 +142,11 @@ def _check_algorithm(raw):
         raise ValueError(
             f"model.ignore_last={model.ignore_last} has no meaning with model.joint_logprob=True, where every step is stochastic; "
             f"drop one"
+        )
+    if raw.rollout.prefix_cache in ("device", "host") and not _frozen_vlm(raw):
+        raise ValueError(
+            f"rollout.prefix_cache={raw.rollout.prefix_cache!r} keeps what changes with every update while the VLM trains "
+            f"(model.train_expert_only={model.train_expert_only}, model.is_lora={model.is_lora}); set it to 'recompute' or 'auto'"
         )
     if flow.num_choices(_policy(raw)) < 1:
         raise ValueError(
@@ -216,6 +229,10 @@ def playable(raw, spec) -> starts.Starts:
 def rules(raw) -> libero_files.Protocol | None:
     """The protocol of a LIBERO suite; the other suites have limits of their own."""
     return libero_files.PROTOCOLS[raw.env.protocol] if raw.env.suite in libero_files.SUITES else None
+
+
+def _frozen_vlm(raw) -> bool:
+    return raw.model.train_expert_only and not raw.model.is_lora
 
 
 def _action_chunk(raw) -> int:

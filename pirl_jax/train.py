@@ -210,6 +210,9 @@ def _iteration(run, update_minibatch, state, iteration, step, encoded):
     """One rollout and its updates -> state, metrics."""
     key, cfg, faults = rng.named(run.key, "iteration", iteration), run.settings.update, run.pool.counters()
     actor = build.at_iteration(run.actor, run.settings, iteration, run.mesh)
+    if actor.buffer is not None:
+        decisions = collector.max_decisions(run.pool.spec, actor.action_chunk)
+        actor.buffer.clear(run.settings.raw.rollout.episodes_per_iteration * decisions)
     rollout, played = _rollout(run, actor, state.params, key, iteration, step)
     with run.timers.measure("update"):
         data = update.rows(rollout, cfg)

@@ -36,10 +36,10 @@ def start(recipe, directory, *arguments, **fields):
     return directory
 
 
-def probe(directory, num_iterations, *arguments):
+def probe(directory, num_iterations, *arguments, **fields):
     return start(
         "probe.py", directory, *arguments, num_iterations=num_iterations, env__suite="probe_delayed", run__save_every=2,
-        eval__every=2,
+        eval__every=2, **fields,
     )  # fmt: skip
 
 
@@ -87,6 +87,12 @@ def test_a_resumed_run_equals_the_uninterrupted_one(whole, half, tmp_path):
     assert [entry["first_iteration"] for entry in json.loads((resumed / "environment.json").read_text())] == [0, 2]
     with pytest.raises(SystemExit):  # what it has cannot be undone
         probe(resumed, 3, "--resume", "auto")
+
+
+def test_prefixes_that_stay_on_the_device_change_nothing(half, tmp_path):
+    run = probe(tmp_path, 2, rollout__prefix_cache="device")
+    assert log.read(run, timing=False) == log.read(half, timing=False)
+    assert_equal_states(saved(run, 2), saved(half, 2))
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over(half, tmp_path):

@@ -2,7 +2,7 @@
 
 Generic over the policy: it sees log_prob_fn(params, chain, context, anchor) -> log_prob_BIA, entropy_B, value_B, distance_B and
 nothing of the network; `anchor` is None or the parameters of a fixed policy, distance_B how far the decisions lie from it (0 for
-None).  Rows stay on the host and reach the device one microbatch at a time, because a row may carry megabytes
+None).  Rows stay where the rollout left them and are taken one microbatch at a time, because a row may carry megabytes
 (the prefix of a frozen VLM); gradients of a minibatch are summed over its microbatches before the one optimiser step.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng
+from pirl_jax.core import rows as context_rows
 from pirl_jax.core import types
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import state as states
@@ -77,7 +78,7 @@ ADV_TYPES = ("gae", *advantages.GROUP_BASELINES)
 class Minibatch:
     """Rows the objective is computed on; a whole rollout has the same form.  Host arrays until a microbatch is put."""
 
-    context: object  # [B,...] what the policy conditions on: Observation, or rows of a prefix
+    context: object  # B rows (core/rows.py) of what the policy conditions on: Observation, or rows of a prefix
     chain: types.Chain  # [B,...]
     advantage: jax.Array  # [B]
     return_: jax.Array  # [B]
@@ -133,7 +134,9 @@ def _group_relative(rollout, cfg):
 
 def concatenate(parts: list[Minibatch]) -> Minibatch:
     """Rows of several rollouts of one behaviour policy as one; for dynamic sampling (rl/groups.py)."""
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    context = context_rows.concatenate([part.context for part in parts])
+    arrays = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part.replace(context=None) for part in parts))
+    return arrays.replace(context=context)
 
 
 def objective(log_prob_fn: Callable, cfg: UpdateConfig, params, batch: Minibatch, freeze_policy, anchor=None):
@@ -222,7 +225,9 @@ def make_update(
     def update_minibatch(state, microbatches, demonstrations=None):
         total, in_flight = None, collections.deque()
         for batch in microbatches:
-            total, done = accumulate(state, total, meshes.put_batch(batch, mesh))
+            context = context_rows.put(batch.context, mesh)
+            batch = meshes.put_batch(batch.replace(context=None), mesh).replace(context=context)
+            total, done = accumulate(state, total, batch)
             in_flight.append(done)
             if len(in_flight) > 2:  # the device computes one and holds the next; more would fill its memory with rows
                 jax.block_until_ready(in_flight.popleft())
@@ -298,8 +303,8 @@ def update(
 
 
 def _take(data: Minibatch, index_B, keep_B):
-    batch = jax.tree.map(lambda x: np.asarray(x)[index_B], data)
-    return batch.replace(weight=batch.weight * keep_B)
+    batch = jax.tree.map(lambda x: np.asarray(x)[index_B], data.replace(context=None))
+    return batch.replace(context=context_rows.take(data.context, index_B), weight=batch.weight * keep_B)
 
 
 def _mean_kl(history):

@@ -6,6 +6,7 @@ from typing import Callable
 import jax
 import numpy as np
 
+from pirl_jax.core import rows
 from pirl_jax.core import types
 from pirl_jax.policy import observation
 from pirl_jax.rollout import episodes
@@ -21,6 +22,7 @@ class Actor:
     explore: Callable  # (params, key, id_B, Observation) -> (Chain, actions_BHA, context rows)
     exploit: Callable  # (params, key, id_B, Observation) -> actions_BHA
     put: Callable  # host arrays with leading axis B -> device arrays
+    buffer: rows.Buffer | None = None  # where context rows stay on the devices; None: they come to the host
 
     def encode(self, turn: episodes.Turn, batch_size: int):
         """Turn -> Observation with exactly batch_size rows; rows without a slot repeat the first one."""
@@ -32,25 +34,33 @@ class Actor:
 
     def decode(self, actions_BHA, turn: episodes.Turn) -> np.ndarray:
         """Normalised actions of the batch -> the executed chunk [n,I,a] of each slot in simulator units."""
-        rows = np.asarray(actions_BHA)[turn.row]
-        return observation.decode(self.transform, rows, turn.step.state)[:, : self.action_chunk]
+        actions_nHA = np.asarray(actions_BHA)[turn.row]
+        return observation.decode(self.transform, actions_nHA, turn.step.state)[:, : self.action_chunk]
 
 
 def collect(actor: Actor, params, key, pool, names: list[episodes.Episode], schedule: episodes.Schedule, timers, finished=None):
-    """Play `names` with exploration -> (types.Rollout, list of episodes.Result).  Lost episodes have no valid decision."""
-    book = _Book(len(names), max_decisions(pool.spec, actor.action_chunk))
+    """Play `names` with exploration -> (types.Rollout, list of episodes.Result).  Lost episodes have no valid decision.
+
+    timers: measures "inference", and "transfer", the time spent waiting for context rows on their way to the host.
+    """
+    book = _Book(len(names), max_decisions(pool.spec, actor.action_chunk), actor.buffer)
     batch_size = pool.num_envs // schedule.num_groups
 
     def decide(turn):
         with timers.measure("inference"):
             id_B = _decision_ids(turn, batch_size, book.num_decisions)
             obs = actor.encode(turn, batch_size)
-            chain, actions_BHA, context = jax.device_get(actor.explore(params, key, *actor.put((id_B, obs))))
-            context = obs if context is None else context
-            book.add(turn, chain, context)
+            chain, actions_BHA, context = actor.explore(params, key, *actor.put((id_B, obs)))
+        with timers.measure("transfer"):  # of the decision before this one, while the devices compute
+            book.settle()
+        with timers.measure("inference"):
+            chain, actions_BHA = jax.device_get((chain, actions_BHA))
+            book.add(turn, chain, obs if context is None else context)
             return actor.decode(actions_BHA, turn)
 
     results = episodes.play(pool, names, schedule, decide, timers, finished=finished, forget=book.forget)
+    with timers.measure("transfer"):
+        book.settle()
     return book.rollout(results), results
 
 
@@ -82,14 +92,15 @@ def max_decisions(spec, action_chunk: int) -> int:
 class _Book:
     """Decisions of a rollout as they come in, by (decision, episode)."""
 
-    def __init__(self, num_episodes: int, num_decisions: int):
-        self.num_decisions = num_decisions
+    def __init__(self, num_episodes: int, num_decisions: int, buffer: rows.Buffer | None):
+        self.num_decisions, self.buffer = num_decisions, buffer
         shape = (num_decisions + 1, num_episodes)  # one more row: the observation after the last decision
         self.reward = np.zeros(shape, np.float32)
         self.value = np.zeros(shape, np.float32)
         self.terminated = np.zeros(shape, bool)
         self.truncated = np.zeros(shape, bool)
-        self.rows = {}  # (episode, decision) -> (chain row, context row)
+        self.chain, self.context = {}, {}  # (episode, decision) -> row; a context row of the buffer is its place there
+        self.arriving = None  # the last (names, positions in the batch, context) while it crosses to the host
 
     def add(self, turn: episodes.Turn, chain: types.Chain, context):
         """Outcome of the previous decisions, and the new ones of the episodes that go on."""
@@ -98,22 +109,42 @@ class _Book:
         self.terminated[c, e] = turn.step.terminated
         self.truncated[c, e] = turn.step.truncated
         self.value[c, e] = chain.value[turn.row]
-        for i in np.flatnonzero(~turn.finished):
-            row = turn.row[i]
-            self.rows[int(e[i]), int(c[i])] = jax.tree.map(lambda leaf, row=row: leaf[row], (chain, context))
+        goes_on = np.flatnonzero(~turn.finished)
+        names = list(zip(e[goes_on].tolist(), c[goes_on].tolist(), strict=True))
+        self.chain |= zip(names, _split(chain, turn.row[goes_on]), strict=True)
+        if self.buffer is not None:
+            self.context |= zip(names, self.buffer.write(context, turn.row[goes_on]).at_R, strict=True)
+            return
+        for leaf in jax.tree.leaves(context):
+            if isinstance(leaf, jax.Array):
+                leaf.copy_to_host_async()
+        self.arriving = names, turn.row[goes_on], context
+
+    def settle(self):
+        """Wait until the context of the last decisions has reached the host."""
+        if self.arriving is not None:
+            names, row, context = self.arriving
+            self.context |= zip(names, _split(jax.device_get(context), row), strict=True)
+            self.arriving = None
 
     def forget(self, e: int):
         """The episode is played again from its start, or never."""
+        self.settle()
         for array in (self.reward, self.value, self.terminated, self.truncated):
             array[:, e] = 0
-        self.rows = {key: row for key, row in self.rows.items() if key[0] != e}
+        if self.buffer is not None:
+            self.buffer.free(at for (episode, _), at in self.context.items() if episode == e)
+        self.chain, self.context = ({k: v for k, v in x.items() if k[0] != e} for x in (self.chain, self.context))
 
     def rollout(self, results: list[episodes.Result]) -> types.Rollout:
-        """Everything as arrays, rows ordered by (episode, decision)."""
-        order = sorted(self.rows)
+        """Everything as arrays, but for the context (core/rows.py); rows ordered by (episode, decision)."""
+        order = sorted(self.chain)
         if not order:
             raise RuntimeError(f"all {len(results)} episodes of the rollout were lost with their simulators; see the log")
-        chain, context = jax.tree.map(lambda *rows: np.stack(rows), *[self.rows[key] for key in order])
+        chain = jax.tree.map(lambda *leaves: np.stack(leaves), *[self.chain[key] for key in order])
+        context = [self.context[key] for key in order]
+        if self.buffer is not None:
+            context = rows.OnDevice(self.buffer, np.array(context, np.int32))
         lengths_E = np.array([result.num_decisions for result in results])
         steps_C1 = np.arange(self.num_decisions)[:, None]
         return types.Rollout(
@@ -122,3 +153,8 @@ class _Book:
             reward_CE=self.reward[1:], value_CE=self.value[:-1], next_value_CE=self.value[1:],
             terminated_CE=self.terminated[1:], truncated_CE=self.truncated[1:], valid_CE=steps_C1 < lengths_E,
         )
+
+
+def _split(batch, index_n):
+    """Rows of a batch, as views."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in index_n]
