@@ -116,7 +116,7 @@ def _network(values, settings, num_envs, stack):
     identity = build.checkpoint_identity(run_dir, values.iteration)
     pool = stack.enter_context(build.open_envs(settings, num_envs))
     chosen, instructions = config.playable(settings.raw, pool.spec), pool.spec.instructions
-    to_model = build.transform(settings, norm_stats, [instructions[task] for task in chosen.tasks])
+    to_model = build.transform(settings, norm_stats, [instructions[task] for task in chosen.tasks], only_these=True)
     actor = build.actor(settings, mesh, to_model, instructions)
     batch_size = num_envs // settings.schedule.num_groups
     decide = policy(settings, actor, params, pool.spec, batch_size, timeline.Timers())

@@ -156,7 +156,8 @@ def _taught(run):
 
 
 def _actor(run, norm_stats):
-    to_model = build.transform(run.settings, norm_stats, [run.instructions[task] for task in run.starts.tasks])
+    played = [run.instructions[task] for task in run.starts.tasks]
+    to_model = build.transform(run.settings, norm_stats, played, only_these=True)
     return build.actor(run.settings, run.mesh, to_model, run.instructions)
 
 

@@ -1,12 +1,14 @@
 """What build.py adds to the parts it puts together."""
 
 import jax
+import numpy as np
 import pytest
 
 from configs import probe as recipe
 from pirl_jax import build
 from pirl_jax import config
 from pirl_jax.core import mesh as meshes
+from pirl_jax.policy import observation
 from pirl_jax.rollout import collector
 
 
@@ -20,3 +22,39 @@ def test_an_annealed_noise_level_reaches_the_sampler(iteration, level):
     assert float(at.explore(None, None, None, None)) == pytest.approx(level)
     page.model.noise_anneal = False
     assert build.at_iteration(actor, config.settings(page), iteration, mesh) is actor
+
+
+PROMPTS = ["push the cube", "lift it"]
+
+
+@pytest.mark.parametrize("pi05", [False, True], ids=["pi0", "pi05 with the state in the prompt"])
+def test_prompts_in_a_short_bucket_give_the_same_decisions(pi05):
+    """Padding is masked out and positions do not count it; what is left is rounding."""
+    page = recipe.get_config()
+    page.model.update(max_token_len=100, pi05=pi05, discrete_state=pi05)
+    settings, mesh = config.settings(page), meshes.make_mesh(1, 1, jax.devices()[:1])
+    long, short = (
+        build.transform(settings, build.given_stats(settings), PROMPTS, only_these=only) for only in (False, True)
+    )
+    longest = observation.check(long, PROMPTS)
+    assert longest <= short.max_token_len < longest + 16 and short.max_token_len % 16 == 0 and long.max_token_len == 100
+    params, generator = build.fresh_params(settings, mesh, jax.random.key(0)), np.random.default_rng(0)
+    images, state = generator.integers(0, 256, (4, 2, 16, 16, 3), np.uint8), generator.uniform(-1, 1, (4, 8)).astype(np.float32)
+    chains = []
+    for to_model in (long, short):
+        actor = build.actor(settings, mesh, to_model, PROMPTS)
+        obs = observation.encode(to_model, images, state, [PROMPTS[0], PROMPTS[1]] * 2)
+        assert obs.token_mask.sum(1).max() <= longest
+        chain, _, prefix = actor.explore(params, jax.random.key(1), *actor.put((np.arange(4, dtype=np.int32), obs)))
+        assert prefix.mask.shape[1] == prefix.k.shape[2] == 2 * settings.policy.model.image_tokens + to_model.max_token_len
+        chains.append(chain)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *chains)
+
+
+@pytest.mark.parametrize("limit, bucket", [(20, 20), (17, 17), (48, 32)])
+def test_no_bucket_is_longer_than_the_page_allows(limit, bucket):
+    page = recipe.get_config()
+    page.model.max_token_len = limit
+    settings = config.settings(page)
+    prompt = "push it forward "  # 17 tokens with its first and last
+    assert build.transform(settings, build.given_stats(settings), [prompt], only_these=True).max_token_len == bucket

@@ -299,7 +299,8 @@ def update(
         if cfg.target_kl and _mean_kl(history[-len(index[0]) :]) > cfg.target_kl:
             break
     state = state.replace(iteration=_increment(state.iteration))
-    return state, _summary(jax.device_get(history), cfg) | {"actor/epochs": float(epoch + 1)}
+    counts = {"actor/epochs": float(epoch + 1), "actor/padded_rows": 1.0 - len(row_R) / keep.size}  # every epoch deals alike
+    return state, _summary(jax.device_get(history), cfg) | counts
 
 
 def _take(data: Minibatch, index_B, keep_B):
