@@ -75,6 +75,23 @@ def embed(params: dict, tokens_BT: jax.Array, dtype: str) -> jax.Array:
     return (x * jnp.sqrt(x.shape[-1]).astype(x.dtype)).astype(dtype)
 
 
+def modulations(params: dict, cond_ND: jax.Array, *, expert: int, dtype: str) -> dict:
+    """What the adaptive norms of an expert make of N conditions: {norm: scale, shift and gate, [N,L,3D] or (final) [N,3D]}.
+
+    They depend on nothing but the condition, so one row serves all tokens, and all rows of a batch that have it in common.
+    """
+
+    def dense(norm):
+        return (norm["Dense_0"][name].astype(dtype) for name in ("kernel", "bias"))
+
+    out, end = {}, _suffix(expert)
+    for name in ("pre_attention_norm", "pre_ffw_norm"):
+        kernel_LDF, bias_LF = dense(params["layers"][f"{name}{end}"])
+        out[name] = jnp.einsum("ND,LDF->NLF", cond_ND.astype(dtype), kernel_LDF) + bias_LF[None]
+    kernel_DF, bias_F = dense(params[f"final_norm{end}"])
+    return out | {"final_norm": cond_ND.astype(dtype) @ kernel_DF + bias_F[None]}
+
+
 def forward(
     params: dict,
     x_BTD: jax.Array,
@@ -85,14 +102,14 @@ def forward(
     expert: int,
     remat_policy: str,
     past: tuple[jax.Array, jax.Array] | None = None,
-    cond_BD: jax.Array | None = None,
+    modulation: dict | None = None,
     hidden: bool = True,
 ) -> tuple[jax.Array | None, jax.Array, jax.Array]:
     """All layers of one expert.
 
     Args:
       past: keys (rotated) and values [L,B,P,K,h] that are placed before this pass's own; S = P + T.
-      cond_BD: condition of adaptive norms, None for plain norms.
+      modulation: of adaptive norms, B rows of modulations(); None for plain norms.
       hidden: False when only keys and values are wanted.  Then the last layer's query, attention and feed-forward,
         which nothing reads, are skipped.
 
@@ -101,8 +118,8 @@ def forward(
     """
 
     def layer(x, inputs):
-        layer_params, layer_past, is_last = inputs
-        y, gate = rms_norm(layer_params["pre_attention_norm"], x, cond_BD)
+        layer_params, layer_past, modulated, is_last = inputs
+        y, gate = rms_norm(layer_params["pre_attention_norm"], x, modulated.get("pre_attention_norm"))
         k, v = _keys_values(layer_params["attn"], y, position_BT, cfg)
 
         def rest(x):
@@ -112,7 +129,7 @@ def forward(
             encoded = _attend(q, keys, values, mask_BTS)
             out = lora.einsum(layer_params["attn"]["attn_vec_einsum"], "BTNh,NhD->BTD", encoded, cfg.lora)
             x = x + _gated(out, gate)
-            z, ffw_gate = rms_norm(layer_params["pre_ffw_norm"], x, cond_BD)
+            z, ffw_gate = rms_norm(layer_params["pre_ffw_norm"], x, modulated.get("pre_ffw_norm"))
             return x + _gated(lora.feed_forward(layer_params["mlp"], z, cfg.lora), ffw_gate)
 
         # A branch inside the scan, not a scan over L - 1 layers: slicing stacked weights would copy all of them.
@@ -120,24 +137,24 @@ def forward(
         return x, (k, v)
 
     is_last_L = jnp.arange(cfg.depth) == cfg.depth - 1
-    layers = _select(params["layers"], expert)
-    x, (k, v) = jax.lax.scan(remat.wrap(layer, remat_policy), x_BTD, (layers, past, is_last_L), unroll=remat.unroll(cfg.depth))
+    modulation = modulation or {}
+    by_layer = {name: x.swapaxes(0, 1) for name, x in modulation.items() if name != "final_norm"}
+    inputs = _select(params["layers"], expert), past, by_layer, is_last_L
+    x, (k, v) = jax.lax.scan(remat.wrap(layer, remat_policy), x_BTD, inputs, unroll=remat.unroll(cfg.depth))
     if not hidden:
         return None, k, v
-    x, _ = rms_norm(params[f"final_norm{_suffix(expert)}"], x, cond_BD)
+    x, _ = rms_norm(params[f"final_norm{_suffix(expert)}"], x, modulation.get("final_norm"))
     return x, k, v
 
 
-def rms_norm(params: dict, x_BTD: jax.Array, cond_BD: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
-    """Normalised x in the dtype of x, and the gate of the residual branch (None without condition)."""
+def rms_norm(params: dict, x_BTD: jax.Array, modulation_BF: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    """Normalised x in the dtype of x, and the gate of the residual branch (None without modulation)."""
     x = x_BTD.astype(jnp.float32)
     x = x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
-    if cond_BD is None:
+    if modulation_BF is None:
         scale = params["scale"].astype(jnp.float32)  # 1 + a bfloat16 scale would be rounded to 8 bits
         return (x * (1 + scale)[None, None]).astype(x_BTD.dtype), None
-    dense = jax.tree.map(lambda p: p.astype(x_BTD.dtype), params["Dense_0"])
-    modulation = cond_BD.astype(x_BTD.dtype) @ dense["kernel"] + dense["bias"][None]
-    scale, shift, gate = jnp.split(modulation[:, None], 3, axis=-1)
+    scale, shift, gate = jnp.split(modulation_BF[:, None], 3, axis=-1)
     return (x * (1 + scale) + shift).astype(x_BTD.dtype), gate
 
 
