@@ -57,6 +57,7 @@ def _model():
         pi05=False,  # pi0.5: time conditions every expert norm (adaRMS), no state token
         dtype="bfloat16",  # compute dtype
         frozen_dtype="float32",  # of the weights that do not train, once training starts: float32 | bfloat16
+        attention="auto",  # over the prefix: cudnn (fused) | xla | auto = cudnn where a test on the device gives xla's numbers
         image_size_px=224,
         action_dim=32,  # model action dims; the simulator's 7 are zero-padded to it
         action_horizon=50,  # H, actions the model denoises per decision

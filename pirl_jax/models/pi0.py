@@ -76,7 +76,7 @@ def prefill(params: dict, obs: types.Observation, cfg: variants.Pi0Config, *, hi
     attend_BSS = attention_mask(mask_BS, jnp.zeros(mask_BS.shape[1], bool))
     out, k, v = gemma.forward(
         params["PaliGemma"]["llm"], x_BSD, positions(mask_BS), attend_BSS, cfg.paligemma,
-        expert=0, remat_policy=cfg.remat, hidden=hidden)
+        expert=0, remat_policy=cfg.remat, hidden=hidden, attend_by=cfg.attention)
     return Prefix(k, v, mask_BS, obs.state, out)
 
 
@@ -183,6 +183,7 @@ def decode(
     """Expert 1 over the whole suffix: final states [B,T,D], its keys and values [L,B,T,K,h]."""
     x_BTD, starts_T = embed_suffix(params, prefix.state, x_BHA, t_B, cfg)
     mask_BTS, position_BT = suffix_attention(prefix.mask, starts_T)
+    # Not by cfg.attention: few queries, and an odd number of them, which fused kernels do not take.
     return gemma.forward(
         params["PaliGemma"]["llm"], x_BTD.astype(cfg.dtype), position_BT, mask_BTS, cfg.expert,
         expert=1, remat_policy=cfg.remat, past=(prefix.k, prefix.v), modulation=modulation or modulations(params, t_B, cfg))
