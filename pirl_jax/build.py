@@ -108,7 +108,8 @@ def transform(settings, stats: normalize.NormStats, instructions, *, only_these:
     result = observation.Transform(
         tokenizer=tokenizer.load(model.tokenizer), stats=stats, norm_mode=model.norm_mode,
         delta_actions=model.delta_actions, discrete_state=model.discrete_state, image_size_px=model.image_size_px,
-        max_token_len=model.max_token_len, action_dim=model.action_dim, env_action_dim=model.action_env_dim,
+        resize=model.resize, max_token_len=model.max_token_len, action_dim=model.action_dim,
+        env_action_dim=model.action_env_dim,
     )
     longest = observation.check(result, instructions)
     if not only_these:

@@ -80,6 +80,7 @@ def settings(raw: ml_collections.ConfigDict) -> Settings:
         ("model.norm_mode", raw.model.norm_mode, normalize.MODES),
         ("model.dtype", raw.model.dtype, ("float32", "bfloat16")),
         ("model.frozen_dtype", raw.model.frozen_dtype, ("float32", "bfloat16")),
+        ("model.resize", raw.model.resize, ("host", "device")),
         ("model.attention", raw.model.attention, ("auto", *attention.IMPLEMENTATIONS)),
         ("model.gradient_checkpointing", raw.model.gradient_checkpointing, remat.POLICIES),
         ("env.render_quality", raw.env.render_quality, ("exact", "light")),

@@ -15,6 +15,7 @@ from pirl_jax.core import spec
 from pirl_jax.core import types
 from pirl_jax.models import gemma
 from pirl_jax.models import linear
+from pirl_jax.models import resize
 from pirl_jax.models import siglip
 from pirl_jax.models import variants
 
@@ -146,7 +147,7 @@ def sample(
 def embed_prefix(params: dict, obs: types.Observation, cfg: variants.Pi0Config) -> tuple[jax.Array, jax.Array]:
     """Tokens of all cameras, then of the prompt: [B,S,D] in the compute dtype, and their validity [B,S]."""
     B, V = obs.images.shape[:2]
-    images = to_float(obs.images).reshape(B * V, *obs.images.shape[2:])
+    images = to_float(resize.with_pad(obs.images, *cfg.image_size)).reshape(B * V, *cfg.image_size, 3)
     seen = siglip.encode(params["PaliGemma"]["img"], images, cfg.siglip, cfg.dtype, cfg.remat)
     tokens_per_image, width = seen.shape[1:]
     text = gemma.embed(params["PaliGemma"]["llm"], obs.tokens, cfg.dtype)
