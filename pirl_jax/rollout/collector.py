@@ -38,10 +38,13 @@ class Actor:
         return observation.decode(self.transform, actions_nHA, turn.step.state)[:, : self.action_chunk]
 
 
-def collect(actor: Actor, params, key, pool, names: list[episodes.Episode], schedule: episodes.Schedule, timers, finished=None):
+def collect(
+    actor: Actor, params, key, pool, names: list[episodes.Episode], schedule: episodes.Schedule, timers, finished=None, begun=None
+):
     """Play `names` with exploration -> (types.Rollout, list of episodes.Result).  Lost episodes have no valid decision.
 
     timers: measures "inference", and "transfer", the time spent waiting for context rows on their way to the host.
+    begun: see episodes.play.
     """
     book = _Book(len(names), max_decisions(pool.spec, actor.action_chunk), actor.buffer)
     batch_size = pool.num_envs // schedule.num_groups
@@ -58,7 +61,7 @@ def collect(actor: Actor, params, key, pool, names: list[episodes.Episode], sche
             book.add(turn, chain, obs if context is None else context)
             return actor.decode(actions_BHA, turn)
 
-    results = episodes.play(pool, names, schedule, decide, timers, finished=finished, forget=book.forget)
+    results = episodes.play(pool, names, schedule, decide, timers, finished=finished, forget=book.forget, begun=begun)
     with timers.measure("transfer"):
         book.settle()
     return book.rollout(results), results
