@@ -154,6 +154,11 @@ def actor(settings, on_mesh, to_model: observation.Transform, instructions) -> c
     )
 
 
+def evaluation_key(settings) -> jax.Array:
+    """Where the start noise of evaluations and of the policy server comes from."""
+    return rng.named(jax.random.key(settings.raw.seed), "evaluation")
+
+
 def at_iteration(the_actor: collector.Actor, settings, iteration: int, on_mesh) -> collector.Actor:
     """The actor with the noise level of an iteration."""
     model = settings.raw.model

@@ -51,7 +51,7 @@ def collect(
 
     def decide(turn):
         with timers.measure("inference"):
-            id_B = _decision_ids(turn, batch_size, book.num_decisions)
+            id_B = _batch_ids(turn, batch_size, book.num_decisions)
             obs = actor.encode(turn, batch_size)
             chain, actions_BHA, context = actor.explore(params, key, *actor.put((id_B, obs)))
         with timers.measure("transfer"):  # of the decision before this one, while the devices compute
@@ -73,17 +73,22 @@ def exploit(actor: Actor, params, key, spec, batch_size: int, timers) -> episode
 
     def decide(turn):
         with timers.measure("inference"):
-            id_B = _decision_ids(turn, batch_size, limit)
+            id_B = _batch_ids(turn, batch_size, limit)
             actions_BHA = actor.exploit(params, key, *actor.put((id_B, actor.encode(turn, batch_size))))
             return actor.decode(jax.device_get(actions_BHA), turn)
 
     return decide
 
 
-def _decision_ids(turn: episodes.Turn, batch_size: int, num_decisions: int) -> np.ndarray:
-    """[B] int32, one number per (episode, decision): a row draws its noise by name, wherever it stands in a batch."""
+def decision_ids(turn: episodes.Turn, num_decisions: int) -> np.ndarray:
+    """[n], one number per (episode, decision): a row draws its noise by name, wherever it stands in a batch."""
+    return turn.episode * num_decisions + np.minimum(turn.decision, num_decisions - 1)
+
+
+def _batch_ids(turn: episodes.Turn, batch_size: int, num_decisions: int) -> np.ndarray:
+    """[B] int32, decision_ids at their rows."""
     id_B = np.zeros(batch_size, np.int32)
-    id_B[turn.row] = turn.episode * num_decisions + np.minimum(turn.decision, num_decisions - 1)
+    id_B[turn.row] = decision_ids(turn, num_decisions)
     return id_B
 
 
