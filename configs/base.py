@@ -111,6 +111,7 @@ def _algorithm():
         filter_rewards=False,  # learn from groups only whose mean score lies in the bounds
         rewards_lower_bound=0.1,
         rewards_upper_bound=0.9,
+        max_episodes_per_iteration=0,  # filtered groups and such of equal scores are replaced up to here (DAPO); 0 = off
         gamma=0.99,  # discount per decision
         gae_lambda=0.95,
         bootstrap_truncated=False,  # value of the last observation after a time limit; False: as RLinf, 0

@@ -31,7 +31,7 @@ POSITIVE = (
 )  # fmt: skip
 NOT_NEGATIVE = (
     ("env", "restarts_per_hour"), ("env", "recycle_episodes"), ("env", "recycle_growth_gb"), ("eval", "episodes_per_task"),
-    ("eval", "episodes_during_training"),
+    ("eval", "episodes_during_training"), ("algorithm", "max_episodes_per_iteration"),
 )  # fmt: skip
 SUITES = (*libero_files.SUITES, "tabletop", *(f"probe_{name}" for name in probes.PROBES))
 PREFIX_CACHES = ("auto", "device", "host", "recompute")
@@ -107,6 +107,8 @@ def _check_counts(raw):
         ("eval.num_envs", raw.eval.num_envs, "rollout.num_groups", raw.rollout.num_groups),
         ("algorithm.minibatch_size", raw.algorithm.minibatch_size, "algorithm.microbatch_size", raw.algorithm.microbatch_size),
         ("rollout.episodes_per_iteration", raw.rollout.episodes_per_iteration, "algorithm.group_size", raw.algorithm.group_size),
+        ("algorithm.max_episodes_per_iteration", raw.algorithm.max_episodes_per_iteration, "algorithm.group_size",
+         raw.algorithm.group_size),
     )
     for name, value, divisor_name, divisor in divisions:
         if value % divisor:
@@ -177,6 +179,12 @@ def check_training(raw):
         raise ValueError(
             f"algorithm.adv_type={raw.algorithm.adv_type!r} does not go with algorithm.group_size={raw.algorithm.group_size} and "
             f"algorithm.filter_rewards={raw.algorithm.filter_rewards}; groups of at least 2 and the filter are for adv_type=grpo"
+        )
+    budget, first = raw.algorithm.max_episodes_per_iteration, raw.rollout.episodes_per_iteration
+    if budget and (budget < first or not raw.algorithm.filter_rewards):
+        raise ValueError(
+            f"algorithm.max_episodes_per_iteration={budget} replaces filtered groups: it needs algorithm.filter_rewards=True and "
+            f"at least rollout.episodes_per_iteration={first}; 0 switches it off"
         )
     if not critic and raw.algorithm.critic_warmup_iterations:
         raise ValueError(

@@ -14,6 +14,7 @@ import sys
 
 from absl import flags
 import jax
+import numpy as np
 
 from pirl_jax import build
 from pirl_jax import command
@@ -32,6 +33,7 @@ from pirl_jax.monitor import progress
 from pirl_jax.monitor import report
 from pirl_jax.monitor import timeline
 from pirl_jax.policy import normalize
+from pirl_jax.rl import groups
 from pirl_jax.rollout import collector
 from pirl_jax.rollout import episodes
 from pirl_jax.rollout import starts
@@ -212,21 +214,24 @@ def _encoded_demonstrations(run):
 def _iteration(run, update_minibatch, state, iteration, step, encoded):
     """One rollout and its updates -> state, metrics."""
     key, cfg, faults = rng.named(run.key, "iteration", iteration), run.settings.update, run.pool.counters()
+    raw, count = run.settings.raw, run.settings.raw.rollout.episodes_per_iteration
     actor = build.at_iteration(run.actor, run.settings, iteration, run.mesh)
     if actor.buffer is not None:
-        decisions = collector.max_decisions(run.pool.spec, actor.action_chunk)
-        actor.buffer.clear(run.settings.raw.rollout.episodes_per_iteration * decisions)
+        most = max(count, cfg.max_episodes_per_iteration)
+        actor.buffer.clear(most * collector.max_decisions(run.pool.spec, actor.action_chunk))
     rollout, played = _rollout(run, actor, state.params, key, iteration, step)
-    if iteration + 1 < run.settings.raw.num_iterations and not _evaluation_due(run.settings.raw, iteration + 1):
-        run.begun = episodes.begin(run.pool, _names(run, iteration + 1), run.settings.schedule)
+    if iteration + 1 < raw.num_iterations and not _evaluation_due(raw, iteration + 1):
+        run.begun = episodes.begin(run.pool, _names(run, iteration + 1, count), run.settings.schedule)
     with run.timers.measure("update"):
         data = update.rows(rollout, cfg)
         drawn = itertools.repeat(None)
         if encoded is not None:
-            drawn = teach.batches(encoded, run.settings.raw.sft.batch_size, rng.named(key, "demonstrations"))
+            drawn = teach.batches(encoded, raw.sft.batch_size, rng.named(key, "demonstrations"))
         shuffle = rng.named(key, "shuffle")
         state, metrics = update.update(update_minibatch, state, data, shuffle, cfg, demonstrations=lambda: next(drawn))
     metrics |= stats.episode_metrics(played) | stats.fault_metrics(faults, run.pool.counters())
+    if not cfg.uses_critic:
+        metrics |= stats.group_metrics(_useful(played, cfg), cfg.group_size)
     return state, metrics | stats.rollout_metrics(rollout, data) | _times(run.timers)
 
 
@@ -235,24 +240,38 @@ def _evaluation_due(raw, iteration):
 
 
 def _rollout(run, actor, params, key, iteration, step):
-    """Episodes of one iteration."""
-    names, done, begun = _names(run, iteration), itertools.count(1), run.begun
-    run.begun = None
+    """Episodes of one iteration; where the algorithm has a budget for it, groups without a signal are replaced by fresh ones."""
+    raw, cfg, done, begun = run.settings.raw, run.settings.update, itertools.count(1), run.begun
+    count, group_size, run.begun = raw.rollout.episodes_per_iteration, cfg.group_size, None
+
+    def more(results):
+        useful_E = _useful(results, cfg)
+        kept, played = useful_E.reshape(-1, group_size).any(1).sum(), len(results) // group_size
+        fresh = groups.fresh(count // group_size, kept, played, cfg.max_episodes_per_iteration // group_size)
+        useless = np.flatnonzero(~useful_E) if kept else ()  # an update needs rows even to skip them
+        return _names(run, iteration, fresh * group_size, len(results)), useless
 
     def finished(e, result):
-        step(0, f"rollout {next(done)}/{len(names)} episodes")
+        step(0, f"rollout {next(done)}/{max(count, cfg.max_episodes_per_iteration)} episodes")
 
     return collector.collect(
-        actor, params, rng.named(key, "actions"), run.pool, names, run.settings.schedule, run.timers, finished, begun
-    )
+        actor, params, rng.named(key, "actions"), run.pool, _names(run, iteration, count), run.settings.schedule, run.timers,
+        bootstrap_truncated=cfg.uses_critic and cfg.bootstrap_truncated, finished=finished, begun=begun,
+        more=more if cfg.max_episodes_per_iteration else None,
+    )  # fmt: skip
 
 
-def _names(run, iteration):
+def _names(run, iteration, count, played=0):
     """Which episodes an iteration plays."""
     raw = run.settings.raw
     return starts.training(
-        run.starts, raw.rollout.episodes_per_iteration, raw.algorithm.group_size, raw.rollout.start_order, raw.seed, iteration
+        run.starts, count, raw.algorithm.group_size, raw.rollout.start_order, raw.seed, iteration, played
     )
+
+
+def _useful(results, cfg):
+    """Episodes [E] that the update learns from."""
+    return update.useful([result.reward for result in results], [not result.lost for result in results], cfg)
 
 
 def _times(timers):

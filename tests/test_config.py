@@ -120,6 +120,7 @@ def test_a_bad_value_is_named_with_its_remedy(name, value, remedy):
 @pytest.mark.parametrize("fields, remedy", [
     (dict(adv_type="grpo", group_size=8), "has no critic; set model.add_value_head=False"),
     (dict(sft_loss_weight=0.1), "needs demonstrations; set sft.demonstrations (it is 0) to at least 1"),
+    (dict(max_episodes_per_iteration=1024), "replaces filtered groups: it needs algorithm.filter_rewards=True"),
     (dict(filter_rewards=True), "groups of at least 2 and the filter are for adv_type=grpo"),
 ])  # fmt: skip
 def test_algorithm_and_critic_go_together(fields, remedy):

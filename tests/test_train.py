@@ -122,6 +122,44 @@ def test_grpo_with_learned_noise_an_anchor_and_an_average(tmp_path):
     assert list(json.loads((run / "table.json").read_text())["rows"]) == ["before", "GRPO"]
 
 
+def dynamic(directory, num_iterations, *arguments, **fields):
+    """Three groups of 4 per iteration, and up to three to replace those whose mean reward is below 0."""
+    return start("probe.py", directory, *arguments, num_iterations=num_iterations, run__save_every=1, eval__baseline=False, **dict(
+        env__suite="probe_action", model__add_value_head=False, algorithm__adv_type="grpo", algorithm__group_size=4,
+        algorithm__filter_rewards=True, algorithm__rewards_lower_bound=0.0, algorithm__rewards_upper_bound=2.0,
+        algorithm__max_episodes_per_iteration=24,
+    ) | fields)  # fmt: skip
+
+
+def test_groups_without_a_signal_are_replaced(tmp_path):
+    """Dynamic sampling, and a resumed run plays the same groups, here with prefixes that stay on the device."""
+    rows = log.read(dynamic(tmp_path / "whole", 4), timing=False)[:4]
+    played, kept, dropped = ([row[f"rollout/groups{end}"] for row in rows] for end in ("", "_kept", "_dropped"))
+    assert max(played) > 3, "some were replaced"
+    assert [k == 3 or p == 6 for k, p in zip(kept, played, strict=True)] == [True] * 4
+    for row, p, k, d in zip(rows, played, kept, dropped, strict=True):
+        assert p == k + d and row["env/num_trajectories"] == row["rollout/decisions"] == 4 * p
+        assert not k or row["rollout/returns_mean"] > 0 and row["actor/updates"] == 4 * -(-4 * k // 8)
+    run = dynamic(tmp_path / "resumed", 2, rollout__prefix_cache="device")
+    shutil.rmtree(run / "checkpoints" / "2")
+    dynamic(run, 4, "--resume", "auto", rollout__prefix_cache="device")
+    assert log.read(run, timing=False)[:4] == rows
+    assert_equal_states(saved(run, 4), saved(tmp_path / "whole", 4))
+
+
+def test_the_budget_ends_the_search_for_a_signal(tmp_path):
+    """Every episode of this probe has reward 1 or -1 by its start state: all scores of a group are equal."""
+    run = dynamic(tmp_path, 1, env__suite="probe_observed", algorithm__rewards_lower_bound=-2.0)
+    row, _ = log.read(run)
+    assert [row[f"rollout/groups{end}"] for end in ("", "_kept", "_dropped")] == [6, 0, 6]
+    assert row["env/num_trajectories"] == 24 and row["actor/skipped_updates"] == row["actor/updates"] > 0
+    assert -1 < row["env/return"] < 1, "fresh start states"
+    before, after = saved(run, 0), saved(run, 1)
+    for name in before:
+        if name.startswith("params/"):
+            np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+
 def test_a_checkpoint_of_another_size_does_not_fit(half, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         start("probe.py", tmp_path / "run", model__checkpoint=half / "checkpoints", model__value_hidden="16,16")

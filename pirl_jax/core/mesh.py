@@ -4,6 +4,7 @@
 """
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
@@ -55,6 +56,16 @@ def put_batch(tree, mesh: Mesh):
         return jax.make_array_from_process_local_data(sharding, x)
 
     return jax.tree.map(put, tree)
+
+
+def over_hosts(x: float) -> np.ndarray:
+    """The number x of every process [P], float64.  All processes must call it together."""
+    if jax.process_count() == 1:
+        return np.array([x], np.float64)
+    # As bytes, because JAX would round it to float32; the transfer is the purpose.
+    with jax.transfer_guard("allow"):
+        words_P2 = np.asarray(multihost_utils.process_allgather(np.float64([x]).view(np.uint32)))
+    return np.ascontiguousarray(words_P2).view(np.float64)[:, 0]
 
 
 def replicate(tree, mesh: Mesh):

@@ -87,15 +87,6 @@ def take(rows, index_B):
     return jax.tree.map(lambda x: np.asarray(x)[index_B], rows)
 
 
-def concatenate(parts: list):
-    """Rows of several rollouts as one."""
-    if isinstance(parts[0], OnDevice):
-        return OnDevice(parts[0].buffer, np.concatenate([part.at_R for part in parts]))
-    if isinstance(parts[0], list):
-        return sum(parts, [])
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-
-
 def put(rows, mesh: jax.sharding.Mesh):
     """What a minibatch took, onto the devices; rows that are there already only come together."""
     if isinstance(rows, OnDevice):

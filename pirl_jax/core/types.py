@@ -49,7 +49,8 @@ def unknown(field: str, value, choices) -> ValueError:
 
 @struct.dataclass
 class Rollout:
-    """Whole episodes played by one behaviour policy; host arrays.  R = valid decisions, in (episode, decision) order."""
+    """Whole episodes played by one behaviour policy; host arrays.  R = valid decisions, in (episode, decision) order; without those of
+    groups that dynamic sampling has replaced."""
 
     context: object  # R rows (core/rows.py) the learner conditions on: Observation, or the prefix of a frozen VLM
     chain: Chain  # rows [R,...]
@@ -57,7 +58,7 @@ class Rollout:
     episode_R: jax.Array  # int32, index e of each row's episode
     reward_CE: jax.Array  # float32, sum over the executed steps of the decision
     value_CE: jax.Array  # float32, behaviour policy's estimate
-    next_value_CE: jax.Array  # float32, of the observation after the decision (the last one of the episode included)
+    next_value_CE: jax.Array  # float32, of the observation after the decision; 0 after success, or where nothing bootstraps
     terminated_CE: jax.Array  # bool, success: nothing follows
     truncated_CE: jax.Array  # bool, time limit
     valid_CE: jax.Array  # bool, False after the end of the episode

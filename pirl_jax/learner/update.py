@@ -12,7 +12,6 @@ import dataclasses
 
 from flax import struct
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
@@ -37,6 +36,7 @@ class UpdateConfig:
     filter_rewards: bool = False  # learn from groups only whose mean score lies in the bounds
     rewards_lower_bound: float = 0.1
     rewards_upper_bound: float = 0.9
+    max_episodes_per_iteration: int = 0  # filtered groups and such of equal scores are replaced up to here (DAPO); 0 = off
     gamma: float = 0.99  # per decision
     gae_lambda: float = 0.95
     bootstrap_truncated: bool = False  # False: a time limit counts as an end of value 0
@@ -115,28 +115,30 @@ def _critic(rollout, cfg):
         cfg.gamma, cfg.gae_lambda, rollout.valid_CE,
     )  # fmt: skip
     if cfg.normalize_advantages:
-        advantage_CE = advantages.normalize(advantage_CE, rollout.valid_CE)
+        advantage_CE = advantages.normalize(advantage_CE, rollout.valid_CE, total=lambda x: meshes.over_hosts(x).sum(0))
     return advantage_CE, return_CE, np.ones(advantage_CE.shape[1], bool)
 
 
 def _group_relative(rollout, cfg):
     """Every decision of an episode has the advantage of the episode.  Lost episodes, which have no valid decision, count for
     nothing; filtered groups get no weight, so that they reach neither the network nor a denominator."""
-    score_E, valid_E = np.where(rollout.valid_CE, rollout.reward_CE, 0.0).sum(0), rollout.valid_CE.any(0)
+    score_E = np.where(rollout.valid_CE, rollout.reward_CE, 0.0).sum(0, dtype=np.float64)  # as episodes.Result adds it up
+    valid_E = rollout.valid_CE.any(0)
     group_E = groups.of_episodes(len(score_E), cfg.group_size)
     advantage_E = advantages.group_relative(score_E, group_E, cfg.adv_type, valid_E)
-    keep_E = valid_E
-    if cfg.filter_rewards:
-        keep_E = groups.within(score_E, group_E, cfg.rewards_lower_bound, cfg.rewards_upper_bound, valid_E)
+    keep_E = useful(score_E, valid_E, cfg)
     spread = lambda x_E: np.broadcast_to(x_E.astype(np.float32), rollout.valid_CE.shape)  # noqa: E731
     return spread(advantage_E), spread(score_E), keep_E
 
 
-def concatenate(parts: list[Minibatch]) -> Minibatch:
-    """Rows of several rollouts of one behaviour policy as one; for dynamic sampling (rl/groups.py)."""
-    context = context_rows.concatenate([part.context for part in parts])
-    arrays = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part.replace(context=None) for part in parts))
-    return arrays.replace(context=context)
+def useful(score_E, valid_E, cfg: UpdateConfig):
+    """Episodes [E] that an update learns from; score_E: their rewards, valid_E: False where lost."""
+    group_E, keep_E = groups.of_episodes(len(score_E), cfg.group_size), np.asarray(valid_E)
+    if cfg.filter_rewards:
+        keep_E = groups.within(score_E, group_E, cfg.rewards_lower_bound, cfg.rewards_upper_bound, valid_E)
+    if cfg.max_episodes_per_iteration:
+        keep_E = keep_E & groups.informative(score_E, group_E, valid_E)
+    return keep_E
 
 
 def objective(log_prob_fn: Callable, cfg: UpdateConfig, params, batch: Minibatch, freeze_policy, anchor=None):
@@ -286,7 +288,7 @@ def update(
     row_R = np.flatnonzero(data.weight > 0)
     if not len(data.weight):
         raise ValueError("the rollout has no valid decision; collect at least one episode per host")
-    most_rows = int(np.max(multihost_utils.process_allgather(len(row_R)))) if hosts > 1 else len(row_R)
+    most_rows = int(meshes.over_hosts(len(row_R)).max())
     size, history = cfg.microbatch_size // hosts, []
     for epoch in range(cfg.update_epochs):
         index, keep = minibatch.split(

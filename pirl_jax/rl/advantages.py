@@ -47,19 +47,21 @@ def gae(reward_CE, value_CE, next_value_CE, terminated_CE, truncated_CE, gamma, 
     return advantage.astype(np.float32), returns.astype(np.float32)
 
 
-def normalize(x, valid=None, eps=1e-5):
+def normalize(x, valid=None, eps=1e-5, total=lambda x: x):
     """(x - mean) / (std + eps) with mean and unbiased std over the valid entries; 0 elsewhere.
 
-    A single valid entry has no spread and becomes 0; no valid entry gives all 0.
+    A single valid entry has no spread and becomes 0; no valid entry gives all 0.  total: adds up a number over the hosts whose
+    entries are normalised together; called three times by each, whatever it holds.
     """
     x = np.asarray(x)
     valid = np.ones(x.shape, bool) if valid is None else np.asarray(valid, bool)
     chex.assert_equal_shape([x, valid])
     values = x[valid].astype(np.float64)
     out = np.zeros(x.shape, np.float32)
-    if values.size:
-        std = values.std(ddof=1) if values.size > 1 else 0.0
-        out[valid] = (values - values.mean()) / (std + eps)
+    count = total(values.size)
+    mean = total(values.sum()) / max(count, 1)
+    std = np.sqrt(total(np.square(values - mean).sum()) / max(count - 1, 1))
+    out[valid] = (values - mean) / (std + eps)
     return out
 
 

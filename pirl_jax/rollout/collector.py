@@ -1,6 +1,7 @@
 """Collects a rollout: plays episodes with the exploring policy and keeps what the update needs, nothing else."""
 
 import dataclasses
+import functools
 from typing import Callable
 
 import jax
@@ -39,17 +40,25 @@ class Actor:
 
 
 def collect(
-    actor: Actor, params, key, pool, names: list[episodes.Episode], schedule: episodes.Schedule, timers, finished=None, begun=None
-):
+    actor: Actor, params, key, pool, names: list[episodes.Episode], schedule: episodes.Schedule, timers, *,
+    bootstrap_truncated=False, more=None, finished=None, begun=None,
+):  # fmt: skip
     """Play `names` with exploration -> (types.Rollout, list of episodes.Result).  Lost episodes have no valid decision.
 
     timers: measures "inference", and "transfer", the time spent waiting for context rows on their way to the host.
+    bootstrap_truncated: the last observation of a truncated episode gets a value, for which the policy runs once more.
+    more: results so far -> (fresh episodes to play too, indices of episodes whose rows nobody needs); asked until there are none.
     begun: see episodes.play.
     """
     book = _Book(len(names), max_decisions(pool.spec, actor.action_chunk), actor.buffer)
     batch_size = pool.num_envs // schedule.num_groups
 
     def decide(turn):
+        going = ~turn.finished
+        valued = going | (turn.step.truncated & bootstrap_truncated)
+        book.outcome(turn)
+        if not valued.any():
+            return None
         with timers.measure("inference"):
             id_B = _batch_ids(turn, batch_size, book.num_decisions)
             obs = actor.encode(turn, batch_size)
@@ -58,10 +67,19 @@ def collect(
             book.settle()
         with timers.measure("inference"):
             chain, actions_BHA = jax.device_get((chain, actions_BHA))
-            book.add(turn, chain, obs if context is None else context)
+            book.decision(turn, chain, obs if context is None else context, going, valued)
             return actor.decode(actions_BHA, turn)
 
-    results = episodes.play(pool, names, schedule, decide, timers, finished=finished, forget=book.forget, begun=begun)
+    play = functools.partial(episodes.play, pool, schedule=schedule, decide=decide, timers=timers)
+    results = play(names, finished=finished, forget=book.forget, begun=begun)
+    while more is not None:
+        fresh, useless = more(results)
+        book.discard(useless)
+        if not fresh:
+            break
+        names = names + fresh
+        book.grow(len(fresh))
+        results = play(names, finished=finished, forget=book.forget, done=dict(enumerate(results)))
     with timers.measure("transfer"):
         book.settle()
     return book.rollout(results), results
@@ -72,6 +90,8 @@ def exploit(actor: Actor, params, key, spec, batch_size: int, timers) -> episode
     limit = max_decisions(spec, actor.action_chunk)
 
     def decide(turn):
+        if turn.finished.all():
+            return None
         with timers.measure("inference"):
             id_B = _batch_ids(turn, batch_size, limit)
             actions_BHA = actor.exploit(params, key, *actor.put((id_B, actor.encode(turn, batch_size))))
@@ -110,23 +130,26 @@ class _Book:
         self.chain, self.context = {}, {}  # (episode, decision) -> row; a context row of the buffer is its place there
         self.arriving = None  # the last (names, positions in the batch, context) while it crosses to the host
 
-    def add(self, turn: episodes.Turn, chain: types.Chain, context):
-        """Outcome of the previous decisions, and the new ones of the episodes that go on."""
+    def outcome(self, turn: episodes.Turn):
+        """What the previous decisions brought."""
         c, e = turn.decision, turn.episode
         self.reward[c, e] = turn.step.reward
         self.terminated[c, e] = turn.step.terminated
         self.truncated[c, e] = turn.step.truncated
-        self.value[c, e] = chain.value[turn.row]
-        goes_on = np.flatnonzero(~turn.finished)
-        names = list(zip(e[goes_on].tolist(), c[goes_on].tolist(), strict=True))
-        self.chain |= zip(names, _split(chain, turn.row[goes_on]), strict=True)
+
+    def decision(self, turn: episodes.Turn, chain: types.Chain, context, going, valued):
+        """The new decisions of the episodes that go on, and the values that somebody reads."""
+        c, e = turn.decision, turn.episode
+        self.value[c[valued], e[valued]] = chain.value[turn.row[valued]]
+        names, row = list(zip(e[going].tolist(), c[going].tolist(), strict=True)), turn.row[going]
+        self.chain |= zip(names, _split(chain, row), strict=True)
         if self.buffer is not None:
-            self.context |= zip(names, self.buffer.write(context, turn.row[goes_on]).at_R, strict=True)
+            self.context |= zip(names, self.buffer.write(context, row).at_R, strict=True)
             return
         for leaf in jax.tree.leaves(context):
             if isinstance(leaf, jax.Array):
                 leaf.copy_to_host_async()
-        self.arriving = names, turn.row[goes_on], context
+        self.arriving = names, row, context
 
     def settle(self):
         """Wait until the context of the last decisions has reached the host."""
@@ -135,14 +158,24 @@ class _Book:
             self.context |= zip(names, _split(jax.device_get(context), row), strict=True)
             self.arriving = None
 
+    def grow(self, num_episodes: int):
+        """Room for more episodes."""
+        for name in ("reward", "value", "terminated", "truncated"):
+            setattr(self, name, np.pad(getattr(self, name), ((0, 0), (0, num_episodes))))
+
     def forget(self, e: int):
         """The episode is played again from its start, or never."""
-        self.settle()
         for array in (self.reward, self.value, self.terminated, self.truncated):
             array[:, e] = 0
+        self.discard([e])
+
+    def discard(self, useless):
+        """Rows of these episodes go, which may be megabytes each; rewards and ends stay."""
+        self.settle()
+        useless = set(useless)
         if self.buffer is not None:
-            self.buffer.free(at for (episode, _), at in self.context.items() if episode == e)
-        self.chain, self.context = ({k: v for k, v in x.items() if k[0] != e} for x in (self.chain, self.context))
+            self.buffer.free(at for (e, _), at in self.context.items() if e in useless)
+        self.chain, self.context = ({k: v for k, v in x.items() if k[0] not in useless} for x in (self.chain, self.context))
 
     def rollout(self, results: list[episodes.Result]) -> types.Rollout:
         """Everything as arrays, but for the context (core/rows.py); rows ordered by (episode, decision)."""

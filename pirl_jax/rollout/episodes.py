@@ -62,7 +62,7 @@ class Turn:
     step: base.TimeStep  # batched [n,...]
 
 
-Decide = Callable[[Turn], np.ndarray]  # -> actions [n,I,a] in simulator units; rows of finished slots are ignored
+Decide = Callable[[Turn], np.ndarray | None]  # -> actions [n,I,a] in simulator units; those of finished slots are ignored
 
 
 class Stream:

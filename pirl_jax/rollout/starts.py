@@ -39,12 +39,18 @@ def split(name: str, num_init_states: int) -> tuple[range, range]:
     return everything[:cut], everything[cut:]
 
 
-def training(starts: Starts, count: int, group_size: int, order: str, seed: int, iteration: int) -> list[episodes.Episode]:
+def training(
+    starts: Starts, count: int, group_size: int, order: str, seed: int, iteration: int, played: int = 0
+) -> list[episodes.Episode]:
     """The `count` episodes of one iteration; each start `group_size` times in a row (1: no groups).
 
-    order: a key of ORDERS.
+    order: a key of ORDERS.  played: episodes that the iteration has played already; what replaces some of them is drawn
+    uniformly, because nobody knows beforehand how many it will be.
     """
-    draws = ORDERS[order](len(starts.tasks) * len(starts.train), count // group_size, seed, iteration)
+    num_starts = len(starts.tasks) * len(starts.train)
+    draws = ORDERS[order](num_starts, count // group_size, seed, iteration) if not played else (
+        _uniform(num_starts, count // group_size, seed, iteration, played)
+    )  # fmt: skip
     pairs = [divmod(int(draw), len(starts.train)) for draw in draws]
     names = [episodes.Episode(starts.tasks[task], starts.train[state]) for task, state in pairs]
     return [name for name in names for _ in range(group_size)]
@@ -56,9 +62,9 @@ def evaluation(starts: Starts, per_task: int) -> list[episodes.Episode]:
     return [episodes.Episode(task, state) for state in states for task in starts.tasks]
 
 
-def _uniform(num_starts: int, count: int, seed: int, iteration: int) -> Sequence[int]:
+def _uniform(num_starts: int, count: int, *seeds: int) -> Sequence[int]:
     """With replacement."""
-    return np.random.default_rng([seed, iteration]).integers(0, num_starts, count)
+    return np.random.default_rng(seeds).integers(0, num_starts, count)
 
 
 def _ordered(num_starts: int, count: int, seed: int, iteration: int) -> Sequence[int]:

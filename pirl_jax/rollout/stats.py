@@ -21,8 +21,19 @@ def fault_metrics(before: dict[str, int], after: dict[str, int]) -> dict[str, fl
     return {f"env/{name}": float(count - before[name]) for name, count in after.items()}
 
 
+def group_metrics(useful_E, group_size: int) -> dict[str, float]:
+    """rollout/groups*: played, learned from, and dropped ones.  useful_E: episodes that the update learns from."""
+    kept = useful_E.reshape(-1, group_size).any(1)
+    return {
+        "rollout/groups": float(len(kept)),
+        "rollout/groups_kept": float(kept.sum()),
+        "rollout/groups_dropped": float((~kept).sum()),
+    }
+
+
 def rollout_metrics(rollout, data) -> dict[str, float]:
-    """rollout/*: over the valid decisions; advantages after normalisation.  data: rows with advantage and return_."""
+    """rollout/*: over the valid decisions; advantages after normalisation.  data: rows with advantage and return_, from which
+    dynamic sampling has taken those of dropped groups."""
     valid = rollout.valid_CE
     return {
         "rollout/decisions": float(valid.sum()),

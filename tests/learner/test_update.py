@@ -313,23 +313,15 @@ def test_rows_of_a_group_relative_rollout():
     np.testing.assert_array_equal(batch.weight, [1, 1, 1, 1, 0])  # the mean score of the second group, 1, is above 0.9
 
 
-def test_fresh_groups_join_the_rows():
-    """Dynamic sampling plays groups in several rounds; their rows are those of one round."""
-    rng, cfg = np.random.default_rng(0), update.UpdateConfig(adv_type="grpo", group_size=2, filter_rewards=True)
-    lengths = np.array([3, 1, 2, 2, 1, 4])
-    valid = np.arange(4)[:, None] < lengths
-    reward = np.where(valid, rng.integers(0, 2, valid.shape), 0).astype(np.float32) / 4
-
-    def of(columns):
-        chosen = valid[:, columns]
-        episode, decision = (x.reshape(-1) for x in np.nonzero(chosen.T))
-        grid, none = reward[:, columns], np.zeros(chosen.shape, bool)
-        return update.rows(types.Rollout(decision.astype(float), None, decision, episode, grid, grid, grid, none, none, chosen), cfg)
-
-    together = of(np.arange(6))
-    joined = update.concatenate([of(np.arange(2)), of(np.arange(2, 6))])
-    jax.tree.map(np.testing.assert_array_equal, joined, together)
-    assert 0 < (together.weight > 0).sum() <= lengths.sum()
+def test_what_an_update_learns_from():
+    """Groups of two: lost and 0.5, equal within the bounds, above them, below them, useful."""
+    score, valid = [9, 0.5, 0.5, 0.5, 1, 0.9, 0, 0.1, 0, 1], [False] + [True] * 9
+    cfg = update.UpdateConfig(adv_type="grpo", group_size=2)
+    np.testing.assert_array_equal(update.useful(score, valid, cfg), valid)
+    cfg = dataclasses.replace(cfg, filter_rewards=True)
+    np.testing.assert_array_equal(update.useful(score, valid, cfg), [0, 1, 1, 1, 0, 0, 0, 0, 1, 1])
+    cfg = dataclasses.replace(cfg, max_episodes_per_iteration=20)
+    np.testing.assert_array_equal(update.useful(score, valid, cfg), [0] * 8 + [1, 1])
 
 
 def test_wrong_names():

@@ -53,7 +53,11 @@ def actor():
 @pytest.fixture
 def collected(actor, make_pool):
     names = [episodes.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
-    return collector.collect(actor, None, None, make_pool(4), names, TWO_GROUPS, timeline.Timers())
+    return play(actor, make_pool(4), names, TWO_GROUPS)
+
+
+def play(actor, pool, names, schedule, **how):
+    return collector.collect(actor, None, None, pool, names, schedule, timeline.Timers(), **dict(bootstrap_truncated=True) | how)
 
 
 def test_the_book_by_decision_and_episode(collected):
@@ -65,8 +69,54 @@ def test_the_book_by_decision_and_episode(collected):
     np.testing.assert_array_equal(rollout.truncated_CE, (c == s) & (s % 2 == 1))
     value_CE = np.where(c <= s, 10 * s + c, 0)
     np.testing.assert_array_equal(rollout.value_CE[rollout.valid_CE], value_CE[rollout.valid_CE])
-    # also at the end of an episode: the value of its final observation
-    np.testing.assert_array_equal(rollout.next_value_CE[rollout.valid_CE], value_CE[rollout.valid_CE] + 1)
+    # also after a time limit: the value of the final observation; nothing follows a success
+    next_CE = np.where(rollout.terminated_CE, 0, value_CE + 1)
+    np.testing.assert_array_equal(rollout.next_value_CE[rollout.valid_CE], next_CE[rollout.valid_CE])
+
+
+@pytest.mark.parametrize("schedule", [TWO_GROUPS, episodes.Schedule(num_groups=2)], ids=["lockstep", "as ready"])
+def test_the_policy_does_not_run_for_values_that_nobody_reads(actor, make_pool, collected, schedule):
+    """Two slots, served one by one: the policy runs once per decision, with a bootstrap once more per truncated episode."""
+    names, calls = [episodes.Episode(e % 3, state) for e, state in enumerate(LENGTHS)], {}
+    decisions, truncated = sum(state + 1 for state in LENGTHS), sum(state % 2 for state in LENGTHS)
+    for bootstrap in (False, True):
+        actor.seen.clear()
+        rollout, _ = play(actor, make_pool(2), names, schedule, bootstrap_truncated=bootstrap)
+        calls[bootstrap] = len(actor.seen)
+        ends = rollout.terminated_CE | rollout.truncated_CE
+        want_CE = collected[0].next_value_CE if bootstrap else np.where(ends, 0, collected[0].next_value_CE)
+        np.testing.assert_array_equal(rollout.next_value_CE, want_CE)
+        jax.tree.map(np.testing.assert_array_equal, *(
+            r.replace(next_value_CE=0, value_CE=np.where(r.valid_CE, r.value_CE, 0)) for r in (rollout, collected[0])
+        ))  # fmt: skip
+    assert calls == {False: decisions, True: decisions + truncated}
+
+
+def test_evaluation_does_not_run_the_policy_on_last_observations(actor, make_pool):
+    pool, names = make_pool(2), [episodes.Episode(0, state) for state in LENGTHS]
+    episodes.play(
+        pool, names, TWO_GROUPS, collector.exploit(actor, None, None, pool.spec, 1, timeline.Timers()), timeline.Timers()
+    )
+    assert len(actor.seen) == sum(state + 1 for state in LENGTHS)
+
+
+@pytest.mark.parametrize("faults", [(), {3}, {9, 21}], ids=str)
+def test_more_episodes_join_the_rollout(actor, make_pool, collected, faults):
+    """Played in three rounds it is the rollout of one round, without the rows that nobody needs."""
+    names, asked = [episodes.Episode(e % 3, state) for e, state in enumerate(LENGTHS)], []
+
+    def more(results):
+        asked.append(len(results))
+        return names[len(results) :][:2], [0] if len(results) == 3 else []
+
+    rollout, results = play(actor, make_pool(4, faults=faults), names[:1], TWO_GROUPS, more=more)
+    assert asked == [1, 3, 5] and results == collected[1]
+    grids = [name for name in vars(rollout) if name.endswith("_CE")]
+    for name in grids:
+        np.testing.assert_array_equal(getattr(rollout, name), getattr(collected[0], name), err_msg=name)
+    whole = lambda r: (rows.take(r.context, np.arange(len(r.context))), r.chain, r.decision_R, r.episode_R)  # noqa: E731
+    kept = collected[0].episode_R != 0
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y[kept]), whole(rollout), whole(collected[0]))
 
 
 def test_rows_are_the_valid_decisions_in_order(collected):
@@ -101,7 +151,7 @@ def test_evaluation_plays_the_same_episodes(actor, make_pool):
 def test_serving_who_is_ready_gives_the_same_rollout(actor, make_pool, collected):
     names = [episodes.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
     pool = make_pool(4, hurry=lambda slot: -slot)
-    rollout, results = collector.collect(actor, None, None, pool, names, episodes.Schedule(num_groups=2), timeline.Timers())
+    rollout, results = play(actor, pool, names, episodes.Schedule(num_groups=2))
     assert results == collected[1]
     jax.tree.map(np.testing.assert_array_equal, rollout, collected[0])
 
@@ -110,7 +160,7 @@ def test_serving_who_is_ready_gives_the_same_rollout(actor, make_pool, collected
 def test_a_lost_simulator_leaves_no_trace(actor, make_pool, collected, faults):
     """Its episode is played again; the rollout is that of the undisturbed run."""
     names = [episodes.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
-    rollout, results = collector.collect(actor, None, None, make_pool(4, faults=faults), names, TWO_GROUPS, timeline.Timers())
+    rollout, results = play(actor, make_pool(4, faults=faults), names, TWO_GROUPS)
     assert results == collected[1]
     jax.tree.map(np.testing.assert_array_equal, rollout, collected[0])
 

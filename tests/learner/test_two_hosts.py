@@ -1,0 +1,73 @@
+"""Two processes of one mesh: an update of a rollout whose episodes are spread over both is that of one process."""
+
+import dataclasses
+import os
+import pathlib
+import pickle
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from pirl_jax.core import mesh as meshes
+from pirl_jax.learner import state as states
+from pirl_jax.learner import update
+from tests.learner import test_update
+
+ROOT = pathlib.Path(__file__).parents[2]
+# One minibatch holds all rows, so that it does not matter which host shuffles which.
+CFG = dataclasses.replace(test_update.CFG, update_epochs=1, minibatch_size=32, microbatch_size=16)
+EPISODES = {0: [0, 1, 2], 1: [3, 4]}  # host -> columns
+LENGTHS = np.array([4, 1, 3, 2, 4])
+
+
+def rollout(columns):
+    """These columns of a fixed rollout, with a policy of test_update."""
+    rng, valid = np.random.default_rng(0), np.arange(4)[:, None] < LENGTHS
+    reward, value = (rng.normal(size=valid.shape).astype(np.float32) for _ in range(2))
+    rows = test_update.make_rows(valid.sum())
+    here = np.isin(np.nonzero(valid.T)[0], columns)
+    context, chain = jax.tree.map(lambda x: x[here], (rows.context, rows.chain))
+    valid = valid[:, columns]
+    episode, decision = np.nonzero(valid.T)
+    grids = (x[:, columns] for x in (reward, value, value))
+    return test_update.types.Rollout(context, chain, decision, episode, *grids, ~valid, ~valid, valid)
+
+
+def learn(columns):
+    """-> (advantages of these columns, parameters after an update, metrics)."""
+    mesh = meshes.make_mesh()
+    update_minibatch = update.make_update(test_update.log_prob_fn, CFG, test_update.OPTIM, test_update.trainable, mesh)
+    state = states.create(test_update.make_params(mesh), test_update.OPTIM, test_update.trainable, mesh)
+    with jax.transfer_guard("disallow"):
+        data = update.rows(rollout(columns), CFG)
+        state, metrics = update.update(update_minibatch, state, data, jax.random.key(0), CFG)
+    return data.advantage, jax.device_get(state.params), metrics
+
+
+def test_two_hosts_learn_as_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.learner.test_two_hosts", address, str(tmp_path)]
+    hosts = [subprocess.Popen([*command, str(host)], cwd=ROOT, env=environment) for host in EPISODES]
+    try:
+        assert [host.wait(timeout=120) for host in hosts] == [0, 0]
+    finally:
+        for host in hosts:
+            host.kill()
+    mine = [pickle.loads((tmp_path / str(host)).read_bytes()) for host in EPISODES]
+    with jax.default_device(jax.devices()[0]):
+        advantage, params, metrics = learn(list(range(len(LENGTHS))))
+    np.testing.assert_allclose(np.concatenate([host[0] for host in mine]), advantage, rtol=1e-5)
+    for host in mine:
+        test_update.assert_same(host[1], params, rtol=1e-5, atol=1e-6)
+        test_update.assert_same(host[2], metrics, rtol=1e-3, atol=1e-5)
+
+
+if __name__ == "__main__":
+    jax.distributed.initialize(sys.argv[1], len(EPISODES), int(sys.argv[3]))
+    pathlib.Path(sys.argv[2], sys.argv[3]).write_bytes(pickle.dumps(learn(EPISODES[int(sys.argv[3])])))
