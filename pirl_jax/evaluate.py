@@ -55,7 +55,7 @@ def policy(settings, actor, params, spec, batch_size: int, timers) -> episodes.D
     return collector.exploit(actor, params, build.evaluation_key(settings), spec, batch_size, timers)
 
 
-def play(pool, names, schedule, decide, timers, *, name="evaluation", record=(), done=None, finished=None):
+def play(pool, names, schedule, decide, timers, *, name="evaluation", record=(), done=None, finished=None, begun=None):
     """Play the episodes that `done` does not know -> list of episodes.Result.  Shows progress.  See episodes.play."""
 
     def note(e, result):
@@ -65,7 +65,7 @@ def play(pool, names, schedule, decide, timers, *, name="evaluation", record=(),
 
     done = done or {}
     with progress.track(name, total=len(names) - len(done), unit="episodes") as step, jax.transfer_guard("disallow"):
-        return episodes.play(pool, names, schedule, decide, timers, record=record, done=done, finished=note)
+        return episodes.play(pool, names, schedule, decide, timers, record=record, done=done, finished=note, begun=begun)
 
 
 def main(argv):

@@ -56,7 +56,7 @@ class Run:
     first_iteration: int  # 0: a fresh run
     resources: contextlib.ExitStack  # closes pool, store and directory
     actor: collector.Actor | None = None
-    begun: episodes.Stream | None = None  # the next rollout, whose simulators start while the learner works
+    begun: episodes.Stream | None = None  # what is played next, whose simulators start while the devices work
     demonstrations: list | None = None  # episodes of the scripted expert, where SFT or co-training asked for them
 
     @property
@@ -71,6 +71,7 @@ def main(argv):
         build.setup_jax(settings)
         run = open_run(settings, raw, values.resume)
     with run.resources:
+        begin(run)
         state = iterate(run, first_state(run))
         finish(run, state)
 
@@ -85,7 +86,7 @@ def _flags(values):
 def open_run(settings, raw, resume: str) -> Run:
     """Mesh, simulators, run directory, checkpoint store.  The directory comes last: a wrong start leaves none behind."""
     config.check_training(settings.raw)
-    path = pathlib.Path(raw.run.directory)
+    timers, path = timeline.Timers(), pathlib.Path(raw.run.directory)
     standing = log.holds_run(path)
     if standing and resume == "never":
         raise log.standing(path)
@@ -105,9 +106,21 @@ def open_run(settings, raw, resume: str) -> Run:
         for line in directory.changed:
             print(f"changed since the last start: {line}")
         return Run(
-            settings, jax.random.key(raw.seed), mesh, pool, chosen, directory, checkpoints, timeline.Timers(),
+            settings, jax.random.key(raw.seed), mesh, pool, chosen, directory, checkpoints, timers,
             resume_at or 0, stack.pop_all(),
         )  # fmt: skip
+
+
+def begin(run: Run) -> None:
+    """The simulators start on what is played first, while weights are loaded or taught and functions compiled."""
+    raw, iteration = run.settings.raw, run.first_iteration
+    if raw.eval.baseline and not iteration:
+        names = starts.evaluation(run.starts, raw.eval.episodes_per_task)
+    elif iteration < raw.num_iterations and not _evaluation_due(raw, iteration):
+        names = _names(run, iteration, raw.rollout.episodes_per_iteration)
+    else:
+        return
+    run.begun = episodes.begin(run.pool, names, run.settings.schedule)
 
 
 def first_state(run: Run) -> states.TrainState:
@@ -194,7 +207,9 @@ def iterate(run: Run, state: states.TrainState) -> states.TrainState:
                 _evaluate(run, states.acting_params(state), iteration, f"iteration_{iteration}", count)
             with jax.transfer_guard("disallow"):
                 state, metrics = _iteration(run, update_minibatch, state, iteration, step, encoded)
-            step(1, _line(run.directory.write(iteration, metrics)))
+            if iteration == run.first_iteration:  # its updates included
+                metrics["time/to_first_update"] = run.timers.age_s()
+            step(1, timeline.line(run.directory.write(iteration, metrics)))
             if (iteration + 1) % raw.run.save_every == 0 or iteration + 1 == raw.num_iterations:
                 with run.timers.measure("save"):
                     run.store.save(iteration + 1, state)
@@ -232,7 +247,7 @@ def _iteration(run, update_minibatch, state, iteration, step, encoded):
     metrics |= stats.episode_metrics(played) | stats.fault_metrics(faults, run.pool.counters())
     if not cfg.uses_critic:
         metrics |= stats.group_metrics(_useful(played, cfg), cfg.group_size)
-    return state, metrics | stats.rollout_metrics(rollout, data) | _times(run.timers)
+    return state, metrics | stats.rollout_metrics(rollout, data) | run.timers.read()
 
 
 def _evaluation_due(raw, iteration):
@@ -274,22 +289,6 @@ def _useful(results, cfg):
     return update.useful([result.reward for result in results], [not result.lost for result in results], cfg)
 
 
-def _times(timers):
-    """Seconds of the iteration; idle is what nobody measured."""
-    seconds = timers.read()
-    known = sum(value for name, value in seconds.items() if name not in ("time/iteration", "time/idle"))
-    return seconds | {"time/idle": max(0.0, seconds["time/iteration"] - known)}
-
-
-def _line(row):
-    critic = f"ev {row['critic/explained_variance']:.2f}  " if "critic/explained_variance" in row else ""
-    return (
-        f"success {row['env/success_once']:.2f}  return {row['env/return']:.2f}  kl {row['actor/approx_kl']:.4f}  "
-        f"clip {row['actor/pg_clipfrac']:.2f}  {critic}{row['time/iteration']:.1f} s  "
-        f"{timeline.verdict(row)}"
-    )
-
-
 def _evaluate(run, params, iteration, name, per_task, num_videos=0):
     """Evaluate, write metrics and files under evaluation/<name> -> {task: (successes, episodes)}."""
     settings, folder = run.settings, run.directory.path / "evaluation" / name
@@ -300,11 +299,12 @@ def _evaluate(run, params, iteration, name, per_task, num_videos=0):
         if result.frames:
             results.film(folder, result, run.instructions)
 
+    begun, run.begun = run.begun, None
     with run.timers.measure("eval"):
         decide = evaluate.policy(settings, run.actor, params, run.pool.spec, batch_size, timeline.Timers())
         played = evaluate.play(
             run.pool, names, settings.schedule, decide, timeline.Timers(), name=f"evaluation ({name})",
-            record=range(min(num_videos, len(names))), finished=finished,
+            record=range(min(num_videos, len(names))), finished=finished, begun=begun,
         )  # fmt: skip
     run.directory.write(iteration, {n.replace("env/", "eval/"): x for n, x in stats.episode_metrics(played).items()})
     protocol = results.protocol(settings, run.pool.spec, run.starts, per_task)

@@ -208,7 +208,8 @@ def test_metrics_have_the_names_that_users_look_for(tabletop):
         actor/ratio_max_dev actor/first_ratio_max_dev critic/explained_variance rollout/returns_mean rollout/advantages_mean
         env/episode_len env/success_once env/return env/restarts env/lost_episodes time/env time/inference time/update time/transfer time/idle time/iteration"""
     assert first["actor/sft_loss"] > 0, "demonstrations go on teaching"
-    assert set(names.split()) <= first.keys() == second.keys() - {"time/save"} | {"time/eval"} & first.keys()
+    assert set(names.split()) <= first.keys() - {"time/to_first_update"} == second.keys() - {"time/save"} | {"time/eval"} & first.keys()
+    assert first["time/to_first_update"] > first["time/iteration"]
     assert first["actor/first_ratio_max_dev"] < 1e-4  # the strict bound, and what it depends on: rollout/test_collector.py
 
 
