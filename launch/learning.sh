@@ -2,15 +2,15 @@
 # Evidence that the algorithms learn: one suite, pi0 and pi0.5, each taught once by demonstrations and then improved by PPO with
 # flow-SDE, PPO with flow-noise and GRPO with flow-SDE.
 #
-#   bash launch/learning.sh tabletop|libero_object|libero_spatial [seed ...]        writes docs/results/SUITE.{json,png}
+#   [SEEDS="0 1 2"] bash launch/learning.sh tabletop|libero_object|libero_spatial [pi0] [pi05]
 #
-# Finished runs under runs/learning are kept: a second call continues where the first stopped.
+# Writes docs/results/SUITE.{json,png}.  Finished runs under runs/learning are kept: a second call continues where the first stopped.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 suite=${1:?"name a suite: tabletop, libero_object or libero_spatial"}
-seeds=("${@:2}")
-[[ ${#seeds[@]} -gt 0 ]] || seeds=(0)
+models=("${@:2}")
+[[ ${#models[@]} -gt 0 ]] || models=(pi0 pi05)
 
 train() { # NAME flags...; skipped where the run is finished
   local directory="runs/learning/$suite/$1"
@@ -28,9 +28,8 @@ case $suite in
   *) fail "no recipe for suite $suite; choose tabletop, libero_object or libero_spatial" ;;
 esac
 
-runs=()
-for seed in "${seeds[@]}"; do
-  for model in pi0 pi05; do
+for seed in ${SEEDS:-0}; do
+  for model in "${models[@]}"; do
     same=(--config.seed="$seed" --config.model.pi05="$([[ $model == pi05 ]] && echo True || echo False)")
     train "${model}_sft_$seed" "${same[@]}" --config.num_iterations=0 --config.eval.baseline=False --config.eval.episodes_per_task=10
     same+=(--config.model.checkpoint="runs/learning/$suite/${model}_sft_$seed" --config.env.max_episode_steps="$limit")
@@ -39,7 +38,6 @@ for seed in "${seeds[@]}"; do
       --config.algorithm.group_size=8 --config.algorithm.critic_warmup_iterations=0
     train "${model}_ppo_noise_$seed" "${same[@]}" --config.model.noise_method=flow_noise \
       "--config.model.noise_logvar_range=(0.2,0.6)" --config.model.joint_logprob=True
-    for variant in ppo_sde ppo_noise grpo_sde; do runs+=("runs/learning/$suite/${model}_${variant}_$seed"); done
   done
 done
-python -m pirl_jax.compare "${runs[@]}" --output "docs/results/$suite"
+python -m pirl_jax.compare runs/learning/"$suite"/pi0*_{ppo_sde,ppo_noise,grpo_sde}_* --output "docs/results/$suite"

@@ -27,7 +27,7 @@ def config(meta):
     )  # fmt: skip
 
 
-# critic_warmup is not compared: the reference rebuilds its optimiser and primes it with a stale gradient (README, Q27).
+# critic_warmup, after which the reference primes a new optimiser with a stale gradient (README, Q27): test_reference_runs.py.
 @pytest.mark.parametrize(
     "case", ["default", "biglr", "noclip", "cosine", "cosine_warm", "const_warm", "openpi_cosine", "nonfinite"]
 )

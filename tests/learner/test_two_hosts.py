@@ -10,6 +10,7 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.learner import state as states
@@ -41,12 +42,14 @@ def learn(columns):
     mesh = meshes.make_mesh()
     update_minibatch = update.make_update(test_update.log_prob_fn, CFG, test_update.OPTIM, test_update.trainable, mesh)
     state = states.create(test_update.make_params(mesh), test_update.OPTIM, test_update.trainable, mesh)
+    played, key = rollout(columns), jax.random.key(0)
     with jax.transfer_guard("disallow"):
-        data = update.rows(rollout(columns), CFG)
-        state, metrics = update.update(update_minibatch, state, data, jax.random.key(0), CFG)
+        data = update.rows(played, CFG)
+        state, metrics = update.update(update_minibatch, state, data, key, CFG)
     return data.advantage, jax.device_get(state.params), metrics
 
 
+@pytest.mark.slow
 def test_two_hosts_learn_as_one(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

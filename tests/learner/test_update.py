@@ -57,7 +57,7 @@ def make_rows(num_rows, seed=1, drift=0.1):
         x=normal(num_rows, H, A), x_next=normal(num_rows, H, A), j=np.zeros((num_rows, 1), np.int32),
         level=np.zeros(num_rows, np.float32), log_prob=np.zeros((num_rows, H, A), np.float32), value=np.zeros(num_rows, np.float32),
     )  # fmt: skip
-    single = meshes.make_mesh(1, 1, jax.devices()[:1])
+    single = meshes.make_mesh(1, 1, jax.local_devices()[:1])
     log_prob, _, value, _ = map(np.asarray, log_prob_fn(make_params(single), chain, context))
     moved = drift * normal(num_rows)[:, None, None] / (H * A)
     chain = chain.replace(log_prob=log_prob + moved, value=value + drift * normal(num_rows))
