@@ -288,11 +288,11 @@ def update(
     row_R = np.flatnonzero(data.weight > 0)
     if not len(data.weight):
         raise ValueError("the rollout has no valid decision; collect at least one episode per host")
-    most_rows = int(meshes.over_hosts(len(row_R)).max())
+    rows_P = meshes.over_hosts(len(row_R))  # of every host
     size, history = cfg.microbatch_size // hosts, []
     for epoch in range(cfg.update_epochs):
         index, keep = minibatch.split(
-            generator, row_R, cfg.minibatch_size // hosts, multiple_of=size, most_rows=most_rows
+            generator, row_R, cfg.minibatch_size // hosts, multiple_of=size, most_rows=int(rows_P.max())
         )
         for index_MB, keep_MB in zip(*(x[0].reshape(x.shape[1], -1, size) for x in (index, keep)), strict=True):
             microbatches = (_take(data, *chosen) for chosen in zip(index_MB, keep_MB, strict=True))
@@ -301,7 +301,7 @@ def update(
         if cfg.target_kl and _mean_kl(history[-len(index[0]) :]) > cfg.target_kl:
             break
     state = state.replace(iteration=_increment(state.iteration))
-    counts = {"actor/epochs": float(epoch + 1), "actor/padded_rows": 1.0 - len(row_R) / keep.size}  # every epoch deals alike
+    counts = {"actor/epochs": float(epoch + 1), "actor/padded_rows": 1.0 - rows_P.sum() / (keep.size * hosts)}
     return state, _summary(jax.device_get(history), cfg) | counts
 
 
