@@ -58,7 +58,9 @@ def _model():
         pi05=False,  # pi0.5: time conditions every expert norm (adaRMS), no state token
         dtype="bfloat16",  # compute dtype
         frozen_dtype="float32",  # of the weights that do not train, once training starts: float32 | bfloat16
+        attention="auto",  # over the prefix: cudnn (fused) | xla | auto = cudnn where a test on the device gives xla's numbers
         image_size_px=224,
+        resize="host",  # to that size: host (Pillow, 0.8 ms an image; what published policies saw) | device (within 1 grey level)
         action_dim=32,  # model action dims; the simulator's 7 are zero-padded to it
         action_horizon=50,  # H, actions the model denoises per decision
         max_token_len=48,  # prompt tokens L
@@ -98,9 +100,10 @@ def _model():
 def _rollout():
     return _section(
         num_envs=64,  # simulators stepping at a time (slots)
-        num_groups=2,  # the policy serves the first num_envs / num_groups slots that are ready; the others simulate
+        num_groups=2,  # RLinf's pipeline_stage_num: the policy serves the first 1 / num_groups of the slots that are ready
         lockstep=False,  # fixed groups of slots take turns: slower, and runs repeat bit for bit
         episodes_per_iteration=512,  # whole episodes per rollout
+        prefix_cache="auto",  # of a frozen VLM, rollout to update: device | host | recompute (per microbatch); auto = host
         start_order="uniform",  # of (task, start state): uniform (with replacement) | ordered (each once before any twice)
     )
 

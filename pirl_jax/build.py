@@ -14,6 +14,7 @@ from pirl_jax import config
 from pirl_jax import doctor
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng
+from pirl_jax.core import rows
 from pirl_jax.core import spec
 from pirl_jax.envs import gl
 from pirl_jax.envs import pool as pools
@@ -29,6 +30,8 @@ from pirl_jax.rollout import collector
 from pirl_jax.weights import assets
 from pirl_jax.weights import sources
 from pirl_jax.weights import store
+
+PROMPT_BUCKET = 16  # tokens: the lengths that prompts are padded to are multiples of it
 
 log = logging.getLogger(__name__)
 
@@ -96,16 +99,22 @@ def renderer(settings) -> str | None:
     return gl.describe(os.environ.get("MUJOCO_GL", "egl"), *env.render_devices[:1])
 
 
-def transform(settings, stats: normalize.NormStats, instructions) -> observation.Transform:
-    """Raw observations <-> model inputs, checked against the prompts of the suite."""
+def transform(settings, stats: normalize.NormStats, instructions, *, only_these: bool = False) -> observation.Transform:
+    """Raw observations <-> model inputs, checked against the prompts of the suite.
+
+    only_these: no other prompt will come, so prompts are padded to the shortest bucket that holds these.
+    """
     model = settings.raw.model
     result = observation.Transform(
         tokenizer=tokenizer.load(model.tokenizer), stats=stats, norm_mode=model.norm_mode,
         delta_actions=model.delta_actions, discrete_state=model.discrete_state, image_size_px=model.image_size_px,
-        max_token_len=model.max_token_len, action_dim=model.action_dim, env_action_dim=model.action_env_dim,
+        resize=model.resize, max_token_len=model.max_token_len, action_dim=model.action_dim,
+        env_action_dim=model.action_env_dim,
     )
-    observation.check(result, instructions)
-    return result
+    longest = observation.check(result, instructions)
+    if not only_these:
+        return result
+    return dataclasses.replace(result, max_token_len=min(model.max_token_len, longest + -longest % PROMPT_BUCKET))
 
 
 def identity_stats(settings) -> normalize.NormStats:
@@ -145,6 +154,7 @@ def actor(settings, on_mesh, to_model: observation.Transform, instructions) -> c
         transform=to_model, instructions=instructions, action_chunk=cfg.action_chunk, explore=explore, exploit=exploit,
         put=functools.partial(meshes.put_batch, mesh=on_mesh),
         at_first=[lambda state_BS: print(assets.report(to_model.stats, to_model.norm_mode, state_BS))],
+        buffer=rows.Buffer(on_mesh) if settings.prefix_cache == "device" else None,
     )
 
 

@@ -10,6 +10,7 @@ from pirl_jax.envs import probes
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import sft
 from pirl_jax.learner import update
+from pirl_jax.models import attention
 from pirl_jax.models import heads
 from pirl_jax.models import remat
 from pirl_jax.models import variants
@@ -34,6 +35,7 @@ NOT_NEGATIVE = (
     ("eval", "episodes_during_training"), ("algorithm", "max_episodes_per_iteration"),
 )  # fmt: skip
 SUITES = (*libero_files.SUITES, "tabletop", *(f"probe_{name}" for name in probes.PROBES))
+PREFIX_CACHES = ("auto", "device", "host", "recompute")
 MODEL_SIZES = {"full": ("pi0", "pi05"), "small": ("small", "small_pi05"), "tiny": ("tiny", "tiny_pi05")}
 
 
@@ -48,9 +50,15 @@ class Settings:
     sft: sft.SftConfig
 
     @property
+    def prefix_cache(self) -> str:
+        """Where the prefix of a decision lies between rollout and update: device | host | recompute (nowhere)."""
+        chosen = self.raw.rollout.prefix_cache
+        return ("host" if _frozen_vlm(self.raw) else "recompute") if chosen == "auto" else chosen
+
+    @property
     def keep_prefix(self) -> bool:
         """With a frozen VLM the prefix is computed once per decision, at the rollout, and kept for the updates."""
-        return _frozen_vlm(self.raw)
+        return self.prefix_cache != "recompute"
 
     @property
     def schedule(self) -> episodes.Schedule:
@@ -77,11 +85,14 @@ def settings(raw: ml_collections.ConfigDict) -> Settings:
         ("model.paligemma_variant", raw.model.paligemma_variant, ("", *variants.GEMMA)),
         ("model.action_expert_variant", raw.model.action_expert_variant, ("", *variants.GEMMA)),
         ("model.frozen_dtype", raw.model.frozen_dtype, ("float32", "bfloat16")),
+        ("model.resize", raw.model.resize, ("host", "device")),
+        ("model.attention", raw.model.attention, ("auto", *attention.IMPLEMENTATIONS)),
         ("model.gradient_checkpointing", raw.model.gradient_checkpointing, remat.POLICIES),
         ("env.render_quality", raw.env.render_quality, ("exact", "light")),
         ("env.protocol", raw.env.protocol, libero_files.PROTOCOLS),
         ("env.split", raw.env.split, starts.SPLITS),
         ("rollout.start_order", raw.rollout.start_order, starts.ORDERS),
+        ("rollout.prefix_cache", raw.rollout.prefix_cache, PREFIX_CACHES),
     ):
         if value not in choices:
             raise types.unknown(name, value, choices)
@@ -141,6 +152,11 @@ def _check_algorithm(raw):
         raise ValueError(
             f"model.ignore_last={model.ignore_last} has no meaning with model.joint_logprob=True, where every step is stochastic; "
             f"drop one"
+        )
+    if raw.rollout.prefix_cache in ("device", "host") and not _frozen_vlm(raw):
+        raise ValueError(
+            f"rollout.prefix_cache={raw.rollout.prefix_cache!r} keeps what changes with every update while the VLM trains "
+            f"(model.train_expert_only={model.train_expert_only}, model.is_lora={model.is_lora}); set it to 'recompute' or 'auto'"
         )
     if flow.num_choices(_policy(raw)) < 1:
         raise ValueError(
@@ -251,7 +267,7 @@ def _policy(raw) -> flow.PolicyConfig:
     model = raw.model
     size = MODEL_SIZES[model.size][int(model.pi05)]
     changes = dict(
-        dtype=model.dtype, remat=model.gradient_checkpointing, action_dim=model.action_dim,
+        dtype=model.dtype, remat=model.gradient_checkpointing, attention=model.attention, action_dim=model.action_dim,
         action_horizon=model.action_horizon, max_token_len=model.max_token_len, image_size=(model.image_size_px,) * 2,
     )
     if model.tokenizer == "byte":

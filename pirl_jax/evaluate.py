@@ -55,7 +55,7 @@ def policy(settings, actor, params, spec, batch_size: int, timers) -> episodes.D
     return collector.exploit(actor, params, build.evaluation_key(settings), spec, batch_size, timers)
 
 
-def play(pool, names, schedule, decide, timers, *, name="evaluation", record=(), done=None, finished=None):
+def play(pool, names, schedule, decide, timers, *, name="evaluation", record=(), done=None, finished=None, begun=None):
     """Play the episodes that `done` does not know -> list of episodes.Result.  Shows progress.  See episodes.play."""
 
     def note(e, result):
@@ -65,7 +65,7 @@ def play(pool, names, schedule, decide, timers, *, name="evaluation", record=(),
 
     done = done or {}
     with progress.track(name, total=len(names) - len(done), unit="episodes") as step, jax.transfer_guard("disallow"):
-        return episodes.play(pool, names, schedule, decide, timers, record=record, done=done, finished=note)
+        return episodes.play(pool, names, schedule, decide, timers, record=record, done=done, finished=note, begun=begun)
 
 
 def main(argv):
@@ -124,7 +124,7 @@ def _network(values, settings, num_envs, stack):
     identity = build.checkpoint_identity(run_dir, values.iteration)
     pool = stack.enter_context(build.open_envs(settings, num_envs))
     chosen, instructions = config.playable(settings.raw, pool.spec), pool.spec.instructions
-    to_model = build.transform(settings, norm_stats, [instructions[task] for task in chosen.tasks])
+    to_model = build.transform(settings, norm_stats, [instructions[task] for task in chosen.tasks], only_these=True)
     actor = build.actor(settings, mesh, to_model, instructions)
     batch_size = num_envs // settings.schedule.num_groups
     decide = policy(settings, actor, params, pool.spec, batch_size, timeline.Timers())

@@ -35,6 +35,7 @@ from pirl_jax.monitor import timeline
 from pirl_jax.policy import normalize
 from pirl_jax.rl import groups
 from pirl_jax.rollout import collector
+from pirl_jax.rollout import episodes
 from pirl_jax.rollout import starts
 from pirl_jax.rollout import stats
 from pirl_jax.weights import store
@@ -55,6 +56,7 @@ class Run:
     first_iteration: int  # 0: a fresh run
     resources: contextlib.ExitStack  # closes pool, store and directory
     actor: collector.Actor | None = None
+    begun: episodes.Stream | None = None  # what is played next, whose simulators start while the devices work
     demonstrations: list | None = None  # episodes of the scripted expert, where SFT or co-training asked for them
 
     @property
@@ -69,6 +71,7 @@ def main(argv):
         build.setup_jax(settings)
         run = open_run(settings, raw, values.resume)
     with run.resources:
+        begin(run)
         state = iterate(run, first_state(run))
         finish(run, state)
 
@@ -83,7 +86,7 @@ def _flags(values):
 def open_run(settings, raw, resume: str) -> Run:
     """Mesh, simulators, run directory, checkpoint store.  The directory comes last: a wrong start leaves none behind."""
     config.check_training(settings.raw)
-    path = pathlib.Path(raw.run.directory)
+    timers, path = timeline.Timers(), pathlib.Path(raw.run.directory)
     standing = log.holds_run(path)
     if standing and resume == "never":
         raise log.standing(path)
@@ -103,9 +106,21 @@ def open_run(settings, raw, resume: str) -> Run:
         for line in directory.changed:
             print(f"changed since the last start: {line}")
         return Run(
-            settings, jax.random.key(raw.seed), mesh, pool, chosen, directory, checkpoints, timeline.Timers(),
+            settings, jax.random.key(raw.seed), mesh, pool, chosen, directory, checkpoints, timers,
             resume_at or 0, stack.pop_all(),
         )  # fmt: skip
+
+
+def begin(run: Run) -> None:
+    """The simulators start on what is played first, while weights are loaded or taught and functions compiled."""
+    raw, iteration = run.settings.raw, run.first_iteration
+    if raw.eval.baseline and not iteration:
+        names = starts.evaluation(run.starts, raw.eval.episodes_per_task)
+    elif iteration < raw.num_iterations and not _evaluation_due(raw, iteration):
+        names = _names(run, iteration, raw.rollout.episodes_per_iteration)
+    else:
+        return
+    run.begun = episodes.begin(run.pool, names, run.settings.schedule)
 
 
 def first_state(run: Run) -> states.TrainState:
@@ -158,7 +173,8 @@ def _taught(run):
 
 
 def _actor(run, norm_stats):
-    to_model = build.transform(run.settings, norm_stats, [run.instructions[task] for task in run.starts.tasks])
+    played = [run.instructions[task] for task in run.starts.tasks]
+    to_model = build.transform(run.settings, norm_stats, played, only_these=True)
     return build.actor(run.settings, run.mesh, to_model, run.instructions)
 
 
@@ -186,12 +202,14 @@ def iterate(run: Run, state: states.TrainState) -> states.TrainState:
     with progress.track("training", total=raw.num_iterations - run.first_iteration, unit="iterations") as step:
         for iteration in range(run.first_iteration, raw.num_iterations):
             # At the start of an iteration, not at its end: a resumed run then has the same evaluations.
-            if raw.eval.every and iteration and iteration % raw.eval.every == 0:
+            if _evaluation_due(raw, iteration):
                 count = raw.eval.episodes_during_training or raw.eval.episodes_per_task
                 _evaluate(run, states.acting_params(state), iteration, f"iteration_{iteration}", count)
             with jax.transfer_guard("disallow"):
                 state, metrics = _iteration(run, update_minibatch, state, iteration, step, encoded)
-            step(1, _line(run.directory.write(iteration, metrics)))
+            if iteration == run.first_iteration:  # its updates included
+                metrics["time/to_first_update"] = run.timers.age_s()
+            step(1, timeline.line(run.directory.write(iteration, metrics)))
             if (iteration + 1) % raw.run.save_every == 0 or iteration + 1 == raw.num_iterations:
                 with run.timers.measure("save"):
                     run.store.save(iteration + 1, state)
@@ -211,65 +229,64 @@ def _encoded_demonstrations(run):
 def _iteration(run, update_minibatch, state, iteration, step, encoded):
     """One rollout and its updates -> state, metrics."""
     key, cfg, faults = rng.named(run.key, "iteration", iteration), run.settings.update, run.pool.counters()
+    raw, count = run.settings.raw, run.settings.raw.rollout.episodes_per_iteration
     actor = build.at_iteration(run.actor, run.settings, iteration, run.mesh)
+    if actor.buffer is not None:
+        most = max(count, cfg.max_episodes_per_iteration)
+        actor.buffer.clear(most * collector.max_decisions(run.pool.spec, actor.action_chunk))
     rollout, played = _rollout(run, actor, state.params, key, iteration, step)
+    if iteration + 1 < raw.num_iterations and not _evaluation_due(raw, iteration + 1):
+        run.begun = episodes.begin(run.pool, _names(run, iteration + 1, count), run.settings.schedule)
     with run.timers.measure("update"):
         data = update.rows(rollout, cfg)
         drawn = itertools.repeat(None)
         if encoded is not None:
-            drawn = teach.batches(encoded, run.settings.raw.sft.batch_size, rng.named(key, "demonstrations"))
+            drawn = teach.batches(encoded, raw.sft.batch_size, rng.named(key, "demonstrations"))
         shuffle = rng.named(key, "shuffle")
         state, metrics = update.update(update_minibatch, state, data, shuffle, cfg, demonstrations=lambda: next(drawn))
     metrics |= stats.episode_metrics(played) | stats.fault_metrics(faults, run.pool.counters())
     if not cfg.uses_critic:
         metrics |= stats.group_metrics(_useful(played, cfg), cfg.group_size)
-    return state, metrics | stats.rollout_metrics(rollout, data) | _times(run.timers)
+    return state, metrics | stats.rollout_metrics(rollout, data) | run.timers.read()
+
+
+def _evaluation_due(raw, iteration):
+    return bool(raw.eval.every and iteration and iteration % raw.eval.every == 0)
 
 
 def _rollout(run, actor, params, key, iteration, step):
     """Episodes of one iteration; where the algorithm has a budget for it, groups without a signal are replaced by fresh ones."""
-    raw, cfg, done = run.settings.raw, run.settings.update, itertools.count(1)
-    count, group_size = raw.rollout.episodes_per_iteration, cfg.group_size
-
-    def draw(count, played=0):
-        return starts.training(run.starts, count, group_size, raw.rollout.start_order, raw.seed, iteration, played)
+    raw, cfg, done, begun = run.settings.raw, run.settings.update, itertools.count(1), run.begun
+    count, group_size, run.begun = raw.rollout.episodes_per_iteration, cfg.group_size, None
 
     def more(results):
         useful_E = _useful(results, cfg)
         kept, played = useful_E.reshape(-1, group_size).any(1).sum(), len(results) // group_size
         fresh = groups.fresh(count // group_size, kept, played, cfg.max_episodes_per_iteration // group_size)
         useless = np.flatnonzero(~useful_E) if kept else ()  # an update needs rows even to skip them
-        return draw(fresh * group_size, len(results)), useless
+        return _names(run, iteration, fresh * group_size, len(results)), useless
 
     def finished(e, result):
         step(0, f"rollout {next(done)}/{max(count, cfg.max_episodes_per_iteration)} episodes")
 
     return collector.collect(
-        actor, params, rng.named(key, "actions"), run.pool, draw(count), run.settings.schedule, run.timers,
-        bootstrap_truncated=cfg.uses_critic and cfg.bootstrap_truncated, finished=finished,
+        actor, params, rng.named(key, "actions"), run.pool, _names(run, iteration, count), run.settings.schedule, run.timers,
+        bootstrap_truncated=cfg.uses_critic and cfg.bootstrap_truncated, finished=finished, begun=begun,
         more=more if cfg.max_episodes_per_iteration else None,
     )  # fmt: skip
+
+
+def _names(run, iteration, count, played=0):
+    """Which episodes an iteration plays."""
+    raw = run.settings.raw
+    return starts.training(
+        run.starts, count, raw.algorithm.group_size, raw.rollout.start_order, raw.seed, iteration, played
+    )
 
 
 def _useful(results, cfg):
     """Episodes [E] that the update learns from."""
     return update.useful([result.reward for result in results], [not result.lost for result in results], cfg)
-
-
-def _times(timers):
-    """Seconds of the iteration; idle is what nobody measured."""
-    seconds = timers.read()
-    known = sum(value for name, value in seconds.items() if name not in ("time/iteration", "time/idle"))
-    return seconds | {"time/idle": max(0.0, seconds["time/iteration"] - known)}
-
-
-def _line(row):
-    critic = f"ev {row['critic/explained_variance']:.2f}  " if "critic/explained_variance" in row else ""
-    return (
-        f"success {row['env/success_once']:.2f}  return {row['env/return']:.2f}  kl {row['actor/approx_kl']:.4f}  "
-        f"clip {row['actor/pg_clipfrac']:.2f}  {critic}{row['time/iteration']:.1f} s  "
-        f"{timeline.verdict(row)}"
-    )
 
 
 def _evaluate(run, params, iteration, name, per_task, num_videos=0):
@@ -282,11 +299,12 @@ def _evaluate(run, params, iteration, name, per_task, num_videos=0):
         if result.frames:
             results.film(folder, result, run.instructions)
 
+    begun, run.begun = run.begun, None
     with run.timers.measure("eval"):
         decide = evaluate.policy(settings, run.actor, params, run.pool.spec, batch_size, timeline.Timers())
         played = evaluate.play(
             run.pool, names, settings.schedule, decide, timeline.Timers(), name=f"evaluation ({name})",
-            record=range(min(num_videos, len(names))), finished=finished,
+            record=range(min(num_videos, len(names))), finished=finished, begun=begun,
         )  # fmt: skip
     run.directory.write(iteration, {n.replace("env/", "eval/"): x for n, x in stats.episode_metrics(played).items()})
     protocol = results.protocol(settings, run.pool.spec, run.starts, per_task)

@@ -20,9 +20,10 @@ TORCH_STACKS = ("value_head.mlp.", "noise_head.mlp_logvar.moduleList.")
 def install(monkeypatch):
     """For one test the policy's network is the analytic one."""
     monkeypatch.setattr(pi0, "velocity", velocity)
+    monkeypatch.setattr(pi0, "modulations", lambda params, t_N, cfg: None)
 
 
-def velocity(params, prefix, x_BHA, t_B, cfg):
+def velocity(params, prefix, x_BHA, t_B, cfg, modulation):
     state_BW = (prefix.state @ params["Ws"])[:, None]
     moved = x_BHA @ params["Wx"] + t_B[:, None, None] * params["wt"][None, None]
     feature_BHW = jnp.tanh(moved + state_BW + params["pos"][None])

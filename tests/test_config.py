@@ -85,6 +85,7 @@ WRONG = [
     ("env.recycle_episodes", -1, "must be at least 0"),
     ("env.recycle_growth_gb", -0.5, "must be at least 0"),
     ("rollout.start_order", "random", "choose one of: uniform, ordered"),
+    ("rollout.prefix_cache", "disk", "choose one of: auto, device, host, recompute"),
     ("algorithm.group_size", 0, "must be at least 1"),
     ("algorithm.group_size", 3, "rollout.episodes_per_iteration=256 must be a multiple of algorithm.group_size=3"),
     ("eval.episodes_per_task", -1, "must be at least 0"),
@@ -166,6 +167,18 @@ def test_adapters_under_openpis_names():
     page.model.is_lora = True
     with pytest.raises(ValueError, match="both say which adapters the VLM has; drop one"):
         config.settings(page)
+
+
+@pytest.mark.parametrize("is_lora, frozen, kept", [(False, True, "host"), (True, True, "recompute"), (False, False, "recompute")])
+def test_a_prefix_is_kept_while_the_vlm_is_frozen(is_lora, frozen, kept):
+    page = changed(changed(quickstart.get_config(), "model.is_lora", is_lora), "model.train_expert_only", frozen)
+    assert config.settings(page).prefix_cache == kept
+    page = changed(page, "rollout.prefix_cache", "device")
+    if kept == "host":
+        assert config.settings(page).prefix_cache == "device"
+    else:
+        with pytest.raises(ValueError, match="prefix_cache='device' keeps what changes .* set it to 'recompute' or 'auto'"):
+            config.settings(page)
 
 
 @pytest.mark.parametrize("name, value", [("model.noise_method", "flow_ode"), ("model.noise_level", 0.0)])

@@ -36,10 +36,10 @@ def start(recipe, directory, *arguments, **fields):
     return directory
 
 
-def probe(directory, num_iterations, *arguments):
+def probe(directory, num_iterations, *arguments, **fields):
     return start(
         "probe.py", directory, *arguments, num_iterations=num_iterations, env__suite="probe_delayed", run__save_every=2,
-        eval__every=2,
+        **({"eval__every": 2} | fields),
     )  # fmt: skip
 
 
@@ -87,6 +87,14 @@ def test_a_resumed_run_equals_the_uninterrupted_one(whole, half, tmp_path):
     assert [entry["first_iteration"] for entry in json.loads((resumed / "environment.json").read_text())] == [0, 2]
     with pytest.raises(SystemExit):  # what it has cannot be undone
         probe(resumed, 3, "--resume", "auto")
+
+
+def test_neither_where_prefixes_lie_nor_when_simulators_start_changes_a_run(half, tmp_path):
+    """An evaluation before every iteration: the simulators cannot start on the next rollout while the learner works."""
+    run = probe(tmp_path, 2, rollout__prefix_cache="device", eval__every=1)
+    rows = [[row for row in log.read(path, timing=False) if "actor/loss" in row] for path in (run, half)]
+    assert rows[0] == rows[1] and len(rows[0]) == 2
+    assert_equal_states(saved(run, 2), saved(half, 2))
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over(half, tmp_path):
@@ -138,7 +146,7 @@ def dynamic(directory, num_iterations, *arguments, **fields):
 
 
 def test_groups_without_a_signal_are_replaced(tmp_path):
-    """Dynamic sampling, and a resumed run plays the same groups."""
+    """Dynamic sampling, and a resumed run plays the same groups, here with prefixes that stay on the device."""
     rows = log.read(dynamic(tmp_path / "whole", 4), timing=False)[:4]
     played, kept, dropped = ([row[f"rollout/groups{end}"] for row in rows] for end in ("", "_kept", "_dropped"))
     assert max(played) > 3, "some were replaced"
@@ -146,9 +154,9 @@ def test_groups_without_a_signal_are_replaced(tmp_path):
     for row, p, k, d in zip(rows, played, kept, dropped, strict=True):
         assert p == k + d and row["env/num_trajectories"] == row["rollout/decisions"] == 4 * p
         assert not k or row["rollout/returns_mean"] > 0 and row["actor/updates"] == 4 * -(-4 * k // 8)
-    run = dynamic(tmp_path / "resumed", 2)
+    run = dynamic(tmp_path / "resumed", 2, rollout__prefix_cache="device")
     shutil.rmtree(run / "checkpoints" / "2")
-    dynamic(run, 4, "--resume", "auto")
+    dynamic(run, 4, "--resume", "auto", rollout__prefix_cache="device")
     assert log.read(run, timing=False)[:4] == rows
     assert_equal_states(saved(run, 4), saved(tmp_path / "whole", 4))
 
@@ -212,9 +220,10 @@ def test_metrics_have_the_names_that_users_look_for(tabletop):
     assert "sft/loss" in sft and {"eval/success_once", "eval/return", "eval/episode_len"} <= after.keys()
     names = """actor/loss actor/value_loss actor/grad_norm actor/approx_kl actor/pg_clipfrac actor/value_clip_ratio
         actor/ratio_max_dev actor/first_ratio_max_dev critic/explained_variance rollout/returns_mean rollout/advantages_mean
-        env/episode_len env/success_once env/return env/restarts env/lost_episodes time/env time/inference time/update time/idle time/iteration"""
+        env/episode_len env/success_once env/return env/restarts env/lost_episodes time/env time/inference time/update time/transfer time/idle time/iteration"""
     assert first["actor/sft_loss"] > 0, "demonstrations go on teaching"
-    assert set(names.split()) <= first.keys() == second.keys() - {"time/save"} | {"time/eval"} & first.keys()
+    assert set(names.split()) <= first.keys() - {"time/to_first_update"} == second.keys() - {"time/save"} | {"time/eval"} & first.keys()
+    assert first["time/to_first_update"] > first["time/iteration"]
     assert first["actor/first_ratio_max_dev"] < 1e-4  # the strict bound, and what it depends on: rollout/test_collector.py
 
 

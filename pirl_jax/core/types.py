@@ -52,7 +52,7 @@ class Rollout:
     """Whole episodes played by one behaviour policy; host arrays.  R = valid decisions, in (episode, decision) order; without those of
     groups that dynamic sampling has replaced."""
 
-    context: object  # rows [R,...] the learner conditions on: Observation, or the prefix of a frozen VLM
+    context: object  # R rows (core/rows.py) the learner conditions on: Observation, or the prefix of a frozen VLM
     chain: Chain  # rows [R,...]
     decision_R: jax.Array  # int32, index c of each row in its episode
     episode_R: jax.Array  # int32, index e of each row's episode

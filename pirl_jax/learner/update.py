@@ -2,7 +2,7 @@
 
 Generic over the policy: it sees log_prob_fn(params, chain, context, anchor) -> log_prob_BIA, entropy_B, value_B, distance_B and
 nothing of the network; `anchor` is None or the parameters of a fixed policy, distance_B how far the decisions lie from it (0 for
-None).  Rows stay on the host and reach the device one microbatch at a time, because a row may carry megabytes
+None).  Rows stay where the rollout left them and are taken one microbatch at a time, because a row may carry megabytes
 (the prefix of a frozen VLM); gradients of a minibatch are summed over its microbatches before the one optimiser step.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng
+from pirl_jax.core import rows as context_rows
 from pirl_jax.core import types
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import state as states
@@ -77,7 +78,7 @@ ADV_TYPES = ("gae", *advantages.GROUP_BASELINES)
 class Minibatch:
     """Rows the objective is computed on; a whole rollout has the same form.  Host arrays until a microbatch is put."""
 
-    context: object  # [B,...] what the policy conditions on: Observation, or rows of a prefix
+    context: object  # B rows (core/rows.py) of what the policy conditions on: Observation, or rows of a prefix
     chain: types.Chain  # [B,...]
     advantage: jax.Array  # [B]
     return_: jax.Array  # [B]
@@ -226,7 +227,9 @@ def make_update(
     def update_minibatch(state, microbatches, demonstrations=None):
         total, in_flight = None, collections.deque()
         for batch in microbatches:
-            total, done = accumulate(state, total, meshes.put_batch(batch, mesh))
+            context = context_rows.put(batch.context, mesh)
+            batch = meshes.put_batch(batch.replace(context=None), mesh).replace(context=context)
+            total, done = accumulate(state, total, batch)
             in_flight.append(done)
             if len(in_flight) > 2:  # the device computes one and holds the next; more would fill its memory with rows
                 jax.block_until_ready(in_flight.popleft())
@@ -285,11 +288,11 @@ def update(
     row_R = np.flatnonzero(data.weight > 0)
     if not len(data.weight):
         raise ValueError("the rollout has no valid decision; collect at least one episode per host")
-    most_rows = int(meshes.over_hosts(len(row_R)).max())
+    rows_P = meshes.over_hosts(len(row_R))  # of every host
     size, history = cfg.microbatch_size // hosts, []
     for epoch in range(cfg.update_epochs):
         index, keep = minibatch.split(
-            generator, row_R, cfg.minibatch_size // hosts, multiple_of=size, most_rows=most_rows
+            generator, row_R, cfg.minibatch_size // hosts, multiple_of=size, most_rows=int(rows_P.max())
         )
         for index_MB, keep_MB in zip(*(x[0].reshape(x.shape[1], -1, size) for x in (index, keep)), strict=True):
             microbatches = (_take(data, *chosen) for chosen in zip(index_MB, keep_MB, strict=True))
@@ -298,12 +301,13 @@ def update(
         if cfg.target_kl and _mean_kl(history[-len(index[0]) :]) > cfg.target_kl:
             break
     state = state.replace(iteration=_increment(state.iteration))
-    return state, _summary(jax.device_get(history), cfg) | {"actor/epochs": float(epoch + 1)}
+    counts = {"actor/epochs": float(epoch + 1), "actor/padded_rows": 1.0 - rows_P.sum() / (keep.size * hosts)}
+    return state, _summary(jax.device_get(history), cfg) | counts
 
 
 def _take(data: Minibatch, index_B, keep_B):
-    batch = jax.tree.map(lambda x: np.asarray(x)[index_B], data)
-    return batch.replace(weight=batch.weight * keep_B)
+    batch = jax.tree.map(lambda x: np.asarray(x)[index_B], data.replace(context=None))
+    return batch.replace(context=context_rows.take(data.context, index_B), weight=batch.weight * keep_B)
 
 
 def _mean_kl(history):

@@ -9,12 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from pirl_jax.core import spec
+from pirl_jax.models import attention
 from pirl_jax.models import lora
 from pirl_jax.models import remat
 from pirl_jax.models import variants
-
-# Finite, so that a query without any valid key gets uniform attention instead of NaN; such rows are never read.
-_MASKED = -2.3819763e38
 
 
 def specs(cfgs: tuple[variants.GemmaConfig, ...], adaptive: tuple[bool, ...], vocab_size: int) -> dict:
@@ -75,6 +73,23 @@ def embed(params: dict, tokens_BT: jax.Array, dtype: str) -> jax.Array:
     return (x * jnp.sqrt(x.shape[-1]).astype(x.dtype)).astype(dtype)
 
 
+def modulations(params: dict, cond_ND: jax.Array, *, expert: int, dtype: str) -> dict:
+    """What the adaptive norms of an expert make of N conditions: {norm: scale, shift and gate, [N,L,3D] or (final) [N,3D]}.
+
+    They depend on nothing but the condition, so one row serves all tokens, and all rows of a batch that have it in common.
+    """
+
+    def dense(norm):
+        return (norm["Dense_0"][name].astype(dtype) for name in ("kernel", "bias"))
+
+    out, end = {}, _suffix(expert)
+    for name in ("pre_attention_norm", "pre_ffw_norm"):
+        kernel_LDF, bias_LF = dense(params["layers"][f"{name}{end}"])
+        out[name] = jnp.einsum("ND,LDF->NLF", cond_ND.astype(dtype), kernel_LDF) + bias_LF[None]
+    kernel_DF, bias_F = dense(params[f"final_norm{end}"])
+    return out | {"final_norm": cond_ND.astype(dtype) @ kernel_DF + bias_F[None]}
+
+
 def forward(
     params: dict,
     x_BTD: jax.Array,
@@ -85,34 +100,36 @@ def forward(
     expert: int,
     remat_policy: str,
     past: tuple[jax.Array, jax.Array] | None = None,
-    cond_BD: jax.Array | None = None,
+    modulation: dict | None = None,
     hidden: bool = True,
+    attend_by: str = "xla",
 ) -> tuple[jax.Array | None, jax.Array, jax.Array]:
     """All layers of one expert.
 
     Args:
       past: keys (rotated) and values [L,B,P,K,h] that are placed before this pass's own; S = P + T.
-      cond_BD: condition of adaptive norms, None for plain norms.
+      modulation: of adaptive norms, B rows of modulations(); None for plain norms.
       hidden: False when only keys and values are wanted.  Then the last layer's query, attention and feed-forward,
         which nothing reads, are skipped.
+      attend_by: implementation of attention, models/attention.py.
 
     Returns:
       hidden states after the final norm [B,T,D] (None if not wanted), this pass's keys and values [L,B,T,K,h].
     """
 
     def layer(x, inputs):
-        layer_params, layer_past, is_last = inputs
-        y, gate = rms_norm(layer_params["pre_attention_norm"], x, cond_BD)
+        layer_params, layer_past, modulated, is_last = inputs
+        y, gate = rms_norm(layer_params["pre_attention_norm"], x, modulated.get("pre_attention_norm"))
         k, v = _keys_values(layer_params["attn"], y, position_BT, cfg)
 
         def rest(x):
             keys, values = (k, v) if layer_past is None else (
                 jnp.concatenate([old, new], axis=1) for old, new in zip(layer_past, (k, v)))
             q = _queries(layer_params["attn"], y, position_BT, cfg)
-            encoded = _attend(q, keys, values, mask_BTS)
+            encoded = attention.attend(q, keys, values, mask_BTS, attend_by)
             out = lora.einsum(layer_params["attn"]["attn_vec_einsum"], "BTNh,NhD->BTD", encoded, cfg.lora)
             x = x + _gated(out, gate)
-            z, ffw_gate = rms_norm(layer_params["pre_ffw_norm"], x, cond_BD)
+            z, ffw_gate = rms_norm(layer_params["pre_ffw_norm"], x, modulated.get("pre_ffw_norm"))
             return x + _gated(lora.feed_forward(layer_params["mlp"], z, cfg.lora), ffw_gate)
 
         # A branch inside the scan, not a scan over L - 1 layers: slicing stacked weights would copy all of them.
@@ -120,24 +137,24 @@ def forward(
         return x, (k, v)
 
     is_last_L = jnp.arange(cfg.depth) == cfg.depth - 1
-    layers = _select(params["layers"], expert)
-    x, (k, v) = jax.lax.scan(remat.wrap(layer, remat_policy), x_BTD, (layers, past, is_last_L), unroll=remat.unroll(cfg.depth))
+    modulation = modulation or {}
+    by_layer = {name: x.swapaxes(0, 1) for name, x in modulation.items() if name != "final_norm"}
+    inputs = _select(params["layers"], expert), past, by_layer, is_last_L
+    x, (k, v) = jax.lax.scan(remat.wrap(layer, remat_policy), x_BTD, inputs, unroll=remat.unroll(cfg.depth))
     if not hidden:
         return None, k, v
-    x, _ = rms_norm(params[f"final_norm{_suffix(expert)}"], x, cond_BD)
+    x, _ = rms_norm(params[f"final_norm{_suffix(expert)}"], x, modulation.get("final_norm"))
     return x, k, v
 
 
-def rms_norm(params: dict, x_BTD: jax.Array, cond_BD: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
-    """Normalised x in the dtype of x, and the gate of the residual branch (None without condition)."""
+def rms_norm(params: dict, x_BTD: jax.Array, modulation_BF: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    """Normalised x in the dtype of x, and the gate of the residual branch (None without modulation)."""
     x = x_BTD.astype(jnp.float32)
     x = x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
-    if cond_BD is None:
+    if modulation_BF is None:
         scale = params["scale"].astype(jnp.float32)  # 1 + a bfloat16 scale would be rounded to 8 bits
         return (x * (1 + scale)[None, None]).astype(x_BTD.dtype), None
-    dense = jax.tree.map(lambda p: p.astype(x_BTD.dtype), params["Dense_0"])
-    modulation = cond_BD.astype(x_BTD.dtype) @ dense["kernel"] + dense["bias"][None]
-    scale, shift, gate = jnp.split(modulation[:, None], 3, axis=-1)
+    scale, shift, gate = jnp.split(modulation_BF[:, None], 3, axis=-1)
     return (x * (1 + scale) + shift).astype(x_BTD.dtype), gate
 
 
@@ -165,17 +182,3 @@ def _keys_values(attn: dict, x_BTD: jax.Array, position_BT: jax.Array, cfg: vari
     params = attn["kv_einsum"] if "kv_einsum" in attn else jax.tree.map(lambda w: w[1:], attn["qkv_einsum"])
     k, v = lora.einsum(params, "BSD,ZKDh->ZBSKh", x_BTD, cfg.lora)
     return rope(k, position_BT), v
-
-
-def _attend(q_BTNh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask_BTS: jax.Array) -> jax.Array:
-    """Query head n reads key head n // G.  Logits and softmax in float32.  Returns [B,T,N,h]."""
-    B, T, N, h = q_BTNh.shape
-    K, G = k_BSKh.shape[2], N // k_BSKh.shape[2]
-    # One batch axis (B K) and one row axis (T G): plain batched matrix products, which XLA on CPU runs twice as fast.
-    q = q_BTNh.reshape(B, T, K, G, h).swapaxes(1, 2).reshape(B * K, T * G, h)
-    k, v = (x.swapaxes(1, 2).reshape(B * K, -1, h) for x in (k_BSKh, v_BSKh))
-    mask = jnp.repeat(jnp.repeat(mask_BTS, G, axis=1), K, axis=0)
-    logits = jnp.einsum("bqh,bsh->bqs", q, k, preferred_element_type=jnp.float32)
-    probs = jax.nn.softmax(jnp.where(mask, logits, _MASKED), axis=-1)
-    encoded = jnp.einsum("bqs,bsh->bqh", probs.astype(q.dtype), v)
-    return encoded.reshape(B, K, T, G, h).swapaxes(1, 2).reshape(B, T, N, h)

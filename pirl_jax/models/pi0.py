@@ -15,6 +15,7 @@ from pirl_jax.core import spec
 from pirl_jax.core import types
 from pirl_jax.models import gemma
 from pirl_jax.models import linear
+from pirl_jax.models import resize
 from pirl_jax.models import siglip
 from pirl_jax.models import variants
 
@@ -76,15 +77,25 @@ def prefill(params: dict, obs: types.Observation, cfg: variants.Pi0Config, *, hi
     attend_BSS = attention_mask(mask_BS, jnp.zeros(mask_BS.shape[1], bool))
     out, k, v = gemma.forward(
         params["PaliGemma"]["llm"], x_BSD, positions(mask_BS), attend_BSS, cfg.paligemma,
-        expert=0, remat_policy=cfg.remat, hidden=hidden)
+        expert=0, remat_policy=cfg.remat, hidden=hidden, attend_by=cfg.attention)
     return Prefix(k, v, mask_BS, obs.state, out)
 
 
+def modulations(params: dict, t_N: jax.Array, cfg: variants.Pi0Config) -> dict | None:
+    """What pi0.5's norms make of flow times, N rows.  pi0 mixes the time into its tokens: None."""
+    if not cfg.pi05:
+        return None
+    return gemma.modulations(params["PaliGemma"]["llm"], condition(params, t_N, cfg), expert=1, dtype=cfg.dtype)
+
+
 def velocity(
-    params: dict, prefix: Prefix, x_BHA: jax.Array, t_B: jax.Array, cfg: variants.Pi0Config
+    params: dict, prefix: Prefix, x_BHA: jax.Array, t_B: jax.Array, cfg: variants.Pi0Config, modulation: dict | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Velocity (noise - action) at flow time t: v [B,H,A] float32, and final states of the action tokens [B,H,D]."""
-    hidden_BTD, _, _ = decode(params, prefix, x_BHA, t_B, cfg)
+    """Velocity (noise - action) at flow time t: v [B,H,A] float32, and final states of the action tokens [B,H,D].
+
+    modulation: modulations(params, t_B, cfg) where the caller has them already.
+    """
+    hidden_BTD, _, _ = decode(params, prefix, x_BHA, t_B, cfg, modulation)
     feature_BHD = hidden_BTD[:, -x_BHA.shape[1]:]
     return _linear(params["action_out_proj"], feature_BHD).astype(jnp.float32), feature_BHD
 
@@ -136,7 +147,7 @@ def sample(
 def embed_prefix(params: dict, obs: types.Observation, cfg: variants.Pi0Config) -> tuple[jax.Array, jax.Array]:
     """Tokens of all cameras, then of the prompt: [B,S,D] in the compute dtype, and their validity [B,S]."""
     B, V = obs.images.shape[:2]
-    images = to_float(obs.images).reshape(B * V, *obs.images.shape[2:])
+    images = to_float(resize.with_pad(obs.images, *cfg.image_size)).reshape(B * V, *cfg.image_size, 3)
     seen = siglip.encode(params["PaliGemma"]["img"], images, cfg.siglip, cfg.dtype, cfg.remat)
     tokens_per_image, width = seen.shape[1:]
     text = gemma.embed(params["PaliGemma"]["llm"], obs.tokens, cfg.dtype)
@@ -145,32 +156,38 @@ def embed_prefix(params: dict, obs: types.Observation, cfg: variants.Pi0Config) 
     return x_BSD, mask_BS
 
 
+def condition(params: dict, t_N: jax.Array, cfg: variants.Pi0Config) -> jax.Array:
+    """pi0.5: flow times -> conditions of the expert's norms [N,D]."""
+    time_ND = time_embedding(t_N, cfg.expert.width)
+    return jax.nn.silu(_linear(params["time_mlp_out"], jax.nn.silu(_linear(params["time_mlp_in"], time_ND))))
+
+
 def embed_suffix(
     params: dict, state_BA: jax.Array, x_BHA: jax.Array, t_B: jax.Array, cfg: variants.Pi0Config
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Tokens of expert 1 [B,T,D], which of them start an attention block [T], condition of its norms [B,D] (pi0.5)."""
-    time_BD = time_embedding(t_B, cfg.expert.width)
+) -> tuple[jax.Array, jax.Array]:
+    """Tokens of expert 1 [B,T,D], and which of them start an attention block [T]."""
     action_BHD = _linear(params["action_in_proj"], x_BHA)
     H = x_BHA.shape[1]
     if cfg.pi05:
-        cond_BD = _linear(params["time_mlp_out"], jax.nn.silu(_linear(params["time_mlp_in"], time_BD)))
-        return action_BHD, jnp.arange(H) == 0, jax.nn.silu(cond_BD)
+        return action_BHD, jnp.arange(H) == 0
+    time_BD = time_embedding(t_B, cfg.expert.width)
     time_BHD = jnp.broadcast_to(time_BD[:, None].astype(action_BHD.dtype), action_BHD.shape)
     hidden = _linear(params["action_time_mlp_in"], jnp.concatenate([action_BHD, time_BHD], axis=-1))
     action_BHD = _linear(params["action_time_mlp_out"], jax.nn.silu(hidden))
     state_B1D = _linear(params["state_proj"], state_BA)[:, None]
-    return jnp.concatenate([state_B1D, action_BHD], axis=1), jnp.arange(1 + H) < 2, None
+    return jnp.concatenate([state_B1D, action_BHD], axis=1), jnp.arange(1 + H) < 2
 
 
 def decode(
-    params: dict, prefix: Prefix, x_BHA: jax.Array, t_B: jax.Array, cfg: variants.Pi0Config
+    params: dict, prefix: Prefix, x_BHA: jax.Array, t_B: jax.Array, cfg: variants.Pi0Config, modulation: dict | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Expert 1 over the whole suffix: final states [B,T,D], its keys and values [L,B,T,K,h]."""
-    x_BTD, starts_T, cond_BD = embed_suffix(params, prefix.state, x_BHA, t_B, cfg)
+    x_BTD, starts_T = embed_suffix(params, prefix.state, x_BHA, t_B, cfg)
     mask_BTS, position_BT = suffix_attention(prefix.mask, starts_T)
+    # Not by cfg.attention: few queries, and an odd number of them, which fused kernels do not take.
     return gemma.forward(
         params["PaliGemma"]["llm"], x_BTD.astype(cfg.dtype), position_BT, mask_BTS, cfg.expert,
-        expert=1, remat_policy=cfg.remat, past=(prefix.k, prefix.v), cond_BD=cond_BD)
+        expert=1, remat_policy=cfg.remat, past=(prefix.k, prefix.v), modulation=modulation or modulations(params, t_B, cfg))
 
 
 def attention_mask(valid_BT: jax.Array, starts_T: jax.Array) -> jax.Array:

@@ -73,11 +73,21 @@ def prefill(params, obs: types.Observation, cfg: PolicyConfig) -> pi0.Prefix:
     return prefix.replace(hidden=None, pooled=heads.pool(prefix.hidden, prefix.mask, cfg.value_vlm_mode))
 
 
-def denoise_step(params, prefix: pi0.Prefix, x_BHA, j_B, level_B, cfg: PolicyConfig) -> Step:
-    """The one definition of a denoise step; j_B int32 in [0, J), level_B the noise level."""
-    dt = 1 / cfg.num_steps
-    t_B = (cfg.num_steps - j_B).astype(jnp.float32) * dt
-    velocity_BHA, feature_BHD = pi0.velocity(params, prefix, x_BHA, t_B, cfg.model)
+def flow_time(j, cfg: PolicyConfig):
+    """Where denoise step j starts."""
+    return (cfg.num_steps - j).astype(jnp.float32) * (1 / cfg.num_steps)
+
+
+def modulations(params, cfg: PolicyConfig):
+    """What pi0.5's norms make of the J flow times: the only ones there are, so they are computed once, not once per row and step."""
+    return pi0.modulations(params, flow_time(jnp.arange(cfg.num_steps), cfg), cfg.model)
+
+
+def denoise_step(params, prefix: pi0.Prefix, modulation_J, x_BHA, j_B, level_B, cfg: PolicyConfig) -> Step:
+    """The one definition of a denoise step; modulation_J from modulations(), j_B int32 in [0, J), level_B the noise level."""
+    dt, t_B = 1 / cfg.num_steps, flow_time(j_B, cfg)
+    modulation = jax.tree.map(lambda x: x[j_B], modulation_J)
+    velocity_BHA, feature_BHD = pi0.velocity(params, prefix, x_BHA, t_B, cfg.model, modulation)
     if cfg.noise_method == "flow_noise":
         scale = heads.noise_std(params, feature_BHD, cfg.noise_logvar_range)
     else:
@@ -164,13 +174,13 @@ def sample_chain(params, key_B, prefix: pi0.Prefix, cfg: PolicyConfig, level=Non
 
 def integrate(params, start_BHA, j_BK, eps_BKHA, prefix: pi0.Prefix, level_B, cfg: PolicyConfig):
     """sample_chain with its randomness given."""
-    K = j_BK.shape[1]
+    K, modulation_J = j_BK.shape[1], modulations(params, cfg)
     # Step j of the joint case has its own noise; otherwise the one noise is used wherever the row's stochastic step is.
     eps_JBHA = jnp.broadcast_to(jnp.moveaxis(eps_BKHA, 1, 0), (cfg.num_steps, *start_BHA.shape))
 
     def body(x_BHA, now):
         j, eps_BHA = now
-        step = denoise_step(params, prefix, x_BHA, jnp.full(x_BHA.shape[0], j), level_B, cfg)
+        step = denoise_step(params, prefix, modulation_J, x_BHA, jnp.full(x_BHA.shape[0], j), level_B, cfg)
         noisy_BHA = step.mean + step.std * eps_BHA
         stochastic_B = (j_BK == j).any(1)
         next_BHA = jnp.where(stochastic_B[:, None, None], noisy_BHA, x_BHA - step.velocity / cfg.num_steps)
@@ -195,11 +205,12 @@ def _select(path_J, j_BK):
 def sample_actions(params, key_B, prefix: pi0.Prefix, cfg: PolicyConfig) -> jax.Array:
     """Deterministic denoising (given the start noise) for evaluation -> actions_BHA in normalised space."""
     shape = (cfg.model.action_horizon, cfg.model.action_dim)
-    x_BHA = jax.vmap(lambda key: jax.random.normal(key, shape))(key_B)
+    x_BHA, modulation_J = jax.vmap(lambda key: jax.random.normal(key, shape))(key_B), modulations(params, cfg)
 
     def body(x_BHA, j):
-        t_B = jnp.full(x_BHA.shape[:1], (cfg.num_steps - j) / cfg.num_steps, jnp.float32)
-        velocity_BHA, _ = pi0.velocity(params, prefix, x_BHA, t_B, cfg.model)
+        j_B = jnp.full(x_BHA.shape[0], j)
+        modulation = jax.tree.map(lambda x: x[j_B], modulation_J)
+        velocity_BHA, _ = pi0.velocity(params, prefix, x_BHA, flow_time(j_B, cfg), cfg.model, modulation)
         return x_BHA - velocity_BHA / cfg.num_steps, None
 
     return jax.lax.scan(body, x_BHA, jnp.arange(cfg.num_steps))[0]
@@ -214,8 +225,10 @@ def chain_steps(params, chain: types.Chain, context, cfg: PolicyConfig) -> list[
     context: the Observation, or its Prefix when the VLM is frozen and the prefix was kept from the rollout.
     """
     prefix = prefill(params, context, cfg) if isinstance(context, types.Observation) else context
+    modulation_J = modulations(params, cfg)
     return [
-        denoise_step(params, prefix, chain.x[:, k], chain.j[:, k], chain.level, cfg) for k in range(chain.j.shape[1])
+        denoise_step(params, prefix, modulation_J, chain.x[:, k], chain.j[:, k], chain.level, cfg)
+        for k in range(chain.j.shape[1])
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Callable
 import jax
 import numpy as np
 
+from pirl_jax.core import rows
 from pirl_jax.core import types
 from pirl_jax.policy import observation
 from pirl_jax.rollout import episodes
@@ -24,6 +25,7 @@ class Actor:
     put: Callable  # host arrays with leading axis B -> device arrays
     # Each is called once, with the raw states [n,S] of the first decision; copies of the actor share the list.
     at_first: list[Callable] = dataclasses.field(default_factory=list)
+    buffer: rows.Buffer | None = None  # where context rows stay on the devices; None: they come to the host
 
     def encode(self, turn: episodes.Turn, batch_size: int):
         """Turn -> Observation with exactly batch_size rows; rows without a slot repeat the first one."""
@@ -37,20 +39,22 @@ class Actor:
 
     def decode(self, actions_BHA, turn: episodes.Turn) -> np.ndarray:
         """Normalised actions of the batch -> the executed chunk [n,I,a] of each slot in simulator units."""
-        rows = np.asarray(actions_BHA)[turn.row]
-        return observation.decode(self.transform, rows, turn.step.state)[:, : self.action_chunk]
+        actions_nHA = np.asarray(actions_BHA)[turn.row]
+        return observation.decode(self.transform, actions_nHA, turn.step.state)[:, : self.action_chunk]
 
 
 def collect(
     actor: Actor, params, key, pool, names: list[episodes.Episode], schedule: episodes.Schedule, timers, *,
-    bootstrap_truncated=False, more=None, finished=None,
+    bootstrap_truncated=False, more=None, finished=None, begun=None,
 ):  # fmt: skip
     """Play `names` with exploration -> (types.Rollout, list of episodes.Result).  Lost episodes have no valid decision.
 
+    timers: measures "inference", and "transfer", the time spent waiting for context rows on their way to the host.
     bootstrap_truncated: the last observation of a truncated episode gets a value, for which the policy runs once more.
     more: results so far -> (fresh episodes to play too, indices of episodes whose rows nobody needs); asked until there are none.
+    begun: see episodes.play.
     """
-    book = _Book(len(names), max_decisions(pool.spec, actor.action_chunk))
+    book = _Book(len(names), max_decisions(pool.spec, actor.action_chunk), actor.buffer)
     batch_size = pool.num_envs // schedule.num_groups
 
     def decide(turn):
@@ -62,12 +66,16 @@ def collect(
         with timers.measure("inference"):
             id_B = _batch_ids(turn, batch_size, book.num_decisions)
             obs = actor.encode(turn, batch_size)
-            chain, actions_BHA, context = jax.device_get(actor.explore(params, key, *actor.put((id_B, obs))))
+            chain, actions_BHA, context = actor.explore(params, key, *actor.put((id_B, obs)))
+        with timers.measure("transfer"):  # of the decision before this one, while the devices compute
+            book.settle()
+        with timers.measure("inference"):
+            chain, actions_BHA = jax.device_get((chain, actions_BHA))
             book.decision(turn, chain, obs if context is None else context, going, valued)
             return actor.decode(actions_BHA, turn)
 
     play = functools.partial(episodes.play, pool, schedule=schedule, decide=decide, timers=timers)
-    results = play(names, finished=finished, forget=book.forget)
+    results = play(names, finished=finished, forget=book.forget, begun=begun)
     while more is not None:
         fresh, useless = more(results)
         book.discard(useless)
@@ -76,6 +84,8 @@ def collect(
         names = names + fresh
         book.grow(len(fresh))
         results = play(names, finished=finished, forget=book.forget, done=dict(enumerate(results)))
+    with timers.measure("transfer"):
+        book.settle()
     return book.rollout(results), results
 
 
@@ -114,14 +124,15 @@ def max_decisions(spec, action_chunk: int) -> int:
 class _Book:
     """Decisions of a rollout as they come in, by (decision, episode)."""
 
-    def __init__(self, num_episodes: int, num_decisions: int):
-        self.num_decisions = num_decisions
+    def __init__(self, num_episodes: int, num_decisions: int, buffer: rows.Buffer | None):
+        self.num_decisions, self.buffer = num_decisions, buffer
         shape = (num_decisions + 1, num_episodes)  # one more row: the observation after the last decision
         self.reward = np.zeros(shape, np.float32)
         self.value = np.zeros(shape, np.float32)
         self.terminated = np.zeros(shape, bool)
         self.truncated = np.zeros(shape, bool)
-        self.rows = {}  # (episode, decision) -> (chain row, context row)
+        self.chain, self.context = {}, {}  # (episode, decision) -> row; a context row of the buffer is its place there
+        self.arriving = None  # the last (names, positions in the batch, context) while it crosses to the host
 
     def outcome(self, turn: episodes.Turn):
         """What the previous decisions brought."""
@@ -134,9 +145,22 @@ class _Book:
         """The new decisions of the episodes that go on, and the values that somebody reads."""
         c, e = turn.decision, turn.episode
         self.value[c[valued], e[valued]] = chain.value[turn.row[valued]]
-        for i in np.flatnonzero(going):
-            row = turn.row[i]
-            self.rows[int(e[i]), int(c[i])] = jax.tree.map(lambda leaf, row=row: leaf[row], (chain, context))
+        names, row = list(zip(e[going].tolist(), c[going].tolist(), strict=True)), turn.row[going]
+        self.chain |= zip(names, _split(chain, row), strict=True)
+        if self.buffer is not None:
+            self.context |= zip(names, self.buffer.write(context, row).at_R, strict=True)
+            return
+        for leaf in jax.tree.leaves(context):
+            if isinstance(leaf, jax.Array):
+                leaf.copy_to_host_async()
+        self.arriving = names, row, context
+
+    def settle(self):
+        """Wait until the context of the last decisions has reached the host."""
+        if self.arriving is not None:
+            names, row, context = self.arriving
+            self.context |= zip(names, _split(jax.device_get(context), row), strict=True)
+            self.arriving = None
 
     def grow(self, num_episodes: int):
         """Room for more episodes."""
@@ -151,14 +175,21 @@ class _Book:
 
     def discard(self, useless):
         """Rows of these episodes go, which may be megabytes each; rewards and ends stay."""
-        self.rows = {key: row for key, row in self.rows.items() if key[0] not in useless}
+        self.settle()
+        useless = set(useless)
+        if self.buffer is not None:
+            self.buffer.free(at for (e, _), at in self.context.items() if e in useless)
+        self.chain, self.context = ({k: v for k, v in x.items() if k[0] not in useless} for x in (self.chain, self.context))
 
     def rollout(self, results: list[episodes.Result]) -> types.Rollout:
-        """Everything as arrays, rows ordered by (episode, decision)."""
-        order = sorted(self.rows)
+        """Everything as arrays, but for the context (core/rows.py); rows ordered by (episode, decision)."""
+        order = sorted(self.chain)
         if not order:
             raise RuntimeError(f"all {len(results)} episodes of the rollout were lost with their simulators; see the log")
-        chain, context = jax.tree.map(lambda *rows: np.stack(rows), *[self.rows[key] for key in order])
+        chain = jax.tree.map(lambda *leaves: np.stack(leaves), *[self.chain[key] for key in order])
+        context = [self.context[key] for key in order]
+        if self.buffer is not None:
+            context = rows.OnDevice(self.buffer, np.array(context, np.int32))
         lengths_E = np.array([result.num_decisions for result in results])
         steps_C1 = np.arange(self.num_decisions)[:, None]
         return types.Rollout(
@@ -167,3 +198,8 @@ class _Book:
             reward_CE=self.reward[1:], value_CE=self.value[:-1], next_value_CE=self.value[1:],
             terminated_CE=self.terminated[1:], truncated_CE=self.truncated[1:], valid_CE=steps_C1 < lengths_E,
         )
+
+
+def _split(batch, index_n):
+    """Rows of a batch, as views."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in index_n]

@@ -85,7 +85,7 @@ class Recorded:
             level_B = jnp.full(len(state), level, jnp.float32)
             chain, actions = flow.integrate(params, *draws, prefix, level_B, self.policy)
             values = [
-                flow.denoise_step(params, prefix, chains[:, j], jnp.full(len(state), j), level_B, self.policy).value
+                flow.denoise_step(params, prefix, None, chains[:, j], jnp.full(len(state), j), level_B, self.policy).value
                 for j in range(self.policy.num_steps)
             ]
             return chain.replace(value=sum(values) / len(values)), actions, prefix

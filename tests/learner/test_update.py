@@ -154,6 +154,7 @@ def test_target_kl_stops_the_epochs():
     rows = make_rows(40, drift=1.0)
     _, metrics = run(4, 2, rows, dataclasses.replace(CFG, target_kl=1e-4, update_epochs=5))
     assert metrics["actor/epochs"] == 1 and metrics["actor/updates"] == 2
+    assert metrics["actor/padded_rows"] == 1 - 40 / 64, "20 rows in each of 2 minibatches of 2 microbatches of 16"
 
 
 def test_critic_warmup_leaves_the_policy_alone():

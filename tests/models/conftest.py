@@ -172,7 +172,7 @@ def _everything(params, obs, actions, noise, time, cfg):
         out[f"siglip/{camera}/tokens"] = tokens[:, i * cfg.image_tokens: (i + 1) * cfg.image_tokens]
     t = time[:, None, None]
     x_t = t * noise + (1 - t) * actions
-    suffix, starts, cond = pi0.embed_suffix(params, obs.state, x_t, time, cfg)
+    suffix, starts = pi0.embed_suffix(params, obs.state, x_t, time, cfg)
     prefix = pi0.prefill(params, obs, cfg, hidden=True)
     suffix_out, k, v = pi0.decode(params, prefix, x_t, time, cfg)
     v_t, _ = pi0.velocity(params, prefix, x_t, time, cfg)
@@ -193,7 +193,7 @@ def _everything(params, obs, actions, noise, time, cfg):
         "train/prefix_out": prefix.hidden, "train/suffix_out": suffix_out, "train/v_t": v_t,
         "train/kv_k": jnp.concatenate([prefix.k, k], axis=2), "train/kv_v": jnp.concatenate([prefix.v, v], axis=2),
     }
-    return out | ({} if cond is None else {"suffix/adarms_cond": cond})
+    return out | ({"suffix/adarms_cond": pi0.condition(params, time, cfg)} if cfg.pi05 else {})
 
 
 def siglip_stages(params, obs, cfg) -> dict:

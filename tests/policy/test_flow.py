@@ -94,6 +94,28 @@ def test_a_row_does_not_depend_on_its_batch(setup):
     np.testing.assert_allclose(flipped_actions[::-1], actions, atol=1e-5)
 
 
+def test_the_norms_of_the_steps_are_those_of_the_rows():
+    """Modulations of the J flow times, picked by row, against those of every row: velocity and gradient."""
+    cfg = _config(pi05=True, num_steps=3)
+    params = jax.tree.map(lambda leaf: 0.1 * jnp.asarray(np.random.default_rng(0).normal(size=leaf.shape), jnp.float32), flow.specs(cfg))
+    prefix, j_B = flow.prefill(params, _observation(cfg), cfg), jnp.array([0, 2, 1, 1, 0, 2])
+    x_BHA = jax.random.normal(jax.random.key(0), (B, cfg.model.action_horizon, cfg.model.action_dim))
+
+    def by_step(params):
+        step = flow.denoise_step(params, prefix, flow.modulations(params, cfg), x_BHA, j_B, jnp.ones(B), cfg)
+        return (step.velocity**2).sum(), step.velocity
+
+    def by_row(params):
+        velocity_BHA, _ = pi0.velocity(params, prefix, x_BHA, flow.flow_time(j_B, cfg), cfg.model)
+        return (velocity_BHA**2).sum(), velocity_BHA
+
+    (grads, velocity), (want_grads, want) = (jax.jit(jax.grad(f, has_aux=True))(params) for f in (by_step, by_row))
+    np.testing.assert_allclose(velocity, want, rtol=1e-5, atol=1e-6)
+    for path, grad in spec.flatten(want_grads).items():
+        np.testing.assert_allclose(spec.flatten(grads)[path], grad, rtol=1e-4, atol=1e-5 * np.abs(grad).max(), err_msg=path)
+    assert np.abs(grads["PaliGemma"]["llm"]["layers"]["pre_ffw_norm_1"]["Dense_0"]["kernel"]).max() > 0
+
+
 def test_only_the_executed_entries_are_scored(setup):
     cfg, params, obs, sample = setup
     chain, _, prefix = sample(params, jax.random.split(jax.random.key(0), B), obs)

@@ -56,7 +56,7 @@ def test_sampling(recorded, case):
     # README Q11: the reference stores the mean of the values of all steps, and trains the value of one.
     every = np.broadcast_to(np.arange(cfg.num_steps), (len(start), cfg.num_steps))
     values = [
-        flow.denoise_step(params, prefix, chains[:, k], jnp.asarray(every[:, k]), level_B, cfg).value
+        flow.denoise_step(params, prefix, None, chains[:, k], jnp.asarray(every[:, k]), level_B, cfg).value
         for k in range(cfg.num_steps)
     ]
     np.testing.assert_allclose(np.mean(values, axis=0), get("out/rollout_prev_values")[:, 0], **TOLERANCE)

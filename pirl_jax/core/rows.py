@@ -1,0 +1,94 @@
+"""Where the rows of a rollout lie until a minibatch takes them.  A row of a frozen VLM's prefix is 10 MB at full size, so rows are
+never copied as a whole: they stay where they arrived, and a microbatch takes those it needs.
+
+A list holds host rows; each is a view of the batch it came in.  OnDevice names rows of a Buffer that never left the devices.
+Anything else is a tree of host arrays [R,...].  Knows nothing of what a row means.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pirl_jax.core import mesh as meshes
+
+
+class Buffer:
+    """Preallocated rows on the devices, split over all of them; what is freed is used again."""
+
+    def __init__(self, mesh: jax.sharding.Mesh):
+        self._mesh, self._free, self._capacity, self.rows = mesh, [], 0, None
+        layout = meshes.batch_sharding(mesh)
+        self._write = jax.jit(_write, donate_argnums=0, out_shardings=layout)
+        self._gather = jax.jit(_gather, out_shardings=layout)
+        self._zeros = jax.jit(_zeros, static_argnums=1, out_shardings=layout)
+
+    def clear(self, capacity: int) -> None:
+        """Forget all rows; room for `capacity` rows of this process.  The memory is kept unless it is too small."""
+        if capacity > self._capacity:
+            self._capacity = capacity + -capacity % len(self._mesh.local_devices)
+            self.rows = None
+        self._free = list(reversed(range(self._capacity)))
+
+    def write(self, rows_B, index_n) -> "OnDevice":
+        """Keep the rows at `index_n` of this process's share of a batch on the devices."""
+        index_n, local = np.asarray(index_n), len(jax.tree.leaves(rows_B)[0]) // jax.process_count()
+        if len(index_n) > len(self._free):
+            raise ValueError(f"the buffer holds {self._capacity} rows and all are in use; clear it with a larger capacity")
+        if self.rows is None:
+            self.rows = self._zeros(rows_B, self._capacity * jax.process_count())
+        first, size = jax.process_index() * self._capacity, self._capacity * jax.process_count()
+        at_n = np.array([first + self._free.pop() for _ in index_n], np.int32)
+        at_B = np.full(local, size, np.int32)  # beyond the end: not kept
+        at_B[index_n] = at_n
+        self.rows = self._write(self.rows, rows_B, meshes.put_batch(at_B, self._mesh))
+        return OnDevice(self, at_n)
+
+    def gather(self, at_B):
+        """Rows by their places, as a batch over the devices."""
+        return self._gather(self.rows, meshes.put_batch(at_B, self._mesh))
+
+    def free(self, at_n) -> None:
+        """These rows of this process are needed no more."""
+        first = jax.process_index() * self._capacity
+        self._free += [int(at) - first for at in at_n]
+
+
+def _zeros(like_B, size):
+    return jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), like_B)
+
+
+def _write(rows, rows_B, at_B):
+    return jax.tree.map(lambda x, new: x.at[at_B].set(new, mode="drop"), rows, rows_B)
+
+
+def _gather(rows, at_B):
+    return jax.tree.map(lambda x: x[at_B], rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnDevice:
+    """Rows of a buffer, by their places in it; host data."""
+
+    buffer: Buffer
+    at_R: np.ndarray  # int32
+
+    def __len__(self):
+        return len(self.at_R)
+
+
+def take(rows, index_B):
+    """Some rows, by their index; stays on the host."""
+    if isinstance(rows, OnDevice):
+        return OnDevice(rows.buffer, rows.at_R[index_B])
+    if isinstance(rows, list):
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *(rows[i] for i in index_B))
+    return jax.tree.map(lambda x: np.asarray(x)[index_B], rows)
+
+
+def put(rows, mesh: jax.sharding.Mesh):
+    """What a minibatch took, onto the devices; rows that are there already only come together."""
+    if isinstance(rows, OnDevice):
+        return rows.buffer.gather(rows.at_R)
+    return meshes.put_batch(rows, mesh)
