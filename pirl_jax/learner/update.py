@@ -191,6 +191,7 @@ def make_update(
       normalizer: what the summed loss of a minibatch is divided by; None: the sum of the weights of its rows.
 
     microbatches: iterable of Minibatch of host rows, each of this host's share of cfg.microbatch_size.
+    `update_minibatch.lower(state, microbatch)` lowers what it runs from shapes, without an SFT term: {"microbatch", "step"}.
     """
     if cfg.microbatch_size % mesh.size or cfg.minibatch_size % cfg.microbatch_size:
         raise ValueError(
@@ -233,6 +234,11 @@ def make_update(
                 jax.block_until_ready(in_flight.popleft())
         return apply(state, total, None if demonstrations is None else meshes.put_batch(demonstrations, mesh))
 
+    def lower(state, batch):
+        total = accumulate.prepare(state, batch)
+        return {"microbatch": accumulate.lower(state, total, batch), "step": apply.lower(state, total, None)}
+
+    update_minibatch.lower = lower
     return update_minibatch
 
 
@@ -258,19 +264,21 @@ def _accumulation(log_prob_fn, cfg, trainable, mesh):
     compiled = {}
 
     def prepare(state, batch):
-        """The form of the sums is known once there is a batch; gradients lie where their parameters lie."""
+        """The form of the sums is known once there is a batch; gradients lie where their parameters lie.  -> shapes"""
         shape = jax.eval_shape(microbatch_sums, state, batch)
         layout = jax.tree.map(lambda _: meshes.replicated(mesh), shape)
         layout = layout.replace(grads=states.shardings(states.partition(state.params, trainable)[0]))
         zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)  # noqa: E731
         compiled["zeros"] = jax.jit(zeros, out_shardings=layout)
         compiled["add"] = jax.jit(add, donate_argnums=1, out_shardings=(layout, meshes.replicated(mesh)))
+        return jax.tree.map(lambda x, where: x.update(sharding=where), shape, layout)
 
     def accumulate(state, total, batch):
         if not compiled:
             prepare(state, batch)
         return compiled["add"](state, compiled["zeros"]() if total is None else total, batch)
 
+    accumulate.prepare, accumulate.lower = prepare, lambda *shapes: compiled["add"].lower(*shapes)
     return accumulate
 
 
