@@ -108,7 +108,8 @@ def transform(settings, stats: normalize.NormStats, instructions, *, only_these:
     result = observation.Transform(
         tokenizer=tokenizer.load(model.tokenizer), stats=stats, norm_mode=model.norm_mode,
         delta_actions=model.delta_actions, discrete_state=model.discrete_state, image_size_px=model.image_size_px,
-        max_token_len=model.max_token_len, action_dim=model.action_dim, env_action_dim=model.action_env_dim,
+        resize=model.resize, max_token_len=model.max_token_len, action_dim=model.action_dim,
+        env_action_dim=model.action_env_dim,
     )
     longest = observation.check(result, instructions)
     if not only_these:
@@ -151,6 +152,11 @@ def actor(settings, on_mesh, to_model: observation.Transform, instructions) -> c
         put=functools.partial(meshes.put_batch, mesh=on_mesh),
         buffer=rows.Buffer(on_mesh) if settings.prefix_cache == "device" else None,
     )
+
+
+def evaluation_key(settings) -> jax.Array:
+    """Where the start noise of evaluations and of the policy server comes from."""
+    return rng.named(jax.random.key(settings.raw.seed), "evaluation")
 
 
 def at_iteration(the_actor: collector.Actor, settings, iteration: int, on_mesh) -> collector.Actor:

@@ -10,6 +10,7 @@ from pirl_jax.envs import probes
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import sft
 from pirl_jax.learner import update
+from pirl_jax.models import attention
 from pirl_jax.models import heads
 from pirl_jax.models import remat
 from pirl_jax.models import variants
@@ -79,6 +80,8 @@ def settings(raw: ml_collections.ConfigDict) -> Settings:
         ("model.norm_mode", raw.model.norm_mode, normalize.MODES),
         ("model.dtype", raw.model.dtype, ("float32", "bfloat16")),
         ("model.frozen_dtype", raw.model.frozen_dtype, ("float32", "bfloat16")),
+        ("model.resize", raw.model.resize, ("host", "device")),
+        ("model.attention", raw.model.attention, ("auto", *attention.IMPLEMENTATIONS)),
         ("model.gradient_checkpointing", raw.model.gradient_checkpointing, remat.POLICIES),
         ("env.render_quality", raw.env.render_quality, ("exact", "light")),
         ("env.protocol", raw.env.protocol, libero_files.PROTOCOLS),
@@ -245,7 +248,7 @@ def _policy(raw) -> flow.PolicyConfig:
     model = raw.model
     size = MODEL_SIZES[model.size][int(model.pi05)]
     changes = dict(
-        dtype=model.dtype, remat=model.gradient_checkpointing, action_dim=model.action_dim,
+        dtype=model.dtype, remat=model.gradient_checkpointing, attention=model.attention, action_dim=model.action_dim,
         action_horizon=model.action_horizon, max_token_len=model.max_token_len, image_size=(model.image_size_px,) * 2,
     )
     if model.tokenizer == "byte":

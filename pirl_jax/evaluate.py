@@ -3,6 +3,7 @@
     python -m pirl_jax.evaluate --checkpoint runs/quickstart
     python -m pirl_jax.evaluate --checkpoint runs/libero --config.env.protocol=openpi --videos failures --output runs/openpi
     python -m pirl_jax.evaluate --policy expert --config configs/quickstart.py
+    python -m pirl_jax.evaluate --policy ws://localhost:8000 --config configs/libero_spatial_ppo_pi05.py    # any openpi server
 
 Without --config the configuration is the run's own.  Writes evaluation.json, table.txt and videos/ into the output folder, and
 episodes.jsonl as it goes: the same command again plays what is missing.
@@ -10,6 +11,8 @@ episodes.jsonl as it goes: the same command again plays what is missing.
 
 import contextlib
 import dataclasses
+import json
+import os
 import pathlib
 import sys
 
@@ -21,7 +24,7 @@ from pirl_jax import build
 from pirl_jax import command
 from pirl_jax import config
 from pirl_jax import results
-from pirl_jax.core import rng
+from pirl_jax.core import types
 from pirl_jax.envs import queue
 from pirl_jax.monitor import journal
 from pirl_jax.monitor import progress
@@ -29,6 +32,7 @@ from pirl_jax.monitor import timeline
 from pirl_jax.rollout import collector
 from pirl_jax.rollout import episodes
 from pirl_jax.rollout import starts
+from pirl_jax.serving import client
 
 
 @dataclasses.dataclass
@@ -48,8 +52,7 @@ class Evaluation:
 def policy(settings, actor, params, spec, batch_size: int, timers) -> episodes.Decide:
     """The actions of a network.  The start noise of the flow is drawn from the configured seed and the episode alone: two
     policies are compared on equal terms, and an episode is the same whichever others are played beside it."""
-    key = rng.named(jax.random.key(settings.raw.seed), "evaluation")
-    return collector.exploit(actor, params, key, spec, batch_size, timers)
+    return collector.exploit(actor, params, build.evaluation_key(settings), spec, batch_size, timers)
 
 
 def play(pool, names, schedule, decide, timers, *, name="evaluation", record=(), done=None, finished=None):
@@ -75,7 +78,8 @@ def main(argv):
 
 
 def _flags(values):
-    flags.DEFINE_enum("policy", "checkpoint", ["checkpoint", *POLICIES], "whose actions", flag_values=values)
+    flags.DEFINE_string("policy", "checkpoint", f"checkpoint | {' | '.join(POLICIES)} | ws://HOST:PORT", flag_values=values)
+    flags.DEFINE_string("api_key", None, "of the server at ws://; default $PIRL_API_KEY", flag_values=values)
     flags.DEFINE_string("checkpoint", None, "run directory that holds checkpoints/", flag_values=values)
     flags.DEFINE_integer("iteration", -1, "which checkpoint; -1 = the newest", flag_values=values)
     flags.DEFINE_string("output", None, "where results go; default RUN_DIR/evaluation/checkpoint_N", flag_values=values)
@@ -88,12 +92,16 @@ def _flags(values):
 def prepare(values, settings) -> Evaluation:
     """Simulators, policy, output folder."""
     results.chosen_videos(values.videos or "all")
+    served = values.policy.startswith(("ws://", "wss://"))
+    if not served and values.policy not in ("checkpoint", *POLICIES):
+        raise types.unknown("--policy", values.policy, ("checkpoint", *POLICIES, "ws://HOST:PORT"))
     if values.policy == "checkpoint" and not values.checkpoint:
         raise ValueError("--checkpoint is missing; give the directory of a run, or --policy random | expert")
     num_envs = settings.raw.eval.num_envs or settings.raw.rollout.num_envs
     with contextlib.ExitStack() as stack:
-        if values.policy == "checkpoint":
-            pool, decide, schedule, named, output = _network(values, settings, num_envs, stack)
+        if served or values.policy == "checkpoint":
+            prepared = (_served if served else _network)(values, settings, num_envs, stack)
+            pool, decide, schedule, named, output = prepared
         else:
             make_env = build.expert_factory(settings) if values.policy == "expert" else None
             pool = stack.enter_context(build.open_envs(settings, num_envs, make_env))
@@ -124,6 +132,17 @@ def _network(values, settings, num_envs, stack):
     output = run_dir / "evaluation" / f"checkpoint_{identity['iteration']}" if own else pathlib.Path("runs", run_dir.name)
     named = {"name": "checkpoint", **identity, "model": settings.raw.model.to_dict()}
     return pool, decide, settings.schedule, named, output
+
+
+def _served(values, settings, num_envs, stack):
+    """The same of a policy behind openpi's protocol."""
+    api_key = values.api_key or os.environ.get("PIRL_API_KEY", "")
+    count = num_envs // settings.schedule.num_groups
+    opened, metadata = stack.enter_context(client.connections(values.policy, api_key, count))
+    pool = stack.enter_context(build.open_envs(settings, num_envs))
+    decide = client.decide(opened, metadata, pool.spec, settings.policy.action_chunk)
+    named = {"name": values.policy, "server": json.loads(json.dumps(metadata, default=str))}  # others' may hold arrays
+    return pool, decide, settings.schedule, named, pathlib.Path("runs", f"served_{settings.raw.env.suite}")
 
 
 def _random(settings, spec) -> episodes.Decide:

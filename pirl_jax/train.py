@@ -33,6 +33,7 @@ from pirl_jax.monitor import report
 from pirl_jax.monitor import timeline
 from pirl_jax.policy import normalize
 from pirl_jax.rollout import collector
+from pirl_jax.rollout import episodes
 from pirl_jax.rollout import starts
 from pirl_jax.rollout import stats
 from pirl_jax.weights import store
@@ -53,6 +54,7 @@ class Run:
     first_iteration: int  # 0: a fresh run
     resources: contextlib.ExitStack  # closes pool, store and directory
     actor: collector.Actor | None = None
+    begun: episodes.Stream | None = None  # the next rollout, whose simulators start while the learner works
     demonstrations: list | None = None  # episodes of the scripted expert, where SFT or co-training asked for them
 
     @property
@@ -185,7 +187,7 @@ def iterate(run: Run, state: states.TrainState) -> states.TrainState:
     with progress.track("training", total=raw.num_iterations - run.first_iteration, unit="iterations") as step:
         for iteration in range(run.first_iteration, raw.num_iterations):
             # At the start of an iteration, not at its end: a resumed run then has the same evaluations.
-            if raw.eval.every and iteration and iteration % raw.eval.every == 0:
+            if _evaluation_due(raw, iteration):
                 count = raw.eval.episodes_during_training or raw.eval.episodes_per_task
                 _evaluate(run, states.acting_params(state), iteration, f"iteration_{iteration}", count)
             with jax.transfer_guard("disallow"):
@@ -215,6 +217,8 @@ def _iteration(run, update_minibatch, state, iteration, step, encoded):
         decisions = collector.max_decisions(run.pool.spec, actor.action_chunk)
         actor.buffer.clear(run.settings.raw.rollout.episodes_per_iteration * decisions)
     rollout, played = _rollout(run, actor, state.params, key, iteration, step)
+    if iteration + 1 < run.settings.raw.num_iterations and not _evaluation_due(run.settings.raw, iteration + 1):
+        run.begun = episodes.begin(run.pool, _names(run, iteration + 1), run.settings.schedule)
     with run.timers.measure("update"):
         data = update.rows(rollout, cfg)
         drawn = itertools.repeat(None)
@@ -226,16 +230,28 @@ def _iteration(run, update_minibatch, state, iteration, step, encoded):
     return state, metrics | stats.rollout_metrics(rollout, data) | _times(run.timers)
 
 
+def _evaluation_due(raw, iteration):
+    return bool(raw.eval.every and iteration and iteration % raw.eval.every == 0)
+
+
 def _rollout(run, actor, params, key, iteration, step):
     """Episodes of one iteration."""
-    raw, count, done = run.settings.raw, run.settings.raw.rollout.episodes_per_iteration, itertools.count(1)
-    names = starts.training(run.starts, count, raw.algorithm.group_size, raw.rollout.start_order, raw.seed, iteration)
+    names, done, begun = _names(run, iteration), itertools.count(1), run.begun
+    run.begun = None
 
     def finished(e, result):
-        step(0, f"rollout {next(done)}/{count} episodes")
+        step(0, f"rollout {next(done)}/{len(names)} episodes")
 
     return collector.collect(
-        actor, params, rng.named(key, "actions"), run.pool, names, run.settings.schedule, run.timers, finished
+        actor, params, rng.named(key, "actions"), run.pool, names, run.settings.schedule, run.timers, finished, begun
+    )
+
+
+def _names(run, iteration):
+    """Which episodes an iteration plays."""
+    raw = run.settings.raw
+    return starts.training(
+        run.starts, raw.rollout.episodes_per_iteration, raw.algorithm.group_size, raw.rollout.start_order, raw.seed, iteration
     )
 
 

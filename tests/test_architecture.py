@@ -26,6 +26,7 @@ FLOORS = {
     "learner": {"core", "models", "policy", "rl"},
     "weights": {"core", "models", "policy"},
     "monitor": {"core"},
+    "serving": {"core", "policy", "envs", "rollout"},
 }
 NOT_IN_ENVS = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "ml_collections"}
 NOT_AT_RUN_TIME = {"torch", "transformers", "robomimic", "ray", "tensorflow"}

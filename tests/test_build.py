@@ -51,6 +51,24 @@ def test_prompts_in_a_short_bucket_give_the_same_decisions(pi05):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *chains)
 
 
+def test_images_resized_by_the_model_are_those_resized_by_the_host():
+    """A grey level is 1/127 of the range; the decisions differ by no more than it can make them."""
+    page = recipe.get_config()
+    params, images = None, np.random.default_rng(0).integers(0, 256, (2, 2, 40, 48, 3), np.uint8)
+    encoded, keys = [], []
+    for where in ("host", "device"):
+        page.model.resize = where
+        settings, mesh = config.settings(page), meshes.make_mesh(1, 1, jax.devices()[:1])
+        to_model = build.transform(settings, build.given_stats(settings), PROMPTS)
+        params = params or build.fresh_params(settings, mesh, jax.random.key(0))
+        obs = observation.encode(to_model, images, np.zeros((2, 8), np.float32), PROMPTS)
+        encoded.append(obs.images.shape[2:4])
+        _, _, prefix = build.actor(settings, mesh, to_model, PROMPTS).explore(params, jax.random.key(1), np.arange(2), obs)
+        keys.append(np.asarray(prefix.k))
+    assert encoded == [(16, 16), (40, 48)] and keys[0].shape == keys[1].shape
+    assert 0 < np.abs(keys[0] - keys[1]).max() < 0.05 < np.abs(keys[0]).max()
+
+
 @pytest.mark.parametrize("limit, bucket", [(20, 20), (17, 17), (48, 32)])
 def test_no_bucket_is_longer_than_the_page_allows(limit, bucket):
     page = recipe.get_config()

@@ -344,7 +344,8 @@ def test_a_directory_that_holds_a_run(sentence, tmp_path):
 
 def test_evaluation_needs_a_checkpoint(sentence, one_device):
     assert "--checkpoint is missing; give the directory of a run, or --policy random | expert" in sentence(evaluate, PROBE)
-    assert "should be one of <checkpoint|random|expert>" in sentence(evaluate, PROBE, "--policy=experts")
+    said = sentence(evaluate, PROBE, "--policy=experts")
+    assert "--policy='experts' does not exist; choose one of: checkpoint, random, expert, ws://HOST:PORT" in said
     assert "has no scripted expert; evaluate --policy=random" in sentence(evaluate, PROBE, "--policy=expert")
     assert "--videos=some is no choice of episodes; give all, failures" in sentence(evaluate, PROBE, "--videos=some")
     said = sentence(evaluate, PROBE, "--checkpoint=nowhere", NOTHING_CACHED)

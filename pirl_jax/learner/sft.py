@@ -18,6 +18,7 @@ from pirl_jax.core import types
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import state as states
 from pirl_jax.models import pi0
+from pirl_jax.models import resize
 from pirl_jax.models import variants
 from pirl_jax.policy import augment
 
@@ -87,7 +88,8 @@ def _draw(key, obs: types.Observation, actions_BHA, cfg):
     """Augmented observation, flow noise and flow time of one step."""
     augment_key, noise_key, time_key = jax.random.split(key, 3)
     if cfg.augment:
-        obs = obs.replace(images=augment.augment(augment_key, pi0.to_float(obs.images)))
+        images = resize.with_pad(obs.images, *cfg.model.image_size)
+        obs = obs.replace(images=augment.augment(augment_key, pi0.to_float(images)))
     noise_BHA = jax.random.normal(noise_key, actions_BHA.shape)
     return obs, noise_BHA, pi0.sample_time(time_key, actions_BHA.shape[0])
 

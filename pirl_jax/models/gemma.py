@@ -9,12 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from pirl_jax.core import spec
+from pirl_jax.models import attention
 from pirl_jax.models import lora
 from pirl_jax.models import remat
 from pirl_jax.models import variants
-
-# Finite, so that a query without any valid key gets uniform attention instead of NaN; such rows are never read.
-_MASKED = -2.3819763e38
 
 
 def specs(cfgs: tuple[variants.GemmaConfig, ...], adaptive: tuple[bool, ...], vocab_size: int) -> dict:
@@ -104,6 +102,7 @@ def forward(
     past: tuple[jax.Array, jax.Array] | None = None,
     modulation: dict | None = None,
     hidden: bool = True,
+    attend_by: str = "xla",
 ) -> tuple[jax.Array | None, jax.Array, jax.Array]:
     """All layers of one expert.
 
@@ -112,6 +111,7 @@ def forward(
       modulation: of adaptive norms, B rows of modulations(); None for plain norms.
       hidden: False when only keys and values are wanted.  Then the last layer's query, attention and feed-forward,
         which nothing reads, are skipped.
+      attend_by: implementation of attention, models/attention.py.
 
     Returns:
       hidden states after the final norm [B,T,D] (None if not wanted), this pass's keys and values [L,B,T,K,h].
@@ -126,7 +126,7 @@ def forward(
             keys, values = (k, v) if layer_past is None else (
                 jnp.concatenate([old, new], axis=1) for old, new in zip(layer_past, (k, v)))
             q = _queries(layer_params["attn"], y, position_BT, cfg)
-            encoded = _attend(q, keys, values, mask_BTS)
+            encoded = attention.attend(q, keys, values, mask_BTS, attend_by)
             out = lora.einsum(layer_params["attn"]["attn_vec_einsum"], "BTNh,NhD->BTD", encoded, cfg.lora)
             x = x + _gated(out, gate)
             z, ffw_gate = rms_norm(layer_params["pre_ffw_norm"], x, modulated.get("pre_ffw_norm"))
@@ -182,17 +182,3 @@ def _keys_values(attn: dict, x_BTD: jax.Array, position_BT: jax.Array, cfg: vari
     params = attn["kv_einsum"] if "kv_einsum" in attn else jax.tree.map(lambda w: w[1:], attn["qkv_einsum"])
     k, v = lora.einsum(params, "BSD,ZKDh->ZBSKh", x_BTD, cfg.lora)
     return rope(k, position_BT), v
-
-
-def _attend(q_BTNh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask_BTS: jax.Array) -> jax.Array:
-    """Query head n reads key head n // G.  Logits and softmax in float32.  Returns [B,T,N,h]."""
-    B, T, N, h = q_BTNh.shape
-    K, G = k_BSKh.shape[2], N // k_BSKh.shape[2]
-    # One batch axis (B K) and one row axis (T G): plain batched matrix products, which XLA on CPU runs twice as fast.
-    q = q_BTNh.reshape(B, T, K, G, h).swapaxes(1, 2).reshape(B * K, T * G, h)
-    k, v = (x.swapaxes(1, 2).reshape(B * K, -1, h) for x in (k_BSKh, v_BSKh))
-    mask = jnp.repeat(jnp.repeat(mask_BTS, G, axis=1), K, axis=0)
-    logits = jnp.einsum("bqh,bsh->bqs", q, k, preferred_element_type=jnp.float32)
-    probs = jax.nn.softmax(jnp.where(mask, logits, _MASKED), axis=-1)
-    encoded = jnp.einsum("bqs,bsh->bqh", probs.astype(q.dtype), v)
-    return encoded.reshape(B, K, T, G, h).swapaxes(1, 2).reshape(B, T, N, h)

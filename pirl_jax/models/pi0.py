@@ -15,6 +15,7 @@ from pirl_jax.core import spec
 from pirl_jax.core import types
 from pirl_jax.models import gemma
 from pirl_jax.models import linear
+from pirl_jax.models import resize
 from pirl_jax.models import siglip
 from pirl_jax.models import variants
 
@@ -76,7 +77,7 @@ def prefill(params: dict, obs: types.Observation, cfg: variants.Pi0Config, *, hi
     attend_BSS = attention_mask(mask_BS, jnp.zeros(mask_BS.shape[1], bool))
     out, k, v = gemma.forward(
         params["PaliGemma"]["llm"], x_BSD, positions(mask_BS), attend_BSS, cfg.paligemma,
-        expert=0, remat_policy=cfg.remat, hidden=hidden)
+        expert=0, remat_policy=cfg.remat, hidden=hidden, attend_by=cfg.attention)
     return Prefix(k, v, mask_BS, obs.state, out)
 
 
@@ -146,7 +147,7 @@ def sample(
 def embed_prefix(params: dict, obs: types.Observation, cfg: variants.Pi0Config) -> tuple[jax.Array, jax.Array]:
     """Tokens of all cameras, then of the prompt: [B,S,D] in the compute dtype, and their validity [B,S]."""
     B, V = obs.images.shape[:2]
-    images = to_float(obs.images).reshape(B * V, *obs.images.shape[2:])
+    images = to_float(resize.with_pad(obs.images, *cfg.image_size)).reshape(B * V, *cfg.image_size, 3)
     seen = siglip.encode(params["PaliGemma"]["img"], images, cfg.siglip, cfg.dtype, cfg.remat)
     tokens_per_image, width = seen.shape[1:]
     text = gemma.embed(params["PaliGemma"]["llm"], obs.tokens, cfg.dtype)
@@ -183,6 +184,7 @@ def decode(
     """Expert 1 over the whole suffix: final states [B,T,D], its keys and values [L,B,T,K,h]."""
     x_BTD, starts_T = embed_suffix(params, prefix.state, x_BHA, t_B, cfg)
     mask_BTS, position_BT = suffix_attention(prefix.mask, starts_T)
+    # Not by cfg.attention: few queries, and an odd number of them, which fused kernels do not take.
     return gemma.forward(
         params["PaliGemma"]["llm"], x_BTD.astype(cfg.dtype), position_BT, mask_BTS, cfg.expert,
         expert=1, remat_policy=cfg.remat, past=(prefix.k, prefix.v), modulation=modulation or modulations(params, t_B, cfg))

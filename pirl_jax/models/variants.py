@@ -57,6 +57,7 @@ class Pi0Config:
     image_size: tuple[int, int] = (224, 224)  # Y, X in px
     dtype: str = "bfloat16"  # of activations; parameters keep their own
     remat: str = "none"  # what the backward pass recomputes, see remat.POLICIES
+    attention: str = "auto"  # of the prefix: auto, or a line of attention.IMPLEMENTATIONS
 
     def __post_init__(self):
         for field in ("depth", "num_heads", "num_kv_heads", "head_dim"):

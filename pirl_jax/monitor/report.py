@@ -7,6 +7,7 @@ from matplotlib import figure, ticker
 
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 COLOURS = {"train": "#8fa6bf", "eval": "#0b5fa5", "return": "#b5651d", "kl": "#7a3e9d", "grid": "#e4e4e4"}
+VARIANT_COLOURS = ("#0b5fa5", "#b5651d", "#2e8b57", "#7a3e9d", "#444444")
 
 
 def wilson(successes: int, episodes: int) -> tuple[float, float]:
@@ -94,6 +95,45 @@ def learning_curve(path, rows: list[dict], title: str = "") -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path)
     return path
+
+
+def comparison(path, runs: list[dict], smooth: int = 5) -> pathlib.Path:
+    """PNG of several runs: a panel per `panel`, a colour per `variant`, a line per run.
+
+    runs: dicts with panel, variant, success (rate of every training rollout), before and after (cells of success_table).  Lines are
+    means over the last `smooth` iterations; dots and bars are the evaluations before and after, with their intervals.
+    """
+    panels, variants = (list(dict.fromkeys(run[name] for run in runs)) for name in ("panel", "variant"))
+    colours = {name: VARIANT_COLOURS[k % len(VARIANT_COLOURS)] for k, name in enumerate(variants)}
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    fig = figure.Figure(figsize=(5.2 * columns, 3.4 * lines), dpi=130, layout="constrained")
+    grid = fig.subplots(lines, columns, squeeze=False, sharey=True).ravel()
+    for axes, panel in zip(grid, panels, strict=False):
+        for run in runs:
+            if run["panel"] == panel:
+                _draw_run(axes, run, colours[run["variant"]], smooth)
+        axes.set_title(panel, loc="left", fontsize=10, fontweight="bold")
+        axes.set_xlabel("iteration (one rollout and its updates)", fontsize=8)
+        axes.set_ylim(-0.03, 1.03)
+        axes.yaxis.set_major_formatter(ticker.PercentFormatter(xmax=1))
+        axes.grid(color=COLOURS["grid"], linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        by_label = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}  # seeds share one
+        axes.legend(list(by_label.values()), list(by_label), loc="lower right", frameon=False, fontsize=8)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    fig.supylabel("success rate: lines of exploring rollouts, dots of evaluations (95 % interval)", fontsize=8)
+    fig.savefig(path)
+    return pathlib.Path(path)
+
+
+def _draw_run(axes, run, colour, smooth):
+    parts = [run["success"][max(0, k - smooth) : k] for k in range(1, len(run["success"]) + 1)]
+    axes.plot(range(1, len(parts) + 1), [sum(part) / len(part) for part in parts], color=colour, linewidth=1.5, label=run["variant"])
+    for where, cell in ((0, run["before"]), (len(parts) + 1, run["after"])):
+        bar = [[cell["rate"] - cell["low"]], [cell["high"] - cell["rate"]]]
+        axes.errorbar([where], [cell["rate"]], yerr=bar, color=colour, marker="o", markersize=4, linewidth=1)
 
 
 def series(rows: list[dict], name: str) -> tuple[list[int], list[float]]:

@@ -4,13 +4,14 @@ import contextlib
 import threading
 import time
 
-REQUIRED = ("env", "inference", "update", "idle")  # always reported, 0 when never measured
+REQUIRED = ("env", "inference", "update", "transfer", "idle")  # always reported, 0 when never measured
 
 # name -> (what the run is bound by, what happens in that time, what helps)
 VERDICTS = {
     "env": ("simulation-bound", "waits for environments", "add CPU cores or environments, or use smaller images"),
     "inference": ("inference-bound", "samples actions", "use larger inference batches or fewer denoise steps"),
     "update": ("learning-bound", "updates the parameters", "use fewer update epochs or more devices"),
+    "transfer": ("transfer-bound", "moves rows from the device to the host", "set rollout.prefix_cache=device, or recompute"),
     "idle": ("idle", "waits with nothing to do", "let rollout and learner overlap, or balance their devices"),
     "eval": ("evaluation-bound", "evaluates", "evaluate less often or on fewer episodes"),
     "save": ("checkpoint-bound", "waits for checkpoints", "save less often"),

@@ -1,11 +1,6 @@
-"""Camera images at the size and range the model reads.  Host functions take numpy, resize_on_device takes jax arrays.
+"""Camera images at the size and range the model reads, on the host.  Pillow's fixed-point bilinear resize is what openpi's data
+and simulator images go through; the model resizes what arrives at another size (models/resize.py)."""
 
-The two resizes are different filters, as in openpi: Pillow's fixed-point bilinear on the host, what data and simulator
-images go through, and an antialiased linear resize inside the model for images that arrive at another size.
-"""
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -32,20 +27,3 @@ def resize_with_pad(images: np.ndarray, height: int, width: int) -> np.ndarray:
         small = narrow.resize((new_x, new_y), Image.Resampling.BILINEAR)
         out[index][top : top + new_y, left : left + new_x] = small
     return out
-
-
-def resize_on_device(images: jax.Array, height: int, width: int) -> jax.Array:
-    """uint8 or float in [-1, 1] [..., Y,X,3] -> [..., height,width,3], same dtype; pads with black."""
-    y, x = images.shape[-3:-1]
-    if (y, x) == (height, width):
-        return images
-    ratio = max(x / width, y / height)
-    new_y, new_x = int(y / ratio), int(x / ratio)
-    shape = (*images.shape[:-3], new_y, new_x, 3)
-    small = jax.image.resize(images.astype(jnp.float32), shape, "linear")
-    is_uint8 = images.dtype == jnp.uint8
-    low, high = (0, 255) if is_uint8 else (-1.0, 1.0)
-    small = jnp.clip(jnp.round(small) if is_uint8 else small, low, high).astype(images.dtype)
-    top, left = (height - new_y) // 2, (width - new_x) // 2
-    pad = [(0, 0)] * (images.ndim - 3) + [(top, height - new_y - top), (left, width - new_x - left), (0, 0)]
-    return jnp.pad(small, pad, constant_values=low)

@@ -24,6 +24,7 @@ class Transform:
     delta_actions: bool = False  # the model predicts offsets from the current state (openpi's pi0_libero)
     discrete_state: bool = False  # the state is part of the prompt (pi0.5, not openpi's pi05_libero)
     image_size_px: int = 224
+    resize: str = "host"  # Pillow, here | device: images are handed on as they are, and the model resizes them
     max_token_len: int = 48
     action_dim: int = 32  # of the model: state and actions are zero-padded to it
     env_state_dim: int = 8
@@ -41,11 +42,12 @@ def encode(transform: Transform, images_BVYX3: np.ndarray, state_BS: np.ndarray,
     chex.assert_shape(images_BVYX3, (len(instructions), None, None, None, 3))
     chex.assert_shape(state_BS, (len(instructions), transform.env_state_dim))
     chex.assert_type(images_BVYX3, np.uint8)
-    size_px = transform.image_size_px
+    if transform.resize == "host":
+        images_BVYX3 = images.resize_with_pad(images_BVYX3, transform.image_size_px, transform.image_size_px)
     state_BS = normalize.normalize(state_BS, transform.stats.state, transform.norm_mode)
     tokens_BL, token_mask_BL = _tokenize(transform, instructions, state_BS)
     return types.Observation(
-        images=images.resize_with_pad(images_BVYX3, size_px, size_px),
+        images=images_BVYX3,
         image_mask=np.ones(images_BVYX3.shape[:2], bool),
         state=_pad(state_BS, transform.action_dim),
         tokens=tokens_BL,

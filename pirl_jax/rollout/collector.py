@@ -38,17 +38,20 @@ class Actor:
         return observation.decode(self.transform, actions_nHA, turn.step.state)[:, : self.action_chunk]
 
 
-def collect(actor: Actor, params, key, pool, names: list[episodes.Episode], schedule: episodes.Schedule, timers, finished=None):
+def collect(
+    actor: Actor, params, key, pool, names: list[episodes.Episode], schedule: episodes.Schedule, timers, finished=None, begun=None
+):
     """Play `names` with exploration -> (types.Rollout, list of episodes.Result).  Lost episodes have no valid decision.
 
     timers: measures "inference", and "transfer", the time spent waiting for context rows on their way to the host.
+    begun: see episodes.play.
     """
     book = _Book(len(names), max_decisions(pool.spec, actor.action_chunk), actor.buffer)
     batch_size = pool.num_envs // schedule.num_groups
 
     def decide(turn):
         with timers.measure("inference"):
-            id_B = _decision_ids(turn, batch_size, book.num_decisions)
+            id_B = _batch_ids(turn, batch_size, book.num_decisions)
             obs = actor.encode(turn, batch_size)
             chain, actions_BHA, context = actor.explore(params, key, *actor.put((id_B, obs)))
         with timers.measure("transfer"):  # of the decision before this one, while the devices compute
@@ -58,7 +61,7 @@ def collect(actor: Actor, params, key, pool, names: list[episodes.Episode], sche
             book.add(turn, chain, obs if context is None else context)
             return actor.decode(actions_BHA, turn)
 
-    results = episodes.play(pool, names, schedule, decide, timers, finished=finished, forget=book.forget)
+    results = episodes.play(pool, names, schedule, decide, timers, finished=finished, forget=book.forget, begun=begun)
     with timers.measure("transfer"):
         book.settle()
     return book.rollout(results), results
@@ -70,17 +73,22 @@ def exploit(actor: Actor, params, key, spec, batch_size: int, timers) -> episode
 
     def decide(turn):
         with timers.measure("inference"):
-            id_B = _decision_ids(turn, batch_size, limit)
+            id_B = _batch_ids(turn, batch_size, limit)
             actions_BHA = actor.exploit(params, key, *actor.put((id_B, actor.encode(turn, batch_size))))
             return actor.decode(jax.device_get(actions_BHA), turn)
 
     return decide
 
 
-def _decision_ids(turn: episodes.Turn, batch_size: int, num_decisions: int) -> np.ndarray:
-    """[B] int32, one number per (episode, decision): a row draws its noise by name, wherever it stands in a batch."""
+def decision_ids(turn: episodes.Turn, num_decisions: int) -> np.ndarray:
+    """[n], one number per (episode, decision): a row draws its noise by name, wherever it stands in a batch."""
+    return turn.episode * num_decisions + np.minimum(turn.decision, num_decisions - 1)
+
+
+def _batch_ids(turn: episodes.Turn, batch_size: int, num_decisions: int) -> np.ndarray:
+    """[B] int32, decision_ids at their rows."""
     id_B = np.zeros(batch_size, np.int32)
-    id_B[turn.row] = turn.episode * num_decisions + np.minimum(turn.decision, num_decisions - 1)
+    id_B[turn.row] = decision_ids(turn, num_decisions)
     return id_B
 
 

@@ -65,7 +65,7 @@ class Turn:
 Decide = Callable[[Turn], np.ndarray]  # -> actions [n,I,a] in simulator units; rows of finished slots are ignored
 
 
-class _Stream:
+class Stream:
     """Which slot plays which episode, and what has come of it."""
 
     def __init__(self, pool, episodes, schedule, record, done):
@@ -139,18 +139,25 @@ class _Stream:
         return e
 
 
+def begin(pool, episodes: list[Episode], schedule: Schedule, *, record=(), done: Mapping[int, Result] | None = None) -> Stream:
+    """Give every slot its first episode; returns at once.  `play` goes on from here, whenever it is called."""
+    stream = Stream(pool, episodes, schedule, record, done or {})
+    stream.start(np.arange(pool.num_envs))
+    return stream
+
+
 def play(
     pool, episodes: list[Episode], schedule: Schedule, decide: Decide, timers, *,
-    record=(), done: Mapping[int, Result] | None = None, finished=None, forget=None,
+    record=(), done: Mapping[int, Result] | None = None, finished=None, forget=None, begun: Stream | None = None,
 ) -> list[Result]:  # fmt: skip
     """Play every episode once; results come in the order of `episodes`.
 
     pool: a ReadyQueue.  timers: measures "env", the time spent waiting for simulators.  record: indices of the episodes whose
     video frames are kept.  done: results known already, by index; these are not played.  finished: called with (index, Result)
     of each episode as it ends or stays lost.  forget: called with the index of an episode whose simulator was lost.
+    begun: what `begin` gave for the same episodes, if it was called before.
     """
-    stream = _Stream(pool, episodes, schedule, record, done or {})
-    stream.start(np.arange(pool.num_envs))
+    stream = begun or begin(pool, episodes, schedule, record=record, done=done)
     serve = _in_lockstep if schedule.lockstep else _as_ready
     for row, slots, step in serve(stream, schedule.num_groups, timers):
         kept, lost = np.flatnonzero(~step.lost), stream.lose(slots[step.lost])

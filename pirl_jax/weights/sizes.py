@@ -14,7 +14,7 @@ from pirl_jax.weights import torch_names
 
 _ATTN, _MLP = "PaliGemma/llm/layers/attn/", "PaliGemma/llm/layers/mlp"
 _BLOCK = "PaliGemma/img/Transformer/encoderblock/"
-_FROM_SETTINGS = ("action_horizon", "max_token_len", "dtype", "remat")
+_FROM_SETTINGS = ("action_horizon", "max_token_len", "dtype", "remat", "attention")
 
 
 def infer(shapes: Mapping[str, tuple], given: variants.Pi0Config | None = None) -> variants.Pi0Config:

@@ -26,6 +26,7 @@ def test_seconds_accumulate_by_name_and_reset():
         "time/env": 3.0,
         "time/inference": 0.0,
         "time/update": 0.5,
+        "time/transfer": 0.0,
         "time/idle": 0.0,
         "time/save": 0.25,
         "time/iteration": 4.5,
@@ -48,6 +49,7 @@ def test_time_counts_when_the_work_raises():
     [
         ({"env": 78.0, "update": 20.0}, "simulation-bound: 78 % of the time waits for environments; add CPU cores"),
         ({"update": 60.0, "env": 40.0}, "learning-bound: 60 %"),
+        ({"transfer": 50.0, "env": 20.0}, "transfer-bound: 50 % .* set rollout.prefix_cache=device"),
         ({"env": 30.0, "inference": 30.0, "update": 35.0}, r"balanced: the largest part \(update\) takes 35 %"),
     ],
 )

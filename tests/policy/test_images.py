@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from pirl_jax.models import pi0
+from pirl_jax.models import resize
 from pirl_jax.policy import images
 
-resize_on_device = jax.jit(images.resize_on_device, static_argnums=(1, 2))
+resize_on_device = jax.jit(resize.with_pad, static_argnums=(1, 2))
 
 SIZES = {"to_224x224": (224, 224), "to_64x96": (64, 96)}
 
@@ -51,6 +52,14 @@ def test_device_resize_of_float_equals_openpi(data):
     for name, x, size, want in _cases(data, "/jax_f32"):
         got = resize_on_device(jnp.asarray(pi0.to_float(x[:1])), *size)
         np.testing.assert_allclose(got, want, atol=2e-6, err_msg=name)
+
+
+def test_device_resize_is_within_one_grey_level_of_pillow():
+    """Noise is the worst case: neighbours differ by as much as they can."""
+    noise = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8)
+    for x, size in ((noise, (224, 224)), (noise[:, :128], (64, 96)), (noise[:, :64, :64], (224, 224))):
+        off = np.abs(np.asarray(resize_on_device(x, *size), int) - images.resize_with_pad(x, *size))
+        assert off.max() == 1 and off.mean() < 0.3
 
 
 def test_to_float_equals_openpi(data):

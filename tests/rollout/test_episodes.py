@@ -55,6 +55,17 @@ def test_every_episode_is_played_once_and_to_its_end(play, num_envs, num_groups,
         assert (turn.decision == turn.step.state[:, 2]).all()
 
 
+@pytest.mark.parametrize("lockstep", [True, False], ids=["lockstep", "as ready"])
+def test_simulators_can_start_before_anyone_decides(make_pool, lockstep):
+    names, schedule = [episodes.Episode(e % 3, state) for e, state in enumerate(LENGTHS)], episodes.Schedule(2, lockstep)
+    decide = lambda turn: np.repeat(CHUNK[None], len(turn.row), 0)  # noqa: E731
+    early, late = make_pool(4), make_pool(4)
+    begun = episodes.begin(early, names, schedule)
+    assert early.log == [("reset", slot) for slot in range(4)], "all at once, and nobody waits"
+    results = episodes.play(early, names, schedule, decide, timeline.Timers(), begun=begun)
+    assert results == episodes.play(late, names, schedule, decide, timeline.Timers()) and early.log == late.log
+
+
 def test_a_slot_that_finishes_starts_the_next_episode_before_the_others_are_done(play):
     pool, turns, _ = play(2, 1, [5, 0, 0, 0])
     assert [turn.episode.tolist() for turn in turns] == [[0, 1], [0, 1], [0, 2], [0, 2], [0, 3], [0, 3], [0]]
