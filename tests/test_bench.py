@@ -1,4 +1,4 @@
-"""The benchmark command: names take turns, ratios point the right way, and a tiny real run fills every row."""
+"""The benchmark command: names take turns, ratios point the right way, and tiny real runs fill every row."""
 
 import argparse
 import json
@@ -6,7 +6,10 @@ import json
 import pytest
 
 from pirl_jax import bench
+from pirl_jax import bench_end2end
 from pirl_jax import bench_env
+from pirl_jax import bench_policy
+from pirl_jax.models import variants
 
 
 def test_names_take_turns_and_the_median_counts():
@@ -16,7 +19,7 @@ def test_names_take_turns_and_the_median_counts():
         calls.append((name, repeat))
         return {"a": [1.0, 9.0, 2.0], "b": [4.0, 4.0, 5.0]}[name][repeat]
 
-    assert bench_env._interleaved(["a", "b"], once, repeats=3) == {"a": 2.0, "b": 4.0}
+    assert bench_env.interleaved(["a", "b"], once, repeats=3) == {"a": 2.0, "b": 4.0}
     assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
 
 
@@ -50,3 +53,53 @@ def test_a_tiny_run(libero_assets, tmp_path, monkeypatch, capsys):
     step = rows["control step, ms"]
     assert step["mj_step alone"] < step["ours, no rendering"] < step["stock, no rendering"]
     assert rows["episode, chunks of 10, s"]["ours"] < rows["episode, chunks of 10, s"]["stock"] / 3
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The scaled model, smaller still."""
+    small = dict(
+        paligemma=variants.GemmaConfig(64, 2, 256, 2, 1, 16), expert=variants.GemmaConfig(32, 2, 64, 2, 1, 16),
+        siglip=variants.SiglipConfig(32, 2, 64, 2, 14), image_size=(28, 28),
+    )  # fmt: skip
+    monkeypatch.setattr(bench_policy, "SCALED", bench_policy.SCALED | small)
+
+
+@pytest.mark.parametrize("name, recipe", [("update", "libero_spatial_ppo_pi0"), ("latency", "libero_object_ppo_pi05")])
+def test_the_policy_benchmarks_compare_what_computes_the_same(name, recipe, tiny, tmp_path, capsys):
+    file, page = tmp_path / "out.json", f"configs/{recipe}.py"
+    bench.main(["bench", name, "--recipes", page, "--batch", "2", "--repeats", "2", "--output", str(file)])
+    assert "times faster, with" in capsys.readouterr().out
+    row = json.loads(file.read_text())["result"][page]
+    assert row["rows"] == 2 and row["times less arithmetic, counted"] > 1
+    assert row["times faster, measured"] == pytest.approx(row["baseline"]["median, ms"] / row["ours"]["median, ms"])
+    for one in (row["baseline"], row["ours"]):
+        assert one["slowest, ms"] >= one["median, ms"] > 0 and one["share of peak"] is None
+        assert one["model TFLOP/s"] == pytest.approx(2e-3 * one["model GFLOP per row"] / (1e-3 * one["median, ms"]))
+    if name == "update":
+        for metric in row["the first step of both"].values():
+            assert metric["ours"] == pytest.approx(metric["baseline"], rel=1e-4, abs=1e-5) and metric["ours"] != 0
+    else:
+        assert row["largest difference of an action entry"] < 1e-4
+
+
+def test_the_share_of_peak_is_of_the_device_at_hand(tiny):
+    options = argparse.Namespace(batch=1, size="scaled")
+    case = bench_policy.prepare("configs/libero_spatial_ppo_pi0.py", options)
+    times = {"baseline": [2.0, 8.0, 4.0], "ours": [1.0, 1.0, 1.0]}
+    result = bench_policy._result(case, times, {"baseline": 4e12, "ours": 2e12, "ratio": 2.0}, rows=3)
+    assert result["times faster, measured"] == 4.0
+    assert result["ours"]["model TFLOP/s"] == pytest.approx(6.0) and result["baseline"]["model TFLOP/s"] == pytest.approx(3.0)
+
+
+@pytest.mark.slow
+def test_end_to_end_on_a_probe():
+    """A probe needs no simulator and no SFT."""
+    parser = argparse.ArgumentParser()
+    bench_end2end.add_arguments(parser)
+    small = ("rollout.num_envs=4", "rollout.episodes_per_iteration=4", "algorithm.minibatch_size=4", "algorithm.microbatch_size=4",
+             "sft.demonstrations=0")  # fmt: skip
+    arguments = ["--recipe", "configs/probe.py", "--iterations", "2", *(f"--set={one}" for one in small)]
+    result = bench_end2end.run(argparse.Namespace(repeats=1, **vars(parser.parse_args(arguments))))
+    assert {*result} == {"baseline", "ours"} and min(row["iteration"] for row in result.values()) > 0
+    assert "times faster" in bench_end2end.as_text(result)

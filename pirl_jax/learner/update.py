@@ -9,6 +9,7 @@ None).  Rows stay where the rollout left them and are taken one microbatch at a 
 import collections
 from collections.abc import Callable
 import dataclasses
+import functools
 
 from flax import struct
 import jax
@@ -198,7 +199,6 @@ def make_update(
             f"microbatch_size={cfg.microbatch_size} must be a multiple of the {mesh.size} devices of the mesh"
             f" and divide minibatch_size={cfg.minibatch_size}"
         )
-
     accumulate = _accumulation(log_prob_fn, cfg, trainable, mesh)
 
     def apply(state, total, demonstrations):
@@ -234,12 +234,13 @@ def make_update(
                 jax.block_until_ready(in_flight.popleft())
         return apply(state, total, None if demonstrations is None else meshes.put_batch(demonstrations, mesh))
 
-    def lower(state, batch):
-        total = accumulate.prepare(state, batch)
-        return {"microbatch": accumulate.lower(state, total, batch), "step": apply.lower(state, total, None)}
-
-    update_minibatch.lower = lower
+    update_minibatch.lower = functools.partial(_lower, accumulate, apply)
     return update_minibatch
+
+
+def _lower(accumulate, apply, state, batch):
+    total = accumulate.prepare(state, batch)
+    return {"microbatch": accumulate.lower(state, total, batch), "step": apply.lower(state, total, None)}
 
 
 def _accumulation(log_prob_fn, cfg, trainable, mesh):
