@@ -8,7 +8,9 @@ import pytest
 from pirl_jax import bench
 from pirl_jax import bench_end2end
 from pirl_jax import bench_env
+from pirl_jax import bench_plan
 from pirl_jax import bench_policy
+from pirl_jax import plan
 from pirl_jax.models import variants
 
 
@@ -90,6 +92,30 @@ def test_the_share_of_peak_is_of_the_device_at_hand(tiny):
     result = bench_policy._result(case, times, {"baseline": 4e12, "ours": 2e12, "ratio": 2.0}, rows=3)
     assert result["times faster, measured"] == 4.0
     assert result["ours"]["model TFLOP/s"] == pytest.approx(6.0) and result["baseline"]["model TFLOP/s"] == pytest.approx(3.0)
+
+
+def test_the_plan_of_a_recipe_as_published_and_small(monkeypatch, capsys):
+    """What a plan is made of is tested in test_plan.py; here: which recipes it is asked for, and the tables."""
+    asked = []
+
+    def measure(settings, on_mesh, prompt_tokens, env_spec, limit, thorough):
+        asked.append((settings, env_spec.max_episode_steps, prompt_tokens, limit))
+        big = 10**9 * settings.update.microbatch_size
+        parts = {"frozen weights": 3 * 10**9, "weights that train, float32": 10**9, "optimiser": 2 * 10**9}
+        work = {"rollout": 0, "gradients, activations, microbatches": big, "optimiser step": 0}
+        return plan.Plan(parts, work, 7 * 10**9, limit, 10**9, settings.update.microbatch_size, "host")
+
+    monkeypatch.setattr(bench_plan.plan, "measure", measure)
+    bench.main(["bench", "plan", "--recipes", "configs/libero_10_grpo_pi05.py", "--limit-gb", "40"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("libero_10_grpo_pi05")]
+    assert lines[0][1:] == ["as", "published", "4.0", "2.0", "0.0", "128.0", "0.0", "134.0", "no", "7.0"]
+    assert lines[1][1:] == ["small", "4.0", "2.0", "0.0", "32.0", "0.0", "38.0", "yes", "7.0"]
+    assert lines[2][1:] == ["4667", "/", "2547", "(1.83x)", "4659", "/", "21", "(219.47x)"]
+    assert [one[1:] for one in asked] == [(480, 32, 40 * 10**9)] * 2
+    assert asked[1][0].raw.model.frozen_dtype == "bfloat16" and asked[1][0].update.group_size == 8
+    with pytest.raises(SystemExit):
+        bench.main(["bench", "plan", "--recipes", "configs/quickstart.py"])
+    assert "is not LIBERO's; give LIBERO recipes" in capsys.readouterr().err
 
 
 @pytest.mark.slow
