@@ -119,8 +119,9 @@ def test_the_plan_of_a_recipe_as_published_and_small(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_end_to_end_on_a_probe():
+def test_end_to_end_on_a_probe(monkeypatch):
     """A probe needs no simulator and no SFT."""
+    monkeypatch.delenv("XLA_FLAGS")  # the virtual devices of the tests
     parser = argparse.ArgumentParser()
     bench_end2end.add_arguments(parser)
     small = ("rollout.num_envs=4", "rollout.episodes_per_iteration=4", "algorithm.minibatch_size=4", "algorithm.microbatch_size=4",
