@@ -103,7 +103,7 @@ def _rollout():
         num_groups=2,  # RLinf's pipeline_stage_num: the policy serves the first 1 / num_groups of the slots that are ready
         lockstep=False,  # fixed groups of slots take turns: slower, and runs repeat bit for bit
         episodes_per_iteration=512,  # whole episodes per rollout
-        prefix_cache="auto",  # of a frozen VLM, rollout to update: device | host | recompute (per microbatch); auto = host
+        prefix_cache="auto",  # of a frozen VLM, rollout to update: device | host | recompute (per microbatch); auto = by memory
         start_order="uniform",  # of (task, start state): uniform (with replacement) | ordered (each once before any twice)
     )
 
@@ -122,7 +122,7 @@ def _algorithm():
         normalize_advantages=True,  # over the valid decisions of the whole rollout
         update_epochs=4,  # passes over one rollout
         minibatch_size=2048,  # decisions per optimiser step
-        microbatch_size=128,  # decisions per forward-backward
+        microbatch_size=128,  # decisions per forward-backward; 0 = the most, up to 128, that the memory plan finds room for
         clip_ratio_low=0.2,
         clip_ratio_high=0.2,
         clip_ratio_c=0.0,  # dual clip: bound of the loss of bad actions in units of |advantage|; 0 = off

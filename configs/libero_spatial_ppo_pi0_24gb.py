@@ -3,8 +3,9 @@
     python -m pirl_jax.train --config configs/libero_spatial_ppo_pi0_24gb.py \
         --config.model.checkpoint=RUN_OR_SFT_DIR --config.model.tokenizer=paligemma_tokenizer.model
 
-Device memory, by arithmetic (not measured): frozen VLM in bfloat16 6 GB; action expert in float32 with moments and gradients 5 GB;
-activations of 32 rows, most of them recomputed.  Host memory: kept prefixes of a rollout, 10 MB a decision, up to 32 GB.
+Device memory, planned from shapes (python -m pirl_jax.bench plan; not measured on a GPU): at most 20 GB, of which frozen VLM in
+bfloat16 6 GB, action expert in float32 with moments 4 GB.  Host memory: kept prefixes of a rollout, 10 MB a decision, up to 31 GB;
+a host that cannot spare them computes them again, which the memory plan says at the start.
 RLinf says that these sizes reach about the success of the full recipe; not reproduced by us yet.
 """
 

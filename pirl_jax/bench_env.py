@@ -70,7 +70,7 @@ def control_step(pool: dict, task: int, repeats: int) -> dict[str, float]:
     def once(name, repeat):
         return 1e3 * float(_send(pool[name], _random_actions(repeat, CONTROL_STEPS)).reward[0]) / CONTROL_STEPS
 
-    return _interleaved(names, once, repeats)
+    return interleaved(names, once, repeats)
 
 
 def chunk_step(pool: dict, task: int, chunk: int, repeats: int) -> dict[str, float]:
@@ -80,7 +80,7 @@ def chunk_step(pool: dict, task: int, chunk: int, repeats: int) -> dict[str, flo
         _reset(pool[name], task, 0)
         return 1e3 * _inside_s(pool[name], lambda: [_send(pool[name], _random_actions(i, chunk)) for i in range(3)]) / 3
 
-    return _interleaved(pool, once, repeats)
+    return interleaved(pool, once, repeats)
 
 
 def reset(pool: dict, task: int, repeats: int) -> dict[str, float]:
@@ -92,7 +92,7 @@ def reset(pool: dict, task: int, repeats: int) -> dict[str, float]:
     def once(name, repeat):
         return 1e3 * _inside_s(pool[name], lambda: _reset(pool[name], task, repeat % 2))
 
-    return _interleaved(pool, once, repeats)
+    return interleaved(pool, once, repeats)
 
 
 def episode(pool: dict, task: int, init_state: int, actions_TA, chunk: int, repeats: int) -> dict[str, float]:
@@ -105,7 +105,7 @@ def episode(pool: dict, task: int, init_state: int, actions_TA, chunk: int, repe
             if step.terminated[0] or step.truncated[0]:
                 break
 
-    return _interleaved(pool, lambda name, _: _inside_s(pool[name], lambda: play(pool[name])), repeats)
+    return interleaved(pool, lambda name, _: _inside_s(pool[name], lambda: play(pool[name])), repeats)
 
 
 def memory_mb(pool: pools.EnvPool) -> float:
@@ -129,7 +129,7 @@ def throughput(make: dict, task: int, count: int, repeats: int) -> dict[str, flo
             steps = pool[name].recv(slots).num_steps.sum()
             return float(steps) / (time.perf_counter() - start_s)
 
-        return _interleaved(names, once, repeats)
+        return interleaved(names, once, repeats)
 
 
 def as_text(result: dict) -> str:
@@ -147,7 +147,7 @@ def as_text(result: dict) -> str:
     return "\n".join([*lines, "", "medians of interleaved repeats; (x): how many times better than the first"])
 
 
-def _interleaved(names, once, repeats: int) -> dict[str, float]:
+def interleaved(names, once, repeats: int) -> dict[str, float]:
     """Median of `once(name, repeat)` for every name; the names take turns."""
     values = {name: [] for name in names}
     for repeat in range(repeats):

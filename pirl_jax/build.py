@@ -20,6 +20,10 @@ from pirl_jax.envs import gl
 from pirl_jax.envs import pool as pools
 from pirl_jax.envs import probes
 from pirl_jax.envs import queue
+from pirl_jax.learner import optimizer
+from pirl_jax.learner import sft
+from pirl_jax.learner import state as states
+from pirl_jax.learner import update
 from pirl_jax.models import pi0
 from pirl_jax.policy import flow
 from pirl_jax.policy import noise
@@ -133,9 +137,20 @@ def given_stats(settings) -> normalize.NormStats:
 
 
 def actor(settings, on_mesh, to_model: observation.Transform, instructions) -> collector.Actor:
-    """The policy as the rollout sees it.  Two jitted functions; with a frozen VLM `explore` hands out the prefix it computed.
-    On its first observations it prints how well the normalisation statistics fit."""
-    cfg, keep_prefix = settings.policy, settings.keep_prefix
+    """The policy as the rollout sees it; with a frozen VLM `explore` hands out the prefix it computed.  On its first observations
+    it prints how well the normalisation statistics fit."""
+    explore, exploit = decisions(settings.policy, settings.keep_prefix)
+    return collector.Actor(
+        transform=to_model, instructions=instructions, action_chunk=settings.policy.action_chunk, explore=explore,
+        exploit=exploit, put=functools.partial(meshes.put_batch, mesh=on_mesh),
+        at_first=[lambda state_BS: print(assets.report(to_model.stats, to_model.norm_mode, state_BS))],
+        buffer=rows.Buffer(on_mesh) if settings.prefix_cache == "device" else None,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4)
+def decisions(cfg: flow.PolicyConfig, keep_prefix: bool):
+    """The two jitted functions that decide: explore and exploit of collector.Actor.  What the memory plan compiled is used."""
 
     def row_keys(key, id_B):
         return jax.vmap(jax.random.fold_in, (None, 0))(key, id_B)
@@ -150,12 +165,29 @@ def actor(settings, on_mesh, to_model: observation.Transform, instructions) -> c
     def exploit(params, key, id_B, obs):
         return flow.sample_actions(params, row_keys(key, id_B), pi0.prefill(params, obs, cfg.model), cfg)
 
-    return collector.Actor(
-        transform=to_model, instructions=instructions, action_chunk=cfg.action_chunk, explore=explore, exploit=exploit,
-        put=functools.partial(meshes.put_batch, mesh=on_mesh),
-        at_first=[lambda state_BS: print(assets.report(to_model.stats, to_model.norm_mode, state_BS))],
-        buffer=rows.Buffer(on_mesh) if settings.prefix_cache == "device" else None,
-    )
+    return explore, exploit
+
+
+def train_state(settings, params, on_mesh, make=states.create) -> states.TrainState:
+    """State of reinforcement learning around parameters, or its shapes around shapes (make=states.abstract)."""
+    return make(
+        params, settings.optim, trainable(settings), on_mesh, ema=settings.update.ema_decay > 0,
+        anchor=settings.update.anchor_coef > 0, frozen_dtype=settings.raw.model.frozen_dtype,
+    )  # fmt: skip
+
+
+def trainable(settings):
+    """Predicate on paths: what reinforcement learning trains."""
+    return optimizer.trainable(settings.policy.model, settings.raw.model.train_expert_only)
+
+
+@functools.lru_cache(maxsize=4)
+def updater(settings, on_mesh):
+    """The update of one minibatch (learner/update.py make_update).  What the memory plan compiled is used."""
+    return update.make_update(
+        log_prob_fn(settings), settings.update, settings.optim, trainable(settings), on_mesh,
+        sft_loss=sft.make_loss(settings.sft, settings.raw.seed),
+    )  # fmt: skip
 
 
 def evaluation_key(settings) -> jax.Array:

@@ -28,11 +28,11 @@ POSITIVE = (
     ("model", "num_steps"),
     ("rollout", "num_envs"), ("rollout", "num_groups"), ("rollout", "episodes_per_iteration"),
     ("model", "lora_rank"), ("algorithm", "group_size"), ("algorithm", "update_epochs"), ("algorithm", "minibatch_size"),
-    ("algorithm", "microbatch_size"), ("run", "save_every"), ("run", "keep"),
+    ("run", "save_every"), ("run", "keep"),
 )  # fmt: skip
 NOT_NEGATIVE = (
     ("env", "restarts_per_hour"), ("env", "recycle_episodes"), ("env", "recycle_growth_gb"), ("eval", "episodes_per_task"),
-    ("eval", "episodes_during_training"), ("algorithm", "max_episodes_per_iteration"),
+    ("eval", "episodes_during_training"), ("algorithm", "max_episodes_per_iteration"), ("algorithm", "microbatch_size"),
 )  # fmt: skip
 SUITES = (*libero_files.SUITES, "tabletop", *(f"probe_{name}" for name in probes.PROBES))
 PREFIX_CACHES = ("auto", "device", "host", "recompute")
@@ -110,7 +110,7 @@ def _check_counts(raw):
     divisions = (
         ("rollout.num_envs", raw.rollout.num_envs, "rollout.num_groups", raw.rollout.num_groups),
         ("eval.num_envs", raw.eval.num_envs, "rollout.num_groups", raw.rollout.num_groups),
-        ("algorithm.minibatch_size", raw.algorithm.minibatch_size, "algorithm.microbatch_size", raw.algorithm.microbatch_size),
+        ("algorithm.minibatch_size", raw.algorithm.minibatch_size, "algorithm.microbatch_size", raw.algorithm.microbatch_size or 1),
         ("rollout.episodes_per_iteration", raw.rollout.episodes_per_iteration, "algorithm.group_size", raw.algorithm.group_size),
         ("algorithm.max_episodes_per_iteration", raw.algorithm.max_episodes_per_iteration, "algorithm.group_size",
          raw.algorithm.group_size),
@@ -250,6 +250,15 @@ def playable(raw, spec) -> starts.Starts:
 def rules(raw) -> libero_files.Protocol | None:
     """The protocol of a LIBERO suite; the other suites have limits of their own."""
     return libero_files.PROTOCOLS[raw.env.protocol] if raw.env.suite in libero_files.SUITES else None
+
+
+def changed(current: Settings, changes: dict) -> Settings:
+    """With other values of some fields, {"section.field": value}, checked again."""
+    page = ml_collections.ConfigDict(current.raw)
+    for name, value in changes.items():
+        section, _, field = name.partition(".")
+        page[section][field] = value
+    return settings(page)
 
 
 def _frozen_vlm(raw) -> bool:

@@ -20,12 +20,11 @@ from pirl_jax import build
 from pirl_jax import command
 from pirl_jax import config
 from pirl_jax import evaluate
+from pirl_jax import plan
 from pirl_jax import results
 from pirl_jax import teach
 from pirl_jax.core import rng
 from pirl_jax.envs import queue
-from pirl_jax.learner import optimizer
-from pirl_jax.learner import sft
 from pirl_jax.learner import state as states
 from pirl_jax.learner import update
 from pirl_jax.monitor import log
@@ -95,7 +94,9 @@ def open_run(settings, raw, resume: str) -> Run:
         pool = stack.enter_context(build.open_envs(settings, raw.rollout.num_envs))
         chosen = config.playable(settings.raw, pool.spec)
         instructions = [pool.spec.instructions[task] for task in chosen.tasks]
-        build.transform(settings, build.identity_stats(settings), instructions)  # checks tokenizer and prompts
+        to_model = build.transform(settings, build.identity_stats(settings), instructions, only_these=True)
+        settings, planned = plan.choose(settings, mesh, to_model.max_token_len, pool.spec)
+        print(planned)
         checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
         stack.callback(checkpoints.close)
         resume_at = (checkpoints.latest() or 0) if standing else None
@@ -142,13 +143,13 @@ def first_state(run: Run) -> states.TrainState:
     normalize.save(build.norm_stats_path(run.directory.path), norm_stats)
     if settings.raw.eval.baseline:
         _evaluate(run, params, 0, "before", settings.raw.eval.episodes_per_task)
-    state = _rl_state(run, params)
+    state = build.train_state(settings, params, run.mesh)
     run.store.save(0, state)
     return state
 
 
 def _resumed(run):
-    template = _rl_state(run, build.fresh_params(run.settings, run.mesh, run.key))
+    template = build.train_state(run.settings, build.fresh_params(run.settings, run.mesh, run.key), run.mesh)
     with command.user_errors():
         norm_stats = normalize.load(build.norm_stats_path(run.directory.path))
         state, _ = run.store.restore(template, run.first_iteration)
@@ -178,25 +179,13 @@ def _actor(run, norm_stats):
     return build.actor(run.settings, run.mesh, to_model, run.instructions)
 
 
-def _rl_state(run, params):
-    settings = run.settings
-    predicate = optimizer.trainable(settings.policy.model, settings.raw.model.train_expert_only)
-    ema, anchor = settings.update.ema_decay > 0, settings.update.anchor_coef > 0
-    frozen = settings.raw.model.frozen_dtype
-    return states.create(params, settings.optim, predicate, run.mesh, ema=ema, anchor=anchor, frozen_dtype=frozen)
-
-
 # ---- iterate -----------------------------------------------------------------------------------------------------------
 
 
 def iterate(run: Run, state: states.TrainState) -> states.TrainState:
     """The training loop."""
     raw = run.settings.raw
-    predicate = optimizer.trainable(run.settings.policy.model, raw.model.train_expert_only)
-    update_minibatch = update.make_update(
-        build.log_prob_fn(run.settings), run.settings.update, run.settings.optim, predicate, run.mesh,
-        sft_loss=sft.make_loss(run.settings.sft, raw.seed),
-    )  # fmt: skip
+    update_minibatch = build.updater(run.settings, run.mesh)
     encoded = _encoded_demonstrations(run)
     run.timers.read()
     with progress.track("training", total=raw.num_iterations - run.first_iteration, unit="iterations") as step:

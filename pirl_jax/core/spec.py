@@ -48,9 +48,10 @@ def init(key: jax.Array, specs: dict, shardings: dict | None = None) -> dict:
     return jax.jit(build, out_shardings=shardings)(key)
 
 
-def abstract(specs: dict) -> dict:
-    """Tree of jax.ShapeDtypeStruct: shapes and dtypes without memory."""
-    return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype), specs)
+def abstract(specs: dict, shardings: dict | None = None) -> dict:
+    """Tree of jax.ShapeDtypeStruct: shapes and dtypes (and shardings, same tree) without memory."""
+    shapes = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype), specs)
+    return shapes if shardings is None else jax.tree.map(lambda x, where: x.update(sharding=where), shapes, shardings)
 
 
 def count(specs: dict) -> int:

@@ -51,24 +51,43 @@ def create(
     learned = jax.tree.map(lambda x: x.astype(jnp.float32), learned)
     if frozen_dtype is not None:
         frozen = jax.tree.map(lambda x: x.astype(frozen_dtype), frozen)
-    layout = {path: x.sharding for path, x in flat.items()}
-
-    def like_params(path, _):
-        """A leaf whose dict keys spell a parameter's path (a moment) lies where the parameter lies."""
-        name = "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
-        return layout.get(name, meshes.replicated(mesh))
-
     init = lambda learned: optimizer.init(cfg, learned)  # noqa: E731
-    out = jax.tree_util.tree_map_with_path(like_params, jax.eval_shape(init, learned))
+    out = _placed(jax.eval_shape(init, learned), flat, mesh)
     zero = np.zeros((), np.int32)
     return TrainState(
         step=meshes.replicate(zero, mesh),
         iteration=meshes.replicate(zero, mesh),
         params=merge(learned, frozen),
-        opt_state=jax.jit(init, out_shardings=out)(learned),
+        opt_state=jax.jit(init, out_shardings=shardings(out))(learned),
         ema=jax.tree.map(jnp.copy, learned) if ema else None,
         anchor=jax.tree.map(jnp.copy, learned) if anchor else None,
     )
+
+
+def abstract(
+    params: dict, cfg: optimizer.OptimizerConfig, trainable, mesh, *, ema: bool = False, anchor: bool = False, frozen_dtype=None
+) -> TrainState:
+    """What `create` makes, as shapes; `params` are shapes with shardings too (core/spec.py abstract)."""
+    learned, frozen = partition(params, trainable)
+    cast = lambda tree, dtype: jax.tree.map(lambda x: x.update(dtype=dtype or x.dtype), tree)  # noqa: E731
+    learned = cast(learned, jnp.float32)
+    moments = jax.eval_shape(lambda learned: optimizer.init(cfg, learned), learned)
+    counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=meshes.replicated(mesh))
+    return TrainState(
+        step=counter, iteration=counter, params=merge(learned, cast(frozen, frozen_dtype)),
+        opt_state=_placed(moments, spec.flatten(params), mesh), ema=learned if ema else None, anchor=learned if anchor else None,
+    )  # fmt: skip
+
+
+def _placed(shapes, flat_params, mesh):
+    """A leaf whose dict keys spell a parameter's path (a moment) lies where the parameter lies, the others on every device."""
+
+    def place(path, x):
+        name = "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+        like = flat_params.get(name)
+        return x.update(sharding=meshes.replicated(mesh) if like is None else like.sharding)
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
 
 
 def _on_mesh(x, mesh):
@@ -108,14 +127,21 @@ def shardings(state):
 
 
 def jit_step(step: Callable, mesh: jax.sharding.Mesh) -> Callable:
-    """jit of step(state, ...) -> state, metrics.  The old state is donated; the new one lies where the old one lay."""
+    """jit of step(state, ...) -> state, metrics.  The old state is donated; the new one lies where the old one lay.
+
+    `lower(state, ...)` lowers it from arrays or shapes, as that of jax.jit does.
+    """
     compiled = None
 
-    def call(state, *args):
+    def jitted(state):
         nonlocal compiled
         if compiled is None:
             out = (shardings(state), meshes.replicated(mesh))
             compiled = jax.jit(step, donate_argnums=0, out_shardings=out)
-        return compiled(state, *args)
+        return compiled
 
+    def call(state, *args):
+        return jitted(state)(state, *args)
+
+    call.lower = lambda state, *args: jitted(state).lower(state, *args)
     return call

@@ -9,6 +9,7 @@ None).  Rows stay where the rollout left them and are taken one microbatch at a 
 import collections
 from collections.abc import Callable
 import dataclasses
+import functools
 
 from flax import struct
 import jax
@@ -193,13 +194,13 @@ def make_update(
       normalizer: what the summed loss of a minibatch is divided by; None: the sum of the weights of its rows.
 
     microbatches: iterable of Minibatch of host rows, each of this host's share of cfg.microbatch_size.
+    `update_minibatch.lower(state, microbatch)` lowers what it runs from shapes, without an SFT term: {"microbatch", "step"}.
     """
     if cfg.microbatch_size % mesh.size or cfg.minibatch_size % cfg.microbatch_size:
         raise ValueError(
             f"microbatch_size={cfg.microbatch_size} must be a multiple of the {mesh.size} devices of the mesh"
             f" and divide minibatch_size={cfg.minibatch_size}"
         )
-
     accumulate = _accumulation(log_prob_fn, cfg, trainable, mesh)
 
     def apply(state, total, demonstrations):
@@ -235,7 +236,13 @@ def make_update(
                 jax.block_until_ready(in_flight.popleft())
         return apply(state, total, None if demonstrations is None else meshes.put_batch(demonstrations, mesh))
 
+    update_minibatch.lower = functools.partial(_lower, accumulate, apply)
     return update_minibatch
+
+
+def _lower(accumulate, apply, state, batch):
+    total = accumulate.prepare(state, batch)
+    return {"microbatch": accumulate.lower(state, total, batch), "step": apply.lower(state, total, None)}
 
 
 def _accumulation(log_prob_fn, cfg, trainable, mesh):
@@ -260,19 +267,21 @@ def _accumulation(log_prob_fn, cfg, trainable, mesh):
     compiled = {}
 
     def prepare(state, batch):
-        """The form of the sums is known once there is a batch; gradients lie where their parameters lie."""
+        """The form of the sums is known once there is a batch; gradients lie where their parameters lie.  -> shapes"""
         shape = jax.eval_shape(microbatch_sums, state, batch)
         layout = jax.tree.map(lambda _: meshes.replicated(mesh), shape)
         layout = layout.replace(grads=states.shardings(states.partition(state.params, trainable)[0]))
         zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)  # noqa: E731
         compiled["zeros"] = jax.jit(zeros, out_shardings=layout)
         compiled["add"] = jax.jit(add, donate_argnums=1, out_shardings=(layout, meshes.replicated(mesh)))
+        return jax.tree.map(lambda x, where: x.update(sharding=where), shape, layout)
 
     def accumulate(state, total, batch):
         if not compiled:
             prepare(state, batch)
         return compiled["add"](state, compiled["zeros"]() if total is None else total, batch)
 
+    accumulate.prepare, accumulate.lower = prepare, lambda *shapes: compiled["add"].lower(*shapes)
     return accumulate
 
 

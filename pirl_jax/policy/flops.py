@@ -1,0 +1,143 @@
+"""Arithmetic of the policy, counted from shapes: FLOPs of matrix products, a multiply-add being two.
+
+What a row (one decision) costs in each pass, ours and the straightforward one.  Model FLOPs: what gradient checkpointing computes
+a second time is not counted, nor are norms, softmaxes and the like (a few per cent).  Knows shapes only.
+"""
+
+import dataclasses
+
+from pirl_jax.models import heads
+from pirl_jax.models import variants
+from pirl_jax.policy import flow
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """What the prefix of one row consists of."""
+
+    cameras: int
+    prompt: int  # tokens that the prompt is padded to
+
+    def count(self, cfg: variants.Pi0Config) -> int:
+        return self.cameras * cfg.image_tokens + self.prompt
+
+
+def vision(cfg: variants.Pi0Config) -> int:
+    """The vision tower, one image."""
+    tower, T = cfg.siglip, cfg.image_tokens
+    block = _dense(4 * tower.width, tower.width) + _dense(2 * tower.width, tower.mlp_dim) + 4 * T * tower.width
+    ends = _dense(tower.patch**2 * 3, tower.width) + _dense(tower.width, cfg.paligemma.width)
+    return T * (tower.depth * block + ends)
+
+
+def language(cfg: variants.GemmaConfig, tokens: int, keys: int, skip_last: bool = False) -> int:
+    """All layers of one expert over `tokens` that attend to `keys`; skip_last: of the last layer only its keys and values."""
+    D, N, K, h = cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+    keys_values = _dense(D, 2 * K * h)
+    rest = 2 * _dense(D, N * h) + 3 * _dense(D, cfg.mlp_dim) + 4 * keys * N * h
+    return tokens * (cfg.depth * keys_values + (cfg.depth - skip_last) * rest)
+
+
+def adapters(cfg: variants.GemmaConfig, tokens: int) -> int:
+    """The low-rank part of an expert's linear maps."""
+    if cfg.lora is None:
+        return 0
+    D, N, K, h, r = cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.lora.attn_rank
+    attention = (N + 2 * K) * (_dense(D, r) + _dense(r, h)) + N * _dense(h, r) + _dense(r, D)
+    return tokens * cfg.depth * (attention + 3 * _dense(D + cfg.mlp_dim, cfg.lora.ffn_rank))
+
+
+def prefix(cfg: variants.Pi0Config, tokens: Tokens, hidden: bool) -> int:
+    """Vision tower and expert 0; hidden: the last layer too, which only a critic on the VLM reads."""
+    S = tokens.count(cfg)
+    return tokens.cameras * vision(cfg) + language(cfg.paligemma, S, S, not hidden) + adapters(cfg.paligemma, S)
+
+
+def denoise(cfg: variants.Pi0Config, prefix_tokens: int, conditions: float = 1.0) -> float:
+    """Expert 1 once: one denoise step.  conditions: flow times per row that pi0.5 makes conditions of; J / B where shared."""
+    D, A, H = cfg.expert.width, cfg.action_dim, cfg.action_horizon
+    T = H if cfg.pi05 else H + 1
+    ends = 2 * H * _dense(A, D)
+    if cfg.pi05:
+        ends += conditions * (2 * _dense(D, D) + (2 * cfg.expert.depth + 1) * _dense(D, 3 * D))
+    else:
+        ends += H * _dense(3 * D, D) + _dense(A, D)
+    return ends + language(cfg.expert, T, prefix_tokens + T) + adapters(cfg.expert, T)
+
+
+def critic(cfg: flow.PolicyConfig) -> int:
+    """The value head, one row."""
+    if not cfg.add_value_head:
+        return 0
+    width = cfg.model.paligemma.width if cfg.value_after_vlm else cfg.model.expert.width
+    sizes = (width, *cfg.value_hidden, 1)
+    return sum(_dense(fan_in, fan_out) for fan_in, fan_out in zip(sizes, sizes[1:]))
+
+
+def noise_head(cfg: flow.PolicyConfig) -> int:
+    """The learned std of flow_noise, one row."""
+    sizes = (cfg.model.expert.width, *heads.NOISE_HIDDEN, cfg.model.action_dim)
+    entries = sum(_dense(fan_in, fan_out) for fan_in, fan_out in zip(sizes, sizes[1:]))
+    return cfg.model.action_horizon * entries if cfg.noise_method == "flow_noise" else 0
+
+
+def step(cfg: flow.PolicyConfig, tokens: Tokens, conditions: float = 1.0) -> float:
+    """A denoise step with its heads, forward."""
+    return denoise(cfg.model, tokens.count(cfg.model), conditions) + critic(cfg) + noise_head(cfg)
+
+
+def rollout(cfg: flow.PolicyConfig, tokens: Tokens, hidden: bool | None = None, conditions: float = 1.0) -> float:
+    """One decision: prefix and J denoise steps.  hidden: None asks whether the critic reads the VLM's output."""
+    hidden = reads_vlm(cfg) if hidden is None else hidden
+    return prefix(cfg.model, tokens, hidden) + cfg.num_steps * step(cfg, tokens, conditions)
+
+
+def update(cfg: flow.PolicyConfig, tokens: Tokens, vlm: str, hidden: bool | None = None, conditions: float = 1.0) -> float:
+    """One row of one update epoch, forward and backward.  vlm: a line of VLM.
+
+    What trains costs twice its forward pass in the backward pass; frozen weights that gradients pass through cost it once.
+    """
+    if vlm not in VLM:
+        raise ValueError(f"vlm={vlm!r} does not exist; choose one of: {', '.join(VLM)}")
+    hidden = reads_vlm(cfg) if hidden is None else hidden
+    scored = cfg.num_steps if cfg.joint_logprob else 1
+    total = 3 * scored * step(cfg, tokens, conditions)
+    if vlm == "kept":
+        return total
+    model, S = cfg.model, tokens.count(cfg.model)
+    low = adapters(model.paligemma, S)
+    passes = {"frozen": (1, 1, 0), "lora": (1, 2, 3), "trained": (3, 3, 0)}[vlm]  # tower, language layers, adapters
+    parts = tokens.cameras * vision(model), language(model.paligemma, S, S, not hidden), low
+    return total + sum(times * part for times, part in zip(passes, parts))
+
+
+def reads_vlm(cfg: flow.PolicyConfig) -> bool:
+    """A critic on the VLM's output needs its last layer."""
+    return cfg.add_value_head and cfg.value_after_vlm
+
+
+def baseline(cfg: flow.PolicyConfig) -> Tokens:
+    """The straightforward prefix: three cameras, prompts padded to their limit."""
+    return Tokens(3, cfg.model.max_token_len)
+
+
+def savings(cfg: flow.PolicyConfig, tokens: Tokens, vlm: str, batch: int) -> dict[str, dict[str, float]]:
+    """FLOPs per row, {pass: {baseline, ours, ratio}}.  The baseline computes three cameras, full padding, the whole prefix and
+    every condition for each row, decision and epoch; that it also does so for rows after an episode's end is not counted.
+
+    vlm: what ours does in the update; batch: rows that share the conditions of the J flow times.
+    """
+    wide = baseline(cfg)
+    pairs = {
+        "rollout": (rollout(cfg, wide, True), rollout(cfg, tokens, conditions=1 / batch)),
+        "update": (update(cfg, wide, "frozen" if vlm == "kept" else vlm, True), update(cfg, tokens, vlm, conditions=cfg.num_steps / batch)),
+    }
+    return {name: {"baseline": old, "ours": new, "ratio": old / new} for name, (old, new) in pairs.items()}
+
+
+def _dense(fan_in: int, fan_out: int) -> int:
+    return 2 * fan_in * fan_out
+
+
+# What an update does with the VLM: nothing (its prefix was kept) | forward | forward, adapters learn | all of it learns.
+VLM = ("kept", "frozen", "lora", "trained")
