@@ -70,7 +70,6 @@ def main(argv):
         build.setup_jax(settings)
         run = open_run(settings, raw, values.resume)
     with run.resources:
-        begin(run)
         state = iterate(run, first_state(run))
         finish(run, state)
 
@@ -95,33 +94,34 @@ def open_run(settings, raw, resume: str) -> Run:
         chosen = config.playable(settings.raw, pool.spec)
         instructions = [pool.spec.instructions[task] for task in chosen.tasks]
         to_model = build.transform(settings, build.identity_stats(settings), instructions, only_these=True)
-        settings, planned = plan.choose(settings, mesh, to_model.max_token_len, pool.spec)
-        print(planned)
         checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
         stack.callback(checkpoints.close)
         resume_at = (checkpoints.latest() or 0) if standing else None
         if resume_at and resume_at > raw.num_iterations:
             raise ValueError(f"num_iterations={raw.num_iterations} but {path} already has {resume_at}; give at least that many")
+        begun = begin(settings, pool, chosen, resume_at or 0)
+        settings, planned = plan.choose(settings, mesh, to_model.max_token_len, pool.spec)
+        print(planned)
         directory = log.RunDir(path, raw.to_dict(), resume_at, tensorboard=raw.run.tensorboard, wandb=raw.run.wandb)
         stack.callback(directory.close)
         for line in directory.changed:
             print(f"changed since the last start: {line}")
         return Run(
             settings, jax.random.key(raw.seed), mesh, pool, chosen, directory, checkpoints, timers,
-            resume_at or 0, stack.pop_all(),
+            resume_at or 0, stack.pop_all(), begun=begun,
         )  # fmt: skip
 
 
-def begin(run: Run) -> None:
-    """The simulators start on what is played first, while weights are loaded or taught and functions compiled."""
-    raw, iteration = run.settings.raw, run.first_iteration
+def begin(settings, pool, chosen: starts.Starts, iteration: int) -> episodes.Stream | None:
+    """The simulators start on what is played first, while functions are compiled and weights loaded or taught."""
+    raw = settings.raw
     if raw.eval.baseline and not iteration:
-        names = starts.evaluation(run.starts, raw.eval.episodes_per_task)
+        names = starts.evaluation(chosen, raw.eval.episodes_per_task)
     elif iteration < raw.num_iterations and not _evaluation_due(raw, iteration):
-        names = _names(run, iteration, raw.rollout.episodes_per_iteration)
+        names = _names(raw, chosen, iteration, raw.rollout.episodes_per_iteration)
     else:
-        return
-    run.begun = episodes.begin(run.pool, names, run.settings.schedule)
+        return None
+    return episodes.begin(pool, names, settings.schedule)
 
 
 def first_state(run: Run) -> states.TrainState:
@@ -225,7 +225,7 @@ def _iteration(run, update_minibatch, state, iteration, step, encoded):
         actor.buffer.clear(most * collector.max_decisions(run.pool.spec, actor.action_chunk))
     rollout, played = _rollout(run, actor, state.params, key, iteration, step)
     if iteration + 1 < raw.num_iterations and not _evaluation_due(raw, iteration + 1):
-        run.begun = episodes.begin(run.pool, _names(run, iteration + 1, count), run.settings.schedule)
+        run.begun = episodes.begin(run.pool, _names(raw, run.starts, iteration + 1, count), run.settings.schedule)
     with run.timers.measure("update"):
         data = update.rows(rollout, cfg)
         drawn = itertools.repeat(None)
@@ -253,24 +253,22 @@ def _rollout(run, actor, params, key, iteration, step):
         kept, played = useful_E.reshape(-1, group_size).any(1).sum(), len(results) // group_size
         fresh = groups.fresh(count // group_size, kept, played, cfg.max_episodes_per_iteration // group_size)
         useless = np.flatnonzero(~useful_E) if kept else ()  # an update needs rows even to skip them
-        return _names(run, iteration, fresh * group_size, len(results)), useless
+        return _names(raw, run.starts, iteration, fresh * group_size, len(results)), useless
 
     def finished(e, result):
         step(0, f"rollout {next(done)}/{max(count, cfg.max_episodes_per_iteration)} episodes")
 
+    names = _names(raw, run.starts, iteration, count)
     return collector.collect(
-        actor, params, rng.named(key, "actions"), run.pool, _names(run, iteration, count), run.settings.schedule, run.timers,
+        actor, params, rng.named(key, "actions"), run.pool, names, run.settings.schedule, run.timers,
         bootstrap_truncated=cfg.uses_critic and cfg.bootstrap_truncated, finished=finished, begun=begun,
         more=more if cfg.max_episodes_per_iteration else None,
     )  # fmt: skip
 
 
-def _names(run, iteration, count, played=0):
+def _names(raw, chosen, iteration, count, played=0):
     """Which episodes an iteration plays."""
-    raw = run.settings.raw
-    return starts.training(
-        run.starts, count, raw.algorithm.group_size, raw.rollout.start_order, raw.seed, iteration, played
-    )
+    return starts.training(chosen, count, raw.algorithm.group_size, raw.rollout.start_order, raw.seed, iteration, played)
 
 
 def _useful(results, cfg):

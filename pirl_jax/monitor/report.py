@@ -112,7 +112,7 @@ def comparison(path, runs: list[dict], smooth: int = 5) -> pathlib.Path:
     for axes, panel in zip(grid, panels, strict=False):
         for run in runs:
             if run["panel"] == panel:
-                _draw_run(axes, run, colours[run["variant"]], smooth)
+                _draw_run(axes, run, colours[run["variant"]], smooth, 0.4 * variants.index(run["variant"]))
         axes.set_title(panel, loc="left", fontsize=10, fontweight="bold")
         axes.set_xlabel("iteration (one rollout and its updates)", fontsize=8)
         axes.set_ylim(-0.03, 1.03)
@@ -123,15 +123,15 @@ def comparison(path, runs: list[dict], smooth: int = 5) -> pathlib.Path:
         axes.legend(list(by_label.values()), list(by_label), loc="lower right", frameon=False, fontsize=8)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    fig.supylabel("success rate: lines of exploring rollouts, dots of evaluations (95 % interval)", fontsize=8)
+    fig.suptitle("success rate: lines of exploring rollouts, dots of evaluations before and after (95 % interval)", fontsize=9)
     fig.savefig(path)
     return pathlib.Path(path)
 
 
-def _draw_run(axes, run, colour, smooth):
+def _draw_run(axes, run, colour, smooth, shift):
     parts = [run["success"][max(0, k - smooth) : k] for k in range(1, len(run["success"]) + 1)]
     axes.plot(range(1, len(parts) + 1), [sum(part) / len(part) for part in parts], color=colour, linewidth=1.5, label=run["variant"])
-    for where, cell in ((0, run["before"]), (len(parts) + 1, run["after"])):
+    for where, cell in ((-shift, run["before"]), (len(parts) + 1 + shift, run["after"])):  # side by side
         bar = [[cell["rate"] - cell["low"]], [cell["high"] - cell["rate"]]]
         axes.errorbar([where], [cell["rate"]], yerr=bar, color=colour, marker="o", markersize=4, linewidth=1)
 
