@@ -123,7 +123,7 @@ def comparison(path, runs: list[dict], smooth: int = 5) -> pathlib.Path:
         axes.legend(list(by_label.values()), list(by_label), loc="lower right", frameon=False, fontsize=8)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    fig.suptitle("success rate: lines of exploring rollouts, dots of evaluations before and after (95 % interval)", fontsize=9)
+    fig.suptitle("success rate: lines of exploring rollouts,\ndots of evaluations before and after (95 % interval)", fontsize=9)
     fig.savefig(path)
     return pathlib.Path(path)
 
