@@ -149,11 +149,16 @@ def as_text(result: dict) -> str:
 
 def interleaved(names, once, repeats: int) -> dict[str, float]:
     """Median of `once(name, repeat)` for every name; the names take turns."""
+    return {name: statistics.median(values) for name, values in turns(names, once, repeats).items()}
+
+
+def turns(names, once, repeats: int) -> dict[str, list[float]]:
+    """`once(name, repeat)` of every name and repeat; the names take turns."""
     values = {name: [] for name in names}
     for repeat in range(repeats):
         for name in names:
             values[name].append(once(name, repeat))
-    return {name: statistics.median(column) for name, column in values.items()}
+    return values
 
 
 def _reset(pool: pools.EnvPool, task: int, init_state: int):

@@ -165,16 +165,9 @@ def _decide(case: Case, options, explore: bool):
 
 def _timed(names, once, repeats):
     """Every measured time; the names take turns, and the first turn (compilation) does not count."""
-    times = {name: [] for name in names}
-
-    def kept(name, repeat):
-        times[name].append(once(name, repeat))
-        return times[name][-1]
-
     for name in names:
         once(name, -1)
-    bench_env.interleaved(names, kept, repeats)
-    return times
+    return bench_env.turns(names, once, repeats)
 
 
 def _result(case: Case, times: dict, counted: dict, rows: int) -> dict:

@@ -42,7 +42,7 @@ def summary(run: pathlib.Path) -> dict:
     trained = [row for row in rows if "env/success_once" in row]
     return {
         "panel": f"{page['env']['suite']} {page['env']['tasks']}, {'pi0.5' if page['model']['pi05'] else 'pi0'}",
-        "variant": f"{_algorithm(page)} {page['model']['noise_method']}",
+        "variant": f"{report.algorithm_name(page['algorithm']['adv_type'])} {page['model']['noise_method']}",
         "seed": page["seed"],
         "before": _total(before), "after": _total(run / "evaluation" / "after"),
         "iterations": len(trained), "episodes": int(sum(row["env/num_trajectories"] for row in trained)),
@@ -51,10 +51,6 @@ def summary(run: pathlib.Path) -> dict:
         "command": ["python", "-m", "pirl_jax.train", *started[0]["command"][1:]],  # the first word is a path of the machine
         "environment": {name: started[0][name] for name in ("git", "python", "platform", "cpu_cores", "devices")},
     }
-
-
-def _algorithm(page):
-    return {"gae": "PPO"}.get(page["algorithm"]["adv_type"], page["algorithm"]["adv_type"].upper())
 
 
 def _total(folder: pathlib.Path) -> dict:

@@ -95,7 +95,7 @@ def measure(settings, on_mesh, prompt_tokens: int, env_spec, limit: int | None =
     if state.ema or state.anchor:
         resident["average and anchor"] = size(state.ema) + size(state.anchor)
     rows = settings.raw.rollout.episodes_per_iteration * collector.max_decisions(env_spec, settings.policy.action_chunk)
-    _, context = _decision(settings, on_mesh, prompt_tokens, env_spec, params)
+    args, context = _decision(settings, on_mesh, prompt_tokens, env_spec, params)
     batch = settings.raw.rollout.num_envs // settings.raw.rollout.num_groups
     kept = rows * size(context) // batch  # of one device
     if settings.prefix_cache == "device":
@@ -107,7 +107,7 @@ def measure(settings, on_mesh, prompt_tokens: int, env_spec, limit: int | None =
     )  # fmt: skip
     if not plan.fits and not thorough:
         return plan
-    return dataclasses.replace(plan, work=_work(settings, on_mesh, prompt_tokens, env_spec))
+    return dataclasses.replace(plan, work=_work(settings, on_mesh, state, args, context))
 
 
 def device_limit(device) -> int:
@@ -198,10 +198,8 @@ def _rows(tree, count, on_mesh):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=where), tree)
 
 
-def _work(settings, on_mesh, prompt_tokens, env_spec) -> dict[str, int]:
-    """Bytes of one device that each executable needs beyond what stays."""
-    params, state = _state(settings, on_mesh)
-    args, context = _decision(settings, on_mesh, prompt_tokens, env_spec, params)
+def _work(settings, on_mesh, state, args, context) -> dict[str, int]:
+    """Bytes of one device that each executable needs beyond what stays; from the shapes of _state and _decision."""
     explore, _ = build.decisions(settings.policy, settings.keep_prefix)
     chain, _, _ = jax.eval_shape(explore, *args)
     count = settings.update.microbatch_size

@@ -303,10 +303,6 @@ def _evaluate(run, params, iteration, name, per_task, num_videos=0):
 # ---- finish ------------------------------------------------------------------------------------------------------------
 
 
-def _algorithm_name(raw):
-    return "PPO" if raw.algorithm.adv_type == "gae" else raw.algorithm.adv_type.upper()
-
-
 def finish(run: Run, state: states.TrainState) -> None:
     """Final evaluation on start states that training never saw, the table, the curve, the video; says where each lies."""
     raw, path = run.settings.raw, run.directory.path
@@ -314,7 +310,7 @@ def finish(run: Run, state: states.TrainState) -> None:
     after = _evaluate(run, acting, raw.num_iterations, "after", raw.eval.episodes_per_task, raw.eval.num_videos)
     before = results.read_successes(path / "evaluation" / "before")
     name = "SFT" if raw.sft.demonstrations else "before"
-    table = report.success_table(({name: before} if before else {}) | {_algorithm_name(raw): after})
+    table = report.success_table(({name: before} if before else {}) | {report.algorithm_name(raw.algorithm.adv_type): after})
     log.write_json(path / "table.json", table)
     (path / "table.txt").write_text(report.as_text(table) + "\n")
     report.learning_curve(path / "learning_curve.png", log.read(path), title=path.name)

@@ -22,6 +22,11 @@ def wilson(successes: int, episodes: int) -> tuple[float, float]:
     return (0.0 if successes == 0 else low), (1.0 if successes == episodes else high)
 
 
+def algorithm_name(adv_type: str) -> str:
+    """What people call it: PPO, GRPO, ..."""
+    return "PPO" if adv_type == "gae" else adv_type.upper()
+
+
 def success_table(results: dict[str, dict[str, tuple[int, int]]], suites: dict[str, list[str]] | None = None) -> dict:
     """{"SFT": {task: (successes, episodes)}, "PPO": {...}} -> JSON: rate and interval per task and in total.
 

@@ -83,11 +83,16 @@ def modulations(params, cfg: PolicyConfig):
     return pi0.modulations(params, flow_time(jnp.arange(cfg.num_steps), cfg), cfg.model)
 
 
+def _velocity(params, prefix, modulation_J, x_BHA, j_B, cfg):
+    """Velocity and action features where denoise step j of each row starts."""
+    modulation = jax.tree.map(lambda x: x[j_B], modulation_J)
+    return pi0.velocity(params, prefix, x_BHA, flow_time(j_B, cfg), cfg.model, modulation)
+
+
 def denoise_step(params, prefix: pi0.Prefix, modulation_J, x_BHA, j_B, level_B, cfg: PolicyConfig) -> Step:
     """The one definition of a denoise step; modulation_J from modulations(), j_B int32 in [0, J), level_B the noise level."""
     dt, t_B = 1 / cfg.num_steps, flow_time(j_B, cfg)
-    modulation = jax.tree.map(lambda x: x[j_B], modulation_J)
-    velocity_BHA, feature_BHD = pi0.velocity(params, prefix, x_BHA, t_B, cfg.model, modulation)
+    velocity_BHA, feature_BHD = _velocity(params, prefix, modulation_J, x_BHA, j_B, cfg)
     if cfg.noise_method == "flow_noise":
         scale = heads.noise_std(params, feature_BHD, cfg.noise_logvar_range)
     else:
@@ -208,9 +213,7 @@ def sample_actions(params, key_B, prefix: pi0.Prefix, cfg: PolicyConfig) -> jax.
     x_BHA, modulation_J = jax.vmap(lambda key: jax.random.normal(key, shape))(key_B), modulations(params, cfg)
 
     def body(x_BHA, j):
-        j_B = jnp.full(x_BHA.shape[0], j)
-        modulation = jax.tree.map(lambda x: x[j_B], modulation_J)
-        velocity_BHA, _ = pi0.velocity(params, prefix, x_BHA, flow_time(j_B, cfg), cfg.model, modulation)
+        velocity_BHA, _ = _velocity(params, prefix, modulation_J, x_BHA, jnp.full(x_BHA.shape[0], j), cfg)
         return x_BHA - velocity_BHA / cfg.num_steps, None
 
     return jax.lax.scan(body, x_BHA, jnp.arange(cfg.num_steps))[0]

@@ -4,6 +4,8 @@ and simulator images go through; the model resizes what arrives at another size 
 import numpy as np
 from PIL import Image
 
+from pirl_jax.models import resize
+
 
 def parse_image(image: np.ndarray) -> np.ndarray:
     """A client's image, float in [0, 1] or uint8, [3,Y,X] or [Y,X,3] -> uint8 [Y,X,3]; floats are truncated."""
@@ -17,9 +19,7 @@ def resize_with_pad(images: np.ndarray, height: int, width: int) -> np.ndarray:
     y, x = images.shape[-3:-1]
     if (y, x) == (height, width):
         return images
-    ratio = max(x / width, y / height)
-    new_y, new_x = int(y / ratio), int(x / ratio)
-    top, left = (height - new_y) // 2, (width - new_x) // 2
+    new_y, new_x, top, left = resize.letterbox(y, x, height, width)
     out = np.zeros((*images.shape[:-3], height, width, 3), np.uint8)
     for index in np.ndindex(images.shape[:-3]):
         # Rows, then columns, whichever order Pillow would choose (it changed; the rounding differs by 1 in 255).

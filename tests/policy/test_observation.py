@@ -77,22 +77,11 @@ def test_decode_inverts_encode_actions(case, data):
     np.testing.assert_allclose(observation.decode(transform, encoded, state_BS), actions_BHA, atol=1e-5)
 
 
-class Recorder:
-    """A tokenizer that writes down what it is asked to encode."""
-
-    def __init__(self):
-        self.calls = []
-
-    def encode(self, text, add_bos):
-        self.calls.append({"text": text, "add_bos": add_bos, "add_eos": False})
-        return []
-
-
-def test_prompts_of_the_pipelines_equal_openpi(vectors, data):
+def test_prompts_of_the_pipelines_equal_openpi(vectors, data, make_recorder):
     prompts = json.loads((vectors / "openpi" / "libero_prompts.json").read_text())
     assert set(prompts) == set(SETTINGS)
     for name, calls in prompts.items():
-        transform = dataclasses.replace(_transform(data, **SETTINGS[name]), tokenizer=(recorder := Recorder()))
+        transform = dataclasses.replace(_transform(data, **SETTINGS[name]), tokenizer=(recorder := make_recorder()))
         observation.encode(transform, np.zeros((1, 1, 224, 224, 3), np.uint8), data["in/observation/state"][None], [PROMPT])
         assert recorder.calls == calls
 

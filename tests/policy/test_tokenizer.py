@@ -16,24 +16,13 @@ def sentence_piece(vectors):
     return tokenizer.SentencePieceTokenizer(vectors / "openpi" / "tiny_spm.model")
 
 
-class Recorder:
-    """Writes down what it is asked to encode."""
-
-    def __init__(self):
-        self.calls = []
-
-    def encode(self, text, add_bos):
-        self.calls.append({"text": text, "add_bos": add_bos, "add_eos": False})
-        return []
-
-
 def _state(case):
     return None if case["state"] is None else np.array(case["state"], case["state_dtype"])
 
 
-def test_texts_equal_openpi(cases):
+def test_texts_equal_openpi(cases, make_recorder):
     for case in cases:
-        recorder = Recorder()
+        recorder = make_recorder()
         tokenizer.prompt_ids(recorder, case["prompt"], _state(case))
         assert recorder.calls == case["encode_calls"]
 
