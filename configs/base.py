@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval = _eval()
     config.mesh = _section(
         data=-1,  # devices along the batch; -1: all that fsdp leaves
-        fsdp=1,  # devices over which parameters and optimiser state are split
+        fsdp=1,  # devices over which parameters and optimiser state are split; at most those of one host
     )
     config.run = _run()
     return config.lock()
@@ -41,7 +41,7 @@ def _env():
         render_quality="exact",  # exact | light (fewer triangles or simple shapes, same physics); recorded in every result
         spread=1.0,  # tabletop: scale of the area in which the manipulated cube starts; 1.0 = 12 x 18 cm
         split="held_out",  # held_out: 80 % of each task's start states train, the others evaluate | published: all do both
-        num_workers=8,  # simulator processes
+        num_workers=8,  # simulator processes of each host
         render_devices=(),  # EGL device of each worker, in turn; () = the default device
         cached_tasks=2,  # tasks whose simulators a process keeps (LIBERO: about 0.5 GB each); episodes go where theirs is kept
         timeout_s=120.0,  # a simulator that answers later than this is replaced
@@ -99,10 +99,10 @@ def _model():
 
 def _rollout():
     return _section(
-        num_envs=64,  # simulators stepping at a time (slots)
+        num_envs=64,  # simulators stepping at a time (slots), of each host
         num_groups=2,  # RLinf's pipeline_stage_num: the policy serves the first 1 / num_groups of the slots that are ready
         lockstep=False,  # fixed groups of slots take turns: slower, and runs repeat bit for bit
-        episodes_per_iteration=512,  # whole episodes per rollout
+        episodes_per_iteration=512,  # whole episodes per rollout, of all hosts together
         prefix_cache="auto",  # of a frozen VLM, rollout to update: device | host | recompute (per microbatch); auto = by memory
         start_order="uniform",  # of (task, start state): uniform (with replacement) | ordered (each once before any twice)
     )

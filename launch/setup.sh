@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Makes this checkout ready to run: .venv with the exact pins, system GL libraries, environment variables.
 # The other launch scripts source it; run alone (bash launch/setup.sh) it only prepares.  Doing it again costs seconds.
+#   PIRL_ACCELERATOR  cuda12 (default where nvidia-smi lists a GPU), tpu or cpu: which build of JAX
+#   PIRL_PYTHON       interpreter, 3.11 or 3.12
 # Exit code 2: something is missing that only you can provide; the last lines say what.
 set -euo pipefail
 
@@ -41,22 +43,35 @@ find_python() {
     "PIRL_PYTHON to its path."
 }
 
+# Name of the accelerator whose build of JAX is wanted; empty for the CPU.
+find_accelerator() {
+  local wanted="${PIRL_ACCELERATOR:-}"
+  if [[ -z "$wanted" ]] && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
+    wanted=cuda12
+  fi
+  case "${wanted:-cpu}" in
+    cpu) ;;
+    cuda12 | tpu) echo "$wanted" ;;
+    *) fail "PIRL_ACCELERATOR=$wanted is not known; choose cuda12, tpu or cpu." ;;
+  esac
+}
+
 # .venv with exactly the pinned packages; skipped when the stamp names the same pins.
 make_venv() {
-  local python stamp
+  local python stamp accelerator
   python="$(find_python)"
-  stamp="$("$python" --version) $(cat "$ROOT"/requirements*.txt | sha256sum)"
+  accelerator="$(find_accelerator)"
+  stamp="$("$python" --version) $accelerator $(cat "$ROOT"/requirements*.txt | sha256sum)"
   if [[ -f "$VENV/pins" && "$(<"$VENV/pins")" == "$stamp" ]]; then
     return
   fi
-  mkdir -p "$VENV"
   if ! "$python" -c 'import ensurepip' 2>/dev/null; then
     apt_install "$("$python" -c 'import sys; print("python3.%d-venv" % sys.version_info[1])')"
   fi
   echo "setup: installing the pinned packages into .venv (about a minute)"
   "$python" -m venv "$VENV"
   local pip=("$VENV/bin/python" -m pip install --quiet --no-input --disable-pip-version-check)
-  "${pip[@]}" -r "$ROOT/requirements.txt" -r "$ROOT/requirements-dev.txt"
+  "${pip[@]}" -r "$ROOT/requirements.txt" -r "$ROOT/requirements-dev.txt" ${accelerator:+-r "$ROOT/requirements-$accelerator.txt"}
   "${pip[@]}" --no-deps -r "$ROOT/requirements-sim.txt"
   echo "$stamp" >"$VENV/pins"
 }
@@ -79,7 +94,8 @@ choose_renderer() {
   return 1
 }
 
-make_venv
+mkdir -p "$VENV"
+(flock 9; make_venv) 9>"$VENV/lock" # hosts that share the checkout start at the same time
 # Without a visible GPU the simulator would pick an EGL device that does not exist.
 if [[ -z "${CUDA_VISIBLE_DEVICES-unset}" ]]; then
   export MUJOCO_EGL_DEVICE_ID="${MUJOCO_EGL_DEVICE_ID:-0}"

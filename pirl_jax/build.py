@@ -31,6 +31,7 @@ from pirl_jax.policy import normalize
 from pirl_jax.policy import observation
 from pirl_jax.policy import tokenizer
 from pirl_jax.rollout import collector
+from pirl_jax.rollout import starts
 from pirl_jax.weights import assets
 from pirl_jax.weights import sources
 from pirl_jax.weights import store
@@ -138,14 +139,21 @@ def given_stats(settings) -> normalize.NormStats:
 
 def actor(settings, on_mesh, to_model: observation.Transform, instructions) -> collector.Actor:
     """The policy as the rollout sees it; with a frozen VLM `explore` hands out the prefix it computed.  On its first observations
-    it prints how well the normalisation statistics fit."""
+    it prints how well the normalisation statistics fit.  It decides on this process's own part of the mesh."""
     explore, exploit = decisions(settings.policy, settings.keep_prefix)
+    own = meshes.local(on_mesh)
     return collector.Actor(
         transform=to_model, instructions=instructions, action_chunk=settings.policy.action_chunk, explore=explore,
-        exploit=exploit, put=functools.partial(meshes.put_batch, mesh=on_mesh),
+        exploit=exploit, put=functools.partial(meshes.put_batch, mesh=own),
         at_first=[lambda state_BS: print(assets.report(to_model.stats, to_model.norm_mode, state_BS))],
-        buffer=rows.Buffer(on_mesh) if settings.prefix_cache == "device" else None,
+        buffer=rows.Buffer(own) if settings.prefix_cache == "device" else None,
+        share=share(),
     )  # fmt: skip
+
+
+def share() -> starts.Share:
+    """Which episodes this process plays."""
+    return starts.Share(jax.process_index(), jax.process_count())
 
 
 @functools.lru_cache(maxsize=4)
@@ -201,7 +209,7 @@ def at_iteration(the_actor: collector.Actor, settings, iteration: int, on_mesh) 
     if not model.noise_anneal:
         return the_actor
     start, end, iterations = model.noise_params
-    level = meshes.replicate(np.float32(noise.annealed(start, end, iterations, iteration)), on_mesh)
+    level = meshes.replicate(np.float32(noise.annealed(start, end, iterations, iteration)), meshes.local(on_mesh))
     return dataclasses.replace(the_actor, explore=functools.partial(the_actor.explore, level=level))
 
 
@@ -216,7 +224,8 @@ def setup_jax(settings) -> None:
 def mesh(settings) -> jax.sharding.Mesh:
     """All devices, as the recipe splits them."""
     result = meshes.make_mesh(settings.raw.mesh.data, settings.raw.mesh.fsdp)
-    config.check_batches(settings.raw, result.size)
+    config.check_batches(settings.raw, result.size, jax.process_count())
+    meshes.local(result)  # whole parameters on every host, or an error
     return result
 
 

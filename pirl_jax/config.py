@@ -214,17 +214,21 @@ def check_training(raw):
         )
 
 
-def check_batches(raw, num_devices: int):
-    """Batches are split over the devices of the mesh."""
-    batches = {
-        "rollout.num_envs / rollout.num_groups": raw.rollout.num_envs // raw.rollout.num_groups,
-        "eval.num_envs / rollout.num_groups": raw.eval.num_envs // raw.rollout.num_groups,
-        "algorithm.microbatch_size": raw.algorithm.microbatch_size,
-        "sft.batch_size": raw.sft.batch_size if raw.sft.demonstrations else 0,
-    }
-    for name, size in batches.items():
-        if size % num_devices:
-            raise ValueError(f"{name}={size} must be a multiple of the {num_devices} devices of the mesh")
+def check_batches(raw, num_devices: int, hosts: int = 1):
+    """Batches are split over the devices of the mesh, those of a rollout over the host's own; episodes are split over the hosts."""
+    devices = num_devices, f"{num_devices} devices of the mesh"
+    own = (num_devices // hosts, f"{num_devices // hosts} devices of a host") if hosts > 1 else devices
+    groups = hosts * raw.algorithm.group_size, f"{hosts} hosts times algorithm.group_size={raw.algorithm.group_size}"
+    for name, size, (divisor, what) in (
+        ("rollout.num_envs / rollout.num_groups", raw.rollout.num_envs // raw.rollout.num_groups, own),
+        ("eval.num_envs / rollout.num_groups", raw.eval.num_envs // raw.rollout.num_groups, own),
+        ("algorithm.microbatch_size", raw.algorithm.microbatch_size, devices),
+        ("sft.batch_size", raw.sft.batch_size if raw.sft.demonstrations else 0, devices),
+        ("rollout.episodes_per_iteration", raw.rollout.episodes_per_iteration, groups),
+        ("algorithm.max_episodes_per_iteration", raw.algorithm.max_episodes_per_iteration, groups),
+    ):
+        if size % divisor:
+            raise ValueError(f"{name}={size} must be a multiple of the {what}")
 
 
 def playable(raw, spec) -> starts.Starts:

@@ -75,11 +75,11 @@ def choose(settings, on_mesh, prompt_tokens: int, env_spec, limit: int | None = 
     tried = []
     for candidate in _candidates(settings, on_mesh):
         tried.append(ask(candidate))
-        if tried[-1].fits:
+        if all(meshes.gather(tried[-1].fits)):  # on every host
             return candidate, tried[-1]
     for changes in _changes(settings, on_mesh):
         candidate = config.changed(settings, changes)
-        if any(ask(one).fits for one in _candidates(candidate, on_mesh)):
+        if any(all(meshes.gather(ask(one).fits)) for one in _candidates(candidate, on_mesh)):
             change = " ".join(f"--config.{name}={value}" for name, value in changes.items())
             raise ValueError(f"{_too_much(tried[-1])}; this fits: {change}")
     raise ValueError(f"{_too_much(tried[-1])}; no choice of microbatch, checkpointing or cache fits: raise mesh.fsdp over more devices")
@@ -94,7 +94,8 @@ def measure(settings, on_mesh, prompt_tokens: int, env_spec, limit: int | None =
     resident = {"frozen weights": size(frozen), "weights that train, float32": size(learned), "optimiser": moments}
     if state.ema or state.anchor:
         resident["average and anchor"] = size(state.ema) + size(state.anchor)
-    rows = settings.raw.rollout.episodes_per_iteration * collector.max_decisions(env_spec, settings.policy.action_chunk)
+    episodes = settings.raw.rollout.episodes_per_iteration // jax.process_count()
+    rows = episodes * collector.max_decisions(env_spec, settings.policy.action_chunk)
     args, context = _decision(settings, on_mesh, prompt_tokens, env_spec, params)
     batch = settings.raw.rollout.num_envs // settings.raw.rollout.num_groups
     kept = rows * size(context) // batch  # of one device
@@ -175,7 +176,7 @@ def _state(settings, on_mesh):
 
 def _decision(settings, on_mesh, prompt_tokens, env_spec, params):
     """Shapes of one call of the sampler: its arguments; the context rows that it leaves."""
-    raw, cfg, where = settings.raw, settings.policy.model, meshes.batch_sharding(on_mesh)
+    raw, cfg, where = settings.raw, settings.policy.model, meshes.batch_sharding(meshes.local(on_mesh))
     rows, cameras = raw.rollout.num_envs // raw.rollout.num_groups, len(env_spec.cameras)
     pixels = raw.model.image_size_px if raw.model.resize == "host" else env_spec.image_size_px
 
@@ -186,10 +187,10 @@ def _decision(settings, on_mesh, prompt_tokens, env_spec, params):
         images=array(jnp.uint8, cameras, pixels, pixels, 3), image_mask=array(bool, cameras),
         state=array(jnp.float32, cfg.action_dim), tokens=array(jnp.int32, prompt_tokens), token_mask=array(bool, prompt_tokens),
     )  # fmt: skip
-    args = params, jax.eval_shape(lambda: jax.random.key(0)), array(jnp.int32), obs
+    args = meshes.local_view(params, on_mesh), jax.eval_shape(lambda: jax.random.key(0)), array(jnp.int32), obs
     explore, _ = build.decisions(settings.policy, settings.keep_prefix)
     _, _, context = jax.eval_shape(explore, *args)
-    return args, obs if context is None else _rows(context, rows, on_mesh)
+    return args, obs if context is None else _rows(context, rows, meshes.local(on_mesh))
 
 
 def _rows(tree, count, on_mesh):

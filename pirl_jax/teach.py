@@ -92,10 +92,11 @@ def encode(settings, to_model: observation.Transform, episodes: list[dict]):
 
 
 def batches(encoded, batch_size: int, key):
-    """Endless batches of encoded demonstrations, drawn by the key; host rows."""
+    """Endless batches of encoded demonstrations, drawn by the key; host rows.  Each process takes its part of every batch."""
     generator, count = rng.generator(key), len(encoded[1])
     while True:
-        index = generator.choice(count, batch_size, replace=count < batch_size)
+        drawn = generator.choice(count, batch_size, replace=count < batch_size)
+        index = np.split(drawn, jax.process_count())[jax.process_index()]
         yield jax.tree.map(lambda leaf, index=index: leaf[index], encoded)
 
 

@@ -1,6 +1,6 @@
 """Fine-tune a policy by reinforcement learning.
 
-    python -m pirl_jax.train --config configs/quickstart.py [--config.a.b=value ...] [--resume auto]
+    python -m pirl_jax.train --config configs/quickstart.py [--config.a.b=value ...] [--resume auto] [--hosts auto]
 
 Chapters: prepare (everything a user can get wrong ends here, in one sentence), teach (SFT, where the recipe asks for it),
 iterate (rollout, update), finish (evaluation, table, curve, video).
@@ -20,9 +20,11 @@ from pirl_jax import build
 from pirl_jax import command
 from pirl_jax import config
 from pirl_jax import evaluate
+from pirl_jax import hosts
 from pirl_jax import plan
 from pirl_jax import results
 from pirl_jax import teach
+from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng
 from pirl_jax.envs import queue
 from pirl_jax.learner import state as states
@@ -64,17 +66,19 @@ class Run:
 
 
 def main(argv):
-    with command.user_errors():
-        values, raw = command.parse(argv, _flags)
-        settings = config.settings(raw)
-        build.setup_jax(settings)
-        run = open_run(settings, raw, values.resume)
-    with run.resources:
-        state = iterate(run, first_state(run))
-        finish(run, state)
+    with contextlib.ExitStack() as stack:
+        with command.user_errors():
+            values, raw = command.parse(argv, _flags)
+            settings = config.settings(raw)
+            build.setup_jax(settings)
+            stack.enter_context(hosts.joined(values.hosts))
+            run = open_run(settings, raw, values.resume)
+        stack.enter_context(run.resources)
+        finish(run, iterate(run, first_state(run)))
 
 
 def _flags(values):
+    hosts.define_flag(flags, values)
     flags.DEFINE_enum("resume", "never", ["never", "auto"], "auto: continue the run in run.directory", flag_values=values)
 
 
@@ -85,7 +89,7 @@ def open_run(settings, raw, resume: str) -> Run:
     """Mesh, simulators, run directory, checkpoint store.  The directory comes last: a wrong start leaves none behind."""
     config.check_training(settings.raw)
     timers, path = timeline.Timers(), pathlib.Path(raw.run.directory)
-    standing = log.holds_run(path)
+    standing = meshes.gather(log.holds_run(path))[0]
     if standing and resume == "never":
         raise log.standing(path)
     mesh = build.mesh(settings)
@@ -102,7 +106,9 @@ def open_run(settings, raw, resume: str) -> Run:
         begun = begin(settings, pool, chosen, resume_at or 0)
         settings, planned = plan.choose(settings, mesh, to_model.max_token_len, pool.spec)
         print(planned)
-        directory = log.RunDir(path, raw.to_dict(), resume_at, tensorboard=raw.run.tensorboard, wandb=raw.run.wandb)
+        directory = log.RunDir(
+            path, raw.to_dict(), resume_at, tensorboard=raw.run.tensorboard, wandb=raw.run.wandb, writes=not jax.process_index()
+        )
         stack.callback(directory.close)
         for line in directory.changed:
             print(f"changed since the last start: {line}")
@@ -116,9 +122,9 @@ def begin(settings, pool, chosen: starts.Starts, iteration: int) -> episodes.Str
     """The simulators start on what is played first, while functions are compiled and weights loaded or taught."""
     raw = settings.raw
     if raw.eval.baseline and not iteration:
-        names = starts.evaluation(chosen, raw.eval.episodes_per_task)
+        names = build.share().of(starts.evaluation(chosen, raw.eval.episodes_per_task))
     elif iteration < raw.num_iterations and not _evaluation_due(raw, iteration):
-        names = _names(raw, chosen, iteration, raw.rollout.episodes_per_iteration)
+        names = _names(raw, chosen, iteration, raw.rollout.episodes_per_iteration // jax.process_count())
     else:
         return None
     return episodes.begin(pool, names, settings.schedule)
@@ -140,7 +146,8 @@ def first_state(run: Run) -> states.TrainState:
             norm_stats = build.given_stats(settings)
         params = build.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
         run.actor = _actor(run, norm_stats)
-    normalize.save(build.norm_stats_path(run.directory.path), norm_stats)
+    if run.directory.writes:
+        normalize.save(build.norm_stats_path(run.directory.path), norm_stats)
     if settings.raw.eval.baseline:
         _evaluate(run, params, 0, "before", settings.raw.eval.episodes_per_task)
     state = build.train_state(settings, params, run.mesh)
@@ -163,7 +170,7 @@ def _taught(run):
     settings, page = run.settings, run.settings.raw.sft
     with command.user_errors():
         run.demonstrations = demonstrations = teach.collect(settings, run.starts)
-    norm_stats = teach.statistics(demonstrations)
+    norm_stats = meshes.gather(teach.statistics(demonstrations))[0]  # the same on all hosts, whatever their rounding
     run.actor = _actor(run, norm_stats)
     params = build.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
     print(f"SFT on {len(demonstrations)} demonstrations, {sum(len(d['actions']) for d in demonstrations)} control steps")
@@ -218,12 +225,12 @@ def _encoded_demonstrations(run):
 def _iteration(run, update_minibatch, state, iteration, step, encoded):
     """One rollout and its updates -> state, metrics."""
     key, cfg, faults = rng.named(run.key, "iteration", iteration), run.settings.update, run.pool.counters()
-    raw, count = run.settings.raw, run.settings.raw.rollout.episodes_per_iteration
+    raw, count = run.settings.raw, run.settings.raw.rollout.episodes_per_iteration // jax.process_count()
     actor = build.at_iteration(run.actor, run.settings, iteration, run.mesh)
     if actor.buffer is not None:
-        most = max(count, cfg.max_episodes_per_iteration)
+        most = max(count, cfg.max_episodes_per_iteration // jax.process_count())
         actor.buffer.clear(most * collector.max_decisions(run.pool.spec, actor.action_chunk))
-    rollout, played = _rollout(run, actor, state.params, key, iteration, step)
+    rollout, played = _rollout(run, actor, meshes.local_view(state.params, run.mesh), key, iteration, step)
     if iteration + 1 < raw.num_iterations and not _evaluation_due(raw, iteration + 1):
         run.begun = episodes.begin(run.pool, _names(raw, run.starts, iteration + 1, count), run.settings.schedule)
     with run.timers.measure("update"):
@@ -233,10 +240,11 @@ def _iteration(run, update_minibatch, state, iteration, step, encoded):
             drawn = teach.batches(encoded, raw.sft.batch_size, rng.named(key, "demonstrations"))
         shuffle = rng.named(key, "shuffle")
         state, metrics = update.update(update_minibatch, state, data, shuffle, cfg, demonstrations=lambda: next(drawn))
-    metrics |= stats.episode_metrics(played) | stats.fault_metrics(faults, run.pool.counters())
+    played = [result for results in meshes.gather(played) for result in results]
+    metrics |= stats.episode_metrics(played) | stats.fault_metrics(faults, run.pool.counters(), meshes.gather)
     if not cfg.uses_critic:
         metrics |= stats.group_metrics(_useful(played, cfg), cfg.group_size)
-    return state, metrics | stats.rollout_metrics(rollout, data) | run.timers.read()
+    return state, metrics | stats.rollout_metrics(rollout, data, meshes.gather) | run.timers.read()
 
 
 def _evaluation_due(raw, iteration):
@@ -246,29 +254,32 @@ def _evaluation_due(raw, iteration):
 def _rollout(run, actor, params, key, iteration, step):
     """Episodes of one iteration; where the algorithm has a budget for it, groups without a signal are replaced by fresh ones."""
     raw, cfg, done, begun = run.settings.raw, run.settings.update, itertools.count(1), run.begun
-    count, group_size, run.begun = raw.rollout.episodes_per_iteration, cfg.group_size, None
+    count, most = (x // jax.process_count() for x in (raw.rollout.episodes_per_iteration, cfg.max_episodes_per_iteration))
+    group_size, run.begun = cfg.group_size, None
 
     def more(results):
         useful_E = _useful(results, cfg)
         kept, played = useful_E.reshape(-1, group_size).any(1).sum(), len(results) // group_size
-        fresh = groups.fresh(count // group_size, kept, played, cfg.max_episodes_per_iteration // group_size)
+        fresh = groups.fresh(count // group_size, kept, played, most // group_size)
         useless = np.flatnonzero(~useful_E) if kept else ()  # an update needs rows even to skip them
         return _names(raw, run.starts, iteration, fresh * group_size, len(results)), useless
 
     def finished(e, result):
-        step(0, f"rollout {next(done)}/{max(count, cfg.max_episodes_per_iteration)} episodes")
+        step(0, f"rollout {next(done)}/{max(count, most)} episodes")
 
     names = _names(raw, run.starts, iteration, count)
     return collector.collect(
         actor, params, rng.named(key, "actions"), run.pool, names, run.settings.schedule, run.timers,
-        bootstrap_truncated=cfg.uses_critic and cfg.bootstrap_truncated, finished=finished, begun=begun,
+        group_size=group_size, bootstrap_truncated=cfg.uses_critic and cfg.bootstrap_truncated, finished=finished, begun=begun,
         more=more if cfg.max_episodes_per_iteration else None,
     )  # fmt: skip
 
 
 def _names(raw, chosen, iteration, count, played=0):
-    """Which episodes an iteration plays."""
-    return starts.training(chosen, count, raw.algorithm.group_size, raw.rollout.start_order, raw.seed, iteration, played)
+    """Which `count` episodes this host plays in an iteration."""
+    size, everywhere = raw.algorithm.group_size, count * jax.process_count()
+    names = starts.training(chosen, everywhere, size, raw.rollout.start_order, raw.seed, iteration, played)
+    return build.share().of(names, size)
 
 
 def _useful(results, cfg):
@@ -279,7 +290,8 @@ def _useful(results, cfg):
 def _evaluate(run, params, iteration, name, per_task, num_videos=0):
     """Evaluate, write metrics and files under evaluation/<name> -> {task: (successes, episodes)}."""
     settings, folder = run.settings, run.directory.path / "evaluation" / name
-    names = starts.evaluation(run.starts, per_task)
+    share = build.share()
+    names = share.of(starts.evaluation(run.starts, per_task))
     batch_size = run.pool.num_envs // settings.schedule.num_groups
 
     def finished(e, result):
@@ -288,15 +300,18 @@ def _evaluate(run, params, iteration, name, per_task, num_videos=0):
 
     begun, run.begun = run.begun, None
     with run.timers.measure("eval"):
-        decide = evaluate.policy(settings, run.actor, params, run.pool.spec, batch_size, timeline.Timers())
+        own = meshes.local_view(params, run.mesh)
+        decide = evaluate.policy(settings, run.actor, own, run.pool.spec, batch_size, timeline.Timers())
         played = evaluate.play(
             run.pool, names, settings.schedule, decide, timeline.Timers(), name=f"evaluation ({name})",
-            record=range(min(num_videos, len(names))), finished=finished, begun=begun,
+            record=[e for e in range(len(names)) if share.number(e) < num_videos], finished=finished, begun=begun,
         )  # fmt: skip
+    played = starts.joined(meshes.gather(played))
     run.directory.write(iteration, {n.replace("env/", "eval/"): x for n, x in stats.episode_metrics(played).items()})
     protocol = results.protocol(settings, run.pool.spec, run.starts, per_task)
     measured = {"policy": {"name": name, "iteration": iteration}, "protocol": protocol}
-    results.write(folder, settings, measured, played, run.instructions, name)
+    if run.directory.writes:
+        results.write(folder, settings, measured, played, run.instructions, name)
     return results.successes(played, run.instructions)
 
 
@@ -308,6 +323,8 @@ def finish(run: Run, state: states.TrainState) -> None:
     raw, path = run.settings.raw, run.directory.path
     acting = states.acting_params(state)
     after = _evaluate(run, acting, raw.num_iterations, "after", raw.eval.episodes_per_task, raw.eval.num_videos)
+    if not run.directory.writes:
+        return
     before = results.read_successes(path / "evaluation" / "before")
     name = "SFT" if raw.sft.demonstrations else "before"
     table = report.success_table(({name: before} if before else {}) | {report.algorithm_name(raw.algorithm.adv_type): after})

@@ -196,6 +196,20 @@ def test_batches_divide_over_the_devices(name, value):
         config.check_batches(changed(page, name, value), 8)
 
 
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("rollout.num_envs", 18, "num_groups=9 must be a multiple of the 2 devices of a host"),
+        ("rollout.episodes_per_iteration", 255, "=255 must be a multiple of the 4 hosts times algorithm.group_size=1"),
+    ],
+)
+def test_batches_and_episodes_divide_over_hosts(name, value, message):
+    page = quickstart.get_config()
+    config.check_batches(page, 8, hosts=4)
+    with pytest.raises(ValueError, match=message):
+        config.check_batches(changed(page, name, value), 8, hosts=4)
+
+
 def test_tasks_and_start_states_are_checked_against_the_suite():
     page, spec = quickstart.get_config(), build.probes.make("action").spec
     with pytest.raises(ValueError, match="needs at least 2 start states per task, but the suite has 1; set env.split=published"):

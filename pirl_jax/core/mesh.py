@@ -1,7 +1,12 @@
 """The device mesh: its two axes, which logical axis lives on which, and how host arrays get there.
 
 "data" splits the batch and keeps a copy of the parameters; "fsdp" splits batch and parameters.  Knows no model.
+
+Several processes, one per host, share a mesh: updates run on all of it, and all processes must make the same calls.  A rollout runs
+on the part that is a process's own, because no two of them decide equally often.
 """
+
+import pickle
 
 import jax
 from jax.experimental import multihost_utils
@@ -32,6 +37,49 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
     return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
+def local(mesh: Mesh) -> Mesh:
+    """This process's own part of the mesh: some rows of it, so that whole parameters lie in it."""
+    if jax.process_count() == 1:
+        return mesh
+    for row in mesh.devices:
+        if len({device.process_index for device in row}) > 1:
+            raise ValueError(
+                f"mesh fsdp={len(row)} reaches over more than one host of {len(mesh.local_devices)} devices, but each plays with "
+                f"whole parameters of its own; choose a divisor of {len(mesh.local_devices)}"
+            )
+    mine = mesh.devices[[row[0].process_index == jax.process_index() for row in mesh.devices]]
+    return Mesh(mine, mesh.axis_names, axis_types=mesh.axis_types)
+
+
+def local_view(params, mesh: Mesh):
+    """Parameters (or their shapes) of the whole mesh as arrays of this process's part of it.  Nothing is copied, so they live only as
+    long as the originals: an update that is given those takes them away."""
+    part = local(mesh)
+    if part is mesh:
+        return params
+
+    def view(x):
+        where = NamedSharding(part, x.sharding.spec)
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return x.update(sharding=where)
+        return jax.make_array_from_single_device_arrays(x.shape, where, [shard.data for shard in x.addressable_shards])
+
+    return jax.tree.map(view, params)
+
+
+def join(tree, mesh: Mesh):
+    """Batches that lie on the processes' own parts of the mesh, each passing as many rows -> one batch over all of it."""
+    if local(mesh) is mesh:
+        return tree
+    where = batch_sharding(mesh)
+
+    def whole(x):
+        shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, where, [shard.data for shard in x.addressable_shards])
+
+    return jax.tree.map(whole, tree)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis over all devices, the rest replicated."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
@@ -59,14 +107,15 @@ def put_batch(tree, mesh: Mesh):
         return jax.tree.map(put, tree)
 
 
-def over_hosts(x: float) -> np.ndarray:
-    """The number x of every process [P], float64.  All processes must call it together."""
+def gather(item) -> list:
+    """The item of every process, whatever it is, in their order.  All processes must call it together."""
     if jax.process_count() == 1:
-        return np.array([x], np.float64)
-    # As bytes, because JAX would round it to float32; the transfer is the purpose.
-    with jax.transfer_guard("allow"):
-        words_P2 = np.asarray(multihost_utils.process_allgather(np.float64([x]).view(np.uint32)))
-    return np.ascontiguousarray(words_P2).view(np.float64)[:, 0]
+        return [item]
+    data = np.frombuffer(pickle.dumps(item), np.uint8)
+    with jax.transfer_guard("allow"):  # the transfer is the purpose
+        sizes_P = np.asarray(multihost_utils.process_allgather(np.int32(len(data)))).reshape(-1)
+        padded_PN = np.asarray(multihost_utils.process_allgather(np.pad(data, (0, int(sizes_P.max()) - len(data)))))
+    return [pickle.loads(row_N[:size].tobytes()) for row_N, size in zip(padded_PN, sizes_P, strict=True)]
 
 
 def replicate(tree, mesh: Mesh):

@@ -15,7 +15,7 @@ from pirl_jax.core import mesh as meshes
 
 
 class Buffer:
-    """Preallocated rows on the devices, split over all of them; what is freed is used again."""
+    """Preallocated rows on this process's devices, split over all of them; what is freed is used again."""
 
     def __init__(self, mesh: jax.sharding.Mesh):
         self._mesh, self._free, self._capacity, self.rows = mesh, [], 0, None
@@ -25,22 +25,21 @@ class Buffer:
         self._zeros = jax.jit(_zeros, static_argnums=1, out_shardings=layout)
 
     def clear(self, capacity: int) -> None:
-        """Forget all rows; room for `capacity` rows of this process.  The memory is kept unless it is too small."""
+        """Forget all rows; room for `capacity` rows.  The memory is kept unless it is too small."""
         if capacity > self._capacity:
-            self._capacity = capacity + -capacity % len(self._mesh.local_devices)
+            self._capacity = capacity + -capacity % self._mesh.size
             self.rows = None
         self._free = list(reversed(range(self._capacity)))
 
     def write(self, rows_B, index_n) -> "OnDevice":
-        """Keep the rows at `index_n` of this process's share of a batch on the devices."""
-        index_n, local = np.asarray(index_n), len(jax.tree.leaves(rows_B)[0]) // jax.process_count()
+        """Keep the rows at `index_n` of a batch on the devices."""
+        index_n = np.asarray(index_n)
         if len(index_n) > len(self._free):
             raise ValueError(f"the buffer holds {self._capacity} rows and all are in use; clear it with a larger capacity")
         if self.rows is None:
-            self.rows = self._zeros(rows_B, self._capacity * jax.process_count())
-        first, size = jax.process_index() * self._capacity, self._capacity * jax.process_count()
-        at_n = np.array([first + self._free.pop() for _ in index_n], np.int32)
-        at_B = np.full(local, size, np.int32)  # beyond the end: not kept
+            self.rows = self._zeros(rows_B, self._capacity)
+        at_n = np.array([self._free.pop() for _ in index_n], np.int32)
+        at_B = np.full(len(jax.tree.leaves(rows_B)[0]), self._capacity, np.int32)  # beyond the end: not kept
         at_B[index_n] = at_n
         self.rows = self._write(self.rows, rows_B, meshes.put_batch(at_B, self._mesh))
         return OnDevice(self, at_n)
@@ -50,9 +49,8 @@ class Buffer:
         return self._gather(self.rows, meshes.put_batch(at_B, self._mesh))
 
     def free(self, at_n) -> None:
-        """These rows of this process are needed no more."""
-        first = jax.process_index() * self._capacity
-        self._free += [int(at) - first for at in at_n]
+        """These rows are needed no more."""
+        self._free += [int(at) for at in at_n]
 
 
 def _zeros(like_B, size):
@@ -88,7 +86,7 @@ def take(rows, index_B):
 
 
 def put(rows, mesh: jax.sharding.Mesh):
-    """What a minibatch took, onto the devices; rows that are there already only come together."""
+    """What a minibatch took, onto the devices of the mesh; rows that are there already only come together."""
     if isinstance(rows, OnDevice):
-        return rows.buffer.gather(rows.at_R)
+        return meshes.join(rows.buffer.gather(rows.at_R), mesh)
     return meshes.put_batch(rows, mesh)

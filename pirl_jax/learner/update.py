@@ -116,7 +116,7 @@ def _critic(rollout, cfg):
         cfg.gamma, cfg.gae_lambda, rollout.valid_CE,
     )  # fmt: skip
     if cfg.normalize_advantages:
-        advantage_CE = advantages.normalize(advantage_CE, rollout.valid_CE, total=lambda x: meshes.over_hosts(x).sum(0))
+        advantage_CE = advantages.normalize(advantage_CE, rollout.valid_CE, total=lambda x: sum(map(float, meshes.gather(x))))
     return advantage_CE, return_CE, np.ones(advantage_CE.shape[1], bool)
 
 
@@ -297,7 +297,7 @@ def update(
     row_R = np.flatnonzero(data.weight > 0)
     if not len(data.weight):
         raise ValueError("the rollout has no valid decision; collect at least one episode per host")
-    rows_P = meshes.over_hosts(len(row_R))  # of every host
+    rows_P = np.array(meshes.gather(len(row_R)))  # of every host
     size, history = cfg.microbatch_size // hosts, []
     for epoch in range(cfg.update_epochs):
         index, keep = minibatch.split(

@@ -34,13 +34,15 @@ PACKAGES = (
 class RunDir:
     """The files of one run."""
 
-    def __init__(self, path, config: dict, resume_at=None, tensorboard=True, wandb=False, facts: dict | None = None):
+    def __init__(self, path, config: dict, resume_at=None, tensorboard=True, wandb=False, writes: bool = True):
         """resume_at: None starts a run where none stands; a number continues the standing one from that iteration (0:
         killed before its first checkpoint).
 
-        facts: JSON dict of what only the caller knows, e.g. {"renderer": "llvmpipe"}, for environment.json."""
-        self.path = pathlib.Path(path).absolute()
+        writes: False for the processes of other hosts, which leave the files to the first one."""
+        self.path, self.writes, self.changed = pathlib.Path(path).absolute(), writes, []
         self.metrics_path = self.path / "metrics.jsonl"
+        if not writes:
+            return
         if resume_at is None and holds_run(self.path):
             raise standing(self.path)
         if resume_at is not None and not self.metrics_path.exists():
@@ -49,7 +51,7 @@ class RunDir:
         first_iteration = resume_at or 0
         self._wandb = _start_wandb(self.path, config) if wandb else None
         self.changed = self._write_config(_jsonable(config), resume_at)
-        self._record_environment(first_iteration, facts or {})
+        self._record_environment(first_iteration)
         self._truncate(first_iteration)
         self._file = self.metrics_path.open("a", encoding="utf-8")
         events = str(self.path / "tensorboard")
@@ -68,6 +70,8 @@ class RunDir:
         if wrong:
             raise ValueError(f"metric names are group/name; these have no group: {', '.join(wrong)}")
         row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not self.writes:
+            return row
         self._file.write(json.dumps({"iteration": iteration} | {n: _number(v) for n, v in row.items()}) + "\n")
         self._file.flush()
         for name, value in row.items() if self._tensorboard else ():
@@ -77,6 +81,8 @@ class RunDir:
         return row
 
     def close(self) -> None:
+        if not self.writes:
+            return
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
@@ -93,10 +99,10 @@ class RunDir:
         write_json(path, config)
         return changed
 
-    def _record_environment(self, first_iteration: int, facts: dict) -> None:
+    def _record_environment(self, first_iteration: int) -> None:
         path = self.path / "environment.json"
         starts = json.loads(path.read_text()) if path.exists() else []
-        write_json(path, starts + [{"first_iteration": first_iteration} | environment() | facts])
+        write_json(path, starts + [{"first_iteration": first_iteration} | environment()])
 
     def _truncate(self, first_iteration: int) -> None:
         """Drop the rows of iterations that run again, and the half line of a killed write."""

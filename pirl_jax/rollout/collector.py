@@ -11,6 +11,7 @@ from pirl_jax.core import rows
 from pirl_jax.core import types
 from pirl_jax.policy import observation
 from pirl_jax.rollout import episodes
+from pirl_jax.rollout import starts
 
 
 @dataclasses.dataclass
@@ -26,6 +27,7 @@ class Actor:
     # Each is called once, with the raw states [n,S] of the first decision; copies of the actor share the list.
     at_first: list[Callable] = dataclasses.field(default_factory=list)
     buffer: rows.Buffer | None = None  # where context rows stay on the devices; None: they come to the host
+    share: starts.Share = starts.Share()  # which episodes of all these are
 
     def encode(self, turn: episodes.Turn, batch_size: int):
         """Turn -> Observation with exactly batch_size rows; rows without a slot repeat the first one."""
@@ -45,12 +47,13 @@ class Actor:
 
 def collect(
     actor: Actor, params, key, pool, names: list[episodes.Episode], schedule: episodes.Schedule, timers, *,
-    bootstrap_truncated=False, more=None, finished=None, begun=None,
+    group_size=1, bootstrap_truncated=False, more=None, finished=None, begun=None,
 ):  # fmt: skip
     """Play `names` with exploration -> (types.Rollout, list of episodes.Result).  Lost episodes have no valid decision.
 
     timers: measures "inference", and "transfer", the time spent waiting for context rows on their way to the host.
     bootstrap_truncated: the last observation of a truncated episode gets a value, for which the policy runs once more.
+    group_size: consecutive episodes that belong together; it and the actor's share name the episodes among those of all hosts.
     more: results so far -> (fresh episodes to play too, indices of episodes whose rows nobody needs); asked until there are none.
     begun: see episodes.play.
     """
@@ -64,7 +67,7 @@ def collect(
         if not valued.any():
             return None
         with timers.measure("inference"):
-            id_B = _batch_ids(turn, batch_size, book.num_decisions)
+            id_B = _batch_ids(turn, batch_size, book.num_decisions, actor.share, group_size)
             obs = actor.encode(turn, batch_size)
             chain, actions_BHA, context = actor.explore(params, key, *actor.put((id_B, obs)))
         with timers.measure("transfer"):  # of the decision before this one, while the devices compute
@@ -97,22 +100,22 @@ def exploit(actor: Actor, params, key, spec, batch_size: int, timers) -> episode
         if turn.finished.all():
             return None
         with timers.measure("inference"):
-            id_B = _batch_ids(turn, batch_size, limit)
+            id_B = _batch_ids(turn, batch_size, limit, actor.share)
             actions_BHA = actor.exploit(params, key, *actor.put((id_B, actor.encode(turn, batch_size))))
             return actor.decode(jax.device_get(actions_BHA), turn)
 
     return decide
 
 
-def decision_ids(turn: episodes.Turn, num_decisions: int) -> np.ndarray:
-    """[n], one number per (episode, decision): a row draws its noise by name, wherever it stands in a batch."""
-    return turn.episode * num_decisions + np.minimum(turn.decision, num_decisions - 1)
+def decision_ids(turn: episodes.Turn, num_decisions: int, share=starts.Share(), group_size: int = 1) -> np.ndarray:
+    """[n], one number per (episode, decision): a row draws its noise by name, wherever it stands in a batch and on whichever host."""
+    return share.number(turn.episode, group_size) * num_decisions + np.minimum(turn.decision, num_decisions - 1)
 
 
-def _batch_ids(turn: episodes.Turn, batch_size: int, num_decisions: int) -> np.ndarray:
+def _batch_ids(turn: episodes.Turn, batch_size: int, num_decisions: int, share, group_size: int = 1) -> np.ndarray:
     """[B] int32, decision_ids at their rows."""
     id_B = np.zeros(batch_size, np.int32)
-    id_B[turn.row] = decision_ids(turn, num_decisions)
+    id_B[turn.row] = decision_ids(turn, num_decisions, share, group_size)
     return id_B
 
 

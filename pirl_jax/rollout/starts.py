@@ -22,6 +22,31 @@ class Starts:
     evaluate: range
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one of several hosts plays of a list of episodes: every hosts-th group."""
+
+    host: int = 0
+    hosts: int = 1
+
+    def number(self, e, group_size: int = 1):
+        """Place in the whole list of the e-th episode (a number or an array) of this share."""
+        return (e // group_size * self.hosts + self.host) * group_size + e % group_size
+
+    def of(self, names: list, group_size: int = 1) -> list:
+        """This share of a list of whole groups."""
+        groups = [names[first : first + group_size] for first in range(0, len(names), group_size)]
+        return [name for group in groups[self.host :: self.hosts] for name in group]
+
+
+def joined(shares: list[list]) -> list:
+    """The whole list out of the shares of all hosts, groups of one."""
+    whole = [None] * sum(map(len, shares))
+    for host, share in enumerate(shares):
+        whole[host :: len(shares)] = share
+    return whole
+
+
 def split(name: str, num_init_states: int) -> tuple[range, range]:
     """-> init states of each task for training, and for evaluation.
 

@@ -16,9 +16,10 @@ def episode_metrics(results: list[episodes.Result]) -> dict[str, float]:
     }
 
 
-def fault_metrics(before: dict[str, int], after: dict[str, int]) -> dict[str, float]:
-    """env/restarts, env/recycled, env/lost_episodes: what the counters of a pool rose by."""
-    return {f"env/{name}": float(count - before[name]) for name, count in after.items()}
+def fault_metrics(before: dict[str, int], after: dict[str, int], gather=lambda x: [x]) -> dict[str, float]:
+    """env/restarts, env/recycled, env/lost_episodes: what the counters of the pools rose by.  gather: one's own -> those of all hosts."""
+    hosts = gather({name: count - before[name] for name, count in after.items()})
+    return {f"env/{name}": float(sum(rise[name] for rise in hosts)) for name in after}
 
 
 def group_metrics(useful_E, group_size: int) -> dict[str, float]:
@@ -31,20 +32,22 @@ def group_metrics(useful_E, group_size: int) -> dict[str, float]:
     }
 
 
-def rollout_metrics(rollout, data) -> dict[str, float]:
+def rollout_metrics(rollout, data, gather=lambda x: [x]) -> dict[str, float]:
     """rollout/*: over the valid decisions; advantages after normalisation.  data: rows with advantage and return_, from which
-    dynamic sampling has taken those of dropped groups."""
+    dynamic sampling has taken those of dropped groups.  gather: one's own -> those of all hosts."""
     valid = rollout.valid_CE
+    mine = rollout.reward_CE[valid], rollout.value_CE[valid], data.return_, data.advantage
+    reward, value, return_, advantage = map(np.concatenate, zip(*gather(mine), strict=True))
     return {
-        "rollout/decisions": float(valid.sum()),
-        "rollout/rewards": float(rollout.reward_CE[valid].mean()),
-        "rollout/values_mean": float(rollout.value_CE[valid].mean()),
-        "rollout/returns_mean": float(data.return_.mean()),
-        "rollout/returns_max": float(data.return_.max()),
-        "rollout/returns_min": float(data.return_.min()),
-        "rollout/advantages_mean": float(data.advantage.mean()),
-        "rollout/advantages_max": float(data.advantage.max()),
-        "rollout/advantages_min": float(data.advantage.min()),
+        "rollout/decisions": float(len(reward)),
+        "rollout/rewards": float(reward.mean()),
+        "rollout/values_mean": float(value.mean()),
+        "rollout/returns_mean": float(return_.mean()),
+        "rollout/returns_max": float(return_.max()),
+        "rollout/returns_min": float(return_.min()),
+        "rollout/advantages_mean": float(advantage.mean()),
+        "rollout/advantages_max": float(advantage.max()),
+        "rollout/advantages_min": float(advantage.min()),
     }
 
 

@@ -133,7 +133,7 @@ def _plain_target(leaf):
         return leaf
     shape = jax.eval_shape(_plain, leaf)
     # Without a sharding orbax would look for the devices of the run that saved.
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     sharding = None if _is_key(leaf) else getattr(leaf, "sharding", None)
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding or device)
 

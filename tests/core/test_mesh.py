@@ -36,3 +36,11 @@ def test_replicate():
     with jax.transfer_guard("disallow"):
         y = meshes.replicate(np.arange(3), mesh)
     assert y.is_fully_replicated and len(y.addressable_shards) == 8
+
+
+def test_a_single_process_is_its_own_part():
+    mesh = meshes.make_mesh(4, 2)
+    x = {"w": meshes.put_batch(np.arange(8), mesh)}
+    assert meshes.local(mesh) is mesh
+    assert meshes.local_view(x, mesh) is x and meshes.join(x, mesh) is x
+    assert meshes.gather({"any": "thing"}) == [{"any": "thing"}]

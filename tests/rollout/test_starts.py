@@ -108,3 +108,16 @@ def test_the_held_out_split(num, train, evaluate):
 def test_nothing_can_be_held_out_of_one_start():
     with pytest.raises(ValueError, match="needs at least 2 start states per task, but the suite has 1; set env.split=published"):
         starts.split("held_out", 1)
+
+
+@pytest.mark.parametrize("count, group_size, hosts", [(12, 1, 1), (12, 2, 3), (7, 1, 2), (8, 4, 2)])
+def test_hosts_share_a_list_of_episodes_without_parting_a_group(count, group_size, hosts):
+    names = [f"group {e // group_size} episode {e}" for e in range(count)]
+    shares = [starts.Share(host, hosts) for host in range(hosts)]
+    played = [share.of(names, group_size) for share in shares]
+    assert sorted(sum(played, [])) == sorted(names)
+    for share, mine in zip(shares, played, strict=True):
+        assert [names[share.number(e, group_size)] for e in range(len(mine))] == mine
+        assert len({name[:7] for name in mine}) == len(mine) / group_size
+    if group_size == 1:
+        assert starts.joined(played) == names

@@ -1,0 +1,57 @@
+"""One command on several hosts: a process on each, that together drive all devices.
+
+    --hosts=auto                   in a cluster that tells its processes who they are: Slurm, Open MPI, Kubernetes, a TPU pod
+    --hosts=ADDRESS:PORT,COUNT,INDEX   elsewhere: where process 0 listens, how many there are, which one this is
+
+Every process runs the same command on the same run directory.  The first one speaks for all.
+"""
+
+import contextlib
+import os
+import re
+import sys
+import traceback
+
+import jax
+
+HEARTBEAT_S = 30  # a host that is silent for so long is lost, and the run with it
+
+
+def define_flag(flags, values) -> None:
+    text = "auto (Slurm, Open MPI, Kubernetes, TPU pod) or ADDRESS:PORT,COUNT,INDEX; default: this host alone"
+    flags.DEFINE_string("hosts", "", text, flag_values=values)
+
+
+@contextlib.contextmanager
+def joined(hosts: str):
+    """Wait for the other hosts, and be one of them until the end; "" is this host alone.
+
+    A process that fails ends at once, and the others end soon after: none waits forever for a host that is gone.
+    """
+    if not hosts:
+        yield
+        return
+    address = _address(hosts)
+    try:
+        jax.distributed.initialize(*address, heartbeat_timeout_seconds=HEARTBEAT_S)
+    except ValueError as error:
+        raise ValueError(f"--hosts={hosts} finds no other host here ({error}); give ADDRESS:PORT,COUNT,INDEX") from error
+    if jax.process_index():
+        sys.stdout = open(os.devnull, "w")
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stderr.flush()
+        # Not a tidy exit: that waits for the other processes, which wait for this one in a computation.
+        os._exit(error.code if isinstance(error, SystemExit) else 1)
+
+
+def _address(hosts: str):
+    if hosts == "auto":
+        return ()
+    match = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", hosts)
+    if not match or int(match[3]) >= int(match[2]):
+        raise ValueError(f"--hosts={hosts} is no address; give ADDRESS:PORT,COUNT,INDEX with INDEX from 0 to COUNT - 1, or auto")
+    return match[1], int(match[2]), int(match[3])

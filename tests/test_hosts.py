@@ -1,0 +1,99 @@
+"""Several processes that train together, each with devices and simulators of its own, as the hosts of a cluster do."""
+
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from pirl_jax import hosts
+from pirl_jax.monitor import log
+from tests import test_train
+
+ROOT = pathlib.Path(__file__).parents[1]
+# One minibatch holds all decisions, so that it does not matter which host shuffles which.
+SAME = {
+    "env.suite": "probe_delayed", "rollout.num_envs": 8, "rollout.num_groups": 2, "rollout.lockstep": True,
+    "rollout.episodes_per_iteration": 16, "algorithm.minibatch_size": 64, "algorithm.microbatch_size": 16, "run.save_every": 1,
+    "run.compilation_cache": ROOT / ".jax_cache",
+}  # fmt: skip
+
+
+def start(directory, count, *arguments, of_host=None, **fields):
+    """Processes of one training."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    fields = SAME | {"run.directory": directory} | {name.replace("__", "."): value for name, value in fields.items()}
+    command = [sys.executable, "-m", "pirl_jax.train", "--config", "configs/probe.py", *arguments]
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    started = []
+    for host in range(count):
+        more = ([f"--hosts={address},{count},{host}"] if count > 1 else []) + (of_host or {}).get(host, [])
+        started.append(subprocess.Popen([*command, *more], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    return started
+
+
+def finish(started, expected=None, timeout_s=240):
+    """-> their exit codes, which may be checked, and what they complained of."""
+    try:
+        complaints = [process.communicate(timeout=timeout_s)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    codes = [process.returncode for process in started]
+    assert expected in (None, codes), complaints
+    return codes, complaints
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prefix_cache", ["host", "device"])
+def test_two_hosts_train_as_one_and_resume(tmp_path, prefix_cache):
+    fields = {"num_iterations": 2, "rollout__prefix_cache": prefix_cache}
+    finish(start(tmp_path / "two", 2, **fields), [0, 0])
+    finish(start(tmp_path / "one", 1, **fields), [0])
+    two, one = (log.read(tmp_path / name, timing=False) for name in ("two", "one"))
+    assert [row["iteration"] for row in two] == [row["iteration"] for row in one]
+    for row, expected in zip(two, one, strict=True):
+        assert row.keys() == expected.keys()
+        for name in row:
+            exact = name.startswith(("env/", "eval/", "rollout/groups")) or name in ("iteration", "rollout/decisions")
+            np.testing.assert_allclose(row[name], expected[name], rtol=0 if exact else 1e-3, atol=0 if exact else 1e-5, err_msg=name)
+    two, one = (test_train.saved(tmp_path / name, 2) for name in ("two", "one"))
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "2")
+    finish(start(tmp_path / "two", 2, "--resume", "auto", **fields), [0, 0])
+    test_train.assert_equal_states(test_train.saved(tmp_path / "two", 2), two)
+
+
+@pytest.mark.slow
+def test_no_host_waits_for_one_that_failed(tmp_path):
+    (first, second), (_, complaint) = finish(start(tmp_path, 2, num_iterations=1, of_host={1: ["--config.env.tasks=7"]}))
+    assert first != 0 and second == 2
+    assert "env.tasks has 7" in complaint
+
+
+@pytest.mark.slow
+def test_no_host_waits_for_one_that_died(tmp_path):
+    started = start(tmp_path, 2, num_iterations=1000)
+    metrics, deadline_s = tmp_path / "metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline_s and not (metrics.exists() and "actor/loss" in metrics.read_text()):
+        time.sleep(0.1)
+    started[1].kill()
+    (first, second), (complaint, _) = finish(started, timeout_s=2 * hosts.HEARTBEAT_S)
+    assert first != 0 and second == -signal.SIGKILL, complaint
+
+
+@pytest.mark.parametrize("wrong", ["cluster", "localhost,2,0", "localhost:1234,2,2"])
+def test_an_address_is_checked(wrong):
+    with pytest.raises(ValueError, match=f"--hosts={wrong} is no address; give ADDRESS:PORT,COUNT,INDEX"):
+        with hosts.joined(wrong):
+            pass
