@@ -198,9 +198,9 @@ def updater(settings, on_mesh):
     )  # fmt: skip
 
 
-def evaluation_key(settings) -> jax.Array:
+def evaluation_key(settings, on_mesh) -> jax.Array:
     """Where the start noise of evaluations and of the policy server comes from."""
-    return rng.named(jax.random.key(settings.raw.seed), "evaluation")
+    return meshes.replicate(rng.named(jax.random.key(settings.raw.seed), "evaluation"), meshes.local(on_mesh))
 
 
 def at_iteration(the_actor: collector.Actor, settings, iteration: int, on_mesh) -> collector.Actor:

@@ -49,10 +49,10 @@ class Evaluation:
     resources: contextlib.ExitStack  # closes pool and journal
 
 
-def policy(settings, actor, params, spec, batch_size: int, timers) -> episodes.Decide:
+def policy(settings, mesh, actor, params, spec, batch_size: int, timers) -> episodes.Decide:
     """The actions of a network.  The start noise of the flow is drawn from the configured seed and the episode alone: two
     policies are compared on equal terms, and an episode is the same whichever others are played beside it."""
-    return collector.exploit(actor, params, build.evaluation_key(settings), spec, batch_size, timers)
+    return collector.exploit(actor, params, build.evaluation_key(settings, mesh), spec, batch_size, timers)
 
 
 def play(pool, names, schedule, decide, timers, *, name="evaluation", record=(), done=None, finished=None, begun=None):
@@ -127,7 +127,7 @@ def _network(values, settings, num_envs, stack):
     to_model = build.transform(settings, norm_stats, [instructions[task] for task in chosen.tasks], only_these=True)
     actor = build.actor(settings, mesh, to_model, instructions)
     batch_size = num_envs // settings.schedule.num_groups
-    decide = policy(settings, actor, params, pool.spec, batch_size, timeline.Timers())
+    decide = policy(settings, mesh, actor, params, pool.spec, batch_size, timeline.Timers())
     own = identity["iteration"] is not None  # foreign checkpoints' folders are not ours to write into
     output = run_dir / "evaluation" / f"checkpoint_{identity['iteration']}" if own else pathlib.Path("runs", run_dir.name)
     named = {"name": "checkpoint", **identity, "model": settings.raw.model.to_dict()}

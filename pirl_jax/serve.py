@@ -114,7 +114,7 @@ def prepare(values, settings) -> tuple[Engine, dict]:
     # The prompts are the clients'; each is checked as it comes.
     actor = build.actor(settings, mesh, build.transform(settings, norm_stats, [""]), ())
     sizes = {min(2**i, values.max_batch) for i in range(values.max_batch.bit_length() + 1)}
-    engine = Engine(actor, params, meshes.replicate(build.evaluation_key(settings), mesh), tuple(sorted(sizes)))
+    engine = Engine(actor, params, build.evaluation_key(settings, mesh), tuple(sorted(sizes)))
     metadata = {
         "server": "pirl_jax",
         "checkpoint": build.checkpoint_identity(values.checkpoint, values.iteration),

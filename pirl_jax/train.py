@@ -268,8 +268,9 @@ def _rollout(run, actor, params, key, iteration, step):
         step(0, f"rollout {next(done)}/{max(count, most)} episodes")
 
     names = _names(raw, run.starts, iteration, count)
+    key = meshes.replicate(rng.named(key, "actions"), meshes.local(run.mesh))
     return collector.collect(
-        actor, params, rng.named(key, "actions"), run.pool, names, run.settings.schedule, run.timers,
+        actor, params, key, run.pool, names, run.settings.schedule, run.timers,
         group_size=group_size, bootstrap_truncated=cfg.uses_critic and cfg.bootstrap_truncated, finished=finished, begun=begun,
         more=more if cfg.max_episodes_per_iteration else None,
     )  # fmt: skip
@@ -301,7 +302,7 @@ def _evaluate(run, params, iteration, name, per_task, num_videos=0):
     begun, run.begun = run.begun, None
     with run.timers.measure("eval"):
         own = meshes.local_view(params, run.mesh)
-        decide = evaluate.policy(settings, run.actor, own, run.pool.spec, batch_size, timeline.Timers())
+        decide = evaluate.policy(settings, run.mesh, run.actor, own, run.pool.spec, batch_size, timeline.Timers())
         played = evaluate.play(
             run.pool, names, settings.schedule, decide, timeline.Timers(), name=f"evaluation ({name})",
             record=[e for e in range(len(names)) if share.number(e) < num_videos], finished=finished, begun=begun,

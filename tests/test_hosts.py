@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pirl_jax import hosts
+from pirl_jax import results
 from pirl_jax.monitor import log
 from tests import test_train
 
@@ -25,15 +26,16 @@ SAME = {
 }  # fmt: skip
 
 
-def start(directory, count, *arguments, of_host=None, **fields):
-    """Processes of one training."""
+def start(directory, count, *arguments, devices=1, of_host=None, **fields):
+    """Processes of one training, each with so many devices."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     fields = SAME | {"run.directory": directory} | {name.replace("__", "."): value for name, value in fields.items()}
     command = [sys.executable, "-m", "pirl_jax.train", "--config", "configs/probe.py", *arguments]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     started = []
     for host in range(count):
         more = ([f"--hosts={address},{count},{host}"] if count > 1 else []) + (of_host or {}).get(host, [])
@@ -54,10 +56,11 @@ def finish(started, expected=None, timeout_s=240):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prefix_cache", ["host", "device"])
-def test_two_hosts_train_as_one_and_resume(tmp_path, prefix_cache):
+@pytest.mark.parametrize("prefix_cache, devices, fsdp", [("host", 1, 1), ("device", 2, 2)])
+def test_two_hosts_train_as_one_and_resume(tmp_path, prefix_cache, devices, fsdp):
     fields = {"num_iterations": 2, "rollout__prefix_cache": prefix_cache}
-    finish(start(tmp_path / "two", 2, **fields), [0, 0])
+    together = fields | {"devices": devices, "mesh__fsdp": fsdp}
+    finish(start(tmp_path / "two", 2, **together), [0, 0])
     finish(start(tmp_path / "one", 1, **fields), [0])
     two, one = (log.read(tmp_path / name, timing=False) for name in ("two", "one"))
     assert [row["iteration"] for row in two] == [row["iteration"] for row in one]
@@ -65,12 +68,13 @@ def test_two_hosts_train_as_one_and_resume(tmp_path, prefix_cache):
         assert row.keys() == expected.keys()
         for name in row:
             exact = name.startswith(("env/", "eval/", "rollout/groups")) or name in ("iteration", "rollout/decisions")
-            np.testing.assert_allclose(row[name], expected[name], rtol=0 if exact else 1e-3, atol=0 if exact else 1e-5, err_msg=name)
+            rtol, atol = (0, 0) if exact else (1e-3, 1e-5)
+            np.testing.assert_allclose(row[name], expected[name], rtol=rtol, atol=atol, err_msg=name)
     two, one = (test_train.saved(tmp_path / name, 2) for name in ("two", "one"))
     for name in one:
         np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
     shutil.rmtree(tmp_path / "two" / "checkpoints" / "2")
-    finish(start(tmp_path / "two", 2, "--resume", "auto", **fields), [0, 0])
+    finish(start(tmp_path / "two", 2, "--resume", "auto", **together), [0, 0])
     test_train.assert_equal_states(test_train.saved(tmp_path / "two", 2), two)
 
 
@@ -97,3 +101,27 @@ def test_an_address_is_checked(wrong):
     with pytest.raises(ValueError, match=f"--hosts={wrong} is no address; give ADDRESS:PORT,COUNT,INDEX"):
         with hosts.joined(wrong):
             pass
+
+
+@pytest.mark.slow
+def test_the_launch_script_teaches_and_trains_on_two_hosts(tmp_path):
+    ssh = tmp_path / "ssh"  # -tt HOST COMMAND, without leaving this machine
+    ssh.write_text('#!/usr/bin/env bash\nexec bash -c "$3"\n')
+    ssh.chmod(0o755)
+    fields = {
+        "run.directory": tmp_path / "a run", "num_iterations": 1, "sft.steps": 2, "sft.demonstrations": 2, "env.num_workers": 1,
+        "rollout.num_envs": 4, "rollout.episodes_per_iteration": 4, "eval.episodes_per_task": 3, "eval.num_videos": 2,
+        "algorithm.minibatch_size": 32, "algorithm.microbatch_size": 16, "run.compilation_cache": ROOT / ".jax_cache",
+    }  # fmt: skip
+    command = ["bash", "launch/hosts.sh", "localhost,127.0.0.1", "--config", "configs/quickstart.py"]
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PIRL_SSH": str(ssh), "PIRL_PORT": str(port)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[localhost] success rate" in done.stdout and "[127.0.0.1] success rate" not in done.stdout
+    (rates,) = results.read_successes(tmp_path / "a run" / "evaluation" / "after").values()
+    assert rates[1] == 3
+    assert len(list((tmp_path / "a run").glob("evaluation/after/videos/*.mp4"))) == 2

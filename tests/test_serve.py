@@ -123,7 +123,7 @@ def in_process(folder, settings, spec, batch_size):
     mesh = build.meshes.make_mesh(devices=build.jax.devices()[:1])
     params, stats = build.load_policy(settings, folder, -1, mesh)
     actor = build.actor(settings, mesh, build.transform(settings, stats, spec.instructions), spec.instructions)
-    return evaluate.policy(settings, actor, params, spec, batch_size, timeline.Timers())
+    return evaluate.policy(settings, mesh, actor, params, spec, batch_size, timeline.Timers())
 
 
 def through_openpis_keys(turn, spec, chunk, port):

@@ -18,14 +18,14 @@ SMALL = {
     "rollout.num_envs": 8, "rollout.num_groups": 2, "rollout.lockstep": True, "rollout.episodes_per_iteration": 12, "env.num_workers": 2,
     "algorithm.minibatch_size": 8, "algorithm.microbatch_size": 4, "run.compilation_cache": "",
 }  # fmt: skip
+MAKE_MESH = build.meshes.make_mesh
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_device():
     """A user's machine, not the eight virtual devices of the tests."""
-    whole = build.meshes.make_mesh
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build.meshes, "make_mesh", lambda *args: whole(*args, jax.devices()[:1]))
+        patch.setattr(build.meshes, "make_mesh", lambda *args: MAKE_MESH(*args, jax.devices()[:1]))
         yield
 
 
@@ -68,6 +68,15 @@ def whole(tmp_path_factory):
 def half(tmp_path_factory):
     """The first two."""
     return probe(tmp_path_factory.mktemp("half"), 2)
+
+
+def test_a_run_on_four_devices_is_that_on_one(half, tmp_path, monkeypatch):
+    monkeypatch.setattr(build.meshes, "make_mesh", lambda *_: MAKE_MESH(2, 2, jax.devices()[:4]))
+    rows, expected = (log.read(path, timing=False) for path in (probe(tmp_path, 2), half))
+    for row, like in zip(rows, expected, strict=True):
+        for name in row:
+            exact = name.startswith(("env/", "eval/"))
+            np.testing.assert_allclose(row[name], like[name], rtol=0 if exact else 1e-2, atol=0 if exact else 1e-4, err_msg=name)
 
 
 def test_the_same_seed_gives_the_same_run(whole, half):

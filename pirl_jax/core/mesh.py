@@ -120,4 +120,13 @@ def gather(item) -> list:
 
 def replicate(tree, mesh: Mesh):
     """A full copy of every array on every device; all processes must pass the same values."""
-    return jax.device_put(tree, replicated(mesh))
+    where = replicated(mesh)
+    if where.is_fully_addressable:
+        return jax.device_put(tree, where)
+
+    def put(x):  # other processes' devices take host arrays only
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        return jax.device_put(jax.device_get(x), where)
+
+    return jax.tree.map(put, tree)
