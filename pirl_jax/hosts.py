@@ -1,7 +1,7 @@
 """One command on several hosts: a process on each, that together drive all devices.
 
-    --hosts=auto                   in a cluster that tells its processes who they are: Slurm, Open MPI, Kubernetes, a TPU pod
-    --hosts=ADDRESS:PORT,COUNT,INDEX   elsewhere: where process 0 listens, how many there are, which one this is
+    --hosts=auto                        in a cluster that tells its processes who they are: Slurm, Open MPI, Kubernetes, a TPU pod
+    --hosts=ADDRESS:PORT,COUNT,INDEX    elsewhere: where process 0 listens, how many there are, which one this is
 
 Every process runs the same command on the same run directory.  The first one speaks for all.
 """
@@ -32,8 +32,10 @@ def joined(hosts: str):
         yield
         return
     address = _address(hosts)
+    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
     try:
-        jax.distributed.initialize(*address, heartbeat_timeout_seconds=HEARTBEAT_S)
+        # No ids: all devices of the host.  By itself JAX would give a process of Slurm or Open MPI a single GPU.
+        jax.distributed.initialize(*address, local_device_ids=[], heartbeat_timeout_seconds=HEARTBEAT_S)
     except ValueError as error:
         raise ValueError(f"--hosts={hosts} finds no other host here ({error}); give ADDRESS:PORT,COUNT,INDEX") from error
     if jax.process_index():

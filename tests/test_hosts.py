@@ -38,8 +38,10 @@ def start(directory, count, *arguments, devices=1, of_host=None, **fields):
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     started = []
     for host in range(count):
-        more = ([f"--hosts={address},{count},{host}"] if count > 1 else []) + (of_host or {}).get(host, [])
-        started.append(subprocess.Popen([*command, *more], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+        where = "auto" if "SLURM_JOB_ID" in environment else f"{address},{count},{host}"
+        more = ([f"--hosts={where}"] if count > 1 else []) + (of_host or {}).get(host, [])
+        own = environment | {"SLURM_PROCID": str(host)}
+        started.append(subprocess.Popen([*command, *more], cwd=ROOT, env=own, stderr=subprocess.PIPE, text=True))
     return started
 
 
@@ -79,21 +81,26 @@ def test_two_hosts_train_as_one_and_resume(tmp_path, prefix_cache, devices, fsdp
 
 
 @pytest.mark.slow
-def test_no_host_waits_for_one_that_failed(tmp_path):
+@pytest.mark.parametrize("cluster", ["none", "slurm"])
+def test_no_host_waits_for_one_that_failed(tmp_path, cluster, monkeypatch):
+    if cluster == "slurm":  # as srun tells its tasks; the process number follows in `start`
+        for name, value in {"JOB_ID": 77, "STEP_NODELIST": "localhost", "NTASKS": 2, "LOCALID": 0}.items():
+            monkeypatch.setenv(f"SLURM_{name}", str(value))
     (first, second), (_, complaint) = finish(start(tmp_path, 2, num_iterations=1, of_host={1: ["--config.env.tasks=7"]}))
     assert first != 0 and second == 2
     assert "env.tasks has 7" in complaint
 
 
 @pytest.mark.slow
-def test_no_host_waits_for_one_that_died(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_no_host_waits_for_one_that_died(tmp_path, how):
     started = start(tmp_path, 2, num_iterations=1000)
     metrics, deadline_s = tmp_path / "metrics.jsonl", time.monotonic() + 120
     while time.monotonic() < deadline_s and not (metrics.exists() and "actor/loss" in metrics.read_text()):
         time.sleep(0.1)
-    started[1].kill()
+    started[1].send_signal(how)
     (first, second), (complaint, _) = finish(started, timeout_s=2 * hosts.HEARTBEAT_S)
-    assert first != 0 and second == -signal.SIGKILL, complaint
+    assert first != 0 and second == -how, complaint
 
 
 @pytest.mark.parametrize("wrong", ["cluster", "localhost,2,0", "localhost:1234,2,2"])
