@@ -27,7 +27,7 @@ for index in "${!names[@]}"; do
   address="${names[0]##*@}:${PIRL_PORT:-8476},${#names[@]},$index"
   # Through a pipe, because progress is a bar on a terminal.
   command="cd $(printf %q "$root") && { bash launch/hosts.sh $(printf '%q ' "$address" "$@") 2>&1 | cat; exit \${PIPESTATUS[0]}; }"
-  "${remote[@]}" "${names[index]}" "bash -c $(printf %q "$command")" </dev/null > >(sed -u "s/^/[${names[index]}] /") 2>&1 &
+  "${remote[@]}" "${names[index]}" "bash -c $(printf %q "$command")" </dev/null > >(sed -u "s/\r$//; s/^/[${names[index]}] /") 2>&1 &
 done
 for _ in "${names[@]}"; do
   wait -n || exit $?
