@@ -210,7 +210,7 @@ def at_iteration(the_actor: collector.Actor, settings, iteration: int, on_mesh) 
         return the_actor
     start, end, iterations = model.noise_params
     level = meshes.replicate(np.float32(noise.annealed(start, end, iterations, iteration)), meshes.local(on_mesh))
-    return dataclasses.replace(the_actor, explore=functools.partial(the_actor.explore, level=level))
+    return dataclasses.replace(the_actor, explore=lambda *args: the_actor.explore(*args, level))
 
 
 def setup_jax(settings) -> None:

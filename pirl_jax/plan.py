@@ -187,8 +187,11 @@ def _decision(settings, on_mesh, prompt_tokens, env_spec, params):
         images=array(jnp.uint8, cameras, pixels, pixels, 3), image_mask=array(bool, cameras),
         state=array(jnp.float32, cfg.action_dim), tokens=array(jnp.int32, prompt_tokens), token_mask=array(bool, prompt_tokens),
     )  # fmt: skip
-    key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=meshes.replicated(meshes.local(on_mesh)))
+    everywhere = meshes.replicated(meshes.local(on_mesh))
+    key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=everywhere)
     args = meshes.local_view(params, on_mesh), key, array(jnp.int32), obs
+    if raw.model.noise_anneal:
+        args += (jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere),)
     explore, _ = build.decisions(settings.policy, settings.keep_prefix)
     _, _, context = jax.eval_shape(explore, *args)
     return args, obs if context is None else _rows(context, rows, meshes.local(on_mesh))

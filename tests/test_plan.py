@@ -1,5 +1,6 @@
 """The memory plan: its shapes are those of the run, its choices and its refusals, and full-size plans on this machine."""
 
+import math
 import pathlib
 
 import jax
@@ -16,6 +17,7 @@ from pirl_jax.core import rng
 from pirl_jax.envs import base
 from pirl_jax.envs import libero_files
 from pirl_jax.learner import update
+from pirl_jax.rollout import collector
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 ENV = base.EnvSpec("probe_conditioned", ("go",), 50, 8, 16)
@@ -52,19 +54,23 @@ def test_shapes_of_the_training_state_are_those_it_will_have(devices):
     assert plan.size(shapes) == sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
 
 
-def test_the_run_uses_what_the_plan_compiled(mesh, need):
+@pytest.mark.parametrize("shape, anneal", [((1, 1), False), ((2, 2), True)])
+def test_the_run_uses_what_the_plan_compiled(shape, anneal):
     """Real arrays of a rollout and of an update find the executables of the plan."""
-    settings = _settings(rollout__prefix_cache="host")
+    mesh = meshes.make_mesh(*shape, jax.devices()[: math.prod(shape)])
+    settings = _settings(rollout__prefix_cache="host", model__noise_anneal=anneal)
+    plan.measure(settings, mesh, PROMPT, ENV)
     cfg, rows = settings.policy, settings.raw.rollout.num_envs // settings.raw.rollout.num_groups
     params, state = plan._state(settings, mesh)
-    (_, _, id_B, obs), _ = plan._decision(settings, mesh, PROMPT, ENV, params)
+    (_, _, id_B, obs, *_), _ = plan._decision(settings, mesh, PROMPT, ENV, params)
     state = build.train_state(settings, build.fresh_params(settings, mesh, jax.random.key(0)), mesh)
     ones = lambda tree: meshes.put_batch(jax.tree.map(lambda x: np.ones(x.shape, x.dtype), tree), mesh)  # noqa: E731
-    id_B, obs, key = ones(id_B), ones(obs), rng.named(jax.random.key(0), "actions")
-    explore, _ = build.decisions(cfg, settings.keep_prefix)
-    compiled = []
+    id_B, obs, key = ones(id_B), ones(obs), meshes.replicate(rng.named(jax.random.key(0), "actions"), mesh)
+    explore, exploit = build.decisions(cfg, settings.keep_prefix)
+    actor = collector.Actor(None, (), 1, explore, exploit, put=None)
+    actor, compiled = build.at_iteration(actor, settings, 0, mesh), []
     jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
-    chain, actions_BHA, context = explore(state.params, key, id_B, obs)
+    chain, actions_BHA, context = actor.explore(state.params, key, id_B, obs)
     assert actions_BHA.shape == (rows, cfg.model.action_horizon, cfg.model.action_dim)
     assert not [name for name in compiled if "backend_compile" in name]
     data = update.Minibatch(*jax.device_get((context, chain, chain.value, chain.value)), np.ones(rows, np.float32))
