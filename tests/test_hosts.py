@@ -92,6 +92,13 @@ def test_no_host_waits_for_one_that_failed(tmp_path, cluster, monkeypatch):
 
 
 @pytest.mark.slow
+def test_hosts_without_common_storage_are_refused(tmp_path):
+    apart = {1: [f"--config.run.directory={tmp_path / 'disk of the other'}"]}
+    _, complaints = finish(start(tmp_path / "disk of the first", 2, num_iterations=1, of_host=apart), [2, 2])
+    assert all("must lie on storage that all hosts share" in complaint for complaint in complaints)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_no_host_waits_for_one_that_died(tmp_path, how):
     started = start(tmp_path, 2, num_iterations=1000)
