@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes this checkout ready to run: .venv with the exact pins, system GL libraries, environment variables.
 # The other launch scripts source it; run alone (bash launch/setup.sh) it only prepares.  Doing it again costs seconds.
-#   PIRL_ACCELERATOR  cuda12 (default where nvidia-smi lists a GPU), tpu or cpu: which build of JAX
+#   PIRL_ACCELERATOR  cuda12 (default where nvidia-smi lists a GPU), tpu or cpu (default elsewhere): which build of JAX
 #   PIRL_PYTHON       interpreter, 3.11 or 3.12
 # Exit code 2: something is missing that only you can provide; the last lines say what.
 set -euo pipefail
@@ -46,7 +46,7 @@ find_python() {
 # Name of the accelerator whose build of JAX is wanted; empty for the CPU.
 find_accelerator() {
   local wanted="${PIRL_ACCELERATOR:-}"
-  if [[ -z "$wanted" ]] && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
+  if [[ -z "$wanted" && "$(nvidia-smi -L 2>/dev/null)" == GPU* ]]; then
     wanted=cuda12
   fi
   case "${wanted:-cpu}" in
@@ -69,7 +69,7 @@ make_venv() {
     apt_install "$("$python" -c 'import sys; print("python3.%d-venv" % sys.version_info[1])')"
   fi
   echo "setup: installing the pinned packages into .venv (about a minute)"
-  "$python" -m venv "$VENV"
+  "$python" -m venv --clear "$VENV" # what earlier pins brought goes
   local pip=("$VENV/bin/python" -m pip install --quiet --no-input --disable-pip-version-check)
   "${pip[@]}" -r "$ROOT/requirements.txt" -r "$ROOT/requirements-dev.txt" ${accelerator:+-r "$ROOT/requirements-$accelerator.txt"}
   "${pip[@]}" --no-deps -r "$ROOT/requirements-sim.txt"
@@ -95,7 +95,7 @@ choose_renderer() {
 }
 
 mkdir -p "$VENV"
-(flock 9; make_venv) 9>"$VENV/lock" # hosts that share the checkout start at the same time
+(flock 9; make_venv) 9>"$VENV.lock" # hosts that share the checkout start at the same time
 # Without a visible GPU the simulator would pick an EGL device that does not exist.
 if [[ -z "${CUDA_VISIBLE_DEVICES-unset}" ]]; then
   export MUJOCO_EGL_DEVICE_ID="${MUJOCO_EGL_DEVICE_ID:-0}"

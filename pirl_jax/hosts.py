@@ -8,13 +8,18 @@ Every process runs the same command on the same run directory.  The first one sp
 
 import contextlib
 import os
+import pathlib
 import re
 import sys
+import time
 import traceback
 
 import jax
 
+from pirl_jax.core import mesh as meshes
+
 HEARTBEAT_S = 30  # a host that is silent for so long is lost, and the run with it
+STORAGE_S = 60  # network storage may show a new folder so late
 
 
 def define_flag(flags, values) -> None:
@@ -33,6 +38,8 @@ def joined(hosts: str):
         return
     address = _address(hosts)
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
+    # Compiling GPU processes would wait for each other's measurements, which not all of them make.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_shard_autotuning=false".strip()
     try:
         # No ids: all devices of the host.  By itself JAX would give a process of Slurm or Open MPI a single GPU.
         jax.distributed.initialize(*address, local_device_ids=[], heartbeat_timeout_seconds=HEARTBEAT_S)
@@ -45,9 +52,19 @@ def joined(hosts: str):
     except BaseException as error:
         if not isinstance(error, SystemExit):
             traceback.print_exc()
+        sys.stdout.flush()
         sys.stderr.flush()
         # Not a tidy exit: that waits for the other processes, which wait for this one in a computation.
         os._exit(error.code if isinstance(error, SystemExit) else 1)
+
+
+def check_storage(folder: pathlib.Path) -> None:
+    """ValueError where not every host sees the folder that the first one made."""
+    deadline_s = time.monotonic() + STORAGE_S
+    while not folder.is_dir() and time.monotonic() < deadline_s:
+        time.sleep(0.5)
+    if not all(meshes.gather(folder.is_dir())):
+        raise ValueError(f"run.directory={folder.parent} must lie on storage that all hosts share, and does not")
 
 
 def _address(hosts: str):

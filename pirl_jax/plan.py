@@ -75,11 +75,11 @@ def choose(settings, on_mesh, prompt_tokens: int, env_spec, limit: int | None = 
     tried = []
     for candidate in _candidates(settings, on_mesh):
         tried.append(ask(candidate))
-        if all(meshes.gather(tried[-1].fits)):  # on every host
+        if tried[-1].fits:
             return candidate, tried[-1]
     for changes in _changes(settings, on_mesh):
         candidate = config.changed(settings, changes)
-        if any(all(meshes.gather(ask(one).fits)) for one in _candidates(candidate, on_mesh)):
+        if any(ask(one).fits for one in _candidates(candidate, on_mesh)):
             change = " ".join(f"--config.{name}={value}" for name, value in changes.items())
             raise ValueError(f"{_too_much(tried[-1])}; this fits: {change}")
     raise ValueError(f"{_too_much(tried[-1])}; no choice of microbatch, checkpointing or cache fits: raise mesh.fsdp over more devices")
@@ -87,7 +87,8 @@ def choose(settings, on_mesh, prompt_tokens: int, env_spec, limit: int | None = 
 
 def measure(settings, on_mesh, prompt_tokens: int, env_spec, limit: int | None = None, thorough: bool = False) -> Plan:
     """What settings without open choices need.  Where the resident part alone is too much, nothing is compiled, unless thorough."""
-    limit = device_limit(on_mesh.local_devices[0]) if limit is None else limit
+    limits = device_limit(on_mesh.local_devices[0]) if limit is None else limit, int(HOST_SHARE * psutil.virtual_memory().total)
+    limit, host_limit = map(min, zip(*meshes.gather(limits), strict=True))  # of the smallest host
     params, state = _state(settings, on_mesh)
     learned, frozen = states.partition(params, build.trainable(settings))
     moments = size(state.opt_state) + size(state.iteration)
@@ -102,10 +103,7 @@ def measure(settings, on_mesh, prompt_tokens: int, env_spec, limit: int | None =
     if settings.prefix_cache == "device":
         resident["prefix cache"] = kept
     host = 0 if settings.prefix_cache == "device" else kept * len(on_mesh.local_devices)
-    plan = Plan(
-        resident, {}, host, limit, int(HOST_SHARE * psutil.virtual_memory().total), settings.update.microbatch_size,
-        settings.prefix_cache,
-    )  # fmt: skip
+    plan = Plan(resident, {}, host, limit, host_limit, settings.update.microbatch_size, settings.prefix_cache)
     if not plan.fits and not thorough:
         return plan
     return dataclasses.replace(plan, work=_work(settings, on_mesh, state, args, context))
@@ -129,17 +127,23 @@ def _candidates(settings, on_mesh):
     if cache == "auto":  # a CPU's memory is the host's
         kept = ("host",) if on_mesh.devices.flat[0].platform == "cpu" else ("device", "host")
         caches = (*(kept if settings.keep_prefix else ()), "recompute")
-    sizes = (micro,) if micro else _halves(math.gcd(settings.raw.algorithm.minibatch_size, LARGEST_MICROBATCH), on_mesh)
+    sizes = (micro,) if micro else tuple(_halves(settings.raw.algorithm.minibatch_size, on_mesh.size))
+    if not sizes:
+        raise ValueError(
+            f"algorithm.minibatch_size={settings.raw.algorithm.minibatch_size} has no part that divides over the {on_mesh.size} "
+            f"devices of the mesh; make it a multiple of {on_mesh.size}"
+        )
     for cache, micro in itertools.product(caches, sizes):
         yield config.changed(settings, {"rollout.prefix_cache": cache, "algorithm.microbatch_size": micro})
 
 
-def _halves(largest, on_mesh):
-    while largest % on_mesh.size == 0:
-        yield largest
-        if largest % 2:
-            return
-        largest //= 2
+def _halves(minibatch_size, devices):
+    """The largest microbatch, its half, and so on."""
+    parts = (size for size in range(min(minibatch_size, max(LARGEST_MICROBATCH, devices)), 0, -1) if minibatch_size % size == 0)
+    size = next((size for size in parts if size % devices == 0), 0)
+    while size and size % devices == 0:
+        yield size
+        size = 0 if size % 2 else size // 2
 
 
 def _changes(settings, on_mesh):

@@ -100,8 +100,7 @@ def open_run(settings, raw, resume: str) -> Run:
         to_model = build.transform(settings, build.identity_stats(settings), instructions, only_these=True)
         checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
         stack.callback(checkpoints.close)
-        if not all(meshes.gather(checkpoints.directory.is_dir())):  # the first host made it
-            raise ValueError(f"run.directory={path} must lie on storage that all hosts share, and does not")
+        hosts.check_storage(checkpoints.directory)
         resume_at = (checkpoints.latest() or 0) if standing else None
         if resume_at and resume_at > raw.num_iterations:
             raise ValueError(f"num_iterations={raw.num_iterations} but {path} already has {resume_at}; give at least that many")

@@ -127,3 +127,11 @@ def test_pi0_ppo_with_a_frozen_vlm_fits_24_gb(mesh):
     assert made.total < made.limit
     assert 2 * 2.9e9 < made.resident["frozen weights"] < 2 * 3.0e9  # bfloat16: tower 0.4e9, embedder 0.5e9, language layers 2e9
     assert made.host == pytest.approx(3072 * 544 * 18 * 2 * 256 * 2, rel=0.01)
+
+
+def test_microbatches_divide_over_the_devices():
+    assert list(plan._halves(2048, 1))[:3] == [128, 64, 32]
+    assert list(plan._halves(96, 3)) == [96, 48, 24, 12, 6, 3]
+    assert list(plan._halves(1024, 256)) == [256]
+    with pytest.raises(ValueError, match="algorithm.minibatch_size=32 has no part that divides over the 3 devices of the mesh"):
+        plan.choose(_settings(algorithm__microbatch_size=0), meshes.make_mesh(3, 1, jax.devices()[:3]), PROMPT, ENV)

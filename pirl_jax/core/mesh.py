@@ -34,7 +34,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
             f"mesh data={data} x fsdp={fsdp} needs {data * fsdp} devices but there are {len(devices)};"
             f" set data={len(devices) // fsdp}"
         )
-    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    axis_types = (AxisType.Auto,) * 2
+    if jax.process_count() == 1:
+        return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=axis_types, devices=devices)
+    # jax.make_mesh refuses devices of several machines, and on a TPU pod may lay a row over two of them.
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices).reshape(data, fsdp), BATCH_AXES, axis_types=axis_types)
 
 
 def local(mesh: Mesh) -> Mesh:
@@ -114,7 +119,8 @@ def gather(item) -> list:
     data = np.frombuffer(pickle.dumps(item), np.uint8)
     with jax.transfer_guard("allow"):  # the transfer is the purpose
         sizes_P = np.asarray(multihost_utils.process_allgather(np.int32(len(data)))).reshape(-1)
-        padded_PN = np.asarray(multihost_utils.process_allgather(np.pad(data, (0, int(sizes_P.max()) - len(data)))))
+        room = 1 << int(sizes_P.max() - 1).bit_length()  # every length is a program of its own
+        padded_PN = np.asarray(multihost_utils.process_allgather(np.pad(data, (0, room - len(data)))))
     return [pickle.loads(row_N[:size].tobytes()) for row_N, size in zip(padded_PN, sizes_P, strict=True)]
 
 

@@ -44,3 +44,12 @@ def test_a_single_process_is_its_own_part():
     assert meshes.local(mesh) is mesh
     assert meshes.local_view(x, mesh) is x and meshes.join(x, mesh) is x
     assert meshes.gather({"any": "thing"}) == [{"any": "thing"}]
+
+
+def test_a_mesh_of_several_hosts_keeps_their_devices_together(monkeypatch):
+    """jax.make_mesh raises on devices of several machines."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "make_mesh", None)
+    mesh = meshes.make_mesh(fsdp=2, devices=jax.devices()[::-1])
+    assert mesh.devices.tolist() == np.array(jax.devices()).reshape(4, 2).tolist()
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2} and all(t == jax.sharding.AxisType.Auto for t in mesh.axis_types)
