@@ -7,6 +7,7 @@ Every process runs the same command on the same run directory.  The first one sp
 """
 
 import contextlib
+import importlib.util
 import os
 import pathlib
 import re
@@ -38,8 +39,9 @@ def joined(hosts: str):
         return
     address = _address(hosts)
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
-    # Compiling GPU processes would wait for each other's measurements, which not all of them make.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_shard_autotuning=false".strip()
+    if importlib.util.find_spec("libtpu") is None:  # whose compiler reads the same variable
+        # Compiling GPU processes would wait for each other's measurements, which not all of them make.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_shard_autotuning=false".strip()
     try:
         # No ids: all devices of the host.  By itself JAX would give a process of Slurm or Open MPI a single GPU.
         jax.distributed.initialize(*address, local_device_ids=[], heartbeat_timeout_seconds=HEARTBEAT_S)
@@ -50,12 +52,13 @@ def joined(hosts: str):
     try:
         yield
     except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else 1
         if not isinstance(error, SystemExit):
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
         # Not a tidy exit: that waits for the other processes, which wait for this one in a computation.
-        os._exit(error.code if isinstance(error, SystemExit) else 1)
+        os._exit(code if isinstance(code, int) else 1)
 
 
 def check_storage(folder: pathlib.Path) -> None:
