@@ -156,6 +156,12 @@ def share() -> starts.Share:
     return starts.Share(jax.process_index(), jax.process_count())
 
 
+def episodes_of_host(raw) -> tuple[int, int]:
+    """How many episodes this process plays in an iteration; how many at most, where groups without a signal are replaced."""
+    count = raw.rollout.episodes_per_iteration
+    return count // jax.process_count(), max(count, raw.algorithm.max_episodes_per_iteration) // jax.process_count()
+
+
 @functools.lru_cache(maxsize=4)
 def decisions(cfg: flow.PolicyConfig, keep_prefix: bool):
     """The two jitted functions that decide: explore and exploit of collector.Actor.  What the memory plan compiled is used."""

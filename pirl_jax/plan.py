@@ -95,8 +95,7 @@ def measure(settings, on_mesh, prompt_tokens: int, env_spec, limit: int | None =
     resident = {"frozen weights": size(frozen), "weights that train, float32": size(learned), "optimiser": moments}
     if state.ema or state.anchor:
         resident["average and anchor"] = size(state.ema) + size(state.anchor)
-    episodes = settings.raw.rollout.episodes_per_iteration // jax.process_count()
-    rows = episodes * collector.max_decisions(env_spec, settings.policy.action_chunk)
+    rows = build.episodes_of_host(settings.raw)[0] * collector.max_decisions(env_spec, settings.policy.action_chunk)
     args, context = _decision(settings, on_mesh, prompt_tokens, env_spec, params)
     batch = settings.raw.rollout.num_envs // settings.raw.rollout.num_groups
     kept = rows * size(context) // batch  # of one device
@@ -139,8 +138,8 @@ def _candidates(settings, on_mesh):
 
 def _halves(minibatch_size, devices):
     """The largest microbatch, its half, and so on."""
-    parts = (size for size in range(min(minibatch_size, max(LARGEST_MICROBATCH, devices)), 0, -1) if minibatch_size % size == 0)
-    size = next((size for size in parts if size % devices == 0), 0)
+    candidates = range(min(minibatch_size, max(LARGEST_MICROBATCH, devices)), 0, -1)
+    size = next((size for size in candidates if not minibatch_size % size and not size % devices), 0)
     while size and size % devices == 0:
         yield size
         size = 0 if size % 2 else size // 2
@@ -180,7 +179,8 @@ def _state(settings, on_mesh):
 
 def _decision(settings, on_mesh, prompt_tokens, env_spec, params):
     """Shapes of one call of the sampler: its arguments; the context rows that it leaves."""
-    raw, cfg, where = settings.raw, settings.policy.model, meshes.batch_sharding(meshes.local(on_mesh))
+    raw, cfg, own = settings.raw, settings.policy.model, meshes.local(on_mesh)
+    where, everywhere = meshes.batch_sharding(own), meshes.replicated(own)
     rows, cameras = raw.rollout.num_envs // raw.rollout.num_groups, len(env_spec.cameras)
     pixels = raw.model.image_size_px if raw.model.resize == "host" else env_spec.image_size_px
 
@@ -191,14 +191,13 @@ def _decision(settings, on_mesh, prompt_tokens, env_spec, params):
         images=array(jnp.uint8, cameras, pixels, pixels, 3), image_mask=array(bool, cameras),
         state=array(jnp.float32, cfg.action_dim), tokens=array(jnp.int32, prompt_tokens), token_mask=array(bool, prompt_tokens),
     )  # fmt: skip
-    everywhere = meshes.replicated(meshes.local(on_mesh))
     key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=everywhere)
     args = meshes.local_view(params, on_mesh), key, array(jnp.int32), obs
     if raw.model.noise_anneal:
         args += (jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere),)
     explore, _ = build.decisions(settings.policy, settings.keep_prefix)
     _, _, context = jax.eval_shape(explore, *args)
-    return args, obs if context is None else _rows(context, rows, meshes.local(on_mesh))
+    return args, obs if context is None else _rows(context, rows, own)
 
 
 def _rows(tree, count, on_mesh):

@@ -125,7 +125,7 @@ def begin(settings, pool, chosen: starts.Starts, iteration: int) -> episodes.Str
     if raw.eval.baseline and not iteration:
         names = build.share().of(starts.evaluation(chosen, raw.eval.episodes_per_task))
     elif iteration < raw.num_iterations and not _evaluation_due(raw, iteration):
-        names = _names(raw, chosen, iteration, raw.rollout.episodes_per_iteration // jax.process_count())
+        names = _names(raw, chosen, iteration, build.episodes_of_host(raw)[0])
     else:
         return None
     return episodes.begin(pool, names, settings.schedule)
@@ -226,10 +226,9 @@ def _encoded_demonstrations(run):
 def _iteration(run, update_minibatch, state, iteration, step, encoded):
     """One rollout and its updates -> state, metrics."""
     key, cfg, faults = rng.named(run.key, "iteration", iteration), run.settings.update, run.pool.counters()
-    raw, count = run.settings.raw, run.settings.raw.rollout.episodes_per_iteration // jax.process_count()
+    raw, (count, most) = run.settings.raw, build.episodes_of_host(run.settings.raw)
     actor = build.at_iteration(run.actor, run.settings, iteration, run.mesh)
     if actor.buffer is not None:
-        most = max(count, cfg.max_episodes_per_iteration // jax.process_count())
         actor.buffer.clear(most * collector.max_decisions(run.pool.spec, actor.action_chunk))
     rollout, played = _rollout(run, actor, meshes.local_view(state.params, run.mesh), key, iteration, step)
     if iteration + 1 < raw.num_iterations and not _evaluation_due(raw, iteration + 1):
@@ -255,8 +254,7 @@ def _evaluation_due(raw, iteration):
 def _rollout(run, actor, params, key, iteration, step):
     """Episodes of one iteration; where the algorithm has a budget for it, groups without a signal are replaced by fresh ones."""
     raw, cfg, done, begun = run.settings.raw, run.settings.update, itertools.count(1), run.begun
-    count, most = (x // jax.process_count() for x in (raw.rollout.episodes_per_iteration, cfg.max_episodes_per_iteration))
-    group_size, run.begun = cfg.group_size, None
+    (count, most), group_size, run.begun = build.episodes_of_host(raw), cfg.group_size, None
 
     def more(results):
         useful_E = _useful(results, cfg)
@@ -266,7 +264,7 @@ def _rollout(run, actor, params, key, iteration, step):
         return _names(raw, run.starts, iteration, fresh * group_size, len(results)), useless
 
     def finished(e, result):
-        step(0, f"rollout {next(done)}/{max(count, most)} episodes")
+        step(0, f"rollout {next(done)}/{most} episodes")
 
     names = _names(raw, run.starts, iteration, count)
     key = meshes.replicate(rng.named(key, "actions"), meshes.local(run.mesh))

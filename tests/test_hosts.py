@@ -4,7 +4,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pirl_jax import hosts
 from pirl_jax import results
 from pirl_jax.monitor import log
 from tests import test_train
+from tests.learner import test_two_hosts
 
 ROOT = pathlib.Path(__file__).parents[1]
 # One minibatch holds all decisions, so that it does not matter which host shuffles which.
@@ -28,9 +28,7 @@ SAME = {
 
 def start(directory, count, *arguments, devices=1, of_host=None, **fields):
     """Processes of one training, each with so many devices."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"localhost:{test_two_hosts.free_port()}"
     fields = SAME | {"run.directory": directory} | {name.replace("__", "."): value for name, value in fields.items()}
     command = [sys.executable, "-m", "pirl_jax.train", "--config", "configs/probe.py", *arguments]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
@@ -129,10 +127,8 @@ def test_the_launch_script_teaches_and_trains_on_two_hosts(tmp_path):
     }  # fmt: skip
     command = ["bash", "launch/hosts.sh", "localhost,127.0.0.1", "--config", "configs/quickstart.py"]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PIRL_SSH": str(ssh), "PIRL_PORT": str(port)}
+    port = str(test_two_hosts.free_port())
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PIRL_SSH": str(ssh), "PIRL_PORT": port}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[localhost] success rate" in done.stdout and "[127.0.0.1] success rate" not in done.stdout

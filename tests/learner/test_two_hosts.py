@@ -49,11 +49,16 @@ def learn(columns):
     return data.advantage, jax.device_get(state.params), metrics
 
 
-@pytest.mark.slow
-def test_two_hosts_learn_as_one(tmp_path):
+def free_port() -> int:
+    """Where the first of several processes may listen."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+        return free.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_hosts_learn_as_one(tmp_path):
+    address = f"localhost:{free_port()}"
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.learner.test_two_hosts", address, str(tmp_path)]
     hosts = [subprocess.Popen([*command, str(host)], cwd=ROOT, env=environment) for host in EPISODES]
