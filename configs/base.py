@@ -81,7 +81,10 @@ def _model():
         noise_level=0.5,  # a of flow_sde and flow_cps, scale of the exploration noise
         noise_anneal=False,  # take the noise level from noise_params instead
         noise_params=(0.7, 0.3, 400),  # noise level at the start, at the end, iterations in between
-        noise_logvar_range=(0.08, 0.16),  # flow_noise: bounds of the learned std (the name is RLinf's)
+        noise_logvar_range=(
+            0.08,
+            0.16,
+        ),  # flow_noise: bounds of the learned std (the name is RLinf's)
         num_steps=4,  # J, denoise steps
         ignore_last=False,  # the last denoise step is never the stochastic one
         joint_logprob=False,  # all denoise steps are stochastic and scored; False: one, drawn per decision

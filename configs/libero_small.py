@@ -13,12 +13,25 @@ def get_config():
     config = base.get_config()
     config.num_iterations = 24
     config.env.update(
-        suite="libero_object", tasks=(0,), image_size_px=64, max_episode_steps=160, render_quality="light", split="published",
+        suite="libero_object",
+        tasks=(0,),
+        image_size_px=64,
+        max_episode_steps=160,
+        render_quality="light",
+        split="published",
         num_workers=2,
     )
     config.model.update(
-        size="small", dtype="float32", tokenizer="byte", image_size_px=64, action_dim=8, action_horizon=10, max_token_len=72,
-        delta_actions=False, num_steps=2, value_hidden=(128, 64),
+        size="small",
+        dtype="float32",
+        tokenizer="byte",
+        image_size_px=64,
+        action_dim=8,
+        action_horizon=10,
+        max_token_len=72,
+        delta_actions=False,
+        num_steps=2,
+        value_hidden=(128, 64),
     )
     config.rollout.update(num_envs=16, lockstep=True, episodes_per_iteration=64)
     config.algorithm.update(minibatch_size=256, microbatch_size=256, critic_warmup_iterations=1)

@@ -13,8 +13,17 @@ def get_config():
     config.num_iterations = 2
     config.env.update(tasks=(0, 1), image_size_px=64, num_workers=2)
     config.model.update(
-        preset="", size="tiny", dtype="float32", tokenizer="byte", norm_stats="identity", image_size_px=64, action_dim=8,
-        action_horizon=10, max_token_len=96, delta_actions=False, value_hidden=(32, 16),
+        preset="",
+        size="tiny",
+        dtype="float32",
+        tokenizer="byte",
+        norm_stats="identity",
+        image_size_px=64,
+        action_dim=8,
+        action_horizon=10,
+        max_token_len=96,
+        delta_actions=False,
+        value_hidden=(32, 16),
     )
     config.rollout.update(num_envs=2, episodes_per_iteration=2)
     config.algorithm.update(minibatch_size=64, microbatch_size=32, update_epochs=2)

@@ -15,10 +15,20 @@ def get_config():
     config.num_iterations = 40
     config.env.update(suite="probe_conditioned", image_size_px=16, split="published", num_workers=1)
     config.model.update(
-        size="tiny", dtype="float32", tokenizer="byte", norm_stats="identity", image_size_px=16, action_dim=8,
-        action_horizon=5, max_token_len=20, delta_actions=False, num_steps=2, noise_level=0.7, value_hidden=(32, 32),
+        size="tiny",
+        dtype="float32",
+        tokenizer="byte",
+        norm_stats="identity",
+        image_size_px=16,
+        action_dim=8,
+        action_horizon=5,
+        max_token_len=20,
+        delta_actions=False,
+        num_steps=2,
+        noise_level=0.7,
+        value_hidden=(32, 32),
         detach_critic_input=False,
-    )  # fmt: skip
+    )
     config.rollout.update(num_envs=32, episodes_per_iteration=64)
     config.algorithm.update(minibatch_size=32, microbatch_size=32)
     config.optim.update(lr=1e-3, value_lr=3e-3)

@@ -13,15 +13,31 @@ def get_config():
     config = base.get_config()
     config.num_iterations = 85
     config.env.update(
-        suite="tabletop", tasks=(0,), image_size_px=64, max_episode_steps=50, render_quality="light", spread=0.5,
+        suite="tabletop",
+        tasks=(0,),
+        image_size_px=64,
+        max_episode_steps=50,
+        render_quality="light",
+        spread=0.5,
         num_workers=2,
     )
     config.model.update(
-        size="small", dtype="float32", tokenizer="byte", image_size_px=64, action_dim=8, action_horizon=10,
-        max_token_len=20, delta_actions=False, num_steps=2, noise_level=0.8, value_hidden=(128, 64),
+        size="small",
+        dtype="float32",
+        tokenizer="byte",
+        image_size_px=64,
+        action_dim=8,
+        action_horizon=10,
+        max_token_len=20,
+        delta_actions=False,
+        num_steps=2,
+        noise_level=0.8,
+        value_hidden=(128, 64),
     )
     config.rollout.update(num_envs=64, lockstep=True, episodes_per_iteration=256)
-    config.algorithm.update(minibatch_size=512, microbatch_size=256, gae_lambda=0.9, critic_warmup_iterations=1)
+    config.algorithm.update(
+        minibatch_size=512, microbatch_size=256, gae_lambda=0.9, critic_warmup_iterations=1
+    )
     config.optim.update(lr=4e-4, value_lr=1e-3, schedule="cosine", decay_steps=85, min_lr_ratio=0.1)
     config.sft.update(demonstrations=14, steps=900, lr=3e-3, action_noise=0.2)
     config.eval.update(episodes_per_task=150, every=20, episodes_during_training=50, num_videos=6)

@@ -16,11 +16,7 @@ import pathlib
 import sys
 from typing import NamedTuple
 
-from pirl_jax import bench_end2end
-from pirl_jax import bench_env
-from pirl_jax import bench_plan
-from pirl_jax import bench_policy
-from pirl_jax import command
+from pirl_jax import bench_end2end, bench_env, bench_plan, bench_policy, command
 from pirl_jax.monitor import log
 
 
@@ -32,19 +28,29 @@ class Benchmark(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="pirl_jax.bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="pirl_jax.bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     commands = parser.add_subparsers(dest="benchmark", required=True)
     for name, benchmark in BENCHMARKS.items():
         one = commands.add_parser(name, help=benchmark.what)
         benchmark.add_arguments(one)
-        one.add_argument("--repeats", type=int, default=5, help="interleaved repeats of every measurement")
+        one.add_argument(
+            "--repeats", type=int, default=5, help="interleaved repeats of every measurement"
+        )
         one.add_argument("--output", type=pathlib.Path, help="where the JSON goes")
     options = parser.parse_args(argv[1:])
     benchmark = BENCHMARKS[options.benchmark]
     with command.user_errors():
         result = benchmark.run(options)
-    command_line = {"command": ["python", "-m", "pirl_jax.bench", *argv[1:]]}  # argv[0] is a path of this machine
-    result = {"benchmark": options.benchmark, "result": result, "environment": log.environment() | command_line}
+    command_line = {
+        "command": ["python", "-m", "pirl_jax.bench", *argv[1:]]
+    }  # argv[0] is a path of this machine
+    result = {
+        "benchmark": options.benchmark,
+        "result": result,
+        "environment": log.environment() | command_line,
+    }
     print(benchmark.as_text(result["result"]))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +59,9 @@ def main(argv: list[str]) -> None:
 
 
 def _of_module(module):
-    return Benchmark(module.__doc__.partition("\n")[0], module.add_arguments, module.run, module.as_text)
+    return Benchmark(
+        module.__doc__.partition("\n")[0], module.add_arguments, module.run, module.as_text
+    )
 
 
 def _of_policy(run, recipes, batch):

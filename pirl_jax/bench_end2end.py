@@ -14,15 +14,31 @@ PARTS = ("iteration", "env", "inference", "transfer", "update", "idle")
 # The straightforward run: simulation and inference take turns, and every microbatch computes its prefixes again.
 WITHOUT = {"rollout.num_groups": 1, "rollout.prefix_cache": "recompute"}
 SHORT = {
-    "sft.steps": 1, "sft.demonstrations": 1, "eval.baseline": False, "eval.every": 0, "eval.episodes_per_task": 1, "eval.num_videos": 0,
-    "run.tensorboard": False, "run.save_every": 1000,
-}  # fmt: skip
+    "sft.steps": 1,
+    "sft.demonstrations": 1,
+    "eval.baseline": False,
+    "eval.every": 0,
+    "eval.episodes_per_task": 1,
+    "eval.num_videos": 0,
+    "run.tensorboard": False,
+    "run.save_every": 1000,
+}
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--recipe", default="configs/quickstart.py", help="a recipe that teaches its model itself")
-    parser.add_argument("--iterations", type=int, default=3, help="of every run; the first does not count")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="other values, for both")
+    parser.add_argument(
+        "--recipe", default="configs/quickstart.py", help="a recipe that teaches its model itself"
+    )
+    parser.add_argument(
+        "--iterations", type=int, default=3, help="of every run; the first does not count"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        help="other values, for both",
+    )
 
 
 def run(options) -> dict:
@@ -32,7 +48,11 @@ def run(options) -> dict:
         for name, changes in (("baseline", WITHOUT), ("ours", {})):
             rows[name] += _train(options, SHORT | {"num_iterations": options.iterations} | changes)
     return {
-        name: {part: statistics.median(row[f"time/{part}"] for row in some) for part in PARTS if f"time/{part}" in some[0]}
+        name: {
+            part: statistics.median(row[f"time/{part}"] for row in some)
+            for part in PARTS
+            if f"time/{part}" in some[0]
+        }
         for name, some in rows.items()
     }
 
@@ -41,12 +61,17 @@ def _train(options, fields: dict) -> list[dict]:
     """Metrics of the iterations of one run, the first left out."""
     with tempfile.TemporaryDirectory() as folder:
         directory = pathlib.Path(folder) / "run"
-        overrides = [f"--config.{name}={value}" for name, value in (fields | {"run.directory": directory}).items()]
+        overrides = [
+            f"--config.{name}={value}"
+            for name, value in (fields | {"run.directory": directory}).items()
+        ]
         overrides += [f"--config.{change}" for change in options.set]
         command = [sys.executable, "-m", "pirl_jax.train", "--config", options.recipe, *overrides]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ValueError(f"a run of {options.recipe} ended with: {done.stderr.strip().splitlines()[-1]}")
+            raise ValueError(
+                f"a run of {options.recipe} ended with: {done.stderr.strip().splitlines()[-1]}"
+            )
         rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if "time/iteration" in row][1:]
 
@@ -56,4 +81,9 @@ def as_text(result: dict) -> str:
     for name, row in result.items():
         lines.append(f"{name:<12}" + "".join(f"{row[part]:>12.2f}" for part in result["ours"]))
     ratio = result["baseline"]["iteration"] / result["ours"]["iteration"]
-    return "\n".join([*lines, f"ours is {ratio:.2f} times faster; medians over the iterations of interleaved runs"])
+    return "\n".join(
+        [
+            *lines,
+            f"ours is {ratio:.2f} times faster; medians over the iterations of interleaved runs",
+        ]
+    )

@@ -14,9 +14,8 @@ import numpy as np
 import psutil
 
 from pirl_jax import bench_envs
-from pirl_jax.envs import libero_files
+from pirl_jax.envs import libero_files, worker
 from pirl_jax.envs import pool as pools
-from pirl_jax.envs import worker
 
 CHUNKS = (5, 10)  # executed actions per decision
 CONTROL_STEPS = 50  # per repeat, without rendering
@@ -24,10 +23,22 @@ TIMEOUT_S = 600.0
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--tasks", default="libero_object:0,libero_spatial:0", help="suite:task, separated by commas")
-    parser.add_argument("--image-size", type=int, default=128, help="pixels of both cameras (default 128)")
-    parser.add_argument("--assets", default=None, help="LIBERO's assets; default $PIRL_LIBERO_ASSETS")
-    parser.add_argument("--workers", default="1,2,4", help="numbers of workers in the scaling measurement; '' leaves it out")
+    parser.add_argument(
+        "--tasks",
+        default="libero_object:0,libero_spatial:0",
+        help="suite:task, separated by commas",
+    )
+    parser.add_argument(
+        "--image-size", type=int, default=128, help="pixels of both cameras (default 128)"
+    )
+    parser.add_argument(
+        "--assets", default=None, help="LIBERO's assets; default $PIRL_LIBERO_ASSETS"
+    )
+    parser.add_argument(
+        "--workers",
+        default="1,2,4",
+        help="numbers of workers in the scaling measurement; '' leaves it out",
+    )
 
 
 def run(options) -> dict:
@@ -38,12 +49,19 @@ def run(options) -> dict:
 
 def _task(name: str, options) -> dict:
     suite, _, task = name.partition(":")
-    if suite not in libero_files.SUITES or not task.isdigit() or int(task) >= len(libero_files.tasks(suite)):
+    if (
+        suite not in libero_files.SUITES
+        or not task.isdigit()
+        or int(task) >= len(libero_files.tasks(suite))
+    ):
         raise ValueError(f"--tasks has {name!r}; write suite:task, for example libero_object:0")
     task = int(task)
     make = bench_envs.factories(suite, options.assets, options.image_size)
     with contextlib.ExitStack() as stack:
-        pool = {key: stack.enter_context(pools.EnvPool(make[key], 1, timeout_s=TIMEOUT_S)) for key in make}
+        pool = {
+            key: stack.enter_context(pools.EnvPool(make[key], 1, timeout_s=TIMEOUT_S))
+            for key in make
+        }
         for one in pool.values():
             _reset(one, task, 0)  # builds the simulator; not part of any measurement
         result = {"control step, ms": control_step(pool, task, options.repeats)}
@@ -51,13 +69,19 @@ def _task(name: str, options) -> dict:
         for chunk in CHUNKS:
             result[f"chunk of {chunk}, ms"] = chunk_step(rendering, task, chunk, options.repeats)
         result["reset, ms"] = reset(rendering, task, options.repeats)
-        demonstration = _in_process(bench_envs.demonstration, suite, options.assets, task, list(range(5)))
+        demonstration = _in_process(
+            bench_envs.demonstration, suite, options.assets, task, list(range(5))
+        )
         if demonstration:
             for chunk in CHUNKS:
-                result[f"episode, chunks of {chunk}, s"] = episode(rendering, task, *demonstration, chunk, options.repeats)
+                result[f"episode, chunks of {chunk}, s"] = episode(
+                    rendering, task, *demonstration, chunk, options.repeats
+                )
         result["memory per worker, MB"] = {key: memory_mb(one) for key, one in rendering.items()}
     for count in [int(count) for count in options.workers.split(",") if count]:
-        result[f"{count} workers, control steps per s, chunks of 10"] = throughput(make, task, count, options.repeats)
+        result[f"{count} workers, control steps per s, chunks of 10"] = throughput(
+            make, task, count, options.repeats
+        )
     return result
 
 
@@ -68,7 +92,11 @@ def control_step(pool: dict, task: int, repeats: int) -> dict[str, float]:
         _reset(pool[name], task, 0)
 
     def once(name, repeat):
-        return 1e3 * float(_send(pool[name], _random_actions(repeat, CONTROL_STEPS)).reward[0]) / CONTROL_STEPS
+        return (
+            1e3
+            * float(_send(pool[name], _random_actions(repeat, CONTROL_STEPS)).reward[0])
+            / CONTROL_STEPS
+        )
 
     return interleaved(names, once, repeats)
 
@@ -78,7 +106,13 @@ def chunk_step(pool: dict, task: int, chunk: int, repeats: int) -> dict[str, flo
 
     def once(name, repeat):
         _reset(pool[name], task, 0)
-        return 1e3 * _inside_s(pool[name], lambda: [_send(pool[name], _random_actions(i, chunk)) for i in range(3)]) / 3
+        return (
+            1e3
+            * _inside_s(
+                pool[name], lambda: [_send(pool[name], _random_actions(i, chunk)) for i in range(3)]
+            )
+            / 3
+        )
 
     return interleaved(pool, once, repeats)
 
@@ -86,7 +120,9 @@ def chunk_step(pool: dict, task: int, chunk: int, repeats: int) -> dict[str, flo
 def reset(pool: dict, task: int, repeats: int) -> dict[str, float]:
     """Milliseconds from one episode to the first observation of the next (stock: hard reset, init state, settle steps)."""
     for one in pool.values():
-        for init_state in range(2):  # ours keeps settled states: a training run pays for each once per worker
+        for init_state in range(
+            2
+        ):  # ours keeps settled states: a training run pays for each once per worker
             _reset(one, task, init_state)
 
     def once(name, repeat):
@@ -95,7 +131,9 @@ def reset(pool: dict, task: int, repeats: int) -> dict[str, float]:
     return interleaved(pool, once, repeats)
 
 
-def episode(pool: dict, task: int, init_state: int, actions_TA, chunk: int, repeats: int) -> dict[str, float]:
+def episode(
+    pool: dict, task: int, init_state: int, actions_TA, chunk: int, repeats: int
+) -> dict[str, float]:
     """Seconds of one whole episode: reset, settle, the recorded actions of an expert in chunks, the end at success."""
 
     def play(one):
@@ -105,7 +143,9 @@ def episode(pool: dict, task: int, init_state: int, actions_TA, chunk: int, repe
             if step.terminated[0] or step.truncated[0]:
                 break
 
-    return interleaved(pool, lambda name, _: _inside_s(pool[name], lambda: play(pool[name])), repeats)
+    return interleaved(
+        pool, lambda name, _: _inside_s(pool[name], lambda: play(pool[name])), repeats
+    )
 
 
 def memory_mb(pool: pools.EnvPool) -> float:
@@ -117,7 +157,10 @@ def throughput(make: dict, task: int, count: int, repeats: int) -> dict[str, flo
     """Control steps per second of wall clock with `count` workers of one env each, chunks of 10, with pictures."""
     names = ("stock", "ours", "ours light")
     with contextlib.ExitStack() as stack:
-        pool = {name: stack.enter_context(pools.EnvPool(make[name], count, timeout_s=TIMEOUT_S)) for name in names}
+        pool = {
+            name: stack.enter_context(pools.EnvPool(make[name], count, timeout_s=TIMEOUT_S))
+            for name in names
+        }
         slots = list(range(count))
         for one in pool.values():
             one.reset(slots, [task] * count, slots)
@@ -144,7 +187,9 @@ def as_text(result: dict) -> str:
                 ratio = value / base if "per s" in name else base / value
                 cells.append(f"{other} {value:.4g} ({ratio:.1f}x)")
             lines.append(f"  {name:<46} " + "   ".join(cells))
-    return "\n".join([*lines, "", "medians of interleaved repeats; (x): how many times better than the first"])
+    return "\n".join(
+        [*lines, "", "medians of interleaved repeats; (x): how many times better than the first"]
+    )
 
 
 def interleaved(names, once, repeats: int) -> dict[str, float]:
@@ -185,5 +230,8 @@ def _random_actions(seed: int, count: int) -> np.ndarray:
 def _in_process(function, *arguments):
     """Run in a process with a worker's environment: this one stays free of simulators."""
     context = multiprocessing.get_context("spawn")
-    with worker.spawning(), concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor:
+    with (
+        worker.spawning(),
+        concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor,
+    ):
         return executor.submit(function, *arguments).result()

@@ -16,7 +16,9 @@ from pirl_jax.envs import base, experts, libero, libero_files, libero_render, li
 class Stock:
     """LIBERO's own OffScreenRenderEnv (`render`) or ControlEnv without cameras."""
 
-    def __init__(self, suite: str, assets, image_size_px: int, render: bool = True, protocol: str = "openpi"):
+    def __init__(
+        self, suite: str, assets, image_size_px: int, render: bool = True, protocol: str = "openpi"
+    ):
         self.spec = _spec(suite, assets, image_size_px, protocol)
         self._suite, self._render, self._assets = suite, render, libero_files.find_assets(assets)
         self._settle_steps = libero_files.PROTOCOLS[protocol].settle_steps
@@ -58,11 +60,17 @@ class Stock:
     def _observe(self, observation: dict, success: bool, num_steps: int) -> base.TimeStep:
         images = np.zeros((2, self.spec.image_size_px, self.spec.image_size_px, 3), np.uint8)
         if self._render:
-            images = np.stack([libero_render.upright(observation[f"{camera}_image"]) for camera in libero.CAMERAS])
-        position, quat, gripper = (observation[f"robot0_{name}"] for name in ("eef_pos", "eef_quat", "gripper_qpos"))
+            images = np.stack(
+                [libero_render.upright(observation[f"{camera}_image"]) for camera in libero.CAMERAS]
+            )
+        position, quat, gripper = (
+            observation[f"robot0_{name}"] for name in ("eef_pos", "eef_quat", "gripper_qpos")
+        )
         state = libero_sim.state_vector(position, quat, gripper)
         limit = self._limits[libero_files.tasks(self._suite)[self._task].suite]
-        return base.TimeStep(images, state, float(success), bool(success), self._elapsed >= limit, num_steps)
+        return base.TimeStep(
+            images, state, float(success), bool(success), self._elapsed >= limit, num_steps
+        )
 
 
 class Bare:
@@ -91,7 +99,9 @@ class Bare:
                 simulator.step(action)
                 timed_s += time.perf_counter() - start_s
         # The reward carries the time to the parent: nobody else needs it here.
-        return base.TimeStep(self._step.images, self._step.state, timed_s, False, False, len(actions_IA))
+        return base.TimeStep(
+            self._step.images, self._step.state, timed_s, False, False, len(actions_IA)
+        )
 
     def close(self) -> None:
         self._env.close()
@@ -118,14 +128,18 @@ def factories(suite: str, assets, image_size_px: int) -> dict[str, functools.par
     return {
         "stock": functools.partial(Stock, *arguments),
         "ours": functools.partial(libero.make, *arguments, protocol="openpi"),
-        "ours light": functools.partial(libero.make, *arguments, protocol="openpi", render_quality="light"),
+        "ours light": functools.partial(
+            libero.make, *arguments, protocol="openpi", render_quality="light"
+        ),
         "stock, no rendering": functools.partial(StockBare, *arguments),
         "ours, no rendering": functools.partial(Bare, *arguments),
         "mj_step alone": functools.partial(Bare, *arguments, floor=True),
     }
 
 
-def demonstration(suite: str, assets, task: int, init_states: list[int]) -> tuple[int, np.ndarray] | None:
+def demonstration(
+    suite: str, assets, task: int, init_states: list[int]
+) -> tuple[int, np.ndarray] | None:
     """(init state, actions [T,7]) of the first episode that the scripted expert solves; None: no expert, or none solved."""
     if not experts.available(suite):
         return None

@@ -10,31 +10,17 @@ import pathlib
 import jax
 import numpy as np
 
-from pirl_jax import config
-from pirl_jax import doctor
+from pirl_jax import config, doctor
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import rng
-from pirl_jax.core import rows
-from pirl_jax.core import spec
-from pirl_jax.envs import gl
+from pirl_jax.core import rng, rows, spec
+from pirl_jax.envs import gl, probes, queue
 from pirl_jax.envs import pool as pools
-from pirl_jax.envs import probes
-from pirl_jax.envs import queue
-from pirl_jax.learner import optimizer
-from pirl_jax.learner import sft
+from pirl_jax.learner import optimizer, sft, update
 from pirl_jax.learner import state as states
-from pirl_jax.learner import update
 from pirl_jax.models import pi0
-from pirl_jax.policy import flow
-from pirl_jax.policy import noise
-from pirl_jax.policy import normalize
-from pirl_jax.policy import observation
-from pirl_jax.policy import tokenizer
-from pirl_jax.rollout import collector
-from pirl_jax.rollout import starts
-from pirl_jax.weights import assets
-from pirl_jax.weights import sources
-from pirl_jax.weights import store
+from pirl_jax.policy import flow, noise, normalize, observation, tokenizer
+from pirl_jax.rollout import collector, starts
+from pirl_jax.weights import assets, sources, store
 
 PROMPT_BUCKET = 16  # tokens: the lengths that prompts are padded to are multiples of it
 
@@ -47,19 +33,30 @@ def env_factory(settings):
     limit = env.max_episode_steps or None
     if env.suite.startswith("probe_"):
         name = env.suite.removeprefix("probe_")
-        return functools.partial(probes.make, name, image_size_px=env.image_size_px, chunk=settings.policy.action_chunk)
+        return functools.partial(
+            probes.make, name, image_size_px=env.image_size_px, chunk=settings.policy.action_chunk
+        )
     gl.require(os.environ.get("MUJOCO_GL", "egl"))
     # Not at the top: importing mujoco without that library fails in words that do not name it.
     from pirl_jax.envs import libero, tabletop
 
     if env.suite == "tabletop":
         return functools.partial(
-            tabletop.make, image_size_px=env.image_size_px, max_episode_steps=limit, render_quality=env.render_quality,
+            tabletop.make,
+            image_size_px=env.image_size_px,
+            max_episode_steps=limit,
+            render_quality=env.render_quality,
             spread=env.spread,
         )
     return functools.partial(
-        libero.make, env.suite, assets=env.assets or None, image_size_px=env.image_size_px,
-        max_episode_steps=limit, protocol=env.protocol, render_quality=env.render_quality, cached_tasks=env.cached_tasks,
+        libero.make,
+        env.suite,
+        assets=env.assets or None,
+        image_size_px=env.image_size_px,
+        max_episode_steps=limit,
+        protocol=env.protocol,
+        render_quality=env.render_quality,
+        cached_tasks=env.cached_tasks,
     )
 
 
@@ -69,7 +66,9 @@ def expert_factory(settings):
     from pirl_jax.envs import experts  # brings mujoco, which env_factory has checked
 
     if not experts.available(suite):
-        raise ValueError(f"env.suite={suite!r} has no scripted expert; evaluate --policy=random or a --checkpoint")
+        raise ValueError(
+            f"env.suite={suite!r} has no scripted expert; evaluate --policy=random or a --checkpoint"
+        )
     return functools.partial(experts.driven, make_env)
 
 
@@ -79,12 +78,19 @@ def open_envs(settings, num_envs: int, make_env=None):
     env, num_workers = settings.raw.env, min(settings.raw.env.num_workers, num_envs)
     draws = not env.suite.startswith("probe_")
     backend = os.environ.get("MUJOCO_GL", "egl") if draws else None
-    os.environ.update(_check_machine(num_envs, num_workers, env.image_size_px, backend, tuple(env.render_devices)))
+    os.environ.update(
+        _check_machine(num_envs, num_workers, env.image_size_px, backend, tuple(env.render_devices))
+    )
     pool = pools.EnvPool(
-        make_env or env_factory(settings), num_envs, num_workers, timeout_s=env.timeout_s,
-        restarts_per_hour=env.restarts_per_hour, recycle_episodes=env.recycle_episodes,
-        recycle_growth_gb=env.recycle_growth_gb, render_devices=env.render_devices,
-    )  # fmt: skip
+        make_env or env_factory(settings),
+        num_envs,
+        num_workers,
+        timeout_s=env.timeout_s,
+        restarts_per_hour=env.restarts_per_hour,
+        recycle_episodes=env.recycle_episodes,
+        recycle_growth_gb=env.recycle_growth_gb,
+        render_devices=env.render_devices,
+    )
     with pool, queue.ReadyQueue(pool) as ready:
         yield ready
 
@@ -104,22 +110,32 @@ def renderer(settings) -> str | None:
     return gl.describe(os.environ.get("MUJOCO_GL", "egl"), *env.render_devices[:1])
 
 
-def transform(settings, stats: normalize.NormStats, instructions, *, only_these: bool = False) -> observation.Transform:
+def transform(
+    settings, stats: normalize.NormStats, instructions, *, only_these: bool = False
+) -> observation.Transform:
     """Raw observations <-> model inputs, checked against the prompts of the suite.
 
     only_these: no other prompt will come, so prompts are padded to the shortest bucket that holds these.
     """
     model = settings.raw.model
     result = observation.Transform(
-        tokenizer=tokenizer.load(model.tokenizer), stats=stats, norm_mode=model.norm_mode,
-        delta_actions=model.delta_actions, discrete_state=model.discrete_state, image_size_px=model.image_size_px,
-        resize=model.resize, max_token_len=model.max_token_len, action_dim=model.action_dim,
+        tokenizer=tokenizer.load(model.tokenizer),
+        stats=stats,
+        norm_mode=model.norm_mode,
+        delta_actions=model.delta_actions,
+        discrete_state=model.discrete_state,
+        image_size_px=model.image_size_px,
+        resize=model.resize,
+        max_token_len=model.max_token_len,
+        action_dim=model.action_dim,
         env_action_dim=model.action_env_dim,
     )
     longest = observation.check(result, instructions)
     if not only_these:
         return result
-    return dataclasses.replace(result, max_token_len=min(model.max_token_len, longest + -longest % PROMPT_BUCKET))
+    return dataclasses.replace(
+        result, max_token_len=min(model.max_token_len, longest + -longest % PROMPT_BUCKET)
+    )
 
 
 def identity_stats(settings) -> normalize.NormStats:
@@ -131,7 +147,9 @@ def given_stats(settings) -> normalize.NormStats:
     """Statistics named by the recipe; "identity" is for suites whose states and actions lie in [-1, 1]."""
     path = settings.raw.model.norm_stats
     if not path:
-        raise ValueError("a fresh model without SFT needs model.norm_stats: the path of a norm_stats.json, or 'identity'")
+        raise ValueError(
+            "a fresh model without SFT needs model.norm_stats: the path of a norm_stats.json, or 'identity'"
+        )
     stats = identity_stats(settings) if path == "identity" else normalize.load(path)
     assets.check(stats, settings.raw.model.norm_mode, action_dim=settings.policy.action_env_dim)
     return stats
@@ -143,12 +161,18 @@ def actor(settings, on_mesh, to_model: observation.Transform, instructions) -> c
     explore, exploit = decisions(settings.policy, settings.keep_prefix)
     own = meshes.local(on_mesh)
     return collector.Actor(
-        transform=to_model, instructions=instructions, action_chunk=settings.policy.action_chunk, explore=explore,
-        exploit=exploit, put=functools.partial(meshes.put_batch, mesh=own),
-        at_first=[lambda state_BS: print(assets.report(to_model.stats, to_model.norm_mode, state_BS))],
+        transform=to_model,
+        instructions=instructions,
+        action_chunk=settings.policy.action_chunk,
+        explore=explore,
+        exploit=exploit,
+        put=functools.partial(meshes.put_batch, mesh=own),
+        at_first=[
+            lambda state_BS: print(assets.report(to_model.stats, to_model.norm_mode, state_BS))
+        ],
         buffer=rows.Buffer(own) if settings.prefix_cache == "device" else None,
         share=share(),
-    )  # fmt: skip
+    )
 
 
 def share() -> starts.Share:
@@ -159,7 +183,9 @@ def share() -> starts.Share:
 def episodes_of_host(raw) -> tuple[int, int]:
     """How many episodes this process plays in an iteration; how many at most, where groups without a signal are replaced."""
     count = raw.rollout.episodes_per_iteration
-    return count // jax.process_count(), max(count, raw.algorithm.max_episodes_per_iteration) // jax.process_count()
+    return count // jax.process_count(), max(
+        count, raw.algorithm.max_episodes_per_iteration
+    ) // jax.process_count()
 
 
 @functools.lru_cache(maxsize=4)
@@ -177,7 +203,9 @@ def decisions(cfg: flow.PolicyConfig, keep_prefix: bool):
 
     @jax.jit
     def exploit(params, key, id_B, obs):
-        return flow.sample_actions(params, row_keys(key, id_B), pi0.prefill(params, obs, cfg.model), cfg)
+        return flow.sample_actions(
+            params, row_keys(key, id_B), pi0.prefill(params, obs, cfg.model), cfg
+        )
 
     return explore, exploit
 
@@ -185,9 +213,14 @@ def decisions(cfg: flow.PolicyConfig, keep_prefix: bool):
 def train_state(settings, params, on_mesh, make=states.create) -> states.TrainState:
     """State of reinforcement learning around parameters, or its shapes around shapes (make=states.abstract)."""
     return make(
-        params, settings.optim, trainable(settings), on_mesh, ema=settings.update.ema_decay > 0,
-        anchor=settings.update.anchor_coef > 0, frozen_dtype=settings.raw.model.frozen_dtype,
-    )  # fmt: skip
+        params,
+        settings.optim,
+        trainable(settings),
+        on_mesh,
+        ema=settings.update.ema_decay > 0,
+        anchor=settings.update.anchor_coef > 0,
+        frozen_dtype=settings.raw.model.frozen_dtype,
+    )
 
 
 def trainable(settings):
@@ -199,14 +232,20 @@ def trainable(settings):
 def updater(settings, on_mesh):
     """The update of one minibatch (learner/update.py make_update).  What the memory plan compiled is used."""
     return update.make_update(
-        log_prob_fn(settings), settings.update, settings.optim, trainable(settings), on_mesh,
+        log_prob_fn(settings),
+        settings.update,
+        settings.optim,
+        trainable(settings),
+        on_mesh,
         sft_loss=sft.make_loss(settings.sft, settings.raw.seed),
-    )  # fmt: skip
+    )
 
 
 def evaluation_key(settings, on_mesh) -> jax.Array:
     """Where the start noise of evaluations and of the policy server comes from."""
-    return meshes.replicate(rng.named(jax.random.key(settings.raw.seed), "evaluation"), meshes.local(on_mesh))
+    return meshes.replicate(
+        rng.named(jax.random.key(settings.raw.seed), "evaluation"), meshes.local(on_mesh)
+    )
 
 
 def at_iteration(the_actor: collector.Actor, settings, iteration: int, on_mesh) -> collector.Actor:
@@ -215,7 +254,9 @@ def at_iteration(the_actor: collector.Actor, settings, iteration: int, on_mesh) 
     if not model.noise_anneal:
         return the_actor
     start, end, iterations = model.noise_params
-    level = meshes.replicate(np.float32(noise.annealed(start, end, iterations, iteration)), meshes.local(on_mesh))
+    level = meshes.replicate(
+        np.float32(noise.annealed(start, end, iterations, iteration)), meshes.local(on_mesh)
+    )
     return dataclasses.replace(the_actor, explore=lambda *args: the_actor.explore(*args, level))
 
 
@@ -246,7 +287,11 @@ def load_policy(settings, path, iteration: int, on_mesh):
 
     Heads and adapters that it lacks start fresh from the seed; what was left out or started fresh is logged.
     """
-    path = pathlib.Path(path) if iteration < 0 else run_directory(path) / "checkpoints" / str(iteration)
+    path = (
+        pathlib.Path(path)
+        if iteration < 0
+        else run_directory(path) / "checkpoints" / str(iteration)
+    )
     source = sources.open_source(path, settings.policy.model)
     declared = flow.specs(settings.policy)
     layout = spec.shardings(declared, on_mesh, meshes.RULES)
@@ -255,7 +300,9 @@ def load_policy(settings, path, iteration: int, on_mesh):
     if found is None:
         raise ValueError(f"no norm_stats.json lies near {source.location}; give model.norm_stats")
     assets.check(found[0], settings.raw.model.norm_mode, action_dim=settings.policy.action_env_dim)
-    params, notes = sources.load(source, declared, layout, rng.named(jax.random.key(settings.raw.seed), "params"))
+    params, notes = sources.load(
+        source, declared, layout, rng.named(jax.random.key(settings.raw.seed), "params")
+    )
     for name, reason in notes.items():
         log.info("%s: %s", name, reason)
     return params, found[0]

@@ -21,7 +21,11 @@ def parse(argv: list[str], define_flags) -> tuple[flags.FlagValues, ml_collectio
         print(sys.modules[define_flags.__module__].__doc__, values.get_help(), sep="\n")
         sys.exit(0)
     recipe, argv = _split(argv)
-    page = load_recipe(recipe) if recipe or not (run := _split(argv, "checkpoint")[0]) else load_run(run)
+    page = (
+        load_recipe(recipe)
+        if recipe or not (run := _split(argv, "checkpoint")[0])
+        else load_run(run)
+    )
     _check_overrides(argv, page)
     try:
         config_flags.DEFINE_config_dict("config", page, flag_values=values, sys_argv=argv)
@@ -51,31 +55,45 @@ def load_run(directory: str) -> ml_collections.ConfigDict:
     folder = pathlib.Path(directory)
     path = (folder.parent if folder.name == "checkpoints" else folder) / "config.json"
     if not path.is_file():
-        raise ValueError(f"--checkpoint {directory} has no config.json beside its checkpoints; give the recipe with --config")
+        raise ValueError(
+            f"--checkpoint {directory} has no config.json beside its checkpoints; give the recipe with --config"
+        )
     from configs import base  # recipes and their page belong to the checkout, not to the package
 
     page = base.get_config()
     saved = ml_collections.ConfigDict(json.loads(path.read_text(), object_hook=_tuples))
     unlike = sorted(set(_flat_names(page)) ^ set(_flat_names(saved)))
     if unlike:
-        raise ValueError(f"{path} is of another version (fields {', '.join(unlike)}); give the recipe with --config")
+        raise ValueError(
+            f"{path} is of another version (fields {', '.join(unlike)}); give the recipe with --config"
+        )
     page.update(saved)
     return page
 
 
 def _tuples(fields: dict) -> dict:
     """JSON has lists only."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
 
 
 def load_recipe(name: str) -> ml_collections.ConfigDict:
     """The page that a recipe file describes."""
     if not name:
-        raise ValueError("--config is missing; give a recipe, for example --config configs/quickstart.py")
+        raise ValueError(
+            "--config is missing; give a recipe, for example --config configs/quickstart.py"
+        )
     path = pathlib.Path(name)
     if not path.is_file():
-        there = ", ".join(sorted(str(one) for one in path.parent.glob("*.py") if one.stem not in ("__init__", "base")))
-        raise ValueError(f"--config {name} does not exist; {path.parent} has: {there or 'no recipe'}")
+        there = ", ".join(
+            sorted(
+                str(one) for one in path.parent.glob("*.py") if one.stem not in ("__init__", "base")
+            )
+        )
+        raise ValueError(
+            f"--config {name} does not exist; {path.parent} has: {there or 'no recipe'}"
+        )
     spec = importlib.util.spec_from_file_location("recipe", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -5,38 +5,46 @@ import dataclasses
 import ml_collections
 
 from pirl_jax.core import types
-from pirl_jax.envs import libero_files
-from pirl_jax.envs import probes
-from pirl_jax.learner import optimizer
-from pirl_jax.learner import sft
-from pirl_jax.learner import update
-from pirl_jax.models import attention
-from pirl_jax.models import heads
-from pirl_jax.models import remat
-from pirl_jax.models import variants
-from pirl_jax.policy import flow
-from pirl_jax.policy import noise
-from pirl_jax.policy import normalize
-from pirl_jax.policy import tokenizer
+from pirl_jax.envs import libero_files, probes
+from pirl_jax.learner import optimizer, sft, update
+from pirl_jax.models import attention, heads, remat, variants
+from pirl_jax.policy import flow, noise, normalize, tokenizer
 from pirl_jax.rl import losses
-from pirl_jax.rollout import episodes
-from pirl_jax.rollout import starts
+from pirl_jax.rollout import episodes, starts
 from pirl_jax.weights import presets
 
 POSITIVE = (
-    ("env", "num_workers"), ("env", "cached_tasks"), ("model", "action_env_dim"), ("model", "action_chunk"),
+    ("env", "num_workers"),
+    ("env", "cached_tasks"),
+    ("model", "action_env_dim"),
+    ("model", "action_chunk"),
     ("model", "num_steps"),
-    ("rollout", "num_envs"), ("rollout", "num_groups"), ("rollout", "episodes_per_iteration"),
-    ("model", "lora_rank"), ("algorithm", "group_size"), ("algorithm", "update_epochs"), ("algorithm", "minibatch_size"),
-    ("run", "save_every"), ("run", "keep"),
-)  # fmt: skip
+    ("rollout", "num_envs"),
+    ("rollout", "num_groups"),
+    ("rollout", "episodes_per_iteration"),
+    ("model", "lora_rank"),
+    ("algorithm", "group_size"),
+    ("algorithm", "update_epochs"),
+    ("algorithm", "minibatch_size"),
+    ("run", "save_every"),
+    ("run", "keep"),
+)
 NOT_NEGATIVE = (
-    ("env", "restarts_per_hour"), ("env", "recycle_episodes"), ("env", "recycle_growth_gb"), ("eval", "episodes_per_task"),
-    ("eval", "episodes_during_training"), ("algorithm", "max_episodes_per_iteration"), ("algorithm", "microbatch_size"),
-)  # fmt: skip
+    ("env", "restarts_per_hour"),
+    ("env", "recycle_episodes"),
+    ("env", "recycle_growth_gb"),
+    ("eval", "episodes_per_task"),
+    ("eval", "episodes_during_training"),
+    ("algorithm", "max_episodes_per_iteration"),
+    ("algorithm", "microbatch_size"),
+)
 SUITES = (*libero_files.SUITES, "tabletop", *(f"probe_{name}" for name in probes.PROBES))
 PREFIX_CACHES = ("auto", "device", "host", "recompute")
-MODEL_SIZES = {"full": ("pi0", "pi05"), "small": ("small", "small_pi05"), "tiny": ("tiny", "tiny_pi05")}
+MODEL_SIZES = {
+    "full": ("pi0", "pi05"),
+    "small": ("small", "small_pi05"),
+    "tiny": ("tiny", "tiny_pi05"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +107,9 @@ def settings(raw: ml_collections.ConfigDict) -> Settings:
     _check_counts(raw)
     _check_ranges(raw)
     _check_algorithm(raw)
-    return Settings(raw=raw, policy=_policy(raw), update=_update(raw), optim=_optim(raw), sft=_sft(raw))
+    return Settings(
+        raw=raw, policy=_policy(raw), update=_update(raw), optim=_optim(raw), sft=_sft(raw)
+    )
 
 
 def _check_counts(raw):
@@ -110,10 +120,24 @@ def _check_counts(raw):
     divisions = (
         ("rollout.num_envs", raw.rollout.num_envs, "rollout.num_groups", raw.rollout.num_groups),
         ("eval.num_envs", raw.eval.num_envs, "rollout.num_groups", raw.rollout.num_groups),
-        ("algorithm.minibatch_size", raw.algorithm.minibatch_size, "algorithm.microbatch_size", raw.algorithm.microbatch_size or 1),
-        ("rollout.episodes_per_iteration", raw.rollout.episodes_per_iteration, "algorithm.group_size", raw.algorithm.group_size),
-        ("algorithm.max_episodes_per_iteration", raw.algorithm.max_episodes_per_iteration, "algorithm.group_size",
-         raw.algorithm.group_size),
+        (
+            "algorithm.minibatch_size",
+            raw.algorithm.minibatch_size,
+            "algorithm.microbatch_size",
+            raw.algorithm.microbatch_size or 1,
+        ),
+        (
+            "rollout.episodes_per_iteration",
+            raw.rollout.episodes_per_iteration,
+            "algorithm.group_size",
+            raw.algorithm.group_size,
+        ),
+        (
+            "algorithm.max_episodes_per_iteration",
+            raw.algorithm.max_episodes_per_iteration,
+            "algorithm.group_size",
+            raw.algorithm.group_size,
+        ),
     )
     for name, value, divisor_name, divisor in divisions:
         if value % divisor:
@@ -124,7 +148,9 @@ def _check_counts(raw):
             f"execute at most as many actions as the model predicts"
         )
     if raw.model.action_env_dim > raw.model.action_dim or raw.model.action_dim < 8:
-        raise ValueError(f"model.action_dim={raw.model.action_dim} must hold the 8-D state and the simulator's actions")
+        raise ValueError(
+            f"model.action_dim={raw.model.action_dim} must hold the 8-D state and the simulator's actions"
+        )
 
 
 def _check_ranges(raw):
@@ -132,12 +158,16 @@ def _check_ranges(raw):
     for name, meaning in (("tasks", "task indices"), ("render_devices", "EGL devices")):
         values = raw.env[name]
         if not all(isinstance(value, int) and value >= 0 for value in values):
-            raise ValueError(f"env.{name}={values} must hold {meaning}, for example --config.env.{name}=0,1")
+            raise ValueError(
+                f"env.{name}={values} must hold {meaning}, for example --config.env.{name}=0,1"
+            )
     for section, name in NOT_NEGATIVE:
         if raw[section][name] < 0:
             raise ValueError(f"{section}.{name}={raw[section][name]} must be at least 0")
     if raw.sft.demonstrations and raw.env.suite not in ("tabletop", *libero_files.WITH_EXPERT):
-        raise ValueError(f"env.suite={raw.env.suite!r} has no scripted expert; set sft.demonstrations=0 and model.checkpoint")
+        raise ValueError(
+            f"env.suite={raw.env.suite!r} has no scripted expert; set sft.demonstrations=0 and model.checkpoint"
+        )
     if raw.sft.demonstrations and not (raw.sft.steps and raw.sft.batch_size):
         raise ValueError(
             f"sft.demonstrations={raw.sft.demonstrations} needs sft.steps={raw.sft.steps} and "
@@ -164,17 +194,27 @@ def _check_algorithm(raw):
             f"model.ignore_last={model.ignore_last}; set num_steps to at least 2"
         )
     if model.is_lora and model.paligemma_variant:
-        raise ValueError(f"model.is_lora={model.is_lora} and model.paligemma_variant={model.paligemma_variant!r} both say which "
-                         f"adapters the VLM has; drop one")
+        raise ValueError(
+            f"model.is_lora={model.is_lora} and model.paligemma_variant={model.paligemma_variant!r} both say which "
+            f"adapters the VLM has; drop one"
+        )
     if wrong := presets.contradictions(model):
-        raise ValueError(f"model.preset={model.preset!r} has {', '.join(wrong)}; leave these fields alone or set model.preset=")
+        raise ValueError(
+            f"model.preset={model.preset!r} has {', '.join(wrong)}; leave these fields alone or set model.preset="
+        )
     low, high = model.noise_logvar_range
     if not 0 < low < high:
-        raise ValueError(f"model.noise_logvar_range={(low, high)} must be (lowest, highest) std with 0 < lowest < highest")
+        raise ValueError(
+            f"model.noise_logvar_range={(low, high)} must be (lowest, highest) std with 0 < lowest < highest"
+        )
     if model.noise_anneal and (len(model.noise_params) != 3 or min(model.noise_params) <= 0):
-        raise ValueError(f"model.noise_params={model.noise_params} must be (first level, last level, iterations), all above 0")
+        raise ValueError(
+            f"model.noise_params={model.noise_params} must be (first level, last level, iterations), all above 0"
+        )
     if algorithm.clip_ratio_c and algorithm.clip_ratio_c <= 1:
-        raise ValueError(f"algorithm.clip_ratio_c={algorithm.clip_ratio_c} must be above 1, or 0 for no dual clip")
+        raise ValueError(
+            f"algorithm.clip_ratio_c={algorithm.clip_ratio_c} must be above 1, or 0 for no dual clip"
+        )
 
 
 def check_training(raw):
@@ -185,7 +225,7 @@ def check_training(raw):
             f"algorithm.adv_type={raw.algorithm.adv_type!r} {'needs a critic' if critic else 'has no critic'}; "
             f"set model.add_value_head={critic}"
         )
-    if critic and raw.algorithm.filter_rewards or not critic and not grouped:
+    if (critic and raw.algorithm.filter_rewards) or (not critic and not grouped):
         raise ValueError(
             f"algorithm.adv_type={raw.algorithm.adv_type!r} does not go with algorithm.group_size={raw.algorithm.group_size} and "
             f"algorithm.filter_rewards={raw.algorithm.filter_rewards}; groups of at least 2 and the filter are for adv_type=grpo"
@@ -217,10 +257,21 @@ def check_training(raw):
 def check_batches(raw, num_devices: int, hosts: int = 1):
     """Batches are split over the devices of the mesh, those of a rollout over the host's own; episodes are split over the hosts."""
     devices = num_devices, f"{num_devices} devices of the mesh"
-    own = (num_devices // hosts, f"{num_devices // hosts} devices of a host") if hosts > 1 else devices
-    groups = hosts * raw.algorithm.group_size, f"{hosts} hosts times algorithm.group_size={raw.algorithm.group_size}"
+    own = (
+        (num_devices // hosts, f"{num_devices // hosts} devices of a host")
+        if hosts > 1
+        else devices
+    )
+    groups = (
+        hosts * raw.algorithm.group_size,
+        f"{hosts} hosts times algorithm.group_size={raw.algorithm.group_size}",
+    )
     for name, size, (divisor, what) in (
-        ("rollout.num_envs / rollout.num_groups", raw.rollout.num_envs // raw.rollout.num_groups, own),
+        (
+            "rollout.num_envs / rollout.num_groups",
+            raw.rollout.num_envs // raw.rollout.num_groups,
+            own,
+        ),
         ("eval.num_envs / rollout.num_groups", raw.eval.num_envs // raw.rollout.num_groups, own),
         ("algorithm.microbatch_size", raw.algorithm.microbatch_size, devices),
         ("sft.batch_size", raw.sft.batch_size if raw.sft.demonstrations else 0, devices),
@@ -236,7 +287,9 @@ def playable(raw, spec) -> starts.Starts:
     chosen = tuple(raw.env.tasks) or tuple(range(spec.num_tasks))
     for task in chosen:
         if task not in range(spec.num_tasks):
-            raise ValueError(f"env.tasks has {task}; suite {spec.suite!r} has tasks 0 to {spec.num_tasks - 1}")
+            raise ValueError(
+                f"env.tasks has {task}; suite {spec.suite!r} has tasks 0 to {spec.num_tasks - 1}"
+            )
     train, evaluate = starts.split(raw.env.split, spec.num_init_states)
     for name, count, states in (
         ("eval.episodes_per_task", raw.eval.episodes_per_task, evaluate),
@@ -253,7 +306,9 @@ def playable(raw, spec) -> starts.Starts:
 
 def rules(raw) -> libero_files.Protocol | None:
     """The protocol of a LIBERO suite; the other suites have limits of their own."""
-    return libero_files.PROTOCOLS[raw.env.protocol] if raw.env.suite in libero_files.SUITES else None
+    return (
+        libero_files.PROTOCOLS[raw.env.protocol] if raw.env.suite in libero_files.SUITES else None
+    )
 
 
 def changed(current: Settings, changes: dict) -> Settings:
@@ -280,12 +335,20 @@ def _policy(raw) -> flow.PolicyConfig:
     model = raw.model
     size = MODEL_SIZES[model.size][int(model.pi05)]
     changes = dict(
-        dtype=model.dtype, remat=model.gradient_checkpointing, attention=model.attention, action_dim=model.action_dim,
-        action_horizon=model.action_horizon, max_token_len=model.max_token_len, image_size=(model.image_size_px,) * 2,
+        dtype=model.dtype,
+        remat=model.gradient_checkpointing,
+        attention=model.attention,
+        action_dim=model.action_dim,
+        action_horizon=model.action_horizon,
+        max_token_len=model.max_token_len,
+        image_size=(model.image_size_px,) * 2,
     )
     if model.tokenizer == "byte":
         changes["vocab_size"] = tokenizer.ByteTokenizer.vocab_size
-    for field, name in (("paligemma", model.paligemma_variant), ("expert", model.action_expert_variant)):
+    for field, name in (
+        ("paligemma", model.paligemma_variant),
+        ("expert", model.action_expert_variant),
+    ):
         if name:
             changes[field] = variants.GEMMA[name]
     network = variants.pi0_config(size, **changes)
@@ -293,12 +356,22 @@ def _policy(raw) -> flow.PolicyConfig:
         network = variants.with_lora(network, model.lora_rank)
     network = variants.with_lora_init(network, model.lora_init)
     return flow.PolicyConfig(
-        model=network, num_steps=model.num_steps, noise_method=noise.ALIASES.get(model.noise_method, model.noise_method),
-        noise_level=model.noise_level, noise_logvar_range=tuple(model.noise_logvar_range), ignore_last=model.ignore_last,
-        joint_logprob=model.joint_logprob, joint_mean=model.joint_mean, value_after_vlm=model.value_after_vlm,
-        value_vlm_mode=model.value_vlm_mode, action_chunk=_action_chunk(raw), action_env_dim=model.action_env_dim,
-        add_value_head=model.add_value_head, value_hidden=tuple(model.value_hidden),
-        detach_critic_input=model.detach_critic_input, chunk_critic_input=model.chunk_critic_input,
+        model=network,
+        num_steps=model.num_steps,
+        noise_method=noise.ALIASES.get(model.noise_method, model.noise_method),
+        noise_level=model.noise_level,
+        noise_logvar_range=tuple(model.noise_logvar_range),
+        ignore_last=model.ignore_last,
+        joint_logprob=model.joint_logprob,
+        joint_mean=model.joint_mean,
+        value_after_vlm=model.value_after_vlm,
+        value_vlm_mode=model.value_vlm_mode,
+        action_chunk=_action_chunk(raw),
+        action_env_dim=model.action_env_dim,
+        add_value_head=model.add_value_head,
+        value_hidden=tuple(model.value_hidden),
+        detach_critic_input=model.detach_critic_input,
+        chunk_critic_input=model.chunk_critic_input,
     )
 
 
@@ -314,7 +387,12 @@ def _sft(raw) -> sft.SftConfig:
     """openpi's schedule: linear warm-up, cosine to a tenth of the peak at the last step.  SFT trains the whole network."""
     page = raw.sft
     optim = optimizer.OptimizerConfig(
-        lr=page.lr, value_lr=0.0, weight_decay=page.weight_decay, schedule="openpi_cosine",
-        warmup_steps=page.warmup_steps, decay_steps=max(page.steps, page.warmup_steps + 1), min_lr_ratio=0.1,
+        lr=page.lr,
+        value_lr=0.0,
+        weight_decay=page.weight_decay,
+        schedule="openpi_cosine",
+        warmup_steps=page.warmup_steps,
+        decay_steps=max(page.steps, page.warmup_steps + 1),
+        min_lr_ratio=0.1,
     )
     return sft.SftConfig(_policy(raw).model, optim, ema_decay=page.ema, augment=page.augment)

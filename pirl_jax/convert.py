@@ -18,14 +18,10 @@ import numpy as np
 
 from pirl_jax import command
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import spec
-from pirl_jax.core import types
+from pirl_jax.core import spec, types
 from pirl_jax.models import pi0
 from pirl_jax.policy import normalize
-from pirl_jax.weights import adapters
-from pirl_jax.weights import assets
-from pirl_jax.weights import sources
-from pirl_jax.weights import targets
+from pirl_jax.weights import adapters, assets, sources, targets
 
 
 def convert(
@@ -47,7 +43,9 @@ def convert(
             "--verify runs the policy, and adapters alone are none; convert them back onto their base to verify"
         )
     stats = _stats(source, asset_id, norm_stats)
-    lines = [describe("read", source)] + [f"  ignored {name}: {reason}" for name, reason in source.ignored.items()]
+    lines = [describe("read", source)] + [
+        f"  ignored {name}: {reason}" for name, reason in source.ignored.items()
+    ]
     written, errors = targets.cast(source, dtype) if dtype else (source, {})
     notes = targets.WRITERS[to](folder, written, heads or to == "pirl")
     lines += [f"  {name}: {reason}" for name, reason in notes.items()]
@@ -58,7 +56,9 @@ def convert(
         paths = assets.save(folder, stats[0], to, asset_id)
         lines.append(f"norm stats: {stats[1]} -> {', '.join(str(path) for path in paths)}")
     else:
-        lines.append("norm stats: none found near the weights; give --norm-stats FILE, or copy them by hand")
+        lines.append(
+            "norm stats: none found near the weights; give --norm-stats FILE, or copy them by hand"
+        )
     if source.cfg is None:
         return [*lines, f"wrote {folder} ({to})"]
     result = sources.open_source(folder, source.cfg)
@@ -89,7 +89,9 @@ def _stats(source, asset_id, given):
 
 def parity(source: sources.Source, result: sources.Source, written: sources.Source) -> list[str]:
     """Read the result back: against what was to be written bit by bit, and against the source as a policy."""
-    wrong = [path for path in result.shapes if not _same_bits(result.read(path), written.read(path))]
+    wrong = [
+        path for path in result.shapes if not _same_bits(result.read(path), written.read(path))
+    ]
     if wrong:
         raise ValueError(
             f"{result.location} differs from what was written in {', '.join(wrong)}; the disk or the format is at fault"
@@ -104,7 +106,9 @@ def parity(source: sources.Source, result: sources.Source, written: sources.Sour
 
 
 def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and all(map(np.array_equal, _bits(a), _bits(b)))
+    return (
+        a.dtype == b.dtype and a.shape == b.shape and all(map(np.array_equal, _bits(a), _bits(b)))
+    )
 
 
 def _bits(x: np.ndarray) -> np.ndarray:
@@ -131,30 +135,57 @@ def actions(source: sources.Source) -> np.ndarray:
 
 def _arguments(argv) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "python -m pirl_jax.convert", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        "python -m pirl_jax.convert",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("folder", metavar="DST", type=pathlib.Path)
     parser.add_argument("--to", required=True, choices=targets.WRITERS)
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="", help="round or widen; default: as stored"
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="",
+        help="round or widen; default: as stored",
     )
-    parser.add_argument("--raw", action="store_true", help="the weights that trained, not their moving average")
-    parser.add_argument("--adapters", metavar="DIR", help="put these adapters (--adapters-only) onto SRC, their base")
-    parser.add_argument("--adapters-only", action="store_true", help="leave out what adapters froze; needs --to pirl")
+    parser.add_argument(
+        "--raw", action="store_true", help="the weights that trained, not their moving average"
+    )
+    parser.add_argument(
+        "--adapters",
+        metavar="DIR",
+        help="put these adapters (--adapters-only) onto SRC, their base",
+    )
+    parser.add_argument(
+        "--adapters-only",
+        action="store_true",
+        help="leave out what adapters froze; needs --to pirl",
+    )
     parser.add_argument("--merge-lora", action="store_true", help="fold adapters into the weights")
     parser.add_argument(
-        "--lora-scale", type=float, default=1.0, help="alpha / rank of the attention's adapters; 1: as published"
+        "--lora-scale",
+        type=float,
+        default=1.0,
+        help="alpha / rank of the attention's adapters; 1: as published",
     )
     parser.add_argument(
-        "--heads", action="store_true", help="keep value and noise head; RLinf reads them, openpi does not"
+        "--heads",
+        action="store_true",
+        help="keep value and noise head; RLinf reads them, openpi does not",
     )
     parser.add_argument(
-        "--norm-stats", metavar="FILE", default="", help="norm_stats.json where none lies near the weights"
+        "--norm-stats",
+        metavar="FILE",
+        default="",
+        help="norm_stats.json where none lies near the weights",
     )
-    parser.add_argument("--asset-id", default="", help=f"data set of the statistics; default {assets.LIBERO_ID}")
     parser.add_argument(
-        "--verify", action="store_true", help="read the result back and run both policies on a fixed batch"
+        "--asset-id", default="", help=f"data set of the statistics; default {assets.LIBERO_ID}"
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read the result back and run both policies on a fixed batch",
     )
     return parser.parse_args(argv)
 
@@ -166,7 +197,9 @@ def prepare(args: argparse.Namespace) -> sources.Source:
         source = adapters.overlay(source, sources.open_source(args.adapters, whole=False))
     source = adapters.scaled(source, args.lora_scale)
     if args.adapters_only and (args.merge_lora or args.to != "pirl"):
-        raise ValueError("--adapters-only keeps adapters as they are: it needs --to pirl and no --merge-lora")
+        raise ValueError(
+            "--adapters-only keeps adapters as they are: it needs --to pirl and no --merge-lora"
+        )
     if args.merge_lora:
         source = adapters.merge(source)
     return adapters.only(source) if args.adapters_only else source

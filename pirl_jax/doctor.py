@@ -7,13 +7,13 @@ Everything that loads a driver, a simulator or jax runs in a process of its own,
 """
 
 import argparse
+from collections.abc import Sequence
 import dataclasses
 import importlib.metadata
 import os
 import pathlib
 import resource
 import sys
-from typing import Sequence
 
 from packaging import requirements
 import psutil
@@ -44,7 +44,11 @@ class Row:
 
 
 def cheap(
-    num_envs: int, num_workers: int, image_size_px: int, backend: str | None = None, devices: Sequence[int] = ()
+    num_envs: int,
+    num_workers: int,
+    image_size_px: int,
+    backend: str | None = None,
+    devices: Sequence[int] = (),
 ) -> str | None:
     """What training checks before anything else; returns the GL backend to use.
 
@@ -52,7 +56,11 @@ def cheap(
     Raises ValueError, one sentence per failed check.  Warns where osmesa has to stand in for the wanted backend.
     """
     rows = [check_shared_memory(num_envs, image_size_px), check_files(num_workers)]
-    failed = [f"{row.check}: {row.found}; {row.remedy}" for row in rows + [check_mujoco()] if row.status == "fail"]
+    failed = [
+        f"{row.check}: {row.found}; {row.remedy}"
+        for row in rows + [check_mujoco()]
+        if row.status == "fail"
+    ]
     if failed:
         raise ValueError(". ".join(failed))
     return None if backend is None else gl.choose(backend, devices)
@@ -65,7 +73,11 @@ def pins() -> list[requirements.Requirement]:
     """The checkout's exact pins; of an installed package without its checkout, what its metadata asks for."""
     files = [ROOT / name for name in PIN_FILES]
     if all(file.is_file() for file in files):
-        lines = [line.partition("#")[0].strip() for file in files for line in file.read_text().splitlines()]
+        lines = [
+            line.partition("#")[0].strip()
+            for file in files
+            for line in file.read_text().splitlines()
+        ]
     else:
         lines = importlib.metadata.requires("pirl_jax") or []
     return [requirements.Requirement(line) for line in lines if line]
@@ -80,7 +92,11 @@ def version(package: str) -> str | None:
 
 def check_packages() -> Row:
     wanted = [(pin, version(pin.name)) for pin in pins() if pin.name != "mujoco"]
-    wrong = [f"{pin.name} {found or 'absent'} instead of {pin.specifier}" for pin, found in wanted if not _fits(pin, found)]
+    wrong = [
+        f"{pin.name} {found or 'absent'} instead of {pin.specifier}"
+        for pin, found in wanted
+        if not _fits(pin, found)
+    ]
     if wrong:
         return Row("packages", "fail", "; ".join(wrong), f"run: {INSTALL}")
     return Row("packages", "pass", f"{len(wanted)} as pinned, python {sys.version.split()[0]}")
@@ -92,7 +108,12 @@ def check_mujoco() -> Row:
     if _fits(pin, found):
         return Row("mujoco", "pass", f"{found} as pinned")
     why = "from 3.4.0 on stored LIBERO start states no longer settle"
-    return Row("mujoco", "fail", f"{found or 'absent'} instead of {pin.specifier} ({why})", f'run: pip install "{pin}"')
+    return Row(
+        "mujoco",
+        "fail",
+        f"{found or 'absent'} instead of {pin.specifier} ({why})",
+        f'run: pip install "{pin}"',
+    )
 
 
 def _fits(pin: requirements.Requirement, found: str | None) -> bool:
@@ -109,9 +130,17 @@ def check_gl(wanted: str) -> list[Row]:
         one = gl.probe(backend)
         found = str(one) if one.ok else one.reason
         if backend == wanted:
-            rows.append(Row(f"GL {backend}, chosen", "pass" if one.ok else "fail", found, one.remedy))
+            rows.append(
+                Row(f"GL {backend}, chosen", "pass" if one.ok else "fail", found, one.remedy)
+            )
         else:
-            rows.append(Row(f"GL {backend}", "pass" if one.ok else "skip", f"{found}, not needed" if not one.ok else found))
+            rows.append(
+                Row(
+                    f"GL {backend}",
+                    "pass" if one.ok else "skip",
+                    f"{found}, not needed" if not one.ok else found,
+                )
+            )
     return rows
 
 
@@ -123,11 +152,19 @@ def check_egl_devices() -> list[Row]:
         return [Row("EGL devices", "skip", str(error))]
     rows, frames = [], gl.probe_all("egl", [device.egl for device in found]) if found else []
     for device, one in zip(found, frames, strict=True):
-        kind = f"CUDA {device.cuda}" if device.cuda is not None else "software" if device.software else device.file or "GPU"
+        kind = (
+            f"CUDA {device.cuda}"
+            if device.cuda is not None
+            else "software"
+            if device.software
+            else device.file or "GPU"
+        )
         text = one.renderer if one.ok else f"{one.reason}; {one.remedy}"
         # A device that does not render matters only to those who use it: an NVIDIA one is what they came for.
         status = "pass" if one.ok else "fail" if device.cuda is not None else "skip"
-        rows.append(Row(f"EGL device {device.egl}", status, f"{kind}: {text}", "" if one.ok else one.remedy))
+        rows.append(
+            Row(f"EGL device {device.egl}", status, f"{kind}: {text}", "" if one.ok else one.remedy)
+        )
     return rows + [check_mapping(found)]
 
 
@@ -142,20 +179,35 @@ def check_mapping(found: Sequence[gl.Device]) -> Row:
     if table:
         pairs = ", ".join(f"{cuda} -> {egl}" for cuda, egl in table.items())
         egl = ",".join(map(str, table.values())) + ("," if len(table) == 1 else "")
-        return Row("CUDA -> EGL", "pass", f"{pairs} (all of them: --config.env.render_devices={egl})")
+        return Row(
+            "CUDA -> EGL", "pass", f"{pairs} (all of them: --config.env.render_devices={egl})"
+        )
     if gl.NVIDIA.exists() and visible not in ("", "-1"):
-        return Row("CUDA -> EGL", "fail", "NVIDIA's driver is loaded, but EGL lists no device of it", gl.NVIDIA_REMEDY)
+        return Row(
+            "CUDA -> EGL",
+            "fail",
+            "NVIDIA's driver is loaded, but EGL lists no device of it",
+            gl.NVIDIA_REMEDY,
+        )
     return Row("CUDA -> EGL", "skip", "no visible NVIDIA GPU")
 
 
 def check_jax() -> Row:
     try:
-        found = child.ask(["-c", JAX_DEVICES], {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, timeout_s=120)["devices"]
+        found = child.ask(
+            ["-c", JAX_DEVICES], {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, timeout_s=120
+        )["devices"]
     except child.ChildError as error:
         return Row("jax devices", "fail", str(error), f"run: {INSTALL}")
     text = ", ".join(f"{found.count(one)} x {one}" for one in dict.fromkeys(found))
-    if gl.NVIDIA.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and text.endswith("x cpu:cpu"):
-        remedy = f'run: pip install "jax[cuda12]=={version("jax")}" (or cuda13, as the driver allows)'
+    if (
+        gl.NVIDIA.exists()
+        and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+        and text.endswith("x cpu:cpu")
+    ):
+        remedy = (
+            f'run: pip install "jax[cuda12]=={version("jax")}" (or cuda13, as the driver allows)'
+        )
         return Row("jax devices", "fail", f"{text}, although NVIDIA's driver is loaded", remedy)
     return Row("jax devices", "pass", text)
 
@@ -175,9 +227,18 @@ def check_shared_memory(num_envs: int, image_size_px: int) -> Row:
 
 def check_files(num_workers: int) -> Row:
     needed = OTHER_FILES + FILES_PER_WORKER * num_workers
-    soft, hard = (limit if limit != resource.RLIM_INFINITY else sys.maxsize for limit in resource.getrlimit(resource.RLIMIT_NOFILE))
-    found = f"{needed} needed for {num_workers} workers, limit {soft if soft < sys.maxsize else 'none'}"
-    remedy = f"run: ulimit -n {needed}" if hard >= needed else f"raise the hard limit in /etc/security/limits.conf to {needed}"
+    soft, hard = (
+        limit if limit != resource.RLIM_INFINITY else sys.maxsize
+        for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
+    )
+    found = (
+        f"{needed} needed for {num_workers} workers, limit {soft if soft < sys.maxsize else 'none'}"
+    )
+    remedy = (
+        f"run: ulimit -n {needed}"
+        if hard >= needed
+        else f"raise the hard limit in /etc/security/limits.conf to {needed}"
+    )
     return Row("open files", "fail" if needed > soft else "pass", found, remedy)
 
 
@@ -194,7 +255,12 @@ def check_assets(assets: str | None) -> tuple[Row, pathlib.Path | None]:
         return Row("LIBERO assets", "fail", problem, remedy), None
     if absent:
         remedy = f"run: python -m pirl_jax.download assets --to {folder}"
-        return Row("LIBERO assets", "fail", f"{len(absent)} files missing in {folder}, e.g. {absent[0]}", remedy), None
+        return Row(
+            "LIBERO assets",
+            "fail",
+            f"{len(absent)} files missing in {folder}, e.g. {absent[0]}",
+            remedy,
+        ), None
     return Row("LIBERO assets", "pass", f"complete in {folder}"), folder
 
 
@@ -203,16 +269,30 @@ def check_physics(assets: pathlib.Path | None, backend: str, num_init_states: in
     name = "LIBERO physics"
     if assets is None:
         return Row(name, "skip", "needs the assets")
-    variables = {**worker.environment(), **gl.variables(backend), libero_files.ASSETS_VARIABLE: str(assets)}
+    variables = {
+        **worker.environment(),
+        **gl.variables(backend),
+        libero_files.ASSETS_VARIABLE: str(assets),
+    }
     arguments = ["-m", "pirl_jax.envs.libero_probe", "0", str(num_init_states)]
     try:
         found = child.ask(arguments, variables, PHYSICS_TIMEOUT_S)
     except child.ChildError as error:
-        return Row(name, "fail", f"libero_spatial task 5 does not start: {error}", "mend the failed checks above first")
+        return Row(
+            name,
+            "fail",
+            f"libero_spatial task 5 does not start: {error}",
+            "mend the failed checks above first",
+        )
     text = f"mujoco {found['mujoco']}, libero_spatial task 5, bowl {1e3 * found['worst_m']:.1f} mm from its place on the ramekin"
     if found["fallen"]:
         text += f" ({len(found['fallen'])} of {num_init_states} start states)"
-        return Row(name, "fail", text, "install the pinned mujoco; the assets need LIBERO's own collision geometry")
+        return Row(
+            name,
+            "fail",
+            text,
+            "install the pinned mujoco; the assets need LIBERO's own collision geometry",
+        )
     return Row(name, "pass", f"{text} at most, {num_init_states} start states")
 
 
@@ -224,9 +304,15 @@ def examine(options: argparse.Namespace) -> list[Row]:
     assets_row, assets = check_assets(options.assets)
     gl_rows = check_gl(wanted)
     return [
-        check_packages(), check_mujoco(), *gl_rows, *check_egl_devices(), check_jax(),
-        check_shared_memory(options.num_envs, options.image_size_px), check_files(options.num_workers),
-        assets_row, check_physics(assets, wanted, num_init_states=50 if options.full else 2),
+        check_packages(),
+        check_mujoco(),
+        *gl_rows,
+        *check_egl_devices(),
+        check_jax(),
+        check_shared_memory(options.num_envs, options.image_size_px),
+        check_files(options.num_workers),
+        assets_row,
+        check_physics(assets, wanted, num_init_states=50 if options.full else 2),
     ]
 
 
@@ -237,19 +323,39 @@ def as_text(rows: Sequence[Row]) -> str:
         lines.append(f"{row.check:<{width}}  {row.status}  {row.found}")
         if row.status == "fail":
             lines.append(f"{'':<{width}}        -> {row.remedy}")
-    counts = {status: sum(row.status == status for row in rows) for status in ("pass", "fail", "skip")}
-    return "\n".join(lines + ["", "  ".join(f"{count} {status}" for status, count in counts.items())])
+    counts = {
+        status: sum(row.status == status for row in rows) for status in ("pass", "fail", "skip")
+    }
+    return "\n".join(
+        lines + ["", "  ".join(f"{count} {status}" for status, count in counts.items())]
+    )
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        "python -m pirl_jax.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m pirl_jax.doctor",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--full", action="store_true", help="all 50 start states of the physics probe instead of 2")
-    parser.add_argument("--assets", metavar="DIR", help="LIBERO's assets; default: where training finds them")
-    parser.add_argument("--num-envs", type=int, default=64, metavar="N", help="as rollout.num_envs (default 64)")
-    parser.add_argument("--num-workers", type=int, default=8, metavar="N", help="as env.num_workers (default 8)")
-    parser.add_argument("--image-size-px", type=int, default=256, metavar="N", help="as env.image_size_px (default 256)")
+    parser.add_argument(
+        "--full", action="store_true", help="all 50 start states of the physics probe instead of 2"
+    )
+    parser.add_argument(
+        "--assets", metavar="DIR", help="LIBERO's assets; default: where training finds them"
+    )
+    parser.add_argument(
+        "--num-envs", type=int, default=64, metavar="N", help="as rollout.num_envs (default 64)"
+    )
+    parser.add_argument(
+        "--num-workers", type=int, default=8, metavar="N", help="as env.num_workers (default 8)"
+    )
+    parser.add_argument(
+        "--image-size-px",
+        type=int,
+        default=256,
+        metavar="N",
+        help="as env.image_size_px (default 256)",
+    )
     rows = examine(parser.parse_args(argv[1:]))
     print(as_text(rows))
     sys.exit(any(row.status == "fail" for row in rows))

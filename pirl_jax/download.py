@@ -40,13 +40,22 @@ def _rlinf(name: str, name_on_modelscope: str) -> Published:
         "huggingface": hubs.Source("huggingface", f"RLinf/{name}"),
         "modelscope": hubs.Source("modelscope", f"RLinf/{name_on_modelscope}"),
     }
-    return Published(sources, ("model*.safetensors", "physical-intelligence/libero/norm_stats.json"), "model.checkpoint")
+    return Published(
+        sources,
+        ("model*.safetensors", "physical-intelligence/libero/norm_stats.json"),
+        "model.checkpoint",
+    )
 
 
 def _openpi(name: str) -> Published:
     """openpi's JAX checkpoints; of pi0_base and pi05_base the statistics are those of other robots."""
     sources = {"google": hubs.Source("google", f"openpi-assets/checkpoints/{name}/")}
-    needs = ("params/_METADATA", "params/manifest.ocdbt", "params/ocdbt.process_*/d/*", "assets/**/norm_stats.json")
+    needs = (
+        "params/_METADATA",
+        "params/manifest.ocdbt",
+        "params/ocdbt.process_*/d/*",
+        "assets/**/norm_stats.json",
+    )
     return Published(sources, needs, "model.checkpoint")
 
 
@@ -73,7 +82,9 @@ def published(name: str, hub: str, folder: pathlib.Path | None) -> str:
 def assets(name: str, hub: str, folder: pathlib.Path | None) -> str:
     """Fetch and verify LIBERO's assets; returns what to tell the user."""
     _hub(name, hub, ("huggingface",))
-    found = pathlib.Path(os.environ.get(libero_files.ASSETS_VARIABLE) or libero_files.downloaded_assets())
+    found = pathlib.Path(
+        os.environ.get(libero_files.ASSETS_VARIABLE) or libero_files.downloaded_assets()
+    )
     folder = (folder or found).expanduser().absolute()
     if libero_assets.missing(folder):
         try:
@@ -86,29 +97,48 @@ def assets(name: str, hub: str, folder: pathlib.Path | None) -> str:
     absent = libero_assets.missing(folder)
     if absent:
         shown = ", ".join(absent[:SHOWN]) + (", ..." if len(absent) > SHOWN else "")
-        raise ValueError(f"{len(absent)} asset files are missing in {folder} ({shown}); run the same command again")
-    where = "which is found without further settings" if folder == found.absolute() else (
-        f"give it as --config.env.assets={folder} or set {libero_files.ASSETS_VARIABLE}"
+        raise ValueError(
+            f"{len(absent)} asset files are missing in {folder} ({shown}); run the same command again"
+        )
+    where = (
+        "which is found without further settings"
+        if folder == found.absolute()
+        else (f"give it as --config.env.assets={folder} or set {libero_files.ASSETS_VARIABLE}")
     )
     return f"LIBERO's assets are complete in {folder}; {where}"
 
 
 def _hub(name: str, hub: str, available) -> str:
     if hub and hub not in available:
-        raise ValueError(f"{name} is not on {hub}; it is on {' and '.join(available)}: leave --hub out")
+        raise ValueError(
+            f"{name} is not on {hub}; it is on {' and '.join(available)}: leave --hub out"
+        )
     return hub or next(iter(available))
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser("python -m pirl_jax.download", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m pirl_jax.download",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("name", choices=["assets", *PUBLISHED, *ALIASES])
-    parser.add_argument("--to", type=pathlib.Path, metavar="DIR", help=f"folder to fill; default: {CACHE}/NAME, and for "
-                        "assets where they are found anyway")
-    parser.add_argument("--hub", default="", choices=hubs.HUBS, help="where from, for what is on several hubs")
+    parser.add_argument(
+        "--to",
+        type=pathlib.Path,
+        metavar="DIR",
+        help=f"folder to fill; default: {CACHE}/NAME, and for assets where they are found anyway",
+    )
+    parser.add_argument(
+        "--hub", default="", choices=hubs.HUBS, help="where from, for what is on several hubs"
+    )
     options = parser.parse_args(argv[1:])
     with command.user_errors():
-        print((assets if options.name == "assets" else published)(options.name, options.hub, options.to))
+        print(
+            (assets if options.name == "assets" else published)(
+                options.name, options.hub, options.to
+            )
+        )
 
 
 PUBLISHED = {
@@ -121,8 +151,10 @@ PUBLISHED = {
     "pi05_base": _openpi("pi05_base"),
     "pi05_libero": _openpi("pi05_libero"),
     "paligemma_tokenizer": Published(
-        {"google": hubs.Source("google", "big_vision/paligemma_tokenizer.model")}, ("paligemma_tokenizer.model",),
-        "model.tokenizer", "paligemma_tokenizer.model",
+        {"google": hubs.Source("google", "big_vision/paligemma_tokenizer.model")},
+        ("paligemma_tokenizer.model",),
+        "model.tokenizer",
+        "paligemma_tokenizer.model",
     ),
 }
 ALIASES = {  # RLinf's older names

@@ -20,18 +20,11 @@ from absl import flags
 import jax
 import numpy as np
 
-from pirl_jax import build
-from pirl_jax import command
-from pirl_jax import config
-from pirl_jax import results
+from pirl_jax import build, command, config, results
 from pirl_jax.core import types
 from pirl_jax.envs import queue
-from pirl_jax.monitor import journal
-from pirl_jax.monitor import progress
-from pirl_jax.monitor import timeline
-from pirl_jax.rollout import collector
-from pirl_jax.rollout import episodes
-from pirl_jax.rollout import starts
+from pirl_jax.monitor import journal, progress, timeline
+from pirl_jax.rollout import collector, episodes, starts
 from pirl_jax.serving import client
 
 
@@ -52,10 +45,24 @@ class Evaluation:
 def policy(settings, mesh, actor, params, spec, batch_size: int, timers) -> episodes.Decide:
     """The actions of a network.  The start noise of the flow is drawn from the configured seed and the episode alone: two
     policies are compared on equal terms, and an episode is the same whichever others are played beside it."""
-    return collector.exploit(actor, params, build.evaluation_key(settings, mesh), spec, batch_size, timers)
+    return collector.exploit(
+        actor, params, build.evaluation_key(settings, mesh), spec, batch_size, timers
+    )
 
 
-def play(pool, names, schedule, decide, timers, *, name="evaluation", record=(), done=None, finished=None, begun=None):
+def play(
+    pool,
+    names,
+    schedule,
+    decide,
+    timers,
+    *,
+    name="evaluation",
+    record=(),
+    done=None,
+    finished=None,
+    begun=None,
+):
     """Play the episodes that `done` does not know -> list of episodes.Result.  Shows progress.  See episodes.play."""
 
     def note(e, result):
@@ -64,8 +71,21 @@ def play(pool, names, schedule, decide, timers, *, name="evaluation", record=(),
         step(1)
 
     done = done or {}
-    with progress.track(name, total=len(names) - len(done), unit="episodes") as step, jax.transfer_guard("disallow"):
-        return episodes.play(pool, names, schedule, decide, timers, record=record, done=done, finished=note, begun=begun)
+    with (
+        progress.track(name, total=len(names) - len(done), unit="episodes") as step,
+        jax.transfer_guard("disallow"),
+    ):
+        return episodes.play(
+            pool,
+            names,
+            schedule,
+            decide,
+            timers,
+            record=record,
+            done=done,
+            finished=note,
+            begun=begun,
+        )
 
 
 def main(argv):
@@ -78,12 +98,31 @@ def main(argv):
 
 
 def _flags(values):
-    flags.DEFINE_string("policy", "checkpoint", f"checkpoint | {' | '.join(POLICIES)} | ws://HOST:PORT", flag_values=values)
-    flags.DEFINE_string("api_key", None, "of the server at ws://; default $PIRL_API_KEY", flag_values=values)
-    flags.DEFINE_string("checkpoint", None, "run directory that holds checkpoints/", flag_values=values)
+    flags.DEFINE_string(
+        "policy",
+        "checkpoint",
+        f"checkpoint | {' | '.join(POLICIES)} | ws://HOST:PORT",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "api_key", None, "of the server at ws://; default $PIRL_API_KEY", flag_values=values
+    )
+    flags.DEFINE_string(
+        "checkpoint", None, "run directory that holds checkpoints/", flag_values=values
+    )
     flags.DEFINE_integer("iteration", -1, "which checkpoint; -1 = the newest", flag_values=values)
-    flags.DEFINE_string("output", None, "where results go; default RUN_DIR/evaluation/checkpoint_N", flag_values=values)
-    flags.DEFINE_string("videos", None, "all | failures | task:init,...; default: the first eval.num_videos", flag_values=values)
+    flags.DEFINE_string(
+        "output",
+        None,
+        "where results go; default RUN_DIR/evaluation/checkpoint_N",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "videos",
+        None,
+        "all | failures | task:init,...; default: the first eval.num_videos",
+        flag_values=values,
+    )
 
 
 # ---- prepare: everything a user can get wrong ends here, in one sentence -------------------------------------------------
@@ -96,7 +135,9 @@ def prepare(values, settings) -> Evaluation:
     if not served and values.policy not in ("checkpoint", *POLICIES):
         raise types.unknown("--policy", values.policy, ("checkpoint", *POLICIES, "ws://HOST:PORT"))
     if values.policy == "checkpoint" and not values.checkpoint:
-        raise ValueError("--checkpoint is missing; give the directory of a run, or --policy random | expert")
+        raise ValueError(
+            "--checkpoint is missing; give the directory of a run, or --policy random | expert"
+        )
     num_envs = settings.raw.eval.num_envs or settings.raw.rollout.num_envs
     with contextlib.ExitStack() as stack:
         if served or values.policy == "checkpoint":
@@ -106,13 +147,22 @@ def prepare(values, settings) -> Evaluation:
             make_env = build.expert_factory(settings) if values.policy == "expert" else None
             pool = stack.enter_context(build.open_envs(settings, num_envs, make_env))
             decide = POLICIES[values.policy](settings, pool.spec)
-            schedule = dataclasses.replace(settings.schedule, num_groups=num_envs)  # nothing is gained by batches
-            named, output = {"name": values.policy}, pathlib.Path("runs", f"{values.policy}_{settings.raw.env.suite}")
+            schedule = dataclasses.replace(
+                settings.schedule, num_groups=num_envs
+            )  # nothing is gained by batches
+            named, output = (
+                {"name": values.policy},
+                pathlib.Path("runs", f"{values.policy}_{settings.raw.env.suite}"),
+            )
         chosen = config.playable(settings.raw, pool.spec)
-        protocol = results.protocol(settings, pool.spec, chosen, settings.raw.eval.episodes_per_task)
+        protocol = results.protocol(
+            settings, pool.spec, chosen, settings.raw.eval.episodes_per_task
+        )
         measured = {"policy": named, "protocol": protocol}
         output = pathlib.Path(values.output) if values.output else output
-        return Evaluation(settings, pool, chosen, decide, schedule, measured, output, stack.pop_all())
+        return Evaluation(
+            settings, pool, chosen, decide, schedule, measured, output, stack.pop_all()
+        )
 
 
 def _network(values, settings, num_envs, stack):
@@ -124,12 +174,20 @@ def _network(values, settings, num_envs, stack):
     identity = build.checkpoint_identity(run_dir, values.iteration)
     pool = stack.enter_context(build.open_envs(settings, num_envs))
     chosen, instructions = config.playable(settings.raw, pool.spec), pool.spec.instructions
-    to_model = build.transform(settings, norm_stats, [instructions[task] for task in chosen.tasks], only_these=True)
+    to_model = build.transform(
+        settings, norm_stats, [instructions[task] for task in chosen.tasks], only_these=True
+    )
     actor = build.actor(settings, mesh, to_model, instructions)
     batch_size = num_envs // settings.schedule.num_groups
     decide = policy(settings, mesh, actor, params, pool.spec, batch_size, timeline.Timers())
-    own = identity["iteration"] is not None  # foreign checkpoints' folders are not ours to write into
-    output = run_dir / "evaluation" / f"checkpoint_{identity['iteration']}" if own else pathlib.Path("runs", run_dir.name)
+    own = (
+        identity["iteration"] is not None
+    )  # foreign checkpoints' folders are not ours to write into
+    output = (
+        run_dir / "evaluation" / f"checkpoint_{identity['iteration']}"
+        if own
+        else pathlib.Path("runs", run_dir.name)
+    )
     named = {"name": "checkpoint", **identity, "model": settings.raw.model.to_dict()}
     return pool, decide, settings.schedule, named, output
 
@@ -141,8 +199,17 @@ def _served(values, settings, num_envs, stack):
     opened, metadata = stack.enter_context(client.connections(values.policy, api_key, count))
     pool = stack.enter_context(build.open_envs(settings, num_envs))
     decide = client.decide(opened, metadata, pool.spec, settings.policy.action_chunk)
-    named = {"name": values.policy, "server": json.loads(json.dumps(metadata, default=str))}  # others' may hold arrays
-    return pool, decide, settings.schedule, named, pathlib.Path("runs", f"served_{settings.raw.env.suite}")
+    named = {
+        "name": values.policy,
+        "server": json.loads(json.dumps(metadata, default=str)),
+    }  # others' may hold arrays
+    return (
+        pool,
+        decide,
+        settings.schedule,
+        named,
+        pathlib.Path("runs", f"served_{settings.raw.env.suite}"),
+    )
 
 
 def _random(settings, spec) -> episodes.Decide:
@@ -151,7 +218,12 @@ def _random(settings, spec) -> episodes.Decide:
 
     def decide(turn):
         names = zip(turn.episode.tolist(), turn.decision.tolist(), strict=True)
-        return np.stack([np.random.default_rng([settings.raw.seed, *name]).uniform(-1, 1, shape_IA) for name in names])
+        return np.stack(
+            [
+                np.random.default_rng([settings.raw.seed, *name]).uniform(-1, 1, shape_IA)
+                for name in names
+            ]
+        )
 
     return decide
 
@@ -169,7 +241,11 @@ def measure(this: Evaluation, videos: str | None) -> str:
     """Play what is missing and write the results -> the table."""
     raw, instructions = this.settings.raw, this.pool.spec.instructions
     names = starts.evaluation(this.chosen, raw.eval.episodes_per_task)
-    wanted = results.chosen_videos(videos) if videos else lambda name, _: name in names[: raw.eval.num_videos]
+    wanted = (
+        results.chosen_videos(videos)
+        if videos
+        else lambda name, _: name in names[: raw.eval.num_videos]
+    )
     with command.user_errors():
         notes = journal.Journal(this.output / "episodes.jsonl", this.measured)
     with notes:
@@ -186,10 +262,23 @@ def measure(this: Evaluation, videos: str | None) -> str:
                 notes.append(results.row(result))
 
         played = play(
-            this.pool, names, this.schedule, this.decide, timeline.Timers(), done=done, finished=finished,
+            this.pool,
+            names,
+            this.schedule,
+            this.decide,
+            timeline.Timers(),
+            done=done,
+            finished=finished,
             record=[e for e, name in enumerate(names) if wanted(name, False)],
-        )  # fmt: skip
-    return results.write(this.output, this.settings, this.measured, played, instructions, this.measured["policy"]["name"])
+        )
+    return results.write(
+        this.output,
+        this.settings,
+        this.measured,
+        played,
+        instructions,
+        this.measured["policy"]["name"],
+    )
 
 
 POLICIES = {"random": _random, "expert": _expert}

@@ -41,12 +41,18 @@ def joined(hosts: str):
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
     if importlib.util.find_spec("libtpu") is None:  # whose compiler reads the same variable
         # Compiling GPU processes would wait for each other's measurements, which not all of them make.
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_shard_autotuning=false".strip()
+        os.environ["XLA_FLAGS"] = (
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_shard_autotuning=false".strip()
+        )
     try:
         # No ids: all devices of the host.  By itself JAX would give a process of Slurm or Open MPI a single GPU.
-        jax.distributed.initialize(*address, local_device_ids=[], heartbeat_timeout_seconds=HEARTBEAT_S)
+        jax.distributed.initialize(
+            *address, local_device_ids=[], heartbeat_timeout_seconds=HEARTBEAT_S
+        )
     except ValueError as error:
-        raise ValueError(f"--hosts={hosts} finds no other host here ({error}); give ADDRESS:PORT,COUNT,INDEX") from error
+        raise ValueError(
+            f"--hosts={hosts} finds no other host here ({error}); give ADDRESS:PORT,COUNT,INDEX"
+        ) from error
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")
     try:
@@ -67,7 +73,9 @@ def check_storage(folder: pathlib.Path) -> None:
     while not folder.is_dir() and time.monotonic() < deadline_s:
         time.sleep(0.5)
     if not all(meshes.gather(folder.is_dir())):
-        raise ValueError(f"run.directory={folder.parent} must lie on storage that all hosts share, and does not")
+        raise ValueError(
+            f"run.directory={folder.parent} must lie on storage that all hosts share, and does not"
+        )
 
 
 def _address(hosts: str):
@@ -75,5 +83,7 @@ def _address(hosts: str):
         return ()
     match = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", hosts)
     if not match or int(match[3]) >= int(match[2]):
-        raise ValueError(f"--hosts={hosts} is no address; give ADDRESS:PORT,COUNT,INDEX with INDEX from 0 to COUNT - 1, or auto")
+        raise ValueError(
+            f"--hosts={hosts} is no address; give ADDRESS:PORT,COUNT,INDEX with INDEX from 0 to COUNT - 1, or auto"
+        )
     return match[1], int(match[2]), int(match[3])

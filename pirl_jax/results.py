@@ -1,26 +1,20 @@
 """The files of an evaluation: what was measured and how, every episode, a table for people, videos.
 
-    evaluation.json     policy, protocol, table with Wilson intervals, per task and suite, episodes, versions, renderer
-    table.txt           the table
-    videos/             one MP4 per recorded episode, written as soon as it ends
-    episodes.jsonl      of the command only: one line per finished episode, from which an interrupted evaluation continues
+evaluation.json     policy, protocol, table with Wilson intervals, per task and suite, episodes, versions, renderer
+table.txt           the table
+videos/             one MP4 per recorded episode, written as soon as it ends
+episodes.jsonl      of the command only: one line per finished episode, from which an interrupted evaluation continues
 """
 
+from collections.abc import Callable
 import json
 import pathlib
 import re
-from typing import Callable
 
-from pirl_jax import build
-from pirl_jax import config
-from pirl_jax.envs import base
-from pirl_jax.envs import libero_files
-from pirl_jax.monitor import log
-from pirl_jax.monitor import report
-from pirl_jax.monitor import video
-from pirl_jax.rollout import episodes
-from pirl_jax.rollout import starts
-from pirl_jax.rollout import stats
+from pirl_jax import build, config
+from pirl_jax.envs import base, libero_files
+from pirl_jax.monitor import log, report, video
+from pirl_jax.rollout import episodes, starts, stats
 
 
 def protocol(settings, spec: base.EnvSpec, chosen: starts.Starts, per_task: int) -> dict:
@@ -59,34 +53,50 @@ def _limits(env, rules, spec):
 def successes(results, instructions) -> dict[str, tuple[int, int]]:
     """{task: (successes, episodes)}, the form the report takes; a task all of whose episodes were lost is not in it."""
     rows = stats.per_task(results, instructions)
-    counts = {row["instruction"]: (row["successes"], row["episodes"]) for row in rows if row["episodes"]}
+    counts = {
+        row["instruction"]: (row["successes"], row["episodes"]) for row in rows if row["episodes"]
+    }
     if not counts:
-        raise RuntimeError(f"all {len(results)} episodes of the evaluation were lost with their simulators; see the log")
+        raise RuntimeError(
+            f"all {len(results)} episodes of the evaluation were lost with their simulators; see the log"
+        )
     return counts
 
 
-def write(directory: pathlib.Path, settings, measured: dict, results, instructions, policy_name: str) -> str:
+def write(
+    directory: pathlib.Path, settings, measured: dict, results, instructions, policy_name: str
+) -> str:
     """evaluation.json and table.txt -> the table.  measured: {"policy": ..., "protocol": ...}, JSON dicts."""
     counts, rows = successes(results, instructions), stats.per_task(results, instructions)
     suites = _suites(settings.raw.env.suite, rows)
     table = report.success_table({policy_name: counts}, suites if len(suites) > 1 else {})
     total = stats.episode_metrics(results)
     directory.mkdir(parents=True, exist_ok=True)
-    log.write_json(directory / "evaluation.json", measured | {
-        "table": table,
-        "per_task": rows,
-        "per_suite": report.success_table({policy_name: counts}, suites)["rows"][policy_name]["suites"],
-        "episode_len": total["env/episode_len"],
-        "num_episodes": int(total["env/num_trajectories"]),
-        "lost_episodes": [row(result) for result in results if result.lost],
-        "episodes": [row(result) for result in results if not result.lost],
-        "renderer": build.renderer(settings),
-        "environment": log.environment(),
-    })  # fmt: skip
-    text = "\n".join([
-        report.as_text(table, {row["instruction"]: row["episode_len"] for row in rows if row["episodes"]}),
-        _about(measured["protocol"], total, len(results)),
-    ])  # fmt: skip
+    log.write_json(
+        directory / "evaluation.json",
+        measured
+        | {
+            "table": table,
+            "per_task": rows,
+            "per_suite": report.success_table({policy_name: counts}, suites)["rows"][policy_name][
+                "suites"
+            ],
+            "episode_len": total["env/episode_len"],
+            "num_episodes": int(total["env/num_trajectories"]),
+            "lost_episodes": [row(result) for result in results if result.lost],
+            "episodes": [row(result) for result in results if not result.lost],
+            "renderer": build.renderer(settings),
+            "environment": log.environment(),
+        },
+    )
+    text = "\n".join(
+        [
+            report.as_text(
+                table, {row["instruction"]: row["episode_len"] for row in rows if row["episodes"]}
+            ),
+            _about(measured["protocol"], total, len(results)),
+        ]
+    )
     (directory / "table.txt").write_text(text + "\n")
     return text
 
@@ -97,7 +107,8 @@ def _about(protocol, total, count):
     return (
         f"protocol {protocol['name']}, split {protocol['split']} (start states {first} to {last - 1} of each task), "
         f"rendering {protocol['render_quality']}, seed {protocol['seed']}; mean episode length "
-        f"{total['env/episode_len']:.1f} control steps" + (f"; {lost} episodes lost with their simulators" if lost else "")
+        f"{total['env/episode_len']:.1f} control steps"
+        + (f"; {lost} episodes lost with their simulators" if lost else "")
     )
 
 
@@ -105,7 +116,9 @@ def _suites(suite, rows) -> dict[str, list[str]]:
     """{suite: its tasks}; libero_130 has five."""
     found = {}
     for row in rows:
-        own = libero_files.tasks(suite)[row["task"]].suite if suite in libero_files.SUITES else suite
+        own = (
+            libero_files.tasks(suite)[row["task"]].suite if suite in libero_files.SUITES else suite
+        )
         if row["episodes"]:
             found.setdefault(own, []).append(row["instruction"])
     return found
@@ -117,7 +130,9 @@ def read_successes(directory: pathlib.Path) -> dict[str, tuple[int, int]] | None
     if not path.exists():
         return None
     rows = json.loads(path.read_text())["per_task"]
-    return {row["instruction"]: (row["successes"], row["episodes"]) for row in rows if row["episodes"]}
+    return {
+        row["instruction"]: (row["successes"], row["episodes"]) for row in rows if row["episodes"]
+    }
 
 
 # ---- one episode -------------------------------------------------------------------------------------------------------
@@ -126,9 +141,13 @@ def read_successes(directory: pathlib.Path) -> dict[str, tuple[int, int]] | None
 def row(result: episodes.Result) -> dict:
     """An episode as evaluation.json and episodes.jsonl have it."""
     return {
-        "task": result.episode.task, "init_state": result.episode.init_state, "success": result.success,
-        "steps": result.num_steps, "decisions": result.num_decisions, "reward": result.reward,
-    }  # fmt: skip
+        "task": result.episode.task,
+        "init_state": result.episode.init_state,
+        "success": result.success,
+        "steps": result.num_steps,
+        "decisions": result.num_decisions,
+        "reward": result.reward,
+    }
 
 
 def from_row(row: dict) -> episodes.Result:
@@ -142,7 +161,9 @@ def chosen_videos(choice: str) -> Callable[[episodes.Episode, bool], bool]:
     if choice in ("all", "failures"):
         return lambda name, success: choice == "all" or not success
     if not re.fullmatch(r"\d+:\d+(,\d+:\d+)*", choice):
-        raise ValueError(f"--videos={choice} is no choice of episodes; give all, failures, or pairs like --videos=0:40,3:41")
+        raise ValueError(
+            f"--videos={choice} is no choice of episodes; give all, failures, or pairs like --videos=0:40,3:41"
+        )
     pairs = {tuple(map(int, pair.split(":"))) for pair in choice.split(",")}
     return lambda name, success: (name.task, name.init_state) in pairs
 

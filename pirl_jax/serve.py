@@ -22,15 +22,11 @@ from absl import flags
 import jax
 import numpy as np
 
-from pirl_jax import build
-from pirl_jax import command
-from pirl_jax import config
+from pirl_jax import build, command, config
 from pirl_jax.core import mesh as meshes
 from pirl_jax.policy import observation
 from pirl_jax.rollout import collector
-from pirl_jax.serving import batching
-from pirl_jax.serving import requests
-from pirl_jax.serving import wire
+from pirl_jax.serving import batching, requests, wire
 
 
 @dataclasses.dataclass
@@ -49,13 +45,20 @@ class Engine:
         id_B = np.array([row.noise_id for row in rows], np.uint32)
         state_BS = np.stack([row.state for row in rows])
         prompts = [row.prompt for row in rows]
-        obs = observation.encode(self.actor.transform, np.stack([row.images for row in rows]), state_BS, prompts)
+        obs = observation.encode(
+            self.actor.transform, np.stack([row.images for row in rows]), state_BS, prompts
+        )
         with jax.transfer_guard("disallow"):
-            actions_BHA = jax.device_get(self.actor.exploit(self.params, self.key, *self.actor.put((id_B, obs))))
+            actions_BHA = jax.device_get(
+                self.actor.exploit(self.params, self.key, *self.actor.put((id_B, obs)))
+            )
         actions_BHA = observation.decode(self.actor.transform, actions_BHA, state_BS)
         timing = {"infer_ms": 1e3 * (time.monotonic() - start_s)}
         # openpi's transforms leave float64.
-        return [{"actions": x_HA.astype(np.float64), "policy_timing": timing} for x_HA in actions_BHA[: len(asked)]]
+        return [
+            {"actions": x_HA.astype(np.float64), "policy_timing": timing}
+            for x_HA in actions_BHA[: len(asked)]
+        ]
 
     def compile(self) -> None:
         """Every batch size once."""
@@ -82,13 +85,23 @@ def main(argv):
 
 
 def _flags(values):
-    flags.DEFINE_string("checkpoint", None, "run directory, or a checkpoint of a known format", flag_values=values)
-    flags.DEFINE_integer("iteration", -1, "which checkpoint of a run; -1 = the newest", flag_values=values)
-    flags.DEFINE_string("host", "127.0.0.1", "address to listen on; 0.0.0.0 = all", flag_values=values)
+    flags.DEFINE_string(
+        "checkpoint", None, "run directory, or a checkpoint of a known format", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "iteration", -1, "which checkpoint of a run; -1 = the newest", flag_values=values
+    )
+    flags.DEFINE_string(
+        "host", "127.0.0.1", "address to listen on; 0.0.0.0 = all", flag_values=values
+    )
     flags.DEFINE_integer("port", 8000, "0 = any free one", 0, 65535, flag_values=values)
-    flags.DEFINE_string("api_key", None, "clients must send it; default $PIRL_API_KEY", flag_values=values)
+    flags.DEFINE_string(
+        "api_key", None, "clients must send it; default $PIRL_API_KEY", flag_values=values
+    )
     flags.DEFINE_integer("max_batch", 8, "most requests computed together", 1, flag_values=values)
-    flags.DEFINE_float("window_ms", 4.0, "how long a request waits for companions", 0.0, flag_values=values)
+    flags.DEFINE_float(
+        "window_ms", 4.0, "how long a request waits for companions", 0.0, flag_values=values
+    )
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -100,14 +113,18 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         remedy = "choose others, or --port=0 for any free one"
-        raise ValueError(f"--host={host} --port={port} cannot be used ({error}); {remedy}") from error
+        raise ValueError(
+            f"--host={host} --port={port} cannot be used ({error}); {remedy}"
+        ) from error
     return listener
 
 
 def prepare(values, settings) -> tuple[Engine, dict]:
     """The policy on the first device -> engine, metadata for the clients."""
     if not values.checkpoint:
-        raise ValueError("--checkpoint is missing; give the directory of a run or a checkpoint of a known format")
+        raise ValueError(
+            "--checkpoint is missing; give the directory of a run or a checkpoint of a known format"
+        )
     build.setup_jax(settings)
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
     params, norm_stats = build.load_policy(settings, values.checkpoint, values.iteration, mesh)
@@ -133,12 +150,21 @@ async def _until_signal(engine, metadata, listener, api_key, window_s):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with serving(engine, metadata, listener, api_key, window_s):
         host, port = listener.getsockname()[:2]
-        print(f"serving on ws://{host}:{port}, {'with' if api_key else 'without'} an API key", flush=True)
+        print(
+            f"serving on ws://{host}:{port}, {'with' if api_key else 'without'} an API key",
+            flush=True,
+        )
         await stop.wait()
 
 
 @contextlib.asynccontextmanager
-async def serving(engine: Engine, metadata: dict, listener: socket.socket, api_key: str = "", window_s: float = 0.004):
+async def serving(
+    engine: Engine,
+    metadata: dict,
+    listener: socket.socket,
+    api_key: str = "",
+    window_s: float = 0.004,
+):
     """The open server."""
     arrivals, loop = itertools.count(), asyncio.get_running_loop()
     batcher = batching.Batcher(engine, engine.batch_sizes[-1], window_s)

@@ -16,8 +16,7 @@ from pirl_jax.core import rng
 from pirl_jax.envs import worker
 from pirl_jax.learner import sft
 from pirl_jax.learner import state as states
-from pirl_jax.policy import normalize
-from pirl_jax.policy import observation
+from pirl_jax.policy import normalize, observation
 
 
 @dataclasses.dataclass
@@ -39,8 +38,14 @@ def collect(settings, chosen) -> list[dict]:
         init_states = generator.choice(np.array(chosen.train), page.demonstrations, replace=False)
         jobs += [(task, part) for part in np.array_split(init_states, env.num_workers) if len(part)]
     context, make_env = multiprocessing.get_context("spawn"), build.env_factory(settings)
-    with worker.spawning(), concurrent.futures.ProcessPoolExecutor(env.num_workers, mp_context=context) as pool:
-        parts = [pool.submit(_demonstrate, make_env, *job, settings.raw.seed, page.action_noise) for job in jobs]
+    with (
+        worker.spawning(),
+        concurrent.futures.ProcessPoolExecutor(env.num_workers, mp_context=context) as pool,
+    ):
+        parts = [
+            pool.submit(_demonstrate, make_env, *job, settings.raw.seed, page.action_noise)
+            for job in jobs
+        ]
         episodes = [episode for part in parts for episode in part.result() if episode["success"]]
     if not episodes:
         raise ValueError(
@@ -55,7 +60,9 @@ def _demonstrate(make_env, task, init_states, seed, action_noise):
 
     env = make_env()
     try:
-        return experts.collect_demonstrations(env, task, [int(i) for i in init_states], seed=seed, noise=action_noise)
+        return experts.collect_demonstrations(
+            env, task, [int(i) for i in init_states], seed=seed, noise=action_noise
+        )
     finally:
         env.close()
 
@@ -68,7 +75,9 @@ def as_rows(episodes: list[dict], horizon: int) -> Demonstrations:
         index_TH = np.minimum(np.arange(length)[:, None] + np.arange(horizon), length - 1)
         chunks.append(episode["actions"][index_TH])
     return Demonstrations(
-        images=np.concatenate([episode["images"][: len(episode["actions"])] for episode in episodes]),
+        images=np.concatenate(
+            [episode["images"][: len(episode["actions"])] for episode in episodes]
+        ),
         state=np.concatenate([episode["state"][: len(episode["actions"])] for episode in episodes]),
         actions=np.concatenate(chunks).astype(np.float32),
         instructions=[episode["instruction"] for episode in episodes for _ in episode["actions"]],
@@ -100,11 +109,18 @@ def batches(encoded, batch_size: int, key):
         yield jax.tree.map(lambda leaf, index=index: leaf[index], encoded)
 
 
-def teach(settings, params, mesh, to_model: observation.Transform, episodes: list[dict], key, progress):
+def teach(
+    settings, params, mesh, to_model: observation.Transform, episodes: list[dict], key, progress
+):
     """Run the SFT steps on the demonstrations -> (params, metrics of the last step).  Takes `params` over."""
     page = settings.raw.sft
-    state, step = sft.create_state(params, settings.sft, mesh), sft.make_sft_step(settings.sft, mesh)
-    drawn = batches(encode(settings, to_model, episodes), page.batch_size, rng.named(key, "sft", "batches"))
+    state, step = (
+        sft.create_state(params, settings.sft, mesh),
+        sft.make_sft_step(settings.sft, mesh),
+    )
+    drawn = batches(
+        encode(settings, to_model, episodes), page.batch_size, rng.named(key, "sft", "batches")
+    )
     noise_key, metrics = rng.named(key, "sft", "noise"), {}
     for _, batch in zip(range(page.steps), drawn):
         state, metrics = step(state, *meshes.put_batch(batch, mesh), noise_key)

@@ -16,29 +16,16 @@ from absl import flags
 import jax
 import numpy as np
 
-from pirl_jax import build
-from pirl_jax import command
-from pirl_jax import config
-from pirl_jax import evaluate
-from pirl_jax import hosts
-from pirl_jax import plan
-from pirl_jax import results
-from pirl_jax import teach
+from pirl_jax import build, command, config, evaluate, hosts, plan, results, teach
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng
 from pirl_jax.envs import queue
 from pirl_jax.learner import state as states
 from pirl_jax.learner import update
-from pirl_jax.monitor import log
-from pirl_jax.monitor import progress
-from pirl_jax.monitor import report
-from pirl_jax.monitor import timeline
+from pirl_jax.monitor import log, progress, report, timeline
 from pirl_jax.policy import normalize
 from pirl_jax.rl import groups
-from pirl_jax.rollout import collector
-from pirl_jax.rollout import episodes
-from pirl_jax.rollout import starts
-from pirl_jax.rollout import stats
+from pirl_jax.rollout import collector, episodes, starts, stats
 from pirl_jax.weights import store
 
 
@@ -57,8 +44,12 @@ class Run:
     first_iteration: int  # 0: a fresh run
     resources: contextlib.ExitStack  # closes pool, store and directory
     actor: collector.Actor | None = None
-    begun: episodes.Stream | None = None  # what is played next, whose simulators start while the devices work
-    demonstrations: list | None = None  # episodes of the scripted expert, where SFT or co-training asked for them
+    begun: episodes.Stream | None = (
+        None  # what is played next, whose simulators start while the devices work
+    )
+    demonstrations: list | None = (
+        None  # episodes of the scripted expert, where SFT or co-training asked for them
+    )
 
     @property
     def instructions(self):
@@ -79,7 +70,13 @@ def main(argv):
 
 def _flags(values):
     hosts.define_flag(flags, values)
-    flags.DEFINE_enum("resume", "never", ["never", "auto"], "auto: continue the run in run.directory", flag_values=values)
+    flags.DEFINE_enum(
+        "resume",
+        "never",
+        ["never", "auto"],
+        "auto: continue the run in run.directory",
+        flag_values=values,
+    )
 
 
 # ---- prepare -----------------------------------------------------------------------------------------------------------
@@ -97,26 +94,44 @@ def open_run(settings, raw, resume: str) -> Run:
         pool = stack.enter_context(build.open_envs(settings, raw.rollout.num_envs))
         chosen = config.playable(settings.raw, pool.spec)
         instructions = [pool.spec.instructions[task] for task in chosen.tasks]
-        to_model = build.transform(settings, build.identity_stats(settings), instructions, only_these=True)
+        to_model = build.transform(
+            settings, build.identity_stats(settings), instructions, only_these=True
+        )
         checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
         stack.callback(checkpoints.close)
         hosts.check_storage(checkpoints.directory)
         resume_at = (checkpoints.latest() or 0) if standing else None
         if resume_at and resume_at > raw.num_iterations:
-            raise ValueError(f"num_iterations={raw.num_iterations} but {path} already has {resume_at}; give at least that many")
+            raise ValueError(
+                f"num_iterations={raw.num_iterations} but {path} already has {resume_at}; give at least that many"
+            )
         begun = begin(settings, pool, chosen, resume_at or 0)
         settings, planned = plan.choose(settings, mesh, to_model.max_token_len, pool.spec)
         print(planned)
         directory = log.RunDir(
-            path, raw.to_dict(), resume_at, tensorboard=raw.run.tensorboard, wandb=raw.run.wandb, writes=not jax.process_index()
+            path,
+            raw.to_dict(),
+            resume_at,
+            tensorboard=raw.run.tensorboard,
+            wandb=raw.run.wandb,
+            writes=not jax.process_index(),
         )
         stack.callback(directory.close)
         for line in directory.changed:
             print(f"changed since the last start: {line}")
         return Run(
-            settings, jax.random.key(raw.seed), mesh, pool, chosen, directory, checkpoints, timers,
-            resume_at or 0, stack.pop_all(), begun=begun,
-        )  # fmt: skip
+            settings,
+            jax.random.key(raw.seed),
+            mesh,
+            pool,
+            chosen,
+            directory,
+            checkpoints,
+            timers,
+            resume_at or 0,
+            stack.pop_all(),
+            begun=begun,
+        )
 
 
 def begin(settings, pool, chosen: starts.Starts, iteration: int) -> episodes.Stream | None:
@@ -157,7 +172,9 @@ def first_state(run: Run) -> states.TrainState:
 
 
 def _resumed(run):
-    template = build.train_state(run.settings, build.fresh_params(run.settings, run.mesh, run.key), run.mesh)
+    template = build.train_state(
+        run.settings, build.fresh_params(run.settings, run.mesh, run.key), run.mesh
+    )
     with command.user_errors():
         norm_stats = normalize.load(build.norm_stats_path(run.directory.path))
         state, _ = run.store.restore(template, run.first_iteration)
@@ -171,12 +188,18 @@ def _taught(run):
     settings, page = run.settings, run.settings.raw.sft
     with command.user_errors():
         run.demonstrations = demonstrations = teach.collect(settings, run.starts)
-    norm_stats = meshes.gather(teach.statistics(demonstrations))[0]  # the same on all hosts, whatever their rounding
+    norm_stats = meshes.gather(teach.statistics(demonstrations))[
+        0
+    ]  # the same on all hosts, whatever their rounding
     run.actor = _actor(run, norm_stats)
     params = build.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
-    print(f"SFT on {len(demonstrations)} demonstrations, {sum(len(d['actions']) for d in demonstrations)} control steps")
+    print(
+        f"SFT on {len(demonstrations)} demonstrations, {sum(len(d['actions']) for d in demonstrations)} control steps"
+    )
     with progress.track("SFT", total=page.steps, unit="steps") as step:
-        params, metrics = teach.teach(settings, params, run.mesh, run.actor.transform, demonstrations, run.key, step)
+        params, metrics = teach.teach(
+            settings, params, run.mesh, run.actor.transform, demonstrations, run.key, step
+        )
     run.directory.write(0, {f"sft/{name}": value for name, value in metrics.items()})
     return params, norm_stats
 
@@ -196,12 +219,16 @@ def iterate(run: Run, state: states.TrainState) -> states.TrainState:
     update_minibatch = build.updater(run.settings, run.mesh)
     encoded = _encoded_demonstrations(run)
     run.timers.read()
-    with progress.track("training", total=raw.num_iterations - run.first_iteration, unit="iterations") as step:
+    with progress.track(
+        "training", total=raw.num_iterations - run.first_iteration, unit="iterations"
+    ) as step:
         for iteration in range(run.first_iteration, raw.num_iterations):
             # At the start of an iteration, not at its end: a resumed run then has the same evaluations.
             if _evaluation_due(raw, iteration):
                 count = raw.eval.episodes_during_training or raw.eval.episodes_per_task
-                _evaluate(run, states.acting_params(state), iteration, f"iteration_{iteration}", count)
+                _evaluate(
+                    run, states.acting_params(state), iteration, f"iteration_{iteration}", count
+                )
             with jax.transfer_guard("disallow"):
                 state, metrics = _iteration(run, update_minibatch, state, iteration, step, encoded)
             if iteration == run.first_iteration:  # its updates included
@@ -225,23 +252,35 @@ def _encoded_demonstrations(run):
 
 def _iteration(run, update_minibatch, state, iteration, step, encoded):
     """One rollout and its updates -> state, metrics."""
-    key, cfg, faults = rng.named(run.key, "iteration", iteration), run.settings.update, run.pool.counters()
+    key, cfg, faults = (
+        rng.named(run.key, "iteration", iteration),
+        run.settings.update,
+        run.pool.counters(),
+    )
     raw, (count, most) = run.settings.raw, build.episodes_of_host(run.settings.raw)
     actor = build.at_iteration(run.actor, run.settings, iteration, run.mesh)
     if actor.buffer is not None:
         actor.buffer.clear(most * collector.max_decisions(run.pool.spec, actor.action_chunk))
-    rollout, played = _rollout(run, actor, meshes.local_view(state.params, run.mesh), key, iteration, step)
+    rollout, played = _rollout(
+        run, actor, meshes.local_view(state.params, run.mesh), key, iteration, step
+    )
     if iteration + 1 < raw.num_iterations and not _evaluation_due(raw, iteration + 1):
-        run.begun = episodes.begin(run.pool, _names(raw, run.starts, iteration + 1, count), run.settings.schedule)
+        run.begun = episodes.begin(
+            run.pool, _names(raw, run.starts, iteration + 1, count), run.settings.schedule
+        )
     with run.timers.measure("update"):
         data = update.rows(rollout, cfg)
         drawn = itertools.repeat(None)
         if encoded is not None:
             drawn = teach.batches(encoded, raw.sft.batch_size, rng.named(key, "demonstrations"))
         shuffle = rng.named(key, "shuffle")
-        state, metrics = update.update(update_minibatch, state, data, shuffle, cfg, demonstrations=lambda: next(drawn))
+        state, metrics = update.update(
+            update_minibatch, state, data, shuffle, cfg, demonstrations=lambda: next(drawn)
+        )
     played = [result for results in meshes.gather(played) for result in results]
-    metrics |= stats.episode_metrics(played) | stats.fault_metrics(faults, run.pool.counters(), meshes.gather)
+    metrics |= stats.episode_metrics(played) | stats.fault_metrics(
+        faults, run.pool.counters(), meshes.gather
+    )
     if not cfg.uses_critic:
         metrics |= stats.group_metrics(_useful(played, cfg), cfg.group_size)
     return state, metrics | stats.rollout_metrics(rollout, data, meshes.gather) | run.timers.read()
@@ -260,7 +299,9 @@ def _rollout(run, actor, params, key, iteration, step):
         useful_E = _useful(results, cfg)
         kept, played = useful_E.reshape(-1, group_size).any(1).sum(), len(results) // group_size
         fresh = groups.fresh(count // group_size, kept, played, most // group_size)
-        useless = np.flatnonzero(~useful_E) if kept else ()  # an update needs rows even to skip them
+        useless = (
+            np.flatnonzero(~useful_E) if kept else ()
+        )  # an update needs rows even to skip them
         return _names(raw, run.starts, iteration, fresh * group_size, len(results)), useless
 
     def finished(e, result):
@@ -269,22 +310,35 @@ def _rollout(run, actor, params, key, iteration, step):
     names = _names(raw, run.starts, iteration, count)
     key = meshes.replicate(rng.named(key, "actions"), meshes.local(run.mesh))
     return collector.collect(
-        actor, params, key, run.pool, names, run.settings.schedule, run.timers,
-        group_size=group_size, bootstrap_truncated=cfg.uses_critic and cfg.bootstrap_truncated, finished=finished, begun=begun,
+        actor,
+        params,
+        key,
+        run.pool,
+        names,
+        run.settings.schedule,
+        run.timers,
+        group_size=group_size,
+        bootstrap_truncated=cfg.uses_critic and cfg.bootstrap_truncated,
+        finished=finished,
+        begun=begun,
         more=more if cfg.max_episodes_per_iteration else None,
-    )  # fmt: skip
+    )
 
 
 def _names(raw, chosen, iteration, count, played=0):
     """Which `count` episodes this host plays in an iteration."""
     size, everywhere = raw.algorithm.group_size, count * jax.process_count()
-    names = starts.training(chosen, everywhere, size, raw.rollout.start_order, raw.seed, iteration, played)
+    names = starts.training(
+        chosen, everywhere, size, raw.rollout.start_order, raw.seed, iteration, played
+    )
     return build.share().of(names, size)
 
 
 def _useful(results, cfg):
     """Episodes [E] that the update learns from."""
-    return update.useful([result.reward for result in results], [not result.lost for result in results], cfg)
+    return update.useful(
+        [result.reward for result in results], [not result.lost for result in results], cfg
+    )
 
 
 def _evaluate(run, params, iteration, name, per_task, num_videos=0):
@@ -301,13 +355,24 @@ def _evaluate(run, params, iteration, name, per_task, num_videos=0):
     begun, run.begun = run.begun, None
     with run.timers.measure("eval"):
         own = meshes.local_view(params, run.mesh)
-        decide = evaluate.policy(settings, run.mesh, run.actor, own, run.pool.spec, batch_size, timeline.Timers())
+        decide = evaluate.policy(
+            settings, run.mesh, run.actor, own, run.pool.spec, batch_size, timeline.Timers()
+        )
         played = evaluate.play(
-            run.pool, names, settings.schedule, decide, timeline.Timers(), name=f"evaluation ({name})",
-            record=[e for e in range(len(names)) if share.number(e) < num_videos], finished=finished, begun=begun,
-        )  # fmt: skip
+            run.pool,
+            names,
+            settings.schedule,
+            decide,
+            timeline.Timers(),
+            name=f"evaluation ({name})",
+            record=[e for e in range(len(names)) if share.number(e) < num_videos],
+            finished=finished,
+            begun=begun,
+        )
     played = starts.joined(meshes.gather(played))
-    run.directory.write(iteration, {n.replace("env/", "eval/"): x for n, x in stats.episode_metrics(played).items()})
+    run.directory.write(
+        iteration, {n.replace("env/", "eval/"): x for n, x in stats.episode_metrics(played).items()}
+    )
     protocol = results.protocol(settings, run.pool.spec, run.starts, per_task)
     measured = {"policy": {"name": name, "iteration": iteration}, "protocol": protocol}
     if run.directory.writes:
@@ -322,22 +387,32 @@ def finish(run: Run, state: states.TrainState) -> None:
     """Final evaluation on start states that training never saw, the table, the curve, the video; says where each lies."""
     raw, path = run.settings.raw, run.directory.path
     acting = states.acting_params(state)
-    after = _evaluate(run, acting, raw.num_iterations, "after", raw.eval.episodes_per_task, raw.eval.num_videos)
+    after = _evaluate(
+        run, acting, raw.num_iterations, "after", raw.eval.episodes_per_task, raw.eval.num_videos
+    )
     if not run.directory.writes:
         return
     before = results.read_successes(path / "evaluation" / "before")
     name = "SFT" if raw.sft.demonstrations else "before"
-    table = report.success_table(({name: before} if before else {}) | {report.algorithm_name(raw.algorithm.adv_type): after})
+    table = report.success_table(
+        ({name: before} if before else {}) | {report.algorithm_name(raw.algorithm.adv_type): after}
+    )
     log.write_json(path / "table.json", table)
     (path / "table.txt").write_text(report.as_text(table) + "\n")
     report.learning_curve(path / "learning_curve.png", log.read(path), title=path.name)
     print(report.as_text(table))
     train, held = run.starts.train, run.starts.evaluate[: raw.eval.episodes_per_task or None]
-    print(f"split {raw.env.split}: evaluation on start states {held[0]} to {held[-1]} of each task, "
-          f"training on {train[0]} to {train[-1]}")
+    print(
+        f"split {raw.env.split}: evaluation on start states {held[0]} to {held[-1]} of each task, "
+        f"training on {train[0]} to {train[-1]}"
+    )
     for name, file in (
-        ("table", "table.json"), ("learning curve", "learning_curve.png"), ("videos", "evaluation/after/videos"),
-        ("TensorBoard log", "tensorboard"), ("checkpoint", f"checkpoints/{raw.num_iterations}"), ("metrics", "metrics.jsonl"),
+        ("table", "table.json"),
+        ("learning curve", "learning_curve.png"),
+        ("videos", "evaluation/after/videos"),
+        ("TensorBoard log", "tensorboard"),
+        ("checkpoint", f"checkpoints/{raw.num_iterations}"),
+        ("metrics", "metrics.jsonl"),
     ):
         if (path / file).exists():
             print(f"{name + ':':<17}{path / file}")

@@ -9,9 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pirl_jax.core import spec
-from pirl_jax.models import heads
-from pirl_jax.models import pi0
-from pirl_jax.models import variants
+from pirl_jax.models import heads, pi0, variants
 from pirl_jax.policy import flow
 
 TORCH_STACKS = ("value_head.mlp.", "noise_head.mlp_logvar.moduleList.")
@@ -55,7 +53,9 @@ def weights(z, start: str) -> tuple[dict, dict]:
     for name, x in flat.items():
         if "." in name and "logvar_m" not in name:
             path, is_weight = _path(name, flat), name.endswith("weight")
-            tree[f"{path}/{'kernel' if is_weight else 'bias'}"] = jnp.asarray(x.T if is_weight else x)
+            tree[f"{path}/{'kernel' if is_weight else 'bias'}"] = jnp.asarray(
+                x.T if is_weight else x
+            )
     return spec.unflatten(tree), fixed
 
 
@@ -66,19 +66,36 @@ def _path(name, flat):
             number = lambda other, stack=stack: int(other[len(stack) :].split(".")[0])  # noqa: E731
             numbers = sorted({number(other) for other in flat if other.startswith(stack)})
             place = numbers.index(number(name))
-            return f"{stack.split('.')[0]}/{'out' if place == len(numbers) - 1 else f'layer_{place}'}"
+            return (
+                f"{stack.split('.')[0]}/{'out' if place == len(numbers) - 1 else f'layer_{place}'}"
+            )
     return name.split(".")[0]
 
 
 def policy(meta: dict) -> flow.PolicyConfig:
     """The recorded settings, RLinf's choices included: in the joint mode the mean over start noise and steps."""
-    base = variants.pi0_config("tiny", action_dim=meta["action_dim"], action_horizon=meta["action_horizon"])
+    base = variants.pi0_config(
+        "tiny", action_dim=meta["action_dim"], action_horizon=meta["action_horizon"]
+    )
     names = (
-        "num_steps", "noise_method", "noise_level", "ignore_last", "joint_logprob", "action_chunk", "action_env_dim",
-        "add_value_head", "value_after_vlm", "value_vlm_mode", "detach_critic_input", "chunk_critic_input",
-    )  # fmt: skip
+        "num_steps",
+        "noise_method",
+        "noise_level",
+        "ignore_last",
+        "joint_logprob",
+        "action_chunk",
+        "action_env_dim",
+        "add_value_head",
+        "value_after_vlm",
+        "value_vlm_mode",
+        "detach_critic_input",
+        "chunk_critic_input",
+    )
     return flow.PolicyConfig(
-        model=base, joint_mean=True, noise_logvar_range=tuple(meta["noise_logvar_range"]), **{n: meta[n] for n in names}
+        model=base,
+        joint_mean=True,
+        noise_logvar_range=tuple(meta["noise_logvar_range"]),
+        **{n: meta[n] for n in names},
     )
 
 

@@ -5,15 +5,19 @@ import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is the cost of these tests: the CPU compiler's optimisations and fusion emitters cost 5 times what they save.
-os.environ["XLA_FLAGS"] = " ".join((
-    os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false",
-))
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+    )
+)
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 VECTORS = pathlib.Path(os.environ.get("PIRL_VECTORS", ROOT.parent / "shared" / "vectors"))

@@ -47,31 +47,53 @@ class HubServer(http.server.ThreadingHTTPServer):
         """Connections that break are the point."""
 
     def huggingface(self) -> list[dict]:
-        entries = [{"type": "directory", "path": "physical-intelligence", "oid": "0" * 40, "size": 0}]
+        entries = [
+            {"type": "directory", "path": "physical-intelligence", "oid": "0" * 40, "size": 0}
+        ]
         for name, data in self.files.items():
             git = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
             entry = {"type": "file", "path": name, "size": len(data), "oid": git}
             if name in self.large:
-                entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+                entry["lfs"] = {
+                    "oid": hashlib.sha256(data).hexdigest(),
+                    "size": len(data),
+                    "pointerSize": 134,
+                }
             entries.append(entry)
         return entries
 
     def modelscope(self) -> dict:
         entries = [
-            {"Path": name, "Type": "blob", "Size": len(data), "Sha256": hashlib.sha256(data).hexdigest()}
+            {
+                "Path": name,
+                "Type": "blob",
+                "Size": len(data),
+                "Sha256": hashlib.sha256(data).hexdigest(),
+            }
             for name, data in self.files.items()
         ]
-        return {"Code": 200, "Data": {"Files": [{"Path": "physical-intelligence", "Type": "tree", "Size": 0}, *entries]}}
+        return {
+            "Code": 200,
+            "Data": {
+                "Files": [{"Path": "physical-intelligence", "Type": "tree", "Size": 0}, *entries]
+            },
+        }
 
     def google(self, prefix: str, page: str) -> dict:
         """One object a page, as if they were thousands."""
         items = [
-            {"name": name, "size": str(len(data)), "crc32c": base64.b64encode(crc32c(data).to_bytes(4, "big")).decode()}
+            {
+                "name": name,
+                "size": str(len(data)),
+                "crc32c": base64.b64encode(crc32c(data).to_bytes(4, "big")).decode(),
+            }
             for name, data in sorted(self.files.items())
             if name.startswith(prefix)
         ]
         at = int(page or 0)
-        return {"items": items[at : at + 1]} | ({"nextPageToken": str(at + 1)} if at + 1 < len(items) else {})
+        return {"items": items[at : at + 1]} | (
+            {"nextPageToken": str(at + 1)} if at + 1 < len(items) else {}
+        )
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -90,14 +112,28 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         hub = self.server
         hub.paths.append(path)
         if path.startswith("/api/v1/models/"):
-            return self._file(query["FilePath"]) if path.endswith("/repo") else self._json(hub.modelscope())
+            return (
+                self._file(query["FilePath"])
+                if path.endswith("/repo")
+                else self._json(hub.modelscope())
+            )
         if path.startswith("/storage/v1/b/"):
             name = path.partition("/o/")[2]
-            return self._file(name) if name else self._json(hub.google(query["prefix"], query.get("pageToken", "")))
+            return (
+                self._file(name)
+                if name
+                else self._json(hub.google(query["prefix"], query.get("pageToken", "")))
+            )
         if "/tree/" in path:
             return self._json(hub.huggingface())
         if path.startswith("/api/"):
-            return self._json({"id": "RLinf/x", "sha": COMMIT, "siblings": [{"rfilename": name} for name in hub.files]})
+            return self._json(
+                {
+                    "id": "RLinf/x",
+                    "sha": COMMIT,
+                    "siblings": [{"rfilename": name} for name in hub.files],
+                }
+            )
         return self._file(path.partition(f"/resolve/{COMMIT}/")[2], with_content)
 
     def _json(self, tree):

@@ -63,7 +63,9 @@ def package_of(module: str) -> str | None:
 
 
 def own_imports(module: str) -> list[tuple[str, int]]:
-    return [(name, line) for name, line in imports(TREES[module]) if name.split(".")[0] == "pirl_jax"]
+    return [
+        (name, line) for name, line in imports(TREES[module]) if name.split(".")[0] == "pirl_jax"
+    ]
 
 
 def test_every_package_has_a_floor():
@@ -83,7 +85,11 @@ def test_imports_go_only_to_the_floors_below():
 
 def test_package_files_are_empty():
     """An import in __init__.py would hide who needs whom, and would bring jax into the environments."""
-    wrong = [name for name, tree in TREES.items() if (ROOT / name.replace(".", "/")).is_dir() and imports(tree)]
+    wrong = [
+        name
+        for name, tree in TREES.items()
+        if (ROOT / name.replace(".", "/")).is_dir() and imports(tree)
+    ]
     assert not wrong, wrong
 
 
@@ -91,7 +97,11 @@ def test_environments_never_name_jax_and_nobody_names_torch():
     wrong = []
     for module, tree in TREES.items():
         banned = NOT_AT_RUN_TIME | (NOT_IN_ENVS if package_of(module) == "envs" else set())
-        wrong += [f"{module}:{line} imports {name}" for name, line in imports(tree) if name.split(".")[0] in banned]
+        wrong += [
+            f"{module}:{line} imports {name}"
+            for name, line in imports(tree)
+            if name.split(".")[0] in banned
+        ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -100,7 +110,9 @@ def test_importing_the_environments_loads_no_jax():
     modules = [name for name in TREES if package_of(name) == "envs"]
     banned = sorted(NOT_IN_ENVS | NOT_AT_RUN_TIME)
     code = f"import sys, {', '.join(modules)}; print(*[name for name in {banned} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert not done.stdout.split("\n")[-2].strip(), f"loaded: {done.stdout}"
 
@@ -118,7 +130,9 @@ def test_no_import_cycles():
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:
-        assert module not in path, f"import cycle: {' -> '.join((*path[path.index(module) :], module))}"
+        assert module not in path, (
+            f"import cycle: {' -> '.join((*path[path.index(module) :], module))}"
+        )
         if module not in done:
             for name in sorted(edges[module]):
                 visit(name, (*path, module))
@@ -132,12 +146,18 @@ def test_functions_fit_on_a_screen_and_files_in_a_sitting():
     wrong = []
     for path, (module, tree) in zip(FILES, TREES.items(), strict=True):
         length = len(path.read_text(encoding="utf-8").splitlines())
-        wrong += [f"{module}: {length} lines, at most {MAX_FILE_LINES}"] if length > MAX_FILE_LINES else []
+        wrong += (
+            [f"{module}: {length} lines, at most {MAX_FILE_LINES}"]
+            if length > MAX_FILE_LINES
+            else []
+        )
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = node.end_lineno - node.lineno + 1
                 if lines > MAX_FUNCTION_LINES:
-                    wrong.append(f"{module}:{node.lineno} {node.name}: {lines} lines, at most {MAX_FUNCTION_LINES}")
+                    wrong.append(
+                        f"{module}:{node.lineno} {node.name}: {lines} lines, at most {MAX_FUNCTION_LINES}"
+                    )
     assert not wrong, "\n".join(wrong)
 
 
@@ -149,7 +169,11 @@ def test_names_say_what_is_inside():
 def test_only_commands_and_monitor_write_to_the_terminal():
     wrong = []
     for module, tree in TREES.items():
-        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+        calls = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        ]
         if package_of(module) not in (None, "monitor"):
             wrong += [f"{module}:{call.lineno}" for call in calls if call.func.id == "print"]
     assert not wrong, wrong
@@ -163,11 +187,15 @@ def test_every_module_says_what_it_is():
 def test_no_path_of_one_machine_in_the_repository():
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listing = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     # Written so that this file does not match itself.
     machine_path = re.compile(rb"(?<![\w.])/(?:work|root|home/\w+)/")
     wrong = []
     for name in filter(None, listing.stdout.split("\0")):
         lines = (ROOT / name).read_bytes().split(b"\n") if (ROOT / name).is_file() else []
-        wrong += [f"{name}:{number}" for number, line in enumerate(lines, 1) if machine_path.search(line)]
+        wrong += [
+            f"{name}:{number}" for number, line in enumerate(lines, 1) if machine_path.search(line)
+        ]
     assert not wrong, wrong

@@ -5,25 +5,41 @@ import json
 import pytest
 
 from pirl_jax import compare
-from pirl_jax.monitor import log
-from pirl_jax.monitor import report
+from pirl_jax.monitor import log, report
 
 
 def _evaluated(folder, successes, episodes):
     folder.mkdir(parents=True)
-    log.write_json(folder / "evaluation.json", {"table": report.success_table({"x": {"task": (successes, episodes)}})})
+    log.write_json(
+        folder / "evaluation.json",
+        {"table": report.success_table({"x": {"task": (successes, episodes)}})},
+    )
 
 
 def _run(path, checkpoint="", pi05=False, adv_type="gae", seed=0, rates=(0.2, 0.4)):
     _evaluated(path / "evaluation" / "after", 9, 10)
-    log.write_json(path / "config.json", {
-        "seed": seed, "env": {"suite": "tabletop", "tasks": [0]}, "algorithm": {"adv_type": adv_type},
-        "model": {"pi05": pi05, "noise_method": "flow_sde", "checkpoint": str(checkpoint)},
-    })
-    start = {"command": ["/somewhere/train.py", "--config", "c.py"], "git": "abc", "python": "3.11", "platform": "p", "cpu_cores": 2}
+    log.write_json(
+        path / "config.json",
+        {
+            "seed": seed,
+            "env": {"suite": "tabletop", "tasks": [0]},
+            "algorithm": {"adv_type": adv_type},
+            "model": {"pi05": pi05, "noise_method": "flow_sde", "checkpoint": str(checkpoint)},
+        },
+    )
+    start = {
+        "command": ["/somewhere/train.py", "--config", "c.py"],
+        "git": "abc",
+        "python": "3.11",
+        "platform": "p",
+        "cpu_cores": 2,
+    }
     log.write_json(path / "environment.json", [start | {"devices": ["cpu:cpu"]}])
     rows = [{"iteration": 0, "eval/success_once": 0.9}]
-    rows += [{"iteration": k, "env/success_once": r, "env/num_trajectories": 8, "time/iteration": 1.5} for k, r in enumerate(rates)]
+    rows += [
+        {"iteration": k, "env/success_once": r, "env/num_trajectories": 8, "time/iteration": 1.5}
+        for k, r in enumerate(rates)
+    ]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -34,17 +50,24 @@ def test_a_run_is_summed_up_from_its_own_files(tmp_path):
     result = compare.summary(run)
     assert result["panel"] == "tabletop [0], pi0" and result["variant"] == "PPO flow_sde"
     assert result["before"]["successes"] == 3 and result["after"]["successes"] == 9
-    assert result["success"] == [0.2, 0.4] and result["episodes"] == 16 and result["training_s"] == 3.0
+    assert (
+        result["success"] == [0.2, 0.4] and result["episodes"] == 16 and result["training_s"] == 3.0
+    )
     assert result["command"] == ["python", "-m", "pirl_jax.train", "--config", "c.py"]
 
 
 def test_the_start_may_be_the_last_evaluation_of_the_run_the_checkpoint_came_from(tmp_path):
     _evaluated(tmp_path / "sft" / "evaluation" / "after", 4, 10)
-    assert compare.summary(_run(tmp_path / "a", checkpoint=tmp_path / "sft"))["before"]["successes"] == 4
+    assert (
+        compare.summary(_run(tmp_path / "a", checkpoint=tmp_path / "sft"))["before"]["successes"]
+        == 4
+    )
 
 
 def test_a_run_without_a_start_or_an_end_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="eval.baseline=False needs the run its checkpoint came from"):
+    with pytest.raises(
+        ValueError, match="eval.baseline=False needs the run its checkpoint came from"
+    ):
         compare.summary(_run(tmp_path / "a", checkpoint=tmp_path / "gone"))
     with pytest.raises(ValueError, match="finished runs"):
         compare.summary(tmp_path / "gone")
@@ -52,7 +75,11 @@ def test_a_run_without_a_start_or_an_end_is_an_error(tmp_path):
 
 def test_the_command_writes_numbers_and_a_picture_with_one_panel_per_model(tmp_path, capsys):
     _evaluated(tmp_path / "sft" / "evaluation" / "after", 4, 10)
-    runs = [_run(tmp_path / f"{pi05}{adv}", tmp_path / "sft", pi05, adv) for pi05 in (False, True) for adv in ("gae", "grpo")]
+    runs = [
+        _run(tmp_path / f"{pi05}{adv}", tmp_path / "sft", pi05, adv)
+        for pi05 in (False, True)
+        for adv in ("gae", "grpo")
+    ]
     compare.main(["compare", *map(str, runs), "--output", str(tmp_path / "out" / "sheet")])
     written = json.loads((tmp_path / "out" / "sheet.json").read_text())
     assert [run["variant"] for run in written["runs"]] == ["PPO flow_sde", "GRPO flow_sde"] * 2

@@ -4,8 +4,7 @@ import pytest
 
 from pirl_jax import convert
 from pirl_jax.policy import normalize
-from pirl_jax.weights import sources
-from pirl_jax.weights import targets
+from pirl_jax.weights import sources, targets
 from tests.weights import conftest
 
 
@@ -34,20 +33,37 @@ def test_our_run_to_openpi_and_back(run, tmp_path, capsys):
     out = command(capsys, run, tmp_path / "torch", "--to", "openpi_torch", "--verify")
     assert "pirl, 57 arrays" in out and "pi0.5 (PaliGemma 64 x 2, expert 32)" in out
     assert "value_head/out/bias: left out" in out and "lm_head.weight: zeros" in out
-    assert "verified: 51 arrays equal bit by bit; actions of a fixed batch differ by 0 at most" in out
+    assert (
+        "verified: 51 arrays equal bit by bit; actions of a fixed batch differ by 0 at most" in out
+    )
     assert (
         "norm stats: " in out
         and (tmp_path / "torch" / "physical-intelligence" / "libero" / "norm_stats.json").is_file()
     )
-    out = command(capsys, tmp_path / "torch", tmp_path / "jax", "--to", "openpi_jax", "--asset-id", "libero")
-    assert "ignored paligemma_with_expert.gemma_expert.lm_head.weight: output head of the action expert" in out
+    out = command(
+        capsys, tmp_path / "torch", tmp_path / "jax", "--to", "openpi_jax", "--asset-id", "libero"
+    )
+    assert (
+        "ignored paligemma_with_expert.gemma_expert.lm_head.weight: output head of the action expert"
+        in out
+    )
     assert (tmp_path / "jax" / "assets" / "libero" / "norm_stats.json").is_file()
     before, after = sources.open_source(run), sources.open_source(tmp_path / "jax")
     conftest.assert_same(after, {path: before.read(path) for path in after.shapes})
 
 
 def test_rounding_says_its_error_and_what_it_does_to_actions(run, tmp_path, capsys):
-    out = command(capsys, run, tmp_path / "half", "--to", "openpi_torch", "--dtype", "bfloat16", "--heads", "--verify")
+    out = command(
+        capsys,
+        run,
+        tmp_path / "half",
+        "--to",
+        "openpi_torch",
+        "--dtype",
+        "bfloat16",
+        "--heads",
+        "--verify",
+    )
     assert "rounded to bfloat16: largest absolute error 0.0" in out and "value_head" not in out
     half = sources.open_source(tmp_path / "half")
     assert set(half.dtypes.values()) == {np.dtype(ml_dtypes.bfloat16)} and len(half.shapes) == 57
@@ -73,7 +89,10 @@ def test_adapters_are_merged_or_kept_apart(vectors, tmp_path, capsys):
         "2",
         "--verify",
     )
-    assert "adapters: PaliGemma rank 2, alpha 4, expert rank 2, alpha 4" in out and "differ by 0 at most" in out
+    assert (
+        "adapters: PaliGemma rank 2, alpha 4, expert rank 2, alpha 4" in out
+        and "differ by 0 at most" in out
+    )
 
 
 def test_raw_weights_and_statistics_from_elsewhere(vectors, tmp_path, capsys):
@@ -84,8 +103,12 @@ def test_raw_weights_and_statistics_from_elsewhere(vectors, tmp_path, capsys):
         folder = tmp_path / f"out{len(raw)}"
         command(capsys, trained, folder, "--to", "openpi_jax", "--norm-stats", stats, *raw)
         expected = sources.open_source(trained, raw=bool(raw))
-        conftest.assert_same(sources.open_source(folder), {path: expected.read(path) for path in expected.shapes})
-        saved = normalize.load(folder / "assets" / "physical-intelligence" / "libero" / "norm_stats.json")
+        conftest.assert_same(
+            sources.open_source(folder), {path: expected.read(path) for path in expected.shapes}
+        )
+        saved = normalize.load(
+            folder / "assets" / "physical-intelligence" / "libero" / "norm_stats.json"
+        )
         np.testing.assert_array_equal(saved.state.q99, np.ones(8))
 
 
@@ -93,13 +116,17 @@ def test_a_merge_changes_the_policy_by_rounding_only(vectors):
     from pirl_jax.weights import adapters
 
     source = sources.open_source(vectors / "openpi" / "orbax_pi0_lora_tiny")
-    np.testing.assert_allclose(convert.actions(adapters.merge(source)), convert.actions(source), atol=2e-5)
+    np.testing.assert_allclose(
+        convert.actions(adapters.merge(source)), convert.actions(source), atol=2e-5
+    )
 
 
 def test_verify_notices_a_changed_bit():
     source = conftest.random_source("tiny")
     changed = {path: np.array(source.read(path)) for path in source.shapes}
-    changed["action_out_proj/bias"][0] = np.nextafter(changed["action_out_proj/bias"][0], np.float32(9))
+    changed["action_out_proj/bias"][0] = np.nextafter(
+        changed["action_out_proj/bias"][0], np.float32(9)
+    )
     with pytest.raises(ValueError, match="differs from what was written in action_out_proj/bias"):
         convert.parity(source, conftest.memory_source(changed, source.cfg), source)
 
@@ -107,9 +134,15 @@ def test_verify_notices_a_changed_bit():
 def test_mistakes_are_sentences(run, tmp_path, vectors, capsys):
     lora = vectors / "openpi" / "orbax_pi0_lora_tiny"
     assert "is not empty; give a new folder" in failure(capsys, run, run, "--to", "pirl")
-    assert "there is no checkpoint at" in failure(capsys, tmp_path / "typo", tmp_path / "x", "--to", "pirl")
-    assert "merge adapters first (--merge-lora)" in failure(capsys, lora, tmp_path / "x", "--to", "openpi_torch")
-    assert "needs --to pirl" in failure(capsys, lora, tmp_path / "x", "--to", "openpi_jax", "--adapters-only")
+    assert "there is no checkpoint at" in failure(
+        capsys, tmp_path / "typo", tmp_path / "x", "--to", "pirl"
+    )
+    assert "merge adapters first (--merge-lora)" in failure(
+        capsys, lora, tmp_path / "x", "--to", "openpi_torch"
+    )
+    assert "needs --to pirl" in failure(
+        capsys, lora, tmp_path / "x", "--to", "openpi_jax", "--adapters-only"
+    )
     assert "adapters alone are none" in failure(
         capsys, lora, tmp_path / "x", "--to", "pirl", "--adapters-only", "--verify"
     )

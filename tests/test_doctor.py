@@ -16,7 +16,9 @@ def pinned(monkeypatch):
     """Pins and installed versions as dicts: pinned({"a": "1"}, {"a": "2"})."""
 
     def set_(pins, installed):
-        monkeypatch.setattr(doctor, "pins", lambda: [requirements.Requirement(f"{a}=={b}") for a, b in pins.items()])
+        monkeypatch.setattr(
+            doctor, "pins", lambda: [requirements.Requirement(f"{a}=={b}") for a, b in pins.items()]
+        )
         monkeypatch.setattr(doctor, "version", installed.get)
 
     return set_
@@ -30,29 +32,42 @@ def test_this_installation_is_as_pinned():
 
 def test_pins_of_an_installed_package_come_from_its_metadata(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "ROOT", tmp_path)
-    monkeypatch.setattr(doctor.importlib.metadata, "requires", {"pirl_jax": ["mujoco==3.3.7", "jax>=0.10"]}.get)
+    monkeypatch.setattr(
+        doctor.importlib.metadata, "requires", {"pirl_jax": ["mujoco==3.3.7", "jax>=0.10"]}.get
+    )
     assert [str(pin) for pin in doctor.pins()] == ["mujoco==3.3.7", "jax>=0.10"]
 
 
 def test_other_versions_are_named(pinned):
-    pinned({"jax": "0.10.2", "bddl": "1.0.1", "rich": "15", "mujoco": "3.3.7"}, {"jax": "0.9.0", "rich": "15"})
+    pinned(
+        {"jax": "0.10.2", "bddl": "1.0.1", "rich": "15", "mujoco": "3.3.7"},
+        {"jax": "0.9.0", "rich": "15"},
+    )
     row = doctor.check_packages()
     assert row.status == "fail" and row.remedy.startswith("run: pip install -r requirements.txt")
     assert row.found == "jax 0.9.0 instead of ==0.10.2; bddl absent instead of ==1.0.1"
 
 
-@pytest.mark.parametrize("installed, status", [("3.3.7", "pass"), ("3.4.0", "fail"), (None, "fail")])
+@pytest.mark.parametrize(
+    "installed, status", [("3.3.7", "pass"), ("3.4.0", "fail"), (None, "fail")]
+)
 def test_mujoco_stays_at_its_pin(pinned, installed, status):
     pinned({"mujoco": "3.3.7"}, {"mujoco": installed})
     assert doctor.check_mujoco().status == status
-    assert doctor.check_mujoco().remedy == ("" if status == "pass" else 'run: pip install "mujoco==3.3.7"')
+    assert doctor.check_mujoco().remedy == (
+        "" if status == "pass" else 'run: pip install "mujoco==3.3.7"'
+    )
 
 
 def test_shared_memory(monkeypatch):
-    monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=64e6))
+    monkeypatch.setattr(
+        doctor.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=64e6)
+    )
     assert doctor.check_shared_memory(64, 256).status == "pass"
     row = doctor.check_shared_memory(200, 256)
-    assert row.status == "fail" and row.found.startswith("79 MB needed for the observations of 200 envs, 64 MB of")
+    assert row.status == "fail" and row.found.startswith(
+        "79 MB needed for the observations of 200 envs, 64 MB of"
+    )
     assert "lower rollout.num_envs" in row.remedy
 
 
@@ -72,7 +87,11 @@ def test_open_files(monkeypatch, limits, status, remedy):
 
 
 def test_only_the_chosen_backend_must_render(monkeypatch):
-    monkeypatch.setattr(gl, "probe", lambda backend: gl.Probe(backend, None, "" if backend == "osmesa" else "no driver", "mend"))
+    monkeypatch.setattr(
+        gl,
+        "probe",
+        lambda backend: gl.Probe(backend, None, "" if backend == "osmesa" else "no driver", "mend"),
+    )
     status = {row.check: (row.status, row.remedy) for row in doctor.check_gl("egl")}
     assert status == {"GL egl, chosen": ("fail", "mend"), "GL osmesa": ("pass", "")}
     status = {row.check: row.status for row in doctor.check_gl("osmesa")}
@@ -87,7 +106,13 @@ TWO_GPUS = [gl.Device(0, 1), gl.Device(1, 0), gl.Device(2, None, software=True)]
 def two_gpus(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(gl, "devices", lambda: TWO_GPUS)
-    monkeypatch.setattr(gl, "probe", lambda backend, device=None: gl.Probe(backend, device, "no display" if device == 1 else "", "mend"))
+    monkeypatch.setattr(
+        gl,
+        "probe",
+        lambda backend, device=None: gl.Probe(
+            backend, device, "no display" if device == 1 else "", "mend"
+        ),
+    )
 
 
 def test_every_egl_device_is_tried_and_the_mapping_printed(two_gpus, monkeypatch):
@@ -109,25 +134,42 @@ def test_a_gpu_that_egl_or_jax_does_not_see(monkeypatch, tmp_path):
     monkeypatch.setattr(child, "ask", lambda *_, **__: {"devices": ["cpu:cpu"]})
     assert doctor.check_jax().status == "fail" and "jax[cuda" in doctor.check_jax().remedy
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert doctor.check_mapping([]).status == "skip" and doctor.check_jax().status == "pass", "hidden on purpose"
+    assert doctor.check_mapping([]).status == "skip" and doctor.check_jax().status == "pass", (
+        "hidden on purpose"
+    )
 
 
 def test_assets(libero_assets, tmp_path, monkeypatch):
     row, folder = doctor.check_assets(str(tmp_path))
-    assert row.status == "fail" and folder is None and "python -m pirl_jax.download assets" in row.remedy
+    assert (
+        row.status == "fail"
+        and folder is None
+        and "python -m pirl_jax.download assets" in row.remedy
+    )
     assert doctor.check_physics(None, "egl", 2).status == "skip"
     complete = libero_assets.resolve()
-    assert doctor.check_assets(str(libero_assets)) == (doctor.Row("LIBERO assets", "pass", f"complete in {complete}"), complete)
+    assert doctor.check_assets(str(libero_assets)) == (
+        doctor.Row("LIBERO assets", "pass", f"complete in {complete}"),
+        complete,
+    )
     monkeypatch.setattr(doctor.libero_assets, "missing", lambda folder: ["a.xml", "b.png"])
     row, folder = doctor.check_assets(str(libero_assets))
-    assert row.found.startswith("2 files missing") and row.found.endswith("e.g. a.xml") and folder is None
+    assert (
+        row.found.startswith("2 files missing")
+        and row.found.endswith("e.g. a.xml")
+        and folder is None
+    )
 
 
 def test_physics(monkeypatch):
     answers = {"mujoco": "3.4.0", "fallen": [0, 1], "worst_m": 0.0356}
     monkeypatch.setattr(child, "ask", lambda *_: answers)
     row = doctor.check_physics(pathlib.Path("/a"), "egl", 2)
-    assert row.status == "fail" and "bowl 35.6 mm from its place" in row.found and "2 of 2" in row.found
+    assert (
+        row.status == "fail"
+        and "bowl 35.6 mm from its place" in row.found
+        and "2 of 2" in row.found
+    )
 
     def hang(*_):
         raise child.ChildError("no answer within 300 s")
@@ -137,13 +179,20 @@ def test_physics(monkeypatch):
 
 
 def test_table_and_exit_code(monkeypatch, capsys):
-    rows = [doctor.Row("one", "pass", "fine", "unused"), doctor.Row("number two", "fail", "broken", "mend it")]
+    rows = [
+        doctor.Row("one", "pass", "fine", "unused"),
+        doctor.Row("number two", "fail", "broken", "mend it"),
+    ]
     monkeypatch.setattr(doctor, "examine", lambda options: rows)
     with pytest.raises(SystemExit) as exit_:
         doctor.main(["doctor"])
     assert exit_.value.code == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == ["one         pass  fine", "number two  fail  broken", "                  -> mend it"]
+    assert lines[:3] == [
+        "one         pass  fine",
+        "number two  fail  broken",
+        "                  -> mend it",
+    ]
     assert lines[-1] == "1 pass  1 fail  0 skip"
     monkeypatch.setattr(doctor, "examine", lambda options: rows[:1])
     with pytest.raises(SystemExit) as exit_:
@@ -152,7 +201,13 @@ def test_table_and_exit_code(monkeypatch, capsys):
 
 
 def test_what_training_checks_first(monkeypatch, pinned):
-    monkeypatch.setattr(gl, "probe", lambda backend, device=None: gl.Probe(backend, device, "broken" if device == 7 else "", "mend"))
+    monkeypatch.setattr(
+        gl,
+        "probe",
+        lambda backend, device=None: gl.Probe(
+            backend, device, "broken" if device == 7 else "", "mend"
+        ),
+    )
     assert doctor.cheap(8, 2, 64, "egl", (0, 1)) == "egl"
     assert doctor.cheap(8, 2, 64) is None, "a suite that does not render"
     with pytest.raises(ValueError, match="^egl device 7 does not render: broken; mend$"):

@@ -20,7 +20,9 @@ def nothing_there(monkeypatch, tmp_path):
     monkeypatch.delenv("PIRL_LIBERO_ASSETS", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts, ours and huggingface_hub's
+    monkeypatch.setattr(
+        time, "sleep", lambda seconds: None
+    )  # between attempts, ours and huggingface_hub's
     at(monkeypatch, "http://127.0.0.1:9")  # the port of `discard`
 
 
@@ -58,7 +60,11 @@ def hub(monkeypatch, libero_assets):
 
 
 def content(folder: pathlib.Path, root="") -> dict[str, bytes]:
-    return {root + path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        root + path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def run(capsys, *arguments):
@@ -74,18 +80,24 @@ def fails(capsys, *arguments):
     return said
 
 
-@pytest.mark.parametrize("hub_name, asked", [("huggingface", "RLinf-Pi05-LIBERO-SFT"), ("modelscope", "RLinf-Pi05-SFT")])
+@pytest.mark.parametrize(
+    "hub_name, asked", [("huggingface", "RLinf-Pi05-LIBERO-SFT"), ("modelscope", "RLinf-Pi05-SFT")]
+)
 @pytest.mark.parametrize("name", ["RLinf-Pi05-LIBERO-SFT", "RLinf-Pi05-SFT"])
 def test_weights_of_rlinf_under_both_names(capsys, serve, vectors, tmp_path, hub_name, asked, name):
     stats = (vectors / "openpi" / "norm_stats.json").read_bytes()
-    server = serve({"model.safetensors": b"weights", "physical-intelligence/libero/norm_stats.json": stats})
+    server = serve(
+        {"model.safetensors": b"weights", "physical-intelligence/libero/norm_stats.json": stats}
+    )
     said = run(capsys, name, "--hub", hub_name)
     folder = tmp_path / "home" / ".cache" / "pirl_jax" / "downloads" / "RLinf-Pi05-LIBERO-SFT"
     assert said == (
         f"RLinf-Pi05-LIBERO-SFT is complete and verified (2 files, 0.00 GB); give it as --config.model.checkpoint={folder}\n"
     )
     assert (folder / "model.safetensors").read_bytes() == b"weights"
-    assert norm_stats.find(folder)[1] == str(folder / "physical-intelligence/libero/norm_stats.json")
+    assert norm_stats.find(folder)[1] == str(
+        folder / "physical-intelligence/libero/norm_stats.json"
+    )
     paths = [path for path in server.paths if "/RLinf/" in path]
     assert paths and all(f"/RLinf/{asked}/" in path for path in paths)
 
@@ -96,28 +108,57 @@ def test_weights_of_openpi_can_be_opened(capsys, serve, vectors, tmp_path):
     step = vectors / "openpi" / "orbax_pi05_tiny" / "3"
     parts = content(step / "params", "params/") | content(step / "assets", "assets/")
     serve({f"checkpoints/pi05_libero/{name}": data for name, data in parts.items()})
-    assert f"--config.model.checkpoint={tmp_path / 'x'}" in run(capsys, "pi05_libero", "--to", str(tmp_path / "x"))
+    assert f"--config.model.checkpoint={tmp_path / 'x'}" in run(
+        capsys, "pi05_libero", "--to", str(tmp_path / "x")
+    )
     source = sources.open_source(tmp_path / "x")
     assert source.format == "openpi_jax" and source.cfg.pi05
     assert norm_stats.find(source.location) is not None
 
 
 def test_the_tokenizer_is_named_by_its_file(capsys, serve, vectors, tmp_path):
-    serve({"paligemma_tokenizer.model": (vectors / "openpi" / "tiny_spm.model").read_bytes(), "other": b""})
+    serve(
+        {
+            "paligemma_tokenizer.model": (vectors / "openpi" / "tiny_spm.model").read_bytes(),
+            "other": b"",
+        }
+    )
     path = run(capsys, "paligemma_tokenizer").strip().partition("--config.model.tokenizer=")[2]
-    assert path == str(tmp_path / "home/.cache/pirl_jax/downloads/paligemma_tokenizer/paligemma_tokenizer.model")
+    assert path == str(
+        tmp_path / "home/.cache/pirl_jax/downloads/paligemma_tokenizer/paligemma_tokenizer.model"
+    )
     assert tokenizer.load(path).vocab_size == 560
 
 
-@pytest.mark.parametrize("name, hub_name, needs, page", [
-    ("RLinf-Pi0-SFT-Long", "huggingface", "model*.safetensors, physical-intelligence/libero/norm_stats.json",
-     "http://127.0.0.1:9/RLinf/RLinf-Pi0-LIBERO-Long-SFT"),
-    ("RLinf-Pi0-LIBERO-Spatial-Object-Goal-SFT", "modelscope", "model*.safetensors, physical-intelligence/libero/norm_stats.json",
-     "http://127.0.0.1:9/models/RLinf/RLinf-Pi0-SFT-Spatial-Object-Goal"),
-    ("pi05_base", "google", "params/_METADATA, params/manifest.ocdbt, params/ocdbt.process_*/d/*, assets/**/norm_stats.json",
-     "gs://openpi-assets/checkpoints/pi05_base/ (listed at http://127.0.0.1:9/storage/v1/b/openpi-assets/o?prefix="),
-    ("paligemma_tokenizer", "google", "paligemma_tokenizer.model", "gs://big_vision/paligemma_tokenizer.model"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, hub_name, needs, page",
+    [
+        (
+            "RLinf-Pi0-SFT-Long",
+            "huggingface",
+            "model*.safetensors, physical-intelligence/libero/norm_stats.json",
+            "http://127.0.0.1:9/RLinf/RLinf-Pi0-LIBERO-Long-SFT",
+        ),
+        (
+            "RLinf-Pi0-LIBERO-Spatial-Object-Goal-SFT",
+            "modelscope",
+            "model*.safetensors, physical-intelligence/libero/norm_stats.json",
+            "http://127.0.0.1:9/models/RLinf/RLinf-Pi0-SFT-Spatial-Object-Goal",
+        ),
+        (
+            "pi05_base",
+            "google",
+            "params/_METADATA, params/manifest.ocdbt, params/ocdbt.process_*/d/*, assets/**/norm_stats.json",
+            "gs://openpi-assets/checkpoints/pi05_base/ (listed at http://127.0.0.1:9/storage/v1/b/openpi-assets/o?prefix=",
+        ),
+        (
+            "paligemma_tokenizer",
+            "google",
+            "paligemma_tokenizer.model",
+            "gs://big_vision/paligemma_tokenizer.model",
+        ),
+    ],
+)
 def test_without_network_the_files_are_named(capsys, tmp_path, name, hub_name, needs, page):
     said = fails(capsys, name, "--hub", hub_name, "--to", str(tmp_path / "here"))
     assert f"put {needs} of {page}" in said and f"into {tmp_path / 'here'} by hand" in said
@@ -129,7 +170,9 @@ def test_without_network_only_what_is_absent_is_named(capsys, tmp_path):
     assert "put physical-intelligence/libero/norm_stats.json of" in said
     (tmp_path / "physical-intelligence" / "libero").mkdir(parents=True)
     (tmp_path / "physical-intelligence" / "libero" / "norm_stats.json").touch()
-    assert "is there, unverified because huggingface is out of reach" in run(capsys, "RLinf-Pi05-SFT", "--to", str(tmp_path))
+    assert "is there, unverified because huggingface is out of reach" in run(
+        capsys, "RLinf-Pi05-SFT", "--to", str(tmp_path)
+    )
 
 
 def test_without_huggingface_hub(capsys, monkeypatch, tmp_path):
@@ -139,7 +182,9 @@ def test_without_huggingface_hub(capsys, monkeypatch, tmp_path):
 
 
 def test_a_hub_that_lacks_it(capsys):
-    assert "pi0_base is not on huggingface; it is on google: leave --hub out" in fails(capsys, "pi0_base", "--hub", "huggingface")
+    assert "pi0_base is not on huggingface; it is on google: leave --hub out" in fails(
+        capsys, "pi0_base", "--hub", "huggingface"
+    )
     assert "assets is not on google" in fails(capsys, "assets", "--hub", "google")
 
 
@@ -152,7 +197,9 @@ def test_assets_go_where_they_are_found(capsys, hub, tmp_path):
 
 
 def test_another_folder_is_told_with_the_setting(capsys, hub, tmp_path):
-    assert f"give it as --config.env.assets={tmp_path / 'other'}" in run(capsys, "assets", "--to", str(tmp_path / "other"))
+    assert f"give it as --config.env.assets={tmp_path / 'other'}" in run(
+        capsys, "assets", "--to", str(tmp_path / "other")
+    )
 
 
 def test_existing_assets_are_verified_without_the_hub(capsys, libero_assets, monkeypatch):
@@ -161,17 +208,27 @@ def test_existing_assets_are_verified_without_the_hub(capsys, libero_assets, mon
 
 
 def test_assets_from_a_server_and_what_it_lacks(capsys, serve, libero_assets, tmp_path):
-    scenes = {name: data for name, data in content(libero_assets).items() if name.startswith("scenes/") and len(data) < 10_000}
+    scenes = {
+        name: data
+        for name, data in content(libero_assets).items()
+        if name.startswith("scenes/") and len(data) < 10_000
+    }
     serve(scenes)
     said = fails(capsys, "assets", "--to", str(tmp_path / "other"))
-    assert f"asset files are missing in {tmp_path / 'other'}" in said and "run the same command again" in said
+    assert (
+        f"asset files are missing in {tmp_path / 'other'}" in said
+        and "run the same command again" in said
+    )
     assert content(tmp_path / "other").items() >= scenes.items()
 
 
 def test_assets_without_network(capsys, tmp_path):
     said = fails(capsys, "assets")
     assert "downloading http://127.0.0.1:9/datasets/lerobot/libero-assets failed (" in said
-    assert f"copy LIBERO's assets to {tmp_path / 'home' / '.cache' / 'libero' / 'assets'} by hand, or set env.assets" in said
+    assert (
+        f"copy LIBERO's assets to {tmp_path / 'home' / '.cache' / 'libero' / 'assets'} by hand, or set env.assets"
+        in said
+    )
 
 
 def test_an_unknown_name(capsys):

@@ -10,9 +10,7 @@ import time
 import jax
 import pytest
 
-from pirl_jax import build
-from pirl_jax import evaluate
-from pirl_jax import train
+from pirl_jax import build, evaluate, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs/quickstart.py")
@@ -38,24 +36,42 @@ def test_the_command_repeats_the_last_evaluation_of_the_run(tmp_path, one_device
     The command needs no recipe: the run has its own configuration."""
     run = tmp_path / "run"
     fields = {
-        "num_iterations": 1, "model.size": "tiny", "model.image_size_px": 16, "env.image_size_px": 16, "sft.demonstrations": 0,
-        "model.norm_stats": "identity", "rollout.num_envs": 8, "rollout.episodes_per_iteration": 8, "env.num_workers": 2,
-        "algorithm.minibatch_size": 16, "algorithm.microbatch_size": 16, "algorithm.update_epochs": 1,
-        "eval.episodes_per_task": 4, "eval.num_videos": 1, "eval.baseline": False, "run.directory": run, "run.compilation_cache": "",
-    }  # fmt: skip
+        "num_iterations": 1,
+        "model.size": "tiny",
+        "model.image_size_px": 16,
+        "env.image_size_px": 16,
+        "sft.demonstrations": 0,
+        "model.norm_stats": "identity",
+        "rollout.num_envs": 8,
+        "rollout.episodes_per_iteration": 8,
+        "env.num_workers": 2,
+        "algorithm.minibatch_size": 16,
+        "algorithm.microbatch_size": 16,
+        "algorithm.update_epochs": 1,
+        "eval.episodes_per_task": 4,
+        "eval.num_videos": 1,
+        "eval.baseline": False,
+        "run.directory": run,
+        "run.compilation_cache": "",
+    }
     train.main(["train", "--config", QUICKSTART, *overrides(fields)])
     capsys.readouterr()
     evaluate.main(["evaluate", "--checkpoint", str(run / "checkpoints")])
     said, folder = capsys.readouterr().out, run / "evaluation/checkpoint_1"
     ours, theirs = read(folder), read(run / "evaluation/after")
     assert ours["episodes"] == theirs["episodes"] and ours["protocol"] == theirs["protocol"]
-    ((video,), (other,)) = [list((run / "evaluation" / name / "videos").iterdir()) for name in ("checkpoint_1", "after")]
+    ((video,), (other,)) = [
+        list((run / "evaluation" / name / "videos").iterdir()) for name in ("checkpoint_1", "after")
+    ]
     assert video.name == other.name and video.read_bytes() == other.read_bytes()
     assert "lift the red cube" in said and str(folder) in said and "split held_out" in said
     assert said.count("norm stats: zscore, state 8 dims, actions 7 dims\n") == 1
     for arguments, sentence in (
         (["--iteration=7"], "holds no checkpoint of iteration 7; it holds [0, 1]"),
-        (["--config.seed=1"], "another evaluation (protocol.seed: 42 -> 1); give another folder with --output"),
+        (
+            ["--config.seed=1"],
+            "another evaluation (protocol.seed: 42 -> 1); give another folder with --output",
+        ),
     ):
         with pytest.raises(SystemExit):
             evaluate.main(["evaluate", "--checkpoint", str(run), *arguments])
@@ -63,14 +79,32 @@ def test_the_command_repeats_the_last_evaluation_of_the_run(tmp_path, one_device
 
 
 SMALL = {
-    "env.image_size_px": 16, "env.num_workers": 1, "rollout.num_envs": 4, "env.tasks": "0,1", "env.spread": 1.0, "eval.episodes_per_task": 3,
-    "eval.num_videos": 0, "env.timeout_s": 20.0,
-}  # fmt: skip
+    "env.image_size_px": 16,
+    "env.num_workers": 1,
+    "rollout.num_envs": 4,
+    "env.tasks": "0,1",
+    "env.spread": 1.0,
+    "eval.episodes_per_task": 3,
+    "eval.num_videos": 0,
+    "env.timeout_s": 20.0,
+}
 
 
 def play(policy, output, *arguments, **fields):
     fields = overrides(SMALL | {name.replace("__", "."): value for name, value in fields.items()})
-    evaluate.main(["evaluate", "--config", QUICKSTART, "--policy", policy, "--output", str(output), *fields, *arguments])
+    evaluate.main(
+        [
+            "evaluate",
+            "--config",
+            QUICKSTART,
+            "--policy",
+            policy,
+            "--output",
+            str(output),
+            *fields,
+            *arguments,
+        ]
+    )
     return read(output)
 
 
@@ -83,7 +117,9 @@ def test_the_expert_succeeds_where_random_actions_do_not(tmp_path):
         assert [(row["task"], row["init_state"]) for row in written["episodes"]] == pairs
     assert all(row["success"] and row["steps"] < 50 for row in expert["episodes"])
     assert not any(row["success"] for row in chance["episodes"]) and chance["episode_len"] == 10.0
-    assert [path.name for path in (tmp_path / "expert/videos").iterdir()] == ["task_0_init_801_success.mp4"]
+    assert [path.name for path in (tmp_path / "expert/videos").iterdir()] == [
+        "task_0_init_801_success.mp4"
+    ]
     assert not (tmp_path / "random/videos").exists()
     assert expert["policy"] == {"name": "expert"} and expert["per_suite"]["tabletop"]["rate"] == 1.0
 
@@ -94,8 +130,20 @@ def test_a_killed_evaluation_continues_where_it_stopped(tmp_path, capfd):
     whole = play("random", tmp_path / "whole", **fields)
     output = tmp_path / "killed"
     notes = output / "episodes.jsonl"
-    arguments = overrides(SMALL | {name.replace("__", "."): value for name, value in fields.items()})
-    command = [sys.executable, "-m", "pirl_jax.evaluate", "--config", QUICKSTART, "--policy", "random", "--output", str(output)]
+    arguments = overrides(
+        SMALL | {name.replace("__", "."): value for name, value in fields.items()}
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pirl_jax.evaluate",
+        "--config",
+        QUICKSTART,
+        "--policy",
+        "random",
+        "--output",
+        str(output),
+    ]
     with subprocess.Popen([*command, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         deadline_s = time.monotonic() + 60
         while not notes.exists() or notes.read_bytes().count(b"\n") < 10:
@@ -110,7 +158,9 @@ def test_a_killed_evaluation_continues_where_it_stopped(tmp_path, capfd):
     assert f"{done} of 40 episodes are in {notes}; playing the others" in capfd.readouterr().out
     assert resumed["episodes"] == whole["episodes"] and resumed["table"] == whole["table"]
     complete = before[: before.rfind(b"\n") + 1]
-    assert notes.read_bytes().startswith(complete) and notes.read_bytes().count(b"\n") == 41, "nothing is played twice"
+    assert notes.read_bytes().startswith(complete) and notes.read_bytes().count(b"\n") == 41, (
+        "nothing is played twice"
+    )
 
 
 def test_another_evaluation_does_not_mix_in(tmp_path, capsys):
@@ -118,5 +168,8 @@ def test_another_evaluation_does_not_mix_in(tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         play("random", tmp_path, eval__episodes_per_task=1, env__max_episode_steps=10)
     said = capsys.readouterr().err
-    assert exit_.value.code == 2 and "policy.name: 'expert' -> 'random'; protocol.max_episode_steps: 50 -> 10" in said
+    assert (
+        exit_.value.code == 2
+        and "policy.name: 'expert' -> 'random'; protocol.max_episode_steps: 50 -> 10" in said
+    )
     assert "give another folder with --output" in said

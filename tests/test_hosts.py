@@ -11,8 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from pirl_jax import hosts
-from pirl_jax import results
+from pirl_jax import hosts, results
 from pirl_jax.monitor import log
 from tests import test_train
 from tests.learner import test_two_hosts
@@ -20,16 +19,26 @@ from tests.learner import test_two_hosts
 ROOT = pathlib.Path(__file__).parents[1]
 # One minibatch holds all decisions, so that it does not matter which host shuffles which.
 SAME = {
-    "env.suite": "probe_delayed", "rollout.num_envs": 8, "rollout.num_groups": 2, "rollout.lockstep": True,
-    "rollout.episodes_per_iteration": 16, "algorithm.minibatch_size": 64, "algorithm.microbatch_size": 16, "run.save_every": 1,
+    "env.suite": "probe_delayed",
+    "rollout.num_envs": 8,
+    "rollout.num_groups": 2,
+    "rollout.lockstep": True,
+    "rollout.episodes_per_iteration": 16,
+    "algorithm.minibatch_size": 64,
+    "algorithm.microbatch_size": 16,
+    "run.save_every": 1,
     "run.compilation_cache": ROOT / ".jax_cache",
-}  # fmt: skip
+}
 
 
 def start(directory, count, *arguments, devices=1, of_host=None, **fields):
     """Processes of one training, each with so many devices."""
     address = f"localhost:{test_two_hosts.free_port()}"
-    fields = SAME | {"run.directory": directory} | {name.replace("__", "."): value for name, value in fields.items()}
+    fields = (
+        SAME
+        | {"run.directory": directory}
+        | {name.replace("__", "."): value for name, value in fields.items()}
+    )
     command = [sys.executable, "-m", "pirl_jax.train", "--config", "configs/probe.py", *arguments]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
     flags = f"--xla_force_host_platform_device_count={devices}"
@@ -39,7 +48,11 @@ def start(directory, count, *arguments, devices=1, of_host=None, **fields):
         where = "auto" if "SLURM_JOB_ID" in environment else f"{address},{count},{host}"
         more = ([f"--hosts={where}"] if count > 1 else []) + (of_host or {}).get(host, [])
         own = environment | {"SLURM_PROCID": str(host)}
-        started.append(subprocess.Popen([*command, *more], cwd=ROOT, env=own, stderr=subprocess.PIPE, text=True))
+        started.append(
+            subprocess.Popen(
+                [*command, *more], cwd=ROOT, env=own, stderr=subprocess.PIPE, text=True
+            )
+        )
     return started
 
 
@@ -67,9 +80,14 @@ def test_two_hosts_train_as_one_and_resume(tmp_path, prefix_cache, devices, fsdp
     for row, expected in zip(two, one, strict=True):
         assert row.keys() == expected.keys()
         for name in row:
-            exact = name.startswith(("env/", "eval/", "rollout/groups")) or name in ("iteration", "rollout/decisions")
+            exact = name.startswith(("env/", "eval/", "rollout/groups")) or name in (
+                "iteration",
+                "rollout/decisions",
+            )
             rtol, atol = (0, 0) if exact else (1e-3, 1e-5)
-            np.testing.assert_allclose(row[name], expected[name], rtol=rtol, atol=atol, err_msg=name)
+            np.testing.assert_allclose(
+                row[name], expected[name], rtol=rtol, atol=atol, err_msg=name
+            )
     two, one = (test_train.saved(tmp_path / name, 2) for name in ("two", "one"))
     for name in one:
         np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
@@ -82,9 +100,16 @@ def test_two_hosts_train_as_one_and_resume(tmp_path, prefix_cache, devices, fsdp
 @pytest.mark.parametrize("cluster", ["none", "slurm"])
 def test_no_host_waits_for_one_that_failed(tmp_path, cluster, monkeypatch):
     if cluster == "slurm":  # as srun tells its tasks; the process number follows in `start`
-        for name, value in {"JOB_ID": 77, "STEP_NODELIST": "localhost", "NTASKS": 2, "LOCALID": 0}.items():
+        for name, value in {
+            "JOB_ID": 77,
+            "STEP_NODELIST": "localhost",
+            "NTASKS": 2,
+            "LOCALID": 0,
+        }.items():
             monkeypatch.setenv(f"SLURM_{name}", str(value))
-    (first, second), (_, complaint) = finish(start(tmp_path, 2, num_iterations=1, of_host={1: ["--config.env.tasks=7"]}))
+    (first, second), (_, complaint) = finish(
+        start(tmp_path, 2, num_iterations=1, of_host={1: ["--config.env.tasks=7"]})
+    )
     assert first != 0 and second == 2
     assert "env.tasks has 7" in complaint
 
@@ -92,7 +117,9 @@ def test_no_host_waits_for_one_that_failed(tmp_path, cluster, monkeypatch):
 @pytest.mark.slow
 def test_hosts_without_common_storage_are_refused(tmp_path):
     apart = {1: [f"--config.run.directory={tmp_path / 'disk of the other'}"]}
-    _, complaints = finish(start(tmp_path / "disk of the first", 2, num_iterations=1, of_host=apart), [2, 2])
+    _, complaints = finish(
+        start(tmp_path / "disk of the first", 2, num_iterations=1, of_host=apart), [2, 2]
+    )
     assert all("must lie on storage that all hosts share" in complaint for complaint in complaints)
 
 
@@ -101,7 +128,9 @@ def test_hosts_without_common_storage_are_refused(tmp_path):
 def test_no_host_waits_for_one_that_died(tmp_path, how):
     started = start(tmp_path, 2, num_iterations=1000)
     metrics, deadline_s = tmp_path / "metrics.jsonl", time.monotonic() + 120
-    while time.monotonic() < deadline_s and not (metrics.exists() and "actor/loss" in metrics.read_text()):
+    while time.monotonic() < deadline_s and not (
+        metrics.exists() and "actor/loss" in metrics.read_text()
+    ):
         time.sleep(0.1)
     started[1].send_signal(how)
     (first, second), (complaint, _) = finish(started, timeout_s=2 * hosts.HEARTBEAT_S)
@@ -110,9 +139,13 @@ def test_no_host_waits_for_one_that_died(tmp_path, how):
 
 @pytest.mark.parametrize("wrong", ["cluster", "localhost,2,0", "localhost:1234,2,2"])
 def test_an_address_is_checked(wrong):
-    with pytest.raises(ValueError, match=f"--hosts={wrong} is no address; give ADDRESS:PORT,COUNT,INDEX"):
-        with hosts.joined(wrong):
-            pass
+    with (
+        pytest.raises(
+            ValueError, match=f"--hosts={wrong} is no address; give ADDRESS:PORT,COUNT,INDEX"
+        ),
+        hosts.joined(wrong),
+    ):
+        pass
 
 
 @pytest.mark.slow
@@ -121,17 +154,41 @@ def test_the_launch_script_teaches_and_trains_on_two_hosts(tmp_path):
     ssh.write_text('#!/usr/bin/env bash\nexec bash -c "$3"\n')
     ssh.chmod(0o755)
     fields = {
-        "run.directory": tmp_path / "a run", "num_iterations": 1, "sft.steps": 2, "sft.demonstrations": 2, "env.num_workers": 1,
-        "rollout.num_envs": 4, "rollout.episodes_per_iteration": 4, "eval.episodes_per_task": 3, "eval.num_videos": 2,
-        "algorithm.minibatch_size": 32, "algorithm.microbatch_size": 16, "run.compilation_cache": ROOT / ".jax_cache",
-    }  # fmt: skip
-    command = ["bash", "launch/hosts.sh", "localhost,127.0.0.1", "--config", "configs/quickstart.py"]
+        "run.directory": tmp_path / "a run",
+        "num_iterations": 1,
+        "sft.steps": 2,
+        "sft.demonstrations": 2,
+        "env.num_workers": 1,
+        "rollout.num_envs": 4,
+        "rollout.episodes_per_iteration": 4,
+        "eval.episodes_per_task": 3,
+        "eval.num_videos": 2,
+        "algorithm.minibatch_size": 32,
+        "algorithm.microbatch_size": 16,
+        "run.compilation_cache": ROOT / ".jax_cache",
+    }
+    command = [
+        "bash",
+        "launch/hosts.sh",
+        "localhost,127.0.0.1",
+        "--config",
+        "configs/quickstart.py",
+    ]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
     port = str(test_two_hosts.free_port())
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PIRL_SSH": str(ssh), "PIRL_PORT": port}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    environment = os.environ | {
+        "XLA_FLAGS": "",
+        "JAX_PLATFORMS": "cpu",
+        "PIRL_SSH": str(ssh),
+        "PIRL_PORT": port,
+    }
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "[localhost] success rate" in done.stdout and "[127.0.0.1] success rate" not in done.stdout
+    assert (
+        "[localhost] success rate" in done.stdout and "[127.0.0.1] success rate" not in done.stdout
+    )
     (rates,) = results.read_successes(tmp_path / "a run" / "evaluation" / "after").values()
     assert rates[1] == 3
     assert len(list((tmp_path / "a run").glob("evaluation/after/videos/*.mp4"))) == 2

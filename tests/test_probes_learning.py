@@ -8,19 +8,15 @@ import numpy as np
 import pytest
 
 from configs import probe as recipe
-from pirl_jax import build
-from pirl_jax import config
+from pirl_jax import build, config
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng
 from pirl_jax.envs import pool as pools
-from pirl_jax.envs import probes
-from pirl_jax.envs import queue
-from pirl_jax.learner import optimizer
+from pirl_jax.envs import probes, queue
+from pirl_jax.learner import optimizer, update
 from pirl_jax.learner import state as states
-from pirl_jax.learner import update
 from pirl_jax.monitor import timeline
-from pirl_jax.rollout import collector
-from pirl_jax.rollout import episodes
+from pirl_jax.rollout import collector, episodes
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +26,36 @@ def agent():
     settings = config.settings(page)
     mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
     instructions = probes.make("constant").spec.instructions
-    actor = build.actor(settings, mesh, build.transform(settings, build.given_stats(settings), instructions), instructions)
+    actor = build.actor(
+        settings,
+        mesh,
+        build.transform(settings, build.given_stats(settings), instructions),
+        instructions,
+    )
     trains = optimizer.trainable(settings.policy.model, page.model.train_expert_only)
     params = jax.device_get(build.fresh_params(settings, mesh, jax.random.key(0)))
     return types.SimpleNamespace(
-        settings=settings, page=page, actor=actor,
-        fresh_state=lambda: states.create(meshes.replicate(params, mesh), settings.optim, trains, mesh),
-        update=update.make_update(build.log_prob_fn(settings), settings.update, settings.optim, trains, mesh),
-    )  # fmt: skip
+        settings=settings,
+        page=page,
+        actor=actor,
+        fresh_state=lambda: states.create(
+            meshes.replicate(params, mesh), settings.optim, trains, mesh
+        ),
+        update=update.make_update(
+            build.log_prob_fn(settings), settings.update, settings.optim, trains, mesh
+        ),
+    )
 
 
 def play(agent, params, pool, key):
     generator, count = rng.generator(key), agent.page.rollout.episodes_per_iteration
-    names = [episodes.Episode(0, int(generator.integers(pool.spec.num_init_states))) for _ in range(count)]
-    return collector.collect(agent.actor, params, key, pool, names, episodes.Schedule(), timeline.Timers())
+    names = [
+        episodes.Episode(0, int(generator.integers(pool.spec.num_init_states)))
+        for _ in range(count)
+    ]
+    return collector.collect(
+        agent.actor, params, key, pool, names, episodes.Schedule(), timeline.Timers()
+    )
 
 
 def value_error(agent, rollout, results):
@@ -72,7 +84,9 @@ CASES = [
 @pytest.mark.parametrize("name, error, solved, iterations", CASES, ids=[case[0] for case in CASES])
 def test_the_agent_solves(name, error, solved, iterations, agent):
     state, errors = agent.fresh_state(), []
-    envs = pools.EnvPool(functools.partial(probes.make, name), agent.page.rollout.num_envs, num_workers=1)
+    envs = pools.EnvPool(
+        functools.partial(probes.make, name), agent.page.rollout.num_envs, num_workers=1
+    )
     with envs, queue.ReadyQueue(envs) as pool:
         for iteration in range(iterations):
             key = rng.named(jax.random.key(1), iteration)
@@ -82,4 +96,6 @@ def test_the_agent_solves(name, error, solved, iterations, agent):
                 return
             data = update.rows(rollout, agent.settings.update)
             state, _ = update.update(agent.update, state, data, key, agent.settings.update)
-    pytest.fail(f"broken: {probes.PROBES[name].broken_part}; probe {name!r} has errors {np.round(errors, 2)}")
+    pytest.fail(
+        f"broken: {probes.PROBES[name].broken_part}; probe {name!r} has errors {np.round(errors, 2)}"
+    )

@@ -16,44 +16,42 @@ import time
 import types
 import warnings
 
-from openpi_client import action_chunk_broker
-from openpi_client import image_tools
-from openpi_client import msgpack_numpy
-from openpi_client import websocket_client_policy
 import numpy as np
+from openpi_client import action_chunk_broker, image_tools, msgpack_numpy, websocket_client_policy
 import psutil
 import pytest
 from websockets import exceptions
 
 from configs import quickstart
-from pirl_jax import build
-from pirl_jax import config
-from pirl_jax import evaluate
-from pirl_jax import serve
+from pirl_jax import build, config, evaluate, serve
 from pirl_jax.core import spec as specs
-from pirl_jax.envs import base
-from pirl_jax.envs import libero
-from pirl_jax.envs import tabletop
+from pirl_jax.envs import base, libero, tabletop
 from pirl_jax.models import pi0
 from pirl_jax.monitor import timeline
 from pirl_jax.policy import normalize
 from pirl_jax.rollout import episodes
-from pirl_jax.serving import client
-from pirl_jax.serving import requests
-from pirl_jax.weights import assets
-from pirl_jax.weights import sources
-from pirl_jax.weights import targets
+from pirl_jax.serving import client, requests
+from pirl_jax.weights import assets, sources, targets
 from tests.serving import conftest
 from tests.weights import conftest as weights
 
 ROOT = pathlib.Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs/quickstart.py")
 FIELDS = {
-    "model.size": "tiny", "model.image_size_px": 16, "model.max_token_len": 40, "model.delta_actions": True,
-    "env.image_size_px": 24, "env.num_workers": 2, "env.max_episode_steps": 30, "rollout.num_envs": 4,
-    "rollout.num_groups": 1, "rollout.lockstep": True, "eval.episodes_per_task": 4, "eval.num_videos": 0,
+    "model.size": "tiny",
+    "model.image_size_px": 16,
+    "model.max_token_len": 40,
+    "model.delta_actions": True,
+    "env.image_size_px": 24,
+    "env.num_workers": 2,
+    "env.max_episode_steps": 30,
+    "rollout.num_envs": 4,
+    "rollout.num_groups": 1,
+    "rollout.lockstep": True,
+    "eval.episodes_per_task": 4,
+    "eval.num_videos": 0,
     "run.compilation_cache": "",
-}  # fmt: skip
+}
 
 
 def make_run(folder, **fields):
@@ -63,9 +61,13 @@ def make_run(folder, **fields):
     settings = config.settings(page)
     cfg, draw = settings.policy.model, np.random.default_rng(0)
     shapes = specs.flatten(pi0.specs(cfg))
-    params = {path: 0.1 * draw.standard_normal(leaf.shape, np.float32) for path, leaf in shapes.items()}
+    params = {
+        path: 0.1 * draw.standard_normal(leaf.shape, np.float32) for path, leaf in shapes.items()
+    }
     targets.write_pirl(folder, weights.memory_source(params, cfg))
-    stats = [normalize.Stats(draw.normal(size=dim) / 10, draw.uniform(0.2, 0.4, dim)) for dim in (8, 7)]
+    stats = [
+        normalize.Stats(draw.normal(size=dim) / 10, draw.uniform(0.2, 0.4, dim)) for dim in (8, 7)
+    ]
     normalize.save(folder / "assets" / "norm_stats.json", normalize.NormStats(*stats))
     return settings
 
@@ -77,7 +79,9 @@ def run(tmp_path_factory):
 
 
 def prepare(folder, settings, max_batch=4):
-    return serve.prepare(types.SimpleNamespace(checkpoint=str(folder), iteration=-1, max_batch=max_batch), settings)
+    return serve.prepare(
+        types.SimpleNamespace(checkpoint=str(folder), iteration=-1, max_batch=max_batch), settings
+    )
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +97,9 @@ def served(run):
 def openpi_client(port, api_key=None):
     with warnings.catch_warnings():
         # openpi-client 0.1.2 calls websockets as version 16 wanted it; version 17 still allows that.
-        warnings.filterwarnings("ignore", "connect.. must be used as a context manager", DeprecationWarning)
+        warnings.filterwarnings(
+            "ignore", "connect.. must be used as a context manager", DeprecationWarning
+        )
         policy = websocket_client_policy.WebsocketClientPolicy("127.0.0.1", port, api_key)
     yield policy
     policy._ws.close()
@@ -109,20 +115,30 @@ def observation(k):
 def turn_of(steps, spec):
     """Row k plays task k mod num_tasks and stands at its k-th decision."""
     n = len(steps)
-    fields = {name: np.stack([getattr(step, name) for step in steps]) for name in ("images", "state")}
+    fields = {
+        name: np.stack([getattr(step, name) for step in steps]) for name in ("images", "state")
+    }
     zeros = np.zeros(n)
-    step = base.TimeStep(**fields, reward=zeros, terminated=zeros > 0, truncated=zeros > 0, num_steps=zeros)
+    step = base.TimeStep(
+        **fields, reward=zeros, terminated=zeros > 0, truncated=zeros > 0, num_steps=zeros
+    )
     return episodes.Turn(
-        row=np.arange(n), episode=np.arange(n) + 3, decision=np.arange(n), finished=zeros > 0,
-        task=np.arange(n) % spec.num_tasks, step=step,
-    )  # fmt: skip
+        row=np.arange(n),
+        episode=np.arange(n) + 3,
+        decision=np.arange(n),
+        finished=zeros > 0,
+        task=np.arange(n) % spec.num_tasks,
+        step=step,
+    )
 
 
 def in_process(folder, settings, spec, batch_size):
     """The decision function of `evaluate --checkpoint`."""
     mesh = build.meshes.make_mesh(devices=build.jax.devices()[:1])
     params, stats = build.load_policy(settings, folder, -1, mesh)
-    actor = build.actor(settings, mesh, build.transform(settings, stats, spec.instructions), spec.instructions)
+    actor = build.actor(
+        settings, mesh, build.transform(settings, stats, spec.instructions), spec.instructions
+    )
     return evaluate.policy(settings, mesh, actor, params, spec, batch_size, timeline.Timers())
 
 
@@ -138,10 +154,12 @@ def through_openpis_keys(turn, spec, chunk, port):
                 for image in turn.step.images[i]
             )
             message = {
-                "observation/image": agentview, "observation/wrist_image": wrist,
-                "observation/state": turn.step.state[i].astype(np.float64), "prompt": str(spec.instructions[task]),
+                "observation/image": agentview,
+                "observation/wrist_image": wrist,
+                "observation/state": turn.step.state[i].astype(np.float64),
+                "prompt": str(spec.instructions[task]),
                 "noise_id": int(turn.episode[i] * limit + turn.decision[i]),
-            }  # fmt: skip
+            }
             decide.append(policy.infer(message)["actions"][:chunk])
     return np.stack(decide)
 
@@ -159,9 +177,13 @@ def test_tabletop_through_openpis_keys_gives_the_actions_of_the_in_process_polic
     turn = turn_of([env.reset(task=k, init_state=800 + k) for k in range(4)], env.spec)
     env.close()
     expected = in_process(folder, settings, env.spec, 4)(turn)
-    assert expected.std(axis=0).min() > 1e-3, "rows and their actions must differ for this to mean something"
+    assert expected.std(axis=0).min() > 1e-3, (
+        "rows and their actions must differ for this to mean something"
+    )
     remote = by_remote(turn, env.spec, settings.policy.action_chunk, port)
-    np.testing.assert_allclose(remote, expected, rtol=0, atol=1e-5)  # batches form by timing: rounding
+    np.testing.assert_allclose(
+        remote, expected, rtol=0, atol=1e-5
+    )  # batches form by timing: rounding
     engine.batch_sizes, whole = (4,), engine.batch_sizes
     remote = by_remote(turn, env.spec, settings.policy.action_chunk, port)
     single = through_openpis_keys(turn, env.spec, settings.policy.action_chunk, port)
@@ -170,13 +192,23 @@ def test_tabletop_through_openpis_keys_gives_the_actions_of_the_in_process_polic
     np.testing.assert_array_equal(single, expected)
 
 
-def test_libero_through_openpis_keys_gives_the_actions_of_the_in_process_policy(tmp_path, libero_assets):
+def test_libero_through_openpis_keys_gives_the_actions_of_the_in_process_policy(
+    tmp_path, libero_assets
+):
     """Real pictures of 256 px, which the client shrinks to the model's 224; the second after a chunk of actions."""
-    settings = make_run(tmp_path, **{
-        "model.image_size_px": 224, "model.max_token_len": 120, "env.suite": "libero_spatial", "env.image_size_px": 256,
-        "env.max_episode_steps": 0,
-    })  # fmt: skip
-    env = libero.make("libero_spatial", assets=libero_assets, render_quality="light", cached_tasks=1)
+    settings = make_run(
+        tmp_path,
+        **{
+            "model.image_size_px": 224,
+            "model.max_token_len": 120,
+            "env.suite": "libero_spatial",
+            "env.image_size_px": 256,
+            "env.max_episode_steps": 0,
+        },
+    )
+    env = libero.make(
+        "libero_spatial", assets=libero_assets, render_quality="light", cached_tasks=1
+    )
     steps = [env.reset(task=0, init_state=40), env.step_chunk(np.full((5, 7), 0.3))]
     env.close()
     turn, chunk = turn_of(steps, env.spec), settings.policy.action_chunk
@@ -225,7 +257,9 @@ def test_a_result_does_not_depend_on_its_companions(served):
         ks = [*others[:at], 1, *others[at:]]
         np.testing.assert_array_equal(engine(rows(*ks))[at]["actions"], expected)
     for others in ((), (5,)):
-        np.testing.assert_allclose(engine(rows(1, *others))[0]["actions"], expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            engine(rows(1, *others))[0]["actions"], expected, rtol=0, atol=1e-5
+        )
 
 
 def test_nothing_compiles_once_the_port_is_open(served):
@@ -237,7 +271,11 @@ def test_nothing_compiles_once_the_port_is_open(served):
             for n in (1, 2, 3, 4):
                 answers = pool.map(lambda policy: policy.infer(observation(2)), clients[:n])
                 sizes += [answer["actions"].shape for answer in answers]
-    assert sizes == [(10, 7)] * 10 and engine.actor.exploit._cache_size() == before and engine.batch_sizes == (1, 2, 4)
+    assert (
+        sizes == [(10, 7)] * 10
+        and engine.actor.exploit._cache_size() == before
+        and engine.batch_sizes == (1, 2, 4)
+    )
 
 
 def test_a_bad_observation_ends_its_own_connection_only(served):
@@ -245,15 +283,25 @@ def test_a_bad_observation_ends_its_own_connection_only(served):
     with openpi_client(port) as bystander:
         expected = bystander.infer(observation(3))["actions"]
         for change, sentence in (
-            ({"observation/state": np.full(8, np.nan)}, "observation/state is .nan, .* send 8 finite numbers"),
+            (
+                {"observation/state": np.full(8, np.nan)},
+                "observation/state is .nan, .* send 8 finite numbers",
+            ),
             ({"observation/image": np.zeros((16, 16), np.uint8)}, "send uint8"),
             ({"prompt": 7}, "prompt is a int; send a string"),
             ({"prompt": "push " * 40}, "max_token_len is 40"),
         ):
-            with openpi_client(port) as policy, pytest.raises(RuntimeError, match=sentence) as error:
+            with (
+                openpi_client(port) as policy,
+                pytest.raises(RuntimeError, match=sentence) as error,
+            ):
                 policy.infer(observation(3) | change)
-            assert "Error in inference server:\nTraceback (most recent call last):" in str(error.value)
-            np.testing.assert_allclose(bystander.infer(observation(3))["actions"], expected, rtol=0, atol=1e-5)
+            assert "Error in inference server:\nTraceback (most recent call last):" in str(
+                error.value
+            )
+            np.testing.assert_allclose(
+                bystander.infer(observation(3))["actions"], expected, rtol=0, atol=1e-5
+            )
 
 
 def test_a_foreign_checkpoint_is_served_as_the_run_it_came_from(run, served, tmp_path):
@@ -348,9 +396,22 @@ def test_many_clients_get_their_own_results(served):
 def command(folder, *arguments, **environment):
     """python -m pirl_jax.serve -> (process, lines it said, port)."""
     fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
-    argv = [sys.executable, "-m", "pirl_jax.serve", "--checkpoint", str(folder), "--config", QUICKSTART, "--port=0"]
+    argv = [
+        sys.executable,
+        "-m",
+        "pirl_jax.serve",
+        "--checkpoint",
+        str(folder),
+        "--config",
+        QUICKSTART,
+        "--port=0",
+    ]
     with subprocess.Popen(
-        [*argv, *fields, *arguments], cwd=ROOT, env=os.environ | environment, text=True, stdout=subprocess.PIPE
+        [*argv, *fields, *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        text=True,
+        stdout=subprocess.PIPE,
     ) as process:
         try:
             lines = [process.stdout.readline() for _ in range(2)]
@@ -374,7 +435,9 @@ def test_two_thousand_requests_of_32_clients(run, served, capsys):
         p50, p99 = 1e3 * np.quantile(latency_s, (0.5, 0.99))
         first, last = np.mean(seen_mb[:200]), np.mean(seen_mb[-200:])
     with capsys.disabled():
-        print(f"\n2000 answered, {rate:.0f}/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms, RSS {first:.0f} -> {last:.0f} MB")
+        print(
+            f"\n2000 answered, {rate:.0f}/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms, RSS {first:.0f} -> {last:.0f} MB"
+        )
     assert len(latency_s) == 2000 and last - first < 10
 
 
@@ -386,7 +449,9 @@ def test_evaluate_against_a_server_repeats_the_evaluation_in_process(run, tmp_pa
     every video.  The server ends with SIGTERM."""
     folder, _ = run
     whole, one = build.meshes.make_mesh, build.jax.devices()[:1]
-    monkeypatch.setattr(build.meshes, "make_mesh", lambda *args, **options: whole(*args, devices=one))
+    monkeypatch.setattr(
+        build.meshes, "make_mesh", lambda *args, **options: whole(*args, devices=one)
+    )
     alone = FIELDS | {"rollout.num_envs": 1, "env.num_workers": 1}
     fields = [f"--config.{name}={value}" for name, value in alone.items()]
     arguments = ["evaluate", "--config", QUICKSTART, *fields, "--videos=all"]
@@ -403,12 +468,17 @@ def test_evaluate_against_a_server_repeats_the_evaluation_in_process(run, tmp_pa
             assert process.wait(20) == 0
             with pytest.raises(exceptions.ConnectionClosedOK, match="1001"):
                 idle.infer(observation(1))
-    ours, theirs = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("ours", "served"))
+    ours, theirs = (
+        json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("ours", "served")
+    )
     assert ours["episodes"] == theirs["episodes"] and len(ours["episodes"]) == 4
     folders = [tmp_path / name / "videos" for name in ("ours", "served")]
     films = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
     assert films[0] == films[1] and len(films[0]) == 4
-    assert theirs["policy"]["name"] == f"ws://127.0.0.1:{port}" and ours["protocol"] == theirs["protocol"]
+    assert (
+        theirs["policy"]["name"] == f"ws://127.0.0.1:{port}"
+        and ours["protocol"] == theirs["protocol"]
+    )
     assert theirs["policy"]["server"]["checkpoint"]["run"] == str(folder)
 
 
@@ -417,10 +487,22 @@ def test_mistakes_are_sentences(run, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for main, arguments, sentence in (
-            (serve.main, [f"--checkpoint={run[0]}", f"--port={port}"], f"--port={port} cannot be used"),
+            (
+                serve.main,
+                [f"--checkpoint={run[0]}", f"--port={port}"],
+                f"--port={port} cannot be used",
+            ),
             (serve.main, ["--port=0"], "--checkpoint is missing"),
-            (evaluate.main, ["--policy=ws://127.0.0.1:1"], "--policy=ws://127.0.0.1:1 cannot be reached"),
-            (evaluate.main, ["--policy=http://x"], "--policy='http://x' does not exist; choose one of: checkpoint, "),
+            (
+                evaluate.main,
+                ["--policy=ws://127.0.0.1:1"],
+                "--policy=ws://127.0.0.1:1 cannot be reached",
+            ),
+            (
+                evaluate.main,
+                ["--policy=http://x"],
+                "--policy='http://x' does not exist; choose one of: checkpoint, ",
+            ),
         ):
             with pytest.raises(SystemExit) as caught:
                 main(["command", "--config", QUICKSTART, *fields, *arguments])

@@ -8,16 +8,21 @@ import jax
 import numpy as np
 import pytest
 
-from pirl_jax import build
-from pirl_jax import train
+from pirl_jax import build, train
 from pirl_jax.monitor import log
 from pirl_jax.weights import store
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
-    "rollout.num_envs": 8, "rollout.num_groups": 2, "rollout.lockstep": True, "rollout.episodes_per_iteration": 12, "env.num_workers": 2,
-    "algorithm.minibatch_size": 8, "algorithm.microbatch_size": 4, "run.compilation_cache": "",
-}  # fmt: skip
+    "rollout.num_envs": 8,
+    "rollout.num_groups": 2,
+    "rollout.lockstep": True,
+    "rollout.episodes_per_iteration": 12,
+    "env.num_workers": 2,
+    "algorithm.minibatch_size": 8,
+    "algorithm.microbatch_size": 4,
+    "run.compilation_cache": "",
+}
 MAKE_MESH = build.meshes.make_mesh
 
 
@@ -30,7 +35,11 @@ def one_device():
 
 
 def start(recipe, directory, *arguments, **fields):
-    fields = SMALL | {"run.directory": directory} | {name.replace("__", "."): value for name, value in fields.items()}
+    fields = (
+        SMALL
+        | {"run.directory": directory}
+        | {name.replace("__", "."): value for name, value in fields.items()}
+    )
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]
     train.main(["train", "--config", str(ROOT / "configs" / recipe), *overrides, *arguments])
     return directory
@@ -38,15 +47,22 @@ def start(recipe, directory, *arguments, **fields):
 
 def probe(directory, num_iterations, *arguments, **fields):
     return start(
-        "probe.py", directory, *arguments, num_iterations=num_iterations, env__suite="probe_delayed", run__save_every=2,
+        "probe.py",
+        directory,
+        *arguments,
+        num_iterations=num_iterations,
+        env__suite="probe_delayed",
+        run__save_every=2,
         **({"eval__every": 2} | fields),
-    )  # fmt: skip
+    )
 
 
 def saved(directory, iteration):
     """Every array of a checkpoint by its path."""
     source = store.Store(directory / "checkpoints", create=False)
-    like = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in source._saved(iteration).items()}
+    like = {
+        name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in source._saved(iteration).items()
+    }
     state, _ = source.restore(like, iteration)
     source.close()
     return state
@@ -76,12 +92,26 @@ def test_a_run_on_four_devices_is_that_on_one(half, tmp_path, monkeypatch):
     for row, like in zip(rows, expected, strict=True):
         for name in row:
             exact = name.startswith(("env/", "eval/"))
-            np.testing.assert_allclose(row[name], like[name], rtol=0 if exact else 1e-2, atol=0 if exact else 1e-4, err_msg=name)
+            np.testing.assert_allclose(
+                row[name],
+                like[name],
+                rtol=0 if exact else 1e-2,
+                atol=0 if exact else 1e-4,
+                err_msg=name,
+            )
 
 
 def test_the_same_seed_gives_the_same_run(whole, half):
     rows, first_rows = log.read(whole, timing=False), log.read(half, timing=False)
-    assert [row["iteration"] for row in rows] == [0, 0, 1, 2, 2, 3, 4]  # before, two, evaluation, two, after
+    assert [row["iteration"] for row in rows] == [
+        0,
+        0,
+        1,
+        2,
+        2,
+        3,
+        4,
+    ]  # before, two, evaluation, two, after
     assert first_rows[:3] == rows[:3] and len(rows[1]) > 30
     before, after = saved(whole, 2), saved(whole, 4)
     moved = [name for name in after if (before[name] != after[name]).any()]
@@ -93,7 +123,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one(whole, half, tmp_path):
     probe(resumed, 4, "--resume", "auto")
     assert log.read(resumed, timing=False) == log.read(whole, timing=False)
     assert_equal_states(saved(resumed, 4), saved(whole, 4))
-    assert [entry["first_iteration"] for entry in json.loads((resumed / "environment.json").read_text())] == [0, 2]
+    assert [
+        entry["first_iteration"] for entry in json.loads((resumed / "environment.json").read_text())
+    ] == [0, 2]
     with pytest.raises(SystemExit):  # what it has cannot be undone
         probe(resumed, 3, "--resume", "auto")
 
@@ -101,7 +133,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one(whole, half, tmp_path):
 def test_neither_where_prefixes_lie_nor_when_simulators_start_changes_a_run(half, tmp_path):
     """An evaluation before every iteration: the simulators cannot start on the next rollout while the learner works."""
     run = probe(tmp_path, 2, rollout__prefix_cache="device", eval__every=1)
-    rows = [[row for row in log.read(path, timing=False) if "actor/loss" in row] for path in (run, half)]
+    rows = [
+        [row for row in log.read(path, timing=False) if "actor/loss" in row] for path in (run, half)
+    ]
     assert rows[0] == rows[1] and len(rows[0]) == 2
     assert_equal_states(saved(run, 2), saved(half, 2))
 
@@ -117,19 +151,39 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(half, tmp_path):
 def test_grpo_with_learned_noise_an_anchor_and_an_average(tmp_path, capsys):
     """Everything that a run without a critic has, and what it has not; and the level of the noise goes down."""
     run = start(
-        "probe.py", tmp_path, num_iterations=2, env__suite="probe_action", eval__episodes_per_task=1,
-        model__add_value_head=False, model__noise_method="reinflow", model__joint_logprob=True, model__noise_anneal=True, algorithm__adv_type="grpo", algorithm__group_size=4, algorithm__anchor_coef=0.1, optim__lr=1e-4,
+        "probe.py",
+        tmp_path,
+        num_iterations=2,
+        env__suite="probe_action",
+        eval__episodes_per_task=1,
+        model__add_value_head=False,
+        model__noise_method="reinflow",
+        model__joint_logprob=True,
+        model__noise_anneal=True,
+        algorithm__adv_type="grpo",
+        algorithm__group_size=4,
+        algorithm__anchor_coef=0.1,
+        optim__lr=1e-4,
         algorithm__ema_decay=0.5,
-    )  # fmt: skip
+    )
     said = capsys.readouterr().out
-    assert said.count("norm stats: zscore, state 8 dims, actions 7 dims\nnorm stats: ") == 1, "once, with evaluations and a noise that changes"
+    assert said.count("norm stats: zscore, state 8 dims, actions 7 dims\nnorm stats: ") == 1, (
+        "once, with evaluations and a noise that changes"
+    )
     assert "state values lie outside q01..q99 (by dim: " in said
     _, first, second, _ = log.read(run)
-    assert first["rollout/advantages_max"] > 0 > first["rollout/advantages_min"], "groups of 4, not of 1"
-    assert first["actor/anchor"] > 0 < second["actor/anchor"] and first["actor/first_ratio_max_dev"] < 1e-3
+    assert first["rollout/advantages_max"] > 0 > first["rollout/advantages_min"], (
+        "groups of 4, not of 1"
+    )
+    assert (
+        first["actor/anchor"] > 0 < second["actor/anchor"]
+        and first["actor/first_ratio_max_dev"] < 1e-3
+    )
     assert not [name for name in first if name.startswith("critic/") or "value_loss" in name]
     names = saved(run, 2)
-    assert any(name.startswith("ema/") for name in names) and any("noise_head" in name for name in names)
+    assert any(name.startswith("ema/") for name in names) and any(
+        "noise_head" in name for name in names
+    )
     assert not [name for name in names if "value_head" in name]
     assert list(json.loads((run / "table.json").read_text())["rows"]) == ["before", "GRPO"]
 
@@ -137,32 +191,60 @@ def test_grpo_with_learned_noise_an_anchor_and_an_average(tmp_path, capsys):
 def test_grpo_learns(tmp_path):
     """Without a critic, in groups of 8: the mean reward of the probe of the policy gradient goes from about 0 towards 1."""
     run = start(
-        "probe.py", tmp_path, num_iterations=15, env__suite="probe_action", eval__baseline=False, run__save_every=15,
-        model__add_value_head=False, algorithm__adv_type="grpo", algorithm__group_size=8, rollout__num_envs=32,
-        rollout__episodes_per_iteration=64, algorithm__minibatch_size=32, algorithm__microbatch_size=32,
-    )  # fmt: skip
+        "probe.py",
+        tmp_path,
+        num_iterations=15,
+        env__suite="probe_action",
+        eval__baseline=False,
+        run__save_every=15,
+        model__add_value_head=False,
+        algorithm__adv_type="grpo",
+        algorithm__group_size=8,
+        rollout__num_envs=32,
+        rollout__episodes_per_iteration=64,
+        algorithm__minibatch_size=32,
+        algorithm__microbatch_size=32,
+    )
     return_ = [row["env/return"] for row in log.read(run) if "env/return" in row]
     assert abs(return_[0]) < 0.3 and np.mean(return_[-3:]) > 0.4, np.round(return_, 2)
 
 
 def dynamic(directory, num_iterations, *arguments, **fields):
     """Three groups of 4 per iteration, and up to three to replace those whose mean reward is below 0."""
-    return start("probe.py", directory, *arguments, num_iterations=num_iterations, run__save_every=1, eval__baseline=False, **dict(
-        env__suite="probe_action", model__add_value_head=False, algorithm__adv_type="grpo", algorithm__group_size=4,
-        algorithm__filter_rewards=True, algorithm__rewards_lower_bound=0.0, algorithm__rewards_upper_bound=2.0,
-        algorithm__max_episodes_per_iteration=24,
-    ) | fields)  # fmt: skip
+    return start(
+        "probe.py",
+        directory,
+        *arguments,
+        num_iterations=num_iterations,
+        run__save_every=1,
+        eval__baseline=False,
+        **dict(
+            env__suite="probe_action",
+            model__add_value_head=False,
+            algorithm__adv_type="grpo",
+            algorithm__group_size=4,
+            algorithm__filter_rewards=True,
+            algorithm__rewards_lower_bound=0.0,
+            algorithm__rewards_upper_bound=2.0,
+            algorithm__max_episodes_per_iteration=24,
+        )
+        | fields,
+    )
 
 
 def test_groups_without_a_signal_are_replaced(tmp_path):
     """Dynamic sampling, and a resumed run plays the same groups, here with prefixes that stay on the device."""
     rows = log.read(dynamic(tmp_path / "whole", 4), timing=False)[:4]
-    played, kept, dropped = ([row[f"rollout/groups{end}"] for row in rows] for end in ("", "_kept", "_dropped"))
+    played, kept, dropped = (
+        [row[f"rollout/groups{end}"] for row in rows] for end in ("", "_kept", "_dropped")
+    )
     assert max(played) > 3, "some were replaced"
     assert [k == 3 or p == 6 for k, p in zip(kept, played, strict=True)] == [True] * 4
     for row, p, k, d in zip(rows, played, kept, dropped, strict=True):
         assert p == k + d and row["env/num_trajectories"] == row["rollout/decisions"] == 4 * p
-        assert not k or row["rollout/returns_mean"] > 0 and row["actor/updates"] == 4 * -(-4 * k // 8)
+        assert not k or (
+            row["rollout/returns_mean"] > 0 and row["actor/updates"] == 4 * -(-4 * k // 8)
+        )
     run = dynamic(tmp_path / "resumed", 2, rollout__prefix_cache="device")
     shutil.rmtree(run / "checkpoints" / "2")
     dynamic(run, 4, "--resume", "auto", rollout__prefix_cache="device")
@@ -175,7 +257,10 @@ def test_the_budget_ends_the_search_for_a_signal(tmp_path):
     run = dynamic(tmp_path, 1, env__suite="probe_observed", algorithm__rewards_lower_bound=-2.0)
     row, _ = log.read(run)
     assert [row[f"rollout/groups{end}"] for end in ("", "_kept", "_dropped")] == [6, 0, 6]
-    assert row["env/num_trajectories"] == 24 and row["actor/skipped_updates"] == row["actor/updates"] > 0
+    assert (
+        row["env/num_trajectories"] == 24
+        and row["actor/skipped_updates"] == row["actor/updates"] > 0
+    )
     assert -1 < row["env/return"] < 1, "fresh start states"
     before, after = saved(run, 0), saved(run, 1)
     for name in before:
@@ -185,7 +270,12 @@ def test_the_budget_ends_the_search_for_a_signal(tmp_path):
 
 def test_a_checkpoint_of_another_size_does_not_fit(half, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
-        start("probe.py", tmp_path / "run", model__checkpoint=half / "checkpoints", model__value_hidden="16,16")
+        start(
+            "probe.py",
+            tmp_path / "run",
+            model__checkpoint=half / "checkpoints",
+            model__value_hidden="16,16",
+        )
     said = capsys.readouterr().err
     assert exit_.value.code == 2 and said.count("\n") == 1
     assert "does not fit this configuration (5 of" in said
@@ -193,28 +283,60 @@ def test_a_checkpoint_of_another_size_does_not_fit(half, tmp_path, capsys):
 
 @pytest.mark.parametrize("resume", ["never", "auto"])
 def test_a_run_starts_from_the_checkpoint_of_another(half, tmp_path, resume):
-    run = start("probe.py", tmp_path, "--resume", resume, num_iterations=1, model__checkpoint=half, eval__every=0)
-    assert_equal_states(*(
-        {name: value for name, value in saved(*place).items() if name.startswith("params/")} for place in ((run, 0), (half, 2))
-    ))  # fmt: skip
+    run = start(
+        "probe.py",
+        tmp_path,
+        "--resume",
+        resume,
+        num_iterations=1,
+        model__checkpoint=half,
+        eval__every=0,
+    )
+    assert_equal_states(
+        *(
+            {name: value for name, value in saved(*place).items() if name.startswith("params/")}
+            for place in ((run, 0), (half, 2))
+        )
+    )
 
 
 @pytest.fixture(scope="module")
 def tabletop(tmp_path_factory):
     """The quickstart in small: SFT from demonstrations, two iterations, in MuJoCo with cameras."""
     return start(
-        "quickstart.py", tmp_path_factory.mktemp("runs") / "tabletop", num_iterations=2, model__size="tiny",
-        model__image_size_px=16, env__image_size_px=32, sft__demonstrations=2, sft__steps=4, sft__batch_size=8,
-        eval__episodes_per_task=2, eval__num_videos=1, eval__every=0, algorithm__update_epochs=1,
-        algorithm__minibatch_size=32, algorithm__microbatch_size=32, algorithm__sft_loss_weight=0.1,
-    )  # fmt: skip
+        "quickstart.py",
+        tmp_path_factory.mktemp("runs") / "tabletop",
+        num_iterations=2,
+        model__size="tiny",
+        model__image_size_px=16,
+        env__image_size_px=32,
+        sft__demonstrations=2,
+        sft__steps=4,
+        sft__batch_size=8,
+        eval__episodes_per_task=2,
+        eval__num_videos=1,
+        eval__every=0,
+        algorithm__update_epochs=1,
+        algorithm__minibatch_size=32,
+        algorithm__microbatch_size=32,
+        algorithm__sft_loss_weight=0.1,
+    )
 
 
 def test_what_a_run_leaves_behind(tabletop):
     for name in (
-        "config.json", "environment.json", "metrics.jsonl", "table.json", "table.txt", "learning_curve.png", "assets/norm_stats.json",
-        "evaluation/before/evaluation.json", "evaluation/after/evaluation.json", "evaluation/after/table.txt", "evaluation/after/videos",
-    ):  # fmt: skip
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "table.json",
+        "table.txt",
+        "learning_curve.png",
+        "assets/norm_stats.json",
+        "evaluation/before/evaluation.json",
+        "evaluation/after/evaluation.json",
+        "evaluation/after/table.txt",
+        "evaluation/after/videos",
+    ):
         assert (tabletop / name).stat().st_size > 0, name
     assert list((tabletop / "tensorboard").glob("events*"))
     assert "2" in {path.name for path in (tabletop / "checkpoints").iterdir()}
@@ -226,18 +348,30 @@ def test_what_a_run_leaves_behind(tabletop):
 def test_metrics_have_the_names_that_users_look_for(tabletop):
     rows = log.read(tabletop)
     sft, _, first, second, after = rows
-    assert "sft/loss" in sft and {"eval/success_once", "eval/return", "eval/episode_len"} <= after.keys()
+    assert (
+        "sft/loss" in sft
+        and {"eval/success_once", "eval/return", "eval/episode_len"} <= after.keys()
+    )
     names = """actor/loss actor/value_loss actor/grad_norm actor/approx_kl actor/pg_clipfrac actor/value_clip_ratio
         actor/ratio_max_dev actor/first_ratio_max_dev critic/explained_variance rollout/returns_mean rollout/advantages_mean
         env/episode_len env/success_once env/return env/restarts env/lost_episodes time/env time/inference time/update time/transfer time/idle time/iteration"""
     assert first["actor/sft_loss"] > 0, "demonstrations go on teaching"
-    assert set(names.split()) <= first.keys() - {"time/to_first_update"} == second.keys() - {"time/save"} | {"time/eval"} & first.keys()
+    assert (
+        set(names.split())
+        <= first.keys() - {"time/to_first_update"}
+        == second.keys() - {"time/save"} | {"time/eval"} & first.keys()
+    )
     assert first["time/to_first_update"] > first["time/iteration"]
-    assert first["actor/first_ratio_max_dev"] < 1e-4  # the strict bound, and what it depends on: rollout/test_collector.py
+    assert (
+        first["actor/first_ratio_max_dev"] < 1e-4
+    )  # the strict bound, and what it depends on: rollout/test_collector.py
 
 
 def test_demonstrations_that_all_fail(tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         start("quickstart.py", tmp_path, env__max_episode_steps=5, sft__demonstrations=1)
     assert exit_.value.code == 2
-    assert "none of 1 demonstrations per task succeeded; raise env.max_episode_steps=5" in capsys.readouterr().err
+    assert (
+        "none of 1 demonstrations per task succeeded; raise env.max_episode_steps=5"
+        in capsys.readouterr().err
+    )

@@ -10,10 +10,7 @@ import pickle
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType
-from jax.sharding import Mesh
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 BATCH_AXES = ("data", "fsdp")
@@ -27,7 +24,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
     """Mesh of data x fsdp devices; data = -1 takes what is left.  `devices` defaults to all devices of all hosts."""
     devices = jax.devices() if devices is None else devices
     if fsdp < 1 or len(devices) % fsdp:
-        raise ValueError(f"mesh fsdp={fsdp} does not divide the {len(devices)} devices; choose a divisor of it")
+        raise ValueError(
+            f"mesh fsdp={fsdp} does not divide the {len(devices)} devices; choose a divisor of it"
+        )
     data = len(devices) // fsdp if data == -1 else data
     if data * fsdp != len(devices):
         raise ValueError(
@@ -67,7 +66,9 @@ def local_view(params, mesh: Mesh):
         where = NamedSharding(part, x.sharding.spec)
         if isinstance(x, jax.ShapeDtypeStruct):
             return x.update(sharding=where)
-        return jax.make_array_from_single_device_arrays(x.shape, where, [shard.data for shard in x.addressable_shards])
+        return jax.make_array_from_single_device_arrays(
+            x.shape, where, [shard.data for shard in x.addressable_shards]
+        )
 
     return jax.tree.map(view, params)
 
@@ -80,7 +81,9 @@ def join(tree, mesh: Mesh):
 
     def whole(x):
         shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
-        return jax.make_array_from_single_device_arrays(shape, where, [shard.data for shard in x.addressable_shards])
+        return jax.make_array_from_single_device_arrays(
+            shape, where, [shard.data for shard in x.addressable_shards]
+        )
 
     return jax.tree.map(whole, tree)
 
@@ -120,8 +123,12 @@ def gather(item) -> list:
     with jax.transfer_guard("allow"):  # the transfer is the purpose
         sizes_P = np.asarray(multihost_utils.process_allgather(np.int32(len(data)))).reshape(-1)
         room = 1 << int(sizes_P.max() - 1).bit_length()  # every length is a program of its own
-        padded_PN = np.asarray(multihost_utils.process_allgather(np.pad(data, (0, room - len(data)))))
-    return [pickle.loads(row_N[:size].tobytes()) for row_N, size in zip(padded_PN, sizes_P, strict=True)]
+        padded_PN = np.asarray(
+            multihost_utils.process_allgather(np.pad(data, (0, room - len(data))))
+        )
+    return [
+        pickle.loads(row_N[:size].tobytes()) for row_N, size in zip(padded_PN, sizes_P, strict=True)
+    ]
 
 
 def replicate(tree, mesh: Mesh):
@@ -132,7 +139,9 @@ def replicate(tree, mesh: Mesh):
 
     def put(x):  # other processes' devices take host arrays only
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+            return jax.random.wrap_key_data(
+                put(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+            )
         return jax.device_put(jax.device_get(x), where)
 
     return jax.tree.map(put, tree)

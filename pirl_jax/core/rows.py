@@ -35,11 +35,15 @@ class Buffer:
         """Keep the rows at `index_n` of a batch on the devices."""
         index_n = np.asarray(index_n)
         if len(index_n) > len(self._free):
-            raise ValueError(f"the buffer holds {self._capacity} rows and all are in use; clear it with a larger capacity")
+            raise ValueError(
+                f"the buffer holds {self._capacity} rows and all are in use; clear it with a larger capacity"
+            )
         if self.rows is None:
             self.rows = self._zeros(rows_B, self._capacity)
         at_n = np.array([self._free.pop() for _ in index_n], np.int32)
-        at_B = np.full(len(jax.tree.leaves(rows_B)[0]), self._capacity, np.int32)  # beyond the end: not kept
+        at_B = np.full(
+            len(jax.tree.leaves(rows_B)[0]), self._capacity, np.int32
+        )  # beyond the end: not kept
         at_B[index_n] = at_n
         self.rows = self._write(self.rows, rows_B, meshes.put_batch(at_B, self._mesh))
         return OnDevice(self, at_n)

@@ -30,7 +30,9 @@ class Spec:
 
     def __post_init__(self):
         if len(self.shape) != len(self.axes):
-            raise ValueError(f"a Spec needs one logical axis per dimension: shape {self.shape}, axes {self.axes}")
+            raise ValueError(
+                f"a Spec needs one logical axis per dimension: shape {self.shape}, axes {self.axes}"
+            )
         name = self.init if isinstance(self.init, str) else self.init[0]
         if name not in INITIALISERS:
             raise ValueError(f"unknown initialiser {name!r}; choose one of {sorted(INITIALISERS)}")
@@ -51,7 +53,11 @@ def init(key: jax.Array, specs: dict, shardings: dict | None = None) -> dict:
 def abstract(specs: dict, shardings: dict | None = None) -> dict:
     """Tree of jax.ShapeDtypeStruct: shapes and dtypes (and shardings, same tree) without memory."""
     shapes = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype), specs)
-    return shapes if shardings is None else jax.tree.map(lambda x, where: x.update(sharding=where), shapes, shardings)
+    return (
+        shapes
+        if shardings is None
+        else jax.tree.map(lambda x, where: x.update(sharding=where), shapes, shardings)
+    )
 
 
 def count(specs: dict) -> int:
@@ -62,7 +68,9 @@ def count(specs: dict) -> int:
 def shardings(specs: dict, mesh: jax.sharding.Mesh, rules: Mapping | Iterable) -> dict:
     """Tree of NamedSharding.  `rules`: logical axis -> mesh axis, tuple of mesh axes, or None (mapping or pairs)."""
     rules = dict(rules)
-    return jax.tree.map(lambda spec: NamedSharding(mesh, _partition(spec, mesh.shape, rules)), specs)
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, _partition(spec, mesh.shape, rules)), specs
+    )
 
 
 def flatten(tree: dict) -> dict[str, Any]:
@@ -102,7 +110,11 @@ def _partition(spec: Spec, mesh_shape: Mapping[str, int], rules: Mapping) -> Par
     for size, axis in zip(spec.shape, spec.axes):
         wanted = rules.get(axis) or ()
         wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted)
-        if not wanted or taken & set(wanted) or size % math.prod(mesh_shape[name] for name in wanted):
+        if (
+            not wanted
+            or taken & set(wanted)
+            or size % math.prod(mesh_shape[name] for name in wanted)
+        ):
             parts.append(None)
             continue
         taken |= set(wanted)
@@ -113,7 +125,9 @@ def _partition(spec: Spec, mesh_shape: Mapping[str, int], rules: Mapping) -> Par
 def _lecun(key: jax.Array, shape: tuple, fan_in: int) -> jax.Array:
     """Normal cut at two standard deviations, widened so that the variance after the cut is 1 / fan_in."""
     std_of_cut_normal = 0.87962566103423978
-    return jax.random.truncated_normal(key, -2.0, 2.0, shape) * (math.sqrt(1.0 / fan_in) / std_of_cut_normal)
+    return jax.random.truncated_normal(key, -2.0, 2.0, shape) * (
+        math.sqrt(1.0 / fan_in) / std_of_cut_normal
+    )
 
 
 def _xavier(key: jax.Array, shape: tuple, fan_in: int, fan_out: int) -> jax.Array:
@@ -125,7 +139,9 @@ INITIALISERS: dict[str, Callable] = {
     "zeros": lambda key, shape: jnp.zeros(shape),
     "ones": lambda key, shape: jnp.ones(shape),
     "normal": lambda key, shape, std: jax.random.normal(key, shape) * std,
-    "uniform": lambda key, shape, limit: jax.random.uniform(key, shape, minval=-limit, maxval=limit),
+    "uniform": lambda key, shape, limit: jax.random.uniform(
+        key, shape, minval=-limit, maxval=limit
+    ),
     "lecun": _lecun,
     "xavier": _xavier,
 }

@@ -44,7 +44,9 @@ class Chain:
 
 def unknown(field: str, value, choices) -> ValueError:
     """One sentence for a wrong name: the value and the remedy."""
-    return ValueError(f"{field}={value!r} does not exist; choose one of: {', '.join(map(str, choices))}")
+    return ValueError(
+        f"{field}={value!r} does not exist; choose one of: {', '.join(map(str, choices))}"
+    )
 
 
 @struct.dataclass

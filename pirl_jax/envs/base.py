@@ -4,8 +4,9 @@ An env is created once per slot and lives as long as its worker.  An episode is 
 the same name gives the same episode, whatever ran in that env before.
 """
 
+from collections.abc import Iterable
 import dataclasses
-from typing import Iterable, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -39,7 +40,9 @@ class TimeStep:
     terminated: bool  # success: nothing follows, value 0
     truncated: bool  # time limit: the episode was cut, its value is not 0
     num_steps: int  # control steps executed in this chunk (0 after a reset)
-    frames: list | None = None  # video frames [Y,X,3] uint8 of each executed step, only when asked for
+    frames: list | None = (
+        None  # video frames [Y,X,3] uint8 of each executed step, only when asked for
+    )
     lost: bool = False  # the simulator was replaced under this episode: nothing else in this row means anything
 
 
@@ -59,4 +62,6 @@ class Env(Protocol):
 
 def error(field: str, value, choices) -> ValueError:
     """One sentence for a wrong name: the value and the remedy."""
-    return ValueError(f"{field} {value!r} does not exist; choose one of: {', '.join(map(str, choices))}")
+    return ValueError(
+        f"{field} {value!r} does not exist; choose one of: {', '.join(map(str, choices))}"
+    )

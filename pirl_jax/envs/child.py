@@ -3,6 +3,7 @@
 The module that is run answers with one JSON object as the last line of its output; `answer` writes it.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import json
 import os
@@ -10,9 +11,10 @@ import pathlib
 import signal
 import subprocess
 import sys
-from typing import Callable, Mapping, Sequence
 
-ROOT = pathlib.Path(__file__).parents[2]  # where the package lies: the child imports the same copy, from any folder
+ROOT = pathlib.Path(__file__).parents[
+    2
+]  # where the package lies: the child imports the same copy, from any folder
 KILL_S = 5.0  # how long a killed process may take to go; one that hangs inside a driver cannot be killed at all
 
 
@@ -20,7 +22,11 @@ class ChildError(RuntimeError):
     """The process failed, crashed or gave no answer in time; one clause says which."""
 
 
-def ask(arguments: Sequence[str], variables: Mapping[str, str | None] | None = None, timeout_s: float = 60.0) -> dict:
+def ask(
+    arguments: Sequence[str],
+    variables: Mapping[str, str | None] | None = None,
+    timeout_s: float = 60.0,
+) -> dict:
     """Run `python ARGUMENTS` and return the JSON object of its last line; raises ChildError within about timeout_s.
 
     variables: environment variables on top of this process's; None removes one.
@@ -30,13 +36,19 @@ def ask(arguments: Sequence[str], variables: Mapping[str, str | None] | None = N
     process = subprocess.Popen(
         [sys.executable, *arguments],
         env={name: value for name, value in environment.items() if value is not None},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
     )
     try:
         output, errors = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
         process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it is left behind; what matters is that we go on
+        with contextlib.suppress(
+            subprocess.TimeoutExpired
+        ):  # it is left behind; what matters is that we go on
             process.communicate(timeout=KILL_S)
         raise ChildError(f"no answer within {timeout_s:g} s") from error
     return _read(process.returncode, output.strip(), errors.strip())
@@ -46,7 +58,9 @@ def _read(code: int, output: str, errors: str) -> dict:
     if code < 0:
         raise ChildError(f"crashed with {signal.Signals(-code).name}")
     if code > 0 or not output:
-        raise ChildError(errors.splitlines()[-1] if errors else f"ended with exit code {code} and no answer")
+        raise ChildError(
+            errors.splitlines()[-1] if errors else f"ended with exit code {code} and no answer"
+        )
     result = json.loads(output.splitlines()[-1])
     if "error" in result:
         raise ChildError(result["error"])
@@ -58,5 +72,9 @@ def answer(function: Callable[[], dict]) -> None:
     try:
         result = function()
     except Exception as error:  # any of them is the answer; what destructors print later would hide it in the traceback
-        result = {"error": f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)}
+        result = {
+            "error": f"{type(error).__name__}: {error}"
+            if not isinstance(error, ValueError)
+            else str(error)
+        }
     sys.stdout.write("\n" + json.dumps(result) + "\n")

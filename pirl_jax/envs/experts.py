@@ -10,7 +10,7 @@ Every expert is a script of legs (above, descend, close, lift[, carry, lower, op
 script of tabletop is here, that of LIBERO in `libero_experts.py`.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -53,7 +53,9 @@ def _tabletop_script(env, cube: str, goal: str | None) -> list[Leg]:
         return lambda: start + [0.0, 0.0, height_m]
 
     def yaw(grip_rot):  # along the cube's faces; not once it is gripped: it turns with the hand
-        turn_rad = servo.heading(env.data.body(cube).xmat.reshape(3, 3)[:, 0]) - servo.heading(grip_rot[:, 0])
+        turn_rad = servo.heading(env.data.body(cube).xmat.reshape(3, 3)[:, 0]) - servo.heading(
+            grip_rot[:, 0]
+        )
         return servo.wrapped(turn_rad, np.pi / 2)
 
     pick = [
@@ -63,7 +65,9 @@ def _tabletop_script(env, cube: str, goal: str | None) -> list[Leg]:
     ]
     if goal is None:
         return [*pick, Leg("lift", lifted(0.2), CLOSE, steps=1000)]
-    rest_m = scene.CUBE_HALF_M if goal == "target" else 2 * scene.CUBE_HALF_M  # of the cube's centre above the goal's
+    rest_m = (
+        scene.CUBE_HALF_M if goal == "target" else 2 * scene.CUBE_HALF_M
+    )  # of the cube's centre above the goal's
     return [
         *pick,
         Leg("lift", lifted(CARRY_M), CLOSE, tolerance_m=0.015),
@@ -101,11 +105,15 @@ def driven(make_env: Callable[[], base.Env]) -> Driven:
 def perturbed(action_A: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
     """The action with Gaussian noise of std `noise` on its six deltas (fractions of a full delta), within [-1, 1]."""
     disturbed_A = action_A.copy()
-    disturbed_A[:6] = np.clip(action_A[:6] + noise * NOISE_SCALE * rng.standard_normal(6), -1.0, 1.0)
+    disturbed_A[:6] = np.clip(
+        action_A[:6] + noise * NOISE_SCALE * rng.standard_normal(6), -1.0, 1.0
+    )
     return disturbed_A
 
 
-def collect_demonstrations(env, task: int, init_states, seed: int = 0, noise: float = 0.1) -> list[dict]:
+def collect_demonstrations(
+    env, task: int, init_states, seed: int = 0, noise: float = 0.1
+) -> list[dict]:
     """One episode per init state, rendered at every control step.  The arm is disturbed by `noise`, the recorded action
     is the expert's own: demonstrations show how to come back from a deviation (DART, Laskey et al. 2017).
 
@@ -122,11 +130,20 @@ def collect_demonstrations(env, task: int, init_states, seed: int = 0, noise: fl
             rows.append((step.images, step.state, action_A))
             step = env.step_chunk(perturbed(action_A, noise, rng)[None])
         images, state, actions = (np.stack(column) for column in zip(*rows))
-        episodes.append({
-            "images": images, "state": state, "actions": actions, "init_state": init_state,
-            "instruction": env.spec.instructions[task], "success": step.terminated,
-        })
+        episodes.append(
+            {
+                "images": images,
+                "state": state,
+                "actions": actions,
+                "init_state": init_state,
+                "instruction": env.spec.instructions[task],
+                "success": step.terminated,
+            }
+        )
     return episodes
 
 
-SCRIPTS = {"tabletop": tabletop_expert, **dict.fromkeys(libero_files.WITH_EXPERT, libero_experts.expert)}
+SCRIPTS = {
+    "tabletop": tabletop_expert,
+    **dict.fromkeys(libero_files.WITH_EXPERT, libero_experts.expert),
+}

@@ -5,6 +5,7 @@ the two renders on another job's card.  Here an EGL device is an index into EGL'
 `cuda_to_egl` is the only translation.  `python -m pirl_jax.envs.gl egl [DEVICE]` exits with 0 if that renders.
 """
 
+from collections.abc import Sequence
 from concurrent import futures
 import ctypes
 import dataclasses
@@ -12,7 +13,6 @@ import functools
 import logging
 import pathlib
 import sys
-from typing import Sequence
 
 from pirl_jax.envs import base, child
 
@@ -22,7 +22,9 @@ BACKENDS = {  # backend -> the library it cannot do without, its Debian packages
 }
 BLANK_STD = 1.0  # grey levels; the test scene has about 49
 TIMEOUT_S = 60.0  # a first import from a network disk takes tens of seconds; a driver that hangs takes for ever
-NVIDIA = pathlib.Path("/proc/driver/nvidia/version")  # exists where the kernel driver is loaded, containers included
+NVIDIA = pathlib.Path(
+    "/proc/driver/nvidia/version"
+)  # exists where the kernel driver is loaded, containers included
 VENDOR_FILE = "/usr/share/glvnd/egl_vendor.d/10_nvidia.json"
 
 
@@ -71,7 +73,9 @@ def require(backend: str) -> None:
     try:
         ctypes.CDLL(library)
     except OSError as error:
-        raise ValueError(f"{library} is missing (MUJOCO_GL={backend}); run: apt-get install -y {packages}") from error
+        raise ValueError(
+            f"{library} is missing (MUJOCO_GL={backend}); run: apt-get install -y {packages}"
+        ) from error
 
 
 def variables(backend: str, device: int | None = None) -> dict[str, str]:
@@ -81,7 +85,11 @@ def variables(backend: str, device: int | None = None) -> dict[str, str]:
     numbers in CUDA_VISIBLE_DEVICES for EGL devices.
     """
     chosen = {"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
-    return chosen if device is None else chosen | {"MUJOCO_EGL_DEVICE_ID": str(device), "CUDA_VISIBLE_DEVICES": ""}
+    return (
+        chosen
+        if device is None
+        else chosen | {"MUJOCO_EGL_DEVICE_ID": str(device), "CUDA_VISIBLE_DEVICES": ""}
+    )
 
 
 def probe(backend: str, device: int | None = None, timeout_s: float = TIMEOUT_S) -> Probe:
@@ -89,7 +97,9 @@ def probe(backend: str, device: int | None = None, timeout_s: float = TIMEOUT_S)
     here = Probe(backend, device)
     try:
         require(backend)
-        frame = child.ask(["-m", "pirl_jax.envs.gl_child", "frame"], variables(backend, device), timeout_s)
+        frame = child.ask(
+            ["-m", "pirl_jax.envs.gl_child", "frame"], variables(backend, device), timeout_s
+        )
     except ValueError as error:
         reason, _, remedy = str(error).partition("; ")
         return dataclasses.replace(here, reason=reason, remedy=remedy)
@@ -97,7 +107,9 @@ def probe(backend: str, device: int | None = None, timeout_s: float = TIMEOUT_S)
         reason = _translated(str(error))
         return dataclasses.replace(here, reason=reason, remedy=_remedy(here, reason))
     if frame["pixel_std"] < BLANK_STD:
-        return dataclasses.replace(here, **frame, reason="the frame is blank", remedy=_remedy(here, "blank"))
+        return dataclasses.replace(
+            here, **frame, reason="the frame is blank", remedy=_remedy(here, "blank")
+        )
     return dataclasses.replace(here, **frame)
 
 
@@ -122,7 +134,8 @@ def choose(wanted: str, devices: Sequence[int] = ()) -> str:
     if not software.ok:
         raise ValueError(f"{broken[0]}; and {software}")
     logging.getLogger(__name__).warning(
-        "%s; RENDERING IN SOFTWARE instead (MUJOCO_GL=osmesa), which may be ten times slower than a GPU", broken[0]
+        "%s; RENDERING IN SOFTWARE instead (MUJOCO_GL=osmesa), which may be ten times slower than a GPU",
+        broken[0],
     )
     return "osmesa"
 
@@ -139,21 +152,31 @@ def describe(backend: str, device: int | None = None) -> str:
 def devices() -> list[Device]:
     """EGL's list; CUDA numbers are physical ones, whatever CUDA_VISIBLE_DEVICES says.  Raises child.ChildError."""
     require("egl")
-    found = child.ask(["-m", "pirl_jax.envs.gl_child", "devices"], {"CUDA_VISIBLE_DEVICES": None}, TIMEOUT_S)["devices"]
+    found = child.ask(
+        ["-m", "pirl_jax.envs.gl_child", "devices"], {"CUDA_VISIBLE_DEVICES": None}, TIMEOUT_S
+    )["devices"]
     return [Device(egl, **fields) for egl, fields in enumerate(found)]
 
 
 def cuda_to_egl(found: Sequence[Device], visible: str | None) -> dict[int, int]:
     """{physical CUDA device: EGL device} in the order of `visible`, the value of CUDA_VISIBLE_DEVICES (None: unset)."""
-    table = {one.cuda: one.egl for one in sorted(found, key=lambda one: (one.cuda is None, one.cuda)) if one.cuda is not None}
+    table = {
+        one.cuda: one.egl
+        for one in sorted(found, key=lambda one: (one.cuda is None, one.cuda))
+        if one.cuda is not None
+    }
     if visible is None:
         return table
     names = [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
     if not all(name.isdigit() for name in names):
-        raise ValueError(f"CUDA_VISIBLE_DEVICES is {visible!r}; write numbers, or name EGL devices in env.render_devices")
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES is {visible!r}; write numbers, or name EGL devices in env.render_devices"
+        )
     missing = [name for name in names if int(name) not in table]
     if missing and table:
-        raise ValueError(f"EGL lists no CUDA device {', '.join(missing)} of CUDA_VISIBLE_DEVICES={visible}; it has {[*table]}")
+        raise ValueError(
+            f"EGL lists no CUDA device {', '.join(missing)} of CUDA_VISIBLE_DEVICES={visible}; it has {[*table]}"
+        )
     return {int(name): table[int(name)] for name in names if table}
 
 

@@ -39,18 +39,30 @@ def devices() -> dict:
     egl = ctypes.CDLL("libEGL.so.1")
     handles = (ctypes.c_void_p * MAX_DEVICES)()
     count = ctypes.c_int32()
-    query = _function(egl, "eglQueryDevicesEXT", ctypes.c_int32, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32))
+    query = _function(
+        egl, "eglQueryDevicesEXT", ctypes.c_int32, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32)
+    )
     if not query(MAX_DEVICES, handles, ctypes.byref(count)):
         raise RuntimeError(f"eglQueryDevicesEXT failed with EGL error {egl.eglGetError():#x}")
     return {"devices": [_device(egl, handle) for handle in handles[: count.value]]}
 
 
 def _device(egl: ctypes.CDLL, handle: int) -> dict:
-    text = _function(egl, "eglQueryDeviceStringEXT", ctypes.c_void_p, ctypes.c_int32, result=ctypes.c_char_p)
-    number = _function(egl, "eglQueryDeviceAttribEXT", ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(ctypes.c_ssize_t))
+    text = _function(
+        egl, "eglQueryDeviceStringEXT", ctypes.c_void_p, ctypes.c_int32, result=ctypes.c_char_p
+    )
+    number = _function(
+        egl,
+        "eglQueryDeviceAttribEXT",
+        ctypes.c_void_p,
+        ctypes.c_int32,
+        ctypes.POINTER(ctypes.c_ssize_t),
+    )
     extensions = (text(handle, EGL_EXTENSIONS) or b"").split()
     cuda, file = ctypes.c_ssize_t(), None
-    has_cuda = b"EGL_NV_device_cuda" in extensions and number(handle, EGL_CUDA_DEVICE_NV, ctypes.byref(cuda))
+    has_cuda = b"EGL_NV_device_cuda" in extensions and number(
+        handle, EGL_CUDA_DEVICE_NV, ctypes.byref(cuda)
+    )
     if b"EGL_EXT_device_drm" in extensions:
         file = (text(handle, EGL_DRM_DEVICE_FILE_EXT) or b"").decode() or None
     return {

@@ -9,8 +9,8 @@ enough.  For software that wants gymnasium: training and evaluation use pools, w
 """
 
 import gymnasium
-import numpy as np
 from gymnasium import spaces
+import numpy as np
 
 from pirl_jax.envs import base, libero, tabletop
 
@@ -32,7 +32,9 @@ class OneTask(gymnasium.Env):
         self._env, self._task, self._step = env, task, None
         size = env.spec.image_size_px
         cameras = {name: spaces.Box(0, 255, (size, size, 3), np.uint8) for name in env.spec.cameras}
-        self.observation_space = spaces.Dict({**cameras, "state": spaces.Box(-STATE_BOUND, STATE_BOUND)})
+        self.observation_space = spaces.Dict(
+            {**cameras, "state": spaces.Box(-STATE_BOUND, STATE_BOUND)}
+        )
         self.action_space = spaces.Box(-1.0, 1.0, (env.spec.action_dim,))
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
@@ -45,7 +47,13 @@ class OneTask(gymnasium.Env):
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """Images are rendered at every step; a terminated or truncated episode must be reset before the next one."""
         self._step = step = self._env.step_chunk(np.asarray(action)[None])
-        return self._observation(), float(step.reward), bool(step.terminated), bool(step.truncated), self._info()
+        return (
+            self._observation(),
+            float(step.reward),
+            bool(step.terminated),
+            bool(step.truncated),
+            self._info(),
+        )
 
     def render(self) -> np.ndarray | None:
         """The first camera's image [Y,X,3] uint8 of the last step."""
@@ -57,16 +65,28 @@ class OneTask(gymnasium.Env):
         self._env = None
 
     def _observation(self) -> dict:
-        return {**dict(zip(self._env.spec.cameras, self._step.images, strict=True)), "state": self._step.state}
+        return {
+            **dict(zip(self._env.spec.cameras, self._step.images, strict=True)),
+            "state": self._step.state,
+        }
 
     def _info(self) -> dict:
-        return {"instruction": self._env.spec.instructions[self._task], "is_success": bool(self._step.terminated)}
+        return {
+            "instruction": self._env.spec.instructions[self._task],
+            "is_success": bool(self._step.terminated),
+        }
 
 
 class Libero(OneTask):
     """LIBERO; further arguments are those of `libero.make`."""
 
-    def __init__(self, suite: str = "libero_spatial", task: int = 0, render_mode: str | None = None, **settings):
+    def __init__(
+        self,
+        suite: str = "libero_spatial",
+        task: int = 0,
+        render_mode: str | None = None,
+        **settings,
+    ):
         super().__init__(libero.make(suite, **settings), task, render_mode)
 
 

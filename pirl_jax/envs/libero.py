@@ -5,10 +5,10 @@ step); an episode ends at success.  Physics is the business of `libero_sim.py`, 
 `libero_cache.py`, files and imports that of `libero_files.py`.
 """
 
+from collections.abc import Sequence
 import itertools
 import os
 import pathlib
-from typing import Sequence
 
 import numpy as np
 
@@ -32,14 +32,18 @@ class Libero:
         render_quality: str,
     ):
         if cached_tasks < 1:
-            raise ValueError(f"cached_tasks {cached_tasks} leaves no simulator to play in; choose 1 or more")
+            raise ValueError(
+                f"cached_tasks {cached_tasks} leaves no simulator to play in; choose 1 or more"
+            )
         self.spec = spec
         self._assets, self._settle_steps, self._seed = assets, settle_steps, seed
         self._limits = limits  # control steps until truncation, by task
         self._cached_tasks, self._light = cached_tasks, render_quality == "light"
         self._task = None
         self._elapsed = None  # control steps of the episode; None: no episode is under way
-        self.saved: libero_sim.Snapshot | None = None  # our episode, while another's stands in the simulator
+        self.saved: libero_sim.Snapshot | None = (
+            None  # our episode, while another's stands in the simulator
+        )
 
     @property
     def simulator(self) -> libero_sim.Simulator:
@@ -63,7 +67,9 @@ class Libero:
         success, num_steps = False, 0
         for action in itertools.islice(actions_IA, self._limits[self._task] - self._elapsed):
             if not np.isfinite(action).all():
-                raise ValueError("an action is not finite; look for a policy that diverged")  # MuJoCo would silently reset
+                raise ValueError(
+                    "an action is not finite; look for a policy that diverged"
+                )  # MuJoCo would silently reset
             success = simulator.step(action)
             num_steps += 1
             if record:
@@ -100,7 +106,14 @@ class Libero:
         return libero_cache.SHARED.hold(self, self._key(), self._cached_tasks)
 
     def _key(self) -> tuple:
-        return self.spec.suite, self._task, self._assets, self._settle_steps, self._seed, self._light
+        return (
+            self.spec.suite,
+            self._task,
+            self._assets,
+            self._settle_steps,
+            self._seed,
+            self._light,
+        )
 
 
 def make(
@@ -135,5 +148,11 @@ def make(
         image_size_px=image_size_px,
     )
     return Libero(
-        spec, libero_files.find_assets(assets), limits, rules.settle_steps, seed, cached_tasks, render_quality
+        spec,
+        libero_files.find_assets(assets),
+        limits,
+        rules.settle_steps,
+        seed,
+        cached_tasks,
+        render_quality,
     )

@@ -32,7 +32,11 @@ def missing(folder: str | os.PathLike) -> list[str]:
 @functools.cache
 def categories() -> frozenset[str]:
     """Kinds of objects and fixtures in the tasks, e.g. akita_black_bowl; each is one XML file."""
-    sections = [found for text, _ in _tasks() for found in re.findall(r"\(:(?:objects|fixtures)([^)]*)\)", text)]
+    sections = [
+        found
+        for text, _ in _tasks()
+        for found in re.findall(r"\(:(?:objects|fixtures)([^)]*)\)", text)
+    ]
     return frozenset(re.findall(r"-\s+(\w+)", " ".join(sections))) - IN_THE_SCENE
 
 
@@ -40,12 +44,16 @@ def categories() -> frozenset[str]:
 def scenes() -> tuple[tuple[str, dict[str, str]], ...]:
     """(XML file, {texture name: picture that LIBERO puts in place of the XML's}) of each kind of scene."""
     problems = {problem for _, problem in _tasks()}
-    styles = runpy.run_path(str(libero_files.package() / "envs" / "arenas" / "style.py"))["STYLE_MAPPING"]
+    styles = runpy.run_path(str(libero_files.package() / "envs" / "arenas" / "style.py"))[
+        "STYLE_MAPPING"
+    ]
     result = []
     for problem in sorted(problems):
         code = (libero_files.package() / "envs" / "problems" / f"{problem}.py").read_text()
         (xml,) = set(re.findall(r'"(scenes/\w+\.xml)"', code))
-        (floor,), (wall,) = (re.findall(rf'"{kind}_style": "([\w-]+)"', code) for kind in ("floor", "wall"))
+        (floor,), (wall,) = (
+            re.findall(rf'"{kind}_style": "([\w-]+)"', code) for kind in ("floor", "wall")
+        )
         result.append((xml, {"texplane": styles["floor"][floor], "tex-wall": styles["wall"][wall]}))
     return tuple(result)
 
@@ -53,13 +61,20 @@ def scenes() -> tuple[tuple[str, dict[str, str]], ...]:
 @functools.cache
 def _tasks() -> tuple[tuple[str, str], ...]:
     """(text of the BDDL file, lower-case name of the problem class) of every task."""
-    paths = [libero_files.bddl_file("libero_130", task) for task in range(len(libero_files.tasks("libero_130")))]
+    paths = [
+        libero_files.bddl_file("libero_130", task)
+        for task in range(len(libero_files.tasks("libero_130")))
+    ]
     texts = [path.read_text() for path in paths]
     return tuple((text, re.search(r"\(problem\s+(\w+)\)", text)[1].lower()) for text in texts)
 
 
 def _object_file(folder: pathlib.Path, category: str) -> pathlib.Path | None:
-    names = (f"{group}/{inner}{category}.xml" for group in libero_files.ASSET_FOLDERS for inner in ("", f"{category}/"))
+    names = (
+        f"{group}/{inner}{category}.xml"
+        for group in libero_files.ASSET_FOLDERS
+        for inner in ("", f"{category}/")
+    )
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 

@@ -27,7 +27,9 @@ class Built:
         """[Y,X,3] uint8, upright, of the state the simulator is in."""
         if image_size_px not in self.renderers:
             quality = "light" if self.light else "exact"
-            self.renderers[image_size_px] = libero_render.Renderer(self.simulator.model, image_size_px, quality)
+            self.renderers[image_size_px] = libero_render.Renderer(
+                self.simulator.model, image_size_px, quality
+            )
         return self.renderers[image_size_px].render(self.simulator.data, camera)
 
     def close(self) -> None:
@@ -41,7 +43,9 @@ class SimulatorCache:
 
     def __init__(self):
         self._built: collections.OrderedDict[tuple, Built] = collections.OrderedDict()
-        self._settled: dict[tuple, libero_sim.Snapshot] = {}  # (key, init state) -> after the settle steps; 5 KB each
+        self._settled: dict[
+            tuple, libero_sim.Snapshot
+        ] = {}  # (key, init state) -> after the settle steps; 5 KB each
         self._envs = weakref.WeakSet()
 
     def hold(self, env, key: tuple, limit: int) -> Built:

@@ -23,19 +23,47 @@ class ArmControl:
         self._qpos_index = np.array(controller.qpos_index, np.int64)
         self._gains = controller.kp, controller.kd, controller.initial_joint
         self._site = robot.eef_site_id
-        self._position_m, self._rotation_9 = data.site_xpos[self._site], data.site_xmat[self._site]  # views
-        self._qpos, self._qvel, self._bias, self._ctrl = data.qpos, data.qvel, data.qfrc_bias, data.ctrl
+        self._position_m, self._rotation_9 = (
+            data.site_xpos[self._site],
+            data.site_xmat[self._site],
+        )  # views
+        self._qpos, self._qvel, self._bias, self._ctrl = (
+            data.qpos,
+            data.qvel,
+            data.qfrc_bias,
+            data.ctrl,
+        )
         self._mass = data.qM
         self._jac_pos_3V, self._jac_rot_3V = np.zeros((3, model.nv)), np.zeros((3, model.nv))
         self._mass_address_77 = _mass_addresses(model, self._dofs)
-        self._twist_6, self._wrench_6, self._torque_7 = np.zeros(6), np.zeros(6), np.zeros(len(self._dofs))
-        self._halves = *np.split(self._twist_6, 2), *np.split(self._wrench_6, 2)  # views: position, rotation
+        self._twist_6, self._wrench_6, self._torque_7 = (
+            np.zeros(6),
+            np.zeros(6),
+            np.zeros(len(self._dofs)),
+        )
+        self._halves = (
+            *np.split(self._twist_6, 2),
+            *np.split(self._wrench_6, 2),
+        )  # views: position, rotation
         lambdas = np.zeros((3, 3), order="F"), np.zeros((3, 3), order="F")
-        self._results = np.zeros(3), np.zeros(3), *lambdas, np.zeros((len(self._dofs), 6)), np.zeros(len(self._dofs))
-        arm, fingers = np.array(robot._ref_joint_actuator_indexes), np.array(robot._ref_joint_gripper_actuator_indexes)
+        self._results = (
+            np.zeros(3),
+            np.zeros(3),
+            *lambdas,
+            np.zeros((len(self._dofs), 6)),
+            np.zeros(len(self._dofs)),
+        )
+        arm, fingers = (
+            np.array(robot._ref_joint_actuator_indexes),
+            np.array(robot._ref_joint_gripper_actuator_indexes),
+        )
         self._actuators = arm, *model.actuator_ctrlrange[arm].T.copy()
         low, high = model.actuator_ctrlrange[fingers].T
-        self._fingers = fingers, 0.5 * (high + low), 0.5 * (high - low)  # middle and half of the range (m)
+        self._fingers = (
+            fingers,
+            0.5 * (high + low),
+            0.5 * (high - low),
+        )  # middle and half of the range (m)
         self._speed = robot.gripper.speed  # of the ramp, per physics step
 
     def set_goal(self, action_6: np.ndarray) -> None:
@@ -43,7 +71,9 @@ class ArmControl:
         controller = self._controller
         controller.ee_pos = self._position_m.copy()
         controller.ee_ori_mat = self._rotation_9.reshape(3, 3).copy()
-        controller.new_update = False  # else set_goal runs a forward pass and refreshes what it does not need
+        controller.new_update = (
+            False  # else set_goal runs a forward pass and refreshes what it does not need
+        )
         controller.set_goal(action_6)
 
     def apply(self, grip_2: np.ndarray, direction: float) -> None:
@@ -58,17 +88,36 @@ class ArmControl:
         force_3, torque_3, lambda_pos, lambda_rot, jac_T_76, posture_7 = self._results
         _operational_space(
             *self._results,
-            self._jac_pos_3V, self._jac_rot_3V, self._mass, self._mass_address_77, self._qpos, self._qvel,
-            self._qpos_index, self._dofs, self._position_m, self._rotation_9, self._twist_6,
-            self._controller.goal_pos, self._controller.goal_ori, *self._gains,
-        )  # fmt: skip
+            self._jac_pos_3V,
+            self._jac_rot_3V,
+            self._mass,
+            self._mass_address_77,
+            self._qpos,
+            self._qvel,
+            self._qpos_index,
+            self._dofs,
+            self._position_m,
+            self._rotation_9,
+            self._twist_6,
+            self._controller.goal_pos,
+            self._controller.goal_ori,
+            *self._gains,
+        )
         np.dot(lambda_pos, force_3, out=wrench_pos_3)
         np.dot(lambda_rot, torque_3, out=wrench_rot_3)
         np.dot(jac_T_76, self._wrench_6, out=self._torque_7)
         _actuate(
-            self._ctrl, self._torque_7, self._bias, posture_7, self._dofs, *self._actuators,
-            grip_2, direction, self._speed, *self._fingers,
-        )  # fmt: skip
+            self._ctrl,
+            self._torque_7,
+            self._bias,
+            posture_7,
+            self._dofs,
+            *self._actuators,
+            grip_2,
+            direction,
+            self._speed,
+            *self._fingers,
+        )
 
 
 def _mass_addresses(model: mujoco.MjModel, dofs: np.ndarray) -> np.ndarray:
@@ -106,10 +155,29 @@ def _orientation_error(goal, current):
 
 @numba.njit(cache=True)
 def _operational_space(
-    force_3, torque_3, lambda_pos, lambda_rot, jac_T_76, posture_7,
-    jac_pos_3V, jac_rot_3V, mass_M, mass_address_77, qpos, qvel, qpos_index, dofs,
-    position_m, rotation_9, twist_6, goal_position_m, goal_rotation, kp_6, kd_6, posture_goal_7,
-):  # fmt: skip
+    force_3,
+    torque_3,
+    lambda_pos,
+    lambda_rot,
+    jac_T_76,
+    posture_7,
+    jac_pos_3V,
+    jac_rot_3V,
+    mass_M,
+    mass_address_77,
+    qpos,
+    qvel,
+    qpos_index,
+    dofs,
+    position_m,
+    rotation_9,
+    twist_6,
+    goal_position_m,
+    goal_rotation,
+    kp_6,
+    kd_6,
+    posture_goal_7,
+):
     """Khatib (1987).  The first line of arguments is written.
 
     Desired accelerations [3] and [3], task-space inertias [3,3] and [3,3], J^T [7,6], null-space torques [7].
@@ -136,7 +204,22 @@ def _operational_space(
 
 
 @numba.njit(cache=True)
-def _actuate(ctrl, torque_7, bias_V, posture_7, dofs, arm, low, high, grip_2, direction, speed, fingers, middle, half):
+def _actuate(
+    ctrl,
+    torque_7,
+    bias_V,
+    posture_7,
+    dofs,
+    arm,
+    low,
+    high,
+    grip_2,
+    direction,
+    speed,
+    fingers,
+    middle,
+    half,
+):
     """Arm: torque + gravity + posture, clipped.  Fingers: position targets along the ramp."""
     for i in range(len(dofs)):
         torque = (torque_7[i] + bias_V[dofs[i]]) + posture_7[i]

@@ -22,7 +22,13 @@ import numpy as np
 from pirl_jax.envs import gl
 
 ASSETS_VARIABLE = "PIRL_LIBERO_ASSETS"
-ASSET_FOLDERS = ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects", "turbosquid_objects")
+ASSET_FOLDERS = (
+    "articulated_objects",
+    "scenes",
+    "stable_hope_objects",
+    "stable_scanned_objects",
+    "turbosquid_objects",
+)
 
 
 @functools.cache
@@ -30,7 +36,9 @@ def package() -> pathlib.Path:
     """Folder of the installed package `libero.libero`, found without importing it."""
     outer = importlib.util.find_spec("libero")
     if outer is None:
-        raise ValueError("LIBERO is not installed; run: pip install --no-deps -r requirements-sim.txt")
+        raise ValueError(
+            "LIBERO is not installed; run: pip install --no-deps -r requirements-sim.txt"
+        )
     return pathlib.Path(outer.submodule_search_locations[0], "libero")
 
 
@@ -38,7 +46,9 @@ def package() -> pathlib.Path:
 class Protocol:
     """How an episode is played.  Published success rates of one checkpoint differ by these numbers."""
 
-    max_episode_steps: dict[str, int]  # control steps until truncation, by the suite a task comes from
+    max_episode_steps: dict[
+        str, int
+    ]  # control steps until truncation, by the suite a task comes from
     settle_steps: int  # idle steps, gripper open, after every reset; they do not count
     replan_steps: int | None  # executed actions per decision; None: the policy's own chunk
 
@@ -97,7 +107,9 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str):
         module = module.replace("numpy.core", "numpy._core")
         if (module, name) not in self.ALLOWED:
-            raise ValueError(f"an init state file asks for {module}.{name}; it is not LIBERO's, or it is damaged")
+            raise ValueError(
+                f"an init state file asks for {module}.{name}; it is not LIBERO's, or it is damaged"
+            )
         return super().find_class(module, name)
 
 
@@ -132,7 +144,9 @@ def import_libero(assets: pathlib.Path) -> tuple[type, type[Exception]]:
     os.environ["LIBERO_CONFIG_PATH"] = str(_config_folder(assets))
     import libero.libero
 
-    libero.libero._assets_path_cache = str(assets)  # else it downloads; it ignores its config file's entry
+    libero.libero._assets_path_cache = str(
+        assets
+    )  # else it downloads; it ignores its config file's entry
     from libero.libero.envs import OffScreenRenderEnv
     from robosuite.utils.errors import RandomizationError
 
@@ -143,8 +157,12 @@ def _silence_robosuite() -> None:
     """Before robosuite's first import: no log file in /tmp, which another user may own, and no warning about macros."""
     outer = importlib.util.find_spec("robosuite")
     if outer is None:
-        raise ValueError("robosuite is not installed; run: pip install --no-deps -r requirements-sim.txt")
-    macros = _load(pathlib.Path(outer.submodule_search_locations[0], "macros.py"), "robosuite.macros")
+        raise ValueError(
+            "robosuite is not installed; run: pip install --no-deps -r requirements-sim.txt"
+        )
+    macros = _load(
+        pathlib.Path(outer.submodule_search_locations[0], "macros.py"), "robosuite.macros"
+    )
     macros.FILE_LOGGING_LEVEL = None
     sys.modules["robosuite.macros"] = macros
     sys.modules["robosuite.macros_private"] = types.ModuleType("robosuite.macros_private")
@@ -194,10 +212,17 @@ def _load(path: pathlib.Path, name: str) -> types.ModuleType:
 
 OWN_FILES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 WITH_EXPERT = ("libero_spatial", "libero_object")  # suites that libero_experts.py can play
-SUITES = {**{name: (name,) for name in OWN_FILES}, "libero_130": OWN_FILES}  # suite -> where its tasks come from
+SUITES = {
+    **{name: (name,) for name in OWN_FILES},
+    "libero_130": OWN_FILES,
+}  # suite -> where its tasks come from
 
 # openpi: examples/libero/main.py.  RLinf: its LIBERO configurations; it leaves libero_90 out, whose limit is openpi's.
 PROTOCOLS = {
-    "rlinf": Protocol(dict(zip(OWN_FILES, (240, 240, 320, 480, 400))), settle_steps=15, replan_steps=None),
-    "openpi": Protocol(dict(zip(OWN_FILES, (220, 280, 300, 520, 400))), settle_steps=10, replan_steps=5),
+    "rlinf": Protocol(
+        dict(zip(OWN_FILES, (240, 240, 320, 480, 400))), settle_steps=15, replan_steps=None
+    ),
+    "openpi": Protocol(
+        dict(zip(OWN_FILES, (220, 280, 300, 520, 400))), settle_steps=10, replan_steps=5
+    ),
 }

@@ -18,13 +18,29 @@ from pirl_jax.envs import libero_files
 
 KEPT_SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)  # of a mesh's triangles: the first that looks the same
 MIN_FACES = 800  # meshes up to this size stay as they are
-SURFACE_ERROR, SURFACE_ERROR_M = 0.003, 0.001  # of a mesh's diagonal, but no less than that; a pixel sees 3 mm
+SURFACE_ERROR, SURFACE_ERROR_M = (
+    0.003,
+    0.001,
+)  # of a mesh's diagonal, but no less than that; a pixel sees 3 mm
 TEXTURE_ERROR = 0.02  # of the texture's side
 GOOD_SHARE = 0.93  # of the surface within those errors
 CREASE_COSINE = 0.7  # faces that meet at a sharper angle than 45 degrees are shaded as an edge
 CODE = 1  # counts changes of `lightest` and what it calls: cached files of other code are not read
-RECIPE = CODE, KEPT_SHARES, MIN_FACES, SURFACE_ERROR, SURFACE_ERROR_M, TEXTURE_ERROR, GOOD_SHARE, CREASE_COSINE
-PLACED = ("scale", "refpos", "refquat")  # MJCF attributes already applied to the vertices of a cached file
+RECIPE = (
+    CODE,
+    KEPT_SHARES,
+    MIN_FACES,
+    SURFACE_ERROR,
+    SURFACE_ERROR_M,
+    TEXTURE_ERROR,
+    GOOD_SHARE,
+    CREASE_COSINE,
+)
+PLACED = (
+    "scale",
+    "refpos",
+    "refquat",
+)  # MJCF attributes already applied to the vertices of a cached file
 
 
 def compile_model(xml: str) -> mujoco.MjModel:
@@ -52,7 +68,10 @@ def lighten(xml: str) -> str:
             lighter = _cached(element, textured[element.get("name")])
             if lighter is not None:
                 element.attrib = {k: v for k, v in element.attrib.items() if k not in PLACED}
-                element.attrib |= {"file": str(lighter), "inertia": "shell"}  # a shell may have holes
+                element.attrib |= {
+                    "file": str(lighter),
+                    "inertia": "shell",
+                }  # a shell may have holes
     return ElementTree.tostring(root, encoding="unicode")
 
 
@@ -64,8 +83,14 @@ def visual_meshes(xml: str) -> dict[str, bool]:
     pictures, others = {}, set()
     for geom in spec.geoms:
         touches = geom.contype or geom.conaffinity
-        if geom.type == mujoco.mjtGeom.mjGEOM_MESH and not touches and not low <= geom.group <= high:
-            pictures[geom.meshname] = pictures.get(geom.meshname, False) or geom.material in materials
+        if (
+            geom.type == mujoco.mjtGeom.mjGEOM_MESH
+            and not touches
+            and not low <= geom.group <= high
+        ):
+            pictures[geom.meshname] = (
+                pictures.get(geom.meshname, False) or geom.material in materials
+            )
         else:
             others.add(geom.meshname)
     return {name: textured for name, textured in pictures.items() if name not in others}
@@ -78,7 +103,9 @@ def _cached(element: ElementTree.Element, textured: bool) -> pathlib.Path | None
     """
     source = pathlib.Path(element.get("file"))
     if not source.is_absolute():
-        raise ValueError(f"mesh file {source} is not an absolute path; pass the text of robosuite's model.get_xml()")
+        raise ValueError(
+            f"mesh file {source} is not an absolute path; pass the text of robosuite's model.get_xml()"
+        )
     key = hashlib.sha256(source.read_bytes())
     attributes = sorted((k, v) for k, v in element.items() if k != "file")
     key.update(repr((RECIPE, textured, source.suffix, attributes)).encode())
@@ -94,9 +121,14 @@ def read(element: ElementTree.Element) -> tuple[np.ndarray, np.ndarray, np.ndarr
     """As MuJoCo reads it: vertices [V,3] (m), faces [F,3], texture coordinates of the corners [F,3,2] (or [F,3,0])."""
     root = ElementTree.Element("mujoco")
     assets, world = ElementTree.SubElement(root, "asset"), ElementTree.SubElement(root, "worldbody")
-    attributes = {k: v for k, v in element.items() if k != "class"} | {"name": "mesh", "inertia": "shell"}
+    attributes = {k: v for k, v in element.items() if k != "class"} | {
+        "name": "mesh",
+        "inertia": "shell",
+    }
     ElementTree.SubElement(assets, "mesh", attributes)
-    ElementTree.SubElement(world, "geom", {"type": "mesh", "mesh": "mesh", "contype": "0", "conaffinity": "0"})
+    ElementTree.SubElement(
+        world, "geom", {"type": "mesh", "mesh": "mesh", "contype": "0", "conaffinity": "0"}
+    )
     model = mujoco.MjModel.from_xml_string(ElementTree.tostring(root, encoding="unicode"))
     axes = np.empty(9)
     mujoco.mju_quat2Mat(axes, model.mesh_quat[0])  # undo the compiler's move to the center of mass
@@ -118,22 +150,33 @@ def lightest(vertices_V3, faces_F3, uv_F32) -> tuple[np.ndarray, np.ndarray, np.
 def looks_same(old_F33, old_uv_F32, corners_G33, normals_G33, uv_G32) -> bool:
     """Whether nearly all old corners, by area, lie on the new surface and wear the texture that it has there."""
     old_N3, area_F = old_F33.reshape(-1, 3), np.linalg.norm(_area(old_F33), axis=1)
-    steps = np.array([(i, j, 6 - i - j) for i in range(7) for j in range(7 - i)]) / 6  # 28 samples of a face
+    steps = (
+        np.array([(i, j, 6 - i - j) for i in range(7) for j in range(7 - i)]) / 6
+    )  # 28 samples of a face
     samples_M3 = np.einsum("sk,gki->gsi", steps, corners_G33).reshape(-1, 3)
     uv_M2 = np.einsum("sk,gki->gsi", steps, uv_G32).reshape(len(samples_M3), -1)
     error_m = max(SURFACE_ERROR_M, SURFACE_ERROR * np.linalg.norm(np.ptp(old_N3, axis=0)))
     normal_M3 = _unit(_area(corners_G33)).repeat(len(steps), axis=0)
     near_N4 = spatial.cKDTree(samples_M3).query(old_N3, k=4)[1]
     away_N43 = old_N3[:, None] - samples_M3[near_N4]
-    spacing_m = np.linalg.norm(corners_G33[:, 1] - corners_G33[:, 0], axis=1).repeat(len(steps))[near_N4] / 6
+    spacing_m = (
+        np.linalg.norm(corners_G33[:, 1] - corners_G33[:, 0], axis=1).repeat(len(steps))[near_N4]
+        / 6
+    )
     good_N4 = np.abs(np.einsum("nki,nki->nk", away_N43, normal_M3[near_N4])) < error_m
-    good_N4 &= np.linalg.norm(away_N43, axis=2) < error_m + spacing_m  # beside the face's edge is not on it
+    good_N4 &= (
+        np.linalg.norm(away_N43, axis=2) < error_m + spacing_m
+    )  # beside the face's edge is not on it
     if old_uv_F32.size:
-        good_N4 &= np.linalg.norm(old_uv_F32.reshape(-1, 1, 2) - uv_M2[near_N4], axis=2) < TEXTURE_ERROR
+        good_N4 &= (
+            np.linalg.norm(old_uv_F32.reshape(-1, 1, 2) - uv_M2[near_N4], axis=2) < TEXTURE_ERROR
+        )
     return np.average(good_N4.any(axis=1), weights=area_F.repeat(3)) >= GOOD_SHARE
 
 
-def decimate(vertices_V3, faces_F3, uv_F32, share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def decimate(
+    vertices_V3, faces_F3, uv_F32, share: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """That share of the faces: corners' positions [G,3,3], normals [G,3,3], texture coordinates [G,3,2 or 0]."""
     import fast_simplification  # only where a mesh is not in the cache yet
 
@@ -142,12 +185,18 @@ def decimate(vertices_V3, faces_F3, uv_F32, share: float) -> tuple[np.ndarray, n
     whole_F = (welded_F3 != np.roll(welded_F3, 1, axis=1)).all(axis=1)
     welded_F3, uv_F32 = welded_F3[whole_F], uv_F32[whole_F]
     count = int(share * len(welded_F3))
-    _, _, collapses = fast_simplification.simplify(points_V3, welded_F3, target_count=count, return_collapses=True)
+    _, _, collapses = fast_simplification.simplify(
+        points_V3, welded_F3, target_count=count, return_collapses=True
+    )
     new_P3, _, moved_V = fast_simplification.replay_simplification(points_V3, welded_F3, collapses)
     left_F3 = moved_V[welded_F3]  # a face that keeps three different corners is still there
     alive = np.flatnonzero((left_F3 != np.roll(left_F3, 1, axis=1)).all(axis=1))
     left_G3 = left_F3[alive]
-    uv_G32 = _textured(points_V3, welded_F3, uv_F32, alive, new_P3[left_G3]) if uv_F32.size else uv_F32[alive]
+    uv_G32 = (
+        _textured(points_V3, welded_F3, uv_F32, alive, new_P3[left_G3])
+        if uv_F32.size
+        else uv_F32[alive]
+    )
     return new_P3[left_G3], _normals(new_P3, left_G3), uv_G32
 
 
@@ -177,7 +226,9 @@ def _normals(points_P3, faces_G3) -> np.ndarray:
     here, there = (at @ at.T).nonzero()  # pairs of corners in one place
     smooth = np.einsum("ij,ij->i", unit_G3[here // 3], unit_G3[there // 3]) > CREASE_COSINE
     here, there = here[smooth], there[smooth]
-    total = sparse.csr_matrix((np.ones(len(here)), (here, there)), shape=(num_corners,) * 2) @ area_G3.repeat(3, axis=0)
+    total = sparse.csr_matrix(
+        (np.ones(len(here)), (here, there)), shape=(num_corners,) * 2
+    ) @ area_G3.repeat(3, axis=0)
     return _unit(total).reshape(-1, 3, 3)
 
 
@@ -188,14 +239,26 @@ def _area(corners_F33) -> np.ndarray:
 
 def _unit(vectors_N3) -> np.ndarray:
     length_N1 = np.linalg.norm(vectors_N3, axis=1, keepdims=True)
-    return np.where(length_N1 > 0, vectors_N3 / np.where(length_N1 > 0, length_N1, 1), (0.0, 0.0, 1.0))
+    return np.where(
+        length_N1 > 0, vectors_N3 / np.where(length_N1 > 0, length_N1, 1), (0.0, 0.0, 1.0)
+    )
 
 
 def to_msh(corners_G33, normals_G33, uv_G32) -> bytes:
     """MuJoCo's legacy binary mesh: four int32 counts, float32 positions, normals, texture coordinates, int32 faces."""
-    records = np.concatenate([corners_G33, normals_G33, uv_G32], axis=2).reshape(len(corners_G33) * 3, -1)
+    records = np.concatenate([corners_G33, normals_G33, uv_G32], axis=2).reshape(
+        len(corners_G33) * 3, -1
+    )
     unique, index = np.unique(records.astype(np.float32), axis=0, return_inverse=True)
     textured = uv_G32.shape[2] > 0
-    counts = np.array([len(unique), len(unique), len(unique) * textured, len(corners_G33)], np.int32)
-    parts = (counts, unique[:, :3], unique[:, 3:6], unique[:, 6:], index.reshape(-1, 3).astype(np.int32))
+    counts = np.array(
+        [len(unique), len(unique), len(unique) * textured, len(corners_G33)], np.int32
+    )
+    parts = (
+        counts,
+        unique[:, :3],
+        unique[:, 3:6],
+        unique[:, 6:],
+        index.reshape(-1, 3).astype(np.int32),
+    )
     return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)

@@ -33,8 +33,12 @@ def measure(init_states: range) -> dict:
         env.close()
     return {
         "mujoco": mujoco.__version__,
-        "fallen": [init_state for init_state, offset_m in offsets_m.items() if not stands(offset_m)],
-        "worst_m": max(float(np.linalg.norm(offset_m - OFFSET_M)) for offset_m in offsets_m.values()),
+        "fallen": [
+            init_state for init_state, offset_m in offsets_m.items() if not stands(offset_m)
+        ],
+        "worst_m": max(
+            float(np.linalg.norm(offset_m - OFFSET_M)) for offset_m in offsets_m.values()
+        ),
     }
 
 

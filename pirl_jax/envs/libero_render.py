@@ -15,7 +15,9 @@ import numpy as np
 from pirl_jax.envs import base
 
 QUALITIES = ("exact", "light")
-HIDDEN_GROUP = 5  # geoms of this group are not drawn; geoms outside the view pass through it during an update
+HIDDEN_GROUP = (
+    5  # geoms of this group are not drawn; geoms outside the view pass through it during an update
+)
 MAX_GEOMS = 1000  # as robosuite
 FAR_M = 1e3  # half the side of a plane without size
 MARGIN_M = 1e-3  # a geom this close to the view counts as seen: MuJoCo draws in float32
@@ -34,7 +36,9 @@ class Renderer:
         self._exact = quality == "exact"
         shared_context().make_current()
         self._context = _mujoco_context(model, image_size_px, samples=None if self._exact else 0)
-        atexit.register(self.close)  # while the context still exists: mujoco would free without one, later
+        atexit.register(
+            self.close
+        )  # while the context still exists: mujoco would free without one, later
         self._scene = mujoco.MjvScene(model, maxgeom=MAX_GEOMS)
         self._option = mujoco.MjvOption()
         self._option.geomgroup[0] = False  # collision shapes
@@ -52,7 +56,9 @@ class Renderer:
         camera_id = self._model.camera(camera).id
         self._update_scene(data, camera_id)
         shared_context().make_current()
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # another renderer's may be bound
+        mujoco.mjr_setBuffer(
+            mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context
+        )  # another renderer's may be bound
         mujoco.mjr_render(self._viewport, self._scene, self._context)
         image_YX3 = np.empty((self._size_px, self._size_px, 3), np.uint8)
         mujoco.mjr_readPixels(image_YX3, None, self._viewport, self._context)
@@ -83,7 +89,13 @@ class Renderer:
         model.geom_group[~seen] = HIDDEN_GROUP  # physics does not read it
         try:
             mujoco.mjv_updateScene(
-                model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+                model,
+                data,
+                self._option,
+                None,
+                self._camera,
+                mujoco.mjtCatBit.mjCAT_ALL,
+                self._scene,
             )
         finally:
             model.geom_group[:] = group
@@ -107,7 +119,9 @@ def meets(model, data, apex_m: np.ndarray, sides_P3: np.ndarray) -> np.ndarray:
 def view_sides(axes: np.ndarray, fovy_deg: float) -> np.ndarray:
     """[5,3] outward normals of a square picture's view; `axes` [3,3]: columns right, up, back of the camera."""
     slope = np.tan(np.deg2rad(fovy_deg) / 2)
-    return np.array([(1, 0, slope), (-1, 0, slope), (0, 1, slope), (0, -1, slope), (0, 0, 1)]) @ axes.T
+    return (
+        np.array([(1, 0, slope), (-1, 0, slope), (0, 1, slope), (0, -1, slope), (0, 0, 1)]) @ axes.T
+    )
 
 
 def reflective(model) -> np.ndarray:
@@ -123,7 +137,9 @@ def mirrored_view(model, data, geom: int, camera_m: np.ndarray) -> tuple[np.ndar
     size_m, is_box = model.geom_size[geom], model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_BOX
     face_m = data.geom_xpos[geom] + is_box * size_m[2] * normal
     half_x, half_y = (size if size > 0 else FAR_M for size in size_m[:2])
-    corners_43 = np.array([sx * half_x * x + sy * half_y * y for sx, sy in ((1, 1), (-1, 1), (-1, -1), (1, -1))])
+    corners_43 = np.array(
+        [sx * half_x * x + sy * half_y * y for sx, sy in ((1, 1), (-1, 1), (-1, -1), (1, -1))]
+    )
     apex_m = camera_m - 2 * normal * ((camera_m - face_m) @ normal)
     rays_43 = corners_43 + face_m - apex_m
     sides_43 = np.cross(np.roll(rays_43, -1, axis=0), rays_43)
@@ -135,8 +151,12 @@ def shared_context():
     """The GL context of this process, of the backend MUJOCO_GL names (default egl); it lives as long as the process."""
     backend = os.environ.get("MUJOCO_GL", "egl")
     if backend not in ("egl", "osmesa"):
-        raise ValueError(f"MUJOCO_GL={backend!r} cannot render without a display; choose egl or osmesa")
-    context = importlib.import_module(f"mujoco.{backend}").GLContext(1, 1)  # pictures go to framebuffers of their own
+        raise ValueError(
+            f"MUJOCO_GL={backend!r} cannot render without a display; choose egl or osmesa"
+        )
+    context = importlib.import_module(f"mujoco.{backend}").GLContext(
+        1, 1
+    )  # pictures go to framebuffers of their own
     atexit.register(context.free)  # before the display goes
     return context
 

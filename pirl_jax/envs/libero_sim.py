@@ -4,22 +4,32 @@ What differs from LIBERO's environment, on purpose: an episode depends on (task,
 saved and restored; no observation is sampled inside a step; no reset is retried for ever.
 """
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
 import pathlib
-from typing import Callable
 
 import mujoco
 import numpy as np
 
 from pirl_jax.envs import libero_control, libero_files, libero_meshes
 
-IDLE_ACTION = np.array([0, 0, 0, 0, 0, 0, -1.0])  # no motion, open gripper; what openpi plays while objects settle
-RESET_ATTEMPTS = 10  # draws of the poses in a scene before giving up; the first one nearly always succeeds
+IDLE_ACTION = np.array(
+    [0, 0, 0, 0, 0, 0, -1.0]
+)  # no motion, open gripper; what openpi plays while objects settle
+RESET_ATTEMPTS = (
+    10  # draws of the poses in a scene before giving up; the first one nearly always succeeds
+)
 SUBSTEPS = 25  # physics steps of 2 ms in a control step of 50 ms
-RESET_FIELDS = ("body_pos", "body_quat", "site_rgba")  # of the model; a reset moves fixtures and hides sites
-STATE = mujoco.mjtState.mjSTATE_INTEGRATION  # all that mj_step depends on, the solver's warm start included
+RESET_FIELDS = (
+    "body_pos",
+    "body_quat",
+    "site_rgba",
+)  # of the model; a reset moves fixtures and hides sites
+STATE = (
+    mujoco.mjtState.mjSTATE_INTEGRATION
+)  # all that mj_step depends on, the solver's warm start included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +49,20 @@ class Simulator:
     Contacts and forces in `data` are those at the beginning of its last physics step, as after mj_step.
     """
 
-    def __init__(self, suite: str, task: int, assets: pathlib.Path, settle_steps: int, seed: int, light: bool = False):
+    def __init__(
+        self,
+        suite: str,
+        task: int,
+        assets: pathlib.Path,
+        settle_steps: int,
+        seed: int,
+        light: bool = False,
+    ):
         """light: lighter visual meshes; physics is the same."""
         if settle_steps < 1:
-            raise ValueError(f"settle_steps {settle_steps}: the first step is part of a reset; choose 1 or more")
+            raise ValueError(
+                f"settle_steps {settle_steps}: the first step is part of a reset; choose 1 or more"
+            )
         self._suite, self._task, self._seed, self._settle_steps = suite, task, seed, settle_steps
         self._light = light
         _, self._placement_error = libero_files.import_libero(assets)
@@ -58,7 +78,9 @@ class Simulator:
     def start(self, init_state: int) -> None:
         """Reset, load the stored init state, let the objects settle."""
         self._draw(self._reset, init_state)
-        self.task_env.sim.set_state_from_flattened(libero_files.init_states(self._suite, self._task)[init_state])
+        self.task_env.sim.set_state_from_flattened(
+            libero_files.init_states(self._suite, self._task)[init_state]
+        )
         mujoco.mj_forward(self.model, self.data)
         self._control = libero_control.ArmControl(self.model, self.data, self._robot)
         for i in range(self._settle_steps):
@@ -68,7 +90,9 @@ class Simulator:
     def step(self, action_A: np.ndarray) -> bool:
         """One control step of 50 ms; whether the goal holds after it."""
         self._control_step(np.asarray(action_A, np.float64))
-        success = bool(self.task_env._check_success())  # as stock: poses and contacts of the last physics step's start
+        success = bool(
+            self.task_env._check_success()
+        )  # as stock: poses and contacts of the last physics step's start
         self._refresh()
         return success
 
@@ -76,7 +100,9 @@ class Simulator:
         """The policy's state [8] float32: end-effector position, its rotation vector, two finger joint positions."""
         data = self.data
         quat_xyzw = np.roll(data.xquat[self._eef_body], -1)
-        return state_vector(data.site_xpos[self._robot.eef_site_id], quat_xyzw, data.qpos[self._fingers])
+        return state_vector(
+            data.site_xpos[self._robot.eef_site_id], quat_xyzw, data.qpos[self._fingers]
+        )
 
     def snapshot(self) -> Snapshot:
         physics = np.empty(mujoco.mj_stateSize(self.model, STATE))
@@ -94,9 +120,14 @@ class Simulator:
         self._set_model(snapshot.model)
         mujoco.mj_setState(self.model, self.data, snapshot.physics, STATE)
         controller = self._robot.controller
-        controller.goal_pos, controller.goal_ori = snapshot.goal_position_m.copy(), snapshot.goal_rotation.copy()
+        controller.goal_pos, controller.goal_ori = (
+            snapshot.goal_position_m.copy(),
+            snapshot.goal_rotation.copy(),
+        )
         self._robot.gripper.current_action = snapshot.grip_2.copy()
-        mujoco.mj_forward(self.model, self.data)  # contacts of this episode; leaves the warm start alone
+        mujoco.mj_forward(
+            self.model, self.data
+        )  # contacts of this episode; leaves the warm start alone
         self._refresh()
 
     def close(self) -> None:
@@ -104,8 +135,8 @@ class Simulator:
         self.task_env = self.model = self.data = self._robot = self._control = None
 
     def _build(self):
-        import robosuite
         from libero.libero.envs import bddl_utils
+        import robosuite
 
         path = str(libero_files.bddl_file(self._suite, self._task))
         return _task_class(bddl_utils.get_problem_info(path)["problem_name"], self._light)(
@@ -150,7 +181,9 @@ class Simulator:
                     return function()
             except self._placement_error as error:
                 last = error
-        raise RuntimeError(f"no valid placement in {RESET_ATTEMPTS} draws (seed {self._seed})") from last
+        raise RuntimeError(
+            f"no valid placement in {RESET_ATTEMPTS} draws (seed {self._seed})"
+        ) from last
 
     def _control_step(self, action_A: np.ndarray, first: bool = False) -> None:
         """Stock's own step runs four passes over the dynamics where one does: they compute the same numbers again.
@@ -213,7 +246,9 @@ def _task_class(problem_name: str, light: bool):
     class Task(problem):
         def _initialize_sim(self, xml_string=None):
             xml = self.model.get_xml()
-            self.sim = binding_utils.MjSim(libero_meshes.compile_model(libero_meshes.lighten(xml) if light else xml))
+            self.sim = binding_utils.MjSim(
+                libero_meshes.compile_model(libero_meshes.lighten(xml) if light else xml)
+            )
             self.sim.forward()
             self.initialize_time(self.control_freq)
             self.compiled = tuple(getattr(self.sim.model, name).copy() for name in RESET_FIELDS)
@@ -231,7 +266,9 @@ def axis_angle(quat_xyzw: np.ndarray) -> np.ndarray:
     return quat_xyzw[:3] * 2.0 * np.arccos(w) / sine
 
 
-def state_vector(position_m: np.ndarray, quat_xyzw: np.ndarray, gripper_m: np.ndarray) -> np.ndarray:
+def state_vector(
+    position_m: np.ndarray, quat_xyzw: np.ndarray, gripper_m: np.ndarray
+) -> np.ndarray:
     """[8] float32 in the order of all published LIBERO data."""
     return np.concatenate([position_m, axis_angle(quat_xyzw), gripper_m]).astype(np.float32)
 

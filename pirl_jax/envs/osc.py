@@ -52,7 +52,9 @@ class OperationalSpaceController:
         wish[:3] += KP * (self._goal_pos - data.site_xpos[self._site])
         wish[3:] += KP * orientation_error(self._goal_rot, data.site_xmat[self._site].reshape(3, 3))
         posture = POSTURE_KP * (self._posture - data.qpos[self._qpos]) - POSTURE_KD * qvel
-        inertia_inv = jac_6j @ np.linalg.solve(mass_jj, jac_6j.T)  # J M^-1 J^T, the inverse of the task-space inertia
+        inertia_inv = jac_6j @ np.linalg.solve(
+            mass_jj, jac_6j.T
+        )  # J M^-1 J^T, the inverse of the task-space inertia
         wrench = np.empty(6)
         wrench[:3] = np.linalg.solve(inertia_inv[:3, :3], wish[:3])
         wrench[3:] = np.linalg.solve(inertia_inv[3:, 3:], wish[3:])

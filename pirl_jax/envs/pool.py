@@ -11,9 +11,9 @@ the first cause, and raises it again whenever it is called.  Knows no policy; wh
 caller's business.
 """
 
+from collections.abc import Callable, Sequence
 import threading
 import time
-from typing import Callable, Sequence
 import weakref
 
 import numpy as np
@@ -22,7 +22,14 @@ from pirl_jax.envs import base, supervisor, worker
 
 EnvError = supervisor.EnvError
 LOST = worker.Answer(  # the answer for an episode that died with its worker
-    slot=-1, reward=0.0, terminated=False, truncated=False, num_steps=0, frames=None, env_s=0.0, num_episodes=0,
+    slot=-1,
+    reward=0.0,
+    terminated=False,
+    truncated=False,
+    num_steps=0,
+    frames=None,
+    env_s=0.0,
+    num_episodes=0,
     memory_bytes=0,
 )
 
@@ -42,23 +49,41 @@ class EnvPool:
     """
 
     def __init__(
-        self, make_env: Callable[[], base.Env], num_envs: int, num_workers: int | None = None, timeout_s: float = 300.0,
-        restarts_per_hour: int = 20, recycle_episodes: int = 0, recycle_growth_gb: float = 0.0,
+        self,
+        make_env: Callable[[], base.Env],
+        num_envs: int,
+        num_workers: int | None = None,
+        timeout_s: float = 300.0,
+        restarts_per_hour: int = 20,
+        recycle_episodes: int = 0,
+        recycle_growth_gb: float = 0.0,
         render_devices: Sequence[int] = (),
     ):
         num_workers = num_envs if num_workers is None else num_workers
         if not 1 <= num_workers <= num_envs:
-            raise ValueError(f"num_workers is {num_workers}; it must lie between 1 and num_envs ({num_envs})")
+            raise ValueError(
+                f"num_workers is {num_workers}; it must lie between 1 and num_envs ({num_envs})"
+            )
         self.num_envs = num_envs
-        self.slot_workers = np.arange(num_envs) % num_workers  # [E] slots with the same number share a process
+        self.slot_workers = (
+            np.arange(num_envs) % num_workers
+        )  # [E] slots with the same number share a process
         self.env_seconds = np.zeros(num_envs)  # [E] time spent inside each env since the start
         self._lock = threading.RLock()  # guards all that follows
         self._busy: set[int] = set()  # slots with a request that recv has not handed out
-        self._answers: dict[int, worker.Answer] = {}  # answered and not handed out, in order of arrival
+        self._answers: dict[
+            int, worker.Answer
+        ] = {}  # answered and not handed out, in order of arrival
         self._gone: set[int] = set()  # slots whose episode was lost while no request was under way
         self._error: Exception | None = None  # why nothing will be answered any more
         self._workers = supervisor.Supervisor(
-            make_env, num_envs, num_workers, timeout_s, restarts_per_hour, recycle_episodes, recycle_growth_gb,
+            make_env,
+            num_envs,
+            num_workers,
+            timeout_s,
+            restarts_per_hour,
+            recycle_episodes,
+            recycle_growth_gb,
             render_devices,
         )
         self._finalizer = weakref.finalize(self, self._workers.close)  # also runs at exit
@@ -67,7 +92,9 @@ class EnvPool:
     def reset(self, slots: Sequence[int], tasks: Sequence[int], init_states: Sequence[int]) -> None:
         """Start the episode (task, init state) in each slot; returns at once."""
         for slot, task, init_state in zip(slots, tasks, init_states, strict=True):
-            if not (0 <= task < self.spec.num_tasks and 0 <= init_state < self.spec.num_init_states):
+            if not (
+                0 <= task < self.spec.num_tasks and 0 <= init_state < self.spec.num_init_states
+            ):
                 raise ValueError(
                     f"task {task}, init state {init_state} does not exist: {self.spec.suite} has "
                     f"{self.spec.num_tasks} tasks with {self.spec.num_init_states} init states each"
@@ -77,7 +104,9 @@ class EnvPool:
                 self._gone.discard(slot)
                 self._post(worker.Reset(int(slot), int(task), int(init_state)))
 
-    def send(self, slots: Sequence[int], actions_NIA: np.ndarray, record: Sequence[bool] | None = None) -> None:
+    def send(
+        self, slots: Sequence[int], actions_NIA: np.ndarray, record: Sequence[bool] | None = None
+    ) -> None:
         """Execute one chunk in each slot; returns at once.  `record` asks for video frames, slot by slot."""
         record = [False] * len(slots) if record is None else record
         for slot, actions_IA, with_frames in zip(slots, actions_NIA, record, strict=True):
@@ -90,7 +119,9 @@ class EnvPool:
                     self._post(worker.Step(int(slot), np.asarray(actions_IA), bool(with_frames)))
                 else:
                     self._busy.discard(slot)
-                    raise ValueError(f"slot {slot} has no episode (it has ended, or was lost); reset it first")
+                    raise ValueError(
+                        f"slot {slot} has no episode (it has ended, or was lost); reset it first"
+                    )
 
     def recv(self, slots: Sequence[int]) -> base.TimeStep:
         """Wait for these slots; the batch has their order."""
@@ -153,7 +184,9 @@ class EnvPool:
         self._check_open()
         idle = set(slots) - self._busy
         if idle or count > len(self._busy):
-            raise ValueError(f"recv of {count} slots, but {len(self._busy)} are under way (idle: {sorted(idle)})")
+            raise ValueError(
+                f"recv of {count} slots, but {len(self._busy)} are under way (idle: {sorted(idle)})"
+            )
 
     def _claim(self, slot: int) -> None:
         self._check_open()
@@ -162,7 +195,9 @@ class EnvPool:
         self._busy.add(int(slot))
 
     def _post(self, request: worker.Reset | worker.Step) -> None:
-        if self._error is None:  # else recv raises it: another error here, in another thread, would hide the cause
+        if (
+            self._error is None
+        ):  # else recv raises it: another error here, in another thread, would hide the cause
             self._workers.post(request)
 
     def _collect(self, limit_s: float) -> None:
@@ -176,7 +211,9 @@ class EnvPool:
                 raise self._error
             try:
                 answers, lost = self._workers.take()
-            except Exception as error:  # nothing can be relied on any more: every recv raises it again
+            except (
+                Exception
+            ) as error:  # nothing can be relied on any more: every recv raises it again
                 self._error = error
                 raise
             for answer in answers:
@@ -194,7 +231,10 @@ class EnvPool:
             answers = [self._answers.pop(slot) for slot in slots]
             self._busy.difference_update(slots)
             block = self._workers.memory
-            images, state = block.images_EVYX3[slots], block.state_ES[slots]  # a list as index copies
+            images, state = (
+                block.images_EVYX3[slots],
+                block.state_ES[slots],
+            )  # a list as index copies
         lost = np.array([answer is LOST for answer in answers])
         images[lost], state[lost] = 0, 0.0
         frames = [answer.frames for answer in answers]

@@ -62,7 +62,9 @@ class Probe:
         sign = self.sign(self._init_state, self._decision)
         size = self.spec.image_size_px
         return base.TimeStep(
-            images=np.full((len(self.spec.cameras), size, size, 3), 255 if sign > 0 else 0, np.uint8),
+            images=np.full(
+                (len(self.spec.cameras), size, size, 3), 255 if sign > 0 else 0, np.uint8
+            ),
             state=np.full(self.spec.state_dim, sign, np.float32),
             reward=reward,
             terminated=self._decision >= self.decisions,

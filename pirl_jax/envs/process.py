@@ -26,9 +26,15 @@ class Process:
     def __init__(self, number: int, hello: worker.Hello, memory_fd: int, render_device: int | None):
         self.number, self.slots = number, hello.slots
         self.spec: base.EnvSpec | None = None  # None until it has started
-        self.waiting: collections.deque[int] = collections.deque()  # slots whose requests it has not answered, in order
-        self.since_s = time.monotonic()  # since when it has had something to do (the start is the first thing)
-        self.fresh_bytes = 0  # its memory after the first round of resets, when every env has built something
+        self.waiting: collections.deque[int] = (
+            collections.deque()
+        )  # slots whose requests it has not answered, in order
+        self.since_s = (
+            time.monotonic()
+        )  # since when it has had something to do (the start is the first thing)
+        self.fresh_bytes = (
+            0  # its memory after the first round of resets, when every env has built something
+        )
         self.successor: Process | None = None  # takes over slot by slot
         self.deadline_s: float | None = None  # when it is killed, once it has been asked to end
         ours, theirs = socket.socketpair()
@@ -38,8 +44,15 @@ class Process:
         # Not by multiprocessing: that would import the parent's main module (with it jax) in the child, and needs the
         # child's variables to be set in the parent, where other threads may be reading them.
         self._popen = subprocess.Popen(
-            [sys.executable, "-P", "-c", f"from pirl_jax.envs import worker; worker.main{inherited}"],
-            stdin=subprocess.DEVNULL, pass_fds=inherited, env=_variables(render_device),
+            [
+                sys.executable,
+                "-P",
+                "-c",
+                f"from pirl_jax.envs import worker; worker.main{inherited}",
+            ],
+            stdin=subprocess.DEVNULL,
+            pass_fds=inherited,
+            env=_variables(render_device),
         )
         theirs.close()  # the worker's end must live in the worker only, or its end would not be seen
         os.close(lifeline_fd)
@@ -70,7 +83,9 @@ class Process:
                 self.spec = message
         for _ in answers:
             self.waiting.popleft()
-        failure = next((message for message in messages if isinstance(message, worker.Failure)), None)
+        failure = next(
+            (message for message in messages if isinstance(message, worker.Failure)), None
+        )
         if failure is None and over:
             failure = self._explain_end()
         elif failure is None and time.monotonic() > self.overdue_s(timeout_s):
@@ -130,7 +145,11 @@ class Process:
         while (not stacks or stacks != before) and time.monotonic() < until_s:  # it comes in pieces
             time.sleep(0.05)
             before, stacks = stacks, self._stacks()
-        remark = "it hangs, or timeout_s is too short" if stacks else "it hangs and gives no Python stack"
+        remark = (
+            "it hangs, or timeout_s is too short"
+            if stacks
+            else "it hangs and gives no Python stack"
+        )
         return worker.Failure(self._served(), summary + remark, stacks)
 
     def _stacks(self) -> str:

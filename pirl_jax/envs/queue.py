@@ -4,8 +4,8 @@ The thread copies observations out of shared memory while the device computes.  
 answers come through the queue alone: while it lives nobody else may receive from its pool.
 """
 
+from collections.abc import Sequence
 import threading
-from typing import Sequence
 
 import numpy as np
 
@@ -20,13 +20,17 @@ class ReadyQueue:
     def __init__(self, envs: pool.EnvPool, capacity: int | None = None):
         self._envs, self._capacity = envs, capacity or envs.num_envs
         self._changed = threading.Condition()  # guards all that follows
-        self._ready: dict[int, base.TimeStep] = {}  # by slot, in order of arrival; each a batch of one
+        self._ready: dict[
+            int, base.TimeStep
+        ] = {}  # by slot, in order of arrival; each a batch of one
         self._error: BaseException | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="ready-queue", daemon=True)
         self._thread.start()
 
-    def get(self, batch: int, slots: Sequence[int] | None = None) -> tuple[np.ndarray, base.TimeStep]:
+    def get(
+        self, batch: int, slots: Sequence[int] | None = None
+    ) -> tuple[np.ndarray, base.TimeStep]:
         """Wait for a batch: the first `batch` slots that are ready, or exactly `slots`, in their order (lockstep).
 
         Raises what the pool raised, as soon as it did.
@@ -75,7 +79,9 @@ class ReadyQueue:
         """See EnvPool.reset."""
         self._envs.reset(slots, tasks, init_states)
 
-    def send(self, slots: Sequence[int], actions_NIA: np.ndarray, record: Sequence[bool] | None = None) -> None:
+    def send(
+        self, slots: Sequence[int], actions_NIA: np.ndarray, record: Sequence[bool] | None = None
+    ) -> None:
         """See EnvPool.send."""
         self._envs.send(slots, actions_NIA, record)
 
@@ -97,7 +103,9 @@ class ReadyQueue:
         if slots is not None and len(slots) != batch:
             raise ValueError(f"batch is {batch}, but {len(slots)} slots are asked for")
         if slots is not None and self._capacity < self._envs.num_envs:
-            raise ValueError(f"lockstep needs capacity {self._envs.num_envs} (one per env), not {self._capacity}")
+            raise ValueError(
+                f"lockstep needs capacity {self._envs.num_envs} (one per env), not {self._capacity}"
+            )
         if batch > self._capacity:
             raise ValueError(f"a batch of {batch} does not fit a capacity of {self._capacity}")
         with self._changed:
@@ -107,12 +115,20 @@ class ReadyQueue:
                 raise ValueError(
                     f"a batch of {batch} is asked for, but only {self.num_pending} slots are ready or under way"
                 )
-            idle = [slot for slot in slots or () if slot not in self._ready and not self._envs.is_busy(slot)]
+            idle = [
+                slot
+                for slot in slots or ()
+                if slot not in self._ready and not self._envs.is_busy(slot)
+            ]
             if idle:
                 raise ValueError(f"slots {idle} are asked for, but nothing is under way there")
 
     def _available(self, batch: int, slots: Sequence[int] | None) -> bool:
-        return len(self._ready) >= batch if slots is None else all(slot in self._ready for slot in slots)
+        return (
+            len(self._ready) >= batch
+            if slots is None
+            else all(slot in self._ready for slot in slots)
+        )
 
     def _stopped(self) -> bool:
         return self._closed or self._error is not None

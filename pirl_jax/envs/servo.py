@@ -3,8 +3,8 @@
 Knows neither suite nor task; a leg brings its own target.
 """
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 
 import numpy as np
 
@@ -22,10 +22,14 @@ class Leg:
     name: str
     target: Callable[[], np.ndarray]  # world position [3] (m) of the grip site, asked at every step
     gripper: float
-    yaw: Callable[[np.ndarray], float] | None = None  # rotation [3,3] of the grip site -> rad still to turn; None: any
+    yaw: Callable[[np.ndarray], float] | None = (
+        None  # rotation [3,3] of the grip site -> rad still to turn; None: any
+    )
     tolerance_m: float | None = None
     steps: int | None = None
-    succeeded: Callable[[], bool] = lambda: True  # asked at the end; if not, the script starts again
+    succeeded: Callable[[], bool] = lambda: (
+        True
+    )  # asked at the end; if not, the script starts again
 
 
 def follow(grip_pose: Callable[[], tuple[np.ndarray, np.ndarray]], script: Callable[[], list[Leg]]):
@@ -38,7 +42,9 @@ def follow(grip_pose: Callable[[], tuple[np.ndarray, np.ndarray]], script: Calla
         leg = legs[0]
         error_m, error_rad = _errors(*grip_pose(), leg)
         action_A = np.zeros(7)
-        action_A[:6] = np.clip(GAIN * np.concatenate([error_m, error_rad]) / osc.MAX_DELTA, -1.0, 1.0)
+        action_A[:6] = np.clip(
+            GAIN * np.concatenate([error_m, error_rad]) / osc.MAX_DELTA, -1.0, 1.0
+        )
         action_A[6] = leg.gripper
         steps += 1
         arrived = leg.tolerance_m is not None and np.linalg.norm(error_m) < leg.tolerance_m

@@ -5,12 +5,12 @@ made for threads, but for this: `wait` may run while another thread calls `post`
 """
 
 import collections
+from collections.abc import Callable, Sequence
 import logging
 import os
 import pickle
 import selectors
 import time
-from typing import Callable, Sequence
 
 from pirl_jax.envs import base, memory, process, worker
 
@@ -37,18 +37,29 @@ class Supervisor:
     """
 
     def __init__(
-        self, make_env: Callable[[], base.Env], num_envs: int, num_workers: int, timeout_s: float,
-        restarts_per_hour: int, recycle_episodes: int, recycle_growth_gb: float, render_devices: Sequence[int],
+        self,
+        make_env: Callable[[], base.Env],
+        num_envs: int,
+        num_workers: int,
+        timeout_s: float,
+        restarts_per_hour: int,
+        recycle_episodes: int,
+        recycle_growth_gb: float,
+        render_devices: Sequence[int],
     ):
         self.timeout_s, self.restarts_per_hour = timeout_s, restarts_per_hour
         self.recycle_episodes, self.recycle_growth_gb = recycle_episodes, recycle_growth_gb
         self.counters = {"restarts": 0, "recycled": 0, "lost_episodes": 0}
-        self.playing: set[int] = set()  # slots whose episode has begun and, as far as is known, not ended
+        self.playing: set[int] = (
+            set()
+        )  # slots whose episode has begun and, as far as is known, not ended
         self.spec: base.EnvSpec | None = None
         self._make_env, self._num_envs = pickle.dumps(make_env), num_envs
         self._render_devices = tuple(render_devices)
         self._episode = [(None, None)] * num_envs  # (task, init state) of each slot
-        self._failures: collections.deque[tuple[float, EnvError]] = collections.deque()  # of the last hour, with time
+        self._failures: collections.deque[tuple[float, EnvError]] = (
+            collections.deque()
+        )  # of the last hour, with time
         self._looked_s = time.monotonic()
         self._memory_fd = memory.create()
         self.memory: memory.Memory | None = None  # mapped when the spec is known
@@ -122,7 +133,9 @@ class Supervisor:
         self._leaving += self._processes
         self._processes.clear()
         until_s = time.monotonic() + CLOSE_S
-        self._leaving = [one for one in self._leaving if not one.has_ended(max(0.0, until_s - time.monotonic()))]
+        self._leaving = [
+            one for one in self._leaving if not one.has_ended(max(0.0, until_s - time.monotonic()))
+        ]
         for one in self._leaving:
             one.kill()
         self._leaving = [one for one in self._leaving if not one.has_ended(process.EXIT_S)]
@@ -132,7 +145,11 @@ class Supervisor:
 
     def _start(self, number: int, slots: tuple[int, ...]) -> process.Process:
         hello = worker.Hello(self._make_env, slots, self._num_envs, self.spec)
-        device = self._render_devices[number % len(self._render_devices)] if self._render_devices else None
+        device = (
+            self._render_devices[number % len(self._render_devices)]
+            if self._render_devices
+            else None
+        )
         self._processes.append(process.Process(number, hello, self._memory_fd, device))
         return self._processes[-1]
 
@@ -145,7 +162,11 @@ class Supervisor:
 
     def _replace(self, one: process.Process, failure: worker.Failure) -> list[int]:
         """Another worker for the slots of a failed one -> the slots whose episodes are lost by that."""
-        error = EnvError(failure.slot, *self._episode[failure.slot], f"{failure.summary}\n{failure.details}".strip())
+        error = EnvError(
+            failure.slot,
+            *self._episode[failure.slot],
+            f"{failure.summary}\n{failure.details}".strip(),
+        )
         one.kill()
         self._processes.remove(one)
         self._leaving.append(one)
@@ -165,7 +186,11 @@ class Supervisor:
         self.counters["lost_episodes"] += len(lost)
         log.warning(
             "worker of slots %s replaced, %d of at most %d within an hour; episodes lost: %d; %s",
-            list(one.slots), len(self._failures), self.restarts_per_hour, len(lost), str(error).partition("\n")[0],
+            list(one.slots),
+            len(self._failures),
+            self.restarts_per_hour,
+            len(lost),
+            str(error).partition("\n")[0],
         )
         return lost
 
@@ -177,9 +202,12 @@ class Supervisor:
         if len(self._failures) > self.restarts_per_hour:
             first = self._failures[0][1]
             raise EnvError(
-                first.slot, first.task, first.init_state, f"{first.what}\n"
+                first.slot,
+                first.task,
+                first.init_state,
+                f"{first.what}\n"
                 f"This is the first of {len(self._failures)} failures within an hour; "
-                f"restarts_per_hour allows to replace {self.restarts_per_hour}."
+                f"restarts_per_hour allows to replace {self.restarts_per_hour}.",
             )
 
     def _recycle_if_worn(self, one: process.Process, answer: worker.Answer) -> None:
@@ -189,7 +217,10 @@ class Supervisor:
         if answer.num_episodes <= len(one.slots):
             one.fresh_bytes = answer.memory_bytes
         grown_gb = (answer.memory_bytes - one.fresh_bytes) / 1e9
-        worn = 0 < self.recycle_episodes <= answer.num_episodes or 0 < self.recycle_growth_gb < grown_gb
+        worn = (
+            0 < self.recycle_episodes <= answer.num_episodes
+            or 0 < self.recycle_growth_gb < grown_gb
+        )
         if worn and not any(other.successor for other in self._processes):
             one.successor = self._start(one.number, one.slots)
 

@@ -11,8 +11,8 @@ are the same), a reset is a state load, simple shapes are drawn.  Measured on on
 says what to do.  An episode is a pure function of (task, init_state, actions).
 """
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 
 import mujoco
 import numpy as np
@@ -25,12 +25,26 @@ TRAIN_INIT_STATES, TEST_INIT_STATES = range(0, 800), range(800, 1000)
 PLACEMENT_SEED = 20240
 CONTROL_HZ = 20
 SUBSTEPS = round(1.0 / CONTROL_HZ / scene.TIMESTEP_S)
-GRIPPER_RATE = 5.0 * scene.TIMESTEP_S  # per substep; robosuite: 0.01 per 2 ms: 8 control steps for the full range
-HOME_QPOS = (0.0, 0.40112, 0.0, -2.37992, 0.0, 2.78104, 0.78583)  # gripper straight down, 17 cm above the table
+GRIPPER_RATE = (
+    5.0 * scene.TIMESTEP_S
+)  # per substep; robosuite: 0.01 per 2 ms: 8 control steps for the full range
+HOME_QPOS = (
+    0.0,
+    0.40112,
+    0.0,
+    -2.37992,
+    0.0,
+    2.78104,
+    0.78583,
+)  # gripper straight down, 17 cm above the table
 OPEN_QPOS = (0.04, -0.04)
 ARM_JOINTS = tuple(f"robot0_joint{i}" for i in range(1, 8))
 SITE, WRIST = "gripper0_grip_site", "robot0_right_hand"
-REACH_M = {"red": (0.06, 0.09), "green": (0.09, 0.13), "target": (0.09, 0.13)}  # half width in x and y of the placement
+REACH_M = {
+    "red": (0.06, 0.09),
+    "green": (0.09, 0.13),
+    "target": (0.09, 0.13),
+}  # half width in x and y of the placement
 CLEARANCE_M = 0.11  # between centres: room for the open fingers
 MAX_YAW_RAD = 0.25
 MAX_DRAWS = 20_000  # of a place for one object, before all are drawn anew; it takes 0.1 s
@@ -51,16 +65,33 @@ class Task:
 class Tabletop:
     """One simulator; see envs/base.py for the contract."""
 
-    def __init__(self, tasks: tuple[str, ...], image_size_px: int, max_episode_steps: int, render_quality: str, spread: float):
+    def __init__(
+        self,
+        tasks: tuple[str, ...],
+        image_size_px: int,
+        max_episode_steps: int,
+        render_quality: str,
+        spread: float,
+    ):
         self._spread = spread
         self.tasks = tuple(TASKS[name] for name in tasks)
-        self._task_index = [list(TASKS).index(name) for name in tasks]  # a placement does not depend on the selection
-        self.spec = base.EnvSpec("tabletop", tuple(task.instruction for task in self.tasks), NUM_INIT_STATES,
-                                 max_episode_steps, image_size_px, control_hz=CONTROL_HZ)
+        self._task_index = [
+            list(TASKS).index(name) for name in tasks
+        ]  # a placement does not depend on the selection
+        self.spec = base.EnvSpec(
+            "tabletop",
+            tuple(task.instruction for task in self.tasks),
+            NUM_INIT_STATES,
+            max_episode_steps,
+            image_size_px,
+            control_hz=CONTROL_HZ,
+        )
         self.model = scene.build(render_quality)
         self.data = mujoco.MjData(self.model)
         self._cameras = scene.Cameras(self.model, image_size_px, render_quality)
-        self._arm = osc.OperationalSpaceController(self.model, self.data, ARM_JOINTS, SITE, HOME_QPOS)
+        self._arm = osc.OperationalSpaceController(
+            self.model, self.data, ARM_JOINTS, SITE, HOME_QPOS
+        )
         self._site, self._wrist = self.model.site(SITE).id, self.model.body(WRIST).id
         self._torque_limit = self.model.actuator_ctrlrange[:7, 1].copy()
         self._grip = -1.0  # -1 open, +1 closed: where the fingers' servo stands
@@ -70,12 +101,16 @@ class Tabletop:
         if not 0 <= task < len(self.tasks):
             raise base.error("task", task, range(len(self.tasks)))
         if not 0 <= init_state < NUM_INIT_STATES:
-            raise ValueError(f"init_state {init_state} does not exist; choose one in 0..{NUM_INIT_STATES - 1}")
+            raise ValueError(
+                f"init_state {init_state} does not exist; choose one in 0..{NUM_INIT_STATES - 1}"
+            )
         self.task, self._step, self._over, self._grip = task, 0, False, -1.0
         data = self.data
         mujoco.mj_resetData(self.model, data)
         data.qpos[:9] = HOME_QPOS + OPEN_QPOS
-        for name, (x, y, yaw) in placement(self._task_index[task], init_state, self._spread).items():
+        for name, (x, y, yaw) in placement(
+            self._task_index[task], init_state, self._spread
+        ).items():
             if name == "target":
                 data.mocap_pos[0, :2] = x, y
             else:
@@ -87,7 +122,9 @@ class Tabletop:
 
     def step_chunk(self, actions_IA: np.ndarray, record: bool = False) -> base.TimeStep:
         if self._over:
-            raise ValueError("this episode is over; call reset(task, init_state) before the next step_chunk")
+            raise ValueError(
+                "this episode is over; call reset(task, init_state) before the next step_chunk"
+            )
         frames, success, done = [] if record else None, False, 0
         for action_A in actions_IA:
             self._control_step(np.asarray(action_A, np.float64))
@@ -115,13 +152,22 @@ class Tabletop:
         """Whether the cube `first` touches one of the others; "gripper" means any geom of the robot."""
         geom = self.model.geom(first).id
         pairs = self.data.contact.geom
-        partners = [self.model.geom(int(b if a == geom else a)).name for a, b in pairs if geom in (a, b)]
-        partners = ["gripper" if name.startswith(("gripper0_", "robot0_")) else name for name in partners]
+        partners = [
+            self.model.geom(int(b if a == geom else a)).name for a, b in pairs if geom in (a, b)
+        ]
+        partners = [
+            "gripper" if name.startswith(("gripper0_", "robot0_")) else name for name in partners
+        ]
         return any(name in others for name in partners)
 
     def _control_step(self, action_A):
         """1/20 s: one goal, SUBSTEPS physics steps.  `data` is fresh (after mj_step1) before and after."""
-        model, data, limit, grip_sign = self.model, self.data, self._torque_limit, np.sign(action_A[6])
+        model, data, limit, grip_sign = (
+            self.model,
+            self.data,
+            self._torque_limit,
+            np.sign(action_A[6]),
+        )
         self._arm.set_goal(action_A[:6])
         for _ in range(SUBSTEPS):
             self._grip = min(1.0, max(-1.0, self._grip + GRIPPER_RATE * grip_sign))
@@ -134,12 +180,23 @@ class Tabletop:
         position, rotvec = self.data.site_xpos[self._site], axis_angle(self.data.xquat[self._wrist])
         state = np.concatenate([position, rotvec, self.data.qpos[7:9]])
         truncated = not success and self._step >= self.spec.max_episode_steps
-        return base.TimeStep(self._cameras.render(self.data), state.astype(np.float32), reward, success, truncated,
-                             num_steps, frames)
+        return base.TimeStep(
+            self._cameras.render(self.data),
+            state.astype(np.float32),
+            reward,
+            success,
+            truncated,
+            num_steps,
+            frames,
+        )
 
 
 def make(
-    tasks=None, image_size_px: int = 64, max_episode_steps: int | None = None, render_quality: str = "light", spread: float = 1.0
+    tasks=None,
+    image_size_px: int = 64,
+    max_episode_steps: int | None = None,
+    render_quality: str = "light",
+    spread: float = 1.0,
 ) -> Tabletop:
     """The env; `tasks`: names of TASKS (None: all); `max_episode_steps` None: the longest budget of these tasks; `spread`
     scales the area in which the manipulated cube starts (1: 12 x 18 cm)."""
@@ -153,13 +210,21 @@ def make(
     return Tabletop(names, image_size_px, budget, render_quality, spread)
 
 
-def placement(task_index: int, init_state: int, spread: float = 1.0) -> dict[str, tuple[float, float, float]]:
+def placement(
+    task_index: int, init_state: int, spread: float = 1.0
+) -> dict[str, tuple[float, float, float]]:
     """x, y (m) and yaw (rad) of each object; a function of (task, init_state) and `spread` alone."""
     manipulated = list(TASKS.values())[task_index].manipulated
     rng = np.random.default_rng([PLACEMENT_SEED, task_index, init_state])
     placed = None
     while placed is None:
-        placed = _place(rng, {name: np.multiply(reach, spread if name == manipulated else 1.0) for name, reach in REACH_M.items()})
+        placed = _place(
+            rng,
+            {
+                name: np.multiply(reach, spread if name == manipulated else 1.0)
+                for name, reach in REACH_M.items()
+            },
+        )
     return {name: tuple(map(float, xy_yaw)) for name, xy_yaw in placed.items()}
 
 
@@ -190,7 +255,10 @@ def _lifted(name):
 
 def _stacked(env) -> bool:
     offset = env.position("red") - env.position("green")
-    on_top = np.hypot(*offset[:2]) < scene.CUBE_HALF_M and abs(offset[2] - 2 * scene.CUBE_HALF_M) < REST_M
+    on_top = (
+        np.hypot(*offset[:2]) < scene.CUBE_HALF_M
+        and abs(offset[2] - 2 * scene.CUBE_HALF_M) < REST_M
+    )
     return bool(on_top and env.touches("red", "green") and not env.touches("red", "gripper"))
 
 

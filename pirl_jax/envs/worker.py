@@ -72,7 +72,9 @@ class Failure:
     slot: int
     summary: str  # one line
     details: str = ""  # a traceback or a stack
-    remedy: str | None = None  # the sentence of a ValueError while the env was built: what the user can mend
+    remedy: str | None = (
+        None  # the sentence of a ValueError while the env was built: what the user can mend
+    )
 
 
 def environment(render_device: int | None = None) -> dict[str, str]:
@@ -84,7 +86,9 @@ def environment(render_device: int | None = None) -> dict[str, str]:
     variables = {name: "1" for name in threads} | {"JAX_PLATFORMS": "cpu"}
     variables |= gl.variables(os.environ.get("MUJOCO_GL", "egl"), render_device)
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "" and render_device is None:
-        variables["MUJOCO_EGL_DEVICE_ID"] = "0"  # robosuite would parse the empty list of devices and fail
+        variables["MUJOCO_EGL_DEVICE_ID"] = (
+            "0"  # robosuite would parse the empty list of devices and fail
+        )
     return variables
 
 
@@ -112,9 +116,13 @@ def main(channel_fd: int, lifeline_fd: int, memory_fd: int, stacks_fd: int) -> N
     The descriptors are inherited: socket to the pool, read end of a pipe that only the pool holds open, block of the
     observations, file for Python's stacks.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what stops
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent decides what stops
     faulthandler.enable(stacks_fd)  # a crash in C leaves the Python stack there
-    faulthandler.register(signal.SIGUSR1, stacks_fd)  # and so does the question of the pool where the worker hangs
+    faulthandler.register(
+        signal.SIGUSR1, stacks_fd
+    )  # and so does the question of the pool where the worker hangs
     _die_with_the_pool(lifeline_fd)
     pool = channel.WorkerEnd(socket.socket(fileno=channel_fd))
     envs, served = {}, 0
@@ -126,7 +134,9 @@ def main(channel_fd: int, lifeline_fd: int, memory_fd: int, stacks_fd: int) -> N
                 envs[slot] = pickle.loads(hello.make_env)()
                 spec = spec or envs[slot].spec
                 if envs[slot].spec != spec:
-                    raise ValueError(f"make_env built different suites: {spec} and {envs[slot].spec}")
+                    raise ValueError(
+                        f"make_env built different suites: {spec} and {envs[slot].spec}"
+                    )
         pool.send(spec)
         request = pool.receive()  # not before the pool knows the spec and has sized the block
         block = memory.Memory(memory_fd, spec, hello.num_envs, owner=False)
@@ -153,8 +163,14 @@ def _serve(env: base.Env, request: Reset | Step, block: memory.Memory, num_episo
     block.images_EVYX3[request.slot] = step.images
     block.state_ES[request.slot] = step.state
     return Answer(
-        slot=request.slot, reward=float(step.reward), terminated=bool(step.terminated), truncated=bool(step.truncated),
-        num_steps=step.num_steps, frames=step.frames, env_s=env_s, num_episodes=num_episodes,
+        slot=request.slot,
+        reward=float(step.reward),
+        terminated=bool(step.terminated),
+        truncated=bool(step.truncated),
+        num_steps=step.num_steps,
+        frames=step.frames,
+        env_s=env_s,
+        num_episodes=num_episodes,
         memory_bytes=THIS_PROCESS.memory_info().rss if isinstance(request, Reset) else 0,
     )
 

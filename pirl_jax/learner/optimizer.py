@@ -12,10 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pirl_jax.core import spec
-from pirl_jax.core import types
-from pirl_jax.models import pi0
-from pirl_jax.models import variants
+from pirl_jax.core import spec, types
+from pirl_jax.models import pi0, variants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,24 +53,41 @@ def init(cfg: OptimizerConfig, params: dict):
     return _transform(cfg).init(params)
 
 
-def apply(cfg: OptimizerConfig, grads: dict, opt_state, params: dict, schedule_step, freeze_policy=False, skip=False):
+def apply(
+    cfg: OptimizerConfig,
+    grads: dict,
+    opt_state,
+    params: dict,
+    schedule_step,
+    freeze_policy=False,
+    skip=False,
+):
     """One step -> params, opt_state, metrics.
 
     A gradient that is not finite leaves everything as it was, and so does skip.  freeze_policy spares the policy; the moments
     of the rest stay 0 meanwhile, but its bias correction ages: its first steps afterwards are shorter than those of a fresh
     Adam, never longer.  Both may be traced.
     """
-    grads = _by_group(lambda group, g: g if group == "value" else jnp.where(freeze_policy, 0.0, g), grads)
+    grads = _by_group(
+        lambda group, g: g if group == "value" else jnp.where(freeze_policy, 0.0, g), grads
+    )
     norm = optax.tree.norm(grads)
     updates, new_opt_state = _transform(cfg).update(grads, opt_state, params)
     rates = learning_rates(cfg, schedule_step)
     rates["policy"] = jnp.where(freeze_policy, 0.0, rates["policy"])
-    new_params = _by_group(lambda group, p, u: (p - rates[group] * u).astype(p.dtype), params, updates)
+    new_params = _by_group(
+        lambda group, p, u: (p - rates[group] * u).astype(p.dtype), params, updates
+    )
     good = jnp.isfinite(norm) & jnp.logical_not(skip)
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(good, new, old), (new_params, new_opt_state), (params, opt_state)
     )
-    metrics = {"grad_norm": norm, "lr": rates["policy"], "value_lr": rates["value"], "skipped": 1.0 - good}
+    metrics = {
+        "grad_norm": norm,
+        "lr": rates["policy"],
+        "value_lr": rates["value"],
+        "skipped": 1.0 - good,
+    }
     return params, opt_state, metrics
 
 
@@ -88,7 +103,9 @@ def _by_group(fn, tree, *trees):
     """fn(group, leaf, ...) over nested dicts of the same structure."""
     flat, *others = (spec.flatten(t) for t in (tree, *trees))
     group = {path: "value" if path.startswith("value_head/") else "policy" for path in flat}
-    return spec.unflatten({p: fn(group[p], leaf, *(other[p] for other in others)) for p, leaf in flat.items()})
+    return spec.unflatten(
+        {p: fn(group[p], leaf, *(other[p] for other in others)) for p, leaf in flat.items()}
+    )
 
 
 # ---- schedules: factor in [0, 1] ------------------------------------------------------------
@@ -105,7 +122,9 @@ def _cosine_from(cfg, step):
 
 
 def _cosine(cfg, step):
-    return jnp.where(step < cfg.warmup_steps, step / max(cfg.warmup_steps, 1), _cosine_from(cfg, step))
+    return jnp.where(
+        step < cfg.warmup_steps, step / max(cfg.warmup_steps, 1), _cosine_from(cfg, step)
+    )
 
 
 def _openpi_cosine(cfg, step):
@@ -115,7 +134,11 @@ def _openpi_cosine(cfg, step):
     return jnp.where(step < cfg.warmup_steps, warm, _cosine_from(cfg, step))
 
 
-SCHEDULES: dict[str, Callable] = {"constant": _constant, "cosine": _cosine, "openpi_cosine": _openpi_cosine}
+SCHEDULES: dict[str, Callable] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "openpi_cosine": _openpi_cosine,
+}
 
 
 # ---- what trains ------------------------------------------------------------

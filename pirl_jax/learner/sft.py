@@ -12,14 +12,10 @@ import jax.numpy as jnp
 import optax
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import rng
-from pirl_jax.core import spec
-from pirl_jax.core import types
+from pirl_jax.core import rng, spec, types
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import state as states
-from pirl_jax.models import pi0
-from pirl_jax.models import resize
-from pirl_jax.models import variants
+from pirl_jax.models import pi0, resize, variants
 from pirl_jax.policy import augment
 
 
@@ -34,10 +30,14 @@ class SftConfig:
     augment: bool = False  # openpi's crop, rotation and colour jitter
 
 
-def create_state(params: dict, cfg: SftConfig, mesh: jax.sharding.Mesh, frozen_dtype=None) -> states.TrainState:
+def create_state(
+    params: dict, cfg: SftConfig, mesh: jax.sharding.Mesh, frozen_dtype=None
+) -> states.TrainState:
     """Fresh state for SFT around `params` (see state.create); the heads stay as they are."""
     ema = cfg.ema_decay > 0
-    return states.create(params, cfg.optimizer, _trainable(cfg), mesh, ema=ema, frozen_dtype=frozen_dtype)
+    return states.create(
+        params, cfg.optimizer, _trainable(cfg), mesh, ema=ema, frozen_dtype=frozen_dtype
+    )
 
 
 def make_sft_step(cfg: SftConfig, mesh: jax.sharding.Mesh) -> Callable:
@@ -54,18 +54,26 @@ def make_sft_step(cfg: SftConfig, mesh: jax.sharding.Mesh) -> Callable:
 
         def loss(learned):
             params = states.merge(learned, frozen)
-            return pi0.flow_matching_loss(params, obs, actions_BHA, noise_BHA, time_B, cfg.model).mean()
+            return pi0.flow_matching_loss(
+                params, obs, actions_BHA, noise_BHA, time_B, cfg.model
+            ).mean()
 
         value, grads = jax.value_and_grad(loss)(learned)
-        learned, opt_state, metrics = optimizer.apply(cfg.optimizer, grads, state.opt_state, learned, state.step)
+        learned, opt_state, metrics = optimizer.apply(
+            cfg.optimizer, grads, state.opt_state, learned, state.step
+        )
         ema = states.averaged(state.ema, learned, cfg.ema_decay)
         params = states.merge(learned, frozen)
         metrics = {name: metrics[name] for name in ("grad_norm", "lr")}
         metrics |= {"loss": value, "param_norm": _weight_norm(params)}
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
+        return state.replace(
+            step=state.step + 1, params=params, opt_state=opt_state, ema=ema
+        ), metrics
 
     step = states.jit_step(step, mesh)
-    return lambda state, obs, actions_BHA, key: step(state, obs, actions_BHA, meshes.replicate(key, mesh))
+    return lambda state, obs, actions_BHA, key: step(
+        state, obs, actions_BHA, meshes.replicate(key, mesh)
+    )
 
 
 def make_loss(cfg: SftConfig, seed: int) -> Callable:
@@ -74,7 +82,9 @@ def make_loss(cfg: SftConfig, seed: int) -> Callable:
     def loss(params, demonstrations, step):
         key = jax.random.fold_in(rng.named(jax.random.key(seed), "sft_term"), step)
         obs, noise_BHA, time_B = _draw(key, *demonstrations, cfg)
-        return pi0.flow_matching_loss(params, obs, demonstrations[1], noise_BHA, time_B, cfg.model).mean()
+        return pi0.flow_matching_loss(
+            params, obs, demonstrations[1], noise_BHA, time_B, cfg.model
+        ).mean()
 
     return loss
 
@@ -97,5 +107,7 @@ def _draw(key, obs: types.Observation, actions_BHA, cfg):
 def _weight_norm(params):
     """Norm of the weight matrices: no biases, scales or embeddings."""
     skip = re.compile(r"(bias|scale|pos_embedding|input_embedding)$")
-    matrices = [x for path, x in spec.flatten(params).items() if x.ndim > 1 and not skip.search(path)]
+    matrices = [
+        x for path, x in spec.flatten(params).items() if x.ndim > 1 and not skip.search(path)
+    ]
     return optax.tree.norm([x.astype(jnp.float32) for x in matrices])

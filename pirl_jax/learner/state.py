@@ -22,7 +22,9 @@ class TrainState:
     params: dict  # all parameters: fp32 masters of what trains, the rest as stored
     opt_state: Any  # of the trainable parameters only
     ema: dict | None = None  # averaged trainable parameters; the frozen ones are their own average
-    anchor: dict | None = None  # trainable parameters of the fixed policy that the loss keeps this one near
+    anchor: dict | None = (
+        None  # trainable parameters of the fixed policy that the loss keeps this one near
+    )
 
 
 def create(
@@ -65,7 +67,14 @@ def create(
 
 
 def abstract(
-    params: dict, cfg: optimizer.OptimizerConfig, trainable, mesh, *, ema: bool = False, anchor: bool = False, frozen_dtype=None
+    params: dict,
+    cfg: optimizer.OptimizerConfig,
+    trainable,
+    mesh,
+    *,
+    ema: bool = False,
+    anchor: bool = False,
+    frozen_dtype=None,
 ) -> TrainState:
     """What `create` makes, as shapes; `params` are shapes with shardings too (core/spec.py abstract)."""
     learned, frozen = partition(params, trainable)
@@ -74,9 +83,13 @@ def abstract(
     moments = jax.eval_shape(lambda learned: optimizer.init(cfg, learned), learned)
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=meshes.replicated(mesh))
     return TrainState(
-        step=counter, iteration=counter, params=merge(learned, cast(frozen, frozen_dtype)),
-        opt_state=_placed(moments, spec.flatten(params), mesh), ema=learned if ema else None, anchor=learned if anchor else None,
-    )  # fmt: skip
+        step=counter,
+        iteration=counter,
+        params=merge(learned, cast(frozen, frozen_dtype)),
+        opt_state=_placed(moments, spec.flatten(params), mesh),
+        ema=learned if ema else None,
+        anchor=learned if anchor else None,
+    )
 
 
 def _placed(shapes, flat_params, mesh):
@@ -100,7 +113,9 @@ def partition(params: dict, predicate: Callable[[str], bool]) -> tuple[dict, dic
     """Nested dict -> the leaves whose path satisfies the predicate, and the others."""
     flat = spec.flatten(params)
     chosen = {path: x for path, x in flat.items() if predicate(path)}
-    return spec.unflatten(chosen), spec.unflatten({path: x for path, x in flat.items() if path not in chosen})
+    return spec.unflatten(chosen), spec.unflatten(
+        {path: x for path, x in flat.items() if path not in chosen}
+    )
 
 
 def merge(*parts: dict) -> dict:
@@ -118,7 +133,11 @@ def acting_params(state: TrainState) -> dict:
 
 def averaged(ema: dict | None, learned: dict, decay: float) -> dict | None:
     """The average after one more step; None stays None."""
-    return None if ema is None else jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, learned)
+    return (
+        None
+        if ema is None
+        else jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, learned)
+    )
 
 
 def shardings(state):

@@ -17,15 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import rng
+from pirl_jax.core import rng, types
 from pirl_jax.core import rows as context_rows
-from pirl_jax.core import types
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import state as states
-from pirl_jax.rl import advantages
-from pirl_jax.rl import groups
-from pirl_jax.rl import losses
-from pirl_jax.rl import minibatch
+from pirl_jax.rl import advantages, groups, losses, minibatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +33,9 @@ class UpdateConfig:
     filter_rewards: bool = False  # learn from groups only whose mean score lies in the bounds
     rewards_lower_bound: float = 0.1
     rewards_upper_bound: float = 0.9
-    max_episodes_per_iteration: int = 0  # filtered groups and such of equal scores are replaced up to here (DAPO); 0 = off
+    max_episodes_per_iteration: int = (
+        0  # filtered groups and such of equal scores are replaced up to here (DAPO); 0 = off
+    )
     gamma: float = 0.99  # per decision
     gae_lambda: float = 0.95
     bootstrap_truncated: bool = False  # False: a time limit counts as an end of value 0
@@ -47,14 +45,20 @@ class UpdateConfig:
     microbatch_size: int = 128
     clip_ratio_low: float = 0.2
     clip_ratio_high: float = 0.2
-    clip_ratio_c: float = 0.0  # dual clip: bound of the loss of bad actions in units of |advantage|; 0 = unbounded
+    clip_ratio_c: float = (
+        0.0  # dual clip: bound of the loss of bad actions in units of |advantage|; 0 = unbounded
+    )
     logprob_type: str = "chunk"  # one ratio per chunk | action | token
     value_clip: float = 0.2
     huber_delta: float = 10.0
     value_coef: float = 1.0
     entropy_bonus: float = 0.0
-    trajectory_weighting: bool = True  # every trajectory weighs the same; False: every decision does
-    target_kl: float = 0.0  # no further epoch after one whose mean approx_kl3 is above this; 0 = off
+    trajectory_weighting: bool = (
+        True  # every trajectory weighs the same; False: every decision does
+    )
+    target_kl: float = (
+        0.0  # no further epoch after one whose mean approx_kl3 is above this; 0 = off
+    )
     critic_warmup_iterations: int = 0  # first iterations that fit the value head alone
     anchor: str = "kl"  # distance to the policy that training started from: kl | velocity_mse
     anchor_coef: float = 0.0  # its weight in the loss; 0 = off
@@ -101,29 +105,51 @@ class Sums:
 
 def rows(rollout: types.Rollout, cfg: UpdateConfig) -> Minibatch:
     """Advantages, returns and weights of all R decisions of a rollout; without a critic the return is the episode's score."""
-    advantage_CE, return_CE, keep_E = (_critic if cfg.uses_critic else _group_relative)(rollout, cfg)
+    advantage_CE, return_CE, keep_E = (_critic if cfg.uses_critic else _group_relative)(
+        rollout, cfg
+    )
     where = np.asarray(rollout.decision_R), np.asarray(rollout.episode_R)
     weight_E = keep_E.astype(np.float32)
-    if cfg.trajectory_weighting:  # number of decisions of the longest possible trajectory, over that of this one
-        weight_E *= np.float32(len(rollout.valid_CE)) / np.maximum(rollout.valid_CE.sum(0), 1).astype(np.float32)
-    return Minibatch(rollout.context, rollout.chain, advantage_CE[where], return_CE[where], weight_E[where[1]])
+    if (
+        cfg.trajectory_weighting
+    ):  # number of decisions of the longest possible trajectory, over that of this one
+        weight_E *= np.float32(len(rollout.valid_CE)) / np.maximum(
+            rollout.valid_CE.sum(0), 1
+        ).astype(np.float32)
+    return Minibatch(
+        rollout.context, rollout.chain, advantage_CE[where], return_CE[where], weight_E[where[1]]
+    )
 
 
 def _critic(rollout, cfg):
-    terminated = rollout.terminated_CE if cfg.bootstrap_truncated else rollout.terminated_CE | rollout.truncated_CE
+    terminated = (
+        rollout.terminated_CE
+        if cfg.bootstrap_truncated
+        else rollout.terminated_CE | rollout.truncated_CE
+    )
     advantage_CE, return_CE = advantages.gae(
-        rollout.reward_CE, rollout.value_CE, rollout.next_value_CE, terminated, rollout.truncated_CE,
-        cfg.gamma, cfg.gae_lambda, rollout.valid_CE,
-    )  # fmt: skip
+        rollout.reward_CE,
+        rollout.value_CE,
+        rollout.next_value_CE,
+        terminated,
+        rollout.truncated_CE,
+        cfg.gamma,
+        cfg.gae_lambda,
+        rollout.valid_CE,
+    )
     if cfg.normalize_advantages:
-        advantage_CE = advantages.normalize(advantage_CE, rollout.valid_CE, total=lambda x: sum(map(float, meshes.gather(x))))
+        advantage_CE = advantages.normalize(
+            advantage_CE, rollout.valid_CE, total=lambda x: sum(map(float, meshes.gather(x)))
+        )
     return advantage_CE, return_CE, np.ones(advantage_CE.shape[1], bool)
 
 
 def _group_relative(rollout, cfg):
     """Every decision of an episode has the advantage of the episode.  Lost episodes, which have no valid decision, count for
     nothing; filtered groups get no weight, so that they reach neither the network nor a denominator."""
-    score_E = np.where(rollout.valid_CE, rollout.reward_CE, 0.0).sum(0, dtype=np.float64)  # as episodes.Result adds it up
+    score_E = np.where(rollout.valid_CE, rollout.reward_CE, 0.0).sum(
+        0, dtype=np.float64
+    )  # as episodes.Result adds it up
     valid_E = rollout.valid_CE.any(0)
     group_E = groups.of_episodes(len(score_E), cfg.group_size)
     advantage_E = advantages.group_relative(score_E, group_E, cfg.adv_type, valid_E)
@@ -136,24 +162,41 @@ def useful(score_E, valid_E, cfg: UpdateConfig):
     """Episodes [E] that an update learns from; score_E: their rewards, valid_E: False where lost."""
     group_E, keep_E = groups.of_episodes(len(score_E), cfg.group_size), np.asarray(valid_E)
     if cfg.filter_rewards:
-        keep_E = groups.within(score_E, group_E, cfg.rewards_lower_bound, cfg.rewards_upper_bound, valid_E)
+        keep_E = groups.within(
+            score_E, group_E, cfg.rewards_lower_bound, cfg.rewards_upper_bound, valid_E
+        )
     if cfg.max_episodes_per_iteration:
         keep_E = keep_E & groups.informative(score_E, group_E, valid_E)
     return keep_E
 
 
-def objective(log_prob_fn: Callable, cfg: UpdateConfig, params, batch: Minibatch, freeze_policy, anchor=None):
+def objective(
+    log_prob_fn: Callable, cfg: UpdateConfig, params, batch: Minibatch, freeze_policy, anchor=None
+):
     """sum(w * L) of a microbatch, and its Sums without gradients."""
     log_prob_BIA, entropy, value, distance = log_prob_fn(params, batch.chain, batch.context, anchor)
     weight, one = batch.weight, jnp.ones(())
-    log_prob, old = (losses.reduce_log_prob(x, cfg.logprob_type) for x in (log_prob_BIA, batch.chain.log_prob))
-    spread = lambda x_B: jnp.broadcast_to(x_B.reshape((-1,) + (1,) * (log_prob.ndim - 1)), log_prob.shape)  # noqa: E731
+    log_prob, old = (
+        losses.reduce_log_prob(x, cfg.logprob_type) for x in (log_prob_BIA, batch.chain.log_prob)
+    )
+    spread = lambda x_B: jnp.broadcast_to(
+        x_B.reshape((-1,) + (1,) * (log_prob.ndim - 1)), log_prob.shape
+    )
     entries = log_prob[0].size  # a row weighs the same, however many ratios it has
     policy_loss, metrics = losses.clipped_surrogate(
-        log_prob, old, spread(batch.advantage), spread(weight / entries), cfg.clip_ratio_low, cfg.clip_ratio_high,
-        cfg.clip_ratio_c or None, normalizer=one,
-    )  # fmt: skip
-    weighted = {"loss": policy_loss, "entropy": losses.mean_entropy(entropy, weight, normalizer=one)}
+        log_prob,
+        old,
+        spread(batch.advantage),
+        spread(weight / entries),
+        cfg.clip_ratio_low,
+        cfg.clip_ratio_high,
+        cfg.clip_ratio_c or None,
+        normalizer=one,
+    )
+    weighted = {
+        "loss": policy_loss,
+        "entropy": losses.mean_entropy(entropy, weight, normalizer=one),
+    }
     actor = policy_loss - cfg.entropy_bonus * weighted["entropy"]
     if anchor is not None:
         weighted["anchor"] = losses.weighted_mean(jnp.where(weight > 0, distance, 0.0), weight, one)
@@ -161,7 +204,13 @@ def objective(log_prob_fn: Callable, cfg: UpdateConfig, params, batch: Minibatch
     total = jnp.where(freeze_policy, 0.0, actor)
     if cfg.uses_critic:
         weighted["value_loss"], value_metrics = losses.clipped_value(
-            value, batch.chain.value, batch.return_, weight, cfg.value_clip, cfg.huber_delta, normalizer=one
+            value,
+            batch.chain.value,
+            batch.return_,
+            weight,
+            cfg.value_clip,
+            cfg.huber_delta,
+            normalizer=one,
         )
         total, metrics = total + cfg.value_coef * weighted["value_loss"], metrics | value_metrics
     count = (weight > 0).sum().astype(jnp.float32)
@@ -173,7 +222,9 @@ def objective(log_prob_fn: Callable, cfg: UpdateConfig, params, batch: Minibatch
         weighted=weighted,
         counted={name: x * count for name, x in metrics.items()},
         largest=largest,
-        variance=losses.explained_variance_sums(jax.lax.stop_gradient(value), batch.return_, weight),
+        variance=losses.explained_variance_sums(
+            jax.lax.stop_gradient(value), batch.return_, weight
+        ),
     )
     return total, sums
 
@@ -206,21 +257,34 @@ def make_update(
     def apply(state, total, demonstrations):
         learned, frozen = states.partition(state.params, trainable)
         weight = jnp.where(total.weight > 0, total.weight, 1.0)
-        grads = jax.tree.map(lambda g: g / (weight if normalizer is None else normalizer), total.grads)
+        grads = jax.tree.map(
+            lambda g: g / (weight if normalizer is None else normalizer), total.grads
+        )
         metrics = {name: x / weight for name, x in total.weighted.items()}
         if demonstrations is not None:
-            loss = lambda learned: sft_loss(states.merge(learned, frozen), demonstrations, state.step)  # noqa: E731
+            loss = lambda learned: sft_loss(
+                states.merge(learned, frozen), demonstrations, state.step
+            )
             metrics["sft_loss"], extra = jax.value_and_grad(loss)(learned)
             grads = jax.tree.map(lambda g, e: g + cfg.sft_loss_weight * e, grads, extra)
         learned, opt_state, applied = optimizer.apply(
-            optim, grads, state.opt_state, learned, state.iteration,
-            freeze_policy=state.iteration < cfg.critic_warmup_iterations, skip=total.weight == 0,
-        )  # fmt: skip
-        metrics |= applied | {name: x / jnp.maximum(total.count, 1.0) for name, x in total.counted.items()}
+            optim,
+            grads,
+            state.opt_state,
+            learned,
+            state.iteration,
+            freeze_policy=state.iteration < cfg.critic_warmup_iterations,
+            skip=total.weight == 0,
+        )
+        metrics |= applied | {
+            name: x / jnp.maximum(total.count, 1.0) for name, x in total.counted.items()
+        }
         state = state.replace(
-            step=state.step + 1, params=states.merge(learned, frozen), opt_state=opt_state,
+            step=state.step + 1,
+            params=states.merge(learned, frozen),
+            opt_state=opt_state,
             ema=states.averaged(state.ema, learned, cfg.ema_decay),
-        )  # fmt: skip
+        )
         return state, metrics | total.largest | {"variance_sums": total.variance}
 
     apply = states.jit_step(apply, mesh)
@@ -232,9 +296,13 @@ def make_update(
             batch = meshes.put_batch(batch.replace(context=None), mesh).replace(context=context)
             total, done = accumulate(state, total, batch)
             in_flight.append(done)
-            if len(in_flight) > 2:  # the device computes one and holds the next; more would fill its memory with rows
+            if (
+                len(in_flight) > 2
+            ):  # the device computes one and holds the next; more would fill its memory with rows
                 jax.block_until_ready(in_flight.popleft())
-        return apply(state, total, None if demonstrations is None else meshes.put_batch(demonstrations, mesh))
+        return apply(
+            state, total, None if demonstrations is None else meshes.put_batch(demonstrations, mesh)
+        )
 
     update_minibatch.lower = functools.partial(_lower, accumulate, apply)
     return update_minibatch
@@ -242,7 +310,10 @@ def make_update(
 
 def _lower(accumulate, apply, state, batch):
     total = accumulate.prepare(state, batch)
-    return {"microbatch": accumulate.lower(state, total, batch), "step": apply.lower(state, total, None)}
+    return {
+        "microbatch": accumulate.lower(state, total, batch),
+        "step": apply.lower(state, total, None),
+    }
 
 
 def _accumulation(log_prob_fn, cfg, trainable, mesh):
@@ -254,7 +325,9 @@ def _accumulation(log_prob_fn, cfg, trainable, mesh):
         def loss(learned):
             freeze_policy = state.iteration < cfg.critic_warmup_iterations
             anchor = None if state.anchor is None else states.merge(state.anchor, frozen)
-            return objective(log_prob_fn, cfg, states.merge(learned, frozen), batch, freeze_policy, anchor)
+            return objective(
+                log_prob_fn, cfg, states.merge(learned, frozen), batch, freeze_policy, anchor
+            )
 
         grads, sums = jax.grad(loss, has_aux=True)(learned)
         return sums.replace(grads=grads)
@@ -270,10 +343,14 @@ def _accumulation(log_prob_fn, cfg, trainable, mesh):
         """The form of the sums is known once there is a batch; gradients lie where their parameters lie.  -> shapes"""
         shape = jax.eval_shape(microbatch_sums, state, batch)
         layout = jax.tree.map(lambda _: meshes.replicated(mesh), shape)
-        layout = layout.replace(grads=states.shardings(states.partition(state.params, trainable)[0]))
+        layout = layout.replace(
+            grads=states.shardings(states.partition(state.params, trainable)[0])
+        )
         zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)  # noqa: E731
         compiled["zeros"] = jax.jit(zeros, out_shardings=layout)
-        compiled["add"] = jax.jit(add, donate_argnums=1, out_shardings=(layout, meshes.replicated(mesh)))
+        compiled["add"] = jax.jit(
+            add, donate_argnums=1, out_shardings=(layout, meshes.replicated(mesh))
+        )
         return jax.tree.map(lambda x, where: x.update(sharding=where), shape, layout)
 
     def accumulate(state, total, batch):
@@ -286,7 +363,12 @@ def _accumulation(log_prob_fn, cfg, trainable, mesh):
 
 
 def update(
-    update_minibatch: Callable, state: states.TrainState, data: Minibatch, key, cfg: UpdateConfig, demonstrations=lambda: None
+    update_minibatch: Callable,
+    state: states.TrainState,
+    data: Minibatch,
+    key,
+    cfg: UpdateConfig,
+    demonstrations=lambda: None,
 ):
     """All epochs over the rows of one rollout -> state, metrics (floats).  Waits for the device once, at the end.
 
@@ -301,22 +383,33 @@ def update(
     size, history = cfg.microbatch_size // hosts, []
     for epoch in range(cfg.update_epochs):
         index, keep = minibatch.split(
-            generator, row_R, cfg.minibatch_size // hosts, multiple_of=size, most_rows=int(rows_P.max())
+            generator,
+            row_R,
+            cfg.minibatch_size // hosts,
+            multiple_of=size,
+            most_rows=int(rows_P.max()),
         )
-        for index_MB, keep_MB in zip(*(x[0].reshape(x.shape[1], -1, size) for x in (index, keep)), strict=True):
+        for index_MB, keep_MB in zip(
+            *(x[0].reshape(x.shape[1], -1, size) for x in (index, keep)), strict=True
+        ):
             microbatches = (_take(data, *chosen) for chosen in zip(index_MB, keep_MB, strict=True))
             state, metrics = update_minibatch(state, microbatches, demonstrations())
             history.append(metrics)
         if cfg.target_kl and _mean_kl(history[-len(index[0]) :]) > cfg.target_kl:
             break
     state = state.replace(iteration=_increment(state.iteration))
-    counts = {"actor/epochs": float(epoch + 1), "actor/padded_rows": 1.0 - rows_P.sum() / (keep.size * hosts)}
+    counts = {
+        "actor/epochs": float(epoch + 1),
+        "actor/padded_rows": 1.0 - rows_P.sum() / (keep.size * hosts),
+    }
     return state, _summary(jax.device_get(history), cfg) | counts
 
 
 def _take(data: Minibatch, index_B, keep_B):
     batch = jax.tree.map(lambda x: np.asarray(x)[index_B], data.replace(context=None))
-    return batch.replace(context=context_rows.take(data.context, index_B), weight=batch.weight * keep_B)
+    return batch.replace(
+        context=context_rows.take(data.context, index_B), weight=batch.weight * keep_B
+    )
 
 
 def _mean_kl(history):

@@ -13,7 +13,13 @@ log = logging.getLogger(__name__)
 _MASKED = -2.3819763e38
 
 
-def attend(q_BTNh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask_BTS: jax.Array, implementation: str) -> jax.Array:
+def attend(
+    q_BTNh: jax.Array,
+    k_BSKh: jax.Array,
+    v_BSKh: jax.Array,
+    mask_BTS: jax.Array,
+    implementation: str,
+) -> jax.Array:
     """Query head n reads key head n // G; q is scaled already.  Logits and softmax in float32.  Returns [B,T,N,h].
 
     implementation: a line of IMPLEMENTATIONS, or auto: the fastest that computes the right numbers here.
@@ -35,10 +41,14 @@ def fastest(head_dim: int, dtype: str) -> str:
         try:
             error = difference("cudnn", head_dim, dtype)
         except (NotImplementedError, RuntimeError) as reason:  # the libraries' ways to say no
-            log.info("attention by XLA: cuDNN refuses head_dim %d in %s (%s)", head_dim, dtype, reason)
+            log.info(
+                "attention by XLA: cuDNN refuses head_dim %d in %s (%s)", head_dim, dtype, reason
+            )
             return "xla"
     if not error < 0.05:  # bfloat16 rounds to 1/256, values and gradients here are of size 1
-        log.warning("attention by XLA: cuDNN is off by %.3g for head_dim %d in %s", error, head_dim, dtype)
+        log.warning(
+            "attention by XLA: cuDNN is off by %.3g for head_dim %d in %s", error, head_dim, dtype
+        )
         return "xla"
     return "cudnn"
 
@@ -54,14 +64,18 @@ def difference(implementation: str, head_dim: int, dtype: str) -> float:
 
     def run(name):
         def total(*inputs):
-            out = jnp.where(valid_BT[:, :, None, None], attend(*inputs, mask_BTS, name).astype(jnp.float32), 0.0)
+            out = jnp.where(
+                valid_BT[:, :, None, None], attend(*inputs, mask_BTS, name).astype(jnp.float32), 0.0
+            )
             return (out**2).sum() / 2, out
 
         grads, out = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*inputs)
         return [np.asarray(x, np.float32) for x in (out, *grads)]
 
     pairs = zip(run(implementation), run("xla"), strict=True)
-    error = max(np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max()) for ours, theirs in pairs)
+    error = max(
+        np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max()) for ours, theirs in pairs
+    )
     return float(np.nan_to_num(error, nan=np.inf))
 
 

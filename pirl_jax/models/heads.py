@@ -5,8 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from pirl_jax.core import spec
-from pirl_jax.core import types
+from pirl_jax.core import spec, types
 
 NOISE_HIDDEN = (128, 64)  # RLinf's noise network
 
@@ -17,10 +16,14 @@ def value_specs(width: int, hidden: tuple[int, ...] = (512, 256, 128)) -> dict:
     sizes = (width, *hidden)
     for i, (fan_in, fan_out) in enumerate(zip(sizes, hidden)):
         init = ("normal", math.sqrt(2 / fan_out))
-        tree[f"layer_{i}"] = {"kernel": spec.Spec((fan_in, fan_out), ("embed", "mlp"), init),
-                              "bias": spec.Spec((fan_out,), ("mlp",))}
-    tree["out"] = {"kernel": spec.Spec((sizes[-1], 1), ("mlp", None), ("normal", 0.02)),
-                   "bias": spec.Spec((1,), (None,))}
+        tree[f"layer_{i}"] = {
+            "kernel": spec.Spec((fan_in, fan_out), ("embed", "mlp"), init),
+            "bias": spec.Spec((fan_out,), ("mlp",)),
+        }
+    tree["out"] = {
+        "kernel": spec.Spec((sizes[-1], 1), ("mlp", None), ("normal", 0.02)),
+        "bias": spec.Spec((1,), (None,)),
+    }
     return {"value_head": tree}
 
 
@@ -32,7 +35,10 @@ def noise_specs(width: int, action_dim: int, hidden: tuple[int, ...] = NOISE_HID
     for name, fan_in, fan_out in zip(names, sizes, sizes[1:]):
         init = ("uniform", 1 / math.sqrt(fan_in))
         axes = ("embed", "action" if name == "out" else "mlp")
-        tree[name] = {"kernel": spec.Spec((fan_in, fan_out), axes, init), "bias": spec.Spec((fan_out,), axes[1:], init)}
+        tree[name] = {
+            "kernel": spec.Spec((fan_in, fan_out), axes, init),
+            "bias": spec.Spec((fan_out,), axes[1:], init),
+        }
     return {"noise_head": tree}
 
 
@@ -41,7 +47,9 @@ def value(params: dict, x_BD: jax.Array) -> jax.Array:
     return _stack(params["value_head"], x_BD, jax.nn.relu)[:, 0]
 
 
-def suffix_value(params: dict, feature_BHD: jax.Array, *, chunk: int | None = None, detach: bool = False) -> jax.Array:
+def suffix_value(
+    params: dict, feature_BHD: jax.Array, *, chunk: int | None = None, detach: bool = False
+) -> jax.Array:
     """Value [B] of the mean action feature: over all H positions, or over the first `chunk`.
 
     `detach` keeps the gradient of the value loss out of the policy.

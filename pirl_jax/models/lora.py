@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from pirl_jax.core import spec
-from pirl_jax.models import linear
-from pirl_jax.models import variants
+from pirl_jax.models import linear, variants
 
-_RANDOM = ("normal", 0.01)  # factor A; with init="openpi" factor B too, so that a fresh adapter changes the base model slightly
+_RANDOM = (
+    "normal",
+    0.01,
+)  # factor A; with init="openpi" factor B too, so that a fresh adapter changes the base model slightly
 
 
 def einsum_specs(shape: tuple, axes: tuple, fan_in: int, cfg: variants.LoraConfig | None) -> dict:
@@ -18,7 +20,9 @@ def einsum_specs(shape: tuple, axes: tuple, fan_in: int, cfg: variants.LoraConfi
     specs = {"w": spec.Spec(shape, axes, ("lecun", fan_in))}
     if cfg is not None:
         specs["lora_a"] = spec.Spec((*shape[:-1], cfg.attn_rank), (*axes[:-1], "rank"), _RANDOM)
-        specs["lora_b"] = spec.Spec((*shape[:-2], cfg.attn_rank, shape[-1]), (*axes[:-2], "rank", axes[-1]), _init_b(cfg))
+        specs["lora_b"] = spec.Spec(
+            (*shape[:-2], cfg.attn_rank, shape[-1]), (*axes[:-2], "rank", axes[-1]), _init_b(cfg)
+        )
     return specs
 
 
@@ -38,13 +42,19 @@ def einsum(params: dict, equation: str, x: jax.Array, cfg: variants.LoraConfig |
     x_letters, weight, out = equation.replace("->", ",").split(",")
     inner, outer = weight[-2:]
     rank_out = out.replace(outer, "r")
-    low = linear.einsum(f"{x_letters},{weight.replace(outer, 'r')}->{rank_out}", x, params["lora_a"].astype(x.dtype))
+    low = linear.einsum(
+        f"{x_letters},{weight.replace(outer, 'r')}->{rank_out}", x, params["lora_a"].astype(x.dtype)
+    )
     # Not linear.einsum: the rank activations of kv_einsum start with the k/v axis, which B has too.
-    delta = jnp.einsum(f"{rank_out},{weight.replace(inner, 'r')}->{out}", low, params["lora_b"].astype(x.dtype))
+    delta = jnp.einsum(
+        f"{rank_out},{weight.replace(inner, 'r')}->{out}", low, params["lora_b"].astype(x.dtype)
+    )
     return y + delta * cfg.attn_scale
 
 
-def feed_forward_specs(depth: int, width: int, mlp_dim: int, cfg: variants.LoraConfig | None) -> dict:
+def feed_forward_specs(
+    depth: int, width: int, mlp_dim: int, cfg: variants.LoraConfig | None
+) -> dict:
     """Stacked over layers.  gating_einsum [L,2,D,F] (0 = gate, 1 = up), linear [L,F,D]."""
     shapes = {
         "gating_einsum": ((depth, 2, width, mlp_dim), ("layers", None, "embed", "mlp"), width),
@@ -54,9 +64,12 @@ def feed_forward_specs(depth: int, width: int, mlp_dim: int, cfg: variants.LoraC
     for name, (shape, axes, fan_in) in shapes.items():
         specs[name] = spec.Spec(shape, axes, ("lecun", fan_in))
         if cfg is not None:
-            specs[f"{name}_lora_a"] = spec.Spec((*shape[:-1], cfg.ffn_rank), (*axes[:-1], "rank"), _RANDOM)
+            specs[f"{name}_lora_a"] = spec.Spec(
+                (*shape[:-1], cfg.ffn_rank), (*axes[:-1], "rank"), _RANDOM
+            )
             specs[f"{name}_lora_b"] = spec.Spec(
-                (*shape[:-2], cfg.ffn_rank, shape[-1]), (*axes[:-2], "rank", axes[-1]), _init_b(cfg))
+                (*shape[:-2], cfg.ffn_rank, shape[-1]), (*axes[:-2], "rank", axes[-1]), _init_b(cfg)
+            )
     return specs
 
 

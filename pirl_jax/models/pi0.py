@@ -11,13 +11,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from pirl_jax.core import spec
-from pirl_jax.core import types
-from pirl_jax.models import gemma
-from pirl_jax.models import linear
-from pirl_jax.models import resize
-from pirl_jax.models import siglip
-from pirl_jax.models import variants
+from pirl_jax.core import spec, types
+from pirl_jax.models import gemma, linear, resize, siglip, variants
 
 
 @struct.dataclass
@@ -29,7 +24,9 @@ class Prefix:
     mask: jax.Array  # [B,S] bool, valid tokens
     state: jax.Array  # [B,A] for the state token of pi0
     hidden: jax.Array | None = None  # [B,S,D] final states of expert 0, only on request
-    pooled: jax.Array | None = None  # [B,D] float32, one state out of `hidden` for a critic (policy/flow.py prefill)
+    pooled: jax.Array | None = (
+        None  # [B,D] float32, one state out of `hidden` for a critic (policy/flow.py prefill)
+    )
 
 
 def specs(cfg: variants.Pi0Config) -> dict:
@@ -71,13 +68,23 @@ def frozen_by_lora(cfg: variants.Pi0Config) -> frozenset[str]:
     return frozenset(frozen)
 
 
-def prefill(params: dict, obs: types.Observation, cfg: variants.Pi0Config, *, hidden: bool = False) -> Prefix:
+def prefill(
+    params: dict, obs: types.Observation, cfg: variants.Pi0Config, *, hidden: bool = False
+) -> Prefix:
     """Vision tower and expert 0, once per observation.  `hidden` also returns expert 0's final states."""
     x_BSD, mask_BS = embed_prefix(params, obs, cfg)
     attend_BSS = attention_mask(mask_BS, jnp.zeros(mask_BS.shape[1], bool))
     out, k, v = gemma.forward(
-        params["PaliGemma"]["llm"], x_BSD, positions(mask_BS), attend_BSS, cfg.paligemma,
-        expert=0, remat_policy=cfg.remat, hidden=hidden, attend_by=cfg.attention)
+        params["PaliGemma"]["llm"],
+        x_BSD,
+        positions(mask_BS),
+        attend_BSS,
+        cfg.paligemma,
+        expert=0,
+        remat_policy=cfg.remat,
+        hidden=hidden,
+        attend_by=cfg.attention,
+    )
     return Prefix(k, v, mask_BS, obs.state, out)
 
 
@@ -85,18 +92,25 @@ def modulations(params: dict, t_N: jax.Array, cfg: variants.Pi0Config) -> dict |
     """What pi0.5's norms make of flow times, N rows.  pi0 mixes the time into its tokens: None."""
     if not cfg.pi05:
         return None
-    return gemma.modulations(params["PaliGemma"]["llm"], condition(params, t_N, cfg), expert=1, dtype=cfg.dtype)
+    return gemma.modulations(
+        params["PaliGemma"]["llm"], condition(params, t_N, cfg), expert=1, dtype=cfg.dtype
+    )
 
 
 def velocity(
-    params: dict, prefix: Prefix, x_BHA: jax.Array, t_B: jax.Array, cfg: variants.Pi0Config, modulation: dict | None = None
+    params: dict,
+    prefix: Prefix,
+    x_BHA: jax.Array,
+    t_B: jax.Array,
+    cfg: variants.Pi0Config,
+    modulation: dict | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Velocity (noise - action) at flow time t: v [B,H,A] float32, and final states of the action tokens [B,H,D].
 
     modulation: modulations(params, t_B, cfg) where the caller has them already.
     """
     hidden_BTD, _, _ = decode(params, prefix, x_BHA, t_B, cfg, modulation)
-    feature_BHD = hidden_BTD[:, -x_BHA.shape[1]:]
+    feature_BHD = hidden_BTD[:, -x_BHA.shape[1] :]
     return _linear(params["action_out_proj"], feature_BHD).astype(jnp.float32), feature_BHD
 
 
@@ -124,7 +138,11 @@ def sample_time(key: jax.Array, batch: int) -> jax.Array:
 
 
 def sample(
-    params: dict, key_or_noise: jax.Array, obs: types.Observation, cfg: variants.Pi0Config, num_steps: int | jax.Array
+    params: dict,
+    key_or_noise: jax.Array,
+    obs: types.Observation,
+    cfg: variants.Pi0Config,
+    num_steps: int | jax.Array,
 ) -> jax.Array:
     """Euler steps of the flow ODE from t = 1 to 0 -> actions [B,H,A] float32.
 
@@ -144,22 +162,30 @@ def sample(
     return jax.lax.fori_loop(0, num_steps, step, x)
 
 
-def embed_prefix(params: dict, obs: types.Observation, cfg: variants.Pi0Config) -> tuple[jax.Array, jax.Array]:
+def embed_prefix(
+    params: dict, obs: types.Observation, cfg: variants.Pi0Config
+) -> tuple[jax.Array, jax.Array]:
     """Tokens of all cameras, then of the prompt: [B,S,D] in the compute dtype, and their validity [B,S]."""
     B, V = obs.images.shape[:2]
-    images = to_float(resize.with_pad(obs.images, *cfg.image_size)).reshape(B * V, *cfg.image_size, 3)
+    images = to_float(resize.with_pad(obs.images, *cfg.image_size)).reshape(
+        B * V, *cfg.image_size, 3
+    )
     seen = siglip.encode(params["PaliGemma"]["img"], images, cfg.siglip, cfg.dtype, cfg.remat)
     tokens_per_image, width = seen.shape[1:]
     text = gemma.embed(params["PaliGemma"]["llm"], obs.tokens, cfg.dtype)
     x_BSD = jnp.concatenate([seen.reshape(B, V * tokens_per_image, width), text], axis=1)
-    mask_BS = jnp.concatenate([jnp.repeat(obs.image_mask, tokens_per_image, axis=1), obs.token_mask], axis=1)
+    mask_BS = jnp.concatenate(
+        [jnp.repeat(obs.image_mask, tokens_per_image, axis=1), obs.token_mask], axis=1
+    )
     return x_BSD, mask_BS
 
 
 def condition(params: dict, t_N: jax.Array, cfg: variants.Pi0Config) -> jax.Array:
     """pi0.5: flow times -> conditions of the expert's norms [N,D]."""
     time_ND = time_embedding(t_N, cfg.expert.width)
-    return jax.nn.silu(_linear(params["time_mlp_out"], jax.nn.silu(_linear(params["time_mlp_in"], time_ND))))
+    return jax.nn.silu(
+        _linear(params["time_mlp_out"], jax.nn.silu(_linear(params["time_mlp_in"], time_ND)))
+    )
 
 
 def embed_suffix(
@@ -179,15 +205,28 @@ def embed_suffix(
 
 
 def decode(
-    params: dict, prefix: Prefix, x_BHA: jax.Array, t_B: jax.Array, cfg: variants.Pi0Config, modulation: dict | None = None
+    params: dict,
+    prefix: Prefix,
+    x_BHA: jax.Array,
+    t_B: jax.Array,
+    cfg: variants.Pi0Config,
+    modulation: dict | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Expert 1 over the whole suffix: final states [B,T,D], its keys and values [L,B,T,K,h]."""
     x_BTD, starts_T = embed_suffix(params, prefix.state, x_BHA, t_B, cfg)
     mask_BTS, position_BT = suffix_attention(prefix.mask, starts_T)
     # Not by cfg.attention: few queries, and an odd number of them, which fused kernels do not take.
     return gemma.forward(
-        params["PaliGemma"]["llm"], x_BTD.astype(cfg.dtype), position_BT, mask_BTS, cfg.expert,
-        expert=1, remat_policy=cfg.remat, past=(prefix.k, prefix.v), modulation=modulation or modulations(params, t_B, cfg))
+        params["PaliGemma"]["llm"],
+        x_BTD.astype(cfg.dtype),
+        position_BT,
+        mask_BTS,
+        cfg.expert,
+        expert=1,
+        remat_policy=cfg.remat,
+        past=(prefix.k, prefix.v),
+        modulation=modulation or modulations(params, t_B, cfg),
+    )
 
 
 def attention_mask(valid_BT: jax.Array, starts_T: jax.Array) -> jax.Array:
@@ -211,7 +250,9 @@ def suffix_attention(prefix_mask_BS: jax.Array, starts_T: jax.Array) -> tuple[ja
     return mask_BTS, prefix_mask_BS.sum(1, keepdims=True) + positions(valid_BT)
 
 
-def time_embedding(t_B: jax.Array, width: int, min_period: float = 4e-3, max_period: float = 4.0) -> jax.Array:
+def time_embedding(
+    t_B: jax.Array, width: int, min_period: float = 4e-3, max_period: float = 4.0
+) -> jax.Array:
     """Sines then cosines of t at width / 2 geometrically spaced periods: [B,width] float32."""
     fraction = jnp.linspace(0.0, 1.0, width // 2)
     period = min_period * (max_period / min_period) ** fraction

@@ -23,5 +23,9 @@ def with_pad(images: jax.Array, height: int, width: int) -> jax.Array:
     is_uint8 = images.dtype == jnp.uint8
     low, high = (0, 255) if is_uint8 else (-1.0, 1.0)
     small = jnp.clip(jnp.round(small) if is_uint8 else small, low, high).astype(images.dtype)
-    pad = [(0, 0)] * (images.ndim - 3) + [(top, height - new_y - top), (left, width - new_x - left), (0, 0)]
+    pad = [(0, 0)] * (images.ndim - 3) + [
+        (top, height - new_y - top),
+        (left, width - new_x - left),
+        (0, 0),
+    ]
     return jnp.pad(small, pad, constant_values=low)

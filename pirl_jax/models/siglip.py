@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from pirl_jax.core import spec
-from pirl_jax.models import linear
-from pirl_jax.models import remat
-from pirl_jax.models import variants
+from pirl_jax.models import linear, remat, variants
 
 
 def specs(cfg: variants.SiglipConfig, image_tokens: int, out_width: int) -> dict:
@@ -23,8 +21,10 @@ def specs(cfg: variants.SiglipConfig, image_tokens: int, out_width: int) -> dict
 
     def dense(shape, axes, bias_axes, fan_in, fan_out, bias="zeros"):
         bias_shape = tuple(size for size, axis in zip(shape, axes) if axis in bias_axes)
-        return {"kernel": spec.Spec((L, *shape), ("layers", *axes), ("xavier", fan_in, fan_out)),
-                "bias": spec.Spec((L, *bias_shape), ("layers", *bias_axes), bias)}
+        return {
+            "kernel": spec.Spec((L, *shape), ("layers", *axes), ("xavier", fan_in, fan_out)),
+            "bias": spec.Spec((L, *bias_shape), ("layers", *bias_axes), bias),
+        }
 
     def project():
         return dense((D, N, h), ("embed", "heads", "head_dim"), ("heads", "head_dim"), D, D)
@@ -44,20 +44,31 @@ def specs(cfg: variants.SiglipConfig, image_tokens: int, out_width: int) -> dict
         },
     }
     return {
-        "embedding": {"kernel": spec.Spec((P, P, 3, D), (None, None, None, "embed"), ("lecun", P * P * 3)),
-                      "bias": spec.Spec((D,), ("embed",))},
-        "pos_embedding": spec.Spec((1, image_tokens, D), (None, None, "embed"), ("normal", D**-0.5)),
+        "embedding": {
+            "kernel": spec.Spec((P, P, 3, D), (None, None, None, "embed"), ("lecun", P * P * 3)),
+            "bias": spec.Spec((D,), ("embed",)),
+        },
+        "pos_embedding": spec.Spec(
+            (1, image_tokens, D), (None, None, "embed"), ("normal", D**-0.5)
+        ),
         "Transformer": {"encoderblock": block, "encoder_norm": norm()},
         # openpi starts this kernel at zero, where the slope of the RMS norm behind it is 1000: no start for training from scratch.
-        "head": {"kernel": spec.Spec((D, out_width), (None, "embed"), ("lecun", D)), "bias": spec.Spec((out_width,), ("embed",))},
+        "head": {
+            "kernel": spec.Spec((D, out_width), (None, "embed"), ("lecun", D)),
+            "bias": spec.Spec((out_width,), ("embed",)),
+        },
     }
 
 
-def encode(params: dict, image_BYXC: jax.Array, cfg: variants.SiglipConfig, dtype: str, remat_policy: str) -> jax.Array:
+def encode(
+    params: dict, image_BYXC: jax.Array, cfg: variants.SiglipConfig, dtype: str, remat_policy: str
+) -> jax.Array:
     """float32 images in [-1, 1] -> tokens [B,T,W], T = patches row by row, W = width of the language model."""
     x = add_position(params, patches(params, image_BYXC)).astype(dtype)
     layer = remat.wrap(lambda x, layer_params: (block(layer_params, x), None), remat_policy)
-    x, _ = jax.lax.scan(layer, x, params["Transformer"]["encoderblock"], unroll=remat.unroll(cfg.depth))
+    x, _ = jax.lax.scan(
+        layer, x, params["Transformer"]["encoderblock"], unroll=remat.unroll(cfg.depth)
+    )
     return head(params, layer_norm(params["Transformer"]["encoder_norm"], x))
 
 
@@ -67,7 +78,12 @@ def patches(params: dict, image_BYXC: jax.Array) -> jax.Array:
     P, _, C, D = kernel.shape
     B, Y, X, _ = image_BYXC.shape
     # Stride equals kernel, so the convolution is one matrix product over cut-out patches (whose gradient is fast everywhere).
-    cut = image_BYXC.astype(jnp.float32).reshape(B, Y // P, P, X // P, P, C).swapaxes(2, 3).reshape(B, -1, P * P * C)
+    cut = (
+        image_BYXC.astype(jnp.float32)
+        .reshape(B, Y // P, P, X // P, P, C)
+        .swapaxes(2, 3)
+        .reshape(B, -1, P * P * C)
+    )
     y = linear.einsum("BTP,PD->BTD", cut, kernel.reshape(-1, D)).reshape(B, Y // P, X // P, D)
     return y + params["embedding"]["bias"].astype(jnp.float32)[None, None, None]
 
@@ -80,9 +96,14 @@ def add_position(params: dict, x_ByxD: jax.Array) -> jax.Array:
 
 def block(params: dict, x_BTD: jax.Array) -> jax.Array:
     """One pre-norm encoder block, parameters of one layer."""
-    x = x_BTD + _attention(params["MultiHeadDotProductAttention_0"], layer_norm(params["LayerNorm_0"], x_BTD))
+    x = x_BTD + _attention(
+        params["MultiHeadDotProductAttention_0"], layer_norm(params["LayerNorm_0"], x_BTD)
+    )
     mlp = params["MlpBlock_0"]
-    hidden = jax.nn.gelu(_dense(mlp["Dense_0"], layer_norm(params["LayerNorm_1"], x), "BTD,DF->BTF"), approximate=True)
+    hidden = jax.nn.gelu(
+        _dense(mlp["Dense_0"], layer_norm(params["LayerNorm_1"], x), "BTD,DF->BTF"),
+        approximate=True,
+    )
     return x + _dense(mlp["Dense_1"], hidden, "BTF,FD->BTD")
 
 

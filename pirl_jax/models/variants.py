@@ -64,14 +64,22 @@ class Pi0Config:
         for field in ("depth", "num_heads", "num_kv_heads", "head_dim"):
             one, other = getattr(self.paligemma, field), getattr(self.expert, field)
             if one != other:
-                raise ValueError(f"the two experts share attention, so {field} must agree; it is {one} and {other}")
+                raise ValueError(
+                    f"the two experts share attention, so {field} must agree; it is {one} and {other}"
+                )
         if any(size % self.siglip.patch for size in self.image_size):
-            raise ValueError(f"image_size {self.image_size} must be a multiple of the patch of {self.siglip.patch} px")
+            raise ValueError(
+                f"image_size {self.image_size} must be a multiple of the patch of {self.siglip.patch} px"
+            )
         if self.paligemma.num_heads % self.paligemma.num_kv_heads:
-            raise ValueError(f"num_heads {self.paligemma.num_heads} must be a multiple of num_kv_heads "
-                             f"{self.paligemma.num_kv_heads}")
+            raise ValueError(
+                f"num_heads {self.paligemma.num_heads} must be a multiple of num_kv_heads "
+                f"{self.paligemma.num_kv_heads}"
+            )
         if self.siglip.width % self.siglip.num_heads:
-            raise ValueError(f"SigLIP width {self.siglip.width} must divide by its {self.siglip.num_heads} heads")
+            raise ValueError(
+                f"SigLIP width {self.siglip.width} must divide by its {self.siglip.num_heads} heads"
+            )
 
     @property
     def image_tokens(self) -> int:
@@ -116,11 +124,33 @@ def _pi05(paligemma: str, expert: str) -> Pi0Config:
 
 
 def _tiny(pi05: bool) -> Pi0Config:
-    return Pi0Config(pi05, GEMMA["tiny"], GEMMA["tiny_expert"], SIGLIP["tiny"], 512, 8, 10, 16, (16, 16), "float32")
+    return Pi0Config(
+        pi05,
+        GEMMA["tiny"],
+        GEMMA["tiny_expert"],
+        SIGLIP["tiny"],
+        512,
+        8,
+        10,
+        16,
+        (16, 16),
+        "float32",
+    )
 
 
 def _small(pi05: bool) -> Pi0Config:
-    return Pi0Config(pi05, GEMMA["small"], GEMMA["small_expert"], SIGLIP["small"], 266, 8, 10, 20, (64, 64), "float32")
+    return Pi0Config(
+        pi05,
+        GEMMA["small"],
+        GEMMA["small_expert"],
+        SIGLIP["small"],
+        266,
+        8,
+        10,
+        20,
+        (64, 64),
+        "float32",
+    )
 
 
 def pi0_config(name: str, **changes) -> Pi0Config:
@@ -132,14 +162,20 @@ def pi0_config(name: str, **changes) -> Pi0Config:
 
 def with_lora(cfg: Pi0Config, rank: int) -> Pi0Config:
     """Adapters in the VLM's language layers, alpha = rank (scale 1); the action expert keeps its own weights."""
-    return dataclasses.replace(cfg, paligemma=dataclasses.replace(cfg.paligemma, lora=LoraConfig(rank, float(rank), rank)))
+    return dataclasses.replace(
+        cfg, paligemma=dataclasses.replace(cfg.paligemma, lora=LoraConfig(rank, float(rank), rank))
+    )
 
 
 def with_lora_init(cfg: Pi0Config, init: str) -> Pi0Config:
     """Another initialisation of the adapters that there are; a line of LORA_INITS."""
 
     def changed(expert):
-        return expert if expert.lora is None else dataclasses.replace(expert, lora=dataclasses.replace(expert.lora, init=init))
+        return (
+            expert
+            if expert.lora is None
+            else dataclasses.replace(expert, lora=dataclasses.replace(expert.lora, init=init))
+        )
 
     return dataclasses.replace(cfg, paligemma=changed(cfg.paligemma), expert=changed(cfg.expert))
 

@@ -25,16 +25,37 @@ import uuid
 import jax
 import tensorboardX
 
-PACKAGES = (
-    "jax jaxlib flax optax orbax-checkpoint ml_collections chex numpy scipy mujoco robosuite hf-libero bddl "
-    "openpi-client numba pillow opencv-python-headless gymnasium tensorstore tensorboardX imageio-ffmpeg"
-).split()
+PACKAGES = [
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "ml_collections",
+    "chex",
+    "numpy",
+    "scipy",
+    "mujoco",
+    "robosuite",
+    "hf-libero",
+    "bddl",
+    "openpi-client",
+    "numba",
+    "pillow",
+    "opencv-python-headless",
+    "gymnasium",
+    "tensorstore",
+    "tensorboardX",
+    "imageio-ffmpeg",
+]
 
 
 class RunDir:
     """The files of one run."""
 
-    def __init__(self, path, config: dict, resume_at=None, tensorboard=True, wandb=False, writes: bool = True):
+    def __init__(
+        self, path, config: dict, resume_at=None, tensorboard=True, wandb=False, writes: bool = True
+    ):
         """resume_at: None starts a run where none stands; a number continues the standing one from that iteration (0:
         killed before its first checkpoint).
 
@@ -46,7 +67,9 @@ class RunDir:
         if resume_at is None and holds_run(self.path):
             raise standing(self.path)
         if resume_at is not None and not self.metrics_path.exists():
-            raise ValueError(f"run directory {self.path} holds no run to continue; start one without --resume")
+            raise ValueError(
+                f"run directory {self.path} holds no run to continue; start one without --resume"
+            )
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         first_iteration = resume_at or 0
         self._wandb = _start_wandb(self.path, config) if wandb else None
@@ -55,7 +78,9 @@ class RunDir:
         self._truncate(first_iteration)
         self._file = self.metrics_path.open("a", encoding="utf-8")
         events = str(self.path / "tensorboard")
-        self._tensorboard = tensorboardX.SummaryWriter(events, purge_step=first_iteration) if tensorboard else None
+        self._tensorboard = (
+            tensorboardX.SummaryWriter(events, purge_step=first_iteration) if tensorboard else None
+        )
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -68,11 +93,15 @@ class RunDir:
         """
         wrong = sorted(name for name in metrics if "/" not in name)
         if wrong:
-            raise ValueError(f"metric names are group/name; these have no group: {', '.join(wrong)}")
+            raise ValueError(
+                f"metric names are group/name; these have no group: {', '.join(wrong)}"
+            )
         row = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not self.writes:
             return row
-        self._file.write(json.dumps({"iteration": iteration} | {n: _number(v) for n, v in row.items()}) + "\n")
+        self._file.write(
+            json.dumps({"iteration": iteration} | {n: _number(v) for n, v in row.items()}) + "\n"
+        )
         self._file.flush()
         for name, value in row.items() if self._tensorboard else ():
             self._tensorboard.add_scalar(name, value, iteration)
@@ -119,7 +148,9 @@ def holds_run(path) -> bool:
 
 
 def standing(path) -> ValueError:
-    return ValueError(f"run directory {path} already holds a run; continue it with --resume auto or give another")
+    return ValueError(
+        f"run directory {path} already holds a run; continue it with --resume auto or give another"
+    )
 
 
 def read(path, timing: bool = True) -> list[dict]:
@@ -128,21 +159,31 @@ def read(path, timing: bool = True) -> list[dict]:
     Numbers that JSON cannot write stand as the strings "nan", "inf", "-inf", so that rows compare with ==.
     """
     path = pathlib.Path(path)
-    lines = (path / "metrics.jsonl" if path.is_dir() else path).read_text(encoding="utf-8").split("\n")
-    rows = [json.loads(line) for line in lines[:-1]]  # what follows the last newline is an unfinished write
-    return [{name: row[name] for name in row if timing or not name.startswith("time/")} for row in rows]
+    lines = (
+        (path / "metrics.jsonl" if path.is_dir() else path).read_text(encoding="utf-8").split("\n")
+    )
+    rows = [
+        json.loads(line) for line in lines[:-1]
+    ]  # what follows the last newline is an unfinished write
+    return [
+        {name: row[name] for name in row if timing or not name.startswith("time/")} for row in rows
+    ]
 
 
 def config_changes(old: dict, new: dict) -> list[str]:
     """One line per field, "learner.lr: 0.1 -> 0.2"; None stands for a field that is absent."""
     a, b = _flat(old), _flat(new)
-    return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
+    return [
+        f"{k}: {a.get(k)!r} -> {b.get(k)!r}"
+        for k in sorted(a.keys() | b.keys())
+        if a.get(k) != b.get(k)
+    ]
 
 
 def environment() -> dict:
     """What a reader needs to repeat a run: revision, versions, machine."""
     return {
-        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "git": git_revision(pathlib.Path(__file__).parents[2]),
         "python": platform.python_version(),
@@ -156,7 +197,16 @@ def environment() -> dict:
 
 def git_revision(root) -> str | None:
     """Commit of the checkout, "-dirty" when files differ from it; None outside of a checkout."""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (FileNotFoundError, subprocess.CalledProcessError):
@@ -182,7 +232,9 @@ def _jsonable(config: dict) -> dict:
 def _flat(tree: dict, prefix: str = "") -> dict:
     flat = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= (
+            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
     return flat
 
 
@@ -200,14 +252,18 @@ def _version(package: str) -> str | None:
 def _start_wandb(path: pathlib.Path, config: dict):
     """Optional mirror of the metrics; the run id lies in the run directory, so that a resume continues the same run."""
     if importlib.util.find_spec("wandb") is None:
-        raise ValueError("run.wandb is True but wandb is not installed; run pip install wandb or set it to False")
+        raise ValueError(
+            "run.wandb is True but wandb is not installed; run pip install wandb or set it to False"
+        )
     import wandb  # an optional package
 
     id_path = path / "wandb_id.txt"
     if not id_path.exists():
         id_path.write_text(uuid.uuid4().hex)
     project, run_id = os.environ.get("WANDB_PROJECT", "pirl_jax"), id_path.read_text()
-    run = wandb.init(project=project, id=run_id, resume="allow", dir=str(path), config=config, name=path.name)
+    run = wandb.init(
+        project=project, id=run_id, resume="allow", dir=str(path), config=config, name=path.name
+    )
     # wandb's own step may not go back after a resume; iteration is the axis instead.
     run.define_metric("*", step_metric="iteration")
     return run

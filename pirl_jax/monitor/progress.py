@@ -17,7 +17,9 @@ INTERVAL_S = 10.0  # between plain lines: a log stays readable, a watcher never 
 
 
 @contextlib.contextmanager
-def track(name: str, total: int | None = None, unit: str = "", stream=None, interval_s: float = INTERVAL_S):
+def track(
+    name: str, total: int | None = None, unit: str = "", stream=None, interval_s: float = INTERVAL_S
+):
     """Yield `step(count=1, note="")`.  stream: where to write (standard output); its isatty() picks the form."""
     stream = stream or sys.stdout
     show = _bar if stream.isatty() else _lines

@@ -6,17 +6,29 @@ import pathlib
 from matplotlib import figure, ticker
 
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
-COLOURS = {"train": "#8fa6bf", "eval": "#0b5fa5", "return": "#b5651d", "kl": "#7a3e9d", "grid": "#e4e4e4"}
+COLOURS = {
+    "train": "#8fa6bf",
+    "eval": "#0b5fa5",
+    "return": "#b5651d",
+    "kl": "#7a3e9d",
+    "grid": "#e4e4e4",
+}
 VARIANT_COLOURS = ("#0b5fa5", "#b5651d", "#2e8b57", "#7a3e9d", "#444444")
 
 
 def wilson(successes: int, episodes: int) -> tuple[float, float]:
     """95 % interval of a success rate (Wilson 1927): honest at 0 %, at 100 % and for few episodes."""
     if not 0 <= successes <= episodes or episodes == 0:
-        raise ValueError(f"{successes} successes in {episodes} episodes is not a success rate; evaluate at least one")
+        raise ValueError(
+            f"{successes} successes in {episodes} episodes is not a success rate; evaluate at least one"
+        )
     rate, z2 = successes / episodes, Z_95**2
     centre = (rate + z2 / (2 * episodes)) / (1 + z2 / episodes)
-    half = Z_95 / (1 + z2 / episodes) * math.sqrt(rate * (1 - rate) / episodes + z2 / (4 * episodes**2))
+    half = (
+        Z_95
+        / (1 + z2 / episodes)
+        * math.sqrt(rate * (1 - rate) / episodes + z2 / (4 * episodes**2))
+    )
     low, high = max(0.0, centre - half), min(1.0, centre + half)
     # Exact at the ends, where the formula leaves rounding noise.
     return (0.0 if successes == 0 else low), (1.0 if successes == episodes else high)
@@ -27,7 +39,9 @@ def algorithm_name(adv_type: str) -> str:
     return "PPO" if adv_type == "gae" else adv_type.upper()
 
 
-def success_table(results: dict[str, dict[str, tuple[int, int]]], suites: dict[str, list[str]] | None = None) -> dict:
+def success_table(
+    results: dict[str, dict[str, tuple[int, int]]], suites: dict[str, list[str]] | None = None
+) -> dict:
     """{"SFT": {task: (successes, episodes)}, "PPO": {...}} -> JSON: rate and interval per task and in total.
 
     suites: {suite: its tasks}, for a subtotal of each.  disjoint: whether the total intervals of the first and the last row do
@@ -37,7 +51,10 @@ def success_table(results: dict[str, dict[str, tuple[int, int]]], suites: dict[s
     for name, tasks in results.items():
         rows[name] = {
             "tasks": {task: _cell(*counts) for task, counts in tasks.items()},
-            "suites": {suite: _sum(tasks[task] for task in members) for suite, members in (suites or {}).items()},
+            "suites": {
+                suite: _sum(tasks[task] for task in members)
+                for suite, members in (suites or {}).items()
+            },
             "total": _sum(tasks.values()),
         }
     first, last = (list(rows.values())[k]["total"] for k in (0, -1))
@@ -55,17 +72,27 @@ def as_text(table: dict, steps: dict[str, float] | None = None) -> str:
     parts = [first["tasks"], first["suites"], {"total": None}]
     width = max(len(name) for part in parts for name in part)
     cells = {
-        name: [*map(_cell_text, [*row["tasks"].values(), *row["suites"].values(), row["total"]])] for name, row in rows.items()
+        name: [*map(_cell_text, [*row["tasks"].values(), *row["suites"].values(), row["total"]])]
+        for name, row in rows.items()
     }
     if steps:
-        cells["steps"] = [f"{steps[name]:.1f}" if name in steps else "" for part in parts for name in part]
+        cells["steps"] = [
+            f"{steps[name]:.1f}" if name in steps else "" for part in parts for name in part
+        ]
     columns = {name: max(len(name), *map(len, column)) for name, column in cells.items()}
     lines = ["  ".join([" " * width, *(f"{name:>{columns[name]}}" for name in cells)])]
     rule, k = "-" * len(lines[0]), 0
     for part in filter(None, parts):
         lines.append(rule)
         for name in part:
-            lines.append("  ".join([f"{name:<{width}}", *(f"{cells[column][k]:>{columns[column]}}" for column in cells)]))
+            lines.append(
+                "  ".join(
+                    [
+                        f"{name:<{width}}",
+                        *(f"{cells[column][k]:>{columns[column]}}" for column in cells),
+                    ]
+                )
+            )
             k += 1
     note = f"success rate [{table['interval']} interval] successes/episodes"
     if len(rows) > 1:
@@ -108,7 +135,9 @@ def comparison(path, runs: list[dict], smooth: int = 5) -> pathlib.Path:
     runs: dicts with panel, variant, success (rate of every training rollout), before and after (cells of success_table).  Lines are
     means over the last `smooth` iterations; dots and bars are the evaluations before and after, with their intervals.
     """
-    panels, variants = (list(dict.fromkeys(run[name] for run in runs)) for name in ("panel", "variant"))
+    panels, variants = (
+        list(dict.fromkeys(run[name] for run in runs)) for name in ("panel", "variant")
+    )
     colours = {name: VARIANT_COLOURS[k % len(VARIANT_COLOURS)] for k, name in enumerate(variants)}
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
@@ -117,33 +146,57 @@ def comparison(path, runs: list[dict], smooth: int = 5) -> pathlib.Path:
     for axes, panel in zip(grid, panels, strict=False):
         for run in runs:
             if run["panel"] == panel:
-                _draw_run(axes, run, colours[run["variant"]], smooth, 0.4 * variants.index(run["variant"]))
+                _draw_run(
+                    axes, run, colours[run["variant"]], smooth, 0.4 * variants.index(run["variant"])
+                )
         axes.set_title(panel, loc="left", fontsize=10, fontweight="bold")
         axes.set_xlabel("iteration (one rollout and its updates)", fontsize=8)
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(ticker.PercentFormatter(xmax=1))
         axes.grid(color=COLOURS["grid"], linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-        by_label = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}  # seeds share one
-        axes.legend(list(by_label.values()), list(by_label), loc="lower right", frameon=False, fontsize=8)
+        by_label = {
+            label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }  # seeds share one
+        axes.legend(
+            list(by_label.values()), list(by_label), loc="lower right", frameon=False, fontsize=8
+        )
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    fig.suptitle("success rate: lines of exploring rollouts,\ndots of evaluations before and after (95 % interval)", fontsize=9)
+    fig.suptitle(
+        "success rate: lines of exploring rollouts,\ndots of evaluations before and after (95 % interval)",
+        fontsize=9,
+    )
     fig.savefig(path)
     return pathlib.Path(path)
 
 
 def _draw_run(axes, run, colour, smooth, shift):
     parts = [run["success"][max(0, k - smooth) : k] for k in range(1, len(run["success"]) + 1)]
-    axes.plot(range(1, len(parts) + 1), [sum(part) / len(part) for part in parts], color=colour, linewidth=1.5, label=run["variant"])
-    for where, cell in ((-shift, run["before"]), (len(parts) + 1 + shift, run["after"])):  # side by side
+    axes.plot(
+        range(1, len(parts) + 1),
+        [sum(part) / len(part) for part in parts],
+        color=colour,
+        linewidth=1.5,
+        label=run["variant"],
+    )
+    for where, cell in (
+        (-shift, run["before"]),
+        (len(parts) + 1 + shift, run["after"]),
+    ):  # side by side
         bar = [[cell["rate"] - cell["low"]], [cell["high"] - cell["rate"]]]
-        axes.errorbar([where], [cell["rate"]], yerr=bar, color=colour, marker="o", markersize=4, linewidth=1)
+        axes.errorbar(
+            [where], [cell["rate"]], yerr=bar, color=colour, marker="o", markersize=4, linewidth=1
+        )
 
 
 def series(rows: list[dict], name: str) -> tuple[list[int], list[float]]:
     """Iterations and finite values of one metric."""
-    pairs = [(row["iteration"], float(row[name])) for row in rows if name in row and math.isfinite(float(row[name]))]
+    pairs = [
+        (row["iteration"], float(row[name]))
+        for row in rows
+        if name in row and math.isfinite(float(row[name]))
+    ]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
@@ -160,7 +213,10 @@ def _draw_success(axes, rows: list[dict]) -> None:
     axes.plot(iterations, rates, color=COLOURS["eval"], linewidth=2, marker="o", label=label)
     _, counts = series(rows, "eval/num_trajectories")
     if counts:
-        bounds = [wilson(round(rate * count), round(count)) for rate, count in zip(rates, counts, strict=True)]
+        bounds = [
+            wilson(round(rate * count), round(count))
+            for rate, count in zip(rates, counts, strict=True)
+        ]
         low, high = zip(*bounds, strict=True)
         style = {"color": COLOURS["eval"], "alpha": 0.15, "linewidth": 0}
         axes.fill_between(iterations, low, high, label="Wilson 95 % interval", **style)
@@ -172,7 +228,13 @@ def _draw_success(axes, rows: list[dict]) -> None:
 
 def _cell(successes: int, episodes: int) -> dict:
     low, high = wilson(successes, episodes)
-    return {"successes": successes, "episodes": episodes, "rate": successes / episodes, "low": low, "high": high}
+    return {
+        "successes": successes,
+        "episodes": episodes,
+        "rate": successes / episodes,
+        "low": low,
+        "high": high,
+    }
 
 
 def _sum(counts) -> dict:

@@ -4,15 +4,41 @@ import contextlib
 import threading
 import time
 
-REQUIRED = ("env", "inference", "update", "transfer", "idle")  # always reported, 0 when never measured
+REQUIRED = (
+    "env",
+    "inference",
+    "update",
+    "transfer",
+    "idle",
+)  # always reported, 0 when never measured
 
 # name -> (what the run is bound by, what happens in that time, what helps)
 VERDICTS = {
-    "env": ("simulation-bound", "waits for environments", "add CPU cores or environments, or use smaller images"),
-    "inference": ("inference-bound", "samples actions", "use larger inference batches or fewer denoise steps"),
-    "update": ("learning-bound", "updates the parameters", "use fewer update epochs or more devices"),
-    "transfer": ("transfer-bound", "moves rows from the device to the host", "set rollout.prefix_cache=device, or recompute"),
-    "idle": ("idle", "waits with nothing to do", "let rollout and learner overlap, or balance their devices"),
+    "env": (
+        "simulation-bound",
+        "waits for environments",
+        "add CPU cores or environments, or use smaller images",
+    ),
+    "inference": (
+        "inference-bound",
+        "samples actions",
+        "use larger inference batches or fewer denoise steps",
+    ),
+    "update": (
+        "learning-bound",
+        "updates the parameters",
+        "use fewer update epochs or more devices",
+    ),
+    "transfer": (
+        "transfer-bound",
+        "moves rows from the device to the host",
+        "set rollout.prefix_cache=device, or recompute",
+    ),
+    "idle": (
+        "idle",
+        "waits with nothing to do",
+        "let rollout and learner overlap, or balance their devices",
+    ),
     "eval": ("evaluation-bound", "evaluates", "evaluate less often or on fewer episodes"),
     "save": ("checkpoint-bound", "waits for checkpoints", "save less often"),
     "compile": ("compiling", "compiles", "nothing to do: later iterations do not compile"),
@@ -64,7 +90,9 @@ class Timers:
 
 def line(row: dict[str, float]) -> str:
     """What a user wants to see of an iteration."""
-    critic = f"ev {row['critic/explained_variance']:.2f}  " if "critic/explained_variance" in row else ""
+    critic = (
+        f"ev {row['critic/explained_variance']:.2f}  " if "critic/explained_variance" in row else ""
+    )
     return (
         f"success {row['env/success_once']:.2f}  return {row['env/return']:.2f}  kl {row['actor/approx_kl']:.4f}  "
         f"clip {row['actor/pg_clipfrac']:.2f}  {critic}{row['time/iteration']:.1f} s  {verdict(row)}"

@@ -16,7 +16,11 @@ from PIL import Image, ImageDraw, ImageFont
 MIN_SIDE_PX = 384  # smaller frames are enlarged by a whole factor, without smoothing: what the policy sees, only larger
 FONT_PX = 16
 LINES = 4  # of text: the longest instructions of LIBERO fit
-COLOURS = {True: (90, 210, 120), False: (235, 110, 100), None: (225, 225, 225)}  # success, failure, running
+COLOURS = {
+    True: (90, 210, 120),
+    False: (235, 110, 100),
+    None: (225, 225, 225),
+}  # success, failure, running
 
 
 def write(path, frames, captions, outcomes=None, fps: int = 20) -> pathlib.Path:
@@ -26,17 +30,25 @@ def write(path, frames, captions, outcomes=None, fps: int = 20) -> pathlib.Path:
     """
     path = pathlib.Path(path)
     if len(frames) == 0 or len(frames) != len(captions):
-        raise ValueError(f"video {path} needs one caption per frame and at least one frame, got {len(frames)} frames")
+        raise ValueError(
+            f"video {path} needs one caption per frame and at least one frame, got {len(frames)} frames"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.stem + ".partial" + path.suffix)  # ffmpeg picks the format by the suffix
+    partial = path.with_name(
+        path.stem + ".partial" + path.suffix
+    )  # ffmpeg picks the format by the suffix
     outcomes = outcomes or [None] * len(frames)
-    pictures = [annotate(*row) for row in zip(frames, captions, map(COLOURS.get, outcomes), strict=True)]
+    pictures = [
+        annotate(*row) for row in zip(frames, captions, map(COLOURS.get, outcomes), strict=True)
+    ]
     _encode(partial, pictures, fps)
     os.replace(partial, path)
     return path
 
 
-def write_episode(path, frames, title: str, success: bool, fps: int = 20, hold_s: float = 1.0) -> pathlib.Path:
+def write_episode(
+    path, frames, title: str, success: bool, fps: int = 20, hold_s: float = 1.0
+) -> pathlib.Path:
     """Video of one episode: every frame with title and step; the last one stays for `hold_s` with the outcome."""
     count, hold = len(frames), round(hold_s * fps)
     captions = [f"{title}\nstep {step + 1}" for step in range(count)]
@@ -66,12 +78,37 @@ def annotate(frame: np.ndarray, caption: str, colour=COLOURS[None]) -> np.ndarra
 def _encode(path: pathlib.Path, pictures: list[np.ndarray], fps: int) -> None:
     """H.264 with yuv420p, which every player shows."""
     height, width = pictures[0].shape[:2]
-    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
-    target = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "20", "-movflags", "+faststart", str(path)]
+    source = [
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-s",
+        f"{width}x{height}",
+        "-r",
+        str(fps),
+        "-i",
+        "-",
+    ]
+    target = [
+        "-c:v",
+        "libx264",
+        "-pix_fmt",
+        "yuv420p",
+        "-crf",
+        "20",
+        "-movflags",
+        "+faststart",
+        str(path),
+    ]
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *source, *target]
-    done = subprocess.run(command, input=b"".join(p.tobytes() for p in pictures), capture_output=True, check=False)
+    done = subprocess.run(
+        command, input=b"".join(p.tobytes() for p in pictures), capture_output=True, check=False
+    )
     if done.returncode:
-        raise RuntimeError(f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}")
+        raise RuntimeError(
+            f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}"
+        )
 
 
 def _wrap(caption: str, font, width_px: float) -> list[str]:

@@ -16,7 +16,9 @@ def augment(key, images_BVYX3: jax.Array, wrist: tuple[bool, ...] = (False, True
     """float images in [-1, 1] -> augmented, same shape; ``wrist`` says per camera whether it is a wrist camera."""
     chex.assert_axis_dimension(images_BVYX3, 1, len(wrist))
     chex.assert_type(images_BVYX3, float)
-    keys_B = jax.random.split(key, images_BVYX3.shape[0])  # one key per row, the same for all its cameras
+    keys_B = jax.random.split(
+        key, images_BVYX3.shape[0]
+    )  # one key per row, the same for all its cameras
     unit_BVYX3 = images_BVYX3 / 2.0 + 0.5
     views = [
         jax.vmap(_augment_wrist if is_wrist else _augment_fixed)(keys_B, unit_BVYX3[:, v])
@@ -63,14 +65,18 @@ def _resample(image_YX3, centre, angle_rad):
     source_x = (cos * x - sin * y) * (int(CROP * size_x) / size_x) + centre[1] + middle_x
 
     def lookup(channel_YX):
-        return jax.scipy.ndimage.map_coordinates(channel_YX, [source_y, source_x], order=1, cval=0.0)
+        return jax.scipy.ndimage.map_coordinates(
+            channel_YX, [source_y, source_x], order=1, cval=0.0
+        )
 
     return jax.vmap(lookup, in_axes=-1, out_axes=-1)(image_YX3)
 
 
 def _jitter(image_YX3, brightness, contrast, hue_shift, applied):
     hue, saturation, value = _rgb_to_hsv(image_YX3)
-    value = jnp.where(brightness < 0, value * (1 + brightness), value * (1 - brightness) + brightness)
+    value = jnp.where(
+        brightness < 0, value * (1 + brightness), value * (1 - brightness) + brightness
+    )
     value = _stretch_contrast(value, contrast)
     return jnp.where(applied, _hsv_to_rgb(hue + hue_shift, saturation, value), image_YX3)
 
@@ -80,7 +86,9 @@ def _stretch_contrast(value, contrast):
     s = jnp.tan((contrast + 1) * jnp.pi / 4)
     knee = s / (2 * (1 + s))  # augmax's (s - s^2) / (2 (1 - s^2)), without its 0/0 at s = 1
     middle = s * (value - 0.5) + 0.5
-    return jnp.where(value < knee, value / s, jnp.where(value > 1 - knee, value / s + 1 - 1 / s, middle))
+    return jnp.where(
+        value < knee, value / s, jnp.where(value > 1 - knee, value / s + 1 - 1 / s, middle)
+    )
 
 
 def _rgb_to_hsv(image_YX3):

@@ -6,8 +6,7 @@ a second time is not counted, nor are norms, softmaxes and the like (a few per c
 
 import dataclasses
 
-from pirl_jax.models import heads
-from pirl_jax.models import variants
+from pirl_jax.models import heads, variants
 from pirl_jax.policy import flow
 
 
@@ -25,7 +24,11 @@ class Tokens:
 def vision(cfg: variants.Pi0Config) -> int:
     """The vision tower, one image."""
     tower, T = cfg.siglip, cfg.image_tokens
-    block = _dense(4 * tower.width, tower.width) + _dense(2 * tower.width, tower.mlp_dim) + 4 * T * tower.width
+    block = (
+        _dense(4 * tower.width, tower.width)
+        + _dense(2 * tower.width, tower.mlp_dim)
+        + 4 * T * tower.width
+    )
     ends = _dense(tower.patch**2 * 3, tower.width) + _dense(tower.width, cfg.paligemma.width)
     return T * (tower.depth * block + ends)
 
@@ -50,7 +53,11 @@ def adapters(cfg: variants.GemmaConfig, tokens: int) -> int:
 def prefix(cfg: variants.Pi0Config, tokens: Tokens, hidden: bool) -> int:
     """Vision tower and expert 0; hidden: the last layer too, which only a critic on the VLM reads."""
     S = tokens.count(cfg)
-    return tokens.cameras * vision(cfg) + language(cfg.paligemma, S, S, not hidden) + adapters(cfg.paligemma, S)
+    return (
+        tokens.cameras * vision(cfg)
+        + language(cfg.paligemma, S, S, not hidden)
+        + adapters(cfg.paligemma, S)
+    )
 
 
 def denoise(cfg: variants.Pi0Config, prefix_tokens: int, conditions: float = 1.0) -> float:
@@ -86,13 +93,21 @@ def step(cfg: flow.PolicyConfig, tokens: Tokens, conditions: float = 1.0) -> flo
     return denoise(cfg.model, tokens.count(cfg.model), conditions) + critic(cfg) + noise_head(cfg)
 
 
-def rollout(cfg: flow.PolicyConfig, tokens: Tokens, hidden: bool | None = None, conditions: float = 1.0) -> float:
+def rollout(
+    cfg: flow.PolicyConfig, tokens: Tokens, hidden: bool | None = None, conditions: float = 1.0
+) -> float:
     """One decision: prefix and J denoise steps.  hidden: None asks whether the critic reads the VLM's output."""
     hidden = reads_vlm(cfg) if hidden is None else hidden
     return prefix(cfg.model, tokens, hidden) + cfg.num_steps * step(cfg, tokens, conditions)
 
 
-def update(cfg: flow.PolicyConfig, tokens: Tokens, vlm: str, hidden: bool | None = None, conditions: float = 1.0) -> float:
+def update(
+    cfg: flow.PolicyConfig,
+    tokens: Tokens,
+    vlm: str,
+    hidden: bool | None = None,
+    conditions: float = 1.0,
+) -> float:
     """One row of one update epoch, forward and backward.  vlm: a line of VLM.
 
     What trains costs twice its forward pass in the backward pass; frozen weights that gradients pass through cost it once.
@@ -106,7 +121,9 @@ def update(cfg: flow.PolicyConfig, tokens: Tokens, vlm: str, hidden: bool | None
         return total
     model, S = cfg.model, tokens.count(cfg.model)
     low = adapters(model.paligemma, S)
-    passes = {"frozen": (1, 1, 0), "lora": (1, 2, 3), "trained": (3, 3, 0)}[vlm]  # tower, language layers, adapters
+    passes = {"frozen": (1, 1, 0), "lora": (1, 2, 3), "trained": (3, 3, 0)}[
+        vlm
+    ]  # tower, language layers, adapters
     parts = tokens.cameras * vision(model), language(model.paligemma, S, S, not hidden), low
     return total + sum(times * part for times, part in zip(passes, parts))
 
@@ -121,7 +138,9 @@ def baseline(cfg: flow.PolicyConfig) -> Tokens:
     return Tokens(3, cfg.model.max_token_len)
 
 
-def savings(cfg: flow.PolicyConfig, tokens: Tokens, vlm: str, batch: int) -> dict[str, dict[str, float]]:
+def savings(
+    cfg: flow.PolicyConfig, tokens: Tokens, vlm: str, batch: int
+) -> dict[str, dict[str, float]]:
     """FLOPs per row, {pass: {baseline, ours, ratio}}.  The baseline computes three cameras, full padding, the whole prefix and
     every condition for each row, decision and epoch; that it also does so for rows after an episode's end is not counted.
 
@@ -130,9 +149,15 @@ def savings(cfg: flow.PolicyConfig, tokens: Tokens, vlm: str, batch: int) -> dic
     wide = baseline(cfg)
     pairs = {
         "rollout": (rollout(cfg, wide, True), rollout(cfg, tokens, conditions=1 / batch)),
-        "update": (update(cfg, wide, "frozen" if vlm == "kept" else vlm, True), update(cfg, tokens, vlm, conditions=cfg.num_steps / batch)),
+        "update": (
+            update(cfg, wide, "frozen" if vlm == "kept" else vlm, True),
+            update(cfg, tokens, vlm, conditions=cfg.num_steps / batch),
+        ),
     }
-    return {name: {"baseline": old, "ours": new, "ratio": old / new} for name, (old, new) in pairs.items()}
+    return {
+        name: {"baseline": old, "ours": new, "ratio": old / new}
+        for name, (old, new) in pairs.items()
+    }
 
 
 def _dense(fan_in: int, fan_out: int) -> int:

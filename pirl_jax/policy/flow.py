@@ -16,9 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from pirl_jax.core import types
-from pirl_jax.models import heads
-from pirl_jax.models import pi0
-from pirl_jax.models import variants
+from pirl_jax.models import heads, pi0, variants
 from pirl_jax.policy import noise
 
 
@@ -30,15 +28,22 @@ class PolicyConfig:
     num_steps: int = 4  # denoise steps J
     noise_method: str = "flow_sde"
     noise_level: float = 0.5
-    noise_logvar_range: tuple[float, float] = (0.08, 0.16)  # flow_noise: bounds of the std (the name is RLinf's)
+    noise_logvar_range: tuple[float, float] = (
+        0.08,
+        0.16,
+    )  # flow_noise: bounds of the std (the name is RLinf's)
     ignore_last: bool = False  # the last denoise step is never the stochastic one
     joint_logprob: bool = False  # all steps are stochastic
-    joint_mean: bool = False  # joint: RLinf's mean over start noise and steps instead of the sum over the steps
+    joint_mean: bool = (
+        False  # joint: RLinf's mean over start noise and steps instead of the sum over the steps
+    )
     action_chunk: int = 5  # executed actions I per decision
     action_env_dim: int = 7  # action dims the simulator reads; only these enter the log-prob
     add_value_head: bool = True
     value_hidden: tuple[int, ...] = (512, 256, 128)
-    value_after_vlm: bool = False  # the critic reads the VLM's output instead of the action features
+    value_after_vlm: bool = (
+        False  # the critic reads the VLM's output instead of the action features
+    )
     value_vlm_mode: str = "mean_token"
     detach_critic_input: bool = False
     chunk_critic_input: bool = False  # pool the first I suffix features instead of all H
@@ -70,7 +75,9 @@ def prefill(params, obs: types.Observation, cfg: PolicyConfig) -> pi0.Prefix:
     if not (cfg.add_value_head and cfg.value_after_vlm):
         return pi0.prefill(params, obs, cfg.model)
     prefix = pi0.prefill(params, obs, cfg.model, hidden=True)
-    return prefix.replace(hidden=None, pooled=heads.pool(prefix.hidden, prefix.mask, cfg.value_vlm_mode))
+    return prefix.replace(
+        hidden=None, pooled=heads.pool(prefix.hidden, prefix.mask, cfg.value_vlm_mode)
+    )
 
 
 def flow_time(j, cfg: PolicyConfig):
@@ -89,7 +96,9 @@ def _velocity(params, prefix, modulation_J, x_BHA, j_B, cfg):
     return pi0.velocity(params, prefix, x_BHA, flow_time(j_B, cfg), cfg.model, modulation)
 
 
-def denoise_step(params, prefix: pi0.Prefix, modulation_J, x_BHA, j_B, level_B, cfg: PolicyConfig) -> Step:
+def denoise_step(
+    params, prefix: pi0.Prefix, modulation_J, x_BHA, j_B, level_B, cfg: PolicyConfig
+) -> Step:
     """The one definition of a denoise step; modulation_J from modulations(), j_B int32 in [0, J), level_B the noise level."""
     dt, t_B = 1 / cfg.num_steps, flow_time(j_B, cfg)
     velocity_BHA, feature_BHD = _velocity(params, prefix, modulation_J, x_BHA, j_B, cfg)
@@ -99,14 +108,22 @@ def denoise_step(params, prefix: pi0.Prefix, modulation_J, x_BHA, j_B, level_B, 
         scale = level_B[:, None, None]
     mean_BHA, std = noise.step(cfg.noise_method, x_BHA, velocity_BHA, t_B, dt, scale)
     value_B = _value(params, prefix, feature_BHD, cfg)
-    return Step(velocity=velocity_BHA, mean=mean_BHA, std=jnp.broadcast_to(std, mean_BHA.shape), value=value_B)
+    return Step(
+        velocity=velocity_BHA,
+        mean=mean_BHA,
+        std=jnp.broadcast_to(std, mean_BHA.shape),
+        value=value_B,
+    )
 
 
 def _value(params, prefix, feature_BHD, cfg):
     if not cfg.add_value_head:
         return jnp.zeros(feature_BHD.shape[0], jnp.float32)
     if cfg.value_after_vlm:
-        return heads.value(params, jax.lax.stop_gradient(prefix.pooled) if cfg.detach_critic_input else prefix.pooled)
+        return heads.value(
+            params,
+            jax.lax.stop_gradient(prefix.pooled) if cfg.detach_critic_input else prefix.pooled,
+        )
     chunk = cfg.action_chunk if cfg.chunk_critic_input else None
     return heads.suffix_value(params, feature_BHD, chunk=chunk, detach=cfg.detach_critic_input)
 
@@ -142,7 +159,9 @@ def gaussian_kl(mean, std, other_mean, other_std):
 def _over_steps(terms: list, start, cfg: PolicyConfig):
     """What the K steps of a chain come to.  joint_mean adds the start noise as a term and takes the mean (RLinf's choice: the
     ratio of two policies is then the (J+1)-th root of the true one); otherwise the sum, which is the likelihood."""
-    return sum(terms, start) / (len(terms) + 1) if cfg.joint_logprob and cfg.joint_mean else sum(terms)
+    return (
+        sum(terms, start) / (len(terms) + 1) if cfg.joint_logprob and cfg.joint_mean else sum(terms)
+    )
 
 
 # ---- sampling ------------------------------------------------------------------------------------------------------------
@@ -169,7 +188,9 @@ def draw(key_B, cfg: PolicyConfig):
     return jax.vmap(row)(key_B)
 
 
-def sample_chain(params, key_B, prefix: pi0.Prefix, cfg: PolicyConfig, level=None) -> tuple[types.Chain, jax.Array]:
+def sample_chain(
+    params, key_B, prefix: pi0.Prefix, cfg: PolicyConfig, level=None
+) -> tuple[types.Chain, jax.Array]:
     """Denoise one action chunk per row with noise -> (Chain, actions_BHA in normalised space).  level: scalar noise level of
     the moment; None is the configured one."""
     chex.assert_rank(key_B, 1)
@@ -185,10 +206,14 @@ def integrate(params, start_BHA, j_BK, eps_BKHA, prefix: pi0.Prefix, level_B, cf
 
     def body(x_BHA, now):
         j, eps_BHA = now
-        step = denoise_step(params, prefix, modulation_J, x_BHA, jnp.full(x_BHA.shape[0], j), level_B, cfg)
+        step = denoise_step(
+            params, prefix, modulation_J, x_BHA, jnp.full(x_BHA.shape[0], j), level_B, cfg
+        )
         noisy_BHA = step.mean + step.std * eps_BHA
         stochastic_B = (j_BK == j).any(1)
-        next_BHA = jnp.where(stochastic_B[:, None, None], noisy_BHA, x_BHA - step.velocity / cfg.num_steps)
+        next_BHA = jnp.where(
+            stochastic_B[:, None, None], noisy_BHA, x_BHA - step.velocity / cfg.num_steps
+        )
         log_prob = gaussian_log_prob(*(executed(x, cfg) for x in (noisy_BHA, step.mean, step.std)))
         return next_BHA, (x_BHA, next_BHA, log_prob, step.value)
 
@@ -196,7 +221,11 @@ def integrate(params, start_BHA, j_BK, eps_BKHA, prefix: pi0.Prefix, level_B, cf
     x, x_next, log_prob, value = jax.tree.map(lambda leaf: _select(leaf, j_BK), path)
     start = gaussian_log_prob(executed(start_BHA, cfg), 0.0, jnp.ones(()))
     chain = types.Chain(
-        x=x, x_next=x_next, j=j_BK, level=level_B, value=value.mean(1),
+        x=x,
+        x_next=x_next,
+        j=j_BK,
+        level=level_B,
+        value=value.mean(1),
         log_prob=_over_steps([log_prob[:, k] for k in range(K)], start, cfg),
     )
     return chain, actions_BHA
@@ -210,10 +239,15 @@ def _select(path_J, j_BK):
 def sample_actions(params, key_B, prefix: pi0.Prefix, cfg: PolicyConfig) -> jax.Array:
     """Deterministic denoising (given the start noise) for evaluation -> actions_BHA in normalised space."""
     shape = (cfg.model.action_horizon, cfg.model.action_dim)
-    x_BHA, modulation_J = jax.vmap(lambda key: jax.random.normal(key, shape))(key_B), modulations(params, cfg)
+    x_BHA, modulation_J = (
+        jax.vmap(lambda key: jax.random.normal(key, shape))(key_B),
+        modulations(params, cfg),
+    )
 
     def body(x_BHA, j):
-        velocity_BHA, _ = _velocity(params, prefix, modulation_J, x_BHA, jnp.full(x_BHA.shape[0], j), cfg)
+        velocity_BHA, _ = _velocity(
+            params, prefix, modulation_J, x_BHA, jnp.full(x_BHA.shape[0], j), cfg
+        )
         return x_BHA - velocity_BHA / cfg.num_steps, None
 
     return jax.lax.scan(body, x_BHA, jnp.arange(cfg.num_steps))[0]
@@ -262,8 +296,14 @@ def distance(steps: list[Step], others: list[Step], kind: str, cfg: PolicyConfig
     if kind not in ANCHORS:
         raise types.unknown("anchor", kind, ANCHORS)
     if kind == "velocity_mse":
-        return sum(((a.velocity - b.velocity) ** 2).mean((1, 2)) for a, b in zip(steps, others, strict=True)) / len(steps)
-    pairs = [[executed(x, cfg) for x in (a.mean, a.std, b.mean, b.std)] for a, b in zip(steps, others, strict=True)]
+        return sum(
+            ((a.velocity - b.velocity) ** 2).mean((1, 2))
+            for a, b in zip(steps, others, strict=True)
+        ) / len(steps)
+    pairs = [
+        [executed(x, cfg) for x in (a.mean, a.std, b.mean, b.std)]
+        for a, b in zip(steps, others, strict=True)
+    ]
     return sum(gaussian_kl(*pair).sum((1, 2)) for pair in pairs)
 
 

@@ -43,8 +43,13 @@ def flow_sde(x_BHA, v_BHA, t_B11, dt, scale):
 def flow_cps(x_BHA, v_BHA, t_B11, dt, scale):
     """Coefficient-preserving sampling (Flow-CPS): turns part of the old noise x1 into fresh noise by an angle, so that
     their squared weights still add up to (t - dt)^2.  The last step, t = dt, is deterministic."""
-    angle_B11, next_B11 = scale * (jnp.pi / 2), jnp.where(t_B11 > 1.5 * dt, t_B11 - dt, 0.0)  # no rounding left at 0
-    return _mix(x_BHA, v_BHA, t_B11, dt, next_B11 * jnp.cos(angle_B11)), next_B11 * jnp.sin(angle_B11)
+    angle_B11, next_B11 = (
+        scale * (jnp.pi / 2),
+        jnp.where(t_B11 > 1.5 * dt, t_B11 - dt, 0.0),
+    )  # no rounding left at 0
+    return _mix(x_BHA, v_BHA, t_B11, dt, next_B11 * jnp.cos(angle_B11)), next_B11 * jnp.sin(
+        angle_B11
+    )
 
 
 def flow_noise(x_BHA, v_BHA, t_B11, dt, scale):
@@ -52,12 +57,19 @@ def flow_noise(x_BHA, v_BHA, t_B11, dt, scale):
     return _mix(x_BHA, v_BHA, t_B11, dt, t_B11 - dt), scale
 
 
-METHODS = {"flow_ode": flow_ode, "flow_sde": flow_sde, "flow_noise": flow_noise, "flow_cps": flow_cps}
+METHODS = {
+    "flow_ode": flow_ode,
+    "flow_sde": flow_sde,
+    "flow_noise": flow_noise,
+    "flow_cps": flow_cps,
+}
 ALIASES = {"reinflow": "flow_noise"}  # its older name
 LAST_STEP_DETERMINISTIC = {"flow_cps"}
 
 
-def step(method: str, x_BHA: jax.Array, v_BHA: jax.Array, t_B: jax.Array, dt: float, scale: jax.Array):
+def step(
+    method: str, x_BHA: jax.Array, v_BHA: jax.Array, t_B: jax.Array, dt: float, scale: jax.Array
+):
     """(mean_BHA, std) of one step of `method`; an unknown method lists the choices."""
     if method not in METHODS:
         raise types.unknown("noise_method", method, METHODS)

@@ -35,11 +35,15 @@ def load(path) -> NormStats:
     """Read a norm_stats.json."""
     path = pathlib.Path(path)
     if not path.is_file():
-        raise ValueError(f"no normalisation statistics at {path}; give the norm_stats.json of the checkpoint's dataset")
+        raise ValueError(
+            f"no normalisation statistics at {path}; give the norm_stats.json of the checkpoint's dataset"
+        )
     tree = json.loads(path.read_text()).get("norm_stats", {})
     missing = [key for key in ("state", "actions") if key not in tree]
     if missing:
-        raise ValueError(f"{path} has no statistics for {' and '.join(missing)}; give a file with state and actions")
+        raise ValueError(
+            f"{path} has no statistics for {' and '.join(missing)}; give a file with state and actions"
+        )
     return NormStats(_from_lists(tree["state"]), _from_lists(tree["actions"]))
 
 
@@ -53,12 +57,20 @@ def save(path, stats: NormStats) -> None:
 
 def _from_lists(entry: dict) -> Stats:
     names = ("mean", "std", "q01", "q99")
-    return Stats(*(None if entry.get(name) is None else np.asarray(entry[name], np.float64) for name in names))
+    return Stats(
+        *(
+            None if entry.get(name) is None else np.asarray(entry[name], np.float64)
+            for name in names
+        )
+    )
 
 
 def _to_lists(stats: Stats) -> dict:
     fields = {field.name: getattr(stats, field.name) for field in dataclasses.fields(stats)}
-    return {name: None if value is None else np.asarray(value, np.float64).tolist() for name, value in fields.items()}
+    return {
+        name: None if value is None else np.asarray(value, np.float64).tolist()
+        for name, value in fields.items()
+    }
 
 
 def identity(state_dim: int, action_dim: int) -> NormStats:
@@ -105,7 +117,9 @@ def _inverse_quantile(x, stats):
 
 def _quantiles(stats):
     if stats.q01 is None or stats.q99 is None:
-        raise ValueError("norm_mode 'quantile' needs q01 and q99, which these statistics lack; use 'zscore'")
+        raise ValueError(
+            "norm_mode 'quantile' needs q01 and q99, which these statistics lack; use 'zscore'"
+        )
     return stats.q01, stats.q99
 
 
@@ -146,10 +160,15 @@ class RunningStats:
             self._sum, self._sum_of_squares = np.zeros((2, x_ND.shape[1]))
             self._low, self._high = x_ND.min(axis=0), x_ND.max(axis=0)
             # The margin keeps a constant dimension's histogram from having zero width.
-            self._edges = [np.linspace(a - 1e-10, b + 1e-10, NUM_BINS + 1) for a, b in zip(self._low, self._high)]
+            self._edges = [
+                np.linspace(a - 1e-10, b + 1e-10, NUM_BINS + 1)
+                for a, b in zip(self._low, self._high)
+            ]
             self._counts = [np.zeros(NUM_BINS) for _ in self._edges]
         else:
-            self._widen(np.minimum(self._low, x_ND.min(axis=0)), np.maximum(self._high, x_ND.max(axis=0)))
+            self._widen(
+                np.minimum(self._low, x_ND.min(axis=0)), np.maximum(self._high, x_ND.max(axis=0))
+            )
         self._count += len(x_ND)
         self._sum += x_ND.sum(axis=0)
         self._sum_of_squares += np.square(x_ND).sum(axis=0)
@@ -158,7 +177,9 @@ class RunningStats:
 
     def stats(self) -> Stats:
         if self._count < 2:
-            raise ValueError(f"statistics need at least 2 samples, got {self._count}; collect more data first")
+            raise ValueError(
+                f"statistics need at least 2 samples, got {self._count}; collect more data first"
+            )
         mean = self._sum / self._count
         std = np.sqrt(np.maximum(0.0, self._sum_of_squares / self._count - np.square(mean)))
         return Stats(mean, std, self._quantile(0.01), self._quantile(0.99))
@@ -169,7 +190,9 @@ class RunningStats:
         self._low, self._high = low, high
         for d, old in enumerate(self._edges):
             self._edges[d] = np.linspace(low[d], high[d], NUM_BINS + 1)
-            self._counts[d] = np.histogram(old[:-1], bins=self._edges[d], weights=self._counts[d])[0]
+            self._counts[d] = np.histogram(old[:-1], bins=self._edges[d], weights=self._counts[d])[
+                0
+            ]
 
     def _quantile(self, q):
         bins = [np.searchsorted(np.cumsum(counts), q * self._count) for counts in self._counts]

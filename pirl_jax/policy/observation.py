@@ -11,8 +11,7 @@ import chex
 import numpy as np
 
 from pirl_jax.core import types
-from pirl_jax.policy import images
-from pirl_jax.policy import normalize
+from pirl_jax.policy import images, normalize
 from pirl_jax.policy import tokenizer as tokenizers
 
 
@@ -21,8 +20,12 @@ class Transform:
     tokenizer: tokenizers.ByteTokenizer | tokenizers.SentencePieceTokenizer
     stats: normalize.NormStats
     norm_mode: str = "quantile"  # "zscore" for pi0, "quantile" for pi0.5
-    delta_actions: bool = False  # the model predicts offsets from the current state (openpi's pi0_libero)
-    discrete_state: bool = False  # the state is part of the prompt (pi0.5, not openpi's pi05_libero)
+    delta_actions: bool = (
+        False  # the model predicts offsets from the current state (openpi's pi0_libero)
+    )
+    discrete_state: bool = (
+        False  # the state is part of the prompt (pi0.5, not openpi's pi05_libero)
+    )
     image_size_px: int = 224
     resize: str = "host"  # Pillow, here | device: images are handed on as they are, and the model resizes them
     max_token_len: int = 48
@@ -34,16 +37,22 @@ class Transform:
 def check(transform: Transform, instructions) -> int:
     """Start-up check that every prompt fits; returns the length in tokens of the longest."""
     state_dim = transform.env_state_dim if transform.discrete_state else 0
-    return tokenizers.check_prompts(transform.tokenizer, instructions, transform.max_token_len, state_dim)
+    return tokenizers.check_prompts(
+        transform.tokenizer, instructions, transform.max_token_len, state_dim
+    )
 
 
-def encode(transform: Transform, images_BVYX3: np.ndarray, state_BS: np.ndarray, instructions) -> types.Observation:
+def encode(
+    transform: Transform, images_BVYX3: np.ndarray, state_BS: np.ndarray, instructions
+) -> types.Observation:
     """uint8 images, raw state, one instruction per row -> Observation of numpy arrays."""
     chex.assert_shape(images_BVYX3, (len(instructions), None, None, None, 3))
     chex.assert_shape(state_BS, (len(instructions), transform.env_state_dim))
     chex.assert_type(images_BVYX3, np.uint8)
     if transform.resize == "host":
-        images_BVYX3 = images.resize_with_pad(images_BVYX3, transform.image_size_px, transform.image_size_px)
+        images_BVYX3 = images.resize_with_pad(
+            images_BVYX3, transform.image_size_px, transform.image_size_px
+        )
     state_BS = normalize.normalize(state_BS, transform.stats.state, transform.norm_mode)
     tokens_BL, token_mask_BL = _tokenize(transform, instructions, state_BS)
     return types.Observation(
@@ -55,11 +64,16 @@ def encode(transform: Transform, images_BVYX3: np.ndarray, state_BS: np.ndarray,
     )
 
 
-def encode_actions(transform: Transform, actions_BHA: np.ndarray, state_BS: np.ndarray) -> np.ndarray:
+def encode_actions(
+    transform: Transform, actions_BHA: np.ndarray, state_BS: np.ndarray
+) -> np.ndarray:
     """Environment actions and the raw state they start from -> float32 training targets [B,H,action_dim]."""
     if transform.delta_actions:
         actions_BHA = normalize.delta_actions(actions_BHA, state_BS)
-    return _pad(normalize.normalize(actions_BHA, transform.stats.actions, transform.norm_mode), transform.action_dim)
+    return _pad(
+        normalize.normalize(actions_BHA, transform.stats.actions, transform.norm_mode),
+        transform.action_dim,
+    )
 
 
 def decode(transform: Transform, actions_BHA: np.ndarray, state_BS: np.ndarray) -> np.ndarray:
@@ -85,7 +99,10 @@ def _tokenize(transform, instructions, state_BS):
             for text, state_S in zip(instructions, state_BS)
         ]
     else:
-        rows = [_cached_tokenize(transform.tokenizer, text, transform.max_token_len) for text in instructions]
+        rows = [
+            _cached_tokenize(transform.tokenizer, text, transform.max_token_len)
+            for text in instructions
+        ]
     tokens, masks = zip(*rows)
     return np.stack(tokens), np.stack(masks)
 

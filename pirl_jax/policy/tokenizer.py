@@ -28,7 +28,9 @@ class SentencePieceTokenizer:
     def __init__(self, path):
         path = pathlib.Path(path)
         if not path.is_file():
-            raise ValueError(f"no tokenizer file at {path}; put PaliGemma's paligemma_tokenizer.model there")
+            raise ValueError(
+                f"no tokenizer file at {path}; put PaliGemma's paligemma_tokenizer.model there"
+            )
         self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         self.vocab_size = self._processor.vocab_size()
 
@@ -39,7 +41,9 @@ class SentencePieceTokenizer:
 def load(name: str) -> ByteTokenizer | SentencePieceTokenizer:
     """`name`: "byte", or the path of a SentencePiece model."""
     if not name:
-        raise ValueError("model.tokenizer is empty; set it to the path of PaliGemma's paligemma_tokenizer.model or to 'byte'")
+        raise ValueError(
+            "model.tokenizer is empty; set it to the path of PaliGemma's paligemma_tokenizer.model or to 'byte'"
+        )
     return ByteTokenizer() if name == "byte" else SentencePieceTokenizer(name)
 
 

@@ -10,7 +10,16 @@ import numpy as np
 from pirl_jax.core import types
 
 
-def gae(reward_CE, value_CE, next_value_CE, terminated_CE, truncated_CE, gamma, gae_lambda, valid_CE=None):
+def gae(
+    reward_CE,
+    value_CE,
+    next_value_CE,
+    terminated_CE,
+    truncated_CE,
+    gamma,
+    gae_lambda,
+    valid_CE=None,
+):
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16), with termination and truncation kept apart.
 
         delta_c = r_c + gamma * V(s'_c) * (1 - terminated_c) - V(s_c)
@@ -27,7 +36,9 @@ def gae(reward_CE, value_CE, next_value_CE, terminated_CE, truncated_CE, gamma, 
 
     Returns: advantage_CE, return_CE, float32, not normalised.
     """
-    grids = [np.asarray(x) for x in (reward_CE, value_CE, next_value_CE, terminated_CE, truncated_CE)]
+    grids = [
+        np.asarray(x) for x in (reward_CE, value_CE, next_value_CE, terminated_CE, truncated_CE)
+    ]
     chex.assert_equal_shape(grids)
     reward, value, next_value, terminated, truncated = grids
     valid = np.ones(reward.shape, bool) if valid_CE is None else np.asarray(valid_CE, bool)

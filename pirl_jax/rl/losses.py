@@ -70,7 +70,9 @@ def clipped_surrogate(
         loss = jnp.minimum(loss, bound)
 
     def mean(x):
-        return weighted_mean(jax.lax.stop_gradient(x).astype(jnp.float32), valid.astype(jnp.float32))
+        return weighted_mean(
+            jax.lax.stop_gradient(x).astype(jnp.float32), valid.astype(jnp.float32)
+        )
 
     metrics = {
         "approx_kl": mean(-log_ratio),
@@ -99,9 +101,13 @@ def clipped_value(value, old_value, return_, weight, value_clip, huber_delta, no
     value, old_value, return_ = (jnp.where(valid, x, 0.0) for x in (value, old_value, return_))
     move = value - old_value
     clipped_value_ = old_value + jnp.clip(move, -value_clip, value_clip)
-    loss = jnp.maximum(huber(return_ - value, huber_delta), huber(return_ - clipped_value_, huber_delta))
+    loss = jnp.maximum(
+        huber(return_ - value, huber_delta), huber(return_ - clipped_value_, huber_delta)
+    )
     beyond = (jnp.abs(move) > value_clip) & valid
-    metrics = {"value_clip_ratio": weighted_mean(beyond.astype(jnp.float32), valid.astype(jnp.float32))}
+    metrics = {
+        "value_clip_ratio": weighted_mean(beyond.astype(jnp.float32), valid.astype(jnp.float32))
+    }
     return weighted_mean(loss, weight, normalizer), metrics
 
 
@@ -120,7 +126,9 @@ def explained_variance_sums(value, return_, weight):
     valid = (weight > 0).astype(jnp.float32)
     return_ = jnp.where(weight > 0, return_, 0.0)
     error = jnp.where(weight > 0, return_ - value, 0.0)
-    return jnp.stack([valid.sum(), return_.sum(), (return_**2).sum(), error.sum(), (error**2).sum()])
+    return jnp.stack(
+        [valid.sum(), return_.sum(), (return_**2).sum(), error.sum(), (error**2).sum()]
+    )
 
 
 def explained_variance(sums):

@@ -30,7 +30,9 @@ def split(rng, row_R, minibatch_size, epochs=1, multiple_of=None, most_rows=None
         raise ValueError(f"minibatch_size is {minibatch_size}; it must be at least 1")
     most_rows = len(row_R) if most_rows is None else most_rows
     num_minibatches = count(most_rows, minibatch_size)
-    padded = count(count(most_rows, num_minibatches), multiple_of or minibatch_size) * (multiple_of or minibatch_size)
+    padded = count(count(most_rows, num_minibatches), multiple_of or minibatch_size) * (
+        multiple_of or minibatch_size
+    )
     index = np.full((epochs, num_minibatches, padded), row_R[0] if len(row_R) else 0, np.int32)
     keep = np.zeros(index.shape, np.float32)
     for epoch in range(epochs):

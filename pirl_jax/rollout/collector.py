@@ -1,17 +1,15 @@
 """Collects a rollout: plays episodes with the exploring policy and keeps what the update needs, nothing else."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Callable
 
 import jax
 import numpy as np
 
-from pirl_jax.core import rows
-from pirl_jax.core import types
+from pirl_jax.core import rows, types
 from pirl_jax.policy import observation
-from pirl_jax.rollout import episodes
-from pirl_jax.rollout import starts
+from pirl_jax.rollout import episodes, starts
 
 
 @dataclasses.dataclass
@@ -26,7 +24,9 @@ class Actor:
     put: Callable  # host arrays with leading axis B -> device arrays
     # Each is called once, with the raw states [n,S] of the first decision; copies of the actor share the list.
     at_first: list[Callable] = dataclasses.field(default_factory=list)
-    buffer: rows.Buffer | None = None  # where context rows stay on the devices; None: they come to the host
+    buffer: rows.Buffer | None = (
+        None  # where context rows stay on the devices; None: they come to the host
+    )
     share: starts.Share = starts.Share()  # which episodes of all these are
 
     def encode(self, turn: episodes.Turn, batch_size: int):
@@ -42,13 +42,26 @@ class Actor:
     def decode(self, actions_BHA, turn: episodes.Turn) -> np.ndarray:
         """Normalised actions of the batch -> the executed chunk [n,I,a] of each slot in simulator units."""
         actions_nHA = np.asarray(actions_BHA)[turn.row]
-        return observation.decode(self.transform, actions_nHA, turn.step.state)[:, : self.action_chunk]
+        return observation.decode(self.transform, actions_nHA, turn.step.state)[
+            :, : self.action_chunk
+        ]
 
 
 def collect(
-    actor: Actor, params, key, pool, names: list[episodes.Episode], schedule: episodes.Schedule, timers, *,
-    group_size=1, bootstrap_truncated=False, more=None, finished=None, begun=None,
-):  # fmt: skip
+    actor: Actor,
+    params,
+    key,
+    pool,
+    names: list[episodes.Episode],
+    schedule: episodes.Schedule,
+    timers,
+    *,
+    group_size=1,
+    bootstrap_truncated=False,
+    more=None,
+    finished=None,
+    begun=None,
+):
     """Play `names` with exploration -> (types.Rollout, list of episodes.Result).  Lost episodes have no valid decision.
 
     timers: measures "inference", and "transfer", the time spent waiting for context rows on their way to the host.
@@ -70,7 +83,9 @@ def collect(
             id_B = _batch_ids(turn, batch_size, book.num_decisions, actor.share, group_size)
             obs = actor.encode(turn, batch_size)
             chain, actions_BHA, context = actor.explore(params, key, *actor.put((id_B, obs)))
-        with timers.measure("transfer"):  # of the decision before this one, while the devices compute
+        with timers.measure(
+            "transfer"
+        ):  # of the decision before this one, while the devices compute
             book.settle()
         with timers.measure("inference"):
             chain, actions_BHA = jax.device_get((chain, actions_BHA))
@@ -101,18 +116,26 @@ def exploit(actor: Actor, params, key, spec, batch_size: int, timers) -> episode
             return None
         with timers.measure("inference"):
             id_B = _batch_ids(turn, batch_size, limit, actor.share)
-            actions_BHA = actor.exploit(params, key, *actor.put((id_B, actor.encode(turn, batch_size))))
+            actions_BHA = actor.exploit(
+                params, key, *actor.put((id_B, actor.encode(turn, batch_size)))
+            )
             return actor.decode(jax.device_get(actions_BHA), turn)
 
     return decide
 
 
-def decision_ids(turn: episodes.Turn, num_decisions: int, share=starts.Share(), group_size: int = 1) -> np.ndarray:
+def decision_ids(
+    turn: episodes.Turn, num_decisions: int, share=starts.Share(), group_size: int = 1
+) -> np.ndarray:
     """[n], one number per (episode, decision): a row draws its noise by name, wherever it stands in a batch and on whichever host."""
-    return share.number(turn.episode, group_size) * num_decisions + np.minimum(turn.decision, num_decisions - 1)
+    return share.number(turn.episode, group_size) * num_decisions + np.minimum(
+        turn.decision, num_decisions - 1
+    )
 
 
-def _batch_ids(turn: episodes.Turn, batch_size: int, num_decisions: int, share, group_size: int = 1) -> np.ndarray:
+def _batch_ids(
+    turn: episodes.Turn, batch_size: int, num_decisions: int, share, group_size: int = 1
+) -> np.ndarray:
     """[B] int32, decision_ids at their rows."""
     id_B = np.zeros(batch_size, np.int32)
     id_B[turn.row] = decision_ids(turn, num_decisions, share, group_size)
@@ -129,13 +152,21 @@ class _Book:
 
     def __init__(self, num_episodes: int, num_decisions: int, buffer: rows.Buffer | None):
         self.num_decisions, self.buffer = num_decisions, buffer
-        shape = (num_decisions + 1, num_episodes)  # one more row: the observation after the last decision
+        shape = (
+            num_decisions + 1,
+            num_episodes,
+        )  # one more row: the observation after the last decision
         self.reward = np.zeros(shape, np.float32)
         self.value = np.zeros(shape, np.float32)
         self.terminated = np.zeros(shape, bool)
         self.truncated = np.zeros(shape, bool)
-        self.chain, self.context = {}, {}  # (episode, decision) -> row; a context row of the buffer is its place there
-        self.arriving = None  # the last (names, positions in the batch, context) while it crosses to the host
+        self.chain, self.context = (
+            {},
+            {},
+        )  # (episode, decision) -> row; a context row of the buffer is its place there
+        self.arriving = (
+            None  # the last (names, positions in the batch, context) while it crosses to the host
+        )
 
     def outcome(self, turn: episodes.Turn):
         """What the previous decisions brought."""
@@ -182,13 +213,17 @@ class _Book:
         useless = set(useless)
         if self.buffer is not None:
             self.buffer.free(at for (e, _), at in self.context.items() if e in useless)
-        self.chain, self.context = ({k: v for k, v in x.items() if k[0] not in useless} for x in (self.chain, self.context))
+        self.chain, self.context = (
+            {k: v for k, v in x.items() if k[0] not in useless} for x in (self.chain, self.context)
+        )
 
     def rollout(self, results: list[episodes.Result]) -> types.Rollout:
         """Everything as arrays, but for the context (core/rows.py); rows ordered by (episode, decision)."""
         order = sorted(self.chain)
         if not order:
-            raise RuntimeError(f"all {len(results)} episodes of the rollout were lost with their simulators; see the log")
+            raise RuntimeError(
+                f"all {len(results)} episodes of the rollout were lost with their simulators; see the log"
+            )
         chain = jax.tree.map(lambda *leaves: np.stack(leaves), *[self.chain[key] for key in order])
         context = [self.context[key] for key in order]
         if self.buffer is not None:
@@ -196,10 +231,16 @@ class _Book:
         lengths_E = np.array([result.num_decisions for result in results])
         steps_C1 = np.arange(self.num_decisions)[:, None]
         return types.Rollout(
-            context=context, chain=chain,
-            episode_R=np.array([e for e, _ in order], np.int32), decision_R=np.array([c for _, c in order], np.int32),
-            reward_CE=self.reward[1:], value_CE=self.value[:-1], next_value_CE=self.value[1:],
-            terminated_CE=self.terminated[1:], truncated_CE=self.truncated[1:], valid_CE=steps_C1 < lengths_E,
+            context=context,
+            chain=chain,
+            episode_R=np.array([e for e, _ in order], np.int32),
+            decision_R=np.array([c for _, c in order], np.int32),
+            reward_CE=self.reward[1:],
+            value_CE=self.value[:-1],
+            next_value_CE=self.value[1:],
+            terminated_CE=self.terminated[1:],
+            truncated_CE=self.truncated[1:],
+            valid_CE=steps_C1 < lengths_E,
         )
 
 

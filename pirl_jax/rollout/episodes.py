@@ -10,14 +10,16 @@ An episode whose simulator was lost is forgotten and played once more; lost agai
 
 import bisect
 import collections
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
-from typing import Callable, Iterator, Mapping
 
 import numpy as np
 
 from pirl_jax.envs import base
 
-LOOKAHEAD = 16  # episodes per slot that may overtake the first one waiting, for the sake of their task
+LOOKAHEAD = (
+    16  # episodes per slot that may overtake the first one waiting, for the sake of their task
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Result:
 class Schedule:
     """How slots are served."""
 
-    num_groups: int = 1  # a decision is made for 1 / num_groups of the slots at a time, while the others simulate
+    num_groups: int = (
+        1  # a decision is made for 1 / num_groups of the slots at a time, while the others simulate
+    )
     lockstep: bool = False  # fixed groups take turns
     cached_tasks: int = 1  # tasks whose simulators a process keeps
 
@@ -56,13 +60,19 @@ class Turn:
 
     row: np.ndarray  # [n] position of each slot in the batch of num_envs / num_groups rows
     episode: np.ndarray  # [n] index of the episode each slot plays
-    decision: np.ndarray  # [n] index of the coming decision in its episode (of a finished one: how many it took)
-    finished: np.ndarray  # [n] bool: the episode just ended; the row only offers its last observation
+    decision: (
+        np.ndarray
+    )  # [n] index of the coming decision in its episode (of a finished one: how many it took)
+    finished: (
+        np.ndarray
+    )  # [n] bool: the episode just ended; the row only offers its last observation
     task: np.ndarray  # [n]
     step: base.TimeStep  # batched [n,...]
 
 
-Decide = Callable[[Turn], np.ndarray | None]  # -> actions [n,I,a] in simulator units; those of finished slots are ignored
+Decide = Callable[
+    [Turn], np.ndarray | None
+]  # -> actions [n,I,a] in simulator units; those of finished slots are ignored
 
 
 class Stream:
@@ -74,7 +84,9 @@ class Stream:
         self.waiting = [e for e in range(len(episodes)) if e not in done]  # ascending
         self.playing = np.full(pool.num_envs, -1)  # slot -> episode index; -1: nothing left to play
         # Tasks whose simulators the process of each slot keeps, the latest last.
-        kept = {worker: collections.deque(maxlen=schedule.cached_tasks) for worker in pool.slot_workers}
+        kept = {
+            worker: collections.deque(maxlen=schedule.cached_tasks) for worker in pool.slot_workers
+        }
         self.kept = [kept[worker] for worker in pool.slot_workers]
         self.lost_once = set()
 
@@ -85,7 +97,9 @@ class Stream:
         slots = [slot for slot in slots if self.playing[slot] >= 0]
         if slots:
             names = [self.episodes[e] for e in self.playing[slots]]
-            self.pool.reset(slots, [name.task for name in names], [name.init_state for name in names])
+            self.pool.reset(
+                slots, [name.task for name in names], [name.init_state for name in names]
+            )
 
     def lose(self, slots) -> list[int]:
         """Their episodes wait again, or stay lost; -> episode indices."""
@@ -110,9 +124,12 @@ class Stream:
             if step.frames is not None and step.frames[i]:
                 result.frames += step.frames[i]
         return Turn(
-            row=row, episode=playing, task=np.array([self.episodes[e].task for e in playing]),
+            row=row,
+            episode=playing,
+            task=np.array([self.episodes[e].task for e in playing]),
             decision=np.array([self.results[e].num_decisions for e in playing]),
-            finished=step.terminated | step.truncated, step=step,
+            finished=step.terminated | step.truncated,
+            step=step,
         )
 
     def send(self, slots, actions) -> None:
@@ -139,7 +156,14 @@ class Stream:
         return e
 
 
-def begin(pool, episodes: list[Episode], schedule: Schedule, *, record=(), done: Mapping[int, Result] | None = None) -> Stream:
+def begin(
+    pool,
+    episodes: list[Episode],
+    schedule: Schedule,
+    *,
+    record=(),
+    done: Mapping[int, Result] | None = None,
+) -> Stream:
     """Give every slot its first episode; returns at once.  `play` goes on from here, whenever it is called."""
     stream = Stream(pool, episodes, schedule, record, done or {})
     stream.start(np.arange(pool.num_envs))
@@ -147,9 +171,18 @@ def begin(pool, episodes: list[Episode], schedule: Schedule, *, record=(), done:
 
 
 def play(
-    pool, episodes: list[Episode], schedule: Schedule, decide: Decide, timers, *,
-    record=(), done: Mapping[int, Result] | None = None, finished=None, forget=None, begun: Stream | None = None,
-) -> list[Result]:  # fmt: skip
+    pool,
+    episodes: list[Episode],
+    schedule: Schedule,
+    decide: Decide,
+    timers,
+    *,
+    record=(),
+    done: Mapping[int, Result] | None = None,
+    finished=None,
+    forget=None,
+    begun: Stream | None = None,
+) -> list[Result]:
     """Play every episode once; results come in the order of `episodes`.
 
     pool: a ReadyQueue.  timers: measures "env", the time spent waiting for simulators.  record: indices of the episodes whose
@@ -161,7 +194,9 @@ def play(
     serve = _in_lockstep if schedule.lockstep else _as_ready
     for row, slots, step in serve(stream, schedule.num_groups, timers):
         kept, lost = np.flatnonzero(~step.lost), stream.lose(slots[step.lost])
-        turn = stream.turn(row[kept], slots[kept], step if len(kept) == len(slots) else _rows(step, kept))
+        turn = stream.turn(
+            row[kept], slots[kept], step if len(kept) == len(slots) else _rows(step, kept)
+        )
         free = step.lost.copy()
         free[kept] = turn.finished
         stream.start(slots[free])  # resets run while the network decides
@@ -200,5 +235,9 @@ def _as_ready(stream, num_groups, timers) -> Iterator[Batch]:
 
 def _rows(step, index):
     """Some rows of a batch."""
-    arrays = {name: value[index] for name, value in vars(step).items() if isinstance(value, np.ndarray)}
-    return dataclasses.replace(step, **arrays, frames=step.frames and [step.frames[i] for i in index])
+    arrays = {
+        name: value[index] for name, value in vars(step).items() if isinstance(value, np.ndarray)
+    }
+    return dataclasses.replace(
+        step, **arrays, frames=step.frames and [step.frames[i] for i in index]
+    )

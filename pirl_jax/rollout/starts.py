@@ -3,8 +3,8 @@
 A start is a pair (task, init state).  Knows the split that keeps training and evaluation apart; refuses to know simulators.
 """
 
+from collections.abc import Sequence
 import dataclasses
-from typing import Sequence
 
 import numpy as np
 
@@ -65,7 +65,13 @@ def split(name: str, num_init_states: int) -> tuple[range, range]:
 
 
 def training(
-    starts: Starts, count: int, group_size: int, order: str, seed: int, iteration: int, played: int = 0
+    starts: Starts,
+    count: int,
+    group_size: int,
+    order: str,
+    seed: int,
+    iteration: int,
+    played: int = 0,
 ) -> list[episodes.Episode]:
     """The `count` episodes of one iteration; each start `group_size` times in a row (1: no groups).
 
@@ -73,9 +79,11 @@ def training(
     uniformly, because nobody knows beforehand how many it will be.
     """
     num_starts = len(starts.tasks) * len(starts.train)
-    draws = ORDERS[order](num_starts, count // group_size, seed, iteration) if not played else (
-        _uniform(num_starts, count // group_size, seed, iteration, played)
-    )  # fmt: skip
+    draws = (
+        ORDERS[order](num_starts, count // group_size, seed, iteration)
+        if not played
+        else (_uniform(num_starts, count // group_size, seed, iteration, played))
+    )
     pairs = [divmod(int(draw), len(starts.train)) for draw in draws]
     names = [episodes.Episode(starts.tasks[task], starts.train[state]) for task, state in pairs]
     return [name for name in names for _ in range(group_size)]
@@ -95,7 +103,10 @@ def _uniform(num_starts: int, count: int, *seeds: int) -> Sequence[int]:
 def _ordered(num_starts: int, count: int, seed: int, iteration: int) -> Sequence[int]:
     """Every start once before any comes twice: passes, each in an order of its own, that run on over the iterations."""
     positions = np.arange(iteration * count, (iteration + 1) * count)
-    passes = {number: _permutation(num_starts, seed, number) for number in np.unique(positions // num_starts)}
+    passes = {
+        number: _permutation(num_starts, seed, number)
+        for number in np.unique(positions // num_starts)
+    }
     return [passes[position // num_starts][position % num_starts] for position in positions]
 
 

@@ -16,7 +16,9 @@ def episode_metrics(results: list[episodes.Result]) -> dict[str, float]:
     }
 
 
-def fault_metrics(before: dict[str, int], after: dict[str, int], gather=lambda x: [x]) -> dict[str, float]:
+def fault_metrics(
+    before: dict[str, int], after: dict[str, int], gather=lambda x: [x]
+) -> dict[str, float]:
     """env/restarts, env/recycled, env/lost_episodes: what the counters of the pools rose by.  gather: one's own -> those of all hosts."""
     hosts = gather({name: count - before[name] for name, count in after.items()})
     return {f"env/{name}": float(sum(rise[name] for rise in hosts)) for name in after}
@@ -57,17 +59,25 @@ def per_task(results: list[episodes.Result], instructions) -> list[dict]:
     for task in sorted({result.episode.task for result in results}):
         mine = [result for result in results if result.episode.task == task]
         played = _played(mine)
-        rows.append({
-            "task": task, "instruction": names[task], "episodes": len(played), "lost": len(mine) - len(played),
-            "successes": sum(result.success for result in played),
-            "episode_len": _mean(r.num_steps for r in played) if played else None,
-        })
+        rows.append(
+            {
+                "task": task,
+                "instruction": names[task],
+                "episodes": len(played),
+                "lost": len(mine) - len(played),
+                "successes": sum(result.success for result in played),
+                "episode_len": _mean(r.num_steps for r in played) if played else None,
+            }
+        )
     return rows
 
 
 def labels(instructions) -> list[str]:
     """One name per task: its instruction, with the number of the task where others have the same (libero_90)."""
-    return [text if instructions.count(text) == 1 else f"{text} (task {task})" for task, text in enumerate(instructions)]
+    return [
+        text if instructions.count(text) == 1 else f"{text} (task {task})"
+        for task, text in enumerate(instructions)
+    ]
 
 
 def _played(results):

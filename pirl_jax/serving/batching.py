@@ -1,10 +1,10 @@
 """Requests of many clients -> batches -> each client's own result.  Knows neither networks nor connections."""
 
+from collections.abc import Callable
 from concurrent import futures
 import queue
 import threading
 import time
-from typing import Callable
 
 
 class Batcher:
@@ -16,7 +16,9 @@ class Batcher:
 
     def __init__(self, infer: Callable[[list], list], max_rows: int, window_s: float):
         self._infer, self._max_rows, self._window_s = infer, max_rows, window_s
-        self._waiting: queue.SimpleQueue = queue.SimpleQueue()  # (request, future, expected); None: close
+        self._waiting: queue.SimpleQueue = (
+            queue.SimpleQueue()
+        )  # (request, future, expected); None: close
         self._open = True
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
@@ -35,13 +37,17 @@ class Batcher:
     def _run(self):
         while self._open:
             # A future that runs cannot be cancelled any more.
-            batch = [(request, future) for request, future in self._collect() if future.set_running_or_notify_cancel()]
+            batch = [
+                (request, future)
+                for request, future in self._collect()
+                if future.set_running_or_notify_cancel()
+            ]
             if not batch:
                 continue
             requests, waiting = zip(*batch)
             try:
                 results = self._infer(list(requests))
-            except Exception as error:  # noqa: BLE001  every client learns of it
+            except Exception as error:
                 for future in waiting:
                     future.set_exception(error)
             else:

@@ -7,8 +7,7 @@ from openpi_client import msgpack_numpy
 from websockets import exceptions
 from websockets.sync import client
 
-from pirl_jax.rollout import collector
-from pirl_jax.rollout import episodes
+from pirl_jax.rollout import collector, episodes
 from pirl_jax.serving import requests
 
 IMAGE_SIZE_PX = 224  # what openpi's client sends to a server that names no size
@@ -43,7 +42,11 @@ def decide(opened, metadata: dict, spec, action_chunk: int) -> episodes.Decide:
         for i, connection in enumerate(asked):
             prompt = spec.instructions[turn.task[i]]
             message = requests.write(turn.step.images[i], turn.step.state[i], prompt, size_px)
-            connection.send(msgpack_numpy.packb(message | ({requests.NOISE_ID: int(noise_ids[i])} if by_name else {})))
+            connection.send(
+                msgpack_numpy.packb(
+                    message | ({requests.NOISE_ID: int(noise_ids[i])} if by_name else {})
+                )
+            )
         replies = [connection.recv(timeout=ANSWER_TIMEOUT_S) for connection in asked]
         return np.stack([_actions(reply, action_chunk, spec) for reply in replies])
 
@@ -55,10 +58,16 @@ def _actions(reply: str | bytes, action_chunk: int, spec) -> np.ndarray:
     if isinstance(reply, str):
         raise RuntimeError(f"the policy server answered with an error:\n{reply}")
     actions_HA = np.asarray(msgpack_numpy.unpackb(reply)["actions"], np.float32)
-    if actions_HA.ndim != 2 or len(actions_HA) < action_chunk or actions_HA.shape[1] != spec.action_dim:
+    if (
+        actions_HA.ndim != 2
+        or len(actions_HA) < action_chunk
+        or actions_HA.shape[1] != spec.action_dim
+    ):
         shapes = f"{list(actions_HA.shape)}, but [{action_chunk}, {spec.action_dim}] are executed"
         remedy = "evaluate with a smaller model.action_chunk, or serve another checkpoint"
         raise RuntimeError(f"the policy server sent actions of shape {shapes}; {remedy}")
     if not np.isfinite(actions_HA).all():
-        raise RuntimeError("the policy server sent actions that are not finite; serve another checkpoint")
+        raise RuntimeError(
+            "the policy server sent actions that are not finite; serve another checkpoint"
+        )
     return actions_HA[:action_chunk]

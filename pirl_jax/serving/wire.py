@@ -9,20 +9,18 @@ A connection has one request under way.  What a client sends, or fails to read, 
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 import functools
 import hmac
 import http
 import logging
 import time
 import traceback
-from typing import Awaitable, Callable
 
 import msgpack
 import numpy as np
 from openpi_client import msgpack_numpy
-from websockets import exceptions
-from websockets import frames
-from websockets import protocol
+from websockets import exceptions, frames, protocol
 from websockets.asyncio import server
 
 log = logging.getLogger(__name__)
@@ -39,9 +37,14 @@ def listen(answer: Answer, metadata: dict, api_key: str = "", **where) -> server
     """The server, an asynchronous context.  where: arguments of asyncio's create_server (host and port, or sock)."""
     hello = msgpack_numpy.packb(metadata)
     return server.serve(
-        functools.partial(_serve, answer=answer, hello=hello), compression=None, max_size=MAX_FRAME_BYTES, max_queue=1,
-        process_request=functools.partial(_door, api_key=api_key), create_connection=_Connection, **where,
-    )  # fmt: skip
+        functools.partial(_serve, answer=answer, hello=hello),
+        compression=None,
+        max_size=MAX_FRAME_BYTES,
+        max_queue=1,
+        process_request=functools.partial(_door, api_key=api_key),
+        create_connection=_Connection,
+        **where,
+    )
 
 
 def _door(connection, request, api_key):
@@ -50,7 +53,9 @@ def _door(connection, request, api_key):
         return connection.respond(http.HTTPStatus.OK, "OK\n")
     given = ", ".join(request.headers.get_all("Authorization"))
     if api_key and not hmac.compare_digest(given.encode(), f"Api-Key {api_key}".encode()):
-        return connection.respond(http.HTTPStatus.UNAUTHORIZED, "send the header 'Authorization: Api-Key KEY'\n")
+        return connection.respond(
+            http.HTTPStatus.UNAUTHORIZED, "send the header 'Authorization: Api-Key KEY'\n"
+        )
     if len(connection.server.connections) >= MAX_CLIENTS:
         text = f"{MAX_CLIENTS} clients are connected; come back later\n"
         return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, text)
@@ -67,7 +72,9 @@ class _Connection(server.ServerConnection):
         def explain(code, reason=""):
             if code == frames.CloseCode.MESSAGE_TOO_BIG and state.state is protocol.State.OPEN:
                 log.warning("%s: %s", self.remote_address, reason)
-                state.send_text(f"ValueError: the message is too large: {reason}; send smaller images".encode())
+                state.send_text(
+                    f"ValueError: the message is too large: {reason}; send smaller images".encode()
+                )
                 code, reason = frames.CloseCode.INTERNAL_ERROR, CLOSE_REASON
             fail(code, reason)
 
@@ -92,11 +99,13 @@ async def _converse(connection, answer, hello):
             reply = await _unless_gone(connection, answer(_unpack(frame)))
             timing = {"infer_ms": 1e3 * (time.monotonic() - arrived_s)}
             if previous_s is not None:
-                timing["prev_total_ms"] = 1e3 * previous_s  # of the request before: this one's sending is still to come
+                timing["prev_total_ms"] = (
+                    1e3 * previous_s
+                )  # of the request before: this one's sending is still to come
             message = msgpack_numpy.packb(reply | {"server_timing": timing})
         except exceptions.ConnectionClosed:
             raise
-        except Exception as error:  # noqa: BLE001  the client gets the traceback
+        except Exception as error:
             log.warning("%s: %s", connection.remote_address, error)
             await _send(connection, traceback.format_exc())
             await connection.close(frames.CloseCode.INTERNAL_ERROR, CLOSE_REASON)
@@ -106,13 +115,17 @@ async def _converse(connection, answer, hello):
 
 
 def _unpack(frame: str | bytes) -> dict:
-    remedy = "send what openpi_client.msgpack_numpy.packb makes of the observation, as a binary frame"
+    remedy = (
+        "send what openpi_client.msgpack_numpy.packb makes of the observation, as a binary frame"
+    )
     if isinstance(frame, str):
         raise ValueError(f"a text frame of {len(frame)} characters is no observation; {remedy}")
     try:
         message = msgpack.unpackb(frame, object_hook=_unpack_array)
     except Exception as error:  # msgpack and numpy raise half a dozen kinds
-        raise ValueError(f"the message of {len(frame)} bytes cannot be unpacked ({error}); {remedy}") from error
+        raise ValueError(
+            f"the message of {len(frame)} bytes cannot be unpacked ({error}); {remedy}"
+        ) from error
     if not isinstance(message, dict):
         raise ValueError(f"the message is a {type(message).__name__} and no dict; {remedy}")
     return message

@@ -5,8 +5,7 @@ import dataclasses
 import numpy as np
 
 from pirl_jax.models import pi0
-from pirl_jax.weights import sizes
-from pirl_jax.weights import sources
+from pirl_jax.weights import sizes, sources
 
 
 def merge(source: sources.Source) -> sources.Source:
@@ -48,7 +47,9 @@ def only(source: sources.Source) -> sources.Source:
     if not frozen:
         raise ValueError(f"{source.location} holds no adapters, so there is nothing to keep apart")
     shapes = {path: shape for path, shape in source.shapes.items() if path not in frozen}
-    return dataclasses.replace(source, shapes=shapes, dtypes={path: source.dtypes[path] for path in shapes}, cfg=None)
+    return dataclasses.replace(
+        source, shapes=shapes, dtypes={path: source.dtypes[path] for path in shapes}, cfg=None
+    )
 
 
 def overlay(base: sources.Source, top: sources.Source) -> sources.Source:
@@ -80,12 +81,15 @@ def scaled(source: sources.Source, alpha_over_rank: float) -> sources.Source:
     """The scale of attention adapters, which no tensor tells."""
 
     def change(cfg):
-        lora = cfg.lora and dataclasses.replace(cfg.lora, attn_alpha=alpha_over_rank * cfg.lora.attn_rank)
+        lora = cfg.lora and dataclasses.replace(
+            cfg.lora, attn_alpha=alpha_over_rank * cfg.lora.attn_rank
+        )
         return dataclasses.replace(cfg, lora=lora)
 
     cfg = source.cfg
     return dataclasses.replace(
-        source, cfg=dataclasses.replace(cfg, paligemma=change(cfg.paligemma), expert=change(cfg.expert))
+        source,
+        cfg=dataclasses.replace(cfg, paligemma=change(cfg.paligemma), expert=change(cfg.expert)),
     )
 
 

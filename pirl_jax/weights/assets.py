@@ -8,7 +8,9 @@ from pirl_jax.policy import normalize
 from pirl_jax.weights import safetensors
 
 LIBERO_ID = "physical-intelligence/libero"  # openpi's name of the data set, part of the path
-NEAR_CONSTANT = 1e-4  # in robot units (m, rad): a dimension that moves less is scaled up by more than 10,000
+NEAR_CONSTANT = (
+    1e-4  # in robot units (m, rad): a dimension that moves less is scaled up by more than 10,000
+)
 
 
 def find(location: pathlib.Path, asset_id: str = "") -> tuple[normalize.NormStats, str] | None:
@@ -36,7 +38,9 @@ def find(location: pathlib.Path, asset_id: str = "") -> tuple[normalize.NormStat
         contents = {path.read_text() for path in files}
         if len(contents) > 1:
             names = ", ".join(path.relative_to(folder).as_posix() for path in files)
-            raise ValueError(f"{folder} has statistics of several data sets ({names}); choose one with --asset-id")
+            raise ValueError(
+                f"{folder} has statistics of several data sets ({names}); choose one with --asset-id"
+            )
         if files:
             return normalize.load(files[0]), str(files[0])
     return _lerobot(folders[0])
@@ -44,7 +48,9 @@ def find(location: pathlib.Path, asset_id: str = "") -> tuple[normalize.NormStat
 
 def _lerobot(folder) -> tuple[normalize.NormStats, str] | None:
     """LeRobot keeps "observation.state.mean" and so on as tensors of its processors, formerly of the model."""
-    files = sorted(folder.glob("policy_*processor*.safetensors")) or sorted(folder.glob("model.safetensors"))
+    files = sorted(folder.glob("policy_*processor*.safetensors")) or sorted(
+        folder.glob("model.safetensors")
+    )
     tensors = {}
     for path in files:
         for name, value in safetensors.read(path).items():
@@ -54,11 +60,18 @@ def _lerobot(folder) -> tuple[normalize.NormStats, str] | None:
                 tensors[name] = np.asarray(value, np.float64).reshape(-1)
 
     def stats(name):
-        return normalize.Stats(*(tensors.get(f"{name}.{field}") for field in ("mean", "std", "q01", "q99")))
+        return normalize.Stats(
+            *(tensors.get(f"{name}.{field}") for field in ("mean", "std", "q01", "q99"))
+        )
 
-    if not {"observation.state.mean", "observation.state.std", "action.mean", "action.std"} <= tensors.keys():
+    if (
+        not {"observation.state.mean", "observation.state.std", "action.mean", "action.std"}
+        <= tensors.keys()
+    ):
         return None
-    return normalize.NormStats(stats("observation.state"), stats("action")), ", ".join(str(path) for path in files)
+    return normalize.NormStats(stats("observation.state"), stats("action")), ", ".join(
+        str(path) for path in files
+    )
 
 
 _LEROBOT_BUFFERS = {
@@ -67,7 +80,9 @@ _LEROBOT_BUFFERS = {
 }
 
 
-def save(folder: pathlib.Path, stats: normalize.NormStats, target: str, asset_id: str = "") -> list[pathlib.Path]:
+def save(
+    folder: pathlib.Path, stats: normalize.NormStats, target: str, asset_id: str = ""
+) -> list[pathlib.Path]:
     """Write them where the readers of a format look: openpi below assets/, RLinf beside its PyTorch weights."""
     asset_id = asset_id or LIBERO_ID
     places = {
@@ -84,11 +99,16 @@ def save(folder: pathlib.Path, stats: normalize.NormStats, target: str, asset_id
 def check(stats: normalize.NormStats, mode: str, state_dim: int = 8, action_dim: int = 7) -> None:
     """ValueError where statistics cannot belong to this robot or this way to normalise."""
     wrong = []
-    for name, of, dim in (("state", stats.state, state_dim), ("actions", stats.actions, action_dim)):
+    for name, of, dim in (
+        ("state", stats.state, state_dim),
+        ("actions", stats.actions, action_dim),
+    ):
         fields = ("mean", "std") if mode == "zscore" else ("q01", "q99")
         values = {field: getattr(of, field) for field in fields}
         absent = [field for field, value in values.items() if value is None]
-        wrong += [f"{name} has no {' and '.join(absent)}, which norm_mode={mode!r} needs"] * bool(absent)
+        wrong += [f"{name} has no {' and '.join(absent)}, which norm_mode={mode!r} needs"] * bool(
+            absent
+        )
         given = {field: value for field, value in values.items() if value is not None}
         # openpi's statistics may be padded to the model's 32 dims; fewer than the robot's is another robot.
         wrong += [
@@ -96,7 +116,11 @@ def check(stats: normalize.NormStats, mode: str, state_dim: int = 8, action_dim:
             for field, value in given.items()
             if len(value) < dim
         ]
-        wrong += [f"{name}.{field} is not finite" for field, value in given.items() if not np.isfinite(value).all()]
+        wrong += [
+            f"{name}.{field} is not finite"
+            for field, value in given.items()
+            if not np.isfinite(value).all()
+        ]
         if mode == "zscore" and "std" in given and (given["std"] < 0).any():
             wrong.append(f"{name}.std is negative")
         if mode == "quantile" and not absent and (given["q99"] < given["q01"]).any():
@@ -113,7 +137,9 @@ def report(stats: normalize.NormStats, mode: str, state_BS: np.ndarray) -> str:
     Of the training data 2 % lie outside; far more means statistics of another robot or other units.
     """
     check(stats, mode, state_dim=state_BS.shape[-1])
-    lines = [f"norm stats: {mode}, state {len(stats.state.mean)} dims, actions {len(stats.actions.mean)} dims"]
+    lines = [
+        f"norm stats: {mode}, state {len(stats.state.mean)} dims, actions {len(stats.actions.mean)} dims"
+    ]
     for name, of in (("state", stats.state), ("actions", stats.actions)):
         spread = of.std if mode == "zscore" else of.q99 - of.q01
         still = np.flatnonzero(spread < NEAR_CONSTANT).tolist()

@@ -33,7 +33,9 @@ class Source:
     """A place on a hub."""
 
     hub: str  # key of HUBS
-    repository: str  # owner/name; Google: bucket/prefix, where a prefix that ends in "/" is a folder
+    repository: (
+        str  # owner/name; Google: bucket/prefix, where a prefix that ends in "/" is a folder
+    )
     kind: str = "model"  # Hugging Face: model | dataset
 
     @property
@@ -52,7 +54,9 @@ class File:
 
     name: str  # below the folder
     size: int  # bytes
-    checksum: tuple[str, str] | None = None  # key of DIGESTS, hexadecimal digest; None: the hub gives none
+    checksum: tuple[str, str] | None = (
+        None  # key of DIGESTS, hexadecimal digest; None: the hub gives none
+    )
     url: str = ""  # empty where the hub's library copies
 
 
@@ -63,16 +67,24 @@ def fetch(source: Source, folder: pathlib.Path) -> list[File]:
     files = hub.listing(source)
     if not files:
         raise ConnectionError(f"{source.page} lists no file")
-    outside = [file.name for file in files if not (folder / file.name).resolve().is_relative_to(folder.resolve())]
+    outside = [
+        file.name
+        for file in files
+        if not (folder / file.name).resolve().is_relative_to(folder.resolve())
+    ]
     if outside:
-        raise ValueError(f"{source.page} lists {', '.join(outside)}, which would lie outside {folder}; nothing was fetched")
+        raise ValueError(
+            f"{source.page} lists {', '.join(outside)}, which would lie outside {folder}; nothing was fetched"
+        )
     for _ in range(2):
         wrong = [file for file in files if not whole(folder / file.name, file)]
         if wrong:
             hub.copy(source, wrong, folder)
     wrong = [file.name for file in wrong if not whole(folder / file.name, file)]
     if wrong:
-        raise ValueError(f"{', '.join(wrong)} arrived damaged twice from {source.page}; try another network or mirror")
+        raise ValueError(
+            f"{', '.join(wrong)} arrived damaged twice from {source.page}; try another network or mirror"
+        )
     return files
 
 
@@ -103,8 +115,13 @@ def _crc32c(path) -> str:
     with path.open("rb") as stream:
         while block := stream.read(BLOCK):  # only the last one is shorter
             whole_words = len(block) // 8 * 8
-            words, rest = np.frombuffer(block[:whole_words], np.uint64), np.frombuffer(block[whole_words:], np.uint8)
-            crc = np.uint64(_crc32c_block(crc, words, rest, _CRC32C))  # numba gives back a Python int
+            words, rest = (
+                np.frombuffer(block[:whole_words], np.uint64),
+                np.frombuffer(block[whole_words:], np.uint8),
+            )
+            crc = np.uint64(
+                _crc32c_block(crc, words, rest, _CRC32C)
+            )  # numba gives back a Python int
     return f"{int(crc) ^ 0xFFFFFFFF:08x}"
 
 
@@ -150,7 +167,9 @@ def _library():
     try:
         import huggingface_hub
     except ModuleNotFoundError as error:
-        raise ConnectionError(f"{error.name} is not installed; run: pip install huggingface_hub") from error
+        raise ConnectionError(
+            f"{error.name} is not installed; run: pip install huggingface_hub"
+        ) from error
     return huggingface_hub
 
 
@@ -159,11 +178,14 @@ def _list_huggingface(source: Source) -> list[File]:
     api = huggingface_hub.HfApi(endpoint=_huggingface())
     try:
         entries = list(api.list_repo_tree(source.repository, recursive=True, repo_type=source.kind))
-    except Exception as error:  # its own errors, its HTTP library's and the system's have no base class in common
+    except (
+        Exception
+    ) as error:  # its own errors, its HTTP library's and the system's have no base class in common
         raise ConnectionError(_sentence(error)) from error
     found = [entry for entry in entries if isinstance(entry, huggingface_hub.hf_api.RepoFile)]
     return [
-        File(one.path, one.size, ("sha256", one.lfs.sha256) if one.lfs else ("git", one.blob_id)) for one in found
+        File(one.path, one.size, ("sha256", one.lfs.sha256) if one.lfs else ("git", one.blob_id))
+        for one in found
     ]
 
 
@@ -173,9 +195,12 @@ def _copy_huggingface(source: Source, files: list[File], folder: pathlib.Path) -
         (folder / file.name).unlink(missing_ok=True)  # else a damaged file counts as present
     try:
         huggingface_hub.snapshot_download(
-            source.repository, repo_type=source.kind, local_dir=folder, endpoint=_huggingface(),
+            source.repository,
+            repo_type=source.kind,
+            local_dir=folder,
+            endpoint=_huggingface(),
             allow_patterns=[file.name for file in files],
-        )  # fmt: skip
+        )
     except Exception as error:
         raise ConnectionError(_sentence(error)) from error
 
@@ -193,12 +218,14 @@ def _list_modelscope(source: Source) -> list[File]:
     entries = _json(f"{root}/files?Revision=master&Recursive=true")["Data"]["Files"]
     return [
         File(
-            entry["Path"], entry["Size"], ("sha256", entry["Sha256"]) if entry.get("Sha256") else None,
+            entry["Path"],
+            entry["Size"],
+            ("sha256", entry["Sha256"]) if entry.get("Sha256") else None,
             f"{root}?Revision=master&FilePath={urllib.parse.quote(entry['Path'], safe='')}",
         )
         for entry in entries
         if entry["Type"] != "tree"
-    ]  # fmt: skip
+    ]
 
 
 def _google() -> str:
@@ -215,7 +242,14 @@ def _list_google(source: Source) -> list[File]:
             if not item["name"].endswith("/"):  # the mark of a folder
                 crc = base64.b64decode(item["crc32c"]).hex()
                 url = f"{_google()}/storage/v1/b/{bucket}/o/{urllib.parse.quote(item['name'], safe='')}?alt=media"
-                files.append(File(item["name"].removeprefix(f"{folder}/"), int(item["size"]), ("crc32c", crc), url))
+                files.append(
+                    File(
+                        item["name"].removeprefix(f"{folder}/"),
+                        int(item["size"]),
+                        ("crc32c", crc),
+                        url,
+                    )
+                )
         page = answer.get("nextPageToken", "")
         if not page:
             return files
@@ -234,11 +268,14 @@ def _copy_urls(source: Source, files: list[File], folder: pathlib.Path) -> None:
         path = folder / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(path.name + ".unfinished")
-        with tqdm.tqdm(total=file.size, unit="B", unit_scale=True, desc=file.name, disable=None) as bar:
+        with tqdm.tqdm(
+            total=file.size, unit="B", unit_scale=True, desc=file.name, disable=None
+        ) as bar:
             _patiently(
-                file.url, lambda file=file, unfinished=unfinished, bar=bar: _continue(file, unfinished, bar),
+                file.url,
+                lambda file=file, unfinished=unfinished, bar=bar: _continue(file, unfinished, bar),
                 have=lambda unfinished=unfinished: _size(unfinished),
-            )  # fmt: skip
+            )
         os.replace(unfinished, path)
 
 
@@ -247,12 +284,16 @@ def _continue(file: File, path: pathlib.Path, bar) -> tuple[bool, None]:
     have = _size(path) if _size(path) <= file.size else 0  # more is of an older version
     bar.update(have - bar.n)
     if have < file.size or not path.is_file():
-        request = urllib.request.Request(file.url, headers={"Range": f"bytes={have}-"} if have else {})
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-            with path.open("ab" if response.status == 206 else "wb") as out:  # 200: all of it, from the start
-                while block := response.read(BLOCK):
-                    out.write(block)
-                    bar.update(len(block))
+        request = urllib.request.Request(
+            file.url, headers={"Range": f"bytes={have}-"} if have else {}
+        )
+        with (
+            urllib.request.urlopen(request, timeout=TIMEOUT_S) as response,
+            path.open("ab" if response.status == 206 else "wb") as out,
+        ):  # 200: all of it, from the start
+            while block := response.read(BLOCK):
+                out.write(block)
+                bar.update(len(block))
     return _size(path) == file.size, None
 
 

@@ -37,7 +37,9 @@ def read(path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         if "data.pkl" not in members:
-            raise ValueError(f"{path} holds no data.pkl, so it was not written by torch.save; {_EXPORT}")
+            raise ValueError(
+                f"{path} holds no data.pkl, so it was not written by torch.save; {_EXPORT}"
+            )
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         reader = _Unpickler(archive.open(members["data.pkl"]), path, members, memory)
         tree = reader.load()
@@ -65,24 +67,36 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in _STORAGES:
             return np.dtype(_STORAGES[name])
         if (module, name) not in known:
-            raise ValueError(f"{self._path} wants to run {module}.{name}, which is no plain tensor; {_EXPORT}")
+            raise ValueError(
+                f"{self._path} wants to run {module}.{name}, which is no plain tensor; {_EXPORT}"
+            )
         return known[module, name]
 
     def persistent_load(self, pid):
         """('storage', dtype, entry, device, number of elements) -> all its elements, as one axis."""
         _, dtype, key, _, count = pid
         info = self._members.get(f"data/{key}")
-        if info is None or info.compress_type != zipfile.ZIP_STORED or info.file_size < count * dtype.itemsize:
-            raise ValueError(f"storage {key} of {self._path} is missing or cut off; copy the file again")
+        if (
+            info is None
+            or info.compress_type != zipfile.ZIP_STORED
+            or info.file_size < count * dtype.itemsize
+        ):
+            raise ValueError(
+                f"storage {key} of {self._path} is missing or cut off; copy the file again"
+            )
         # The local header may have other lengths than the central one, so it is read: 30 bytes, name, extra field.
         name, extra = struct.unpack_from("<HH", self._memory, info.header_offset + 26)
         return np.frombuffer(self._memory, dtype, count, info.header_offset + 30 + name + extra)
 
 
 def _tensor(storage, offset, size, stride, requires_grad, hooks, metadata=None):
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride)) + 1 if all(size) else offset
+    last = (
+        offset + sum((n - 1) * step for n, step in zip(size, stride)) + 1 if all(size) else offset
+    )
     if offset < 0 or min(stride, default=0) < 0 or last > len(storage):
-        raise ValueError(f"a tensor of shape {tuple(size)} reaches beyond its storage; copy the file again")
+        raise ValueError(
+            f"a tensor of shape {tuple(size)} reaches beyond its storage; copy the file again"
+        )
     steps = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
 

@@ -37,16 +37,25 @@ def read(path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         start = 8 + (struct.unpack("<Q", file.read(8))[0] if size >= 8 else size)
         if start > size:
-            raise ValueError(f"{path} is cut off or no safetensors file ({size} bytes); fetch it again")
+            raise ValueError(
+                f"{path} is cut off or no safetensors file ({size} bytes); fetch it again"
+            )
         header = json.loads(file.read(start - 8))
     header.pop("__metadata__", None)
-    data = np.memmap(path, np.uint8, mode="r", offset=start) if size > start else np.zeros(0, np.uint8)
+    data = (
+        np.memmap(path, np.uint8, mode="r", offset=start) if size > start else np.zeros(0, np.uint8)
+    )
     tensors = {}
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
-            raise ValueError(f"{name} in {path} has dtype {entry['dtype']}, which is none of {', '.join(DTYPES)}")
+            raise ValueError(
+                f"{name} in {path} has dtype {entry['dtype']}, which is none of {', '.join(DTYPES)}"
+            )
         dtype, (first, last) = np.dtype(DTYPES[entry["dtype"]]), entry["data_offsets"]
-        if not 0 <= first <= last <= len(data) or last - first != math.prod(entry["shape"]) * dtype.itemsize:
+        if (
+            not 0 <= first <= last <= len(data)
+            or last - first != math.prod(entry["shape"]) * dtype.itemsize
+        ):
             raise ValueError(
                 f"{name} lies at bytes {first} to {last} of the {len(data)} in {path}: it is cut off; fetch it again"
             )
@@ -62,11 +71,15 @@ def read_folder(folder) -> dict[str, np.ndarray]:
         weight_map = json.loads(index.read_text())["weight_map"]
         absent = sorted({name for name in weight_map.values() if not (folder / name).is_file()})
         if absent:
-            raise ValueError(f"{index} names {', '.join(absent)}, which {folder} lacks; fetch them too")
+            raise ValueError(
+                f"{index} names {', '.join(absent)}, which {folder} lacks; fetch them too"
+            )
         shards = {name: read(folder / name) for name in sorted(set(weight_map.values()))}
         lost = sorted(name for name, shard in weight_map.items() if name not in shards[shard])
         if lost:
-            raise ValueError(f"{index} places {', '.join(lost)} in a shard that lacks it; fetch index and shards again")
+            raise ValueError(
+                f"{index} places {', '.join(lost)} in a shard that lacks it; fetch index and shards again"
+            )
         return {name: shards[shard][name] for name, shard in weight_map.items()}
     one = folder / "model.safetensors"
     tensors = {}
@@ -80,7 +93,11 @@ def write(path, layout: Mapping, arrays: Iterable[np.ndarray], metadata: Mapping
     header, offset = {"__metadata__": dict(metadata)} if metadata else {}, 0
     for name, (shape, dtype) in layout.items():
         end = offset + math.prod(shape) * np.dtype(dtype).itemsize
-        header[name] = {"dtype": NAMES[np.dtype(dtype)], "shape": list(shape), "data_offsets": [offset, end]}
+        header[name] = {
+            "dtype": NAMES[np.dtype(dtype)],
+            "shape": list(shape),
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # readers want the data aligned
@@ -89,6 +106,10 @@ def write(path, layout: Mapping, arrays: Iterable[np.ndarray], metadata: Mapping
     with unfinished.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for (name, (shape, dtype)), array in zip(layout.items(), arrays, strict=True):
-            assert array.shape == tuple(shape) and array.dtype == dtype, (name, array.shape, array.dtype)
+            assert array.shape == tuple(shape) and array.dtype == dtype, (
+                name,
+                array.shape,
+                array.dtype,
+            )
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     os.replace(unfinished, path)

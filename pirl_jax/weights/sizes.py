@@ -17,7 +17,9 @@ _BLOCK = "PaliGemma/img/Transformer/encoderblock/"
 _FROM_SETTINGS = ("action_horizon", "max_token_len", "dtype", "remat", "attention")
 
 
-def infer(shapes: Mapping[str, tuple], given: variants.Pi0Config | None = None) -> variants.Pi0Config:
+def infer(
+    shapes: Mapping[str, tuple], given: variants.Pi0Config | None = None
+) -> variants.Pi0Config:
     """Our paths -> shapes of the arrays; contradictions with `given` are a ValueError that lists all of them."""
     needed = [
         "PaliGemma/img/embedding/kernel",
@@ -77,7 +79,9 @@ def _flat(tree: dict, prefix: str = "") -> dict:
 
 def _gemma(shapes, end: str, given: variants.GemmaConfig | None) -> variants.GemmaConfig:
     depth, heads, head_dim, width = shapes[f"{_ATTN}attn_vec_einsum{end}/w"]
-    kv_heads = shapes[f"{_ATTN}kv_einsum{end}/w"][2] if f"{_ATTN}kv_einsum{end}/w" in shapes else heads
+    kv_heads = (
+        shapes[f"{_ATTN}kv_einsum{end}/w"][2] if f"{_ATTN}kv_einsum{end}/w" in shapes else heads
+    )
     lora = None
     if f"{_ATTN}attn_vec_einsum{end}/lora_a" in shapes:
         attn_rank = shapes[f"{_ATTN}attn_vec_einsum{end}/lora_a"][-1]
@@ -85,21 +89,32 @@ def _gemma(shapes, end: str, given: variants.GemmaConfig | None) -> variants.Gem
         lora = variants.LoraConfig(attn_rank, float(attn_rank), ffn_rank)
         if given and given.lora:  # what no tensor tells
             lora = dataclasses.replace(given.lora, attn_rank=attn_rank, ffn_rank=ffn_rank)
-    return variants.GemmaConfig(width, depth, shapes[f"{_MLP}{end}/linear"][1], heads, kv_heads, head_dim, lora)
+    return variants.GemmaConfig(
+        width, depth, shapes[f"{_MLP}{end}/linear"][1], heads, kv_heads, head_dim, lora
+    )
 
 
 def _image_size(tokens: int, patch: int, given) -> tuple[int, int]:
     if given and given.siglip.patch == patch and given.image_tokens == tokens:
-        return given.image_size  # of a picture that is not square the number of tokens tells too little
+        return (
+            given.image_size
+        )  # of a picture that is not square the number of tokens tells too little
     side = math.isqrt(tokens)
     if side * side != tokens:
-        raise ValueError(f"{tokens} image tokens are no square picture; give the configuration of the model")
+        raise ValueError(
+            f"{tokens} image tokens are no square picture; give the configuration of the model"
+        )
     return (side * patch,) * 2
 
 
-def split_heads(tensors: Mapping[str, tuple], given: variants.Pi0Config | None = None) -> variants.Pi0Config:
+def split_heads(
+    tensors: Mapping[str, tuple], given: variants.Pi0Config | None = None
+) -> variants.Pi0Config:
     """Sizes of the network from shapes under the names of torch_names.py, whose entries split the heads by them."""
-    roots = {"": torch_names.PALIGEMMA + "model.language_model.", "_1": torch_names.EXPERT + "model."}
+    roots = {
+        "": torch_names.PALIGEMMA + "model.language_model.",
+        "_1": torch_names.EXPERT + "model.",
+    }
     vision = torch_names.PALIGEMMA + "model.vision_tower.vision_model."
     needed = [
         f"{vision}embeddings.patch_embedding.weight",
@@ -115,13 +130,20 @@ def split_heads(tensors: Mapping[str, tuple], given: variants.Pi0Config | None =
     ]
     lacking = [name for name in needed if name not in tensors]
     if lacking:
-        raise ValueError(f"no pi0 or pi0.5 checkpoint of openpi, RLinf or LeRobot: {', '.join(lacking)} missing")
+        raise ValueError(
+            f"no pi0 or pi0.5 checkpoint of openpi, RLinf or LeRobot: {', '.join(lacking)} missing"
+        )
     experts = [
-        _known_gemma(tensors, root, given and (given.expert if end else given.paligemma)) for end, root in roots.items()
+        _known_gemma(tensors, root, given and (given.expert if end else given.paligemma))
+        for end, root in roots.items()
     ]
     vision_width, _, patch, _ = tensors[needed[0]]
     siglip = _known_siglip(
-        vision_width, _depth(tensors, f"{vision}encoder."), tensors[needed[2]][0], patch, given and given.siglip
+        vision_width,
+        _depth(tensors, f"{vision}encoder."),
+        tensors[needed[2]][0],
+        patch,
+        given and given.siglip,
     )
     pi05 = "time_mlp_in.weight" in tensors
     return variants.pi0_config(
@@ -136,7 +158,13 @@ def split_heads(tensors: Mapping[str, tuple], given: variants.Pi0Config | None =
 
 
 def _depth(tensors, root: str) -> int:
-    return len({name.removeprefix(root).split(".")[1] for name in tensors if name.startswith(f"{root}layers.")})
+    return len(
+        {
+            name.removeprefix(root).split(".")[1]
+            for name in tensors
+            if name.startswith(f"{root}layers.")
+        }
+    )
 
 
 def _known_gemma(tensors, root, given):

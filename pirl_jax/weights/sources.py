@@ -14,15 +14,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from pirl_jax.core import spec
-from pirl_jax.models import pi0
-from pirl_jax.models import variants
-from pirl_jax.weights import pickled
-from pirl_jax.weights import safetensors
-from pirl_jax.weights import sizes
-from pirl_jax.weights import torch_names
+from pirl_jax.models import pi0, variants
+from pirl_jax.weights import pickled, safetensors, sizes, torch_names
 
 PEFT = ("adapter_model.", "adapter_config.json")  # how the names of its files begin
-HEADS = ("value_head/", "noise_head/")  # what reinforcement learning adds; no part of openpi's networks
+HEADS = (
+    "value_head/",
+    "noise_head/",
+)  # what reinforcement learning adds; no part of openpi's networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +41,14 @@ class Source:
 
     @property
     def num_bytes(self) -> int:
-        return sum(int(np.prod(shape)) * self.dtypes[path].itemsize for path, shape in self.shapes.items())
+        return sum(
+            int(np.prod(shape)) * self.dtypes[path].itemsize for path, shape in self.shapes.items()
+        )
 
 
-def open_source(path, given: variants.Pi0Config | None = None, *, raw: bool = False, whole: bool = True) -> Source:
+def open_source(
+    path, given: variants.Pi0Config | None = None, *, raw: bool = False, whole: bool = True
+) -> Source:
     """Find out what lies at `path` and check that it is a whole pi0 or pi0.5.
 
     path: a run of ours; a step or `params` folder of openpi's JAX trainer; a folder with safetensors files (openpi,
@@ -58,8 +61,12 @@ def open_source(path, given: variants.Pi0Config | None = None, *, raw: bool = Fa
     if not path.exists():
         steps = sorted(int(step.name) for step in _steps(path.parent))
         if steps and path.name.isdecimal():
-            raise ValueError(f"{path.parent} holds no checkpoint of iteration {path.name}; it holds {steps}")
-        raise ValueError(f"there is no checkpoint at {path}; give a run directory, or a checkpoint of openpi, RLinf or LeRobot")
+            raise ValueError(
+                f"{path.parent} holds no checkpoint of iteration {path.name}; it holds {steps}"
+            )
+        raise ValueError(
+            f"there is no checkpoint at {path}; give a run directory, or a checkpoint of openpi, RLinf or LeRobot"
+        )
     kind, location = _locate(path, raw)
     source = OPENERS[kind](location, given, raw)
     if not whole and "PaliGemma/llm/embedder/input_embedding" not in source.shapes:
@@ -71,7 +78,9 @@ def open_source(path, given: variants.Pi0Config | None = None, *, raw: bool = Fa
     return dataclasses.replace(source, cfg=cfg)
 
 
-def account(expected: Mapping[str, tuple], found: Mapping[str, tuple], where, what: str = "the network") -> None:
+def account(
+    expected: Mapping[str, tuple], found: Mapping[str, tuple], where, what: str = "the network"
+) -> None:
     """Raise one ValueError that lists everything missing, left over or of another shape."""
     lines = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
     lines += [f"{name} is left over" for name in sorted(found.keys() - expected.keys())]
@@ -81,7 +90,9 @@ def account(expected: Mapping[str, tuple], found: Mapping[str, tuple], where, wh
         if tuple(expected[name]) != tuple(found[name])
     ]
     if lines:
-        raise ValueError(f"{where} does not fit {what} ({len(lines)} of {len(expected)} arrays): {'; '.join(lines)}")
+        raise ValueError(
+            f"{where} does not fit {what} ({len(lines)} of {len(expected)} arrays): {'; '.join(lines)}"
+        )
 
 
 # ---- where things lie ------------------------------------------------------------------------------------------------
@@ -89,14 +100,20 @@ def account(expected: Mapping[str, tuple], found: Mapping[str, tuple], where, wh
 
 def _locate(path: pathlib.Path, raw: bool) -> tuple[str, pathlib.Path]:
     """-> (key of OPENERS, folder or file with the arrays)."""
-    if path.name.startswith(PEFT) or any(child.name.startswith(PEFT) for child in path.glob("adapter_*")):
+    if path.name.startswith(PEFT) or any(
+        child.name.startswith(PEFT) for child in path.glob("adapter_*")
+    ):
         raise ValueError(
             f"{path} holds adapters of PEFT, without which the weights beside them are another policy; load base and adapters "
             f"with PEFT, call merge_and_unload, save the result as model.safetensors and give its folder"
         )
     if path.suffix in (".safetensors", ".pt"):
         return path.suffix[1:], path
-    for weights in ("full_weights.pt", "model_state_dict/full_weights.pt", "actor/model_state_dict/full_weights.pt"):
+    for weights in (
+        "full_weights.pt",
+        "model_state_dict/full_weights.pt",
+        "actor/model_state_dict/full_weights.pt",
+    ):
         if (path / weights).is_file():
             return "pt", path / weights
     if (path / "model.safetensors.index.json").is_file() or any(path.glob("model*.safetensors")):
@@ -128,28 +145,41 @@ def _open_openpi_jax(folder, given, raw) -> Source:
     if raw:
         training = folder.parent / "train_state"
         if not (training / "_METADATA").is_file():
-            raise ValueError(f"the raw weights were asked for, but {training} is not there; leave --raw out")
+            raise ValueError(
+                f"the raw weights were asked for, but {training} is not there; leave --raw out"
+            )
         trained = _orbax(training, lambda keys: keys[0] == "params")
         if trained.shapes:
             return dataclasses.replace(trained, format="openpi_jax")
-    return dataclasses.replace(_orbax(folder, lambda keys: keys[0] == "params"), format="openpi_jax")
+    return dataclasses.replace(
+        _orbax(folder, lambda keys: keys[0] == "params"), format="openpi_jax"
+    )
 
 
 def _open_pirl(folder, given, raw) -> Source:
     """A table of '/'-joined paths with the whole training state; `ema` holds the averages of what trains."""
     names = _names(folder)
-    average = {keys[0].removeprefix("ema/") for keys in names if keys[0].startswith("ema/")} if not raw else set()
+    average = (
+        {keys[0].removeprefix("ema/") for keys in names if keys[0].startswith("ema/")}
+        if not raw
+        else set()
+    )
 
     def wanted(keys):
         part, _, path = keys[0].partition("/")
-        return part == "ema" and not raw or part == "params" and path not in average
+        return (part == "ema" and not raw) or (part == "params" and path not in average)
 
     return dataclasses.replace(_orbax(folder, wanted), format="pirl")
 
 
 def _names(folder) -> dict:
-    leaves = jax.tree_util.tree_leaves_with_path(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
-    return {tuple(key.key if hasattr(key, "key") else key.idx for key in path): leaf for path, leaf in leaves}
+    leaves = jax.tree_util.tree_leaves_with_path(
+        ocp.PyTreeCheckpointHandler().metadata(folder).tree
+    )
+    return {
+        tuple(key.key if hasattr(key, "key") else key.idx for key in path): leaf
+        for path, leaf in leaves
+    }
 
 
 def _orbax(folder, wanted) -> Source:
@@ -181,7 +211,9 @@ def _orbax(folder, wanted) -> Source:
 
 
 def _open_safetensors(path, given, raw) -> Source:
-    return _torch(safetensors.read_folder(path) if path.is_dir() else safetensors.read(path), path, given)
+    return _torch(
+        safetensors.read_folder(path) if path.is_dir() else safetensors.read(path), path, given
+    )
 
 
 def _open_pt(path, given, raw) -> Source:
@@ -199,21 +231,31 @@ def _torch(tensors, path, given) -> Source:
     network = {path: leaf.shape for path, leaf in spec.flatten(pi0.specs(cfg)).items()}
     shapes = network | torch_names.head_shapes(found)
     parts = torch_names.by_path(shapes)
-    account({entry.name: entry.shape for entries in parts.values() for entry in entries}, found, path)
+    account(
+        {entry.name: entry.shape for entries in parts.values() for entry in entries}, found, path
+    )
     dtypes = {
-        path: np.result_type(*(tensors[entry.name].dtype for entry in entries)) for path, entries in parts.items()
+        path: np.result_type(*(tensors[entry.name].dtype for entry in entries))
+        for path, entries in parts.items()
     }
 
     def fetch(path, dtype):
         out = np.empty(shapes[path], dtype)
         for entry in parts[path]:
-            torch_names.copy_into(out[entry.index], torch_names.from_torch(tensors[entry.name], entry))
+            torch_names.copy_into(
+                out[entry.index], torch_names.from_torch(tensors[entry.name], entry)
+            )
         return out
 
     return Source("openpi_torch", path, shapes, dtypes, fetch, ignored)
 
 
-OPENERS = {"openpi_jax": _open_openpi_jax, "pirl": _open_pirl, "safetensors": _open_safetensors, "pt": _open_pt}
+OPENERS = {
+    "openpi_jax": _open_openpi_jax,
+    "pirl": _open_pirl,
+    "safetensors": _open_safetensors,
+    "pt": _open_pt,
+}
 
 
 # ---- onto the devices ------------------------------------------------------------------------------------------------
@@ -230,10 +272,16 @@ def load(
     """
     specs, layout = spec.flatten(declared), spec.flatten(shardings)
     fresh = {
-        path: leaf for path, leaf in specs.items() if path not in source.shapes and _optional(path) and key is not None
+        path: leaf
+        for path, leaf in specs.items()
+        if path not in source.shapes and _optional(path) and key is not None
     }
     declared_heads = tuple(head for head in HEADS if any(path.startswith(head) for path in specs))
-    unread = [path for path in source.shapes if path.startswith(HEADS) and not path.startswith(declared_heads)]
+    unread = [
+        path
+        for path in source.shapes
+        if path.startswith(HEADS) and not path.startswith(declared_heads)
+    ]
     used = {path: shape for path, shape in source.shapes.items() if path not in unread}
     account(
         {path: leaf.shape for path, leaf in specs.items() if path not in fresh},
@@ -242,7 +290,11 @@ def load(
         "this configuration",
     )
     started = (
-        spec.init(key, spec.unflatten(fresh), spec.unflatten({path: layout[path] for path in fresh})) if fresh else {}
+        spec.init(
+            key, spec.unflatten(fresh), spec.unflatten({path: layout[path] for path in fresh})
+        )
+        if fresh
+        else {}
     )
     params = spec.flatten(started)
     for path in used:

@@ -19,7 +19,10 @@ def named_leaves(tree, prefix: str = "") -> dict[str, jax.Array]:
     """Leaves by path, "params/llm/w"; the path of an optax state counts its tuple positions, "opt_state/0/mu/w"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     join = (prefix,) if prefix else ()
-    return {"/".join((*join, jax.tree_util.keystr(path, simple=True, separator="/"))): leaf for path, leaf in leaves}
+    return {
+        "/".join((*join, jax.tree_util.keystr(path, simple=True, separator="/"))): leaf
+        for path, leaf in leaves
+    }
 
 
 def differences(expected: Mapping, found: Mapping) -> list[str]:
@@ -39,10 +42,16 @@ class Store:
     def __init__(self, directory: str | os.PathLike, keep: int = 3, create: bool = True):
         self.directory = pathlib.Path(directory).absolute()
         if not create and not self.directory.is_dir():
-            raise ValueError(f"checkpoint folder {self.directory} does not exist; give the folder of a saved run")
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create, cleanup_tmp_directories=create)
+            raise ValueError(
+                f"checkpoint folder {self.directory} does not exist; give the folder of a saved run"
+            )
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=create, cleanup_tmp_directories=create
+        )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, item_handlers=handlers
+        )
 
     def save(self, iteration: int, state, extra: dict | None = None) -> None:
         """Start writing `state` and the JSON dict `extra`; returns as soon as the arrays may be donated or changed.
@@ -54,7 +63,10 @@ class Store:
             self._manager.delete(stale)
         table = {name: _plain(leaf) for name, leaf in named_leaves(state).items()}
         self._manager.save(
-            iteration, args=ocp.args.Composite(state=ocp.args.PyTreeSave(table), extra=ocp.args.JsonSave(extra or {}))
+            iteration,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(table), extra=ocp.args.JsonSave(extra or {})
+            ),
         )
 
     def restore(self, abstract, iteration: int | None = None, prefix: str = "") -> tuple:
@@ -65,7 +77,10 @@ class Store:
         iteration = self._existing(iteration)
         expected = named_leaves(abstract, prefix)
         found = self._saved(iteration)
-        wrong = differences(expected, {n: leaf for n, leaf in found.items() if n.startswith(prefix and prefix + "/")})
+        wrong = differences(
+            expected,
+            {n: leaf for n, leaf in found.items() if n.startswith(prefix and prefix + "/")},
+        )
         if wrong:
             raise ValueError(
                 f"checkpoint {self.directory / str(iteration)} does not fit this configuration ({len(wrong)} of "
@@ -73,9 +88,13 @@ class Store:
             )
         target = {name: _plain_target(leaf) for name, leaf in expected.items()}
         args = ocp.args.PyTreeRestore(
-            item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
         )
-        result = self._manager.restore(iteration, args=ocp.args.Composite(state=args, extra=ocp.args.JsonRestore()))
+        result = self._manager.restore(
+            iteration, args=ocp.args.Composite(state=args, extra=ocp.args.JsonRestore())
+        )
         leaves = [_typed(result["state"][name], leaf) for name, leaf in expected.items()]
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves), result["extra"]
 
@@ -87,7 +106,10 @@ class Store:
     def identity(self, iteration: int | None = None) -> dict:
         """{"iteration", "written_ns"} of a checkpoint (None: the newest): tells it from another of the same iteration."""
         iteration = self._existing(iteration)
-        return {"iteration": iteration, "written_ns": self._manager.metadata(iteration).commit_timestamp_nsecs}
+        return {
+            "iteration": iteration,
+            "written_ns": self._manager.metadata(iteration).commit_timestamp_nsecs,
+        }
 
     def wait(self) -> None:
         """Block until the running save is on disk; raises what went wrong in the background."""
@@ -101,11 +123,15 @@ class Store:
         self.wait()
         saved = sorted(self._manager.all_steps())
         if not saved:
-            raise ValueError(f"{self.directory} holds no complete checkpoint; give the folder of a saved run")
+            raise ValueError(
+                f"{self.directory} holds no complete checkpoint; give the folder of a saved run"
+            )
         if iteration is None:
             return saved[-1]
         if iteration not in saved:
-            raise ValueError(f"{self.directory} holds no checkpoint of iteration {iteration}; it holds {saved}")
+            raise ValueError(
+                f"{self.directory} holds no checkpoint of iteration {iteration}; it holds {saved}"
+            )
         return iteration
 
     def _saved(self, iteration: int) -> dict:

@@ -12,23 +12,31 @@ import orbax.checkpoint as ocp
 
 from pirl_jax.core import spec
 from pirl_jax.models import variants
-from pirl_jax.weights import safetensors
-from pirl_jax.weights import sources
-from pirl_jax.weights import store
-from pirl_jax.weights import torch_names
+from pirl_jax.weights import safetensors, sources, store, torch_names
 
 
-def write_openpi_torch(folder: pathlib.Path, source: sources.Source, heads: bool = False) -> dict[str, str]:
+def write_openpi_torch(
+    folder: pathlib.Path, source: sources.Source, heads: bool = False
+) -> dict[str, str]:
     """model.safetensors and config.json, as openpi's converter writes them.  Peak memory: the largest array.
 
     heads: also RLinf's value and noise head, which RLinf reads and openpi's strict loader refuses.
     """
     source, notes = _without_heads(source, heads)
     parts = torch_names.by_path(source.shapes)
-    layout = {entry.name: (entry.shape, source.dtypes[path]) for path, entries in parts.items() for entry in entries}
-    unused = (source.cfg.vocab_size, source.cfg.expert.width), source.dtypes["PaliGemma/llm/embedder/input_embedding"]
+    layout = {
+        entry.name: (entry.shape, source.dtypes[path])
+        for path, entries in parts.items()
+        for entry in entries
+    }
+    unused = (
+        (source.cfg.vocab_size, source.cfg.expert.width),
+        source.dtypes["PaliGemma/llm/embedder/input_embedding"],
+    )
     layout[torch_names.UNUSED_HEAD] = unused
-    notes[torch_names.UNUSED_HEAD] = "zeros: nothing reads it, but openpi's loader wants it to be there"
+    notes[torch_names.UNUSED_HEAD] = (
+        "zeros: nothing reads it, but openpi's loader wants it to be there"
+    )
 
     def arrays():
         for path, entries in parts.items():
@@ -44,7 +52,9 @@ def write_openpi_torch(folder: pathlib.Path, source: sources.Source, heads: bool
     return notes
 
 
-def write_openpi_jax(folder: pathlib.Path, source: sources.Source, heads: bool = False) -> dict[str, str]:
+def write_openpi_jax(
+    folder: pathlib.Path, source: sources.Source, heads: bool = False
+) -> dict[str, str]:
     """An orbax `params` folder.  Orbax takes all arrays at once: peak memory is the checkpoint."""
     source, notes = _without_heads(source, heads)
     tree = spec.unflatten({path: source.read(path) for path in source.shapes})
@@ -87,11 +97,17 @@ def cast(source: sources.Source, dtype) -> tuple[sources.Source, dict[str, float
     def fetch(path, wanted):
         exact = source.read(path)
         rounded = exact.astype(dtype, copy=False)
-        parts = zip(exact, rounded, strict=True)  # by parts: the difference of a stacked array is as large as the array
-        errors[path] = max(float(np.abs(a.astype(np.float32) - b.astype(np.float32)).max()) for a, b in parts)
+        parts = zip(
+            exact, rounded, strict=True
+        )  # by parts: the difference of a stacked array is as large as the array
+        errors[path] = max(
+            float(np.abs(a.astype(np.float32) - b.astype(np.float32)).max()) for a, b in parts
+        )
         return rounded.astype(wanted, copy=False)
 
-    return dataclasses.replace(source, dtypes=dict.fromkeys(source.dtypes, dtype), fetch=fetch), errors
+    return dataclasses.replace(
+        source, dtypes=dict.fromkeys(source.dtypes, dtype), fetch=fetch
+    ), errors
 
 
 WRITERS = {"openpi_jax": write_openpi_jax, "openpi_torch": write_openpi_torch, "pirl": write_pirl}

@@ -14,7 +14,9 @@ import re
 import numpy as np
 
 PALIGEMMA, EXPERT = "paligemma_with_expert.paligemma.", "paligemma_with_expert.gemma_expert."
-EMBEDDING = PALIGEMMA + "lm_head.weight"  # tied: files hold it under one of two names, openpi's under this one
+EMBEDDING = (
+    PALIGEMMA + "lm_head.weight"
+)  # tied: files hold it under one of two names, openpi's under this one
 EMBEDDING_ALIAS = PALIGEMMA + "model.language_model.embed_tokens.weight"
 UNUSED_HEAD = EXPERT + "lm_head.weight"
 
@@ -36,11 +38,21 @@ _VISION_LAYER_ROWS = [
     ("mlp.fc2.weight", "MlpBlock_0/Dense_1/kernel", (), "FD>D,F"),
     ("mlp.fc2.bias", "MlpBlock_0/Dense_1/bias", (), "D>D"),
     *(
-        (f"self_attn.{name[0]}_proj.weight", f"MultiHeadDotProductAttention_0/{name}/kernel", (), "DNh>Nh,D")
+        (
+            f"self_attn.{name[0]}_proj.weight",
+            f"MultiHeadDotProductAttention_0/{name}/kernel",
+            (),
+            "DNh>Nh,D",
+        )
         for name in ("query", "key", "value")
     ),
     *(
-        (f"self_attn.{name[0]}_proj.bias", f"MultiHeadDotProductAttention_0/{name}/bias", (), "Nh>Nh")
+        (
+            f"self_attn.{name[0]}_proj.bias",
+            f"MultiHeadDotProductAttention_0/{name}/bias",
+            (),
+            "Nh>Nh",
+        )
         for name in ("query", "key", "value")
     ),
     ("self_attn.out_proj.weight", "MultiHeadDotProductAttention_0/out/kernel", (), "NhD>D,Nh"),
@@ -51,7 +63,10 @@ _GEMMA_LAYER_ROWS = [
     ("self_attn.q_proj.weight", "attn/q_einsum_x/w", (), "NDh>Nh,D"),
     ("self_attn.k_proj.weight", "attn/kv_einsum_x/w", (0,), "KDh>Kh,D"),
     ("self_attn.v_proj.weight", "attn/kv_einsum_x/w", (1,), "KDh>Kh,D"),
-    *((f"self_attn.{name}_proj.weight", "attn/qkv_einsum_x/w", (i,), "NDh>Nh,D") for i, name in enumerate("qkv")),
+    *(
+        (f"self_attn.{name}_proj.weight", "attn/qkv_einsum_x/w", (i,), "NDh>Nh,D")
+        for i, name in enumerate("qkv")
+    ),
     ("self_attn.o_proj.weight", "attn/attn_vec_einsum_x/w", (), "NhD>D,Nh"),
     ("mlp.gate_proj.weight", "mlp_x/gating_einsum", (0,), "DF>F,D"),
     ("mlp.up_proj.weight", "mlp_x/gating_einsum", (1,), "DF>F,D"),
@@ -91,8 +106,14 @@ def _expert_rows(root: str, suffix: str) -> list[tuple]:
 
 ROWS = [
     *_placed(_VISION, "PaliGemma/img/", _VISION_ROWS),
-    *_placed(_VISION + "encoder.layers.{n}.", "PaliGemma/img/Transformer/encoderblock/", _VISION_LAYER_ROWS),
-    *_placed(PALIGEMMA + "model.multi_modal_projector.linear.", "PaliGemma/img/head/", _LINEAR_ROWS),
+    *_placed(
+        _VISION + "encoder.layers.{n}.",
+        "PaliGemma/img/Transformer/encoderblock/",
+        _VISION_LAYER_ROWS,
+    ),
+    *_placed(
+        PALIGEMMA + "model.multi_modal_projector.linear.", "PaliGemma/img/head/", _LINEAR_ROWS
+    ),
     (EMBEDDING, "PaliGemma/llm/embedder/input_embedding", (), "VD>V,D"),
     *_expert_rows(PALIGEMMA + "model.language_model.", ""),
     *_expert_rows(EXPERT + "model.", "_1"),
@@ -123,7 +144,10 @@ def entries(shapes: Mapping[str, tuple]) -> list[Entry]:
             index = slot if n is None else (n, *slot)
             ours = shapes[path][len(index) :]
             sizes = dict(zip(axes.partition(">")[0], ours, strict=True))
-            shape = tuple(math.prod(sizes[axis] for axis in group) for group in axes.partition(">")[2].split(","))
+            shape = tuple(
+                math.prod(sizes[axis] for axis in group)
+                for group in axes.partition(">")[2].split(",")
+            )
             result.append(Entry(name.format(n=n), path, index, axes, ours, shape))
     return result
 
@@ -145,11 +169,16 @@ def head_shapes(tensors: Mapping[str, tuple]) -> dict[str, tuple]:
     """Shapes of our heads, from those of RLinf's."""
     shapes = {}
     for head in HEADS:
-        names = [name for name in tensors if name.startswith(f"{head}.") and name.endswith(".weight")]
+        names = [
+            name for name in tensors if name.startswith(f"{head}.") and name.endswith(".weight")
+        ]
         names.sort(key=lambda name: int(re.search(r"\.(\d+)\.", name)[1]))
         for i, name in enumerate(names):
             layer = f"{head}/{'out' if name == names[-1] else f'layer_{i}'}"
-            shapes |= {f"{layer}/kernel": tuple(tensors[name])[::-1], f"{layer}/bias": tuple(tensors[name])[:1]}
+            shapes |= {
+                f"{layer}/kernel": tuple(tensors[name])[::-1],
+                f"{layer}/bias": tuple(tensors[name])[:1],
+            }
     return shapes
 
 
@@ -165,7 +194,10 @@ def _head_rows(shapes) -> list[tuple]:
 
 
 # Our head -> RLinf's name, step of its counter (the value head counts activations too).
-HEADS = {"value_head": ("value_head.mlp.{}.", 2), "noise_head": ("noise_head.mlp_logvar.moduleList.{}.linear_1.", 1)}
+HEADS = {
+    "value_head": ("value_head.mlp.{}.", 2),
+    "noise_head": ("noise_head.mlp_logvar.moduleList.{}.linear_1.", 1),
+}
 
 
 def to_torch(part: np.ndarray, entry: Entry) -> np.ndarray:
@@ -181,7 +213,9 @@ def from_torch(tensor: np.ndarray, entry: Entry) -> np.ndarray:
     """The tensor -> our part of an array (a view where it can be)."""
     ours, theirs = entry.axes.split(">")
     sizes, order = dict(zip(ours, entry.ours, strict=True)), theirs.replace(",", "")
-    return tensor.reshape([sizes[axis] for axis in order]).transpose([order.index(axis) for axis in ours])
+    return tensor.reshape([sizes[axis] for axis in order]).transpose(
+        [order.index(axis) for axis in ours]
+    )
 
 
 def copy_into(out: np.ndarray, x: np.ndarray) -> None:
@@ -200,14 +234,18 @@ _SPELLINGS = [
         r"(?=paligemma_with_expert\.|action_|state_proj\.|time_mlp_|value_head\.|noise_head\.)",
         "",
     ),
-    (r"\.paligemma\.(vision_tower|multi_modal_projector|language_model)\.", r".paligemma.model.\1."),
+    (
+        r"\.paligemma\.(vision_tower|multi_modal_projector|language_model)\.",
+        r".paligemma.model.\1.",
+    ),
     (r"\.vision_tower\.(?!vision_model\.)", ".vision_tower.vision_model."),
     (r"\.language_model\.model\.", ".language_model."),
     (r"\.paligemma\.model\.language_model\.lm_head\.", ".paligemma.lm_head."),
 ]
 IGNORED = {
     re.escape(UNUSED_HEAD): "output head of the action expert, which nothing reads",
-    re.escape(EXPERT) + r"model\.embed_tokens\.weight": "token embedding of the action expert, which nothing reads",
+    re.escape(EXPERT)
+    + r"model\.embed_tokens\.weight": "token embedding of the action expert, which nothing reads",
     r".*\.(rotary_emb\.inv_freq|position_ids)": "a constant that the model computes",
     r"(un)?normalize_(inputs|targets|outputs)\.buffer_.*": "statistics of a data set; give them as norm_stats.json",
     r"noise_head\.logvar_(min|max)": "bounds of the noise, a setting of the policy and no weight",
@@ -232,6 +270,8 @@ def canonical(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray],
             named[name], origin[name] = tensor, original
     if EMBEDDING_ALIAS in named:
         if EMBEDDING in named:
-            ignored[origin[EMBEDDING]] = f"output head tied to {origin[EMBEDDING_ALIAS]}, which is used"
+            ignored[origin[EMBEDDING]] = (
+                f"output head tied to {origin[EMBEDDING_ALIAS]}, which is used"
+            )
         named[EMBEDDING] = named.pop(EMBEDDING_ALIAS)
     return named, ignored

@@ -16,7 +16,9 @@ def test_make_mesh():
 def test_make_mesh_names_value_and_remedy():
     with pytest.raises(ValueError, match="fsdp=3 does not divide the 8 devices"):
         meshes.make_mesh(fsdp=3)
-    with pytest.raises(ValueError, match="data=3 x fsdp=2 needs 6 devices but there are 8; set data=4"):
+    with pytest.raises(
+        ValueError, match="data=3 x fsdp=2 needs 6 devices but there are 8; set data=4"
+    ):
         meshes.make_mesh(3, 2)
 
 
@@ -52,4 +54,6 @@ def test_a_mesh_of_several_hosts_keeps_their_devices_together(monkeypatch):
     monkeypatch.setattr(jax, "make_mesh", None)
     mesh = meshes.make_mesh(fsdp=2, devices=jax.devices()[::-1])
     assert mesh.devices.tolist() == np.array(jax.devices()).reshape(4, 2).tolist()
-    assert dict(mesh.shape) == {"data": 4, "fsdp": 2} and all(t == jax.sharding.AxisType.Auto for t in mesh.axis_types)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2} and all(
+        t == jax.sharding.AxisType.Auto for t in mesh.axis_types
+    )

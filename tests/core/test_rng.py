@@ -13,7 +13,9 @@ def test_named_keys_are_stable_and_different():
     key = jax.random.key(0)
     assert data(rng.named(key, "noise")) == data(rng.named(key, "noise"))
     # pinned: a checkpoint resumed by a later version must draw the same numbers
-    assert data(rng.named(key, "noise", 3)) == data(jax.random.fold_in(jax.random.fold_in(key, 4255749673), 3))
+    assert data(rng.named(key, "noise", 3)) == data(
+        jax.random.fold_in(jax.random.fold_in(key, 4255749673), 3)
+    )
     names = [(), ("a",), ("b",), ("a", "b"), ("b", "a"), (0,), (1,), ("a", 0), ("a", 1)]
     assert len({data(rng.named(key, *n)) for n in names}) == len(names)
     assert data(rng.named(key, "a", 3)) == data(rng.named(rng.named(key, "a"), 3))

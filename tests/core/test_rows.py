@@ -33,7 +33,9 @@ def test_a_buffer_keeps_what_it_was_told_to(capacity):
         some = rows.take(kept, np.array([2, 0, 3, 18, 0, 0, 0, 1]))
         placed = rows.put(some, MESH)
     assert buffer.rows["kv"].shape == (8 * (-(-capacity // 8)), 3) and len(kept) == 19
-    assert buffer.rows["kv"].addressable_shards[0].data.shape[0] == len(buffer.rows["kv"]) // 8, "split over the devices"
+    assert buffer.rows["kv"].addressable_shards[0].data.shape[0] == len(buffer.rows["kv"]) // 8, (
+        "split over the devices"
+    )
     assert names(placed) == [15, 1, 100, 115, 1, 1, 1, 3]
 
 
@@ -45,11 +47,18 @@ def test_freed_rows_are_used_again():
         buffer.write(meshes.put_batch(batch(20), MESH), [0])
     buffer.free(first.at_R[4:6])
     again = buffer.write(meshes.put_batch(batch(50), MESH), [7, 8])
-    assert set(again.at_R) == set(first.at_R[4:6]) and names(rows.put(rows.take(again, np.arange(2).repeat(4)), MESH))[::4] == [57, 58]
-    assert names(rows.put(rows.take(first, np.arange(8) % 4), MESH)) == [0, 1, 2, 3] * 2, "the others stay"
+    assert set(again.at_R) == set(first.at_R[4:6]) and names(
+        rows.put(rows.take(again, np.arange(2).repeat(4)), MESH)
+    )[::4] == [57, 58]
+    assert names(rows.put(rows.take(first, np.arange(8) % 4), MESH)) == [0, 1, 2, 3] * 2, (
+        "the others stay"
+    )
     memory = buffer.rows
     buffer.clear(16)
-    assert buffer.rows is memory and len(buffer.write(meshes.put_batch(batch(0), MESH), np.arange(16))) == 16
+    assert (
+        buffer.rows is memory
+        and len(buffer.write(meshes.put_batch(batch(0), MESH), np.arange(16))) == 16
+    )
     buffer.clear(17)
     assert buffer.rows is None
 

@@ -1,13 +1,16 @@
 import jax
-from jax.sharding import PartitionSpec
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
 from pirl_jax.core import spec
 
 SPECS = {
-    "dense": {"kernel": spec.Spec((64, 128), ("embed", "mlp"), ("lecun", 64)), "bias": spec.Spec((128,), ("mlp",))},
+    "dense": {
+        "kernel": spec.Spec((64, 128), ("embed", "mlp"), ("lecun", 64)),
+        "bias": spec.Spec((128,), ("mlp",)),
+    },
     "table": spec.Spec((100, 64), ("vocab", "embed"), ("normal", 0.01), jnp.bfloat16),
     "square": spec.Spec((2, 60, 60), ("layers", "embed", "mlp"), ("xavier", 60, 60)),
     "scale": spec.Spec((7,), ("embed",), "ones"),
@@ -16,14 +19,18 @@ SPECS = {
 
 def test_shapes_dtypes_and_count_agree():
     params, shapes = spec.init(jax.random.key(0), SPECS), spec.abstract(SPECS)
-    assert jax.tree.map(lambda p: (p.shape, p.dtype), params) == jax.tree.map(lambda s: (s.shape, s.dtype), shapes)
+    assert jax.tree.map(lambda p: (p.shape, p.dtype), params) == jax.tree.map(
+        lambda s: (s.shape, s.dtype), shapes
+    )
     assert spec.count(SPECS) == 64 * 128 + 128 + 100 * 64 + 2 * 60 * 60 + 7
 
 
 def test_initialisers_have_the_promised_spread():
     params = spec.init(jax.random.key(0), SPECS)
     np.testing.assert_allclose(params["dense"]["kernel"].std(), 1 / 8, rtol=0.03)
-    assert np.abs(params["dense"]["kernel"]).max() <= 2 / 8 / 0.8796  # cut at two standard deviations
+    assert (
+        np.abs(params["dense"]["kernel"]).max() <= 2 / 8 / 0.8796
+    )  # cut at two standard deviations
     np.testing.assert_allclose(params["table"].astype(jnp.float32).std(), 0.01, rtol=0.03)
     limit = np.sqrt(6 / 120)
     assert 0.98 * limit < np.abs(params["square"]).max() <= limit

@@ -13,7 +13,9 @@ from pirl_jax.envs import channel
 @pytest.fixture
 def sockets():
     pair = socket.socketpair()
-    pair[0].settimeout(5)  # PoolEnd makes it non-blocking; if it does not, the test ends all the same
+    pair[0].settimeout(
+        5
+    )  # PoolEnd makes it non-blocking; if it does not, the test ends all the same
     pair[1].settimeout(5)
     yield pair
     for one in pair:
@@ -59,7 +61,9 @@ def test_a_worker_that_reads_nothing_does_not_hold_the_pool(sockets):
 
 def test_what_came_before_the_end_is_kept(sockets):
     pool = channel.PoolEnd(sockets[0])
-    pool.put("never read")  # the kernel reports a reset to those who had something unread at the other end
+    pool.put(
+        "never read"
+    )  # the kernel reports a reset to those who had something unread at the other end
     sockets[1].sendall(channel._packed("last words") + b"half")
     sockets[1].close()
     messages, over = pool.take()
@@ -74,4 +78,3 @@ def test_the_worker_sees_the_end(sockets):
     channel.PoolEnd(sockets[0]).close()
     with pytest.raises(EOFError):
         worker.receive()
-

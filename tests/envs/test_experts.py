@@ -38,7 +38,10 @@ def test_solves_within_the_task_budget(env, task):
 @pytest.mark.parametrize("noise", (0.0, 0.1, 0.2))
 @pytest.mark.parametrize("task", range(len(tabletop.TASKS)))
 def test_solves_95_of_100(env, task, noise):
-    solved = [solve(env, task, init_state, noise) is not None for init_state in tabletop.TEST_INIT_STATES[:50]]
+    solved = [
+        solve(env, task, init_state, noise) is not None
+        for init_state in tabletop.TEST_INIT_STATES[:50]
+    ]
     assert np.mean(solved) >= 0.95
 
 
@@ -47,7 +50,10 @@ def test_demonstrations_replay(env):
     for episode in episodes:
         length = len(episode["actions"])
         assert episode["success"] and episode["instruction"] == "lift the red cube"
-        assert episode["images"].shape == (length, 2, 16, 16, 3) and episode["images"].dtype == np.uint8
+        assert (
+            episode["images"].shape == (length, 2, 16, 16, 3)
+            and episode["images"].dtype == np.uint8
+        )
         assert episode["state"].shape == (length, 8) and episode["actions"].dtype == np.float32
         assert np.abs(episode["actions"]).max() <= 1.0
         env.reset(0, episode["init_state"])
@@ -57,7 +63,9 @@ def test_demonstrations_replay(env):
 
 
 def test_disturbed_demonstrations_repeat_with_their_seed_and_record_the_clean_action(env):
-    one, again, other = (experts.collect_demonstrations(env, 0, [5], seed=seed, noise=0.2)[0] for seed in (3, 3, 4))
+    one, again, other = (
+        experts.collect_demonstrations(env, 0, [5], seed=seed, noise=0.2)[0] for seed in (3, 3, 4)
+    )
     np.testing.assert_array_equal(one["actions"], again["actions"])
     assert not np.array_equal(one["state"][:10], other["state"][:10])
     env.reset(0, 5)
@@ -89,12 +97,22 @@ def test_driven_stops_at_the_time_limit():
     driven = experts.Driven(env)
     driven.reset(0, 5)
     steps = [driven.step_chunk(np.zeros((5, 7))) for _ in range(2)]
-    assert [step.num_steps for step in steps] == [5, 2] and [step.truncated for step in steps] == [False, True]
+    assert [step.num_steps for step in steps] == [5, 2] and [step.truncated for step in steps] == [
+        False,
+        True,
+    ]
     driven.close()
 
 
 def test_a_suite_without_an_expert_is_named():
-    assert experts.available("tabletop") and experts.available("libero_object") and not experts.available("libero_10")
+    assert (
+        experts.available("tabletop")
+        and experts.available("libero_object")
+        and not experts.available("libero_10")
+    )
     other = types.SimpleNamespace(spec=types.SimpleNamespace(suite="libero_10"))
-    with pytest.raises(ValueError, match="'libero_10' does not exist; choose one of: tabletop, libero_spatial, libero"):
+    with pytest.raises(
+        ValueError,
+        match="'libero_10' does not exist; choose one of: tabletop, libero_spatial, libero",
+    ):
         experts.expert(other)

@@ -20,7 +20,9 @@ def rendered():
 def test_a_frame_of_the_backend_of_these_tests(rendered):
     assert rendered.ok and rendered.remedy == ""
     assert rendered.pixel_std > 10
-    assert rendered.renderer and rendered.renderer in str(rendered) and f"({BACKEND})" in str(rendered)
+    assert (
+        rendered.renderer and rendered.renderer in str(rendered) and f"({BACKEND})" in str(rendered)
+    )
 
 
 def test_missing_library_names_library_and_package(monkeypatch):
@@ -33,7 +35,9 @@ def test_missing_library_names_library_and_package(monkeypatch):
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="MUJOCO_GL 'glfw' does not exist; choose one of: egl, osmesa"):
+    with pytest.raises(
+        ValueError, match="MUJOCO_GL 'glfw' does not exist; choose one of: egl, osmesa"
+    ):
         gl.require("glfw")
     assert not gl.probe("glfw").ok
 
@@ -43,13 +47,18 @@ def test_devices_are_listed_and_a_wrong_number_is_told():
     found = gl.devices()
     assert [one.egl for one in found] == list(range(len(found))) and found
     wrong = gl.probe("egl", 9)
-    assert wrong.reason == "EGL lists no such device" and "correct MUJOCO_EGL_DEVICE_ID" in wrong.remedy
+    assert (
+        wrong.reason == "EGL lists no such device"
+        and "correct MUJOCO_EGL_DEVICE_ID" in wrong.remedy
+    )
     with pytest.raises(ValueError, match="egl device 9 does not render"):
         gl.choose("egl", devices=(9,))
 
 
 def test_no_driver_and_the_remedy_of_each_kind_of_machine(monkeypatch, tmp_path):
-    error = child.ChildError("ImportError: Cannot initialize a EGL device display. This likely means that ...")
+    error = child.ChildError(
+        "ImportError: Cannot initialize a EGL device display. This likely means that ..."
+    )
 
     def fail(*_):
         raise error
@@ -60,11 +69,19 @@ def test_no_driver_and_the_remedy_of_each_kind_of_machine(monkeypatch, tmp_path)
     assert gl.probe("egl").reason == "EGL opens no display"
     assert "apt-get install -y libegl1" in gl.probe("egl").remedy
     monkeypatch.setattr(gl, "NVIDIA", tmp_path)
-    assert "NVIDIA_DRIVER_CAPABILITIES=all" in gl.probe("egl").remedy and "10_nvidia.json" in gl.probe("egl").remedy
-    error = child.ChildError("RuntimeError: The MUJOCO_EGL_DEVICE_ID ... must be an integer between 0 and -1 (inclusive)")
+    assert (
+        "NVIDIA_DRIVER_CAPABILITIES=all" in gl.probe("egl").remedy
+        and "10_nvidia.json" in gl.probe("egl").remedy
+    )
+    error = child.ChildError(
+        "RuntimeError: The MUJOCO_EGL_DEVICE_ID ... must be an integer between 0 and -1 (inclusive)"
+    )
     assert gl.probe("egl").reason == "EGL opens no display", "EGL's list is empty"
     error = child.ChildError("crashed with SIGSEGV")
-    assert gl.probe("egl").reason == "crashed with SIGSEGV" and "MUJOCO_GL=osmesa" in gl.probe("egl").remedy
+    assert (
+        gl.probe("egl").reason == "crashed with SIGSEGV"
+        and "MUJOCO_GL=osmesa" in gl.probe("egl").remedy
+    )
 
 
 def test_a_blank_frame_is_a_failure(monkeypatch):
@@ -80,7 +97,9 @@ def _fake(rendering: set):
     """A machine on which only these (backend, device) render."""
 
     def probe(backend, device=None, timeout_s=0.0):
-        return gl.Probe(backend, device, "" if (backend, device) in rendering else "broken", "mend it")
+        return gl.Probe(
+            backend, device, "" if (backend, device) in rendering else "broken", "mend it"
+        )
 
     return probe
 
@@ -130,7 +149,9 @@ def test_variables_of_a_worker():
     assert gl.variables("osmesa") == {"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa"}
     chosen = gl.variables("egl", 3)
     assert chosen["MUJOCO_EGL_DEVICE_ID"] == "3"
-    assert chosen["CUDA_VISIBLE_DEVICES"] == "", "robosuite refuses an EGL device that is not among the CUDA numbers"
+    assert chosen["CUDA_VISIBLE_DEVICES"] == "", (
+        "robosuite refuses an EGL device that is not among the CUDA numbers"
+    )
 
 
 def test_description_for_result_files(monkeypatch, rendered):
@@ -148,5 +169,11 @@ def test_the_command_that_setup_calls(tmp_path):
     """From another folder, as launch/setup.sh does; a failure is one sentence on stderr."""
     environment = os.environ | {"PYTHONPATH": str(child.ROOT)}
     command = [sys.executable, "-m", "pirl_jax.envs.gl", "glfw"]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and done.stderr.startswith("glfw does not render") and done.stderr.count("\n") == 1
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("glfw does not render")
+        and done.stderr.count("\n") == 1
+    )

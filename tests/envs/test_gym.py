@@ -3,9 +3,9 @@
 import warnings
 
 import gymnasium
+from gymnasium.utils import env_checker
 import numpy as np
 import pytest
-from gymnasium.utils import env_checker
 
 from pirl_jax.envs import gym, tabletop
 
@@ -25,9 +25,13 @@ def test_tabletop_passes_check_env(env):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # robosuite, LIBERO and numba warn about themselves when they are imported
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # robosuite, LIBERO and numba warn about themselves when they are imported
 def test_libero_passes_check_env(libero_assets):
-    env = gymnasium.make(LIBERO, suite="libero_object", task=3, assets=str(libero_assets), image_size_px=32)
+    env = gymnasium.make(
+        LIBERO, suite="libero_object", task=3, assets=str(libero_assets), image_size_px=32
+    )
     env.reset(seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -73,5 +77,7 @@ def test_the_end_of_an_episode_is_truncation_at_the_limit():
 def test_wrong_names():
     with pytest.raises(ValueError, match="task 9 does not exist; choose one of: 0, 1"):
         gymnasium.make(TABLETOP, task=9)
-    with pytest.raises(ValueError, match="render_mode 'ascii' does not exist; choose one of: rgb_array"):
+    with pytest.raises(
+        ValueError, match="render_mode 'ascii' does not exist; choose one of: rgb_array"
+    ):
         gym.Tabletop(render_mode="ascii")

@@ -46,11 +46,17 @@ def test_state_and_images_match_the_reference(vectors):
     data = np.load(vectors / "rlinf" / "f_libero.npz")
     for b in range(3):
         state = libero_sim.state_vector(
-            *[data[f"wrap_obs/in/robot0_{name}"][b] for name in ("eef_pos", "eef_quat", "gripper_qpos")]
+            *[
+                data[f"wrap_obs/in/robot0_{name}"][b]
+                for name in ("eef_pos", "eef_quat", "gripper_qpos")
+            ]
         )
         assert state.dtype == np.float32
         np.testing.assert_array_equal(state, data["wrap_obs/out/states"][b])
-        for key, out in (("agentview_image", "main_images"), ("robot0_eye_in_hand_image", "wrist_images")):
+        for key, out in (
+            ("agentview_image", "main_images"),
+            ("robot0_eye_in_hand_image", "wrist_images"),
+        ):
             image = libero_render.upright(data[f"wrap_obs/in/{key}"][b])
             assert image.flags.c_contiguous
             np.testing.assert_array_equal(image, data[f"wrap_obs/out/{out}"][b])
@@ -69,7 +75,14 @@ def test_chunks_match_the_reference_up_to_the_first_success(vectors, case):
     meta = json.loads(str(data[f"{prefix}/meta"]))
     limit, chunk, ignores = meta["max_episode_steps"], meta["C"], meta["ignore_terminations"]
     flags_KBC, out = data[f"{prefix}/in/sim_success_flags"], {}
-    for name in ("rewards", "terminations", "truncations", "episode_success_once", "episode_len", "has_final_info"):
+    for name in (
+        "rewards",
+        "terminations",
+        "truncations",
+        "episode_success_once",
+        "episode_len",
+        "has_final_info",
+    ):
         out[name] = data[f"{prefix}/out/{name}"]
     for b in range(meta["B"]):
         env = None
@@ -97,7 +110,9 @@ def test_chunks_match_the_reference_up_to_the_first_success(vectors, case):
 
 def test_actions_reach_the_simulator_unchanged(vectors):
     data = np.load(vectors / "rlinf" / "f_libero.npz")
-    for given, wanted in zip(*[data[f"prepare_actions_openpi/{side}/actions"] for side in ("in", "out")], strict=True):
+    for given, wanted in zip(
+        *[data[f"prepare_actions_openpi/{side}/actions"] for side in ("in", "out")], strict=True
+    ):
         received = []
         env = Scripted([False] * len(given), limit=100)
         env.step = lambda action: bool(received.append(action))
@@ -118,7 +133,9 @@ def test_rewards_match_the_reference_up_to_the_first_success(vectors, relative):
 
 
 def test_wrong_names():
-    with pytest.raises(ValueError, match="suite 'libero_30' does not exist; choose one of: libero_spatial"):
+    with pytest.raises(
+        ValueError, match="suite 'libero_30' does not exist; choose one of: libero_spatial"
+    ):
         libero.make("libero_30")
 
 
@@ -132,10 +149,22 @@ def spatial(libero_assets):
 
 def test_reset(spatial):
     step = spatial.reset(0, 0)
-    assert spatial.spec.instructions[0].startswith("pick up the black bowl between the plate and the ramekin")
-    assert step.images.shape == (2, 64, 64, 3) and step.images.dtype == np.uint8 and step.images.flags.c_contiguous
+    assert spatial.spec.instructions[0].startswith(
+        "pick up the black bowl between the plate and the ramekin"
+    )
+    assert (
+        step.images.shape == (2, 64, 64, 3)
+        and step.images.dtype == np.uint8
+        and step.images.flags.c_contiguous
+    )
     assert step.images.reshape(2, -1).std(1).min() > 20, "a camera shows nothing"
-    assert (step.reward, step.terminated, step.truncated, step.num_steps, step.frames) == (0, False, False, 0, None)
+    assert (step.reward, step.terminated, step.truncated, step.num_steps, step.frames) == (
+        0,
+        False,
+        False,
+        0,
+        None,
+    )
     assert step.state.shape == (8,) and step.state.dtype == np.float32
     stored = libero_files.init_states("libero_spatial", 0)[0]
     assert abs(step.state[7] + step.state[6]) < 1e-4 and step.state[6] > 0.03, "the gripper is open"
@@ -162,7 +191,9 @@ def test_the_name_of_an_episode_is_all_that_matters(spatial):
     np.testing.assert_array_equal(end, split_end)
     np.testing.assert_array_equal(last.images, split.images)
     assert not np.array_equal(first.images, other[0].images)
-    np.testing.assert_array_equal(np.random.get_state()[1], drawn)  # the global generator is not ours to move
+    np.testing.assert_array_equal(
+        np.random.get_state()[1], drawn
+    )  # the global generator is not ours to move
 
 
 def test_frames_are_the_executed_steps(spatial):

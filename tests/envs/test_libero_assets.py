@@ -16,7 +16,9 @@ def assets(libero_assets):
 @pytest.fixture
 def copy(assets, tmp_path):
     """Links to all files: each test breaks some."""
-    shutil.copytree(assets, tmp_path / "assets", copy_function=lambda a, b: pathlib.Path(b).symlink_to(a))
+    shutil.copytree(
+        assets, tmp_path / "assets", copy_function=lambda a, b: pathlib.Path(b).symlink_to(a)
+    )
     return tmp_path / "assets"
 
 
@@ -26,7 +28,10 @@ def test_what_the_tasks_name():
     assert "kitchen_table" not in libero_assets.categories(), "part of the scene"
     scenes = dict(libero_assets.scenes())
     assert len(scenes) == 5
-    assert scenes["scenes/libero_kitchen_tabletop_base_style.xml"]["texplane"] == "gray_ceramic_tile.png"
+    assert (
+        scenes["scenes/libero_kitchen_tabletop_base_style.xml"]["texplane"]
+        == "gray_ceramic_tile.png"
+    )
 
 
 def test_the_complete_folder(assets):
@@ -51,7 +56,9 @@ def test_each_absent_file_is_named(copy, name, said):
 
 def test_empty_files_and_lfs_pointers_are_absent(copy):
     names = ["textures/gray_ceramic_tile.png", "articulated_objects/meshes/microwave/micro.stl"]
-    for name, text in zip(names, ("", "version https://git-lfs.github.com/spec/v1\noid sha256:00\n"), strict=True):
+    for name, text in zip(
+        names, ("", "version https://git-lfs.github.com/spec/v1\noid sha256:00\n"), strict=True
+    ):
         (copy / name).unlink()
         (copy / name).write_text(text)
     assert libero_assets.missing(copy) == sorted(names)

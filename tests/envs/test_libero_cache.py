@@ -124,7 +124,9 @@ class Blind(libero.Libero):
 
 
 def blind(libero_assets, seed, cached_tasks=2):
-    env = libero.make("libero_object", libero_assets, image_size_px=2, seed=seed, cached_tasks=cached_tasks)
+    env = libero.make(
+        "libero_object", libero_assets, image_size_px=2, seed=seed, cached_tasks=cached_tasks
+    )
     env.__class__ = Blind
     return env
 
@@ -227,7 +229,9 @@ def resident_mb() -> float:
 @pytest.mark.slow
 def test_two_thousand_resets_do_not_grow(libero_assets):
     """All init states of one task over and over, one step each; in a process that does nothing else."""
-    with pool.EnvPool(functools.partial(blind, libero_assets, seed=11), num_envs=1, timeout_s=300) as envs:
+    with pool.EnvPool(
+        functools.partial(blind, libero_assets, seed=11), num_envs=1, timeout_s=300
+    ) as envs:
         process = psutil.Process(envs.process_ids[0])
         for i in range(2100):
             if i == 100:

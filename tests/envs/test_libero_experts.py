@@ -37,10 +37,14 @@ def test_grasp_and_episode_of_one_task(make):
     np.testing.assert_allclose(np.sort(np.ptp(corners, 0)), [0.018, 0.043, 0.081], atol=2e-3)
     point, direction_rad = libero_experts._grasp(scene)
     np.testing.assert_allclose(point[:2], scene.position()[:2], atol=2e-3)
-    assert abs(point[2] - (corners[:, 2].min() + libero_experts.TIP_M)) < 1e-9, "the fingertips end on the floor"
+    assert abs(point[2] - (corners[:, 2].min() + libero_experts.TIP_M)) < 1e-9, (
+        "the fingertips end on the floor"
+    )
     assert np.isclose(direction_rad, np.pi / 2 - np.pi / 8)
-    touching = [np.sum(scene.room(libero_experts._hand_points(point, a)) < libero_experts.TOUCH_M) for a in
-                (np.pi / 2, direction_rad)]
+    touching = [
+        np.sum(scene.room(libero_experts._hand_points(point, a)) < libero_experts.TOUCH_M)
+        for a in (np.pi / 2, direction_rad)
+    ]
     assert touching[0] > 0 and touching[1] == 0
     assert 0.0 < scene.opening_m() - 0.07 < 0.02
     assert scene.room(point[None])[0] < 0.0 < scene.room(point[None] + [0.0, 0.0, 0.3])[0]
@@ -73,5 +77,9 @@ def test_demonstrations_of_libero(make):
     (episode,) = experts.collect_demonstrations(env, 5, [3], seed=1)
     env.close()
     length = len(episode["actions"])
-    assert episode["success"] and 60 < length < 200 and episode["instruction"].startswith("pick up the tomato sauce")
+    assert (
+        episode["success"]
+        and 60 < length < 200
+        and episode["instruction"].startswith("pick up the tomato sauce")
+    )
     assert episode["images"].shape == (length, 2, 2, 2, 3) and episode["state"].shape == (length, 8)

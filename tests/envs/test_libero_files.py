@@ -21,13 +21,17 @@ ROOT = pathlib.Path(__file__).parents[2]
 def test_instructions_are_the_benchmarks(suite):
     """LIBERO's own function, cut out of a file that could not be imported without torch."""
     tree = ast.parse((libero_files.package() / "benchmark" / "__init__.py").read_text())
-    (function,) = [node for node in tree.body if getattr(node, "name", "") == "grab_language_from_filename"]
+    (function,) = [
+        node for node in tree.body if getattr(node, "name", "") == "grab_language_from_filename"
+    ]
     scope = {}
     exec(compile(ast.Module([function], []), "benchmark", "exec"), scope)
     tasks = libero_files.tasks(suite)
     assert len(tasks) == {"libero_90": 90, "libero_130": 130}.get(suite, 10) == len(set(tasks))
     for task in tasks:
-        assert libero_files.instruction(task.name) == scope["grab_language_from_filename"](task.name + ".bddl")
+        assert libero_files.instruction(task.name) == scope["grab_language_from_filename"](
+            task.name + ".bddl"
+        )
 
 
 @pytest.mark.parametrize("suite", libero_files.SUITES)
@@ -60,7 +64,9 @@ def test_unpickler_reads_both_numpy_generations():
     old = written.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
     assert old != written
     for data in (old, written):
-        np.testing.assert_array_equal(libero_files._ArrayUnpickler(io.BytesIO(data)).load(), np.arange(3.0))
+        np.testing.assert_array_equal(
+            libero_files._ArrayUnpickler(io.BytesIO(data)).load(), np.arange(3.0)
+        )
 
 
 def test_assets_come_from_argument_then_variable(tmp_path, monkeypatch):
@@ -111,10 +117,20 @@ libero.make("libero_goal", {str(libero_assets)!r})
 heavy = [m for m in ("torch", "transformers", "robomimic", "wandb", "jax") if m in sys.modules]
 print(heavy)
 """
-    environment = {**os.environ, "HOME": str(tmp_path), "MPLCONFIGDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "MPLCONFIGDIR": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path),
+    }
     command = [sys.executable, "-c", code]
     done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"

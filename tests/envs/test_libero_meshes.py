@@ -26,7 +26,10 @@ def ball(rows=60, columns=60, bumps_m=0.0):
     radius_m[:, -1] = radius_m[:, 0]
     radius_m[[0, -1]] = 0.1
     sine, angle = np.sin(np.pi * v), 2 * np.pi * (u % 1)
-    points = np.stack([sine * np.cos(angle), sine * np.sin(angle), np.cos(np.pi * v)], axis=-1) * radius_m[..., None]
+    points = (
+        np.stack([sine * np.cos(angle), sine * np.sin(angle), np.cos(np.pi * v)], axis=-1)
+        * radius_m[..., None]
+    )
     points[np.abs(points) < 1e-9] = 0
     grid = np.arange(v.size).reshape(v.shape)
     a, b, c, d = (x.ravel() for x in (grid[:-1, :-1], grid[:-1, 1:], grid[1:, 1:], grid[1:, :-1]))
@@ -62,10 +65,14 @@ def test_a_lighter_ball_is_still_the_ball(cache):
     assert len(corners) <= 0.5 * len(faces)
     assert np.abs(np.linalg.norm(corners, axis=2) - 0.1).max() < 0.002
     outward = corners / np.linalg.norm(corners, axis=2, keepdims=True)
-    assert np.quantile(np.einsum("gki,gki->gk", outward, normals), 0.01) > 0.95, "slivers may be worse"
+    assert np.quantile(np.einsum("gki,gki->gk", outward, normals), 0.01) > 0.95, (
+        "slivers may be worse"
+    )
     latitude = np.arccos(np.clip(outward[..., 2], -1, 1)) / np.pi
     assert np.abs(latitude - new_uv[..., 1]).mean() < 0.01
-    assert np.quantile(np.ptp(new_uv[..., 0], axis=1), 0.9) < 0.3, "a face runs across the seam of the texture"
+    assert np.quantile(np.ptp(new_uv[..., 0], axis=1), 0.9) < 0.3, (
+        "a face runs across the seam of the texture"
+    )
 
 
 def test_a_mesh_that_would_look_different_is_left_alone(cache):
@@ -84,9 +91,15 @@ def test_only_pictures_are_replaced():
     }
     xml = '<mujoco><compiler inertiagrouprange="0 0"/><asset><material name="paint" texture="t"/>'
     xml += '<texture name="t" type="2d" builtin="flat" width="8" height="8"/>'
-    xml += "".join(f'<mesh name="{name}" file="/nowhere/{name}.msh"/>' for name in [*geoms, "fitted", "unused"])
-    xml += "</asset><worldbody>" + "".join(f'<geom type="mesh" mesh="{k}" {v}/>' for k, v in geoms.items())
-    xml += f'<geom type="mesh" mesh="weighs" {picture}/><geom type="sphere" mesh="fitted" {picture}/>'
+    xml += "".join(
+        f'<mesh name="{name}" file="/nowhere/{name}.msh"/>' for name in [*geoms, "fitted", "unused"]
+    )
+    xml += "</asset><worldbody>" + "".join(
+        f'<geom type="mesh" mesh="{k}" {v}/>' for k, v in geoms.items()
+    )
+    xml += (
+        f'<geom type="mesh" mesh="weighs" {picture}/><geom type="sphere" mesh="fitted" {picture}/>'
+    )
     xml += "</worldbody></mujoco>"
     assert libero_meshes.visual_meshes(xml) == {"picture": False, "painted": True}
 
@@ -98,8 +111,12 @@ def test_physics_is_the_same(cache, tmp_path):
     assert light.nmeshface < 0.5 * exact.nmeshface
     np.testing.assert_array_equal(light.body_inertia, exact.body_inertia)
     np.testing.assert_array_equal(light.body_ipos, exact.body_ipos)
-    exact_box, light_box = (np.stack([m.geom_aabb[0, :3] + m.geom_pos[0], m.geom_aabb[0, 3:]]) for m in (exact, light))
-    np.testing.assert_allclose(np.sort(np.abs(light_box[1])), np.sort(np.abs(exact_box[1])), atol=0.01)
+    exact_box, light_box = (
+        np.stack([m.geom_aabb[0, :3] + m.geom_pos[0], m.geom_aabb[0, 3:]]) for m in (exact, light)
+    )
+    np.testing.assert_allclose(
+        np.sort(np.abs(light_box[1])), np.sort(np.abs(exact_box[1])), atol=0.01
+    )
 
 
 def test_what_touches_is_not_replaced(cache, tmp_path):

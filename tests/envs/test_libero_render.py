@@ -11,7 +11,9 @@ import pytest
 
 from pirl_jax.envs import libero_files, libero_meshes, libero_render
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # robosuite, LIBERO and numba warn when they are imported
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # robosuite, LIBERO and numba warn when they are imported
 
 SIZE_PX = 64
 CAMERAS = ("agentview", "robot0_eye_in_hand")
@@ -30,8 +32,13 @@ def scene(seed: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
         )
     if seed % 3 == 0:
         size = "0 0 1" if seed % 2 else "1 .5 1"
-        shapes.append(f'<geom type="plane" size="{size}" pos="0 0 -1" material="mirror" group="1"/>')
-    cameras = (f'<camera name="{i}" pos="{_text(-1, 1, rng)}" euler="{_text(-180, 180, rng)}"/>' for i in range(6))
+        shapes.append(
+            f'<geom type="plane" size="{size}" pos="0 0 -1" material="mirror" group="1"/>'
+        )
+    cameras = (
+        f'<camera name="{i}" pos="{_text(-1, 1, rng)}" euler="{_text(-180, 180, rng)}"/>'
+        for i in range(6)
+    )
     model = mujoco.MjModel.from_xml_string(
         '<mujoco><visual><quality shadowsize="512"/></visual><asset><material name="mirror" reflectance=".6"/>'
         '<material name="dull"/></asset><worldbody>'
@@ -54,7 +61,11 @@ class Stock:
         self.model, self.size_px = model, size_px
         libero_render.shared_context().make_current()
         self.context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
-        self.scene, self.option, self.camera = mujoco.MjvScene(model, 1000), mujoco.MjvOption(), mujoco.MjvCamera()
+        self.scene, self.option, self.camera = (
+            mujoco.MjvScene(model, 1000),
+            mujoco.MjvOption(),
+            mujoco.MjvCamera(),
+        )
         self.option.geomgroup[0] = 0
         self.camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
 
@@ -62,9 +73,14 @@ class Stock:
         libero_render.shared_context().make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.context)
         self.camera.fixedcamid = self.model.camera(camera).id
-        box, pixels = mujoco.MjrRect(0, 0, self.size_px, self.size_px), np.empty((self.size_px,) * 2 + (3,), np.uint8)
+        box, pixels = (
+            mujoco.MjrRect(0, 0, self.size_px, self.size_px),
+            np.empty((self.size_px,) * 2 + (3,), np.uint8),
+        )
         everything = mujoco.mjtCatBit.mjCAT_ALL
-        mujoco.mjv_updateScene(self.model, data, self.option, mujoco.MjvPerturb(), self.camera, everything, self.scene)
+        mujoco.mjv_updateScene(
+            self.model, data, self.option, mujoco.MjvPerturb(), self.camera, everything, self.scene
+        )
         mujoco.mjr_render(box, self.scene, self.context)
         mujoco.mjr_readPixels(pixels, None, box, self.context)
         return libero_render.upright(pixels)
@@ -109,11 +125,16 @@ def test_what_only_a_mirror_shows_is_drawn():
 
 def test_light_leaves_out_mirrors_and_multisampling():
     model, data = scene(0)
-    exact, light = (libero_render.Renderer(model, SIZE_PX, quality) for quality in libero_render.QUALITIES)
+    exact, light = (
+        libero_render.Renderer(model, SIZE_PX, quality) for quality in libero_render.QUALITIES
+    )
     assert (exact._context.offSamples, light._context.offSamples) == (4, 0)
-    difference = np.mean([
-        np.abs(exact.render(data, camera).astype(int) - light.render(data, camera)) for camera in "012345"
-    ])
+    difference = np.mean(
+        [
+            np.abs(exact.render(data, camera).astype(int) - light.render(data, camera))
+            for camera in "012345"
+        ]
+    )
     assert 0.1 < difference < 20
     exact.close()
     light.close()
@@ -124,7 +145,9 @@ def test_renderers_share_a_context_and_no_picture():
     (model, data), (other_model, other_data) = scene(2), scene(3)
     ours = libero_render.Renderer(model, SIZE_PX, "exact")
     before = ours.render(data, "1")
-    others = [libero_render.Renderer(other_model, size_px, "exact") for size_px in (32, 64, SIZE_PX)]
+    others = [
+        libero_render.Renderer(other_model, size_px, "exact") for size_px in (32, 64, SIZE_PX)
+    ]
     theirs = [other.render(other_data, "2") for other in others]
     np.testing.assert_array_equal(ours.render(data, "1"), before)
     np.testing.assert_array_equal(others[2].render(other_data, "2"), theirs[2])
@@ -157,9 +180,15 @@ def test_errors_say_the_remedy(monkeypatch):
 
 
 FIRST, *MORE = (
-    ("libero_goal", 0), ("libero_spatial", 0), ("libero_object", 0), ("libero_10", 0), ("libero_10", 2),
-    ("libero_90", 30), ("libero_90", 46), ("libero_90", 80),
-)  # fmt: skip
+    ("libero_goal", 0),
+    ("libero_spatial", 0),
+    ("libero_object", 0),
+    ("libero_10", 0),
+    ("libero_10", 2),
+    ("libero_90", 30),
+    ("libero_90", 46),
+    ("libero_90", 80),
+)
 
 
 @pytest.fixture(scope="module")
@@ -180,11 +209,15 @@ def make_stock(libero_assets, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield stock
-    if "mujoco.egl" in sys.modules:  # robosuite's exit and ours end the same display; nobody needs to
+    if (
+        "mujoco.egl" in sys.modules
+    ):  # robosuite's exit and ours end the same display; nobody needs to
         atexit.unregister(sys.modules["mujoco.egl"].EGL.eglTerminate)
 
 
-@pytest.mark.parametrize("suite, task", [FIRST, *(pytest.param(*task, marks=pytest.mark.slow) for task in MORE)])
+@pytest.mark.parametrize(
+    "suite, task", [FIRST, *(pytest.param(*task, marks=pytest.mark.slow) for task in MORE)]
+)
 def test_libero_is_pixel_identical_to_robosuite(suite, task, make_stock):
     with make_stock(suite, task) as env:
         model, data = env.sim.model._model, env.sim.data._data
@@ -214,9 +247,17 @@ def test_light_moves_as_exact_and_looks_alike(suite, task, make_stock):
         _push([(model, data), (light_model, light_data)], np.random.default_rng(0), steps=50)
         np.testing.assert_array_equal(light_data.qpos, data.qpos)
         np.testing.assert_array_equal(light_data.qvel, data.qvel)
-        exact, light = (libero_render.Renderer(*args) for args in ((model, 128, "exact"), (light_model, 128, "light")))
-        pairs = [(exact.render(data, camera).astype(int), light.render(light_data, camera)) for camera in CAMERAS]
-        assert 0 < np.mean([np.abs(a - b).mean() for a, b in pairs]) < 6, "grey levels of 255; 1 to 3.5 measured"
+        exact, light = (
+            libero_render.Renderer(*args)
+            for args in ((model, 128, "exact"), (light_model, 128, "light"))
+        )
+        pairs = [
+            (exact.render(data, camera).astype(int), light.render(light_data, camera))
+            for camera in CAMERAS
+        ]
+        assert 0 < np.mean([np.abs(a - b).mean() for a, b in pairs]) < 6, (
+            "grey levels of 255; 1 to 3.5 measured"
+        )
         assert light_model.nmeshface < 0.45 * model.nmeshface
         exact.close()
         light.close()

@@ -24,7 +24,9 @@ def build(libero_assets):
 
     def get(suite, task):
         if (suite, task) not in built:
-            built[suite, task] = libero_sim.Simulator(suite, task, libero_assets, SETTLE_STEPS, seed=0)
+            built[suite, task] = libero_sim.Simulator(
+                suite, task, libero_assets, SETTLE_STEPS, seed=0
+            )
         return built[suite, task]
 
     yield get
@@ -45,7 +47,9 @@ def stock_episode(libero_assets, suite, task, init_states, actions):
     from libero.libero.envs import env_wrapper
 
     stock = env_wrapper.ControlEnv(
-        bddl_file_name=str(libero_files.bddl_file(suite, task)), use_camera_obs=False, has_offscreen_renderer=False
+        bddl_file_name=str(libero_files.bddl_file(suite, task)),
+        use_camera_obs=False,
+        has_offscreen_renderer=False,
     )
     for init_state in init_states:
         stock.env.object_property_initializers.clear()
@@ -74,7 +78,9 @@ def assert_stock(simulator, episodes, actions):
 
 def test_trajectory_is_stock_liberos(build, libero_assets):
     simulator = build("libero_object", 0)
-    assert_stock(simulator, stock_episode(libero_assets, "libero_object", 0, [1, 3], ACTIONS[:12]), ACTIONS)
+    assert_stock(
+        simulator, stock_episode(libero_assets, "libero_object", 0, [1, 3], ACTIONS[:12]), ACTIONS
+    )
 
 
 @pytest.mark.parametrize("init_state", [3, 5])
@@ -83,13 +89,21 @@ def test_soft_reset_is_a_hard_reset(build, libero_assets, init_state):
     simulator = build("libero_10", 3)
     simulator.start(0)
     simulator.step(ACTIONS[0])
-    assert_stock(simulator, stock_episode(libero_assets, "libero_10", 3, [init_state], ACTIONS[:2]), ACTIONS)
+    assert_stock(
+        simulator, stock_episode(libero_assets, "libero_10", 3, [init_state], ACTIONS[:2]), ACTIONS
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "suite, task",
-    [("libero_spatial", 0), ("libero_object", 0), ("libero_goal", 0), ("libero_10", 2), ("libero_90", 0)],
+    [
+        ("libero_spatial", 0),
+        ("libero_object", 0),
+        ("libero_goal", 0),
+        ("libero_10", 2),
+        ("libero_90", 0),
+    ],
 )
 def test_a_hundred_actions_are_stock_liberos(build, libero_assets, suite, task):
     simulator = build(suite, task)
@@ -99,7 +113,11 @@ def test_a_hundred_actions_are_stock_liberos(build, libero_assets, suite, task):
 
 @pytest.mark.slow
 def test_more_resets_of_the_open_drawer_are_hard_resets(build, libero_assets):
-    assert_stock(build("libero_10", 3), stock_episode(libero_assets, "libero_10", 3, range(0, 50, 5), ACTIONS[:2]), ACTIONS)
+    assert_stock(
+        build("libero_10", 3),
+        stock_episode(libero_assets, "libero_10", 3, range(0, 50, 5), ACTIONS[:2]),
+        ACTIONS,
+    )
 
 
 def test_a_snapshot_continues_anywhere(build, libero_assets):
@@ -123,7 +141,9 @@ def test_a_snapshot_continues_anywhere(build, libero_assets):
         for ours, theirs in zip(go_on(one), expected):
             np.testing.assert_array_equal(ours, theirs)
     other.close()
-    assert len(libero_control._operational_space.signatures) == 1, "a restored array of another layout: 10 s to compile"
+    assert len(libero_control._operational_space.signatures) == 1, (
+        "a restored array of another layout: 10 s to compile"
+    )
 
 
 def test_data_shows_the_final_state(build):
@@ -131,7 +151,10 @@ def test_data_shows_the_final_state(build):
     simulator = build("libero_object", 0)
     simulator.start(0)
     simulator.step(ACTIONS[0])
-    seen = [getattr(simulator.data, name).copy() for name in ("xpos", "geom_xpos", "site_xpos", "cam_xpos", "cam_xmat")]
+    seen = [
+        getattr(simulator.data, name).copy()
+        for name in ("xpos", "geom_xpos", "site_xpos", "cam_xpos", "cam_xmat")
+    ]
     before = simulator.snapshot().physics
     mujoco.mj_forward(simulator.model, simulator.data)
     for name, values in zip(("xpos", "geom_xpos", "site_xpos", "cam_xpos", "cam_xmat"), seen):

@@ -11,7 +11,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def test_every_task_of_libero(libero_assets):
-    make = functools.partial(libero.make, "libero_130", libero_assets, image_size_px=64, cached_tasks=1)
+    make = functools.partial(
+        libero.make, "libero_130", libero_assets, image_size_px=64, cached_tasks=1
+    )
     actions = np.random.default_rng(0).uniform(-1, 1, (2, 5, 7))
     first_images, ends = [], []
     with pool.EnvPool(make, num_envs=2, timeout_s=300) as envs:
@@ -23,8 +25,12 @@ def test_every_task_of_libero(libero_assets):
             end = envs.recv([0, 1])
             assert not start.lost.any() and not end.lost.any(), f"task {task} or {task + 1}"
             assert (end.num_steps == 5).all() and np.isfinite(end.state).all()
-            assert (start.images.reshape(2, 2, -1).std(-1) > 15).all(), f"task {task} or {task + 1}: a camera shows nothing"
-            assert (np.abs(end.state[:, :3] - start.state[:, :3]).max(1) > 1e-3).all(), "the arm moves"
+            assert (start.images.reshape(2, 2, -1).std(-1) > 15).all(), (
+                f"task {task} or {task + 1}: a camera shows nothing"
+            )
+            assert (np.abs(end.state[:, :3] - start.state[:, :3]).max(1) > 1e-3).all(), (
+                "the arm moves"
+            )
             first_images += list(start.images[:, 0])
             ends += list(end.state)
     assert len({image.tobytes() for image in first_images}) == 130, "no two tasks look the same"

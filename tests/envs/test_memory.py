@@ -22,7 +22,9 @@ def test_two_maps_show_the_same_and_the_file_has_no_name():
 
 def test_state_lies_aligned_for_any_image_size():
     descriptor = memory.create()
-    block = memory.Memory(descriptor, probes.make("constant", image_size_px=3).spec, num_envs=3, owner=True)
+    block = memory.Memory(
+        descriptor, probes.make("constant", image_size_px=3).spec, num_envs=3, owner=True
+    )
     assert block.state_ES.flags.aligned and block.images_EVYX3.nbytes == 3 * 2 * 27
     block.close()
     os.close(descriptor)

@@ -13,7 +13,11 @@ from pirl_jax.envs import pool
 @pytest.fixture(autouse=True)
 def nothing_left_behind():
     """No test of this file leaves a process, a shared block or an open file."""
-    shared, children, files = set(os.listdir("/dev/shm")), set(psutil.Process().children()), psutil.Process().num_fds()
+    shared, children, files = (
+        set(os.listdir("/dev/shm")),
+        set(psutil.Process().children()),
+        psutil.Process().num_fds(),
+    )
     yield
     assert not set(psutil.Process().children()) - children
     assert not set(os.listdir("/dev/shm")) - shared
@@ -33,7 +37,11 @@ def test_batches_have_the_order_of_the_slots(shared_pool):
     envs.reset([0, 1, 2], [0, 0, 0], [1, 0, 1])
     first = envs.recv([2, 1, 0])
     assert first.images.shape == (3, 2, 4, 4, 3) and first.images.dtype == np.uint8
-    assert first.state[:, 0].tolist() == [1, -1, 1] and first.images[:, 0, 0, 0, 0].tolist() == [255, 0, 255]
+    assert first.state[:, 0].tolist() == [1, -1, 1] and first.images[:, 0, 0, 0, 0].tolist() == [
+        255,
+        0,
+        255,
+    ]
     assert first.num_steps.tolist() == [0, 0, 0] and not first.terminated.any()
     envs.send([1, 0, 2], np.stack([CHUNK, CHUNK * 0.5, CHUNK * 2]))
     last = envs.recv([0, 1, 2])
@@ -65,7 +73,9 @@ def test_the_first_ready_do_not_wait_for_the_slow(shared_pool):
     assert envs.recv([0]).state[0, 0] == -1
     slots, step = envs.recv_any(1)
     assert slots.tolist() == [1] and step.reward.tolist() == [-0.5]
-    assert (envs.env_seconds - seconds)[1] > 0.49 and (envs.env_seconds - seconds)[[0, 2]].max() < 0.4
+    assert (envs.env_seconds - seconds)[1] > 0.49 and (envs.env_seconds - seconds)[
+        [0, 2]
+    ].max() < 0.4
 
 
 def test_frames_only_when_asked_for(shared_pool):
@@ -90,7 +100,9 @@ def test_misuse_is_named(shared_pool):
     envs.recv([0])
     with pytest.raises(ValueError, match="slot 0 has no episode"):
         envs.send([0], CHUNK[None])
-    with pytest.raises(ValueError, match="task 1, init state 0 does not exist: probe_conditioned has 1 tasks"):
+    with pytest.raises(
+        ValueError, match="task 1, init state 0 does not exist: probe_conditioned has 1 tasks"
+    ):
         envs.reset([0], [1], [0])
     assert envs.num_busy == 0
     with pytest.raises(ValueError, match="num_workers is 4"):

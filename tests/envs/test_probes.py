@@ -35,7 +35,9 @@ def test_rewards(name, init_state, rewards):
     assert all(step.num_steps == 5 and not step.truncated for step in rest)
 
 
-@pytest.mark.parametrize("name, init_state, sign", [("observed", 0, -1), ("observed", 1, 1), ("delayed", 0, -1)])
+@pytest.mark.parametrize(
+    "name, init_state, sign", [("observed", 0, -1), ("observed", 1, 1), ("delayed", 0, -1)]
+)
 def test_sign_is_in_every_pixel_and_state_entry(name, init_state, sign):
     first = episode(name, init_state)[0]
     assert first.images.shape == (2, 4, 4, 3) and first.images.dtype == np.uint8

@@ -76,7 +76,9 @@ def test_requests_that_could_never_be_met_are_refused(envs):
 def test_lockstep_with_an_idle_slot_is_refused(envs):
     with queue.ReadyQueue(envs) as ready:
         reset(envs, [0, 1], [1, 1])
-        with pytest.raises(ValueError, match=r"slots \[2\] are asked for, but nothing is under way there"):
+        with pytest.raises(
+            ValueError, match=r"slots \[2\] are asked for, but nothing is under way there"
+        ):
             ready.get(2, slots=[0, 2])
         ready.get(2)
 
@@ -100,8 +102,16 @@ def test_a_lost_episode_is_a_row_of_the_batch():
         troubled.send(ready, [0, 1])
         assert ready.num_pending == 2
         step = ready.recv([1, 0])
-        assert step.lost.tolist() == [True, False] and step.reward.tolist() == [0, 0.5] and not step.images[0].any()
-        assert ready.num_pending == 0 and ready.counters() == {"restarts": 1, "recycled": 0, "lost_episodes": 1}
+        assert (
+            step.lost.tolist() == [True, False]
+            and step.reward.tolist() == [0, 0.5]
+            and not step.images[0].any()
+        )
+        assert ready.num_pending == 0 and ready.counters() == {
+            "restarts": 1,
+            "recycled": 0,
+            "lost_episodes": 1,
+        }
 
 
 def test_an_idle_worker_that_dies_is_noticed_without_a_request():
@@ -116,9 +126,8 @@ def test_an_idle_worker_that_dies_is_noticed_without_a_request():
 
 def test_whatever_ends_the_thread_comes_out_of_get(envs, monkeypatch):
     monkeypatch.setattr(envs, "wait", lambda limit_s: sys.exit("not even an Exception"))
-    with queue.ReadyQueue(envs) as ready:
-        with pytest.raises(SystemExit, match="not even"):
-            ready.get(1)
+    with queue.ReadyQueue(envs) as ready, pytest.raises(SystemExit, match="not even"):
+        ready.get(1)
 
 
 def test_close_ends_a_get_that_waits_for_a_hung_env(monkeypatch):

@@ -73,7 +73,9 @@ def test_an_unsuccessful_leg_starts_the_script_again():
         tries.append(len(tries))
         target = np.array([0.0, 0.0, 0.01 * len(tries)])
         return [
-            servo.Leg("close", lambda: target, servo.CLOSE, steps=2, succeeded=lambda: len(tries) == 3),
+            servo.Leg(
+                "close", lambda: target, servo.CLOSE, steps=2, succeeded=lambda: len(tries) == 3
+            ),
             servo.Leg("done", lambda: target, servo.OPEN, steps=1000),
         ]
 

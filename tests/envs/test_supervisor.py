@@ -78,18 +78,31 @@ def test_a_fault_in_a_chunk_costs_the_episodes_of_its_worker_and_nothing_else(en
     send(envs, [0, 1, 2])
     step = envs.recv([0, 1, 2])
     assert step.lost.tolist() == [False, False, True] and step.reward.tolist() == [0.5, 0.5, 0]
-    assert not step.images[2].any() and not step.state[2].any() and step.num_steps.tolist() == [5, 5, 0]
+    assert (
+        not step.images[2].any()
+        and not step.state[2].any()
+        and step.num_steps.tolist() == [5, 5, 0]
+    )
     assert not step.terminated.any() and not step.truncated.any()
     envs._workers.timeout_s = 60.0
-    assert lost_after(envs, [0, 1]) == [True, False]  # the episode of slot 0 died between two chunks
+    assert lost_after(envs, [0, 1]) == [
+        True,
+        False,
+    ]  # the episode of slot 0 died between two chunks
     with pytest.raises(ValueError, match="slot 0 has no episode"):
         send(envs, [0])
     begin(envs, [0, 2], [WELL, WELL])
     assert lost_after(envs, [0, 2]) == [False, False]
     after = envs.process_ids
-    assert after[0] == after[2] != before[0] and after[1] == before[1] and not psutil.pid_exists(before[0])
+    assert (
+        after[0] == after[2] != before[0]
+        and after[1] == before[1]
+        and not psutil.pid_exists(before[0])
+    )
     assert {name: envs.counters()[name] - counters[name] for name in counters} == {
-        "restarts": 1, "recycled": 0, "lost_episodes": 2,
+        "restarts": 1,
+        "recycled": 0,
+        "lost_episodes": 2,
     }
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and "\n" not in record.getMessage()
@@ -140,7 +153,9 @@ def test_idle_workers_that_die(envs):
     begin(envs, [0, 1, 2], [WELL] * 3)
     assert lost_after(envs, [0, 1, 2]) == [False] * 3
     assert {name: envs.counters()[name] - counters[name] for name in counters} == {
-        "restarts": 2, "recycled": 0, "lost_episodes": 1,
+        "restarts": 2,
+        "recycled": 0,
+        "lost_episodes": 1,
     }
 
 
@@ -210,12 +225,20 @@ def test_a_spent_budget_tells_the_first_cause_once(caplog):
             assert lost_after(envs, [2]) == [True]
         begin(envs, [0, 2], [WELL, STATE["kill"]])
         send(envs, [0, 2])
-        with pytest.raises(pool.EnvError, match=rf"env 2 \(task 0, init state {STATE['raise']}\)") as caught:
+        with pytest.raises(
+            pool.EnvError, match=rf"env 2 \(task 0, init state {STATE['raise']}\)"
+        ) as caught:
             envs.recv([0, 2])
         message = str(caught.value)
-        assert message.count("FloatingPointError: the arm exploded") == 2  # the summary, the end of its traceback
-        assert "in step_chunk" in message and "exit code" not in message and "SIGKILL" not in message
-        assert "first of 3 failures within an hour; restarts_per_hour allows to replace 2" in message
+        assert (
+            message.count("FloatingPointError: the arm exploded") == 2
+        )  # the summary, the end of its traceback
+        assert (
+            "in step_chunk" in message and "exit code" not in message and "SIGKILL" not in message
+        )
+        assert (
+            "first of 3 failures within an hour; restarts_per_hour allows to replace 2" in message
+        )
         reset(envs, [1], [WELL])  # says nothing: recv does, and always the same
         with pytest.raises(pool.EnvError) as again:
             envs.recv([1])
@@ -235,7 +258,9 @@ def test_the_budget_is_one_of_an_hour(monkeypatch):
 def test_a_worker_that_dies_while_it_starts_again(tmp_path):
     counter = tmp_path / "deaths"
     counter.write_text("0")
-    with pool.EnvPool(functools.partial(troubled.Fragile, counter), num_envs=1, timeout_s=60) as envs:
+    with pool.EnvPool(
+        functools.partial(troubled.Fragile, counter), num_envs=1, timeout_s=60
+    ) as envs:
         begin(envs, [0], [STATE["kill"]])
         counter.write_text("2")
         assert lost_after(envs, [0]) == [True]
@@ -291,7 +316,9 @@ def test_slots_move_to_a_fresh_worker_one_by_one():
         begin(envs, [1], [WELL])
         assert play(envs, [0, 1]) == [envs.process_ids[0]] * 2 and old not in envs.process_ids
         assert envs.counters() == {"restarts": 0, "recycled": 1, "lost_episodes": 0}
-        play_until(envs, [0, 1], lambda _: not psutil.pid_exists(old) and envs.counters()["recycled"] == 2)
+        play_until(
+            envs, [0, 1], lambda _: not psutil.pid_exists(old) and envs.counters()["recycled"] == 2
+        )
 
 
 def test_a_slot_without_an_episode_does_not_hold_the_old_worker():
@@ -329,7 +356,9 @@ def test_a_worker_that_grows_is_replaced_in_time():
         until_s = time.monotonic() + 30
         while envs.counters()["recycled"] < 2 and time.monotonic() < until_s:
             play(envs, [0])
-            time.sleep(0.05)  # a leak of 20 MB in 50 ms: it shall not outrun the start of the successor
+            time.sleep(
+                0.05
+            )  # a leak of 20 MB in 50 ms: it shall not outrun the start of the successor
         counters = envs.counters()
         assert counters["recycled"] == 2 and counters["lost_episodes"] == 0
         assert psutil.Process(envs.process_ids[0]).memory_info().rss < first + 1e9
@@ -337,7 +366,9 @@ def test_a_worker_that_grows_is_replaced_in_time():
 
 def test_two_thousand_resets_do_not_grow():
     factory = functools.partial(troubled.Marked, 1)
-    with pool.EnvPool(factory, num_envs=2, num_workers=1, timeout_s=60, recycle_growth_gb=0.02) as envs:
+    with pool.EnvPool(
+        factory, num_envs=2, num_workers=1, timeout_s=60, recycle_growth_gb=0.02
+    ) as envs:
         sizes = []
         for count in range(2000):
             begin(envs, [0, 1], [WELL, WELL])
@@ -372,7 +403,10 @@ def test_two_pools_in_one_process_do_not_touch_each_other():
 def test_random_kills_lose_episodes_but_no_answer():
     """One thread posts, one receives, one kills: every episode ends or is reported lost, and nothing hangs."""
     started = ended = lost = 0
-    with make(num_envs=6, num_workers=2, decisions=2, restarts_per_hour=1000) as envs, queue.ReadyQueue(envs) as ready:
+    with (
+        make(num_envs=6, num_workers=2, decisions=2, restarts_per_hour=1000) as envs,
+        queue.ReadyQueue(envs) as ready,
+    ):
         done = threading.Event()
         killer = threading.Thread(target=kill_at_random, args=(envs, done))
         killer.start()

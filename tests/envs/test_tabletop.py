@@ -33,8 +33,15 @@ def replay(env, task, init_state, actions_IA):
 
 def test_contract(env):
     step = env.reset(0, 0)
-    assert env.spec.num_tasks == len(tabletop.TASKS) and env.spec.instructions[0] == "lift the red cube"
-    assert step.images.shape == (2, 64, 64, 3) and step.images.dtype == np.uint8 and step.images.flags.c_contiguous
+    assert (
+        env.spec.num_tasks == len(tabletop.TASKS)
+        and env.spec.instructions[0] == "lift the red cube"
+    )
+    assert (
+        step.images.shape == (2, 64, 64, 3)
+        and step.images.dtype == np.uint8
+        and step.images.flags.c_contiguous
+    )
     assert step.state.shape == (8,) and step.state.dtype == np.float32
     assert (step.reward, step.terminated, step.truncated, step.num_steps) == (0.0, False, False, 0)
     step = env.step_chunk(np.tile(STILL, (3, 1)), record=True)
@@ -57,8 +64,14 @@ def test_an_episode_is_a_function_of_its_name_and_actions(env):
 
 
 def test_placements_keep_their_distance_and_differ():
-    names = [(task, init_state) for task in range(len(tabletop.TASKS)) for init_state in range(0, 1000, 10)]
-    xy = np.array([[placed[:2] for placed in tabletop.placement(*name).values()] for name in names])  # [N,3,2]
+    names = [
+        (task, init_state)
+        for task in range(len(tabletop.TASKS))
+        for init_state in range(0, 1000, 10)
+    ]
+    xy = np.array(
+        [[placed[:2] for placed in tabletop.placement(*name).values()] for name in names]
+    )  # [N,3,2]
     for one, two in ((0, 1), (0, 2), (1, 2)):
         assert np.linalg.norm(xy[:, one] - xy[:, two], axis=-1).min() >= tabletop.CLEARANCE_M
     assert np.all(np.abs(xy) <= np.array(list(tabletop.REACH_M.values())))
@@ -80,7 +93,9 @@ def test_a_delta_action_moves_the_gripper_along_its_axis(env, axis, sign):
     action_A = STILL.copy()
     action_A[axis] = sign * 0.3
     moved = env.step_chunk(np.tile(action_A, (6, 1))).state[:3] - before[:3]
-    assert 0.015 < sign * moved[axis] < 0.09  # of 6 x 15 mm: each goal starts from the pose that lags behind
+    assert (
+        0.015 < sign * moved[axis] < 0.09
+    )  # of 6 x 15 mm: each goal starts from the pose that lags behind
     assert np.abs(np.delete(moved, axis)).max() < 0.01
 
 
@@ -156,7 +171,9 @@ def test_cubes_target_and_fingers_are_seen(quality):
         red, green, blue = (view[..., i] - view.sum(-1) / 3 > 50 for i in range(3))
         assert red.sum() > 20 and green.sum() > 20 and blue.sum() > 20
     columns = np.nonzero(agent[..., 0] - agent.sum(-1) / 3 > 50)[1]
-    assert (columns.mean() > 32) == (tabletop.placement(0, 800)["red"][1] < 0)  # mirrored, as LIBERO's rotated pictures
+    assert (columns.mean() > 32) == (
+        tabletop.placement(0, 800)["red"][1] < 0
+    )  # mirrored, as LIBERO's rotated pictures
     dark = agent[:20].max(-1) < 90  # the fingers, against the table
     assert dark.sum() > 5 or quality == "exact"
     assert np.isfinite(states[0]).all()
@@ -174,7 +191,9 @@ def test_both_qualities_have_the_same_physics():
 
 def test_axis_angle():
     np.testing.assert_array_equal(tabletop.axis_angle([1, 0, 0, 0]), np.zeros(3))
-    np.testing.assert_allclose(tabletop.axis_angle([np.cos(0.3), 0, np.sin(0.3), 0]), [0, 0.6, 0], atol=1e-12)
+    np.testing.assert_allclose(
+        tabletop.axis_angle([np.cos(0.3), 0, np.sin(0.3), 0]), [0, 0.6, 0], atol=1e-12
+    )
     long_way = tabletop.axis_angle([-np.cos(0.3), 0, -np.sin(0.3), 0])
     np.testing.assert_allclose(long_way, [0, 0.6 - 2 * np.pi, 0], atol=1e-12)
 
@@ -199,7 +218,9 @@ def test_torques_equal_robosuite(env):
         data.qpos[:], data.qvel[:], theirs.new_update = env.data.qpos, env.data.qvel, True
         theirs.set_goal(action_A[:6])
         env._arm.set_goal(action_A[:6])
-        np.testing.assert_allclose(env._arm.torques(), theirs.run_controller(), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(
+            env._arm.torques(), theirs.run_controller(), rtol=1e-5, atol=1e-4
+        )
         env._control_step(action_A)
 
 
@@ -207,6 +228,8 @@ def test_torques_equal_robosuite(env):
 def test_every_start_state_has_room_for_all(task):
     """A shrunk area may lie within the clearance of what was placed first: then all are placed anew."""
     for init_state in [*range(0, 1000, 50), 800]:
-        places = np.array([place[:2] for place in tabletop.placement(task, init_state, spread=0.5).values()])
+        places = np.array(
+            [place[:2] for place in tabletop.placement(task, init_state, spread=0.5).values()]
+        )
         apart_m = np.linalg.norm(places[:, None] - places[None], axis=-1) + np.eye(len(places))
         assert apart_m.min() >= tabletop.CLEARANCE_M - 1e-12

@@ -71,7 +71,9 @@ class Device(probes.Constant):
 
 
 def test_workers_draw_on_the_devices_in_turn():
-    with pool.EnvPool(functools.partial(Device, 4, 5), num_envs=4, num_workers=3, render_devices=(2, 5)) as envs:
+    with pool.EnvPool(
+        functools.partial(Device, 4, 5), num_envs=4, num_workers=3, render_devices=(2, 5)
+    ) as envs:
         envs.reset(range(4), [0] * 4, [0] * 4)
         assert envs.recv(range(4)).state[:, 0].tolist() == [2, 5, 2, 2]
 
@@ -97,7 +99,9 @@ def test_workers_exit_when_the_parent_is_killed(tmp_path):
         """)
     )
     before = set(os.listdir("/dev/shm"))
-    done = subprocess.run([sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
+    done = subprocess.run(
+        [sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60
+    )
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 3
     deadline_s = time.monotonic() + 5

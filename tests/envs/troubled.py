@@ -11,7 +11,9 @@ import numpy as np
 from pirl_jax.envs import pool, probes
 
 CHUNK = np.full((5, 7), 0.5, np.float32)
-WELL = 1  # init state without trouble; 0 has the env's own trouble, 2 and up are those of this table
+WELL = (
+    1  # init state without trouble; 0 has the env's own trouble, 2 and up are those of this table
+)
 TROUBLES = ("raise", "exit", "kill", "stop", "hang", "slow", "spin", "raise in reset")
 STATE = {name: 2 + i for i, name in enumerate(TROUBLES)}  # trouble -> init state
 
@@ -97,7 +99,9 @@ class Fragile(Troubled):
 
 
 def make(trouble="", num_envs=3, num_workers=None, timeout_s=60.0, decisions=1, **options):
-    return pool.EnvPool(functools.partial(Troubled, trouble, decisions), num_envs, num_workers, timeout_s, **options)
+    return pool.EnvPool(
+        functools.partial(Troubled, trouble, decisions), num_envs, num_workers, timeout_s, **options
+    )
 
 
 def reset(envs, slots, init_states):

@@ -7,13 +7,14 @@ import pytest
 from pirl_jax.core import spec
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import state as states
-from pirl_jax.models import pi0
-from pirl_jax.models import variants
+from pirl_jax.models import pi0, variants
 
 
 def group(z, prefix):
     """Arrays under a prefix as a nested dict; torch's dotted names become paths."""
-    return spec.unflatten({k[len(prefix) :].replace(".", "/"): z[k] for k in z.files if k.startswith(prefix)})
+    return spec.unflatten(
+        {k[len(prefix) :].replace(".", "/"): z[k] for k in z.files if k.startswith(prefix)}
+    )
 
 
 def config(meta):
@@ -21,15 +22,33 @@ def config(meta):
     total = meta.get("total_training_steps", 0)
     warmup = meta.get("lr_warmup_steps", int(meta.get("lr_warmup_steps_ratio", 0) * total))
     return optimizer.OptimizerConfig(
-        lr=meta["lr"], value_lr=meta["value_lr"], b1=meta["adam_beta1"], b2=meta["adam_beta2"], eps=meta["adam_eps"],
-        weight_decay=meta["weight_decay"], clip_grad=meta["clip_grad"], schedule=meta.get("lr_scheduler", "constant"),
-        warmup_steps=warmup, decay_steps=total, min_lr_ratio=rate,
-    )  # fmt: skip
+        lr=meta["lr"],
+        value_lr=meta["value_lr"],
+        b1=meta["adam_beta1"],
+        b2=meta["adam_beta2"],
+        eps=meta["adam_eps"],
+        weight_decay=meta["weight_decay"],
+        clip_grad=meta["clip_grad"],
+        schedule=meta.get("lr_scheduler", "constant"),
+        warmup_steps=warmup,
+        decay_steps=total,
+        min_lr_ratio=rate,
+    )
 
 
 # critic_warmup, after which the reference primes a new optimiser with a stale gradient (README, Q27): test_reference_runs.py.
 @pytest.mark.parametrize(
-    "case", ["default", "biglr", "noclip", "cosine", "cosine_warm", "const_warm", "openpi_cosine", "nonfinite"]
+    "case",
+    [
+        "default",
+        "biglr",
+        "noclip",
+        "cosine",
+        "cosine_warm",
+        "const_warm",
+        "openpi_cosine",
+        "nonfinite",
+    ],
 )
 def test_reference_steps(vectors, case):
     z = np.load(vectors / "rlinf" / "g_optim.npz")
@@ -40,18 +59,32 @@ def test_reference_steps(vectors, case):
     opt_state = optimizer.init(cfg, params)
     iteration = 0
     for step in range(meta["n_steps"]):
-        params, opt_state, metrics = apply(group(z, f"{case}/in/grad{step}."), opt_state, params, iteration)
+        params, opt_state, metrics = apply(
+            group(z, f"{case}/in/grad{step}."), opt_state, params, iteration
+        )
         iteration += step in meta["lr_scheduler_step_after"]
-        np.testing.assert_allclose(metrics["grad_norm"], z[f"{case}/out/grad_norm{step}"], rtol=1e-5)
+        np.testing.assert_allclose(
+            metrics["grad_norm"], z[f"{case}/out/grad_norm{step}"], rtol=1e-5
+        )
         rates = [metrics["lr"], metrics["value_lr"]]
         np.testing.assert_allclose(rates, z[f"{case}/out/lr{step}"], rtol=1e-5, atol=1e-9)
         want = spec.flatten(group(z, f"{case}/out/param{step}."))
         for path, x in spec.flatten(params).items():
-            np.testing.assert_allclose(x, want[path], rtol=1e-5, atol=1e-6, err_msg=f"step {step} {path}")
+            np.testing.assert_allclose(
+                x, want[path], rtol=1e-5, atol=1e-6, err_msg=f"step {step} {path}"
+            )
 
 
 @pytest.mark.parametrize(
-    "name", ["cosine_libero10", "cosine_warm", "cosine_warm_ratio", "constant", "constant_warm", "openpi_cosine"]
+    "name",
+    [
+        "cosine_libero10",
+        "cosine_warm",
+        "cosine_warm_ratio",
+        "constant",
+        "constant_warm",
+        "openpi_cosine",
+    ],
 )
 def test_reference_schedules(vectors, name):
     """The reference's cosine rises again after its end (the wave goes on); ours stays at its minimum."""
@@ -62,7 +95,9 @@ def test_reference_schedules(vectors, name):
     got = np.stack([rates["policy"], rates["value"]], axis=1)
     until = cfg.decay_steps + 1 if cfg.schedule == "cosine" else len(want)
     np.testing.assert_allclose(got[:until], want[:until], rtol=1e-5, atol=1e-9)
-    np.testing.assert_allclose(got[until:], np.broadcast_to(got[until - 1], got[until:].shape), rtol=1e-6)
+    np.testing.assert_allclose(
+        got[until:], np.broadcast_to(got[until - 1], got[until:].shape), rtol=1e-6
+    )
 
 
 OPENPI_LR = {
@@ -77,7 +112,11 @@ def test_openpi_schedules(vectors, name):
     z = np.load(vectors / "openpi" / "data_small.npz")
     peak, warmup, decay, last = OPENPI_LR[name]
     cfg = optimizer.OptimizerConfig(
-        lr=peak, schedule="openpi_cosine", warmup_steps=warmup, decay_steps=decay, min_lr_ratio=last / peak
+        lr=peak,
+        schedule="openpi_cosine",
+        warmup_steps=warmup,
+        decay_steps=decay,
+        min_lr_ratio=last / peak,
     )
     got = optimizer.learning_rates(cfg, z["lr/steps"])["policy"]
     np.testing.assert_allclose(got, z[f"lr/{name}"], rtol=2e-6, atol=1e-7 * peak)
@@ -85,10 +124,19 @@ def test_openpi_schedules(vectors, name):
 
 # Not recorded in the file, but unique: fitted to its parameters to 1e-13.
 OPENPI_STEPS = {
-    "adamw_default": dict(lr=0.01, weight_decay=1e-10, warmup_steps=3, decay_steps=20, min_lr_ratio=0.1),
+    "adamw_default": dict(
+        lr=0.01, weight_decay=1e-10, warmup_steps=3, decay_steps=20, min_lr_ratio=0.1
+    ),
     "adamw_wd": dict(
-        lr=0.03, weight_decay=0.1, warmup_steps=2, decay_steps=10, min_lr_ratio=1 / 30,
-        b1=0.8, b2=0.99, eps=1e-6, clip_grad=0.5,
+        lr=0.03,
+        weight_decay=0.1,
+        warmup_steps=2,
+        decay_steps=10,
+        min_lr_ratio=1 / 30,
+        b1=0.8,
+        b2=0.99,
+        eps=1e-6,
+        clip_grad=0.5,
     ),
 }
 
@@ -101,8 +149,12 @@ def test_openpi_steps(vectors, name):
     opt_state = optimizer.init(cfg, params)
     apply = jax.jit(lambda g, s, p, i: optimizer.apply(cfg, g, s, p, i))
     for step in range(6):
-        params, opt_state, metrics = apply(group(z, f"optim/{name}/grad{step}/"), opt_state, params, step)
-        np.testing.assert_allclose(metrics["grad_norm"], z[f"optim/{name}/grad_norm{step}"], rtol=1e-5)
+        params, opt_state, metrics = apply(
+            group(z, f"optim/{name}/grad{step}/"), opt_state, params, step
+        )
+        np.testing.assert_allclose(
+            metrics["grad_norm"], z[f"optim/{name}/grad_norm{step}"], rtol=1e-5
+        )
         for path, want in spec.flatten(group(z, f"optim/{name}/params{step + 1}/")).items():
             np.testing.assert_allclose(spec.flatten(params)[path], want, rtol=1e-5, atol=1e-6)
         average = states.averaged(average, params, 0.9)
@@ -119,12 +171,18 @@ def test_freeze_policy_trains_the_value_head_alone():
     np.testing.assert_array_equal(new["a"], params["a"])
     assert (new["value_head"]["out"] != 1).all()
     np.testing.assert_allclose(metrics["grad_norm"], 100 * np.sqrt(2), rtol=1e-6)
-    moments = [m for m in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, dict)) if isinstance(m, dict)]
+    moments = [
+        m
+        for m in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, dict))
+        if isinstance(m, dict)
+    ]
     assert len(moments) == 2 and all((m["a"] == 0).all() for m in moments)
 
 
 def test_schedule_errors():
-    with pytest.raises(ValueError, match="schedule='linear' does not exist; choose one of: constant, cosine"):
+    with pytest.raises(
+        ValueError, match="schedule='linear' does not exist; choose one of: constant, cosine"
+    ):
         optimizer.OptimizerConfig(schedule="linear")
     with pytest.raises(ValueError, match="decay_steps=0 must exceed warmup_steps=10"):
         optimizer.OptimizerConfig(schedule="cosine", warmup_steps=10)
@@ -141,20 +199,26 @@ def test_train_expert_only_freezes_the_vlm():
     }
     assert {"action_in_proj/kernel", "state_proj/bias", "value_head/out/bias"} <= learned
     assert {"PaliGemma/llm/embedder/input_embedding", "PaliGemma/img/head/kernel"} <= frozen
-    everything, nothing = states.partition(params, optimizer.trainable(model, train_expert_only=False))
+    everything, nothing = states.partition(
+        params, optimizer.trainable(model, train_expert_only=False)
+    )
     assert spec.flatten(everything).keys() == spec.flatten(params).keys() and nothing == {}
 
 
 def test_adapters_train_in_a_frozen_vlm():
     """is_lora: the adapters of the VLM and the whole action side train, the VLM's own weights do not."""
     model = variants.with_lora(variants.pi0_config("tiny"), 2)
-    learned, frozen = states.partition(pi0.specs(model), optimizer.trainable(model, train_expert_only=True))
+    learned, frozen = states.partition(
+        pi0.specs(model), optimizer.trainable(model, train_expert_only=True)
+    )
     learned, frozen = set(spec.flatten(learned)), set(spec.flatten(frozen))
     adapters = {path for path in learned | frozen if "lora_" in path}
     assert adapters and adapters <= learned and "action_in_proj/kernel" in learned
     assert {path for path in frozen if not path.startswith("PaliGemma/")} == set()
     assert {path for path in learned if path.startswith("PaliGemma/img")} == set()
-    tower_too, _ = states.partition(pi0.specs(model), optimizer.trainable(model, train_expert_only=False))
+    tower_too, _ = states.partition(
+        pi0.specs(model), optimizer.trainable(model, train_expert_only=False)
+    )
     assert learned < set(spec.flatten(tower_too))
 
 
@@ -162,6 +226,8 @@ def test_a_skipped_step_leaves_everything_as_it_was():
     cfg = optimizer.OptimizerConfig(lr=1.0)
     params = {"a": np.ones(3, np.float32)}
     opt_state = optimizer.init(cfg, params)
-    new, new_state, metrics = jax.jit(lambda g, s, p: optimizer.apply(cfg, g, s, p, 0, skip=True))(params, opt_state, params)
+    new, new_state, metrics = jax.jit(lambda g, s, p: optimizer.apply(cfg, g, s, p, 0, skip=True))(
+        params, opt_state, params
+    )
     jax.tree.map(np.testing.assert_array_equal, (new, new_state), (params, opt_state))
     assert metrics["skipped"] == 1

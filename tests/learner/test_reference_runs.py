@@ -18,25 +18,26 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import spec
-from pirl_jax.core import types
+from pirl_jax.core import spec, types
 from pirl_jax.envs import base
-from pirl_jax.learner import optimizer
+from pirl_jax.learner import optimizer, update
 from pirl_jax.learner import state as states
-from pirl_jax.learner import update
 from pirl_jax.monitor import timeline
-from pirl_jax.policy import flow
-from pirl_jax.policy import noise
-from pirl_jax.policy import normalize
-from pirl_jax.policy import observation
-from pirl_jax.policy import tokenizer
-from pirl_jax.rollout import collector
-from pirl_jax.rollout import episodes
+from pirl_jax.policy import flow, noise, normalize, observation, tokenizer
+from pirl_jax.rollout import collector, episodes
 
-EPOCHS, T, B, CHUNK = 2, 4, 6, 5  # rollout epochs, decisions, simulators, control steps of a decision
+EPOCHS, T, B, CHUNK = (
+    2,
+    4,
+    6,
+    5,
+)  # rollout epochs, decisions, simulators, control steps of a decision
 COLUMNS, MINIBATCH = EPOCHS * B, 24
 WHOLE_EPISODES = ["ppo_pi0_sde", "ppo_pi05_vlm", "grpo_filter", "grpo_nofilter_token"]
-STREAMS = ["ppo_flow_noise_autoreset", "ppo_sde_autoreset_standard"]  # simulators that reset themselves and never stop
+STREAMS = [
+    "ppo_flow_noise_autoreset",
+    "ppo_sde_autoreset_standard",
+]  # simulators that reset themselves and never stop
 TOLERANCE = dict(rtol=1e-4, atol=1e-5)
 
 
@@ -50,32 +51,60 @@ class Recorded:
         self.params, self.fixed = analytic_network.weights(file, f"{case}/in/w0.")
         self.algorithm, optim = meta["cfg"]["algorithm"], meta["cfg"]["actor"]["optim"]
         self.optim = optimizer.OptimizerConfig(
-            lr=optim["lr"], value_lr=optim["value_lr"], b1=optim["adam_beta1"], b2=optim["adam_beta2"], eps=optim["adam_eps"],
-            weight_decay=optim["weight_decay"], clip_grad=optim["clip_grad"], schedule=optim.get("lr_scheduler", "constant"),
-            decay_steps=optim.get("total_training_steps", 0), min_lr_ratio=optim.get("min_lr_rate", 0.0),
-        )  # fmt: skip
+            lr=optim["lr"],
+            value_lr=optim["value_lr"],
+            b1=optim["adam_beta1"],
+            b2=optim["adam_beta2"],
+            eps=optim["adam_eps"],
+            weight_decay=optim["weight_decay"],
+            clip_grad=optim["clip_grad"],
+            schedule=optim.get("lr_scheduler", "constant"),
+            decay_steps=optim.get("total_training_steps", 0),
+            min_lr_ratio=optim.get("min_lr_rate", 0.0),
+        )
         same = (
-            "adv_type", "group_size", "filter_rewards", "rewards_lower_bound", "rewards_upper_bound", "gamma", "gae_lambda",
-            "clip_ratio_low", "clip_ratio_high", "value_clip", "huber_delta", "entropy_bonus",
-        )  # fmt: skip
-        level = {"chunk_level": "chunk", "action_level": "action", "token_level": "token"}[self.algorithm["logprob_type"]]
+            "adv_type",
+            "group_size",
+            "filter_rewards",
+            "rewards_lower_bound",
+            "rewards_upper_bound",
+            "gamma",
+            "gae_lambda",
+            "clip_ratio_low",
+            "clip_ratio_high",
+            "value_clip",
+            "huber_delta",
+            "entropy_bonus",
+        )
+        level = {"chunk_level": "chunk", "action_level": "action", "token_level": "token"}[
+            self.algorithm["logprob_type"]
+        ]
         self.update = update.UpdateConfig(
-            update_epochs=self.algorithm["update_epoch"], minibatch_size=MINIBATCH, microbatch_size=MINIBATCH // 2,
-            logprob_type=level, **{name: self.algorithm[name] for name in same},
-        )  # fmt: skip
+            update_epochs=self.algorithm["update_epoch"],
+            minibatch_size=MINIBATCH,
+            microbatch_size=MINIBATCH // 2,
+            logprob_type=level,
+            **{name: self.algorithm[name] for name in same},
+        )
 
     def __call__(self, name):
         return self.file[f"{self.case}/{name}"]
 
     def level(self, iteration):
         anneal = self.noise_of["noise_anneal"]
-        return noise.annealed(*self.noise_of["noise_params"], iteration) if anneal else self.noise_of["noise_level"]
+        return (
+            noise.annealed(*self.noise_of["noise_params"], iteration)
+            if anneal
+            else self.noise_of["noise_level"]
+        )
 
     def calls(self, iteration):
         """[EPOCHS, T + 1] numbers of the ordinary policy calls; and the calls that valued the last observations of episodes
         that ended in the chunk before such a call, by its number."""
         kind = self(f"in/it{iteration}.call_kind")
-        return np.flatnonzero(kind == 0).reshape(EPOCHS, T + 1), {i - 1: i for i in np.flatnonzero(kind == 1)}
+        return np.flatnonzero(kind == 0).reshape(EPOCHS, T + 1), {
+            i - 1: i for i in np.flatnonzero(kind == 1)
+        }
 
     @functools.cached_property
     def _sample(self):
@@ -85,7 +114,15 @@ class Recorded:
             level_B = jnp.full(len(state), level, jnp.float32)
             chain, actions = flow.integrate(params, *draws, prefix, level_B, self.policy)
             values = [
-                flow.denoise_step(params, prefix, None, chains[:, j], jnp.full(len(state), j), level_B, self.policy).value
+                flow.denoise_step(
+                    params,
+                    prefix,
+                    None,
+                    chains[:, j],
+                    jnp.full(len(state), j),
+                    level_B,
+                    self.policy,
+                ).value
                 for j in range(self.policy.num_steps)
             ]
             return chain.replace(value=sum(values) / len(values)), actions, prefix
@@ -97,10 +134,18 @@ class Recorded:
         number: of the call, or of the call of each row."""
         get = lambda name, where=f"in/it{iteration}.": self(f"{where}call_{name}")  # noqa: E731
         at = (number, rows)
-        noise_JBHA = np.moveaxis(get("noise"), 2, 1)[at] if np.ndim(number) else np.moveaxis(get("noise")[number], 0, 1)
-        draws = analytic_network.randomness(np.moveaxis(noise_JBHA, 1, 0), get("denoise_inds")[at], self.policy)
+        noise_JBHA = (
+            np.moveaxis(get("noise"), 2, 1)[at]
+            if np.ndim(number)
+            else np.moveaxis(get("noise")[number], 0, 1)
+        )
+        draws = analytic_network.randomness(
+            np.moveaxis(noise_JBHA, 1, 0), get("denoise_inds")[at], self.policy
+        )
         state = get("state")[at] if state is None else state
-        return self._sample(params, state, draws, get("chains", f"out/it{iteration}.")[at], self.level(iteration))
+        return self._sample(
+            params, state, draws, get("chains", f"out/it{iteration}.")[at], self.level(iteration)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +169,13 @@ class Pool:
 
     num_envs = B
     slot_workers = np.arange(B)
-    spec = base.EnvSpec("recorded", ("do it",) * EPOCHS, num_init_states=B, max_episode_steps=T * CHUNK, image_size_px=2)
+    spec = base.EnvSpec(
+        "recorded",
+        ("do it",) * EPOCHS,
+        num_init_states=B,
+        max_episode_steps=T * CHUNK,
+        image_size_px=2,
+    )
 
     def __init__(self, recorded, iteration):
         self.recorded = lambda name, where="out": recorded(f"{where}/it{iteration}.{name}")
@@ -137,7 +188,9 @@ class Pool:
     def send(self, slots, actions, record=None):
         for slot, action in zip(slots, actions, strict=True):
             epoch, env, c = self.at[int(slot)]
-            np.testing.assert_allclose(action, self.recorded("env_actions")[epoch * T + c, env], **TOLERANCE)
+            np.testing.assert_allclose(
+                action, self.recorded("env_actions")[epoch * T + c, env], **TOLERANCE
+            )
             self._post(int(slot), epoch, env, c + 1)
 
     def _post(self, slot, epoch, env, c):
@@ -145,23 +198,38 @@ class Pool:
         chunk = epoch * T + c - 1
         over = lambda name: bool(c) and bool(self.recorded(name)[chunk, env].any())  # noqa: E731
         self.waiting[slot] = (
-            self.recorded("call_state", "in")[self.first[epoch, c], env], self.recorded("env_rewards")[chunk, env].sum() if c else 0.0,
-            CHUNK if c else 0, over("env_terminations"), over("env_truncations"),
-        )  # fmt: skip
+            self.recorded("call_state", "in")[self.first[epoch, c], env],
+            self.recorded("env_rewards")[chunk, env].sum() if c else 0.0,
+            CHUNK if c else 0,
+            over("env_terminations"),
+            over("env_truncations"),
+        )
 
     def get(self, batch, slots):
-        state, reward, steps, terminated, truncated = map(np.array, zip(*[self.waiting.pop(int(s)) for s in slots], strict=True))
+        state, reward, steps, terminated, truncated = map(
+            np.array, zip(*[self.waiting.pop(int(s)) for s in slots], strict=True)
+        )
         images = np.zeros((len(slots), 2, 2, 2, 3), np.uint8)
         return slots, base.TimeStep(
-            images=images, state=state, reward=reward, num_steps=steps, terminated=terminated, truncated=truncated & ~terminated,
+            images=images,
+            state=state,
+            reward=reward,
+            num_steps=steps,
+            terminated=terminated,
+            truncated=truncated & ~terminated,
             lost=np.zeros(len(slots), bool),
-        )  # fmt: skip
+        )
 
 
 def collect(recorded, params, iteration):
     """Our collector over whole episodes; the reference goes on after success and masks."""
     to_model = observation.Transform(
-        tokenizer.ByteTokenizer(), normalize.identity(8, 7), norm_mode="zscore", image_size_px=2, max_token_len=8, action_dim=10
+        tokenizer.ByteTokenizer(),
+        normalize.identity(8, 7),
+        norm_mode="zscore",
+        image_size_px=2,
+        max_token_len=8,
+        action_dim=10,
     )
     first = recorded.calls(iteration)[0]
 
@@ -170,9 +238,13 @@ def collect(recorded, params, iteration):
         number = first[episode_B // B, c_B]
         return recorded.sample(params, iteration, number, obs.state[:, :8], episode_B % B)
 
-    actor = collector.Actor(to_model, ("do it",) * EPOCHS, CHUNK, explore, exploit=None, put=lambda x: x)
+    actor = collector.Actor(
+        to_model, ("do it",) * EPOCHS, CHUNK, explore, exploit=None, put=lambda x: x
+    )
     names = [episodes.Episode(epoch, env) for epoch in range(EPOCHS) for env in range(B)]
-    rollout, _ = collector.collect(actor, params, None, Pool(recorded, iteration), names, LOCKSTEP, timeline.Timers())
+    rollout, _ = collector.collect(
+        actor, params, None, Pool(recorded, iteration), names, LOCKSTEP, timeline.Timers()
+    )
     return rollout
 
 
@@ -184,15 +256,27 @@ def stream(recorded, params, iteration):
     grids = {name: np.zeros((T, COLUMNS), np.float32) for name in ("reward", "value", "next_value")}
     terminated, truncated, rows = np.zeros((T, COLUMNS), bool), np.zeros((T, COLUMNS), bool), {}
     for epoch, c in np.ndindex(EPOCHS, T + 1):
-        columns, number, chunk = slice(epoch * B, (epoch + 1) * B), first[epoch, c], epoch * T + c - 1
+        columns, number, chunk = (
+            slice(epoch * B, (epoch + 1) * B),
+            first[epoch, c],
+            epoch * T + c - 1,
+        )
         chain, _, prefix = jax.device_get(recorded.sample(params, iteration, number))
         if c < T:
             grids["value"][c, columns] = chain.value
-            rows |= {(epoch * B + env, c): jax.tree.map(lambda x, env=env: x[env], (chain, prefix)) for env in range(B)}
+            rows |= {
+                (epoch * B + env, c): jax.tree.map(lambda x, env=env: x[env], (chain, prefix))
+                for env in range(B)
+            }
         if c == 0:
             continue
-        over = {name: recorded(f"out/it{iteration}.env_{name}")[chunk].any(-1) for name in ("terminations", "truncations")}
-        bootstrapped = over["truncations"] | (over["terminations"] & (recorded.algorithm.get("bootstrap_type") == "always"))
+        over = {
+            name: recorded(f"out/it{iteration}.env_{name}")[chunk].any(-1)
+            for name in ("terminations", "truncations")
+        }
+        bootstrapped = over["truncations"] | (
+            over["terminations"] & (recorded.algorithm.get("bootstrap_type") == "always")
+        )
         final = chain.value
         if number in last_observations:
             final = recorded.sample(params, iteration, last_observations[number])[0].value
@@ -203,10 +287,15 @@ def stream(recorded, params, iteration):
     order = sorted(rows)
     chain, prefix = jax.tree.map(lambda *leaves: np.stack(leaves), *[rows[key] for key in order])
     return types.Rollout(
-        context=prefix, chain=chain, decision_R=np.array([c for _, c in order]), episode_R=np.array([e for e, _ in order]),
-        **{f"{name}_CE": x for name, x in grids.items()}, terminated_CE=terminated, truncated_CE=truncated,
+        context=prefix,
+        chain=chain,
+        decision_R=np.array([c for _, c in order]),
+        episode_R=np.array([e for e, _ in order]),
+        **{f"{name}_CE": x for name, x in grids.items()},
+        terminated_CE=terminated,
+        truncated_CE=truncated,
         valid_CE=np.ones((T, COLUMNS), bool),
-    )  # fmt: skip
+    )
 
 
 def check_rollout(recorded, rollout, iteration):
@@ -216,12 +305,19 @@ def check_rollout(recorded, rollout, iteration):
     get = lambda name: recorded(f"out/it{iteration}.{name}")  # noqa: E731
     chains, j_RK = get("call_chains")[number, env], np.asarray(rollout.chain.j)
     for x, shift in ((rollout.chain.x, 0), (rollout.chain.x_next, 1)):
-        np.testing.assert_allclose(x, np.take_along_axis(chains, (j_RK + shift)[:, :, None, None], 1), **TOLERANCE)
+        np.testing.assert_allclose(
+            x, np.take_along_axis(chains, (j_RK + shift)[:, :, None, None], 1), **TOLERANCE
+        )
     log_prob = get("call_prev_logprobs")[number, env]
     np.testing.assert_allclose(rollout.chain.log_prob, log_prob, rtol=1e-4, atol=1e-4)
     if recorded.policy.add_value_head:
-        np.testing.assert_allclose(rollout.chain.value, get("call_prev_values")[number, env, 0], **TOLERANCE)
-    if f"{recorded.case}/out/it{iteration}.proc_loss_mask" in recorded.file.files and not recorded.update.filter_rewards:
+        np.testing.assert_allclose(
+            rollout.chain.value, get("call_prev_values")[number, env, 0], **TOLERANCE
+        )
+    if (
+        f"{recorded.case}/out/it{iteration}.proc_loss_mask" in recorded.file.files
+        and not recorded.update.filter_rewards
+    ):
         np.testing.assert_array_equal(rollout.valid_CE, get("proc_loss_mask")[..., 0])
 
 
@@ -260,18 +356,32 @@ def minibatches(recorded, data, rollout, iteration):
 
 
 def log_prob_fn(recorded):
-    return lambda params, chain, context, anchor=None: (*flow.chain_log_prob(params, chain, context, recorded.policy), 0.0)
+    return lambda params, chain, context, anchor=None: (
+        *flow.chain_log_prob(params, chain, context, recorded.policy),
+        0.0,
+    )
 
 
 def check_first_gradient(recorded, params, microbatches, iteration, freeze_policy=False):
     def loss(params, batch):
-        return update.objective(log_prob_fn(recorded), recorded.update, params, batch, freeze_policy)[0] / MINIBATCH
+        return (
+            update.objective(log_prob_fn(recorded), recorded.update, params, batch, freeze_policy)[
+                0
+            ]
+            / MINIBATCH
+        )
 
     gradient = jax.jit(jax.grad(loss))
     grads = jax.tree.map(np.add, *[gradient(params, batch) for batch in microbatches])
-    want = spec.flatten(analytic_network.weights(recorded.file, f"{recorded.case}/out/it{iteration}.step0.grad.")[0])
+    want = spec.flatten(
+        analytic_network.weights(recorded.file, f"{recorded.case}/out/it{iteration}.step0.grad.")[0]
+    )
     grads = spec.flatten(grads)
-    assert want.keys() == ({path for path in grads if path.startswith("value_head/")} if freeze_policy else grads.keys())
+    assert want.keys() == (
+        {path for path in grads if path.startswith("value_head/")}
+        if freeze_policy
+        else grads.keys()
+    )
     for path, x in want.items():
         np.testing.assert_allclose(grads[path], x, rtol=1e-3, atol=2e-5, err_msg=path)
 
@@ -281,7 +391,12 @@ def test_two_iterations(file, case):
     recorded, mesh = Recorded(file, case), meshes.make_mesh(1, 1, jax.devices()[:1])
     state = states.create(recorded.params, recorded.optim, lambda path: True, mesh)
     update_minibatch = update.make_update(
-        log_prob_fn(recorded), recorded.update, recorded.optim, lambda path: True, mesh, normalizer=MINIBATCH
+        log_prob_fn(recorded),
+        recorded.update,
+        recorded.optim,
+        lambda path: True,
+        mesh,
+        normalizer=MINIBATCH,
     )
     for iteration in range(2):
         rollout = (stream if case in STREAMS else collect)(recorded, state.params, iteration)
@@ -295,11 +410,17 @@ def test_two_iterations(file, case):
         for step, microbatches in enumerate(batches * cfg.update_epochs):
             state, metrics = update_minibatch(state, microbatches)
             want = recorded(f"out/it{iteration}.step{step}.grad_norm")
-            np.testing.assert_allclose(metrics["grad_norm"], want, rtol=3e-4, err_msg=f"{iteration} {step}")
+            np.testing.assert_allclose(
+                metrics["grad_norm"], want, rtol=3e-4, err_msg=f"{iteration} {step}"
+            )
             rates = [metrics["lr"], metrics["value_lr"]][: 1 + cfg.uses_critic]
-            np.testing.assert_allclose(rates, recorded(f"out/it{iteration}.step{step}.lr"), rtol=1e-5)
+            np.testing.assert_allclose(
+                rates, recorded(f"out/it{iteration}.step{step}.lr"), rtol=1e-5
+            )
         state = state.replace(iteration=state.iteration + 1)
-        after = spec.flatten(analytic_network.weights(file, f"{case}/out/it{iteration}.w_after.")[0])
+        after = spec.flatten(
+            analytic_network.weights(file, f"{case}/out/it{iteration}.w_after.")[0]
+        )
         for path, x in spec.flatten(state.params).items():
             np.testing.assert_allclose(x, after[path], rtol=1e-4, atol=2e-5, err_msg=path)
 
@@ -310,7 +431,10 @@ def test_the_critic_warmup(file):
     gradient of the last warm-up step, while its counter stays 0 (Q27).  With that optimiser put in by hand every weight agrees;
     ours goes on with the moments that the value head has.
     """
-    recorded, mesh = Recorded(file, "ppo_cps_ignore_last_critic_warmup"), meshes.make_mesh(1, 1, jax.devices()[:1])
+    recorded, mesh = (
+        Recorded(file, "ppo_cps_ignore_last_critic_warmup"),
+        meshes.make_mesh(1, 1, jax.devices()[:1]),
+    )
     cfg = dataclasses.replace(recorded.update, critic_warmup_iterations=1)
     state = states.create(recorded.params, recorded.optim, lambda path: True, mesh)
     update_minibatch = update.make_update(
@@ -324,7 +448,13 @@ def test_the_critic_warmup(file):
         check_rows(recorded, data, rollout, iteration)
         data = reference_weights(recorded, data, rollout, iteration)
         batches = list(minibatches(recorded, data, rollout, iteration)) * cfg.update_epochs
-        check_first_gradient(recorded, jax.device_get(state.params), batches[0], iteration, freeze_policy=iteration == 0)
+        check_first_gradient(
+            recorded,
+            jax.device_get(state.params),
+            batches[0],
+            iteration,
+            freeze_policy=iteration == 0,
+        )
         for step, microbatches in enumerate(batches):
             if (iteration, step) == (0, 3):
                 opt_state = primed(before, state.opt_state, recorded.optim)
@@ -332,10 +462,16 @@ def test_the_critic_warmup(file):
             before = jax.device_get(state.opt_state)
             state, metrics = update_minibatch(state, microbatches)
             want = recorded(f"out/it{iteration}.step{step}.grad_norm")
-            np.testing.assert_allclose(metrics["grad_norm"], want, rtol=3e-4, err_msg=f"{iteration} {step}")
+            np.testing.assert_allclose(
+                metrics["grad_norm"], want, rtol=3e-4, err_msg=f"{iteration} {step}"
+            )
             want = recorded(f"out/it{iteration}.step{step}.lr")
-            np.testing.assert_allclose([metrics["lr"], metrics["value_lr"]][: len(want)], want, rtol=1e-5)
-        after = spec.flatten(analytic_network.weights(file, f"{recorded.case}/out/it{iteration}.w_after.")[0])
+            np.testing.assert_allclose(
+                [metrics["lr"], metrics["value_lr"]][: len(want)], want, rtol=1e-5
+            )
+        after = spec.flatten(
+            analytic_network.weights(file, f"{recorded.case}/out/it{iteration}.w_after.")[0]
+        )
         for path, x in spec.flatten(state.params).items():
             np.testing.assert_allclose(x, after[path], rtol=1e-4, atol=2e-5, err_msg=path)
 
@@ -343,6 +479,11 @@ def test_the_critic_warmup(file):
 def primed(before, after, optim):
     """A new Adam that has seen the last gradient of another one once, and does not know it."""
     (_, before, _), (clip, adam, decay) = before, jax.device_get(after)
-    last = jax.tree.map(lambda old, new: (new - optim.b1 * old) / (1 - optim.b1), before.mu, adam.mu)
-    mu, nu = (jax.tree.map(lambda g: np.float32((1 - b) * g**power), last) for b, power in ((optim.b1, 1), (optim.b2, 2)))
+    last = jax.tree.map(
+        lambda old, new: (new - optim.b1 * old) / (1 - optim.b1), before.mu, adam.mu
+    )
+    mu, nu = (
+        jax.tree.map(lambda g: np.float32((1 - b) * g**power), last)
+        for b, power in ((optim.b1, 1), (optim.b2, 2))
+    )
     return clip, adam._replace(count=np.zeros((), np.int32), mu=mu, nu=nu), decay

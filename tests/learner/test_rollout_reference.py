@@ -12,11 +12,12 @@ import pytest
 from pirl_jax.core import types
 from pirl_jax.learner import update
 from pirl_jax.rl import losses
-from pirl_jax.rollout import episodes
-from pirl_jax.rollout import stats
+from pirl_jax.rollout import episodes, stats
 
 CHUNK_LEVEL = [f"ppo_pre_{i:02}" for i in range(16) if i % 4 < 2]
-BOOTSTRAPS = [f"bootstrap_{i:02}" for i in range(40) if i % 10 < 5]  # the others mix in a reward model
+BOOTSTRAPS = [
+    f"bootstrap_{i:02}" for i in range(40) if i % 10 < 5
+]  # the others mix in a reward model
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,17 @@ def as_columns(x_RB, epochs):
 def make_rollout(reward_CE, value_CE, next_value_CE, terminated_CE, truncated_CE, valid_CE):
     decision, episode = np.nonzero(valid_CE)
     return types.Rollout(
-        context=np.zeros(len(decision)), chain=None, decision_R=decision, episode_R=episode, reward_CE=reward_CE, value_CE=value_CE,
-        next_value_CE=next_value_CE, terminated_CE=terminated_CE, truncated_CE=truncated_CE, valid_CE=valid_CE,
-    )  # fmt: skip
+        context=np.zeros(len(decision)),
+        chain=None,
+        decision_R=decision,
+        episode_R=episode,
+        reward_CE=reward_CE,
+        value_CE=value_CE,
+        next_value_CE=next_value_CE,
+        terminated_CE=terminated_CE,
+        truncated_CE=truncated_CE,
+        valid_CE=valid_CE,
+    )
 
 
 @pytest.mark.parametrize("case", CHUNK_LEVEL)
@@ -47,25 +56,39 @@ def test_advantages_and_returns(file, case):
     masked = f"{case}/out/loss_mask" in file.files
     valid = get("out/loss_mask")[..., 0] if masked else np.ones(reward.shape, bool)
     rollout = make_rollout(reward, value[:-1], value[1:], done, np.zeros_like(done), valid)
-    data = update.rows(rollout, update.UpdateConfig(gamma=meta["gamma"], gae_lambda=meta["gae_lambda"]))
-    np.testing.assert_allclose(data.advantage, get("out/advantages")[..., 0][valid], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(data.return_, get("out/returns")[..., 0][valid], rtol=1e-4, atol=1e-5)
+    data = update.rows(
+        rollout, update.UpdateConfig(gamma=meta["gamma"], gae_lambda=meta["gae_lambda"])
+    )
+    np.testing.assert_allclose(
+        data.advantage, get("out/advantages")[..., 0][valid], rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        data.return_, get("out/returns")[..., 0][valid], rtol=1e-4, atol=1e-5
+    )
     metrics = stats.rollout_metrics(rollout, data)
     for name in ("returns_max", "returns_min", "returns_mean", "advantages_max", "advantages_min"):
-        np.testing.assert_allclose(metrics[f"rollout/{name}"], meta["rollout_metrics"][name], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            metrics[f"rollout/{name}"], meta["rollout_metrics"][name], rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("case", BOOTSTRAPS)
 def test_what_a_time_limit_adds(file, case):
     """The reference adds gamma V(last observation) to the reward; for us it is the bootstrap of a truncated decision."""
     meta, get = json.loads(str(file[f"{case}/meta"])), lambda name: file[f"{case}/{name}"]
-    terminated, truncated = (get(f"in/{name}")[None, :, -1] for name in ("terminations", "truncations"))
+    terminated, truncated = (
+        get(f"in/{name}")[None, :, -1] for name in ("terminations", "truncations")
+    )
     ends = (truncated | terminated) if meta["bootstrap_type"] == "always" else truncated
     reward, final = get("in/rewards").sum(-1)[None], get("in/bootstrap_values").T
     zero = np.zeros_like(reward)
     rollout = make_rollout(reward, zero, final, ~ends, ends, np.ones(reward.shape, bool))
-    cfg = update.UpdateConfig(gamma=meta["gamma"], bootstrap_truncated=meta["auto_reset"], normalize_advantages=False)
-    np.testing.assert_allclose(update.rows(rollout, cfg).return_, get("out/rewards").sum(-1), rtol=1e-5, atol=1e-6)
+    cfg = update.UpdateConfig(
+        gamma=meta["gamma"], bootstrap_truncated=meta["auto_reset"], normalize_advantages=False
+    )
+    np.testing.assert_allclose(
+        update.rows(rollout, cfg).return_, get("out/rewards").sum(-1), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("level", ["chunk", "action", "token"])
@@ -80,9 +103,16 @@ def test_metrics_are_means_over_all_episodes(file):
     get = lambda name: np.concatenate([file[f"evaluate_metrics/in/{name}.{i}"] for i in range(3)])  # noqa: E731
     columns = get("success_once"), get("return"), get("episode_len")
     results = [
-        episodes.Result(episodes.Episode(0, 0), success=bool(success), reward=float(reward), num_steps=int(length))
+        episodes.Result(
+            episodes.Episode(0, 0),
+            success=bool(success),
+            reward=float(reward),
+            num_steps=int(length),
+        )
         for success, reward, length in zip(*columns, strict=True)
     ]
     metrics = stats.episode_metrics(results)
     for name in ("return", "num_trajectories", "success_once", "episode_len"):
-        np.testing.assert_allclose(metrics[f"env/{name}"], file[f"evaluate_metrics/out/{name}"], rtol=1e-5)
+        np.testing.assert_allclose(
+            metrics[f"env/{name}"], file[f"evaluate_metrics/out/{name}"], rtol=1e-5
+        )

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import spec
-from pirl_jax.core import types
-from pirl_jax.learner import optimizer
-from pirl_jax.learner import sft
+from pirl_jax.core import spec, types
+from pirl_jax.learner import optimizer, sft
 from pirl_jax.learner import state as states
 from pirl_jax.models import variants
 
@@ -27,8 +25,13 @@ def model_config(pi05, lora):
         paligemma=variants.GemmaConfig(32, 2, 48, 2, 1, 16, adapters),
         expert=variants.GemmaConfig(16, 2, 32, 2, 1, 16, adapters),
         siglip=variants.SiglipConfig(16, 1, 32, 2, 8),
-        vocab_size=128, action_dim=32, action_horizon=10, max_token_len=12, image_size=(16, 16), dtype="float32",
-    )  # fmt: skip
+        vocab_size=128,
+        action_dim=32,
+        action_horizon=10,
+        max_token_len=12,
+        image_size=(16, 16),
+        dtype="float32",
+    )
 
 
 CASES = {"pi0_tiny": (False, False), "pi05_tiny": (True, False), "pi0_lora_tiny": (False, True)}
@@ -37,10 +40,17 @@ CASES = {"pi0_tiny": (False, False), "pi05_tiny": (True, False), "pi0_lora_tiny"
 def sft_config(settings, case):
     rate, adam = settings["lr"], settings["optimizer"]
     optim = optimizer.OptimizerConfig(
-        lr=rate["peak_lr"], b1=adam["b1"], b2=adam["b2"], eps=adam["eps"], weight_decay=adam["weight_decay"],
-        clip_grad=adam["clip"], schedule="openpi_cosine", warmup_steps=rate["warmup_steps"],
-        decay_steps=rate["decay_steps"], min_lr_ratio=rate["decay_lr"] / rate["peak_lr"],
-    )  # fmt: skip
+        lr=rate["peak_lr"],
+        b1=adam["b1"],
+        b2=adam["b2"],
+        eps=adam["eps"],
+        weight_decay=adam["weight_decay"],
+        clip_grad=adam["clip"],
+        schedule="openpi_cosine",
+        warmup_steps=rate["warmup_steps"],
+        decay_steps=rate["decay_steps"],
+        min_lr_ratio=rate["decay_lr"] / rate["peak_lr"],
+    )
     return sft.SftConfig(model_config(*CASES[case]), optim, ema_decay=settings["ema_decay"] or 0.0)
 
 
@@ -53,8 +63,10 @@ def batch(z, step):
     obs = types.Observation(
         images=np.stack([x[f"images/{c}"] for c in CAMERAS], axis=1),
         image_mask=np.stack([x[f"image_masks/{c}"] for c in CAMERAS], axis=1),
-        state=x["state"], tokens=x["tokenized_prompt"], token_mask=x["tokenized_prompt_mask"],
-    )  # fmt: skip
+        state=x["state"],
+        tokens=x["tokenized_prompt"],
+        token_mask=x["tokenized_prompt_mask"],
+    )
     return obs, x["actions"]
 
 
@@ -82,7 +94,9 @@ def test_three_steps(vectors, fast_compile, case):
     mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
     params = spec.unflatten(group(z, "params0/"))
     state = sft.create_state(params, cfg, mesh, frozen_dtype=jnp.bfloat16)
-    assert {p: str(x.dtype) for p, x in spec.flatten(state.params).items()} == json.loads(str(z["param_dtypes_json"]))
+    assert {p: str(x.dtype) for p, x in spec.flatten(state.params).items()} == json.loads(
+        str(z["param_dtypes_json"])
+    )
     _, frozen = states.partition(state.params, sft._trainable(cfg))
     assert sorted(spec.flatten(frozen)) == settings["frozen"]
     step_fn = sft.make_sft_step(cfg, mesh)
@@ -92,7 +106,9 @@ def test_three_steps(vectors, fast_compile, case):
             state, metrics = step_fn(state, *meshes.put_batch(batch(z, step), mesh), key)
         # openpi adds up the squares of bfloat16 leaves in bfloat16, we in float32: 5e-5 of param_norm with adapters
         for name, rtol in (("loss", 1e-5), ("grad_norm", 1e-4), ("param_norm", 1e-4)):
-            np.testing.assert_allclose(metrics[name], z[f"step{step}/info/{name}"], rtol=rtol, err_msg=f"{step} {name}")
+            np.testing.assert_allclose(
+                metrics[name], z[f"step{step}/info/{name}"], rtol=rtol, err_msg=f"{step} {name}"
+            )
         if step != 1:  # not recorded
             check(state.params, group(z, f"params{step + 1}/"), cfg.optimizer.lr)
     if settings["ema_decay"] is None:
@@ -115,7 +131,9 @@ def check(params, want, lr):
 def test_value_head_stays_and_augmentation_moves_the_images(vectors):
     z, _, cfg = load(vectors, "pi0_tiny")
     mesh = meshes.make_mesh(2, 1, jax.devices()[:2])
-    params = spec.unflatten(group(z, "params0/")) | {"value_head": {"out": {"bias": np.ones(1, np.float32)}}}
+    params = spec.unflatten(group(z, "params0/")) | {
+        "value_head": {"out": {"bias": np.ones(1, np.float32)}}
+    }
     state = sft.create_state(params, cfg, mesh)
     obs, actions = batch(z, 0)
     obs = obs.replace(images=obs.images[:, :2], image_mask=obs.image_mask[:, :2])
@@ -125,4 +143,7 @@ def test_value_head_stays_and_augmentation_moves_the_images(vectors):
     moved, same_noise, _ = sft._draw(key, obs, actions, augmented)
     np.testing.assert_array_equal(noise, same_noise)
     assert (moved.images != plain.images).any() and moved.images.shape == plain.images.shape
-    assert "value_head" in state.params and "value_head" not in states.partition(state.params, sft._trainable(cfg))[0]
+    assert (
+        "value_head" in state.params
+        and "value_head" not in states.partition(state.params, sft._trainable(cfg))[0]
+    )

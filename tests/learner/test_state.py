@@ -29,8 +29,13 @@ def test_partition_and_merge_are_inverse():
 
 def test_create():
     mesh = meshes.make_mesh(4, 2)
-    state = states.create(make_params(mesh), CFG, is_expert, mesh, ema=True, frozen_dtype=jnp.bfloat16)
-    assert state.params["vlm"]["w"].dtype == jnp.bfloat16 and state.params["expert"]["w"].dtype == jnp.float32
+    state = states.create(
+        make_params(mesh), CFG, is_expert, mesh, ema=True, frozen_dtype=jnp.bfloat16
+    )
+    assert (
+        state.params["vlm"]["w"].dtype == jnp.bfloat16
+        and state.params["expert"]["w"].dtype == jnp.float32
+    )
     assert state.ema.keys() == {"expert"}
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim == 2]
     assert [m.shape for m in moments] == [(8, 2), (8, 2)]  # nothing for the frozen leaf
@@ -64,8 +69,12 @@ def test_jit_step_keeps_the_layout_and_donates():
 
     def step(state, x):
         # a computation whose natural output layout is another one
-        w = jax.lax.with_sharding_constraint(state.params["expert"]["w"] + x, meshes.replicated(mesh))
-        return state.replace(step=state.step + 1, params=states.merge(state.params, {"expert": {"w": w}})), w.sum()
+        w = jax.lax.with_sharding_constraint(
+            state.params["expert"]["w"] + x, meshes.replicated(mesh)
+        )
+        return state.replace(
+            step=state.step + 1, params=states.merge(state.params, {"expert": {"w": w}})
+        ), w.sum()
 
     jitted = states.jit_step(step, mesh)
     state, total = jitted(state, meshes.replicate(np.float32(1), mesh))

@@ -34,14 +34,20 @@ def rollout(columns):
     valid = valid[:, columns]
     episode, decision = np.nonzero(valid.T)
     grids = (x[:, columns] for x in (reward, value, value))
-    return test_update.types.Rollout(context, chain, decision, episode, *grids, ~valid, ~valid, valid)
+    return test_update.types.Rollout(
+        context, chain, decision, episode, *grids, ~valid, ~valid, valid
+    )
 
 
 def learn(columns):
     """-> (advantages of these columns, parameters after an update, metrics)."""
     mesh = meshes.make_mesh()
-    update_minibatch = update.make_update(test_update.log_prob_fn, CFG, test_update.OPTIM, test_update.trainable, mesh)
-    state = states.create(test_update.make_params(mesh), test_update.OPTIM, test_update.trainable, mesh)
+    update_minibatch = update.make_update(
+        test_update.log_prob_fn, CFG, test_update.OPTIM, test_update.trainable, mesh
+    )
+    state = states.create(
+        test_update.make_params(mesh), test_update.OPTIM, test_update.trainable, mesh
+    )
     played, key = rollout(columns), jax.random.key(0)
     with jax.transfer_guard("disallow"):
         data = update.rows(played, CFG)
@@ -61,7 +67,9 @@ def test_two_hosts_learn_as_one(tmp_path):
     address = f"localhost:{free_port()}"
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.learner.test_two_hosts", address, str(tmp_path)]
-    hosts = [subprocess.Popen([*command, str(host)], cwd=ROOT, env=environment) for host in EPISODES]
+    hosts = [
+        subprocess.Popen([*command, str(host)], cwd=ROOT, env=environment) for host in EPISODES
+    ]
     try:
         assert [host.wait(timeout=120) for host in hosts] == [0, 0]
     finally:
@@ -78,4 +86,6 @@ def test_two_hosts_learn_as_one(tmp_path):
 
 if __name__ == "__main__":
     jax.distributed.initialize(sys.argv[1], len(EPISODES), int(sys.argv[3]))
-    pathlib.Path(sys.argv[2], sys.argv[3]).write_bytes(pickle.dumps(learn(EPISODES[int(sys.argv[3])])))
+    pathlib.Path(sys.argv[2], sys.argv[3]).write_bytes(
+        pickle.dumps(learn(EPISODES[int(sys.argv[3])]))
+    )

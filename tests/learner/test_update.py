@@ -8,14 +8,15 @@ import pytest
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import types
-from pirl_jax.learner import optimizer
+from pirl_jax.learner import optimizer, update
 from pirl_jax.learner import state as states
-from pirl_jax.learner import update
 from pirl_jax.rl import losses
 
 H, A, D = 3, 2, 8
 OPTIM = optimizer.OptimizerConfig(lr=1e-2, value_lr=3e-2, clip_grad=0.5)
-CFG = update.UpdateConfig(update_epochs=2, minibatch_size=32, microbatch_size=16, entropy_bonus=0.01, huber_delta=1.0)
+CFG = update.UpdateConfig(
+    update_epochs=2, minibatch_size=32, microbatch_size=16, entropy_bonus=0.01, huber_delta=1.0
+)
 
 
 def log_prob_fn(params, chain, context, anchor=None):
@@ -23,9 +24,13 @@ def log_prob_fn(params, chain, context, anchor=None):
     distance to another policy is the squared difference of the log-probs."""
     distance_B = 0.0
     if anchor is not None:
-        log_prob, other = (log_prob_fn(p, chain, context)[0] for p in (params, jax.lax.stop_gradient(anchor)))
+        log_prob, other = (
+            log_prob_fn(p, chain, context)[0] for p in (params, jax.lax.stop_gradient(anchor))
+        )
         distance_B = ((log_prob - other) ** 2).sum((1, 2))
-    mean = (context @ (params["frozen"]["w"] @ params["policy"]["w"])).reshape(chain.x.shape) + 0.1 * chain.x
+    mean = (context @ (params["frozen"]["w"] @ params["policy"]["w"])).reshape(
+        chain.x.shape
+    ) + 0.1 * chain.x
     log_std = params["policy"]["log_std"][0]
     error = (chain.x_next - mean) / jnp.exp(log_std)
     value = context @ params["value_head"]["w"]
@@ -54,9 +59,13 @@ def make_rows(num_rows, seed=1, drift=0.1):
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     context = normal(num_rows, D)
     chain = types.Chain(
-        x=normal(num_rows, H, A), x_next=normal(num_rows, H, A), j=np.zeros((num_rows, 1), np.int32),
-        level=np.zeros(num_rows, np.float32), log_prob=np.zeros((num_rows, H, A), np.float32), value=np.zeros(num_rows, np.float32),
-    )  # fmt: skip
+        x=normal(num_rows, H, A),
+        x_next=normal(num_rows, H, A),
+        j=np.zeros((num_rows, 1), np.int32),
+        level=np.zeros(num_rows, np.float32),
+        log_prob=np.zeros((num_rows, H, A), np.float32),
+        value=np.zeros(num_rows, np.float32),
+    )
     single = meshes.make_mesh(1, 1, jax.local_devices()[:1])
     log_prob, _, value, _ = map(np.asarray, log_prob_fn(make_params(single), chain, context))
     moved = drift * normal(num_rows)[:, None, None] / (H * A)
@@ -111,12 +120,17 @@ def test_one_update_is_the_objective_written_down():
 
     def loss(learned):
         log_prob, entropy, value, _ = log_prob_fn(params | learned, rows.chain, rows.context)
-        log_prob, old = (losses.reduce_log_prob(x, "chunk") for x in (log_prob, rows.chain.log_prob))
+        log_prob, old = (
+            losses.reduce_log_prob(x, "chunk") for x in (log_prob, rows.chain.log_prob)
+        )
         policy, _ = losses.clipped_surrogate(log_prob, old, rows.advantage, rows.weight, 0.2, 0.2)
-        critic, _ = losses.clipped_value(value, rows.chain.value, rows.return_, rows.weight, 0.2, 1.0)
+        critic, _ = losses.clipped_value(
+            value, rows.chain.value, rows.return_, rows.weight, 0.2, 1.0
+        )
         return policy + critic - 0.01 * losses.mean_entropy(entropy, rows.weight), (policy, critic)
 
     learned = {name: params[name] for name in ("policy", "value_head")}
+
     @jax.jit
     def step(learned):
         (_, parts), grads = jax.value_and_grad(loss, has_aux=True)(learned)
@@ -125,7 +139,9 @@ def test_one_update_is_the_objective_written_down():
     want, parts = step(learned)
     assert_same({k: state.params[k] for k in want}, want, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(state.params["frozen"]["w"], params["frozen"]["w"])
-    np.testing.assert_allclose([metrics["actor/loss"], metrics["actor/value_loss"]], parts, rtol=1e-5)
+    np.testing.assert_allclose(
+        [metrics["actor/loss"], metrics["actor/value_loss"]], parts, rtol=1e-5
+    )
     residual = rows.return_ - rows.context @ np.asarray(params["value_head"]["w"])
     want = 1 - residual.var() / rows.return_.var()
     np.testing.assert_allclose(metrics["critic/explained_variance"], want, rtol=1e-4)
@@ -154,7 +170,9 @@ def test_target_kl_stops_the_epochs():
     rows = make_rows(40, drift=1.0)
     _, metrics = run(4, 2, rows, dataclasses.replace(CFG, target_kl=1e-4, update_epochs=5))
     assert metrics["actor/epochs"] == 1 and metrics["actor/updates"] == 2
-    assert metrics["actor/padded_rows"] == 1 - 40 / 64, "20 rows in each of 2 minibatches of 2 microbatches of 16"
+    assert metrics["actor/padded_rows"] == 1 - 40 / 64, (
+        "20 rows in each of 2 minibatches of 2 microbatches of 16"
+    )
 
 
 def test_critic_warmup_leaves_the_policy_alone():
@@ -168,19 +186,28 @@ def test_critic_warmup_leaves_the_policy_alone():
 def test_metrics_are_complete():
     _, metrics = run(4, 2, make_rows(77))
     names = "loss value_loss grad_norm approx_kl pg_clipfrac value_clip_ratio ratio_max_dev first_ratio_max_dev entropy"
-    assert {f"actor/{name}" for name in names.split()} | {"critic/explained_variance"} <= metrics.keys()
-    assert all(isinstance(x, float) for x in metrics.values()) and np.isfinite(list(metrics.values())).all()
+    assert {f"actor/{name}" for name in names.split()} | {
+        "critic/explained_variance"
+    } <= metrics.keys()
+    assert (
+        all(isinstance(x, float) for x in metrics.values())
+        and np.isfinite(list(metrics.values())).all()
+    )
 
 
 def test_wrong_sizes():
     mesh = meshes.make_mesh(4, 2)
     with pytest.raises(ValueError, match="microbatch_size=12 must be a multiple of the 8 devices"):
-        update.make_update(log_prob_fn, update.UpdateConfig(microbatch_size=12), OPTIM, trainable, mesh)
+        update.make_update(
+            log_prob_fn, update.UpdateConfig(microbatch_size=12), OPTIM, trainable, mesh
+        )
     with pytest.raises(ValueError, match="no valid decision"):
         run(4, 2, jax.tree.map(lambda x: x[:0], make_rows(4)))
 
 
-@pytest.mark.parametrize("level, shape", [("chunk", (16,)), ("action", (16, H)), ("token", (16, H, A))])
+@pytest.mark.parametrize(
+    "level, shape", [("chunk", (16,)), ("action", (16, H)), ("token", (16, H, A))]
+)
 def test_ratios_per_chunk_action_or_token(level, shape):
     """A row weighs the same, however many ratios it has; the dual clip bounds each of them."""
     rows = make_rows(16, drift=3.0)
@@ -188,10 +215,14 @@ def test_ratios_per_chunk_action_or_token(level, shape):
     params = make_params(meshes.make_mesh(1, 1, jax.devices()[:1]))
     _, sums = update.objective(log_prob_fn, cfg, params, rows, False)
     log_prob, old = (
-        losses.reduce_log_prob(x, level) for x in (log_prob_fn(params, rows.chain, rows.context)[0], rows.chain.log_prob)
+        losses.reduce_log_prob(x, level)
+        for x in (log_prob_fn(params, rows.chain, rows.context)[0], rows.chain.log_prob)
     )
     assert log_prob.shape == shape
-    ratio, advantage = np.exp(log_prob - old), rows.advantage.reshape((16,) + (1,) * (len(shape) - 1))
+    ratio, advantage = (
+        np.exp(log_prob - old),
+        rows.advantage.reshape((16,) + (1,) * (len(shape) - 1)),
+    )
     loss = np.maximum(-advantage * ratio, -advantage * np.clip(ratio, 0.8, 1.2))
     loss = np.minimum(loss, 1.5 * abs(advantage)).reshape(16, -1).mean(1)
     np.testing.assert_allclose(sums.weighted["loss"], (rows.weight * loss).sum(), rtol=1e-4)
@@ -204,14 +235,23 @@ def test_without_a_critic_there_is_no_value_loss():
     before = make_params(meshes.make_mesh(1, 1, jax.devices()[:1]))
     decayed = before["value_head"]["w"] * (1 - OPTIM.value_lr * OPTIM.weight_decay) ** 2
     np.testing.assert_allclose(state.params["value_head"]["w"], decayed, rtol=1e-6)
-    assert not [name for name in metrics if "value_loss" in name or "value_clip" in name or name.startswith("critic/")]
+    assert not [
+        name
+        for name in metrics
+        if "value_loss" in name or "value_clip" in name or name.startswith("critic/")
+    ]
 
 
 def test_nothing_is_learned_where_every_group_is_filtered():
     rows = make_rows(16)
     rows.weight[:] = 0
     state, metrics = run(1, 1, rows, dataclasses.replace(CFG, adv_type="grpo", group_size=2))
-    assert_same(state.params, jax.device_get(make_params(meshes.make_mesh(1, 1, jax.devices()[:1]))), rtol=0, atol=0)
+    assert_same(
+        state.params,
+        jax.device_get(make_params(meshes.make_mesh(1, 1, jax.devices()[:1]))),
+        rtol=0,
+        atol=0,
+    )
     assert metrics["actor/skipped_updates"] == metrics["actor/updates"] and state.iteration == 1
 
 
@@ -225,20 +265,27 @@ def test_anchor_and_average():
         state = states.create(make_params(mesh), OPTIM, trainable, mesh, ema=True, anchor=True)
         start = jax.device_get(state.anchor)
         update_minibatch = update.make_update(log_prob_fn, cfg, OPTIM, trainable, mesh)
-        state, metrics[coefficient] = update.update(update_minibatch, state, rows, jax.random.key(0), cfg)
+        state, metrics[coefficient] = update.update(
+            update_minibatch, state, rows, jax.random.key(0), cfg
+        )
         assert_same(jax.device_get(state.anchor), start, rtol=0, atol=0)
         moved[coefficient] = np.abs(state.params["policy"]["w"] - start["policy"]["w"]).sum()
         between = np.abs(state.ema["policy"]["w"] - start["policy"]["w"]).sum()
         assert 0 < between < moved[coefficient]
         acting = states.acting_params(state)
         np.testing.assert_array_equal(acting["policy"]["w"], state.ema["policy"]["w"])
-    assert moved[10.0] < 0.7 * moved[1e-9] and metrics[10.0]["actor/anchor"] < metrics[1e-9]["actor/anchor"]
+    assert (
+        moved[10.0] < 0.7 * moved[1e-9]
+        and metrics[10.0]["actor/anchor"] < metrics[1e-9]["actor/anchor"]
+    )
 
 
 def test_the_sft_term_is_added_to_the_gradient():
     """One update equals the gradient of objective + weight * demonstration loss, written down."""
     rows = make_rows(16)
-    cfg = dataclasses.replace(CFG, update_epochs=1, minibatch_size=16, microbatch_size=16, sft_loss_weight=0.3)
+    cfg = dataclasses.replace(
+        CFG, update_epochs=1, minibatch_size=16, microbatch_size=16, sft_loss_weight=0.3
+    )
     mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
     target = np.ones((4, D), np.float32)
 
@@ -247,7 +294,9 @@ def test_the_sft_term_is_added_to_the_gradient():
 
     state = states.create(make_params(mesh), OPTIM, trainable, mesh)
     update_minibatch = update.make_update(log_prob_fn, cfg, OPTIM, trainable, mesh, sft_loss)
-    state, metrics = update.update(update_minibatch, state, rows, jax.random.key(0), cfg, lambda: target)
+    state, metrics = update.update(
+        update_minibatch, state, rows, jax.random.key(0), cfg, lambda: target
+    )
     params = make_params(mesh)
     learned = {name: params[name] for name in ("policy", "value_head")}
 
@@ -257,7 +306,9 @@ def test_the_sft_term_is_added_to_the_gradient():
             total, _ = update.objective(log_prob_fn, cfg, params | learned, rows, False)
             return total / rows.weight.sum() + 0.3 * sft_loss(learned, target, 0)
 
-        return optimizer.apply(OPTIM, jax.grad(loss)(learned), optimizer.init(OPTIM, learned), learned, 0)[0]
+        return optimizer.apply(
+            OPTIM, jax.grad(loss)(learned), optimizer.init(OPTIM, learned), learned, 0
+        )[0]
 
     want = step(learned)
     assert_same({name: state.params[name] for name in want}, want, rtol=1e-4, atol=1e-6)
@@ -271,10 +322,17 @@ def make_rollout(**flags):
     grid = lambda *x: np.array(x, np.float32)  # noqa: E731
     none = np.zeros((3, 2), bool)
     rollout = types.Rollout(
-        context=np.zeros(5), chain=None, decision_R=decision, episode_R=episode,
-        reward_CE=grid([0, 0], [0, 1], [0, 9]), value_CE=grid([0.5, 0.1], [0.5, 0.2], [0.5, 9]),
-        next_value_CE=grid([0.5, 0.2], [0.5, 9], [0.8, 9]), terminated_CE=none, truncated_CE=none, valid_CE=valid,
-    )  # fmt: skip
+        context=np.zeros(5),
+        chain=None,
+        decision_R=decision,
+        episode_R=episode,
+        reward_CE=grid([0, 0], [0, 1], [0, 9]),
+        value_CE=grid([0.5, 0.1], [0.5, 0.2], [0.5, 9]),
+        next_value_CE=grid([0.5, 0.2], [0.5, 9], [0.8, 9]),
+        terminated_CE=none,
+        truncated_CE=none,
+        valid_CE=valid,
+    )
     terminated, truncated = none.copy(), none.copy()
     terminated[1, 1] = truncated[2, 0] = True
     return rollout.replace(terminated_CE=terminated, truncated_CE=truncated, **flags)
@@ -286,11 +344,16 @@ def test_rows_of_a_rollout():
     np.testing.assert_allclose(batch.return_, [0, 0, 0, 1, 1], atol=1e-6)
     np.testing.assert_allclose(batch.advantage, [-0.5, -0.5, -0.5, 0.9, 0.8], atol=1e-6)
     np.testing.assert_allclose(batch.weight[:3].sum(), batch.weight[3:].sum(), rtol=1e-6)
-    batch = update.rows(make_rollout(), dataclasses.replace(cfg, bootstrap_truncated=True, trajectory_weighting=False))
+    batch = update.rows(
+        make_rollout(),
+        dataclasses.replace(cfg, bootstrap_truncated=True, trajectory_weighting=False),
+    )
     np.testing.assert_allclose(batch.return_, [0.8, 0.8, 0.8, 1, 1], atol=1e-6)
     np.testing.assert_array_equal(batch.weight, 1)
     batch = update.rows(make_rollout(), update.UpdateConfig())
-    np.testing.assert_allclose([batch.advantage.mean(), batch.advantage.std(ddof=1)], [0, 1], atol=1e-4)
+    np.testing.assert_allclose(
+        [batch.advantage.mean(), batch.advantage.std(ddof=1)], [0, 1], atol=1e-4
+    )
 
 
 def test_rows_of_a_group_relative_rollout():
@@ -299,18 +362,32 @@ def test_rows_of_a_group_relative_rollout():
     reward = np.array([[0, 0, 1, 7], [0, 1, 7, 7]], np.float32)
     none = np.zeros((2, 4), bool)
     rollout = types.Rollout(
-        context=np.zeros(5), chain=None, decision_R=np.array([0, 1, 0, 1, 0]), episode_R=np.array([0, 0, 1, 1, 2]),
-        reward_CE=reward, value_CE=reward * np.nan, next_value_CE=reward * np.nan, terminated_CE=none, truncated_CE=none,
+        context=np.zeros(5),
+        chain=None,
+        decision_R=np.array([0, 1, 0, 1, 0]),
+        episode_R=np.array([0, 0, 1, 1, 2]),
+        reward_CE=reward,
+        value_CE=reward * np.nan,
+        next_value_CE=reward * np.nan,
+        terminated_CE=none,
+        truncated_CE=none,
         valid_CE=valid,
-    )  # fmt: skip
+    )
     cfg = update.UpdateConfig(adv_type="grpo", group_size=2)
     batch = update.rows(rollout, cfg)
-    np.testing.assert_allclose(batch.advantage, np.sqrt(0.5) * np.array([-1, -1, 1, 1, 0]), rtol=1e-5)
+    np.testing.assert_allclose(
+        batch.advantage, np.sqrt(0.5) * np.array([-1, -1, 1, 1, 0]), rtol=1e-5
+    )
     np.testing.assert_array_equal(batch.return_, [0, 0, 1, 1, 1])
     np.testing.assert_array_equal(batch.weight, [1, 1, 1, 1, 2])  # every trajectory weighs the same
-    batch = update.rows(rollout, dataclasses.replace(cfg, adv_type="rloo", filter_rewards=True, trajectory_weighting=False))
+    batch = update.rows(
+        rollout,
+        dataclasses.replace(cfg, adv_type="rloo", filter_rewards=True, trajectory_weighting=False),
+    )
     np.testing.assert_array_equal(batch.advantage, [-1, -1, 1, 1, 0])
-    np.testing.assert_array_equal(batch.weight, [1, 1, 1, 1, 0])  # the mean score of the second group, 1, is above 0.9
+    np.testing.assert_array_equal(
+        batch.weight, [1, 1, 1, 1, 0]
+    )  # the mean score of the second group, 1, is above 0.9
 
 
 def test_what_an_update_learns_from():
@@ -325,7 +402,11 @@ def test_what_an_update_learns_from():
 
 
 def test_wrong_names():
-    with pytest.raises(ValueError, match="adv_type='reinforce' does not exist; choose one of: gae, grpo, rloo"):
+    with pytest.raises(
+        ValueError, match="adv_type='reinforce' does not exist; choose one of: gae, grpo, rloo"
+    ):
         update.UpdateConfig(adv_type="reinforce")
-    with pytest.raises(ValueError, match="logprob_type='word' does not exist; choose one of: chunk, action, token"):
+    with pytest.raises(
+        ValueError, match="logprob_type='word' does not exist; choose one of: chunk, action, token"
+    ):
         update.UpdateConfig(logprob_type="word")

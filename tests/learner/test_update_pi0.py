@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import spec
-from pirl_jax.core import types
-from pirl_jax.learner import optimizer
+from pirl_jax.core import spec, types
+from pirl_jax.learner import optimizer, update
 from pirl_jax.learner import state as states
-from pirl_jax.learner import update
-from pirl_jax.models import pi0
-from pirl_jax.models import variants
+from pirl_jax.models import pi0, variants
 from pirl_jax.policy import flow
 
 ROWS = 24
-POLICY = flow.PolicyConfig(variants.pi0_config("tiny"), num_steps=3, action_chunk=3, value_hidden=(16, 8))
+POLICY = flow.PolicyConfig(
+    variants.pi0_config("tiny"), num_steps=3, action_chunk=3, value_hidden=(16, 8)
+)
 # eps: otherwise a gradient that is rounding noise makes a step of full size, in a direction of its own
 OPTIM = optimizer.OptimizerConfig(lr=1e-3, value_lr=1e-3, eps=1e-3)
 CFG = update.UpdateConfig(update_epochs=1, minibatch_size=16, microbatch_size=8)
@@ -36,13 +35,16 @@ def play(key):
     obs = types.Observation(
         images=jax.random.uniform(names[1], (ROWS, 2, *cfg.image_size, 3), minval=-1.0),
         image_mask=jnp.ones((ROWS, 2), bool),
-        state=normal(names[2], (ROWS, cfg.action_dim)), tokens=jnp.ones((ROWS, 5), jnp.int32),
+        state=normal(names[2], (ROWS, cfg.action_dim)),
+        tokens=jnp.ones((ROWS, 5), jnp.int32),
         token_mask=jnp.ones((ROWS, 5), bool),
-    )  # fmt: skip
+    )
     prefix = pi0.prefill(params, obs, cfg)
     chain, _ = flow.sample_chain(params, jax.random.split(names[3], ROWS), prefix, POLICY)
     advantage, return_ = normal(names[4], (ROWS,)), normal(names[5], (ROWS,))
-    return params, update.Minibatch(flow.prefix_to_rows(prefix), chain, advantage, return_, jnp.ones(ROWS))
+    return params, update.Minibatch(
+        flow.prefix_to_rows(prefix), chain, advantage, return_, jnp.ones(ROWS)
+    )
 
 
 def learn(params, data, mesh):
@@ -60,13 +62,18 @@ def played(fast_compile):
 def test_sharded_update_of_the_policy(played):
     params, data = played
     (state, metrics), (one, metrics_one) = (
-        learn(params, data, meshes.make_mesh(*shape, jax.devices()[: np.prod(shape)])) for shape in ((4, 2), (1, 1))
+        learn(params, data, meshes.make_mesh(*shape, jax.devices()[: np.prod(shape)]))
+        for shape in ((4, 2), (1, 1))
     )
     # the test of the whole design: right after a rollout the ratio is 1 up to rounding, and learning moves it
     assert metrics["actor/first_ratio_max_dev"] < 1e-4 < metrics["actor/ratio_max_dev"]
     for path, x in spec.flatten(state.params).items():
         before = spec.flatten(params)[path]
         assert TRAINABLE(path) or (x == before).all(), f"{path} is frozen but moved"
-        np.testing.assert_allclose(x, spec.flatten(one.params)[path], rtol=1e-4, atol=1e-6, err_msg=path)
-    np.testing.assert_allclose(list(metrics.values()), list(metrics_one.values()), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            x, spec.flatten(one.params)[path], rtol=1e-4, atol=1e-6, err_msg=path
+        )
+    np.testing.assert_allclose(
+        list(metrics.values()), list(metrics_one.values()), rtol=1e-3, atol=1e-4
+    )
     assert (state.params["value_head"]["out"]["bias"] != params["value_head"]["out"]["bias"]).all()

@@ -10,17 +10,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pirl_jax.core import spec
-from pirl_jax.core import types
-from pirl_jax.models import pi0
-from pirl_jax.models import siglip
-from pirl_jax.models import variants
+from pirl_jax.core import spec, types
+from pirl_jax.models import pi0, siglip, variants
 
 # Compile five times faster, run a little slower; the cases are tiny.
 FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
-CASES = ("pi0_dummy", "pi05_dummy", "pi0_diffw", "pi05_diffw", "pi0_p14_224", "pi05_p14_224", "pi0_lora", "pi05_lora",
-         "pi05_lora_expert_only", "pi0_gqa2", "pi0_mha", "pi0_bf16", "pi05_bf16")
+CASES = (
+    "pi0_dummy",
+    "pi05_dummy",
+    "pi0_diffw",
+    "pi05_diffw",
+    "pi0_p14_224",
+    "pi05_p14_224",
+    "pi0_lora",
+    "pi05_lora",
+    "pi05_lora_expert_only",
+    "pi0_gqa2",
+    "pi0_mha",
+    "pi0_bf16",
+    "pi05_bf16",
+)
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 
 
@@ -79,17 +89,24 @@ class Case:
         out = _everything(params, self.obs, *flow, cfg=self.cfg)
         loss_BH = _loss(params, self.obs, *flow, cfg=self.cfg)
         out |= {"compute_loss": loss_BH, "train/loss": loss_BH, "mean_loss": loss_BH.mean()}
-        noise, = self.inputs("sample_noise")
+        (noise,) = self.inputs("sample_noise")
         drawn = jax.random.normal(jax.random.key(self.settings["seed"]), noise.shape)
         for n in (1, 4, 10):
             out[f"sample/num_steps_{n}"] = _sample(params, noise, self.obs, n, cfg=self.cfg)
         out["sample/rng_noise"] = drawn
         out["sample/rng_num_steps_10"] = _sample(params, drawn, self.obs, 10, cfg=self.cfg)
-        return {key: np.asarray(x, np.float32 if x.dtype == jnp.bfloat16 else None) for key, x in out.items()}
+        return {
+            key: np.asarray(x, np.float32 if x.dtype == jnp.bfloat16 else None)
+            for key, x in out.items()
+        }
 
     def recorded(self, prefix: str) -> list[str]:
         """Full names of recorded results that start with `prefix` below out/ or out_bf16params/."""
-        return [name for name in self.arrays if name.startswith("out") and name.split("/", 1)[1].startswith(prefix)]
+        return [
+            name
+            for name in self.arrays
+            if name.startswith("out") and name.split("/", 1)[1].startswith(prefix)
+        ]
 
     def check(self, prefix: str, tolerance: float):
         """Compare every recorded array of this prefix; relative to max(1, max abs), bfloat16 to 3e-2 of the max."""
@@ -103,8 +120,14 @@ class Case:
                 continue
             ours, expected = self._meaningful(name, ours), self._meaningful(name, expected)
             bf16 = self.cfg.dtype == "bfloat16" and prefix not in ("x_t", "u_t")
-            limit = max(3e-2 * np.abs(expected).max(), 1e-6) if bf16 else tolerance * max(1.0, np.abs(expected).max())
-            assert np.abs(ours - expected).max() <= limit, f"{name}: {np.abs(ours - expected).max():.2e} > {limit:.2e}"
+            limit = (
+                max(3e-2 * np.abs(expected).max(), 1e-6)
+                if bf16
+                else tolerance * max(1.0, np.abs(expected).max())
+            )
+            assert np.abs(ours - expected).max() <= limit, (
+                f"{name}: {np.abs(ours - expected).max():.2e} > {limit:.2e}"
+            )
 
     def _meaningful(self, name, x):
         """Padded queries attend uniformly to all keys of a pass: the prefix here, also the suffix in the reference."""
@@ -127,12 +150,18 @@ def config(settings) -> variants.Pi0Config:
         lora = variants.LoraConfig(attn["rank"], attn["alpha"], ffn["rank"], attn["rslora"])
         return variants.GemmaConfig(**fields, lora=lora)
 
-    vit = {key: settings["siglip"][key] for key in ("width", "depth", "mlp_dim", "num_heads", "patch")}
+    vit = {
+        key: settings["siglip"][key] for key in ("width", "depth", "mlp_dim", "num_heads", "patch")
+    }
     names = ("pi05", "vocab_size", "action_dim", "action_horizon", "max_token_len", "dtype")
     same = {name: settings[name] for name in names}
     return variants.Pi0Config(
-        paligemma=expert(settings["paligemma"]), expert=expert(settings["action_expert"]),
-        siglip=variants.SiglipConfig(**vit), image_size=tuple(settings["image_resolution"]), **same)
+        paligemma=expert(settings["paligemma"]),
+        expert=expert(settings["action_expert"]),
+        siglip=variants.SiglipConfig(**vit),
+        image_size=tuple(settings["image_resolution"]),
+        **same,
+    )
 
 
 def observation(arrays) -> types.Observation:
@@ -142,7 +171,8 @@ def observation(arrays) -> types.Observation:
         image_mask=jnp.stack([arrays[f"in/image_masks/{camera}"] for camera in CAMERAS], axis=1),
         state=jnp.asarray(arrays["in/state"]),
         tokens=jnp.asarray(arrays["in/tokenized_prompt"]),
-        token_mask=jnp.asarray(arrays["in/tokenized_prompt_mask"]))
+        token_mask=jnp.asarray(arrays["in/tokenized_prompt_mask"]),
+    )
 
 
 def _compiled(function):
@@ -151,7 +181,9 @@ def _compiled(function):
 
 @_compiled
 def _gradients(params, obs, actions, noise, time, cfg):
-    return jax.grad(lambda params: pi0.flow_matching_loss(params, obs, actions, noise, time, cfg).mean())(params)
+    return jax.grad(
+        lambda params: pi0.flow_matching_loss(params, obs, actions, noise, time, cfg).mean()
+    )(params)
 
 
 @_compiled
@@ -169,7 +201,9 @@ def _everything(params, obs, actions, noise, time, cfg):
     out = {f"siglip/{CAMERAS[0]}/{name}": x for name, x in siglip_stages(params, obs, cfg).items()}
     tokens, mask = pi0.embed_prefix(params, obs, cfg)
     for i, camera in enumerate(CAMERAS):
-        out[f"siglip/{camera}/tokens"] = tokens[:, i * cfg.image_tokens: (i + 1) * cfg.image_tokens]
+        out[f"siglip/{camera}/tokens"] = tokens[
+            :, i * cfg.image_tokens : (i + 1) * cfg.image_tokens
+        ]
     t = time[:, None, None]
     x_t = t * noise + (1 - t) * actions
     suffix, starts = pi0.embed_suffix(params, obs.state, x_t, time, cfg)
@@ -181,17 +215,30 @@ def _everything(params, obs, actions, noise, time, cfg):
     prefix_starts = jnp.zeros(mask.shape[1], bool)
     all_valid = jnp.concatenate([mask, suffix_valid], axis=1)
     out |= {
-        "prefix/tokens": tokens, "prefix/mask": mask, "prefix/ar_mask": prefix_starts,
-        "suffix/tokens": suffix, "suffix/mask": suffix_valid, "suffix/ar_mask": starts,
-        "x_t": x_t, "u_t": noise - actions,
-        "prefill/attn_mask": pi0.attention_mask(mask, prefix_starts), "prefill/positions": pi0.positions(mask),
-        "prefill/prefix_out": prefix.hidden, "prefill/kv_k": prefix.k, "prefill/kv_v": prefix.v,
-        "decode/attn_mask": decode_mask, "decode/positions": decode_positions,
-        "decode/suffix_out": suffix_out, "decode/v_t": v_t,
+        "prefix/tokens": tokens,
+        "prefix/mask": mask,
+        "prefix/ar_mask": prefix_starts,
+        "suffix/tokens": suffix,
+        "suffix/mask": suffix_valid,
+        "suffix/ar_mask": starts,
+        "x_t": x_t,
+        "u_t": noise - actions,
+        "prefill/attn_mask": pi0.attention_mask(mask, prefix_starts),
+        "prefill/positions": pi0.positions(mask),
+        "prefill/prefix_out": prefix.hidden,
+        "prefill/kv_k": prefix.k,
+        "prefill/kv_v": prefix.v,
+        "decode/attn_mask": decode_mask,
+        "decode/positions": decode_positions,
+        "decode/suffix_out": suffix_out,
+        "decode/v_t": v_t,
         "train/attn_mask": pi0.attention_mask(all_valid, jnp.concatenate([prefix_starts, starts])),
         "train/positions": pi0.positions(all_valid),
-        "train/prefix_out": prefix.hidden, "train/suffix_out": suffix_out, "train/v_t": v_t,
-        "train/kv_k": jnp.concatenate([prefix.k, k], axis=2), "train/kv_v": jnp.concatenate([prefix.v, v], axis=2),
+        "train/prefix_out": prefix.hidden,
+        "train/suffix_out": suffix_out,
+        "train/v_t": v_t,
+        "train/kv_k": jnp.concatenate([prefix.k, k], axis=2),
+        "train/kv_v": jnp.concatenate([prefix.v, v], axis=2),
     }
     return out | ({"suffix/adarms_cond": pi0.condition(params, time, cfg)} if cfg.pi05 else {})
 

@@ -6,24 +6,28 @@ import jax
 import numpy as np
 import pytest
 
-from pirl_jax.core import spec
-from pirl_jax.core import types
-from pirl_jax.models import attention
-from pirl_jax.models import pi0
-from pirl_jax.models import variants
+from pirl_jax.core import spec, types
+from pirl_jax.models import attention, pi0, variants
 
 
 @pytest.fixture
 def fused(monkeypatch):
     """A device with fused attention."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setitem(attention.IMPLEMENTATIONS, "cudnn", functools.partial(attention._library, implementation="xla"))
+    monkeypatch.setitem(
+        attention.IMPLEMENTATIONS,
+        "cudnn",
+        functools.partial(attention._library, implementation="xla"),
+    )
     attention.fastest.cache_clear()
     yield monkeypatch
     attention.fastest.cache_clear()
 
 
-@pytest.mark.parametrize("head_dim, dtype, limit", [(256, "float32", 1e-5), (256, "bfloat16", 0.03), (16, "float32", 1e-5)])
+@pytest.mark.parametrize(
+    "head_dim, dtype, limit",
+    [(256, "float32", 1e-5), (256, "bfloat16", 0.03), (16, "float32", 1e-5)],
+)
 def test_layout_and_mask_are_those_of_the_library(fused, head_dim, dtype, limit):
     """Values and gradients, many query heads to one key head, padded queries and keys."""
     assert attention.difference("cudnn", head_dim, dtype) < limit
@@ -38,8 +42,15 @@ def test_what_computes_other_numbers_is_not_used(fused, caplog):
 
 def test_what_the_device_refuses_is_not_used(fused, caplog):
     caplog.set_level("INFO")
-    fused.setitem(attention.IMPLEMENTATIONS, "cudnn", functools.partial(attention._library, implementation="cudnn"))
-    assert attention.fastest(256, "bfloat16") == "xla" and "cuDNN refuses head_dim 256 in bfloat16" in caplog.text
+    fused.setitem(
+        attention.IMPLEMENTATIONS,
+        "cudnn",
+        functools.partial(attention._library, implementation="cudnn"),
+    )
+    assert (
+        attention.fastest(256, "bfloat16") == "xla"
+        and "cuDNN refuses head_dim 256 in bfloat16" in caplog.text
+    )
 
 
 def test_without_a_gpu_nothing_is_tried():
@@ -51,15 +62,22 @@ def test_the_prefix_is_the_same(fused):
     cfg = variants.pi0_config("tiny")
     params, rng = spec.init(jax.random.key(0), pi0.specs(cfg)), np.random.default_rng(0)
     obs = types.Observation(
-        images=rng.integers(0, 256, (3, 2, *cfg.image_size, 3), np.uint8), image_mask=np.ones((3, 2), bool),
-        state=np.zeros((3, 8), np.float32), tokens=rng.integers(1, 99, (3, 6)),
+        images=rng.integers(0, 256, (3, 2, *cfg.image_size, 3), np.uint8),
+        image_mask=np.ones((3, 2), bool),
+        state=np.zeros((3, 8), np.float32),
+        tokens=rng.integers(1, 99, (3, 6)),
         token_mask=np.arange(6)[None] < np.array([[2], [6], [5]]),
-    )  # fmt: skip
+    )
     one, other = (
-        jax.jit(functools.partial(pi0.prefill, cfg=variants.pi0_config("tiny", attention=name)))(params, obs)
+        jax.jit(functools.partial(pi0.prefill, cfg=variants.pi0_config("tiny", attention=name)))(
+            params, obs
+        )
         for name in ("auto", "xla")
     )
     assert attention.fastest.cache_info().currsize == 1
     for name in ("k", "v"):
-        ours, theirs = (np.moveaxis(getattr(prefix, name), 0, 2)[np.asarray(prefix.mask)] for prefix in (one, other))
+        ours, theirs = (
+            np.moveaxis(getattr(prefix, name), 0, 2)[np.asarray(prefix.mask)]
+            for prefix in (one, other)
+        )
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)

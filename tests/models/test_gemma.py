@@ -5,8 +5,17 @@ import pytest
 from pirl_jax.models import gemma
 
 
-@pytest.mark.parametrize("name", ["train/kv_", "train/prefix_out", "train/suffix_out",
-                                  "prefill/kv_", "prefill/prefix_out", "decode/suffix_out"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train/kv_",
+        "train/prefix_out",
+        "train/suffix_out",
+        "prefill/kv_",
+        "prefill/prefix_out",
+        "decode/suffix_out",
+    ],
+)
 def test_keys_values_and_hidden_states_equal_the_reference(case, name):
     if case.recorded(name):  # all-bfloat16 runs of the reference recorded fewer arrays
         case.check(name, 3e-4)

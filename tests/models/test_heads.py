@@ -18,7 +18,11 @@ def arrays(vectors):
 
 def read(arrays, case, prefix="in/value_head."):
     """The reference numbers its linear layers 0, 2, 4, ... and stores weights as [out,in]."""
-    weights = [name for name in arrays if name.startswith(f"{case}/{prefix}mlp") and name.endswith("weight")]
+    weights = [
+        name
+        for name in arrays
+        if name.startswith(f"{case}/{prefix}mlp") and name.endswith("weight")
+    ]
     numbers = sorted(int(name.split(".")[-2]) for name in weights)
     names = [*(f"layer_{i}" for i in range(len(numbers) - 1)), "out"]
     head = {}
@@ -40,8 +44,11 @@ def test_value_and_gradients_equal_the_reference(arrays, case):
     np.testing.assert_allclose(grad_x, arrays[f"{case}/out/grad_x"], rtol=1e-4, atol=1e-5)
     if not json.loads(arrays[f"{case}/meta"].item())["bias_last"]:
         expected["out"]["bias"] = grad_params["value_head"]["out"]["bias"]
-    jax.tree.map(lambda ours, ref: np.testing.assert_allclose(ours, ref, rtol=1e-4, atol=1e-5),
-                 grad_params["value_head"], expected)
+    jax.tree.map(
+        lambda ours, ref: np.testing.assert_allclose(ours, ref, rtol=1e-4, atol=1e-5),
+        grad_params["value_head"],
+        expected,
+    )
 
 
 @pytest.mark.parametrize("chunked", [0, 1])
@@ -57,13 +64,21 @@ def test_value_from_suffix_equals_the_reference(arrays, chunked, detached):
 
     y, pullback = jax.vjp(run, feature)
     np.testing.assert_allclose(y, arrays[f"{case}/out/value"], rtol=1e-4, atol=1e-5)
-    grad, = pullback(jnp.ones_like(y))
+    (grad,) = pullback(jnp.ones_like(y))
     np.testing.assert_allclose(grad, arrays[f"{case}/out/grad_suffix_out"], rtol=1e-4, atol=1e-5)
 
 
-VLM_CASES = [f"{name}_libero_{mode}_{n}img" for name in ("pi05", "pi0") for mode, n in (
-    ("mean_token", 1), ("mean_token", 2), ("mean_token", 3), ("last_token", 2), ("first_token", 2),
-)]  # fmt: skip
+VLM_CASES = [
+    f"{name}_libero_{mode}_{n}img"
+    for name in ("pi05", "pi0")
+    for mode, n in (
+        ("mean_token", 1),
+        ("mean_token", 2),
+        ("mean_token", 3),
+        ("last_token", 2),
+        ("first_token", 2),
+    )
+]
 
 
 @pytest.mark.parametrize("case", VLM_CASES)
@@ -74,29 +89,45 @@ def test_value_from_vlm_equals_the_reference(arrays, case):
     hidden = arrays[f"{case}/in/prefix_output"]
     mask = analytic_network.reference_tokens(hidden.shape[1], meta["num_images_in_input"])
     pooled = heads.pool(hidden, jnp.broadcast_to(mask, hidden.shape[:2]), meta["value_vlm_mode"])
-    np.testing.assert_allclose(heads.value(read(arrays, case), pooled), arrays[f"{case}/out/value"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        heads.value(read(arrays, case), pooled), arrays[f"{case}/out/value"], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_value_from_the_tokens_that_exist_equals_the_other_port(arrays):
     case = "value_from_prefix_openpi_rlinf"
-    pooled = heads.pool(arrays[f"{case}/in/prefix_output"], jnp.asarray(arrays[f"{case}/in/prefix_mask"]), "mean_token")
-    np.testing.assert_allclose(heads.value(read(arrays, case), pooled), arrays[f"{case}/out/value"], rtol=1e-4, atol=1e-5)
+    pooled = heads.pool(
+        arrays[f"{case}/in/prefix_output"],
+        jnp.asarray(arrays[f"{case}/in/prefix_mask"]),
+        "mean_token",
+    )
+    np.testing.assert_allclose(
+        heads.value(read(arrays, case), pooled), arrays[f"{case}/out/value"], rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("mode", heads.POOLS)
 def test_padding_never_enters_a_pooled_state(mode):
     hidden = np.random.default_rng(0).normal(size=(3, 6, 4)).astype(np.float32)
     mask = np.array([[1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0], [0, 1, 0, 0, 0, 1]], bool)
-    by_hand = {"mean_token": lambda h: h.mean(0), "first_token": lambda h: h[0], "last_token": lambda h: h[-1]}[mode]
+    by_hand = {
+        "mean_token": lambda h: h.mean(0),
+        "first_token": lambda h: h[0],
+        "last_token": lambda h: h[-1],
+    }[mode]
     want = [by_hand(h[m]) for h, m in zip(hidden, mask)]
     hidden[~mask] = np.nan
-    np.testing.assert_allclose(heads.pool(jnp.asarray(hidden), jnp.asarray(mask), mode), want, rtol=1e-6)
+    np.testing.assert_allclose(
+        heads.pool(jnp.asarray(hidden), jnp.asarray(mask), mode), want, rtol=1e-6
+    )
     gradient = jax.grad(lambda h: heads.pool(h, jnp.asarray(mask), mode).sum())(jnp.asarray(hidden))
     assert (gradient[~mask] == 0).all() and (gradient[mask].sum(-1) != 0).any()
 
 
 def test_unknown_pool_lists_the_choices():
-    with pytest.raises(ValueError, match="value_vlm_mode='max' does not exist; choose one of: mean_token"):
+    with pytest.raises(
+        ValueError, match="value_vlm_mode='max' does not exist; choose one of: mean_token"
+    ):
         heads.pool(jnp.zeros((1, 2, 3)), jnp.ones((1, 2), bool), "max")
 
 
@@ -106,14 +137,22 @@ def test_noise_std_and_gradients_equal_the_reference(arrays):
     bounds = tuple(json.loads(arrays[f"{case}/meta"].item())["noise_logvar_range"])
     params, _ = analytic_network.weights(file, f"{case}/in/")
     params = {"noise_head": params["noise_head"]}
-    std, pullback = jax.vjp(lambda p, x: heads.noise_std(p, x, bounds), params, jnp.asarray(arrays[f"{case}/in/x"]))
+    std, pullback = jax.vjp(
+        lambda p, x: heads.noise_std(p, x, bounds), params, jnp.asarray(arrays[f"{case}/in/x"])
+    )
     grad_params, grad_x = pullback(jnp.ones_like(std))
     np.testing.assert_allclose(std, arrays[f"{case}/out/std"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(grad_x, arrays[f"{case}/out/grad_x"], rtol=1e-4, atol=1e-6)
     want = {name.replace("out/grad.", "out/noise_head."): x for name, x in arrays.items()}
-    expected, _ = analytic_network.weights(ArraysAsFile(want), f"{case}/out/noise_head.".replace("noise_head.", ""))
+    expected, _ = analytic_network.weights(
+        ArraysAsFile(want), f"{case}/out/noise_head.".replace("noise_head.", "")
+    )
     expected = {"noise_head": expected["noise_head"]}
-    jax.tree.map(lambda ours, ref: np.testing.assert_allclose(ours, ref, rtol=1e-4, atol=1e-6), grad_params, expected)
+    jax.tree.map(
+        lambda ours, ref: np.testing.assert_allclose(ours, ref, rtol=1e-4, atol=1e-6),
+        grad_params,
+        expected,
+    )
 
 
 class ArraysAsFile(dict):
@@ -126,13 +165,28 @@ def test_noise_head_has_the_reference_shapes_and_start():
     """1024 -> 128 -> 64 -> 32, torch's default start: uniform in +-1 / sqrt(inputs), biases too; std inside its bounds."""
     params = spec.init(jax.random.key(0), heads.noise_specs(1024, 32))
     layers = params["noise_head"]
-    assert [layer["kernel"].shape for layer in layers.values()] == [(1024, 128), (128, 64), (64, 32)]
+    assert [layer["kernel"].shape for layer in layers.values()] == [
+        (1024, 128),
+        (128, 64),
+        (64, 32),
+    ]
     for layer in layers.values():
         limit = 1 / np.sqrt(len(layer["kernel"]))
-        np.testing.assert_allclose([layer["kernel"].max(), -layer["kernel"].min()], limit, rtol=0.01)
+        np.testing.assert_allclose(
+            [layer["kernel"].max(), -layer["kernel"].min()], limit, rtol=0.01
+        )
         assert 0 < abs(layer["bias"]).max() <= limit
-    std = heads.noise_std(params, 100 * jax.random.normal(jax.random.key(1), (2, 5, 1024)).astype(jnp.bfloat16), (0.08, 0.16))
-    assert std.dtype == jnp.float32 and std.shape == (2, 5, 32) and std.min() >= 0.08 - 1e-6 and std.max() <= 0.16 + 1e-6
+    std = heads.noise_std(
+        params,
+        100 * jax.random.normal(jax.random.key(1), (2, 5, 1024)).astype(jnp.bfloat16),
+        (0.08, 0.16),
+    )
+    assert (
+        std.dtype == jnp.float32
+        and std.shape == (2, 5, 32)
+        and std.min() >= 0.08 - 1e-6
+        and std.max() <= 0.16 + 1e-6
+    )
 
 
 @pytest.mark.parametrize("case", ["value_head_init_pi0", "value_head_init_pi05_vlm"])

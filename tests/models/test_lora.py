@@ -5,25 +5,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pirl_jax.core import spec
-from pirl_jax.core import types
-from pirl_jax.models import lora
-from pirl_jax.models import pi0
-from pirl_jax.models import variants
+from pirl_jax.core import spec, types
+from pirl_jax.models import lora, pi0, variants
 
 ADAPTER = variants.LoraConfig(attn_rank=2, attn_alpha=3.0, ffn_rank=2)
-EQUATIONS = {"BTD_NDH_BTNH": "BTD,NDh->BTNh", "BSD_2KDH_2BSKH": "BSD,ZKDh->ZBSKh", "BTNH_NHD_BTD": "BTNh,NhD->BTD"}
+EQUATIONS = {
+    "BTD_NDH_BTNH": "BTD,NDh->BTNh",
+    "BSD_2KDH_2BSKH": "BSD,ZKDh->ZBSKh",
+    "BTNH_NHD_BTD": "BTNh,NhD->BTD",
+}
 
 
 def load(vectors, folder):
     with np.load(vectors / "openpi" / "data_small.npz") as file:
-        return {key.removeprefix(folder): jnp.asarray(file[key]) for key in file.files if key.startswith(folder)}
+        return {
+            key.removeprefix(folder): jnp.asarray(file[key])
+            for key in file.files
+            if key.startswith(folder)
+        }
 
 
 @pytest.mark.parametrize("name, equation", EQUATIONS.items())
 def test_einsum_equals_the_reference(vectors, name, equation):
     arrays = load(vectors, f"lora_einsum/{name}/")
-    np.testing.assert_allclose(lora.einsum(arrays, equation, arrays["x"], ADAPTER), arrays["out"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        lora.einsum(arrays, equation, arrays["x"], ADAPTER), arrays["out"], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_rank_stabilised_scale_divides_by_the_root_of_the_rank(vectors):
@@ -31,29 +38,45 @@ def test_rank_stabilised_scale_divides_by_the_root_of_the_rank(vectors):
     equation = EQUATIONS["BTD_NDH_BTNH"]
     base = lora.einsum(arrays, equation, arrays["x"], None)
     plain = lora.einsum(arrays, equation, arrays["x"], ADAPTER) - base
-    stabilised = lora.einsum(arrays, equation, arrays["x"], dataclasses.replace(ADAPTER, rslora=True)) - base
+    stabilised = (
+        lora.einsum(arrays, equation, arrays["x"], dataclasses.replace(ADAPTER, rslora=True)) - base
+    )
     np.testing.assert_allclose(stabilised, plain * np.sqrt(2), rtol=1e-4, atol=1e-5)
 
 
 def test_feed_forward_equals_the_reference(vectors):
     arrays = load(vectors, "lora_ffn/")
-    np.testing.assert_allclose(lora.feed_forward(arrays, arrays["x"], ADAPTER), arrays["out"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        lora.feed_forward(arrays, arrays["x"], ADAPTER), arrays["out"], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_frozen_parameters_equal_the_reference(case):
-    assert sorted(pi0.frozen_by_lora(case.cfg)) == sorted(case.settings["frozen_by_get_freeze_filter"])
+    assert sorted(pi0.frozen_by_lora(case.cfg)) == sorted(
+        case.settings["frozen_by_get_freeze_filter"]
+    )
 
 
-@pytest.mark.parametrize("paligemma, expert, frozen", [
-    ("gemma_2b_lora", "gemma_300m", 9), ("gemma_2b", "gemma_300m_lora", 8),
-    ("gemma_2b_lora", "gemma_300m_lora", 17), ("gemma_2b", "gemma_300m", 0)])
+@pytest.mark.parametrize(
+    "paligemma, expert, frozen",
+    [
+        ("gemma_2b_lora", "gemma_300m", 9),
+        ("gemma_2b", "gemma_300m_lora", 8),
+        ("gemma_2b_lora", "gemma_300m_lora", 17),
+        ("gemma_2b", "gemma_300m", 0),
+    ],
+)
 def test_number_of_frozen_leaves_of_pi0(paligemma, expert, frozen):
-    cfg = variants.pi0_config("pi0", paligemma=variants.GEMMA[paligemma], expert=variants.GEMMA[expert])
+    cfg = variants.pi0_config(
+        "pi0", paligemma=variants.GEMMA[paligemma], expert=variants.GEMMA[expert]
+    )
     assert len(pi0.frozen_by_lora(cfg)) == frozen
 
 
 def test_adapters_only_add_leaves():
-    plain, adapted = (spec.flatten(pi0.specs(variants.pi0_config(name))) for name in ("pi05", "pi05_lora"))
+    plain, adapted = (
+        spec.flatten(pi0.specs(variants.pi0_config(name))) for name in ("pi05", "pi05_lora")
+    )
     added = {path: leaf for path, leaf in adapted.items() if path not in plain}
     assert {path: adapted[path] for path in plain} == plain
     assert added and all("lora" in path for path in added)
@@ -63,28 +86,44 @@ def test_fresh_adapters_change_nothing_unless_openpis_initialisation_is_chosen()
     cfg = variants.pi0_config("pi05_lora")
     for init, factor_b in (("zeros", "zeros"), ("openpi", ("normal", 0.01))):
         added = spec.flatten(pi0.specs(variants.with_lora_init(cfg, init)))
-        assert {leaf.init for path, leaf in added.items() if path.endswith("lora_a")} == {("normal", 0.01)}
+        assert {leaf.init for path, leaf in added.items() if path.endswith("lora_a")} == {
+            ("normal", 0.01)
+        }
         assert {leaf.init for path, leaf in added.items() if path.endswith("lora_b")} == {factor_b}
 
 
 def test_adapters_of_the_vlm_alone():
     """model.is_lora: rank and alpha are one number; the action expert keeps its weights and none of them is frozen by it."""
     cfg = variants.with_lora(variants.pi0_config("pi0"), 32)
-    assert cfg.paligemma.lora == variants.LoraConfig(32, 32.0, 32) and cfg.paligemma.lora.attn_scale == 1 and cfg.expert.lora is None
-    added = spec.flatten(pi0.specs(cfg)).keys() - spec.flatten(pi0.specs(variants.pi0_config("pi0"))).keys()
-    assert added and all(path.startswith("PaliGemma/llm/layers/") and "_1/" not in path for path in added)
+    assert (
+        cfg.paligemma.lora == variants.LoraConfig(32, 32.0, 32)
+        and cfg.paligemma.lora.attn_scale == 1
+        and cfg.expert.lora is None
+    )
+    added = (
+        spec.flatten(pi0.specs(cfg)).keys()
+        - spec.flatten(pi0.specs(variants.pi0_config("pi0"))).keys()
+    )
+    assert added and all(
+        path.startswith("PaliGemma/llm/layers/") and "_1/" not in path for path in added
+    )
 
 
 def test_adapters_train_the_same_with_recomputation():
     """gradient_checkpointing saves memory and changes nothing, adapters included."""
     rng = np.random.default_rng(0)
     base = variants.with_lora(variants.pi0_config("tiny"), 2)
-    params = spec.init(jax.random.key(0), pi0.specs(variants.with_lora_init(base, "openpi")))  # B = 0 has no gradient to A
+    params = spec.init(
+        jax.random.key(0), pi0.specs(variants.with_lora_init(base, "openpi"))
+    )  # B = 0 has no gradient to A
     adapters = {path: x for path, x in spec.flatten(params).items() if "lora" in path}
     obs = types.Observation(
-        images=jnp.asarray(rng.integers(0, 256, (2, 1, 16, 16, 3), np.uint8)), image_mask=jnp.ones((2, 1), bool),
-        state=jnp.asarray(rng.normal(size=(2, 8)), jnp.float32), tokens=jnp.ones((2, 3), jnp.int32), token_mask=jnp.ones((2, 3), bool),
-    )  # fmt: skip
+        images=jnp.asarray(rng.integers(0, 256, (2, 1, 16, 16, 3), np.uint8)),
+        image_mask=jnp.ones((2, 1), bool),
+        state=jnp.asarray(rng.normal(size=(2, 8)), jnp.float32),
+        tokens=jnp.ones((2, 3), jnp.int32),
+        token_mask=jnp.ones((2, 3), bool),
+    )
 
     def gradients(policy):
         cfg = dataclasses.replace(base, remat=policy)

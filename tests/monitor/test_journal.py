@@ -32,7 +32,10 @@ def test_another_work_is_refused_and_named(tmp_path):
     path = tmp_path / "episodes.jsonl"
     journal.Journal(path, HEADER).close()
     other = HEADER | {"protocol": {"seed": 2, "init_states": (40, 50)}}
-    with pytest.raises(ValueError, match=r"another evaluation \(protocol.seed: 1 -> 2\); give another folder with --output"):
+    with pytest.raises(
+        ValueError,
+        match=r"another evaluation \(protocol.seed: 1 -> 2\); give another folder with --output",
+    ):
         journal.Journal(path, other)
 
 

@@ -28,7 +28,11 @@ def test_resume_leaves_no_iteration_twice_and_survives_a_half_written_line(tmp_p
     def play(first, last, directory):
         run = log.RunDir(directory, CONFIG, resume_at=first or None)
         for iteration in range(first, last):
-            metrics = {"actor/loss": 1.0 / (iteration + 1), "actor/kl": float("nan"), "time/env": first + 0.5}
+            metrics = {
+                "actor/loss": 1.0 / (iteration + 1),
+                "actor/kl": float("nan"),
+                "time/env": first + 0.5,
+            }
             run.write(iteration, metrics)
         run.close()
 

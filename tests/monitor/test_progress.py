@@ -35,7 +35,9 @@ def test_failure_is_named_and_passed_on():
     with pytest.raises(RuntimeError), progress.track("update", total=2, stream=stream) as step:
         step()
         raise RuntimeError
-    assert stream.getvalue().startswith("update: 1/2") and stream.getvalue().rstrip().endswith("failed")
+    assert stream.getvalue().startswith("update: 1/2") and stream.getvalue().rstrip().endswith(
+        "failed"
+    )
 
 
 @pytest.mark.parametrize("total", [None, 3])

@@ -47,10 +47,19 @@ def test_time_counts_when_the_work_raises():
 @pytest.mark.parametrize(
     "parts, expected",
     [
-        ({"env": 78.0, "update": 20.0}, "simulation-bound: 78 % of the time waits for environments; add CPU cores"),
+        (
+            {"env": 78.0, "update": 20.0},
+            "simulation-bound: 78 % of the time waits for environments; add CPU cores",
+        ),
         ({"update": 60.0, "env": 40.0}, "learning-bound: 60 %"),
-        ({"transfer": 50.0, "env": 20.0}, "transfer-bound: 50 % .* set rollout.prefix_cache=device"),
-        ({"env": 30.0, "inference": 30.0, "update": 35.0}, r"balanced: the largest part \(update\) takes 35 %"),
+        (
+            {"transfer": 50.0, "env": 20.0},
+            "transfer-bound: 50 % .* set rollout.prefix_cache=device",
+        ),
+        (
+            {"env": 30.0, "inference": 30.0, "update": 35.0},
+            r"balanced: the largest part \(update\) takes 35 %",
+        ),
     ],
 )
 def test_verdict_names_the_largest_part(parts, expected):

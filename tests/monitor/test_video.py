@@ -16,7 +16,9 @@ def read_video(path) -> np.ndarray:
 
 def test_video_reads_back_with_all_frames_and_even_sides(tmp_path):
     frames = [np.full((63, 65, 3), 40 * k, np.uint8) for k in range(5)]
-    path = video.write(tmp_path / "new" / "a.mp4", frames, ["lift the red cube\nstep 1"] * 5, fps=10)
+    path = video.write(
+        tmp_path / "new" / "a.mp4", frames, ["lift the red cube\nstep 1"] * 5, fps=10
+    )
     read = read_video(path)
     assert read.shape == (5, *video.annotate(frames[0], "").shape)
     assert read.shape[1] % 2 == 0 and read.shape[2] % 2 == 0 and read.shape[2] >= video.MIN_SIDE_PX
@@ -36,8 +38,19 @@ def test_enlarging_repeats_pixels_and_text_is_drawn_below():
 def test_an_episode_shows_task_step_and_outcome(tmp_path, monkeypatch, success):
     frames, shown = [np.zeros((64, 64, 3), np.uint8)] * 3, []
     annotate = video.annotate
-    monkeypatch.setattr(video, "annotate", lambda frame, caption, colour: shown.append(caption) or annotate(frame, caption, colour))
-    path = video.write_episode(tmp_path / "videos" / "a.mp4", frames, "task 2: stack the red cube", success, fps=4, hold_s=0.5)
+    monkeypatch.setattr(
+        video,
+        "annotate",
+        lambda frame, caption, colour: shown.append(caption) or annotate(frame, caption, colour),
+    )
+    path = video.write_episode(
+        tmp_path / "videos" / "a.mp4",
+        frames,
+        "task 2: stack the red cube",
+        success,
+        fps=4,
+        hold_s=0.5,
+    )
     outcome = "task 2: stack the red cube\nstep 3: " + ("success" if success else "failure")
     assert shown == [f"task 2: stack the red cube\nstep {k}" for k in (1, 2, 3)] + [outcome] * 2
     strip = read_video(path)[-1, 390:].astype(int)

@@ -18,7 +18,9 @@ def data(vectors):
 def augmented(data):
     x = pi0.to_float(data["in_u8"])
     key = jax.random.key(int(data["key_seed"]))
-    return np.asarray(jax.jit(augment.augment, static_argnums=2)(key, np.stack([x, x], axis=1), (False, True)))
+    return np.asarray(
+        jax.jit(augment.augment, static_argnums=2)(key, np.stack([x, x], axis=1), (False, True))
+    )
 
 
 @pytest.mark.parametrize("view, camera", [(0, "base_0_rgb"), (1, "left_wrist_0_rgb")])
@@ -33,7 +35,10 @@ def test_draws_equal_openpi(data):
         centre, angle_rad = augment.draw_geometry(geometry_key, (224, 224))
         np.testing.assert_allclose(centre, data[f"draw/{i}/base/crop_center_yx"], atol=1e-6)
         np.testing.assert_allclose(angle_rad, data[f"draw/{i}/base/rot_rad"], atol=1e-7)
-        for camera, camera_key in {"base": colour_key, "wrist": jax.random.split(key, 1)[0]}.items():
+        for camera, camera_key in {
+            "base": colour_key,
+            "wrist": jax.random.split(key, 1)[0],
+        }.items():
             names = ("brightness", "contrast", "hue", "jitter_applied")
             want = [data[f"draw/{i}/{camera}/{name}"] for name in names]
             np.testing.assert_allclose(np.array(augment.draw_jitter(camera_key)), want, atol=1e-7)

@@ -7,17 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pirl_jax import command
-from pirl_jax import config
-from pirl_jax.core import spec
-from pirl_jax.core import types
+from pirl_jax import command, config
+from pirl_jax.core import spec, types
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import state as states
-from pirl_jax.models import pi0
-from pirl_jax.models import siglip
-from pirl_jax.models import variants
-from pirl_jax.policy import flops
-from pirl_jax.policy import flow
+from pirl_jax.models import pi0, siglip, variants
+from pirl_jax.policy import flops, flow
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 B = 2
@@ -28,7 +23,10 @@ MOST = 1.03
 
 def _config(pi05):
     """Wide enough for matrix products to dominate, as they do at full size."""
-    paligemma, expert = variants.GemmaConfig(256, 2, 1024, 4, 1, 64), variants.GemmaConfig(128, 2, 512, 4, 1, 64)
+    paligemma, expert = (
+        variants.GemmaConfig(256, 2, 1024, 4, 1, 64),
+        variants.GemmaConfig(128, 2, 512, 4, 1, 64),
+    )
     tower = variants.SiglipConfig(192, 2, 768, 3, 8)
     network = variants.Pi0Config(pi05, paligemma, expert, tower, 64, 8, 10, 16, (48, 48), "float32")
     return flow.PolicyConfig(network, num_steps=3, value_after_vlm=pi05)
@@ -39,13 +37,22 @@ def _inputs(cfg):
     m, S, array = cfg.model, TOKENS.count(cfg.model), jax.ShapeDtypeStruct
     H, A = m.action_horizon, m.action_dim
     obs = types.Observation(
-        array((B, 2, *m.image_size, 3), jnp.float32), array((B, 2), bool), array((B, A), jnp.float32),
-        array((B, TOKENS.prompt), jnp.int32), array((B, TOKENS.prompt), bool),
-    )  # fmt: skip
+        array((B, 2, *m.image_size, 3), jnp.float32),
+        array((B, 2), bool),
+        array((B, A), jnp.float32),
+        array((B, TOKENS.prompt), jnp.int32),
+        array((B, TOKENS.prompt), bool),
+    )
     kv, row = array((2, B, S, 1, m.paligemma.head_dim), jnp.float32), array((B,), jnp.float32)
-    prefix = pi0.Prefix(kv, kv, array((B, S), bool), obs.state, None, array((B, m.paligemma.width), jnp.float32))
+    prefix = pi0.Prefix(
+        kv, kv, array((B, S), bool), obs.state, None, array((B, m.paligemma.width), jnp.float32)
+    )
     x = array((B, 1, H, A), jnp.float32)
-    return obs, prefix, types.Chain(x, x, array((B, 1), jnp.int32), row, array((B, 5, 7), jnp.float32), row)
+    return (
+        obs,
+        prefix,
+        types.Chain(x, x, array((B, 1), jnp.int32), row, array((B, 5, 7), jnp.float32), row),
+    )
 
 
 def _xla(function, *args):
@@ -59,7 +66,9 @@ def _gradient(cfg, train_expert_only, context, chain):
     )
 
     def loss(learned, frozen, chain, context):
-        log_prob_BIA, _, value_B = flow.chain_log_prob(states.merge(learned, frozen), chain, context, cfg)
+        log_prob_BIA, _, value_B = flow.chain_log_prob(
+            states.merge(learned, frozen), chain, context, cfg
+        )
         return log_prob_BIA.sum() + value_B.sum()
 
     return _xla(jax.grad(loss), learned, frozen, chain, context)
@@ -70,12 +79,22 @@ def test_forward_passes_are_what_xla_counts(pi05):
     cfg = _config(pi05)
     m, params = cfg.model, spec.abstract(flow.specs(cfg))
     obs, prefix, chain = _inputs(cfg)
-    image, x_BHA, t_B = obs.images.update(shape=(B, 48, 48, 3)), chain.x.update(shape=(B, 10, 8)), chain.level
+    image, x_BHA, t_B = (
+        obs.images.update(shape=(B, 48, 48, 3)),
+        chain.x.update(shape=(B, 10, 8)),
+        chain.level,
+    )
     encode = lambda p, x: siglip.encode(p["PaliGemma"]["img"], x, m.siglip, m.dtype, m.remat)  # noqa: E731
     for got, counted in (
         (_xla(encode, params, image), flops.vision(m)),
-        (_xla(lambda p, obs: pi0.prefill(p, obs, m, hidden=True), params, obs), flops.prefix(m, TOKENS, hidden=True)),
-        (_xla(lambda *args: pi0.velocity(*args, m), params, prefix, x_BHA, t_B), flops.denoise(m, TOKENS.count(m))),
+        (
+            _xla(lambda p, obs: pi0.prefill(p, obs, m, hidden=True), params, obs),
+            flops.prefix(m, TOKENS, hidden=True),
+        ),
+        (
+            _xla(lambda *args: pi0.velocity(*args, m), params, prefix, x_BHA, t_B),
+            flops.denoise(m, TOKENS.count(m)),
+        ),
     ):
         assert 1.0 <= got / counted < MOST
 
@@ -108,7 +127,10 @@ def test_full_size_by_hand(name):
     layer = 2048 * (2 * 2048 + 2 * 256 + 3 * 16384)
     whole = 2 * flops.vision(m) + 18 * (2 * S * layer + 4 * S**2 * 2048)
     assert flops.prefix(m, tokens, hidden=True) == whole
-    assert flops.prefix(m, tokens, hidden=False) == whole - 2 * S * (layer - 2048 * 512) - 4 * S**2 * 2048
+    assert (
+        flops.prefix(m, tokens, hidden=False)
+        == whole - 2 * S * (layer - 2048 * 512) - 4 * S**2 * 2048
+    )
     T = {"pi0": 51, "pi05": 10}[name]
     expert = 18 * (2 * T * 1024 * (2 * 2048 + 2 * 256 + 3 * 4096) + 4 * T * (S + T) * 2048)
     ends = {
@@ -121,14 +143,26 @@ def test_full_size_by_hand(name):
 def test_the_weights_counted_are_the_weights_declared():
     m = variants.pi0_config("pi05")
     flat = spec.flatten(pi0.specs(m))
-    layers = {path: leaf for path, leaf in flat.items() if "/llm/layers/" in path and "norm" not in path}
-    of_vlm = spec.count({path: leaf for path, leaf in layers.items() if not path.split("/")[-2].endswith("_1") and "_1/" not in path})
+    layers = {
+        path: leaf for path, leaf in flat.items() if "/llm/layers/" in path and "norm" not in path
+    }
+    of_vlm = spec.count(
+        {
+            path: leaf
+            for path, leaf in layers.items()
+            if not path.split("/")[-2].endswith("_1") and "_1/" not in path
+        }
+    )
     assert flops.language(m.paligemma, 1, 0) == 2 * of_vlm
     assert flops.language(m.expert, 1, 0) == 2 * (spec.count(layers) - of_vlm)
 
 
-RECIPES = [f"libero_{suite}_{algorithm}_{model}" for suite in ("spatial", "object", "goal", "10")
-           for algorithm in ("ppo", "grpo") for model in ("pi0", "pi05")]  # fmt: skip
+RECIPES = [
+    f"libero_{suite}_{algorithm}_{model}"
+    for suite in ("spatial", "object", "goal", "10")
+    for algorithm in ("ppo", "grpo")
+    for model in ("pi0", "pi05")
+]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -141,5 +175,7 @@ def test_what_the_recipes_save(recipe):
 
 
 def test_an_unknown_treatment_of_the_vlm_is_a_sentence():
-    with pytest.raises(ValueError, match="vlm='warm' does not exist; choose one of: kept, frozen, lora, trained"):
+    with pytest.raises(
+        ValueError, match="vlm='warm' does not exist; choose one of: kept, frozen, lora, trained"
+    ):
         flops.update(_config(False), TOKENS, "warm")

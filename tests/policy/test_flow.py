@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pirl_jax.core import spec
-from pirl_jax.core import types
-from pirl_jax.models import pi0
-from pirl_jax.models import variants
+from pirl_jax.core import spec, types
+from pirl_jax.models import pi0, variants
 from pirl_jax.policy import flow
 
 B = 6
@@ -25,7 +23,8 @@ def _observation(cfg, seed=0):
     rng = np.random.default_rng(seed)
     size, length = cfg.model.image_size, cfg.model.max_token_len
     return types.Observation(
-        images=jnp.asarray(rng.integers(0, 256, (B, 2, *size, 3), np.uint8)), image_mask=jnp.ones((B, 2), bool),
+        images=jnp.asarray(rng.integers(0, 256, (B, 2, *size, 3), np.uint8)),
+        image_mask=jnp.ones((B, 2), bool),
         state=jnp.asarray(rng.normal(size=(B, cfg.model.action_dim)).astype(np.float32)),
         tokens=jnp.asarray(rng.integers(1, 200, (B, length)).astype(np.int32)),
         token_mask=jnp.asarray(np.arange(length)[None] < rng.integers(3, length, (B, 1))),
@@ -47,7 +46,9 @@ def setup(request):
     # The published initialisation starts several kernels at zero; noise on every leaf makes each of them matter.
     keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
     leaves, tree = jax.tree.flatten(params)
-    params = jax.tree.unflatten(tree, [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+    params = jax.tree.unflatten(
+        tree, [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
+    )
     obs = _observation(cfg)
     sample = jax.jit(lambda params, key_B, obs: _sample(params, key_B, obs, cfg))
     return cfg, params, obs, sample
@@ -60,7 +61,9 @@ def _sample(params, key_B, obs, cfg):
 
 def test_the_ratio_right_after_a_rollout_is_one(setup):
     cfg, params, obs, sample = setup
-    evaluate = jax.jit(lambda params, chain, context: flow.chain_log_prob(params, chain, context, cfg))
+    evaluate = jax.jit(
+        lambda params, chain, context: flow.chain_log_prob(params, chain, context, cfg)
+    )
     deviations = []
     for seed in range(4):
         chain, _, prefix = sample(params, jax.random.split(jax.random.key(seed), B), obs)
@@ -77,10 +80,14 @@ def test_the_stochastic_index_is_drawn_per_row(setup):
     cfg, *_ = setup
     j_BK = np.asarray(flow.draw(jax.random.split(jax.random.key(1), 64), cfg)[1])
     if cfg.joint_logprob:
-        np.testing.assert_array_equal(j_BK, np.broadcast_to(np.arange(cfg.num_steps), (64, cfg.num_steps)))
+        np.testing.assert_array_equal(
+            j_BK, np.broadcast_to(np.arange(cfg.num_steps), (64, cfg.num_steps))
+        )
         return
     assert set(np.unique(j_BK)) == set(range(cfg.num_steps - (cfg.noise_method == "flow_cps")))
-    ignoring = flow.draw(jax.random.split(jax.random.key(1), 64), dataclasses.replace(cfg, ignore_last=True))[1]
+    ignoring = flow.draw(
+        jax.random.split(jax.random.key(1), 64), dataclasses.replace(cfg, ignore_last=True)
+    )[1]
     assert set(np.unique(ignoring)) == set(range(cfg.num_steps - 1))
 
 
@@ -97,30 +104,50 @@ def test_a_row_does_not_depend_on_its_batch(setup):
 def test_the_norms_of_the_steps_are_those_of_the_rows():
     """Modulations of the J flow times, picked by row, against those of every row: velocity and gradient."""
     cfg = _config(pi05=True, num_steps=3)
-    params = jax.tree.map(lambda leaf: 0.1 * jnp.asarray(np.random.default_rng(0).normal(size=leaf.shape), jnp.float32), flow.specs(cfg))
+    params = jax.tree.map(
+        lambda leaf: (
+            0.1 * jnp.asarray(np.random.default_rng(0).normal(size=leaf.shape), jnp.float32)
+        ),
+        flow.specs(cfg),
+    )
     prefix, j_B = flow.prefill(params, _observation(cfg), cfg), jnp.array([0, 2, 1, 1, 0, 2])
-    x_BHA = jax.random.normal(jax.random.key(0), (B, cfg.model.action_horizon, cfg.model.action_dim))
+    x_BHA = jax.random.normal(
+        jax.random.key(0), (B, cfg.model.action_horizon, cfg.model.action_dim)
+    )
 
     def by_step(params):
-        step = flow.denoise_step(params, prefix, flow.modulations(params, cfg), x_BHA, j_B, jnp.ones(B), cfg)
+        step = flow.denoise_step(
+            params, prefix, flow.modulations(params, cfg), x_BHA, j_B, jnp.ones(B), cfg
+        )
         return (step.velocity**2).sum(), step.velocity
 
     def by_row(params):
         velocity_BHA, _ = pi0.velocity(params, prefix, x_BHA, flow.flow_time(j_B, cfg), cfg.model)
         return (velocity_BHA**2).sum(), velocity_BHA
 
-    (grads, velocity), (want_grads, want) = (jax.jit(jax.grad(f, has_aux=True))(params) for f in (by_step, by_row))
+    (grads, velocity), (want_grads, want) = (
+        jax.jit(jax.grad(f, has_aux=True))(params) for f in (by_step, by_row)
+    )
     np.testing.assert_allclose(velocity, want, rtol=1e-5, atol=1e-6)
     for path, grad in spec.flatten(want_grads).items():
-        np.testing.assert_allclose(spec.flatten(grads)[path], grad, rtol=1e-4, atol=1e-5 * np.abs(grad).max(), err_msg=path)
-    assert np.abs(grads["PaliGemma"]["llm"]["layers"]["pre_ffw_norm_1"]["Dense_0"]["kernel"]).max() > 0
+        np.testing.assert_allclose(
+            spec.flatten(grads)[path], grad, rtol=1e-4, atol=1e-5 * np.abs(grad).max(), err_msg=path
+        )
+    assert (
+        np.abs(grads["PaliGemma"]["llm"]["layers"]["pre_ffw_norm_1"]["Dense_0"]["kernel"]).max() > 0
+    )
 
 
 def test_only_the_executed_entries_are_scored(setup):
     cfg, params, obs, sample = setup
     chain, _, prefix = sample(params, jax.random.split(jax.random.key(0), B), obs)
     assert chain.log_prob.shape == (B, cfg.action_chunk, cfg.action_env_dim) == (B, 3, 7)
-    outside = chain.x_next.at[:, :, cfg.action_chunk :].add(1.0).at[:, :, :, cfg.action_env_dim :].add(1.0)
+    outside = (
+        chain.x_next.at[:, :, cfg.action_chunk :]
+        .add(1.0)
+        .at[:, :, :, cfg.action_env_dim :]
+        .add(1.0)
+    )
     steps = flow.chain_steps(params, chain, prefix, cfg)
     moved, _, _ = flow.score(chain.replace(x_next=outside), steps, cfg)
     np.testing.assert_array_equal(moved, flow.score(chain, steps, cfg)[0])
@@ -128,7 +155,9 @@ def test_only_the_executed_entries_are_scored(setup):
     if cfg.joint_logprob:
         return
     z = (np.asarray(chain.x_next)[:, 0, :3, :7] - mean) / std
-    np.testing.assert_allclose(moved, -0.5 * z**2 - np.log(std) - 0.5 * np.log(2 * np.pi), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        moved, -0.5 * z**2 - np.log(std) - 0.5 * np.log(2 * np.pi), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_flow_ode_is_the_euler_sampler(setup):
@@ -136,7 +165,9 @@ def test_flow_ode_is_the_euler_sampler(setup):
     cfg, params, obs, _ = setup
     ode = dataclasses.replace(cfg, noise_method="flow_ode", joint_logprob=False)
     key_B = jax.random.split(jax.random.key(5), B)
-    chain, actions, prefix = jax.jit(lambda params, key_B, obs: _sample(params, key_B, obs, ode))(params, key_B, obs)
+    chain, actions, prefix = jax.jit(lambda params, key_B, obs: _sample(params, key_B, obs, ode))(
+        params, key_B, obs
+    )
     np.testing.assert_array_equal(chain.log_prob, np.zeros((B, 3, 7)))
     shape = (cfg.model.action_horizon, cfg.model.action_dim)
     start = jax.vmap(lambda key: jax.random.normal(jax.random.split(key, 3)[0], shape))(key_B)
@@ -171,9 +202,22 @@ def test_the_likelihood_of_a_joint_chain_is_that_of_all_its_steps():
     cfg = _config(noise_method="flow_sde", joint_logprob=True)
     rng = np.random.default_rng(0)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    chain = types.Chain(x=normal(2, 2, 3, 7), x_next=normal(2, 2, 3, 7), j=None, level=None, log_prob=None, value=None)
-    steps = [flow.Step(normal(2, 3, 7), normal(2, 3, 7), jnp.full((2, 3, 7), 0.5), normal(2)) for _ in range(2)]
-    terms = [flow.gaussian_log_prob(chain.x_next[:, k], step.mean, step.std) for k, step in enumerate(steps)]
+    chain = types.Chain(
+        x=normal(2, 2, 3, 7),
+        x_next=normal(2, 2, 3, 7),
+        j=None,
+        level=None,
+        log_prob=None,
+        value=None,
+    )
+    steps = [
+        flow.Step(normal(2, 3, 7), normal(2, 3, 7), jnp.full((2, 3, 7), 0.5), normal(2))
+        for _ in range(2)
+    ]
+    terms = [
+        flow.gaussian_log_prob(chain.x_next[:, k], step.mean, step.std)
+        for k, step in enumerate(steps)
+    ]
     log_prob, entropy, value = flow.score(chain, steps, cfg)
     np.testing.assert_allclose(log_prob, terms[0] + terms[1], rtol=1e-6)
     np.testing.assert_allclose(entropy, 2 * flow.gaussian_entropy(0.5), rtol=1e-6)
@@ -186,15 +230,21 @@ def test_the_likelihood_of_a_joint_chain_is_that_of_all_its_steps():
 def test_distance_to_another_policy():
     """By hand, and zero with zero gradient to itself."""
     cfg, ones = _config(), jnp.ones((1, 4, 8))
-    step = lambda mean, std, v: flow.Step(velocity=v * ones, mean=mean * ones, std=std * ones, value=None)  # noqa: E731
+    step = lambda mean, std, v: flow.Step(
+        velocity=v * ones, mean=mean * ones, std=std * ones, value=None
+    )
     a, b = [step(1.0, 0.5, 2.0)], [step(0.0, 1.0, -1.0)]
     kl = np.log(2) + (0.25 + 1) / 2 - 0.5
     np.testing.assert_allclose(flow.distance(a, b, "kl", cfg), [3 * 7 * kl], rtol=1e-6)
     np.testing.assert_allclose(flow.distance(a, b, "velocity_mse", cfg), [9.0], rtol=1e-6)
     for kind in flow.ANCHORS:
-        gradient = jax.grad(lambda mean, kind=kind: flow.distance([step(mean, 0.5, mean)], a, kind, cfg).sum())
+        gradient = jax.grad(
+            lambda mean, kind=kind: flow.distance([step(mean, 0.5, mean)], a, kind, cfg).sum()
+        )
         assert abs(gradient(1.0 if kind == "kl" else 2.0)) < 1e-5 < abs(gradient(1.5))
-    with pytest.raises(ValueError, match="anchor='l2' does not exist; choose one of: kl, velocity_mse"):
+    with pytest.raises(
+        ValueError, match="anchor='l2' does not exist; choose one of: kl, velocity_mse"
+    ):
         flow.distance(a, b, "l2", cfg)
 
 
@@ -202,7 +252,10 @@ def test_padding_does_not_move_a_critic_on_the_vlm():
     """Longer padding, same value: it is masked out of the pooled state."""
     cfg = _config(pi05=True, value_after_vlm=True)
     params, obs = spec.init(jax.random.key(0), flow.specs(cfg)), _observation(cfg)
-    longer = obs.replace(tokens=jnp.pad(obs.tokens, ((0, 0), (0, 9))), token_mask=jnp.pad(obs.token_mask, ((0, 0), (0, 9))))
+    longer = obs.replace(
+        tokens=jnp.pad(obs.tokens, ((0, 0), (0, 9))),
+        token_mask=jnp.pad(obs.token_mask, ((0, 0), (0, 9))),
+    )
     short, long = (flow.prefill(params, o, cfg).pooled for o in (obs, longer))
     assert short.shape == (B, cfg.model.paligemma.width)
     np.testing.assert_allclose(short, long, atol=1e-5)

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import spec
-from pirl_jax.models import heads
-from pirl_jax.models import pi0
-from pirl_jax.models import variants
+from pirl_jax.models import heads, pi0, variants
 from pirl_jax.policy import flow
 
 ROWS, H, A, WIDTH = 2**17, 2, 2, 6
@@ -24,10 +22,15 @@ def make_params():
     normal = lambda *shape: (0.5 * rng.normal(size=shape)).astype(np.float32)  # noqa: E731
     declared = heads.noise_specs(WIDTH, A, hidden=(8,))["noise_head"]
     return {
-        "Wx": normal(A, WIDTH), "wt": normal(WIDTH), "Ws": normal(3, WIDTH), "pos": normal(H, WIDTH),
+        "Wx": normal(A, WIDTH),
+        "wt": normal(WIDTH),
+        "Ws": normal(3, WIDTH),
+        "pos": normal(H, WIDTH),
         "action_out_proj": {"kernel": normal(WIDTH, A), "bias": normal(A)},
-        "noise_head": jax.tree.map(lambda s: normal(*s.shape), declared, is_leaf=lambda s: isinstance(s, spec.Spec)),
-    }  # fmt: skip
+        "noise_head": jax.tree.map(
+            lambda s: normal(*s.shape), declared, is_leaf=lambda s: isinstance(s, spec.Spec)
+        ),
+    }
 
 
 @pytest.mark.parametrize("method", ["flow_noise", "flow_sde"])
@@ -35,11 +38,24 @@ def test_the_score_is_the_gradient_of_the_mean_reward(monkeypatch, method):
     analytic_network.install(monkeypatch)
     model = variants.pi0_config("tiny", action_dim=A, action_horizon=H)
     cfg = flow.PolicyConfig(
-        model, num_steps=2, noise_method=method, noise_level=0.4, noise_logvar_range=(0.3, 0.7), joint_logprob=True,
-        action_chunk=H, action_env_dim=A, add_value_head=False,
-    )  # fmt: skip
+        model,
+        num_steps=2,
+        noise_method=method,
+        noise_level=0.4,
+        noise_logvar_range=(0.3, 0.7),
+        joint_logprob=True,
+        action_chunk=H,
+        action_env_dim=A,
+        add_value_head=False,
+    )
     none = jnp.zeros((ROWS, 0))
-    prefix = pi0.Prefix(k=none, v=none, mask=none, state=jax.random.normal(jax.random.key(1), (ROWS, 3)), pooled=None)
+    prefix = pi0.Prefix(
+        k=none,
+        v=none,
+        mask=none,
+        state=jax.random.normal(jax.random.key(1), (ROWS, 3)),
+        pooled=None,
+    )
     draws = flow.draw(jax.random.split(jax.random.key(2), ROWS), cfg)
     level = jnp.full(ROWS, cfg.noise_level)
 
@@ -58,7 +74,13 @@ def test_the_score_is_the_gradient_of_the_mean_reward(monkeypatch, method):
     flat = lambda tree: np.concatenate([x.reshape(-1) for x in jax.tree.leaves(tree)])  # noqa: E731
     names = ["Wx", "action_out_proj"] + ["noise_head"] * (method == "flow_noise")
     for name in names:
-        error = np.linalg.norm(flat(got[name]) - flat(want[name])) / np.linalg.norm(flat(want[name]))
+        error = np.linalg.norm(flat(got[name]) - flat(want[name])) / np.linalg.norm(
+            flat(want[name])
+        )
         assert error < 0.05, name
-    mean = score(params, chain, reward_B - reward_B.mean(), dataclasses.replace(cfg, joint_mean=True))
-    np.testing.assert_allclose(flat(mean), flat(got) / 3, rtol=1e-4, atol=1e-6)  # RLinf's: J + 1 terms
+    mean = score(
+        params, chain, reward_B - reward_B.mean(), dataclasses.replace(cfg, joint_mean=True)
+    )
+    np.testing.assert_allclose(
+        flat(mean), flat(got) / 3, rtol=1e-4, atol=1e-6
+    )  # RLinf's: J + 1 terms

@@ -12,16 +12,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pirl_jax.core import spec
-from pirl_jax.core import types
-from pirl_jax.policy import flow
-from pirl_jax.policy import noise
+from pirl_jax.core import spec, types
+from pirl_jax.policy import flow, noise
 
 TOLERANCE = dict(rtol=1e-4, atol=1e-5)
-TRAIN = [f"{name}_N{n}" for n in (3, 4) for name in (
-    "sde", "sde_ignore_last", "sde_anneal", "sde_joint", "sde_chunkcritic_detach", "sde_vlm", "sde_novalue", "cps", "ode",
-    "noise_joint", "noise_single",
-)]  # fmt: skip
+TRAIN = [
+    f"{name}_N{n}"
+    for n in (3, 4)
+    for name in (
+        "sde",
+        "sde_ignore_last",
+        "sde_anneal",
+        "sde_joint",
+        "sde_chunkcritic_detach",
+        "sde_vlm",
+        "sde_novalue",
+        "cps",
+        "ode",
+        "noise_joint",
+        "noise_single",
+    )
+]
 EVAL = [f"{name}_N{n}" for n in (3, 4) for name in ("sde_eval", "noise_eval")]
 
 
@@ -35,9 +46,20 @@ def recorded(vectors, monkeypatch):
         meta = json.loads(str(z[f"{case}/meta"]))
         cfg = analytic_network.policy(meta)
         params, fixed = analytic_network.weights(z, f"{case}/in/w.")
-        level = noise.annealed(*meta["noise_params"], meta["global_step"]) if meta["noise_anneal"] else meta["noise_level"]
+        level = (
+            noise.annealed(*meta["noise_params"], meta["global_step"])
+            if meta["noise_anneal"]
+            else meta["noise_level"]
+        )
         prefix = analytic_network.prefix(z[f"{case}/in/state"], fixed, cfg)
-        return (lambda name: z[f"{case}/{name}"]), cfg, params, prefix, jnp.full(meta["B"], level, jnp.float32), z
+        return (
+            (lambda name: z[f"{case}/{name}"]),
+            cfg,
+            params,
+            prefix,
+            jnp.full(meta["B"], level, jnp.float32),
+            z,
+        )
 
     return load
 
@@ -52,14 +74,20 @@ def test_sampling(recorded, case):
     for x, shift in ((chain.x, 0), (chain.x_next, 1)):
         want = np.take_along_axis(chains, (j_BK + shift)[:, :, None, None], axis=1)
         np.testing.assert_allclose(x, want, **TOLERANCE)
-    np.testing.assert_allclose(chain.log_prob, get("out/rollout_prev_logprobs"), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        chain.log_prob, get("out/rollout_prev_logprobs"), rtol=1e-4, atol=1e-4
+    )
     # README Q11: the reference stores the mean of the values of all steps, and trains the value of one.
     every = np.broadcast_to(np.arange(cfg.num_steps), (len(start), cfg.num_steps))
     values = [
-        flow.denoise_step(params, prefix, None, chains[:, k], jnp.asarray(every[:, k]), level_B, cfg).value
+        flow.denoise_step(
+            params, prefix, None, chains[:, k], jnp.asarray(every[:, k]), level_B, cfg
+        ).value
         for k in range(cfg.num_steps)
     ]
-    np.testing.assert_allclose(np.mean(values, axis=0), get("out/rollout_prev_values")[:, 0], **TOLERANCE)
+    np.testing.assert_allclose(
+        np.mean(values, axis=0), get("out/rollout_prev_values")[:, 0], **TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("case", TRAIN)
@@ -68,7 +96,9 @@ def test_learning(recorded, case):
     get, cfg, params, prefix, level_B, z = recorded(case)
     _, j_BK, _ = analytic_network.randomness(get("in/noise"), get("in/denoise_inds"), cfg)
     chains = get("out/rollout_chains")
-    x, x_next = (np.take_along_axis(chains, (j_BK + shift)[:, :, None, None], axis=1) for shift in (0, 1))
+    x, x_next = (
+        np.take_along_axis(chains, (j_BK + shift)[:, :, None, None], axis=1) for shift in (0, 1)
+    )
     chain = types.Chain(x=x, x_next=x_next, j=j_BK, level=level_B, log_prob=None, value=None)
     other = analytic_network.weights(z, f"{case}/in/w2.")[0]
 
@@ -99,7 +129,9 @@ def test_evaluation(recorded, case):
     get, cfg, params, prefix, level_B, _ = recorded(case)
     start = get("in/noise")[0]
     never = jnp.full((len(start), 1), -1)
-    _, actions = flow.integrate(params, start, never, jnp.zeros((len(start), 1, *start.shape[1:])), prefix, level_B, cfg)
+    _, actions = flow.integrate(
+        params, start, never, jnp.zeros((len(start), 1, *start.shape[1:])), prefix, level_B, cfg
+    )
     np.testing.assert_allclose(actions, get("out/rollout_actions"), **TOLERANCE)
 
 
@@ -111,8 +143,14 @@ def test_the_reductions_of_the_reference(vectors):
         cfg = flow.PolicyConfig(model=None, joint_logprob=bool(joint), joint_mean=True)
         for name in ("log_probs", "entropy"):
             terms = [flow.executed(x, cfg) for x in np.moveaxis(z[f"{case}/in/{name}"], 1, 0)]
-            got = flow._over_steps(terms[1:], terms[0], cfg) if joint else flow._over_steps(terms, 0.0, cfg)
+            got = (
+                flow._over_steps(terms[1:], terms[0], cfg)
+                if joint
+                else flow._over_steps(terms, 0.0, cfg)
+            )
             if name == "log_probs":
                 np.testing.assert_allclose(got, z[f"{case}/out/logprobs"], **TOLERANCE)
             else:
-                np.testing.assert_allclose(got.mean((1, 2)), z[f"{case}/out/entropy"][:, 0], **TOLERANCE)
+                np.testing.assert_allclose(
+                    got.mean((1, 2)), z[f"{case}/out/entropy"][:, 0], **TOLERANCE
+                )

@@ -3,8 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pirl_jax.models import pi0
-from pirl_jax.models import resize
+from pirl_jax.models import pi0, resize
 from pirl_jax.policy import images
 
 resize_on_device = jax.jit(resize.with_pad, static_argnums=(1, 2))
@@ -57,7 +56,11 @@ def test_device_resize_of_float_equals_openpi(data):
 def test_device_resize_is_within_one_grey_level_of_pillow():
     """Noise is the worst case: neighbours differ by as much as they can."""
     noise = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8)
-    for x, size in ((noise, (224, 224)), (noise[:, :128], (64, 96)), (noise[:, :64, :64], (224, 224))):
+    for x, size in (
+        (noise, (224, 224)),
+        (noise[:, :128], (64, 96)),
+        (noise[:, :64, :64], (224, 224)),
+    ):
         off = np.abs(np.asarray(resize_on_device(x, *size), int) - images.resize_with_pad(x, *size))
         assert off.max() == 1 and off.mean() < 0.3
 
@@ -72,8 +75,12 @@ def test_to_float_equals_openpi(data):
 
 @pytest.mark.parametrize("case", ["chw_f32", "hwc_u8", "h3_u8"])
 def test_parse_image_equals_openpi(data, case):
-    np.testing.assert_array_equal(images.parse_image(data[f"parse_image/in_{case}"]), data[f"parse_image/out_{case}"])
+    np.testing.assert_array_equal(
+        images.parse_image(data[f"parse_image/in_{case}"]), data[f"parse_image/out_{case}"]
+    )
 
 
 def test_parse_image_truncates_floats(data):
-    np.testing.assert_array_equal(images.parse_image(data["convert_to_uint8/in"]), data["convert_to_uint8/out"])
+    np.testing.assert_array_equal(
+        images.parse_image(data["convert_to_uint8/in"]), data["convert_to_uint8/out"]
+    )

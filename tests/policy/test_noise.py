@@ -9,12 +9,21 @@ import numpy as np
 import pytest
 
 from pirl_jax.models import heads
-from pirl_jax.policy import flow
-from pirl_jax.policy import noise
+from pirl_jax.policy import flow, noise
 
 METHODS = ("flow_ode", "flow_sde", "flow_cps", "flow_noise")
-LEVELS = {"flow_ode": (0.5,), "flow_sde": (0.1, 0.3, 0.5, 0.7), "flow_cps": (0.1, 0.3, 0.5, 0.7), "flow_noise": (0.5,)}
-CASES = [f"{method}_nl{level}_N{n}" for method in METHODS for level in LEVELS[method] for n in (3, 4, 5, 10)]
+LEVELS = {
+    "flow_ode": (0.5,),
+    "flow_sde": (0.1, 0.3, 0.5, 0.7),
+    "flow_cps": (0.1, 0.3, 0.5, 0.7),
+    "flow_noise": (0.5,),
+}
+CASES = [
+    f"{method}_nl{level}_N{n}"
+    for method in METHODS
+    for level in LEVELS[method]
+    for n in (3, 4, 5, 10)
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +49,20 @@ def test_a_step(d_flow, case):
     num_steps, level = int(num_steps[1:]), float(level[2:])
     inputs = (d_flow[f"{case}/in/{name}"] for name in ("x_t", "v_t", "suffix_out", "eps"))
     for i, (x, v, feature, eps) in enumerate(zip(*inputs)):
-        want = {name: d_flow[f"{case}/out/{name}"][i] for name in ("mean", "std", "sample", "logprob", "entropy")}
+        want = {
+            name: d_flow[f"{case}/out/{name}"][i]
+            for name in ("mean", "std", "sample", "logprob", "entropy")
+        }
         mean, std = _step(d_flow, case, method, level, num_steps, np.full(len(x), i), x, v, feature)
         np.testing.assert_allclose(mean, want["mean"], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(std, want["std"], rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(mean + std * eps, want["sample"], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(flow.gaussian_log_prob(want["sample"], mean, std), want["logprob"], rtol=1e-4, atol=1e-4)
-        entropy = np.where(std > 0, flow.gaussian_entropy(std), flow.gaussian_entropy(1.0))  # the reference says 1.42 at std 0
+        np.testing.assert_allclose(
+            flow.gaussian_log_prob(want["sample"], mean, std), want["logprob"], rtol=1e-4, atol=1e-4
+        )
+        entropy = np.where(
+            std > 0, flow.gaussian_entropy(std), flow.gaussian_entropy(1.0)
+        )  # the reference says 1.42 at std 0
         np.testing.assert_allclose(entropy, want["entropy"], rtol=1e-4, atol=1e-4)
 
 
@@ -54,7 +70,10 @@ def test_a_step(d_flow, case):
 def test_rows_at_different_steps_and_their_gradient(d_flow, method):
     case = f"mixed_{method}"
     meta = json.loads(str(d_flow[f"{case}/meta"]))
-    get = {name: d_flow[f"{case}/in/{name}"] for name in ("x_t", "v_t", "idx", "x_next", "cotangent", "suffix_out")}
+    get = {
+        name: d_flow[f"{case}/in/{name}"]
+        for name in ("x_t", "v_t", "idx", "x_next", "cotangent", "suffix_out")
+    }
 
     def log_prob(v, feature):
         at = meta["noise_level"], meta["num_steps"], get["idx"], get["x_t"]
@@ -65,15 +84,24 @@ def test_rows_at_different_steps_and_their_gradient(d_flow, method):
     gradients = pullback(jnp.asarray(get["cotangent"]))
     for gradient, name in zip(gradients, ("v_t", "suffix_out"), strict=True):
         if f"{case}/out/grad_{name}" in d_flow.files:
-            np.testing.assert_allclose(gradient, d_flow[f"{case}/out/grad_{name}"], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(
+                gradient, d_flow[f"{case}/out/grad_{name}"], rtol=1e-4, atol=1e-4
+            )
 
 
 def test_log_prob_and_entropy_of_any_gaussian(d_flow):
-    get = {name: jnp.asarray(d_flow[f"logprob_norm_safe0/in/{name}"]) for name in ("sample", "mu", "sigma", "cotangent")}
+    get = {
+        name: jnp.asarray(d_flow[f"logprob_norm_safe0/in/{name}"])
+        for name in ("sample", "mu", "sigma", "cotangent")
+    }
     result, pullback = jax.vjp(flow.gaussian_log_prob, get["sample"], get["mu"], get["sigma"])
-    np.testing.assert_allclose(result, d_flow["logprob_norm_safe0/out/logprob"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        result, d_flow["logprob_norm_safe0/out/logprob"], rtol=1e-4, atol=1e-4
+    )
     for gradient, name in zip(pullback(get["cotangent"]), ("sample", "mu", "sigma"), strict=True):
-        np.testing.assert_allclose(gradient, d_flow[f"logprob_norm_safe0/out/grad_{name}"], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            gradient, d_flow[f"logprob_norm_safe0/out/grad_{name}"], rtol=1e-4, atol=1e-4
+        )
     std = d_flow["gaussian_entropy/in/sigma"]
     ours = np.where(std > 0, flow.gaussian_entropy(std), flow.gaussian_entropy(1.0))
     np.testing.assert_allclose(ours, d_flow["gaussian_entropy/out/entropy"], rtol=1e-5, atol=1e-5)
@@ -89,7 +117,10 @@ def test_times(d_flow):
 def test_annealing(d_flow):
     for case in (name for name in d_flow["__cases__"] if name.startswith("noise_level_anneal1")):
         meta = json.loads(str(d_flow[f"{case}/meta"]))
-        ours = [noise.annealed(*meta["noise_params"], int(step)) for step in d_flow[f"{case}/in/global_step"]]
+        ours = [
+            noise.annealed(*meta["noise_params"], int(step))
+            for step in d_flow[f"{case}/in/global_step"]
+        ]
         np.testing.assert_allclose(ours, d_flow[f"{case}/out/flow_sde"], rtol=1e-6)
 
 
@@ -97,8 +128,12 @@ def test_cps_turns_old_noise_into_fresh_noise():
     """With x1 of unit variance the state keeps the flow's noise level t - dt, whatever the angle; the last step is clean."""
     one = jnp.ones((5, 1, 1))
     t_B = jnp.asarray((5 - np.arange(5)) / 5, jnp.float32)
-    mean_of_noise, std = noise.step("flow_cps", one * 0 + t_B[:, None, None], one, t_B, 1 / 5, 0.3 * one)  # x = t, v = 1: x1 = 1, x0 = 0
-    np.testing.assert_allclose(mean_of_noise**2 + std**2, ((t_B - 1 / 5) ** 2)[:, None, None], atol=1e-6)
+    mean_of_noise, std = noise.step(
+        "flow_cps", one * 0 + t_B[:, None, None], one, t_B, 1 / 5, 0.3 * one
+    )  # x = t, v = 1: x1 = 1, x0 = 0
+    np.testing.assert_allclose(
+        mean_of_noise**2 + std**2, ((t_B - 1 / 5) ** 2)[:, None, None], atol=1e-6
+    )
     assert std[-1] == 0 and (std[:-1] > 0).all()
 
 

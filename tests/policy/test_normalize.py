@@ -20,7 +20,9 @@ def _stats(data, prefix):
 def test_normalize_equals_openpi(data, mode, key):
     stats = _stats(data, f"stats/{key}")
     x = data[f"norm/in_{key}"]
-    np.testing.assert_allclose(normalize.normalize(x, stats, mode), data[f"norm/{mode}_{key}"], rtol=1e-12)
+    np.testing.assert_allclose(
+        normalize.normalize(x, stats, mode), data[f"norm/{mode}_{key}"], rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("mode", ["zscore", "quantile"])
@@ -29,7 +31,9 @@ def test_unnormalize_equals_openpi_beyond_the_statistics(data, mode, key):
     stats = _stats(data, f"stats/{key}")
     x = data[f"unnorm/{mode}_in_{key}"]
     assert x.shape[-1] == 32 > len(stats.mean)
-    np.testing.assert_allclose(normalize.unnormalize(x, stats, mode), data[f"unnorm/{mode}_{key}"], rtol=1e-12)
+    np.testing.assert_allclose(
+        normalize.unnormalize(x, stats, mode), data[f"unnorm/{mode}_{key}"], rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("mode", ["zscore", "quantile"])
@@ -37,7 +41,9 @@ def test_long_statistics_are_cut(data, mode):
     stats = _stats(data, "stats32/state")
     out = normalize.normalize(data["norm/in_state"], stats, mode)
     np.testing.assert_allclose(out, data[f"norm/stats32_{mode}_state"], rtol=1e-12)
-    np.testing.assert_allclose(normalize.unnormalize(out, stats, mode), data["norm/in_state"], atol=1e-12)
+    np.testing.assert_allclose(
+        normalize.unnormalize(out, stats, mode), data["norm/in_state"], atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("key", ["state", "actions"])
@@ -78,14 +84,18 @@ def test_openpi_file_round_trip(vectors, data, tmp_path):
     stats = normalize.load(source)
     np.testing.assert_array_equal(stats.actions.q99, data["running/actions/q99"])
     normalize.save(tmp_path / "sub" / "norm_stats.json", stats)
-    assert json.loads((tmp_path / "sub" / "norm_stats.json").read_text()) == json.loads(source.read_text())
+    assert json.loads((tmp_path / "sub" / "norm_stats.json").read_text()) == json.loads(
+        source.read_text()
+    )
 
 
 def test_file_without_quantiles_serves_zscore_only(tmp_path):
     entry = {"mean": [1.0], "std": [2.0], "q01": None, "q99": None}
     (tmp_path / "a.json").write_text(json.dumps({"norm_stats": {"state": entry, "actions": entry}}))
     stats = normalize.load(tmp_path / "a.json").state
-    np.testing.assert_allclose(normalize.normalize(np.array([3.0]), stats, "zscore"), [1.0], atol=1e-6)
+    np.testing.assert_allclose(
+        normalize.normalize(np.array([3.0]), stats, "zscore"), [1.0], atol=1e-6
+    )
     with pytest.raises(ValueError, match="needs q01 and q99"):
         normalize.normalize(np.array([3.0]), stats, "quantile")
 
@@ -96,7 +106,9 @@ def test_wrong_input_says_the_remedy(tmp_path):
     (tmp_path / "b.json").write_text('{"norm_stats": {"state": {}}}')
     with pytest.raises(ValueError, match="no statistics for actions"):
         normalize.load(tmp_path / "b.json")
-    with pytest.raises(ValueError, match="norm_mode 'minmax' does not exist; choose one of: zscore, quantile"):
+    with pytest.raises(
+        ValueError, match="norm_mode 'minmax' does not exist; choose one of: zscore, quantile"
+    ):
         normalize.normalize(np.zeros(1), normalize.Stats(np.zeros(1), np.ones(1)), "minmax")
 
 

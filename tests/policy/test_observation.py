@@ -4,10 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from pirl_jax.policy import images
-from pirl_jax.policy import normalize
-from pirl_jax.policy import observation
-from pirl_jax.policy import tokenizer
+from pirl_jax.policy import images, normalize, observation, tokenizer
 
 SETTINGS = {
     "pi0_libero": {"norm_mode": "zscore", "delta_actions": True},
@@ -24,7 +21,10 @@ def data(vectors):
 
 def _transform(data, **settings):
     names = ("mean", "std", "q01", "q99")
-    parts = [normalize.Stats(*(data[f"stats/{key}/{name}"] for name in names)) for key in ("state", "actions")]
+    parts = [
+        normalize.Stats(*(data[f"stats/{key}/{name}"] for name in names))
+        for key in ("state", "actions")
+    ]
     return observation.Transform(tokenizer.ByteTokenizer(), normalize.NormStats(*parts), **settings)
 
 
@@ -37,7 +37,10 @@ def test_encode_equals_openpi(case, data):
     name, transform = case
     state_BS = data["in/observation/state"][None]
     # The two cameras of the reference case differ in size, so each goes through alone.
-    cameras = {"base_0_rgb": "in/observation/image", "left_wrist_0_rgb": "in/observation/wrist_image"}
+    cameras = {
+        "base_0_rgb": "in/observation/image",
+        "left_wrist_0_rgb": "in/observation/wrist_image",
+    }
     for camera, source in cameras.items():
         obs = observation.encode(transform, data[source][None, None], state_BS, [PROMPT])
         np.testing.assert_array_equal(obs.images[0, 0], data[f"{name}/model_in/image/{camera}"])
@@ -56,13 +59,17 @@ def test_the_camera_we_leave_out_carries_nothing(case, data):
 
 def test_encode_actions_equals_openpi(case, data):
     name, transform = case
-    got = observation.encode_actions(transform, data["in/actions"][None], data["in/observation/state"][None])
+    got = observation.encode_actions(
+        transform, data["in/actions"][None], data["in/observation/state"][None]
+    )
     np.testing.assert_array_equal(got[0], data[f"{name}/model_in/actions"].astype(np.float32))
 
 
 def test_decode_equals_openpi(case, data):
     name, transform = case
-    got = observation.decode(transform, data[f"{name}/model_out/actions"][None], data["in/observation/state"][None])
+    got = observation.decode(
+        transform, data[f"{name}/model_out/actions"][None], data["in/observation/state"][None]
+    )
     assert got.dtype == np.float32
     # openpi adds a state that went through float32 normalisation and back; ours is the raw one.
     np.testing.assert_allclose(got[0], data[f"{name}/policy_out/actions"], rtol=1e-6, atol=1e-6)
@@ -71,18 +78,30 @@ def test_decode_equals_openpi(case, data):
 def test_decode_inverts_encode_actions(case, data):
     _, transform = case
     rng = np.random.default_rng(0)
-    actions_BHA, state_BS = rng.normal(size=(3, 5, 7)).astype(np.float32), rng.normal(size=(3, 8)).astype(np.float32)
+    actions_BHA, state_BS = (
+        rng.normal(size=(3, 5, 7)).astype(np.float32),
+        rng.normal(size=(3, 8)).astype(np.float32),
+    )
     encoded = observation.encode_actions(transform, actions_BHA, state_BS)
     assert encoded.shape == (3, 5, 32) and not encoded[..., 7:].any()
-    np.testing.assert_allclose(observation.decode(transform, encoded, state_BS), actions_BHA, atol=1e-5)
+    np.testing.assert_allclose(
+        observation.decode(transform, encoded, state_BS), actions_BHA, atol=1e-5
+    )
 
 
 def test_prompts_of_the_pipelines_equal_openpi(vectors, data, make_recorder):
     prompts = json.loads((vectors / "openpi" / "libero_prompts.json").read_text())
     assert set(prompts) == set(SETTINGS)
     for name, calls in prompts.items():
-        transform = dataclasses.replace(_transform(data, **SETTINGS[name]), tokenizer=(recorder := make_recorder()))
-        observation.encode(transform, np.zeros((1, 1, 224, 224, 3), np.uint8), data["in/observation/state"][None], [PROMPT])
+        transform = dataclasses.replace(
+            _transform(data, **SETTINGS[name]), tokenizer=(recorder := make_recorder())
+        )
+        observation.encode(
+            transform,
+            np.zeros((1, 1, 224, 224, 3), np.uint8),
+            data["in/observation/state"][None],
+            [PROMPT],
+        )
         assert recorder.calls == calls
 
 
@@ -95,9 +114,13 @@ def test_rows_of_a_batch_do_not_mix(data, discrete_state):
     batch = observation.encode(transform, images, state_BS, texts)
     assert batch.images.shape == (3, 2, 32, 32, 3) and batch.image_mask.shape == (3, 2)
     for b in range(3):
-        row = observation.encode(transform, images[b : b + 1], state_BS[b : b + 1], texts[b : b + 1])
+        row = observation.encode(
+            transform, images[b : b + 1], state_BS[b : b + 1], texts[b : b + 1]
+        )
         for field in dataclasses.fields(batch):
-            np.testing.assert_array_equal(getattr(batch, field.name)[b], getattr(row, field.name)[0])
+            np.testing.assert_array_equal(
+                getattr(batch, field.name)[b], getattr(row, field.name)[0]
+            )
 
 
 def test_fitting_images_pass_through_untouched(data):
@@ -114,7 +137,11 @@ def test_start_up_check_counts_the_state(data):
 
 def test_wrong_shapes_are_refused(data):
     images, state_BS = np.zeros((2, 2, 224, 224, 3), np.uint8), np.zeros((2, 8), np.float32)
-    for bad in [(images, state_BS[:1], ["a", "b"]), (images, state_BS, ["a"]), (images * 1.0, state_BS, ["a", "b"])]:
+    for bad in [
+        (images, state_BS[:1], ["a", "b"]),
+        (images, state_BS, ["a"]),
+        (images * 1.0, state_BS, ["a", "b"]),
+    ]:
         with pytest.raises(AssertionError):
             observation.encode(_transform(data), *bad)
 
@@ -130,7 +157,13 @@ def test_cameras_pass_in_order_and_seven_actions_come_out_as_in_rlinf(vectors, d
         assert reference[f"{prefix}/out/mask.{name}"]
     assert not reference[f"{prefix}/out/image.right_wrist_0_rgb"].any()
     actions_HA = reference["libero_outputs/in/actions"]
-    identity = [normalize.Stats(np.zeros(dim), np.ones(dim), -np.ones(dim), np.ones(dim)) for dim in (8, 7)]
-    transform = observation.Transform(tokenizer.ByteTokenizer(), normalize.NormStats(*identity), norm_mode="quantile")
+    identity = [
+        normalize.Stats(np.zeros(dim), np.ones(dim), -np.ones(dim), np.ones(dim)) for dim in (8, 7)
+    ]
+    transform = observation.Transform(
+        tokenizer.ByteTokenizer(), normalize.NormStats(*identity), norm_mode="quantile"
+    )
     decoded = observation.decode(transform, actions_HA[None], np.zeros((1, 8)))[0]
-    np.testing.assert_allclose(decoded, reference["libero_outputs/out/actions"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        decoded, reference["libero_outputs/out/actions"], rtol=1e-5, atol=1e-6
+    )

@@ -41,7 +41,9 @@ def test_tokens_equal_openpi(cases, sentence_piece, kind):
 def test_state_bins_equal_openpi(vectors):
     data = np.load(vectors / "openpi" / "data_discretize.npz")
     np.testing.assert_array_equal(tokenizer.discretize_state(data["state"]), data["bucket"])
-    np.testing.assert_array_equal(np.linspace(-1, 1, tokenizer.NUM_STATE_BINS + 1)[:-1], data["bins"])
+    np.testing.assert_array_equal(
+        np.linspace(-1, 1, tokenizer.NUM_STATE_BINS + 1)[:-1], data["bins"]
+    )
     assert data["bucket"].min() == -1 and data["bucket"].max() == 255
 
 
@@ -55,7 +57,9 @@ def test_check_prompts_refuses_what_would_be_cut():
     tokens = tokenizer.ByteTokenizer()
     texts = ["stack", "push it"]
     assert tokenizer.check_prompts(tokens, texts, 9) == 9  # BOS + 7 bytes + newline
-    with pytest.raises(ValueError, match="'push it' needs 9 tokens, but max_token_len is 8; set .* at least 9"):
+    with pytest.raises(
+        ValueError, match="'push it' needs 9 tokens, but max_token_len is 8; set .* at least 9"
+    ):
         tokenizer.check_prompts(tokens, texts, 8)
 
 

@@ -89,12 +89,18 @@ def test_group_relative_by_hand():
 def test_group_baselines_by_hand():
     score, group = [0.0, 1.0, 5.0, 3.0], [0, 0, 0, 1]
     rloo = advantages.group_relative(score, group, "rloo")
-    np.testing.assert_allclose(rloo, [0 - 3, 1 - 2.5, 5 - 0.5, 0])  # against the mean of the others; nobody: 0
+    np.testing.assert_allclose(
+        rloo, [0 - 3, 1 - 2.5, 5 - 0.5, 0]
+    )  # against the mean of the others; nobody: 0
     np.testing.assert_allclose(advantages.group_relative(score, group, "dr_grpo"), [-2, -1, 3, 0])
     # a lost episode is no member of its group
-    lost = advantages.group_relative([0.0, 1.0, np.nan, 3.0], group, "rloo", valid_E=[True, True, False, True])
+    lost = advantages.group_relative(
+        [0.0, 1.0, np.nan, 3.0], group, "rloo", valid_E=[True, True, False, True]
+    )
     np.testing.assert_allclose(lost, [-1, 1, 0, 0])
-    with pytest.raises(ValueError, match="adv_type='mean' does not exist; choose one of: grpo, rloo, dr_grpo"):
+    with pytest.raises(
+        ValueError, match="adv_type='mean' does not exist; choose one of: grpo, rloo, dr_grpo"
+    ):
         advantages.group_relative(score, group, "mean")
 
 
@@ -102,21 +108,30 @@ def reference_cases(vectors, name):
     z = np.load(vectors / "rlinf" / f"{name}.npz")
     for case in z["__cases__"]:
         prefix = f"{case}/"
-        arrays = {k[len(prefix) :]: z[k] for k in z.files if k.startswith(prefix) and not k.endswith("/meta")}
+        arrays = {
+            k[len(prefix) :]: z[k]
+            for k in z.files
+            if k.startswith(prefix) and not k.endswith("/meta")
+        }
         yield str(case), json.loads(str(z[f"{case}/meta"])), arrays
 
 
 def flat_inputs(meta, a):
     """The reference's reward types as flat [C,E] grids: one row per chunk, or one row per control step."""
-    reward, done, value, mask = (a.get(f"in/{k}") for k in ("rewards", "dones", "values", "loss_mask"))
+    reward, done, value, mask = (
+        a.get(f"in/{k}") for k in ("rewards", "dones", "values", "loss_mask")
+    )
     if meta.get("flat"):
         return reward, done, value, mask
     C, E, I = reward.shape
     if meta["reward_type"] == "chunk_level":
         return reward.sum(-1), done.any(-1), value[..., 0], None if mask is None else mask[..., 0]
     by_step = lambda x: np.swapaxes(x, 1, 2).reshape(-1, E)  # noqa: E731
-    return by_step(reward), by_step(done)[-(C * I + 1) :], by_step(value)[: C * I + 1], (
-        None if mask is None else by_step(mask)
+    return (
+        by_step(reward),
+        by_step(done)[-(C * I + 1) :],
+        by_step(value)[: C * I + 1],
+        (None if mask is None else by_step(mask)),
     )
 
 
@@ -144,7 +159,9 @@ def test_gae_reference(vectors):
             assert np.isnan(want[0][valid]).all() and np.all(advantage == 0), case
             continue
         for got, expected in zip((advantage, return_), want, strict=True):
-            np.testing.assert_allclose(got[valid], expected[valid], rtol=1e-4, atol=1e-5, err_msg=case)
+            np.testing.assert_allclose(
+                got[valid], expected[valid], rtol=1e-4, atol=1e-5, err_msg=case
+            )
         compared += 1
     assert compared > 100
 
@@ -169,7 +186,9 @@ def test_group_relative_reference(vectors):
     """b_grpo: scores and their advantages on the rows that the reference leaves unmasked."""
     compared = 0
     for case, meta, a in reference_cases(vectors, "b_grpo"):
-        if "out/scores" not in a or meta["group_size"] == 1:  # the reference gives NaN for a group of one
+        if (
+            "out/scores" not in a or meta["group_size"] == 1
+        ):  # the reference gives NaN for a group of one
             continue
         score = a["out/scores"]
         group = np.repeat(np.arange(len(score)), score.shape[1])

@@ -44,9 +44,14 @@ def test_filter_reference(vectors):
         played = before_the_end(done)
         # per chunk the reference counts rewards after the end, too; our simulators stop at it
         mask = played if meta["reward_type"] == "action_level" else played.any(-1, keepdims=True)
-        score, group = (reward * mask).sum((0, 2)), groups.of_episodes(reward.shape[1], meta["group_size"])
+        score, group = (
+            (reward * mask).sum((0, 2)),
+            groups.of_episodes(reward.shape[1], meta["group_size"]),
+        )
         kept = groups.within(score, group, meta["rewards_lower_bound"], meta["rewards_upper_bound"])
-        np.testing.assert_array_equal(mask & kept[None, :, None], z[f"{case}/out/loss_mask"], err_msg=case)
+        np.testing.assert_array_equal(
+            mask & kept[None, :, None], z[f"{case}/out/loss_mask"], err_msg=case
+        )
         compared += 1
     assert compared > 10
 

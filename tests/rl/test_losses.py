@@ -30,7 +30,12 @@ def test_clipped_surrogate_by_hand():
     ratio = jnp.array([1.5, 0.5, 1.5, 0.5, 1.0])
     advantage = jnp.array([1.0, 1.0, -1.0, -1.0, 2.0])
     loss, metrics = losses.clipped_surrogate(
-        jnp.log(ratio) + 3.0, jnp.full(5, 3.0), advantage, jnp.array([1.0, 1, 1, 1, 2]), clip_low=0.2, clip_high=0.3
+        jnp.log(ratio) + 3.0,
+        jnp.full(5, 3.0),
+        advantage,
+        jnp.array([1.0, 1, 1, 1, 2]),
+        clip_low=0.2,
+        clip_high=0.3,
     )
     # max(-Ar, -A clip r): -1.3 (clipped), -0.5, 1.5, 0.8 (clipped), and -2 with weight 2
     np.testing.assert_allclose(loss, (-1.3 - 0.5 + 1.5 + 0.8 - 4.0) / 6, rtol=1e-5)
@@ -38,11 +43,20 @@ def test_clipped_surrogate_by_hand():
     np.testing.assert_allclose(metrics["ratio"], 1.0, rtol=1e-5)
     np.testing.assert_allclose(metrics["ratio_max_dev"], 0.5, rtol=1e-5)
     np.testing.assert_allclose(metrics["approx_kl"], -np.log(0.5625) / 5, rtol=1e-4)
-    np.testing.assert_allclose(metrics["approx_kl3"], metrics["approx_kl"], rtol=1e-4)  # because the mean ratio is 1
+    np.testing.assert_allclose(
+        metrics["approx_kl3"], metrics["approx_kl"], rtol=1e-4
+    )  # because the mean ratio is 1
 
 
 def test_dual_clip_bounds_bad_actions():
-    args = (jnp.log(jnp.array([10.0, 10.0])), jnp.zeros(2), jnp.array([-1.0, 1.0]), jnp.ones(2), 0.2, 0.2)
+    args = (
+        jnp.log(jnp.array([10.0, 10.0])),
+        jnp.zeros(2),
+        jnp.array([-1.0, 1.0]),
+        jnp.ones(2),
+        0.2,
+        0.2,
+    )
     assert losses.clipped_surrogate(*args)[0] == pytest.approx((10 - 1.2) / 2, rel=1e-5)
     loss, metrics = losses.clipped_surrogate(*args, dual_clip=3.0)
     assert loss == pytest.approx((3 - 1.2) / 2)
@@ -52,7 +66,9 @@ def test_dual_clip_bounds_bad_actions():
 def test_clipped_value_by_hand():
     # moves 0.1 (kept), 0.5 (clipped to 0.2, the worse of 0.5*0.5^2 and 0.5*0.8^2), 3 (huber: delta 1)
     value, return_ = jnp.array([0.1, 0.5, 3.0]), jnp.array([0.0, 1.0, 0.0])
-    loss, metrics = losses.clipped_value(value, jnp.zeros(3), return_, jnp.ones(3), value_clip=0.2, huber_delta=1.0)
+    loss, metrics = losses.clipped_value(
+        value, jnp.zeros(3), return_, jnp.ones(3), value_clip=0.2, huber_delta=1.0
+    )
     np.testing.assert_allclose(loss, (0.005 + 0.32 + 2.5) / 3, rtol=1e-6)
     np.testing.assert_allclose(metrics["value_clip_ratio"], 2 / 3, rtol=1e-6)
 
@@ -63,13 +79,21 @@ def test_rows_without_weight_are_nothing(junk):
     x = jnp.array([0.1, junk, -0.2])
 
     def total(log_prob, value, entropy):
-        policy, policy_metrics = losses.clipped_surrogate(log_prob, jnp.zeros(3), x, weight, 0.2, 0.2, dual_clip=3.0)
+        policy, policy_metrics = losses.clipped_surrogate(
+            log_prob, jnp.zeros(3), x, weight, 0.2, 0.2, dual_clip=3.0
+        )
         critic, value_metrics = losses.clipped_value(value, jnp.zeros(3), x, weight, 0.2, 10.0)
         sums = losses.explained_variance_sums(value, x, weight)
-        return policy + critic - losses.mean_entropy(entropy, weight), (policy_metrics, value_metrics, sums)
+        return policy + critic - losses.mean_entropy(entropy, weight), (
+            policy_metrics,
+            value_metrics,
+            sums,
+        )
 
     (loss, metrics), grads = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(x, x, x)
-    short, short_grads = jax.value_and_grad(lambda a, b, c: total_of_two(a, b, c), argnums=(0, 1, 2))(*[x[::2]] * 3)
+    short, short_grads = jax.value_and_grad(
+        lambda a, b, c: total_of_two(a, b, c), argnums=(0, 1, 2)
+    )(*[x[::2]] * 3)
     assert np.isfinite(jax.tree.leaves(jax.tree.map(lambda m: np.sum(m), metrics))).all()
     np.testing.assert_allclose(loss, short, rtol=1e-6)
     for g, g_short in zip(grads, short_grads, strict=True):
@@ -106,7 +130,11 @@ def cases(vectors):
     z = np.load(vectors / "rlinf" / "c_ppo_loss.npz")
     out = {}
     for case in map(str, z["__cases__"]):
-        arrays = {k[len(case) + 1 :]: z[k] for k in z.files if k.startswith(f"{case}/") and not k.endswith("/meta")}
+        arrays = {
+            k[len(case) + 1 :]: z[k]
+            for k in z.files
+            if k.startswith(f"{case}/") and not k.endswith("/meta")
+        }
         out[case] = json.loads(str(z[f"{case}/meta"])), arrays
     return out
 
@@ -117,21 +145,39 @@ def objective(log_prob, value, fixed, knob):
 
     def total(log_prob, value):
         loss, metrics = losses.clipped_surrogate(
-            log_prob, fixed["old_log_prob"], fixed["advantage"], fixed["weight"], knob["clip_ratio_low"],
-            knob["clip_ratio_high"], knob["clip_ratio_c"], (knob["clip_log_ratio_min"], knob["clip_log_ratio_max"]),
+            log_prob,
+            fixed["old_log_prob"],
+            fixed["advantage"],
+            fixed["weight"],
+            knob["clip_ratio_low"],
+            knob["clip_ratio_high"],
+            knob["clip_ratio_c"],
+            (knob["clip_log_ratio_min"], knob["clip_log_ratio_max"]),
             fixed["normalizer"],
-        )  # fmt: skip
+        )
         value_loss, _ = losses.clipped_value(
-            value, fixed["old_value"], fixed["return_"], fixed["value_weight"], knob["value_clip"], knob["huber_delta"],
+            value,
+            fixed["old_value"],
+            fixed["return_"],
+            fixed["value_weight"],
+            knob["value_clip"],
+            knob["huber_delta"],
             fixed["value_normalizer"],
-        )  # fmt: skip
+        )
         return loss * (1 - knob["critic_warmup"]) + value_loss, metrics | {"value_loss": value_loss}
 
     return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(log_prob, value)
 
 
 NO_KNOB = {"clip_ratio_c": 1e30, "clip_log_ratio_min": -np.inf, "clip_log_ratio_max": np.inf}
-KNOBS = (*NO_KNOB, "clip_ratio_low", "clip_ratio_high", "value_clip", "huber_delta", "critic_warmup")
+KNOBS = (
+    *NO_KNOB,
+    "clip_ratio_low",
+    "clip_ratio_high",
+    "value_clip",
+    "huber_delta",
+    "critic_warmup",
+)
 
 
 def expand(x, shape):
@@ -153,18 +199,29 @@ def weights(meta, a, shape):
 def run_case(meta, a):
     """(loss, metrics), gradients of one case; without a critic its rows have no weight."""
     level = LEVEL[meta["logprob_type"]]
-    log_prob, old = (losses.reduce_log_prob(a[f"in/{k}"], level) for k in ("logprobs", "old_logprobs"))
+    log_prob, old = (
+        losses.reduce_log_prob(a[f"in/{k}"], level) for k in ("logprobs", "old_logprobs")
+    )
     fixed = {"old_log_prob": old, "advantage": expand(a["in/advantages"], log_prob.shape)}
     fixed["weight"], fixed["normalizer"] = weights(meta, a, log_prob.shape)
     if "critic" in meta["loss_type"]:
         value = a["in/values"]
-        fixed["old_value"], fixed["return_"] = (expand(a[f"in/{k}"], value.shape) for k in ("prev_values", "returns"))
+        fixed["old_value"], fixed["return_"] = (
+            expand(a[f"in/{k}"], value.shape) for k in ("prev_values", "returns")
+        )
         fixed["value_weight"], fixed["value_normalizer"] = weights(meta, a, value.shape)
     else:
         value = zero = np.zeros(len(log_prob), np.float32)
-        fixed |= {"old_value": zero, "return_": zero, "value_weight": zero, "value_normalizer": np.float32(0)}
+        fixed |= {
+            "old_value": zero,
+            "return_": zero,
+            "value_weight": zero,
+            "value_normalizer": np.float32(0),
+        }
     given = {k: v for k, v in meta.items() if k in KNOBS and v is not None}
-    return objective(log_prob, value, fixed, {k: np.float32(v) for k, v in (NO_KNOB | given).items()})
+    return objective(
+        log_prob, value, fixed, {k: np.float32(v) for k, v in (NO_KNOB | given).items()}
+    )
 
 
 GRID = ["chunk_level", "action_level", "token_level"]
@@ -175,21 +232,29 @@ def test_reference_grid(cases, level):
     """Loss, both gradients and the metrics of every case of the grid, of the LIBERO settings and of ratio 1."""
     compared = 0
     for case, (meta, a) in cases.items():
-        grid = case[0] == "c" and case[1:].isdigit() or case.startswith(("libero_ppo_cfg", "ratio_one"))
+        grid = (case[0] == "c" and case[1:].isdigit()) or case.startswith(
+            ("libero_ppo_cfg", "ratio_one")
+        )
         if not grid or meta["logprob_type"] != level:
             continue
         (loss, metrics), (grad_log_prob, grad_value) = run_case(meta, a)
-        factor = grad_log_prob.size / a.get("in/loss_mask", grad_log_prob).size  # of the metrics' wrong divisor
+        factor = (
+            grad_log_prob.size / a.get("in/loss_mask", grad_log_prob).size
+        )  # of the metrics' wrong divisor
         np.testing.assert_allclose(loss, a["out/loss"], err_msg=case, **TOLERANCE)
         want = a["out/grad_logprobs"]
-        np.testing.assert_allclose(expand(grad_log_prob, want.shape), want, err_msg=case, **TOLERANCE)
+        np.testing.assert_allclose(
+            expand(grad_log_prob, want.shape), want, err_msg=case, **TOLERANCE
+        )
         if "critic" in meta["loss_type"]:
             np.testing.assert_allclose(grad_value, a["out/grad_values"], err_msg=case, **TOLERANCE)
             want = a["out/metric:critic/value_loss"]
             np.testing.assert_allclose(metrics["value_loss"], want, err_msg=case, **TOLERANCE)
         for ours, theirs in (("approx_kl", "approx_kl"), ("pg_clipfrac", "clip_fraction")):
             want = a[f"out/metric:actor/{theirs}"]
-            np.testing.assert_allclose(metrics[ours] * factor, want, err_msg=f"{case} {ours}", **TOLERANCE)
+            np.testing.assert_allclose(
+                metrics[ours] * factor, want, err_msg=f"{case} {ours}", **TOLERANCE
+            )
         compared += 1
     assert compared >= 30
 
@@ -229,24 +294,40 @@ def test_reference_micro(cases):
         coefficient = 0.0 if meta["critic_warmup"] else meta["entropy_bonus"]
         (loss, _), (grad_log_prob, grad_value) = run_case(meta, a)
         entropy = jnp.asarray(a["in/entropy"]) if coefficient else jnp.zeros(())
-        weight = jnp.asarray(np.float32(a.get("in/loss_mask", np.ones(entropy.shape)))) if entropy.ndim else entropy
-        bonus, grad_entropy = jax.value_and_grad(lambda e, w=weight: losses.mean_entropy(e, w))(entropy)
+        weight = (
+            jnp.asarray(np.float32(a.get("in/loss_mask", np.ones(entropy.shape))))
+            if entropy.ndim
+            else entropy
+        )
+        bonus, grad_entropy = jax.value_and_grad(lambda e, w=weight: losses.mean_entropy(e, w))(
+            entropy
+        )
         total = (loss - coefficient * bonus) * scale
-        np.testing.assert_allclose(total, a["out/metric:actor/total_loss"], err_msg=case, **TOLERANCE)
+        np.testing.assert_allclose(
+            total, a["out/metric:actor/total_loss"], err_msg=case, **TOLERANCE
+        )
         if coefficient:
             want = a["out/grad_entropy"]
-            np.testing.assert_allclose(-coefficient * grad_entropy * scale, want, err_msg=case, **TOLERANCE)
+            np.testing.assert_allclose(
+                -coefficient * grad_entropy * scale, want, err_msg=case, **TOLERANCE
+            )
         want = a["out/grad_logprobs"]
-        np.testing.assert_allclose(expand(grad_log_prob, want.shape) * scale, want, err_msg=case, **TOLERANCE)
+        np.testing.assert_allclose(
+            expand(grad_log_prob, want.shape) * scale, want, err_msg=case, **TOLERANCE
+        )
         if "critic" in meta["loss_type"]:
-            np.testing.assert_allclose(grad_value * scale, a["out/grad_values"], err_msg=case, **TOLERANCE)
+            np.testing.assert_allclose(
+                grad_value * scale, a["out/grad_values"], err_msg=case, **TOLERANCE
+            )
         compared += 1
     assert compared >= 10
 
 
 def test_reference_huber(cases):
     meta, a = cases["huber"]
-    value, grad = jax.vmap(jax.value_and_grad(lambda e: losses.huber(e, meta["delta"])))(jnp.asarray(a["in/error"]))
+    value, grad = jax.vmap(jax.value_and_grad(lambda e: losses.huber(e, meta["delta"])))(
+        jnp.asarray(a["in/error"])
+    )
     np.testing.assert_allclose(value, a["out/loss"], **TOLERANCE)
     np.testing.assert_allclose(grad, a["out/grad"], **TOLERANCE)
 
@@ -257,9 +338,19 @@ def test_reference_explained_variance(cases, name):
     weight = jnp.asarray(np.float32(a.get("in/loss_mask", np.ones(a["in/values"].shape))))
     value, return_ = jnp.asarray(a["in/values"]), jnp.asarray(a["in/returns"])
     sums = losses.explained_variance_sums(value, return_, weight)
-    want = [a[f"out/{k}"] for k in ("count", "returns_sum", "returns_sq_sum", "errors_sum", "errors_sq_sum")]
+    want = [
+        a[f"out/{k}"]
+        for k in ("count", "returns_sum", "returns_sq_sum", "errors_sum", "errors_sq_sum")
+    ]
     np.testing.assert_allclose(sums, want, **TOLERANCE)
-    np.testing.assert_allclose(losses.explained_variance(np.asarray(sums)), a["out/explained_variance"], **TOLERANCE)
+    np.testing.assert_allclose(
+        losses.explained_variance(np.asarray(sums)), a["out/explained_variance"], **TOLERANCE
+    )
     # the sums of two halves, added, are the same thing
-    halves = sum(losses.explained_variance_sums(value[s], return_[s], weight[s]) for s in (slice(0, 9), slice(9, None)))
-    np.testing.assert_allclose(losses.explained_variance(np.asarray(halves)), a["out/explained_variance"], **TOLERANCE)
+    halves = sum(
+        losses.explained_variance_sums(value[s], return_[s], weight[s])
+        for s in (slice(0, 9), slice(9, None))
+    )
+    np.testing.assert_allclose(
+        losses.explained_variance(np.asarray(halves)), a["out/explained_variance"], **TOLERANCE
+    )

@@ -21,7 +21,9 @@ def test_reshuffled_every_epoch_and_reproducible():
     again, _ = minibatch.split(np.random.default_rng(1), np.arange(64), 16, epochs=2)
     assert (index[0] != index[1]).any()
     np.testing.assert_array_equal(index, again)
-    assert {frozenset(m) for m in index[0]} != {frozenset(m) for m in index[1]}  # new minibatches, not a new order
+    assert {frozenset(m) for m in index[0]} != {
+        frozenset(m) for m in index[1]
+    }  # new minibatches, not a new order
 
 
 def test_padding_is_cut_to_the_multiple():
@@ -33,7 +35,9 @@ def test_padding_is_cut_to_the_multiple():
 def test_hosts_with_different_numbers_of_rows_keep_step():
     shapes = set()
     for rows in (0, 5, 9):
-        index, keep = minibatch.split(np.random.default_rng(0), np.arange(rows), 4, multiple_of=2, most_rows=9)
+        index, keep = minibatch.split(
+            np.random.default_rng(0), np.arange(rows), 4, multiple_of=2, most_rows=9
+        )
         shapes.add(index.shape)
         assert keep.sum() == rows
     assert shapes == {(1, 3, 4)}

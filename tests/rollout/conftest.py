@@ -18,11 +18,18 @@ class Pool:
     `hurry`.  Requests (reset or send, counted from 0) whose number is in `faults` lose their simulator.
     """
 
-    spec = base.EnvSpec("fake", ("push", "pick", "place"), num_init_states=6, max_episode_steps=18, image_size_px=2)
+    spec = base.EnvSpec(
+        "fake", ("push", "pick", "place"), num_init_states=6, max_episode_steps=18, image_size_px=2
+    )
 
     def __init__(self, num_envs, faults=(), hurry=None, num_workers=None):
         self.slot_workers = np.arange(num_envs) % (num_workers or num_envs)
-        self.num_envs, self.log, self.faults, self.hurry = num_envs, [], set(faults), hurry or (lambda slot: 0)
+        self.num_envs, self.log, self.faults, self.hurry = (
+            num_envs,
+            [],
+            set(faults),
+            hurry or (lambda slot: 0),
+        )
         self.playing, self.answer, self.requests = {}, {}, 0
 
     def reset(self, slots, tasks, init_states):
@@ -56,12 +63,18 @@ class Pool:
         return {"restarts": len(self.faults), "recycled": 0, "lost_episodes": len(self.faults)}
 
     def _step(self, slots):
-        (states, frames, answers) = zip(*[self.answer.pop(int(slot)) for slot in slots], strict=True)
+        (states, frames, answers) = zip(
+            *[self.answer.pop(int(slot)) for slot in slots], strict=True
+        )
         over = np.array([chunks > state for _, state, chunks in states])
         even = np.array([state % 2 == 0 for _, state, _ in states])
         return base.TimeStep(
-            images=np.zeros((len(slots), 2, 2, 2, 3), np.uint8), state=np.pad(np.array(states, np.float32), ((0, 0), (0, 5))),
-            reward=np.array([a["reward"] for a in answers]), num_steps=np.array([a["num_steps"] for a in answers]),
-            terminated=over & even, truncated=over & ~even, frames=list(frames) if any(frames) else None,
+            images=np.zeros((len(slots), 2, 2, 2, 3), np.uint8),
+            state=np.pad(np.array(states, np.float32), ((0, 0), (0, 5))),
+            reward=np.array([a["reward"] for a in answers]),
+            num_steps=np.array([a["num_steps"] for a in answers]),
+            terminated=over & even,
+            truncated=over & ~even,
+            frames=list(frames) if any(frames) else None,
             lost=np.array([a["lost"] for a in answers]),
-        )  # fmt: skip
+        )

@@ -7,25 +7,17 @@ import numpy as np
 import pytest
 
 from configs import probe as recipe
-from pirl_jax import build
-from pirl_jax import config
+from pirl_jax import build, config
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import rows
-from pirl_jax.core import spec
-from pirl_jax.core import types
+from pirl_jax.core import rows, spec, types
 from pirl_jax.envs import pool as pools
-from pirl_jax.envs import probes
-from pirl_jax.envs import queue
-from pirl_jax.learner import optimizer
+from pirl_jax.envs import probes, queue
+from pirl_jax.learner import optimizer, update
 from pirl_jax.learner import state as states
-from pirl_jax.learner import update
 from pirl_jax.models import pi0
 from pirl_jax.monitor import timeline
-from pirl_jax.policy import normalize
-from pirl_jax.policy import observation
-from pirl_jax.policy import tokenizer
-from pirl_jax.rollout import collector
-from pirl_jax.rollout import episodes
+from pirl_jax.policy import normalize, observation, tokenizer
+from pirl_jax.rollout import collector, episodes
 
 TWO_GROUPS = episodes.Schedule(num_groups=2, lockstep=True)
 LENGTHS = [2, 0, 3, 1, 5]  # init state s of the fake pool: s + 1 decisions, success where s is even
@@ -35,17 +27,37 @@ LENGTHS = [2, 0, 3, 1, 5]  # init state s of the fake pool: s + 1 decisions, suc
 def actor():
     """Values its observations by 10 s + (chunks so far) and remembers the ids it was given."""
     transform = observation.Transform(
-        tokenizer.ByteTokenizer(), normalize.identity(8, 7), norm_mode="zscore", image_size_px=2, max_token_len=8, action_dim=8
+        tokenizer.ByteTokenizer(),
+        normalize.identity(8, 7),
+        norm_mode="zscore",
+        image_size_px=2,
+        max_token_len=8,
+        action_dim=8,
     )
 
     def explore(params, key, id_B, obs):
-        value_B = np.round(10 * obs.state[:, 1] + obs.state[:, 2])  # up to the EPS of the normalisation
+        value_B = np.round(
+            10 * obs.state[:, 1] + obs.state[:, 2]
+        )  # up to the EPS of the normalisation
         actions_BHA = np.repeat(value_B[:, None, None], 4, 1) * np.ones(8, np.float32)
         seen.append((id_B, value_B))
-        return types.Chain(actions_BHA, actions_BHA, j=id_B, level=value_B, log_prob=-value_B, value=value_B), actions_BHA, None
+        return (
+            types.Chain(
+                actions_BHA, actions_BHA, j=id_B, level=value_B, log_prob=-value_B, value=value_B
+            ),
+            actions_BHA,
+            None,
+        )
 
     seen = []
-    result = collector.Actor(transform, ("push", "pick", "place"), 3, explore, lambda *args: explore(*args)[1], put=lambda x: x)
+    result = collector.Actor(
+        transform,
+        ("push", "pick", "place"),
+        3,
+        explore,
+        lambda *args: explore(*args)[1],
+        put=lambda x: x,
+    )
     result.seen = seen
     return result
 
@@ -57,7 +69,16 @@ def collected(actor, make_pool):
 
 
 def play(actor, pool, names, schedule, **how):
-    return collector.collect(actor, None, None, pool, names, schedule, timeline.Timers(), **dict(bootstrap_truncated=True) | how)
+    return collector.collect(
+        actor,
+        None,
+        None,
+        pool,
+        names,
+        schedule,
+        timeline.Timers(),
+        **dict(bootstrap_truncated=True) | how,
+    )
 
 
 def test_the_book_by_decision_and_episode(collected):
@@ -71,11 +92,17 @@ def test_the_book_by_decision_and_episode(collected):
     np.testing.assert_array_equal(rollout.value_CE[rollout.valid_CE], value_CE[rollout.valid_CE])
     # also after a time limit: the value of the final observation; nothing follows a success
     next_CE = np.where(rollout.terminated_CE, 0, value_CE + 1)
-    np.testing.assert_array_equal(rollout.next_value_CE[rollout.valid_CE], next_CE[rollout.valid_CE])
+    np.testing.assert_array_equal(
+        rollout.next_value_CE[rollout.valid_CE], next_CE[rollout.valid_CE]
+    )
 
 
-@pytest.mark.parametrize("schedule", [TWO_GROUPS, episodes.Schedule(num_groups=2)], ids=["lockstep", "as ready"])
-def test_the_policy_does_not_run_for_values_that_nobody_reads(actor, make_pool, collected, schedule):
+@pytest.mark.parametrize(
+    "schedule", [TWO_GROUPS, episodes.Schedule(num_groups=2)], ids=["lockstep", "as ready"]
+)
+def test_the_policy_does_not_run_for_values_that_nobody_reads(
+    actor, make_pool, collected, schedule
+):
     """Two slots, served one by one: the policy runs once per decision, with a bootstrap once more per truncated episode."""
     names, calls = [episodes.Episode(e % 3, state) for e, state in enumerate(LENGTHS)], {}
     decisions, truncated = sum(state + 1 for state in LENGTHS), sum(state % 2 for state in LENGTHS)
@@ -84,18 +111,30 @@ def test_the_policy_does_not_run_for_values_that_nobody_reads(actor, make_pool, 
         rollout, _ = play(actor, make_pool(2), names, schedule, bootstrap_truncated=bootstrap)
         calls[bootstrap] = len(actor.seen)
         ends = rollout.terminated_CE | rollout.truncated_CE
-        want_CE = collected[0].next_value_CE if bootstrap else np.where(ends, 0, collected[0].next_value_CE)
+        want_CE = (
+            collected[0].next_value_CE
+            if bootstrap
+            else np.where(ends, 0, collected[0].next_value_CE)
+        )
         np.testing.assert_array_equal(rollout.next_value_CE, want_CE)
-        jax.tree.map(np.testing.assert_array_equal, *(
-            r.replace(next_value_CE=0, value_CE=np.where(r.valid_CE, r.value_CE, 0)) for r in (rollout, collected[0])
-        ))  # fmt: skip
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            *(
+                r.replace(next_value_CE=0, value_CE=np.where(r.valid_CE, r.value_CE, 0))
+                for r in (rollout, collected[0])
+            ),
+        )
     assert calls == {False: decisions, True: decisions + truncated}
 
 
 def test_evaluation_does_not_run_the_policy_on_last_observations(actor, make_pool):
     pool, names = make_pool(2), [episodes.Episode(0, state) for state in LENGTHS]
     episodes.play(
-        pool, names, TWO_GROUPS, collector.exploit(actor, None, None, pool.spec, 1, timeline.Timers()), timeline.Timers()
+        pool,
+        names,
+        TWO_GROUPS,
+        collector.exploit(actor, None, None, pool.spec, 1, timeline.Timers()),
+        timeline.Timers(),
     )
     assert len(actor.seen) == sum(state + 1 for state in LENGTHS)
 
@@ -113,10 +152,19 @@ def test_more_episodes_join_the_rollout(actor, make_pool, collected, faults):
     assert asked == [1, 3, 5] and results == collected[1]
     grids = [name for name in vars(rollout) if name.endswith("_CE")]
     for name in grids:
-        np.testing.assert_array_equal(getattr(rollout, name), getattr(collected[0], name), err_msg=name)
-    whole = lambda r: (rows.take(r.context, np.arange(len(r.context))), r.chain, r.decision_R, r.episode_R)  # noqa: E731
+        np.testing.assert_array_equal(
+            getattr(rollout, name), getattr(collected[0], name), err_msg=name
+        )
+    whole = lambda r: (
+        rows.take(r.context, np.arange(len(r.context))),
+        r.chain,
+        r.decision_R,
+        r.episode_R,
+    )
     kept = collected[0].episode_R != 0
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y[kept]), whole(rollout), whole(collected[0]))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_array_equal(x, y[kept]), whole(rollout), whole(collected[0])
+    )
 
 
 def test_rows_are_the_valid_decisions_in_order(collected):
@@ -134,7 +182,9 @@ def test_rows_are_the_valid_decisions_in_order(collected):
 
 def test_every_decision_has_a_key_of_its_own(collected, actor):
     rollout, _ = collected
-    assert len(set(rollout.chain.j)) == len(rollout.chain.j)  # the fake chain keeps the id where j belongs
+    assert len(set(rollout.chain.j)) == len(
+        rollout.chain.j
+    )  # the fake chain keeps the id where j belongs
     np.testing.assert_array_equal(rollout.chain.j, rollout.episode_R * 6 + rollout.decision_R)
     assert {len(id_B) for id_B, _ in actor.seen} == {2}, "every batch has the size of a group"
 
@@ -169,11 +219,19 @@ def test_an_episode_that_stays_lost_never_reaches_the_learner(actor, make_pool):
     """One slot; the first episode is lost in its third decision, then in its second reset."""
     names = [episodes.Episode(0, 4), episodes.Episode(1, 1)]
     pool = make_pool(1, faults={3, 4})
-    rollout, results = collector.collect(actor, None, None, pool, names, episodes.Schedule(), timeline.Timers())
+    rollout, results = collector.collect(
+        actor, None, None, pool, names, episodes.Schedule(), timeline.Timers()
+    )
     assert [result.lost for result in results] == [True, False]
     np.testing.assert_array_equal(rollout.valid_CE.sum(0), [0, 2])
     assert rollout.episode_R.tolist() == [1, 1] and len(rollout.chain.value) == 2
-    for array_CE in (rollout.reward_CE, rollout.value_CE, rollout.next_value_CE, rollout.terminated_CE, rollout.truncated_CE):
+    for array_CE in (
+        rollout.reward_CE,
+        rollout.value_CE,
+        rollout.next_value_CE,
+        rollout.terminated_CE,
+        rollout.truncated_CE,
+    ):
         assert not array_CE[:, 0].any()
     settings = config.settings(recipe.get_config())
     data = update.rows(rollout, settings.update)
@@ -181,9 +239,17 @@ def test_an_episode_that_stays_lost_never_reaches_the_learner(actor, make_pool):
 
 
 def test_a_rollout_without_any_episode_is_an_error(actor, make_pool):
-    with pytest.raises(RuntimeError, match="all 1 episodes of the rollout were lost with their simulators"):
+    with pytest.raises(
+        RuntimeError, match="all 1 episodes of the rollout were lost with their simulators"
+    ):
         collector.collect(
-            actor, None, None, make_pool(1, faults={0, 1}), [episodes.Episode(0, 1)], episodes.Schedule(), timeline.Timers()
+            actor,
+            None,
+            None,
+            make_pool(1, faults={0, 1}),
+            [episodes.Episode(0, 1)],
+            episodes.Schedule(),
+            timeline.Timers(),
         )
 
 
@@ -191,11 +257,18 @@ def test_a_rollout_without_any_episode_is_an_error(actor, make_pool):
 def learned(request):
     """A rollout of 80 decisions and one epoch on it -> name, rollout, metrics, parameters."""
     page = recipe.get_config()
-    page.model.update(train_expert_only=request.param != "trained", num_steps=4, noise_level=1.0, action_chunk=2)
+    page.model.update(
+        train_expert_only=request.param != "trained", num_steps=4, noise_level=1.0, action_chunk=2
+    )
     page.rollout.prefix_cache = "auto" if request.param == "trained" else request.param
     page.algorithm.update(update_epochs=1)
     settings, mesh = config.settings(page), meshes.make_mesh(1, 1, jax.devices()[:1])
-    with pools.EnvPool(functools.partial(probes.make, "delayed", chunk=2), num_envs=16, num_workers=1) as envs, queue.ReadyQueue(envs) as pool:
+    with (
+        pools.EnvPool(
+            functools.partial(probes.make, "delayed", chunk=2), num_envs=16, num_workers=1
+        ) as envs,
+        queue.ReadyQueue(envs) as pool,
+    ):
         to_model = build.transform(settings, build.given_stats(settings), pool.spec.instructions)
         actor = build.actor(settings, mesh, to_model, pool.spec.instructions)
         if actor.buffer is not None:
@@ -203,10 +276,14 @@ def learned(request):
         params = build.fresh_params(settings, mesh, jax.random.key(3))
         names, key = [episodes.Episode(0, 0)] * 40, jax.random.key(4)
         with jax.transfer_guard("disallow"):
-            rollout, _ = collector.collect(actor, params, key, pool, names, TWO_GROUPS, timeline.Timers())
+            rollout, _ = collector.collect(
+                actor, params, key, pool, names, TWO_GROUPS, timeline.Timers()
+            )
     trains = optimizer.trainable(settings.policy.model, page.model.train_expert_only)
     state = states.create(params, settings.optim, trains, mesh)
-    update_minibatch = update.make_update(build.log_prob_fn(settings), settings.update, settings.optim, trains, mesh)
+    update_minibatch = update.make_update(
+        build.log_prob_fn(settings), settings.update, settings.optim, trains, mesh
+    )
     data = update.rows(rollout, settings.update)
     with jax.transfer_guard("disallow"):
         state, metrics = update.update(update_minibatch, state, data, key, settings.update)
@@ -218,9 +295,18 @@ def test_right_after_a_rollout_the_ratio_is_one(learned):
     adds it up over the executed entries.  Few entries and a large std (here at least 0.29) leave room below 1e-5; with the
     recipes' 35 entries and std 0.14 the largest of some thousand rows is at 2e-5."""
     name, rollout, metrics, _ = learned
-    kind = {"host": pi0.Prefix, "device": int, "recompute": types.Observation, "trained": types.Observation}[name]
+    kind = {
+        "host": pi0.Prefix,
+        "device": int,
+        "recompute": types.Observation,
+        "trained": types.Observation,
+    }[name]
     at_80 = rollout.context.at_R.tolist() if name == "device" else rollout.context
-    assert len(at_80) == 80 and isinstance(at_80[0], kind) and set(rollout.chain.j[:, 0]) == {0, 1, 2, 3}
+    assert (
+        len(at_80) == 80
+        and isinstance(at_80[0], kind)
+        and set(rollout.chain.j[:, 0]) == {0, 1, 2, 3}
+    )
     assert metrics["actor/first_ratio_max_dev"] < 1e-5 < metrics["actor/ratio_max_dev"]
 
 
@@ -234,4 +320,6 @@ def test_wherever_the_prefix_lies_the_update_is_the_same(learned):
     if name == "host":
         HOST.update(spec.flatten(params))
     for path, x in spec.flatten(params).items() if name in ("device", "recompute") else ():
-        np.testing.assert_allclose(x, HOST[path], rtol=0, atol=0 if name == "device" else 1e-5, err_msg=path)
+        np.testing.assert_allclose(
+            x, HOST[path], rtol=0, atol=0 if name == "device" else 1e-5, err_msg=path
+        )

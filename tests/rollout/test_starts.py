@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pirl_jax.rollout import episodes
-from pirl_jax.rollout import starts
+from pirl_jax.rollout import episodes, starts
 
 LIBERO = starts.Starts(tuple(range(10)), range(50), range(50))
 
@@ -16,7 +15,11 @@ def reference(vectors):
     """case -> (its settings, its arrays), of the cases in which one process holds all environments."""
     table, found = np.load(vectors / "rlinf" / "f_reset_ids.npz", allow_pickle=True), {}
     for name in {name.split("/")[0] for name in table.files if name.endswith("_proc0/meta")}:
-        arrays = {key.rpartition("/")[2]: table[key] for key in table.files if key.startswith(f"{name}/out/")}
+        arrays = {
+            key.rpartition("/")[2]: table[key]
+            for key in table.files
+            if key.startswith(f"{name}/out/")
+        }
         found[name] = json.loads(str(table[f"{name}/meta"])), arrays
     return found
 
@@ -36,15 +39,25 @@ def by_id(out, row):
 
 
 def cases(reference, **wanted):
-    chosen = [case for case in reference.values() if all(case[0].get(name) == value for name, value in wanted.items())]
-    return [case for case in chosen if len(set(case[0]["bins"])) == 1 and case[0].get("specific_reset_id") is None]
+    chosen = [
+        case
+        for case in reference.values()
+        if all(case[0].get(name) == value for name, value in wanted.items())
+    ]
+    return [
+        case
+        for case in chosen
+        if len(set(case[0]["bins"])) == 1 and case[0].get("specific_reset_id") is None
+    ]
 
 
 def test_the_first_draw_is_that_of_rlinf(reference):
     found = cases(reference, use_ordered_reset_state_ids=False)
     assert len(found) >= 4 and max(meta["group_size"] for meta, _ in found) == 8
     for meta, out in found:
-        names = starts.training(of(meta), meta["num_envs"], meta["group_size"], "uniform", meta["seed"], 0)
+        names = starts.training(
+            of(meta), meta["num_envs"], meta["group_size"], "uniform", meta["seed"], 0
+        )
         assert pairs(names) == by_id(out, 0)
 
 
@@ -52,13 +65,17 @@ def test_ordered_starts_are_those_of_rlinf_on_one_process(reference):
     """Its shuffle has seed 0 always; nine rollouts stay within the first pass."""
     ((meta, out),) = cases(reference, use_ordered_reset_state_ids=True, total_num_processes=1)
     for iteration in range(9):
-        names = starts.training(of(meta), meta["num_envs"], meta["group_size"], "ordered", 0, iteration)
+        names = starts.training(
+            of(meta), meta["num_envs"], meta["group_size"], "ordered", 0, iteration
+        )
         assert pairs(names) == by_id(out, iteration)
 
 
 def test_evaluation_has_the_order_of_rlinf(reference):
     ((meta, out),) = cases(reference, is_eval=True, total_num_processes=1)
-    assert pairs(starts.evaluation(of(meta), 0)) == list(zip(out["task_ids"], out["trial_ids"], strict=True))
+    assert pairs(starts.evaluation(of(meta), 0)) == list(
+        zip(out["task_ids"], out["trial_ids"], strict=True)
+    )
 
 
 def test_a_pass_has_every_start_once_and_the_next_another_order():
@@ -82,9 +99,13 @@ def test_a_list_is_a_function_of_seed_and_iteration(order):
 
 
 def test_uniform_draws_only_the_training_starts_of_the_chosen_tasks():
-    names = starts.training(starts.Starts((8, 2), range(10, 13), range(13, 20)), 3000, 1, "uniform", 0, 0)
+    names = starts.training(
+        starts.Starts((8, 2), range(10, 13), range(13, 20)), 3000, 1, "uniform", 0, 0
+    )
     counts = np.unique(pairs(names), axis=0, return_counts=True)
-    assert {tuple(pair) for pair in counts[0]} == {(task, state) for task in (2, 8) for state in (10, 11, 12)}
+    assert {tuple(pair) for pair in counts[0]} == {
+        (task, state) for task in (2, 8) for state in (10, 11, 12)
+    }
     assert counts[1].min() > 430, "500 of each, std 20"
 
 
@@ -98,7 +119,11 @@ def test_evaluation_plays_each_once_and_tasks_alternate():
 
 @pytest.mark.parametrize(
     "num, train, evaluate",
-    [(50, range(40), range(40, 50)), (1000, range(800), range(800, 1000)), (2, range(1), range(1, 2))],
+    [
+        (50, range(40), range(40, 50)),
+        (1000, range(800), range(800, 1000)),
+        (2, range(1), range(1, 2)),
+    ],
 )
 def test_the_held_out_split(num, train, evaluate):
     assert starts.split("held_out", num) == (train, evaluate)
@@ -106,7 +131,10 @@ def test_the_held_out_split(num, train, evaluate):
 
 
 def test_nothing_can_be_held_out_of_one_start():
-    with pytest.raises(ValueError, match="needs at least 2 start states per task, but the suite has 1; set env.split=published"):
+    with pytest.raises(
+        ValueError,
+        match="needs at least 2 start states per task, but the suite has 1; set env.split=published",
+    ):
         starts.split("held_out", 1)
 
 

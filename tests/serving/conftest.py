@@ -27,7 +27,7 @@ def running(make_context):
             loop.run_until_complete(serve())
             pending = asyncio.all_tasks(loop)
             assert not pending, pending
-        except BaseException as error:  # noqa: BLE001  raised in the test's own thread
+        except BaseException as error:
             failed.append(error)
         finally:
             loop.run_until_complete(loop.shutdown_default_executor())
@@ -53,7 +53,9 @@ def wired():
 
         def start(answer, metadata=None, **options):
             return stack.enter_context(
-                running(lambda listener: wire.listen(answer, metadata or {}, sock=listener, **options))
+                running(
+                    lambda listener: wire.listen(answer, metadata or {}, sock=listener, **options)
+                )
             )
 
         yield start

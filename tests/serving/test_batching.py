@@ -53,7 +53,9 @@ def test_what_came_meanwhile_is_computed_together(slow, batcher):
 
 def test_a_failure_reaches_its_batch_only(slow, batcher):
     first, bad, companion = held(slow, batcher), batcher.submit("bad", 99), batcher.submit(3, 99)
-    later = [batcher.submit(k, 99) for k in (4, 5, 6)]  # the first two fill the batch of the bad one
+    later = [
+        batcher.submit(k, 99) for k in (4, 5, 6)
+    ]  # the first two fill the batch of the bad one
     slow.release.set()
     for future in (bad, companion, *later[:2]):
         with pytest.raises(RuntimeError, match="out of memory"):

@@ -8,19 +8,29 @@ from pirl_jax.policy import images
 from pirl_jax.rollout import episodes
 from pirl_jax.serving import client
 
-SPEC = base.EnvSpec("fake", ("push", "pick"), num_init_states=6, max_episode_steps=20, image_size_px=256)
+SPEC = base.EnvSpec(
+    "fake", ("push", "pick"), num_init_states=6, max_episode_steps=20, image_size_px=256
+)
 
 
 def turn(n):
     draw = np.random.default_rng(0)
     step = base.TimeStep(
-        images=draw.integers(0, 256, (n, 2, 256, 256, 3), np.uint8), state=draw.normal(size=(n, 8)).astype(np.float32),
-        reward=np.zeros(n), terminated=np.zeros(n, bool), truncated=np.zeros(n, bool), num_steps=np.zeros(n),
-    )  # fmt: skip
+        images=draw.integers(0, 256, (n, 2, 256, 256, 3), np.uint8),
+        state=draw.normal(size=(n, 8)).astype(np.float32),
+        reward=np.zeros(n),
+        terminated=np.zeros(n, bool),
+        truncated=np.zeros(n, bool),
+        num_steps=np.zeros(n),
+    )
     return episodes.Turn(
-        row=np.arange(n), episode=np.arange(n), decision=np.arange(n) % 3, finished=step.terminated,
-        task=np.arange(n) % 2, step=step,
-    )  # fmt: skip
+        row=np.arange(n),
+        episode=np.arange(n),
+        decision=np.arange(n) % 3,
+        finished=step.terminated,
+        task=np.arange(n) % 2,
+        step=step,
+    )
 
 
 class Echo:
@@ -47,23 +57,38 @@ def test_openpis_server_is_sent_what_openpis_client_sends(wired):
     state_S = now.step.state[0].astype(np.float64)
     (message,) = [one for one in echo.asked if (one["observation/state"] == state_S).all()]
     assert message["observation/state"].dtype == np.float64 and message["prompt"] == "push"
-    for key, image in zip(("observation/image", "observation/wrist_image"), now.step.images[0], strict=True):
+    for key, image in zip(
+        ("observation/image", "observation/wrist_image"), now.step.images[0], strict=True
+    ):
         np.testing.assert_array_equal(message[key], images.resize_with_pad(image, 224, 224))
-    assert set(message) == {"observation/image", "observation/wrist_image", "observation/state", "prompt"}
+    assert set(message) == {
+        "observation/image",
+        "observation/wrist_image",
+        "observation/state",
+        "prompt",
+    }
 
 
 def test_our_server_names_its_size_and_takes_the_number_of_the_decision(wired):
     echo = Echo()
     ask(wired(echo, {"image_size_px": 32, "accepts": ["noise_id"]}), 4)
     assert {one["observation/image"].shape for one in echo.asked} == {(32, 32, 3)}
-    assert {one["noise_id"] for one in echo.asked} == {0, 1 * 4 + 1, 2 * 4 + 2, 3 * 4}  # at most 4 decisions each
+    assert {one["noise_id"] for one in echo.asked} == {
+        0,
+        1 * 4 + 1,
+        2 * 4 + 2,
+        3 * 4,
+    }  # at most 4 decisions each
 
 
 def test_what_a_server_does_wrong_is_said(wired):
     async def fail(message):
         raise KeyError("observation/joints")
 
-    with pytest.raises(RuntimeError, match="answered with an error:\nTraceback(.|\n)*KeyError: 'observation/joints'"):
+    with pytest.raises(
+        RuntimeError,
+        match="answered with an error:\nTraceback(.|\n)*KeyError: 'observation/joints'",
+    ):
         ask(wired(fail), 1)
     with pytest.raises(RuntimeError, match=r"actions of shape \[4, 7\], but \[5, 7\] are executed"):
         ask(wired(Echo(horizon=4)), 1)

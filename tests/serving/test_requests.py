@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from pirl_jax.policy import normalize
-from pirl_jax.policy import observation
-from pirl_jax.policy import tokenizer
+from pirl_jax.policy import normalize, observation, tokenizer
 from pirl_jax.serving import requests
 
 IDENTITY = normalize.identity(8, 7)
-TRANSFORM = observation.Transform(tokenizer.ByteTokenizer(), IDENTITY, image_size_px=16, max_token_len=16)
+TRANSFORM = observation.Transform(
+    tokenizer.ByteTokenizer(), IDENTITY, image_size_px=16, max_token_len=16
+)
 IMAGE = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
 GOOD = requests.write(np.stack([IMAGE, IMAGE[::-1]]), np.arange(8, dtype=np.float32), "push", 24)
 
@@ -22,16 +22,27 @@ def test_what_is_read_equals_openpis_transforms(vectors):
     """Its cameras differ in size and the second is float."""
     data = np.load(vectors / "openpi" / "data_libero.npz")
     names = ("mean", "std", "q01", "q99")
-    stats = [normalize.Stats(*(data[f"stats/{key}/{name}"] for name in names)) for key in ("state", "actions")]
+    stats = [
+        normalize.Stats(*(data[f"stats/{key}/{name}"] for name in names))
+        for key in ("state", "actions")
+    ]
     given = normalize.NormStats(*stats)
-    transform = observation.Transform(tokenizer.ByteTokenizer(), given, norm_mode="zscore", max_token_len=100)
+    transform = observation.Transform(
+        tokenizer.ByteTokenizer(), given, norm_mode="zscore", max_token_len=100
+    )
     prompt = "pick up the black bowl between the plate and the ramekin and place it on the plate"
-    message = {key: data[f"in/{key}"] for key in (*requests.IMAGES, requests.STATE)} | {requests.PROMPT: prompt}
+    message = {key: data[f"in/{key}"] for key in (*requests.IMAGES, requests.STATE)} | {
+        requests.PROMPT: prompt
+    }
     request = read(message, transform)
     obs = observation.encode(transform, request.images[None], request.state[None], [request.prompt])
     for view, camera in enumerate(("base_0_rgb", "left_wrist_0_rgb")):
-        np.testing.assert_array_equal(obs.images[0, view], data[f"pi0_libero/model_in/image/{camera}"])
-    np.testing.assert_array_equal(obs.state[0], data["pi0_libero/model_in/state"].astype(np.float32))
+        np.testing.assert_array_equal(
+            obs.images[0, view], data[f"pi0_libero/model_in/image/{camera}"]
+        )
+    np.testing.assert_array_equal(
+        obs.state[0], data["pi0_libero/model_in/state"].astype(np.float32)
+    )
 
 
 def test_a_client_writes_what_a_server_reads():
@@ -52,8 +63,14 @@ def test_accepted_forms():
     unit = GOOD | {"observation/image": GOOD["observation/image"].astype(np.float64) / 255}
     np.testing.assert_array_equal(read(chw).images, whole.images)
     assert np.abs(read(unit).images.astype(int) - whole.images).max() <= 1  # openpi truncates
-    assert read(GOOD | {"prompt": np.array("push")}).prompt == read(GOOD | {"prompt": np.str_("push")}).prompt == "push"
-    np.testing.assert_array_equal(read(GOOD | {"observation/state": np.arange(8)}).state, whole.state)
+    assert (
+        read(GOOD | {"prompt": np.array("push")}).prompt
+        == read(GOOD | {"prompt": np.str_("push")}).prompt
+        == "push"
+    )
+    np.testing.assert_array_equal(
+        read(GOOD | {"observation/state": np.arange(8)}).state, whole.state
+    )
     assert read(GOOD | {"more": 1}).noise_id == 2**31
 
 
@@ -67,26 +84,53 @@ def without(key):
 
 
 BAD = {
-    "nothing": ({}, "lacks observation/image, observation/wrist_image, observation/state, prompt; it has nothing"),
-    "no wrist": (without("observation/wrist_image"), "lacks observation/wrist_image; it has observation/image"),
+    "nothing": (
+        {},
+        "lacks observation/image, observation/wrist_image, observation/state, prompt; it has nothing",
+    ),
+    "no wrist": (
+        without("observation/wrist_image"),
+        "lacks observation/wrist_image; it has observation/image",
+    ),
     "number keys": ({1: 2}, "it has 1$"),
     "number prompt": (GOOD | {"prompt": 3}, "prompt is a int; send a string"),
     "bytes prompt": (GOOD | {"prompt": b"push"}, "prompt is a bytes"),
     "prompts": (GOOD | {"prompt": np.array(["push"])}, "prompt is a ndarray"),
     "long prompt": (GOOD | {"prompt": "push " * 9}, "max_token_len is 16"),
-    "list state": (GOOD | {"observation/state": [0.0] * 8}, r"state is a list and no array; send 8 finite numbers"),
-    "short state": (GOOD | {"observation/state": np.zeros(7)}, r"dtype float64 and shape \[7\]; send 8"),
+    "list state": (
+        GOOD | {"observation/state": [0.0] * 8},
+        r"state is a list and no array; send 8 finite numbers",
+    ),
+    "short state": (
+        GOOD | {"observation/state": np.zeros(7)},
+        r"dtype float64 and shape \[7\]; send 8",
+    ),
     "batched state": (GOOD | {"observation/state": np.zeros((1, 8))}, r"shape \[1, 8\]"),
     "text state": (GOOD | {"observation/state": np.array(["x"] * 8)}, "dtype <U1"),
-    "NaN state": (GOOD | {"observation/state": np.full(8, np.nan)}, r"is \[nan, .*; send 8 finite numbers"),
+    "NaN state": (
+        GOOD | {"observation/state": np.full(8, np.nan)},
+        r"is \[nan, .*; send 8 finite numbers",
+    ),
     "infinite state": (GOOD | {"observation/state": np.full(8, np.inf)}, "finite"),
-    "no image": (GOOD | {"observation/image": "x.png"}, "observation/image is a str and no array; send uint8"),
-    "batched image": (GOOD | {"observation/image": IMAGE[None]}, r"shape \[1, 24, 20, 3\]; send uint8"),
-    "grey image": (GOOD | {"observation/wrist_image": IMAGE[..., :1]}, r"dtype uint8 and shape \[24, 20, 1\]"),
+    "no image": (
+        GOOD | {"observation/image": "x.png"},
+        "observation/image is a str and no array; send uint8",
+    ),
+    "batched image": (
+        GOOD | {"observation/image": IMAGE[None]},
+        r"shape \[1, 24, 20, 3\]; send uint8",
+    ),
+    "grey image": (
+        GOOD | {"observation/wrist_image": IMAGE[..., :1]},
+        r"dtype uint8 and shape \[24, 20, 1\]",
+    ),
     "int image": (GOOD | {"observation/image": IMAGE.astype(np.int64)}, "dtype int64"),
     "255 floats": (GOOD | {"observation/image": IMAGE.astype(np.float32)}, r"outside \[0, 1\]"),
     "NaN image": (GOOD | {"observation/image": np.full((8, 8, 3), np.nan)}, "not finite"),
-    "empty image": (GOOD | {"observation/image": IMAGE[:0]}, r"shape \[0, 20, 3\], which is no picture"),
+    "empty image": (
+        GOOD | {"observation/image": IMAGE[:0]},
+        r"shape \[0, 20, 3\], which is no picture",
+    ),
     "empty floats": (GOOD | {"observation/image": np.zeros((0, 0, 3))}, "no picture"),
     "a line": (GOOD | {"observation/image": np.zeros((1, 1000, 3), np.uint8)}, "no picture"),
     "text id": (GOOD | {"noise_id": "a"}, "noise_id is 'a'; send an integer"),

@@ -6,10 +6,8 @@ import json
 import socket
 import time
 
-from openpi_client import action_chunk_broker
-from openpi_client import msgpack_numpy
-from openpi_client import websocket_client_policy
 import numpy as np
+from openpi_client import action_chunk_broker, msgpack_numpy, websocket_client_policy
 import pytest
 from websockets import exceptions
 from websockets.sync import client
@@ -17,7 +15,9 @@ from websockets.sync import client
 from pirl_jax.serving import wire
 
 # openpi-client 0.1.2 calls websockets as version 16 wanted it; version 17 still allows that.
-pytestmark = pytest.mark.filterwarnings("ignore:connect.. must be used as a context manager:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:connect.. must be used as a context manager:DeprecationWarning"
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,11 @@ class Fake:
             raise ValueError("boom happened")
         self.calls += 1
         actions = (100 * self.calls + np.arange(70)).reshape(10, 7).astype(np.float32)
-        return {"actions": actions, "state": message["observation/state"], "policy_timing": {"infer_ms": 1.5}}
+        return {
+            "actions": actions,
+            "state": message["observation/state"],
+            "policy_timing": {"infer_ms": 1.5},
+        }
 
 
 def test_every_frame_is_openpis_byte_for_byte(wired, transcript):
@@ -144,12 +148,18 @@ MALFORMED = {
     "shape beyond the data": msgpack_numpy.packb(
         {"x": {b"__ndarray__": True, b"data": b"12", b"dtype": "<f8", b"shape": [9]}}
     ),
-    "object array": msgpack_numpy.packb({"x": {b"__ndarray__": True, b"data": b"8" * 8, b"dtype": "O", b"shape": [1]}}),
-    "object scalar": msgpack_numpy.packb({"x": {b"__npgeneric__": True, b"data": 1, b"dtype": "O"}}),
+    "object array": msgpack_numpy.packb(
+        {"x": {b"__ndarray__": True, b"data": b"8" * 8, b"dtype": "O", b"shape": [1]}}
+    ),
+    "object scalar": msgpack_numpy.packb(
+        {"x": {b"__npgeneric__": True, b"data": 1, b"dtype": "O"}}
+    ),
     "objects in a record": msgpack_numpy.packb(
         {"x": {b"__ndarray__": True, b"data": b"8" * 16, b"dtype": "O,i8", b"shape": []}}
     ),
-    "void of 2 GB": msgpack_numpy.packb({"x": {b"__npgeneric__": True, b"data": 2**31 - 1, b"dtype": "V"}}),
+    "void of 2 GB": msgpack_numpy.packb(
+        {"x": {b"__npgeneric__": True, b"data": 2**31 - 1, b"dtype": "V"}}
+    ),
     "no dtype": msgpack_numpy.packb({"x": {b"__ndarray__": True, b"data": b"12", b"shape": [2]}}),
     "nested deep": b"\x91" * 100_000,
     "claims 4e9 elements": b"\xdd\xff\xff\xff\xff",
@@ -170,7 +180,10 @@ def short_limits(monkeypatch):
 def test_malformed_messages_are_answered_and_hurt_nobody(wired, short_limits):
     port = wired(Fake())
     bystander = websocket_client_policy.WebsocketClientPolicy("127.0.0.1", port)
-    cases = MALFORMED | {"oversized": b"\x00" * (2**20 + 1), "much too large": b"\x00" * (30 * 2**20)}
+    cases = MALFORMED | {
+        "oversized": b"\x00" * (2**20 + 1),
+        "much too large": b"\x00" * (30 * 2**20),
+    }
     for name, frame in cases.items():
         with connect(port) as connection:
             connection.recv()
@@ -179,7 +192,9 @@ def test_malformed_messages_are_answered_and_hurt_nobody(wired, short_limits):
             assert isinstance(text, str) and "send " in text.rstrip().split("\n")[-1], (name, text)
             with pytest.raises(exceptions.ConnectionClosedError) as closed:
                 connection.recv(timeout=10)
-            assert closed.value.rcvd.code == 1011 and closed.value.rcvd.reason == wire.CLOSE_REASON, name
+            assert (
+                closed.value.rcvd.code == 1011 and closed.value.rcvd.reason == wire.CLOSE_REASON
+            ), name
         assert bystander.infer({"observation/state": np.zeros(8)})["actions"].shape == (10, 7)
     bystander._ws.close()
 
@@ -190,8 +205,16 @@ def raw(port):
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.settimeout(10)
     sock.connect(("127.0.0.1", port))
-    lines = ["GET / HTTP/1.1", f"Host: 127.0.0.1:{port}", "Upgrade: websocket", "Connection: Upgrade",
-             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13", "", ""]  # fmt: skip
+    lines = [
+        "GET / HTTP/1.1",
+        f"Host: 127.0.0.1:{port}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version: 13",
+        "",
+        "",
+    ]
     sock.sendall("\r\n".join(lines).encode())
     assert sock.recv(12) == b"HTTP/1.1 101"
     return sock

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import spec
-from pirl_jax.models import heads
-from pirl_jax.models import pi0
-from pirl_jax.models import variants
+from pirl_jax.models import heads, pi0, variants
 from pirl_jax.weights import sources
 
 
@@ -33,22 +31,33 @@ def random_source(name: str, seed: int = 0, with_heads: bool = False) -> sources
     cfg = variants.pi0_config(name)
     tree = pi0.specs(cfg) | (heads.value_specs(cfg.expert.width, (7, 5)) if with_heads else {})
     draw = np.random.default_rng(seed)
-    params = {path: 0.1 * draw.standard_normal(leaf.shape, np.float32) for path, leaf in spec.flatten(tree).items()}
+    params = {
+        path: 0.1 * draw.standard_normal(leaf.shape, np.float32)
+        for path, leaf in spec.flatten(tree).items()
+    }
     return memory_source(params, cfg)
 
 
 def reference_config(settings: dict) -> variants.Pi0Config:
     """Configuration of the reference's PyTorch cases."""
     gemma = [variants.GemmaConfig(**settings[name]) for name in ("paligemma", "action_expert")]
-    same = {name: settings[name] for name in ("pi05", "vocab_size", "action_dim", "action_horizon", "max_token_len")}
+    same = {
+        name: settings[name]
+        for name in ("pi05", "vocab_size", "action_dim", "action_horizon", "max_token_len")
+    }
     return variants.Pi0Config(
-        paligemma=gemma[0], expert=gemma[1], siglip=variants.SiglipConfig(**settings["siglip"]), **same
+        paligemma=gemma[0],
+        expert=gemma[1],
+        siglip=variants.SiglipConfig(**settings["siglip"]),
+        **same,
     )
 
 
 @dataclasses.dataclass
 class TorchCase:
-    folder: pathlib.Path  # model.safetensors, float32; the same in bfloat16 in a folder with "_bf16" at its name's end
+    folder: (
+        pathlib.Path
+    )  # model.safetensors, float32; the same in bfloat16 in a folder with "_bf16" at its name's end
     cfg: variants.Pi0Config
     params: dict[str, np.ndarray]  # what the file was converted from
 
@@ -58,14 +67,20 @@ def torch_case(request, vectors):
     folder = vectors / "openpi" / f"{request.param}_torch_tiny"
     with np.load(folder / "expected.npz") as file:
         settings = json.loads(file["config_json"].item())
-        params = {key.removeprefix("params/"): file[key] for key in file.files if key.startswith("params/")}
+        params = {
+            key.removeprefix("params/"): file[key]
+            for key in file.files
+            if key.startswith("params/")
+        }
     return TorchCase(folder, reference_config(settings), params)
 
 
 def layout(declared) -> dict:
     """Everything on the first device."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda leaf: device, declared, is_leaf=lambda leaf: isinstance(leaf, spec.Spec))
+    return jax.tree.map(
+        lambda leaf: device, declared, is_leaf=lambda leaf: isinstance(leaf, spec.Spec)
+    )
 
 
 def assert_same(source: sources.Source, expected: dict[str, np.ndarray]) -> None:

@@ -19,10 +19,8 @@ import numpy as np
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec
-from pirl_jax.models import pi0
-from pirl_jax.models import variants
-from pirl_jax.weights import sources
-from pirl_jax.weights import targets
+from pirl_jax.models import pi0, variants
+from pirl_jax.weights import sources, targets
 
 
 def random_source() -> sources.Source:
@@ -30,12 +28,16 @@ def random_source() -> sources.Source:
     shapes = {path: leaf.shape for path, leaf in spec.flatten(pi0.specs(cfg)).items()}
 
     def fetch(path, dtype):
-        bits = np.random.default_rng(zlib.crc32(path.encode())).integers(0, 1 << 16, shapes[path], np.uint16)
+        bits = np.random.default_rng(zlib.crc32(path.encode())).integers(
+            0, 1 << 16, shapes[path], np.uint16
+        )
         bits &= 0xBFFF  # the highest bit of the exponent is 0: finite, below 2
         return bits.view(ml_dtypes.bfloat16).astype(dtype, copy=False)
 
     bfloat16 = np.dtype(ml_dtypes.bfloat16)
-    return sources.Source("random", pathlib.Path("random"), shapes, dict.fromkeys(shapes, bfloat16), fetch, {}, cfg)
+    return sources.Source(
+        "random", pathlib.Path("random"), shapes, dict.fromkeys(shapes, bfloat16), fetch, {}, cfg
+    )
 
 
 class Peak:
@@ -51,7 +53,10 @@ class Peak:
         while not self._stop.wait(0.05):
             lines = pathlib.Path("/proc/self/status").read_text().splitlines()
             self.gb = max(
-                self.gb, next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024 / 1e9
+                self.gb,
+                next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+                * 1024
+                / 1e9,
             )
 
     def __exit__(self, *_):
@@ -63,7 +68,10 @@ class Peak:
 def main(folder):
     source = random_source()
     largest = max(int(np.prod(shape)) * 2 for shape in source.shapes.values()) / 1e9
-    print(f"{source.num_bytes / 1e9:.2f} GB in {len(source.shapes)} arrays, the largest {largest:.2f} GB", flush=True)
+    print(
+        f"{source.num_bytes / 1e9:.2f} GB in {len(source.shapes)} arrays, the largest {largest:.2f} GB",
+        flush=True,
+    )
     try:
         with Peak() as peak:
             targets.write_openpi_torch(folder, source)
@@ -72,11 +80,15 @@ def main(folder):
         declared = pi0.specs(source.cfg)
         layout = spec.shardings(declared, meshes.make_mesh(devices=jax.devices()[:1]), meshes.RULES)
         with Peak() as peak:
-            params, _ = sources.load(sources.open_source(folder), declared, layout, dtype=ml_dtypes.bfloat16)
+            params, _ = sources.load(
+                sources.open_source(folder), declared, layout, dtype=ml_dtypes.bfloat16
+            )
             jax.block_until_ready(params)
         print(f"read onto the device: {peak.seconds:.0f} s, peak {peak.gb:.2f} GB", flush=True)
         for path, x in spec.flatten(params).items():
-            assert np.array_equal(np.asarray(x).view(np.uint16), source.read(path).view(np.uint16)), path
+            assert np.array_equal(
+                np.asarray(x).view(np.uint16), source.read(path).view(np.uint16)
+            ), path
         print("every array equal bit by bit")
     finally:
         shutil.rmtree(folder)

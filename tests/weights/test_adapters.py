@@ -6,9 +6,7 @@ import pytest
 
 from pirl_jax.core import spec
 from pirl_jax.models import pi0
-from pirl_jax.weights import adapters
-from pirl_jax.weights import sources
-from pirl_jax.weights import targets
+from pirl_jax.weights import adapters, sources, targets
 from tests.models import conftest as models
 from tests.weights import conftest
 
@@ -16,7 +14,9 @@ LORA_CASES = ("pi0_lora", "pi05_lora", "pi05_lora_expert_only")
 
 
 def case_source(case) -> sources.Source:
-    return conftest.memory_source({path: np.asarray(x) for path, x in spec.flatten(case.params).items()}, case.cfg)
+    return conftest.memory_source(
+        {path: np.asarray(x) for path, x in spec.flatten(case.params).items()}, case.cfg
+    )
 
 
 @pytest.mark.parametrize("name", LORA_CASES)
@@ -34,7 +34,9 @@ def test_merged_weights_give_the_reference_velocity(model_vectors, name):
     actions, noise, time = case.inputs("actions", "noise", "time")
     x = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
     run = jax.jit(
-        lambda params, obs, x, t: pi0.velocity(params, pi0.prefill(params, obs, merged.cfg), x, t, merged.cfg)[0]
+        lambda params, obs, x, t: pi0.velocity(
+            params, pi0.prefill(params, obs, merged.cfg), x, t, merged.cfg
+        )[0]
     )
     expected = case.arrays["out/train/v_t"]
     np.testing.assert_allclose(
@@ -47,7 +49,10 @@ def test_merging_is_the_product_of_the_factors_to_float32(model_vectors, name):
     """By einsum in float64, with the reference's equations written out."""
     case = models.load_case(model_vectors, name)
     source = case_source(case)
-    merged, flat = adapters.merge(source), {path: source.read(path).astype(np.float64) for path in source.shapes}
+    merged, flat = (
+        adapters.merge(source),
+        {path: source.read(path).astype(np.float64) for path in source.shapes},
+    )
     changed = 0
     for path in merged.shapes:
         stem = path.removesuffix("w") if path.endswith("/w") else f"{path}_"
@@ -57,10 +62,14 @@ def test_merging_is_the_product_of_the_factors_to_float32(model_vectors, name):
             if "attn_vec" in path:
                 w = w + expert.lora.attn_scale * np.einsum("LNhr,LMrD->LNhD", a, b)
             else:
-                w = w + (1.0 if "/mlp" in path else expert.lora.attn_scale) * np.einsum("...dr,...rh->...dh", a, b)
+                w = w + (1.0 if "/mlp" in path else expert.lora.attn_scale) * np.einsum(
+                    "...dr,...rh->...dh", a, b
+                )
             changed += 1
         np.testing.assert_allclose(merged.read(path), w, rtol=1e-5, atol=1e-6, err_msg=path)
-    assert changed == 5 * ((case.cfg.paligemma.lora is not None) + (case.cfg.expert.lora is not None))
+    assert changed == 5 * (
+        (case.cfg.paligemma.lora is not None) + (case.cfg.expert.lora is not None)
+    )
 
 
 def test_a_bfloat16_weight_is_not_rounded_again(vectors):
@@ -78,12 +87,17 @@ def test_a_bfloat16_weight_is_not_rounded_again(vectors):
 def test_adapters_alone_go_back_onto_their_base(vectors, tmp_path):
     source = sources.open_source(vectors / "openpi" / "orbax_pi0_lora_tiny")
     alone = adapters.only(source)
-    assert not set(alone.shapes) & pi0.frozen_by_lora(source.cfg) and "action_in_proj/kernel" in alone.shapes
+    assert (
+        not set(alone.shapes) & pi0.frozen_by_lora(source.cfg)
+        and "action_in_proj/kernel" in alone.shapes
+    )
     targets.write_pirl(tmp_path, alone)
     reopened = sources.open_source(tmp_path, whole=False)
     assert reopened.cfg is None
     base = {
-        path: source.read(path) if path in pi0.frozen_by_lora(source.cfg) else np.zeros(shape, source.dtypes[path])
+        path: source.read(path)
+        if path in pi0.frozen_by_lora(source.cfg)
+        else np.zeros(shape, source.dtypes[path])
         for path, shape in source.shapes.items()
         if "lora" not in path
     }

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from pirl_jax.policy import normalize
-from pirl_jax.weights import assets
-from pirl_jax.weights import safetensors
+from pirl_jax.weights import assets, safetensors
 
 
 def make_stats(state_dim=8, action_dim=7, scale=1.0):
     def one(dim):
-        return normalize.Stats(np.arange(dim) * scale, np.ones(dim), np.full(dim, -1.0), np.full(dim, 2.0))
+        return normalize.Stats(
+            np.arange(dim) * scale, np.ones(dim), np.full(dim, -1.0), np.full(dim, 2.0)
+        )
 
     return normalize.NormStats(one(state_dim), one(action_dim))
 
@@ -59,7 +60,9 @@ def test_rlinfs_places(tmp_path):
 def test_several_data_sets_want_a_choice(tmp_path):
     normalize.save(tmp_path / "assets" / "droid" / "norm_stats.json", make_stats(scale=3))
     normalize.save(tmp_path / "assets" / "libero" / "norm_stats.json", make_stats())
-    with pytest.raises(ValueError, match="assets/droid/norm_stats.json, assets/libero/norm_stats.json.*--asset-id"):
+    with pytest.raises(
+        ValueError, match="assets/droid/norm_stats.json, assets/libero/norm_stats.json.*--asset-id"
+    ):
         assets.find(tmp_path)
     assert_equal(assets.find(tmp_path, "libero")[0], make_stats())
     assert assets.find(tmp_path, "aloha") is None
@@ -80,7 +83,9 @@ def test_lerobots_places(tmp_path, file, state, action):
         for field in dataclasses.fields(normalize.Stats)
     }
     path = tmp_path / f"{file}.safetensors"
-    safetensors.write(path, {name: (x.shape, x.dtype) for name, x in tensors.items()}, iter(tensors.values()), {})
+    safetensors.write(
+        path, {name: (x.shape, x.dtype) for name, x in tensors.items()}, iter(tensors.values()), {}
+    )
     found, where = assets.find(tmp_path)
     assert_equal(found, stats)
     assert where == str(path)
@@ -105,9 +110,13 @@ def test_a_mismatch_is_an_error(change, mode, line):
 
 def test_quantiles_must_exist_where_they_are_used():
     stats = make_stats()
-    without = dataclasses.replace(stats, actions=dataclasses.replace(stats.actions, q01=None, q99=None))
+    without = dataclasses.replace(
+        stats, actions=dataclasses.replace(stats.actions, q01=None, q99=None)
+    )
     assets.check(without, "zscore")
-    with pytest.raises(ValueError, match="actions has no q01 and q99, which norm_mode='quantile' needs"):
+    with pytest.raises(
+        ValueError, match="actions has no q01 and q99, which norm_mode='quantile' needs"
+    ):
         assets.check(without, "quantile")
     swapped = dataclasses.replace(
         stats, state=dataclasses.replace(stats.state, q01=stats.state.q99, q99=stats.state.q01)
@@ -125,6 +134,9 @@ def test_the_report_counts_what_lies_outside():
     assert "quantile, state 8 dims, actions 7 dims" in text
     assert "state dims [3] hardly move" in text and "actions dims" not in text
     # 2 values of the first row, and the 4 of the dimension whose q99 is now below 0.
-    assert "18.8% of 32 state values lie outside q01..q99 (by dim: 25%, 25%, 0%, 100%, 0%, 0%, 0%, 0%)" in text
+    assert (
+        "18.8% of 32 state values lie outside q01..q99 (by dim: 25%, 25%, 0%, 100%, 0%, 0%, 0%, 0%)"
+        in text
+    )
     with pytest.raises(ValueError, match="state.q01 has 8 dims and the robot has 9"):
         assets.report(stats, "quantile", np.zeros((1, 9)))

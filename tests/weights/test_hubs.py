@@ -31,9 +31,13 @@ def hub(request, monkeypatch):
 
 def serving(monkeypatch, name):
     root = "checkpoints/x/" if name == "google" else ""
-    server = hub_server.HubServer({root + file: data for file, data in FILES.items()}, large=["model.safetensors"])
+    server = hub_server.HubServer(
+        {root + file: data for file, data in FILES.items()}, large=["model.safetensors"]
+    )
     server.source, server.name = SOURCES[name], lambda file: root + file
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts, ours and huggingface_hub's
+    monkeypatch.setattr(
+        time, "sleep", lambda seconds: None
+    )  # between attempts, ours and huggingface_hub's
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     for variable in ("HF_ENDPOINT", "MODELSCOPE_DOMAIN", "STORAGE_EMULATOR_HOST"):
         monkeypatch.setenv(variable, server.url)
@@ -49,7 +53,9 @@ def assert_whole(folder):
 
 def test_all_files_come_and_are_not_asked_for_again(hub, tmp_path):
     listed = hubs.fetch(hub.source, tmp_path)
-    assert {file.name: file.size for file in listed} == {name: len(data) for name, data in FILES.items()}
+    assert {file.name: file.size for file in listed} == {
+        name: len(data) for name, data in FILES.items()
+    }
     assert all(file.checksum for file in listed)
     assert_whole(tmp_path)
     hub.ranges.clear()
@@ -58,7 +64,9 @@ def test_all_files_come_and_are_not_asked_for_again(hub, tmp_path):
 
 
 def test_a_dropped_connection_is_continued_where_it_ended(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 10_000)  # of 10 MB: it keeps whole chunks only
+    monkeypatch.setattr(
+        huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 10_000
+    )  # of 10 MB: it keeps whole chunks only
     name = hub.name("model.safetensors")
     hub.drops[name] = [40_000, 30_000]
     hubs.fetch(hub.source, tmp_path)
@@ -75,10 +83,14 @@ def test_what_arrives_damaged_is_fetched_once_more(hub, tmp_path):
     assert [file for file, _ in hub.ranges].count(name) == 2
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "physical-intelligence/libero/norm_stats.json"])
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "physical-intelligence/libero/norm_stats.json"]
+)
 def test_what_arrives_damaged_twice_is_an_error(hub, tmp_path, file):
     hub.damages[hub.name(file)] = 2
-    with pytest.raises(ValueError, match=f"^{file} arrived damaged twice from .*; try another network"):
+    with pytest.raises(
+        ValueError, match=f"^{file} arrived damaged twice from .*; try another network"
+    ):
         hubs.fetch(hub.source, tmp_path)
 
 
@@ -115,7 +127,9 @@ def test_an_interrupted_run_is_continued_by_the_next(google, tmp_path):
     google.drops[name] = [1000, *[0] * hubs.ATTEMPTS]
     with pytest.raises(ConnectionError, match="the connection ended after 1000 bytes"):
         hubs.fetch(google.source, tmp_path)
-    assert not (tmp_path / "model.safetensors").exists(), "an unfinished file does not bear its name"
+    assert not (tmp_path / "model.safetensors").exists(), (
+        "an unfinished file does not bear its name"
+    )
     google.ranges.clear()
     hubs.fetch(google.source, tmp_path)
     assert_whole(tmp_path)
@@ -161,7 +175,11 @@ def test_an_empty_listing_is_an_error(google, tmp_path):
 
 def test_crc32c_of_the_standard(tmp_path):
     path = tmp_path / "data"
-    for data, digest in ((b"123456789", "e3069283"), (bytes(32), "8a9136aa"), (b"", "00000000")):  # RFC 3720, B.4
+    for data, digest in (
+        (b"123456789", "e3069283"),
+        (bytes(32), "8a9136aa"),
+        (b"", "00000000"),
+    ):  # RFC 3720, B.4
         path.write_bytes(data)
         assert hubs.DIGESTS["crc32c"](path) == digest
 
@@ -170,4 +188,6 @@ def test_checksums_do_not_depend_on_the_size_of_blocks(tmp_path, monkeypatch):
     path = tmp_path / "data"
     path.write_bytes(FILES["model.safetensors"])
     monkeypatch.setattr(hubs, "BLOCK", 4096)
-    assert hubs.DIGESTS["crc32c"](path) == f"{hub_server.crc32c(FILES['model.safetensors']):08x}", "29 blocks and a rest"
+    assert hubs.DIGESTS["crc32c"](path) == f"{hub_server.crc32c(FILES['model.safetensors']):08x}", (
+        "29 blocks and a rest"
+    )

@@ -22,7 +22,8 @@ def test_a_file_of_torch_is_read_without_torch():
         "tied": base,
         "parameter": np.array([-1, -0.5, 0, 0.5, 1], np.float32),
         "half": np.array(
-            [-2, -1.3359375, -0.66796875, -5.960464477539063e-08, 0.66796875, 1.3359375, 2], ml_dtypes.bfloat16
+            [-2, -1.3359375, -0.66796875, -5.960464477539063e-08, 0.66796875, 1.3359375, 2],
+            ml_dtypes.bfloat16,
         ),
         "count": np.array(7),
         "empty": np.zeros((0, 3), np.float32),
@@ -46,14 +47,18 @@ def write_pickle(path, tree):
 def test_code_in_a_file_never_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_pickle("bad.pt", {"weights": Attack()})
-    with pytest.raises(ValueError, match=r"wants to run (posix|nt).system, which is no plain tensor; .*safetensors"):
+    with pytest.raises(
+        ValueError, match=r"wants to run (posix|nt).system, which is no plain tensor; .*safetensors"
+    ):
         pickled.read("bad.pt")
     assert not (tmp_path / "attacked").exists()
 
 
 def test_other_files_are_a_sentence(tmp_path):
     (tmp_path / "old.pt").write_bytes(pickle.dumps({}))
-    with pytest.raises(ValueError, match="is no .pt file of PyTorch 1.6 or later; load it with PyTorch"):
+    with pytest.raises(
+        ValueError, match="is no .pt file of PyTorch 1.6 or later; load it with PyTorch"
+    ):
         pickled.read(tmp_path / "old.pt")
     write_pickle(tmp_path / "empty.pt", {"step": 3})
     with pytest.raises(ValueError, match="holds no tensors by name"):
@@ -61,7 +66,8 @@ def test_other_files_are_a_sentence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "offset, size, stride", [(2, (3,), (1,)), (-1, (1,), (1,)), (0, (2, 2), (3, 1)), (3, (2,), (-1,))]
+    "offset, size, stride",
+    [(2, (3,), (1,)), (-1, (1,), (1,)), (0, (2, 2), (3, 1)), (3, (2,), (-1,))],
 )
 def test_a_tensor_never_reaches_beyond_its_storage(offset, size, stride):
     with pytest.raises(ValueError, match="reaches beyond its storage"):

@@ -18,7 +18,10 @@ ARRAYS = {
 
 def write(path, arrays):
     safetensors.write(
-        path, {name: (x.shape, x.dtype) for name, x in arrays.items()}, iter(arrays.values()), {"format": "pt"}
+        path,
+        {name: (x.shape, x.dtype) for name, x in arrays.items()},
+        iter(arrays.values()),
+        {"format": "pt"},
     )
 
 
@@ -62,14 +65,20 @@ def test_an_unfinished_write_is_not_visible(tmp_path):
 
     with pytest.raises(RuntimeError, match="stopped"):
         safetensors.write(
-            tmp_path / "a.safetensors", {name: (x.shape, x.dtype) for name, x in ARRAYS.items()}, arrays(), {}
+            tmp_path / "a.safetensors",
+            {name: (x.shape, x.dtype) for name, x in ARRAYS.items()},
+            arrays(),
+            {},
         )
     assert not (tmp_path / "a.safetensors").exists()
 
 
 def test_shards_are_joined_by_their_index(tmp_path):
     names = list(ARRAYS)
-    shards = {"model-00001-of-00002.safetensors": names[:2], "model-00002-of-00002.safetensors": names[2:]}
+    shards = {
+        "model-00001-of-00002.safetensors": names[:2],
+        "model-00002-of-00002.safetensors": names[2:],
+    }
     for shard, members in shards.items():
         write(tmp_path / shard, {name: ARRAYS[name] for name in members})
     assert_equal(safetensors.read_folder(tmp_path), ARRAYS)
@@ -77,7 +86,9 @@ def test_shards_are_joined_by_their_index(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
     assert_equal(safetensors.read_folder(tmp_path), ARRAYS)
-    index.write_text(json.dumps({"weight_map": weight_map | {"ghost": "model-00001-of-00002.safetensors"}}))
+    index.write_text(
+        json.dumps({"weight_map": weight_map | {"ghost": "model-00001-of-00002.safetensors"}})
+    )
     with pytest.raises(ValueError, match="ghost in a shard that lacks it"):
         safetensors.read_folder(tmp_path)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()

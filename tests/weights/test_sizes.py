@@ -3,10 +3,8 @@ import dataclasses
 import pytest
 
 from pirl_jax.core import spec
-from pirl_jax.models import pi0
-from pirl_jax.models import variants
-from pirl_jax.weights import sizes
-from pirl_jax.weights import torch_names
+from pirl_jax.models import pi0, variants
+from pirl_jax.weights import sizes, torch_names
 
 
 def shapes_of(cfg):
@@ -35,7 +33,11 @@ def test_heads_that_pytorch_merges_come_from_the_known_sizes(name):
         cfg.expert,
         cfg.siglip,
     )
-    assert (found.vocab_size, found.action_dim, found.image_size) == (cfg.vocab_size, cfg.action_dim, cfg.image_size)
+    assert (found.vocab_size, found.action_dim, found.image_size) == (
+        cfg.vocab_size,
+        cfg.action_dim,
+        cfg.image_size,
+    )
 
 
 def test_sizes_that_pytorch_merges_and_nobody_knows_are_a_sentence():
@@ -43,7 +45,8 @@ def test_sizes_that_pytorch_merges_and_nobody_knows_are_a_sentence():
     odd = dataclasses.replace(cfg, siglip=dataclasses.replace(cfg.siglip, mlp_dim=66))
     tensors = {entry.name: entry.shape for entry in torch_names.entries(shapes_of(odd))}
     with pytest.raises(
-        ValueError, match="feed-forward 66, patches of 8 px, which is no known size: .* give the configuration"
+        ValueError,
+        match="feed-forward 66, patches of 8 px, which is no known size: .* give the configuration",
     ):
         sizes.split_heads(tensors)
     assert sizes.split_heads(tensors, odd).siglip == odd.siglip
@@ -66,15 +69,25 @@ def test_adapters_may_be_missing_in_the_checkpoint_but_not_in_the_configuration(
     plain, adapted = variants.pi0_config("pi0"), variants.pi0_config("pi0_lora")
     assert sizes.infer(shapes_of(plain), adapted).paligemma.lora is None
     with pytest.raises(
-        ValueError, match="paligemma.lora.attn_rank is 16 in the checkpoint and None in the configuration"
+        ValueError,
+        match="paligemma.lora.attn_rank is 16 in the checkpoint and None in the configuration",
     ):
         sizes.infer(shapes_of(adapted), plain)
-    scaled = dataclasses.replace(adapted.expert, lora=dataclasses.replace(adapted.expert.lora, attn_alpha=5.0))
-    assert sizes.infer(shapes_of(adapted), dataclasses.replace(adapted, expert=scaled)).expert.lora.attn_alpha == 5.0
+    scaled = dataclasses.replace(
+        adapted.expert, lora=dataclasses.replace(adapted.expert.lora, attn_alpha=5.0)
+    )
+    assert (
+        sizes.infer(
+            shapes_of(adapted), dataclasses.replace(adapted, expert=scaled)
+        ).expert.lora.attn_alpha
+        == 5.0
+    )
 
 
 def test_a_part_of_a_network_is_a_sentence():
-    with pytest.raises(ValueError, match="no whole pi0 or pi0.5 checkpoint: PaliGemma/img/embedding/kernel"):
+    with pytest.raises(
+        ValueError, match="no whole pi0 or pi0.5 checkpoint: PaliGemma/img/embedding/kernel"
+    ):
         sizes.infer({"action_in_proj/kernel": (32, 1024)})
     with pytest.raises(ValueError, match="no pi0 or pi0.5 checkpoint of openpi, RLinf or LeRobot"):
         sizes.split_heads({"encoder.weight": (3, 4)})

@@ -9,14 +9,8 @@ import pytest
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec
-from pirl_jax.models import heads
-from pirl_jax.models import pi0
-from pirl_jax.models import variants
-from pirl_jax.weights import pickled
-from pirl_jax.weights import safetensors
-from pirl_jax.weights import sources
-from pirl_jax.weights import targets
-from pirl_jax.weights import torch_names
+from pirl_jax.models import heads, pi0, variants
+from pirl_jax.weights import pickled, safetensors, sources, targets, torch_names
 from tests.weights import conftest
 
 ORBAX = ("orbax_pi0_tiny", "orbax_pi05_tiny", "orbax_pi0_lora_tiny")
@@ -36,22 +30,33 @@ def test_openpi_jax_equals_what_openpi_restores(vectors, name, place):
         for path in file.files:
             np.testing.assert_array_equal(source.read(path, np.float32), file[path], err_msg=path)
     dtypes = {str(dtype) for dtype in source.dtypes.values()}
-    assert dtypes == ({"float32", "bfloat16"} if "lora" in name and place != "pure_float32" else {"float32"})
-    assert source.cfg.pi05 == ("pi05" in name) and (source.cfg.expert.lora is not None) == ("lora" in name)
+    assert dtypes == (
+        {"float32", "bfloat16"} if "lora" in name and place != "pure_float32" else {"float32"}
+    )
+    assert source.cfg.pi05 == ("pi05" in name) and (source.cfg.expert.lora is not None) == (
+        "lora" in name
+    )
 
 
 @pytest.mark.parametrize("name", ORBAX)
 def test_openpi_jax_in_bfloat16(vectors, name):
     source = sources.open_source(vectors / "openpi" / name / "pure_bfloat16")
     with np.load(vectors / "openpi" / name / "expected_params.npz") as file:
-        conftest.assert_same(source, {path: file[path].astype(ml_dtypes.bfloat16) for path in file.files})
+        conftest.assert_same(
+            source, {path: file[path].astype(ml_dtypes.bfloat16) for path in file.files}
+        )
 
 
 @pytest.mark.parametrize("name", ORBAX)
 def test_names_and_types_in_openpis_files_are_those_it_wrote(vectors, name):
-    recorded = json.loads((vectors / "openpi" / name / "tree.json").read_text())["params_item_raw_keys"]
+    recorded = json.loads((vectors / "openpi" / name / "tree.json").read_text())[
+        "params_item_raw_keys"
+    ]
     source = sources.open_source(vectors / "openpi" / name)
-    found = {f"params/{p}/value": {"shape": list(s), "dtype": str(source.dtypes[p])} for p, s in source.shapes.items()}
+    found = {
+        f"params/{p}/value": {"shape": list(s), "dtype": str(source.dtypes[p])}
+        for p, s in source.shapes.items()
+    }
     assert found == recorded
 
 
@@ -62,7 +67,10 @@ def test_raw_weights_instead_of_the_average(vectors):
             for path in source.shapes:
                 np.testing.assert_array_equal(source.read(path), file[prefix + path], err_msg=path)
     without_average = vectors / "openpi" / "orbax_pi0_lora_tiny"
-    assert sources.open_source(without_average, raw=True).shapes == sources.open_source(without_average).shapes
+    assert (
+        sources.open_source(without_average, raw=True).shapes
+        == sources.open_source(without_average).shapes
+    )
     with pytest.raises(ValueError, match="train_state is not there; leave --raw out"):
         sources.open_source(vectors / "openpi" / "orbax_pi0_tiny" / "pure_float32", raw=True)
 
@@ -75,7 +83,9 @@ def test_openpi_torch_equals_what_it_was_converted_from(torch_case, dtype):
     folder = torch_case.folder.with_name(torch_case.folder.name + "_bf16" * (dtype != np.float32))
     source = sources.open_source(folder, torch_case.cfg)
     conftest.assert_same(source, {path: x.astype(dtype) for path, x in torch_case.params.items()})
-    assert source.ignored == {torch_names.UNUSED_HEAD: "output head of the action expert, which nothing reads"}
+    assert source.ignored == {
+        torch_names.UNUSED_HEAD: "output head of the action expert, which nothing reads"
+    }
 
 
 def _rewrite(tensors, folder):
@@ -135,9 +145,9 @@ def test_shards_are_one_checkpoint(torch_case, tmp_path):
     tensors = safetensors.read_folder(torch_case.folder)
     names, files = list(tensors), [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     for i, name in enumerate(files):
-        _rewrite({name: tensors[name] for name in names[i::3]}, tmp_path).joinpath("model.safetensors").rename(
-            tmp_path / name
-        )
+        _rewrite({name: tensors[name] for name in names[i::3]}, tmp_path).joinpath(
+            "model.safetensors"
+        ).rename(tmp_path / name)
     weight_map = {name: file for i, file in enumerate(files) for name in names[i::3]}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     conftest.assert_same(sources.open_source(tmp_path, torch_case.cfg), torch_case.params)
@@ -150,7 +160,9 @@ def test_results_of_rlinf_with_heads(torch_case, tmp_path, monkeypatch, place):
     tensors[torch_names.EMBEDDING_ALIAS] = tensors[torch_names.EMBEDDING]
     width, draw = torch_case.cfg.expert.width, np.random.default_rng(0)
     for i, (fan_in, fan_out) in enumerate([(width, 6), (6, 1)]):
-        tensors[f"value_head.mlp.{2 * i}.weight"] = draw.standard_normal((fan_out, fan_in), np.float32)
+        tensors[f"value_head.mlp.{2 * i}.weight"] = draw.standard_normal(
+            (fan_out, fan_in), np.float32
+        )
         tensors[f"value_head.mlp.{2 * i}.bias"] = draw.standard_normal(fan_out, np.float32)
     file = tmp_path / place / "full_weights.pt"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -164,34 +176,46 @@ def test_results_of_rlinf_with_heads(torch_case, tmp_path, monkeypatch, place):
         "value_head/out/kernel": (6, 1),
         "value_head/out/bias": (1,),
     }
-    np.testing.assert_array_equal(found["value_head/layer_0/kernel"].T, tensors["value_head.mlp.0.weight"])
+    np.testing.assert_array_equal(
+        found["value_head/layer_0/kernel"].T, tensors["value_head.mlp.0.weight"]
+    )
     assert set(source.ignored) == {torch_names.UNUSED_HEAD, torch_names.EMBEDDING}
     conftest.assert_same(
-        dataclasses.replace(source, shapes={p: s for p, s in source.shapes.items() if p not in found}),
+        dataclasses.replace(
+            source, shapes={p: s for p, s in source.shapes.items() if p not in found}
+        ),
         torch_case.params,
     )
 
 
 def test_peft_adapters_are_a_sentence(torch_case, tmp_path):
-    tensors = {"base_model.model.action_in_proj.lora_A.default.weight": np.zeros((2, 3), np.float32)}
+    tensors = {
+        "base_model.model.action_in_proj.lora_A.default.weight": np.zeros((2, 3), np.float32)
+    }
     with pytest.raises(ValueError, match="merge them with PEFT"):
         sources.open_source(_rewrite(tensors, tmp_path))
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"])
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"]
+)
 @pytest.mark.parametrize("beside", [(), ("model.safetensors",)])
 def test_files_of_peft_are_refused_alone_and_beside_weights(tmp_path, name, beside):
     for file in (name, *beside):
         (tmp_path / file).touch()
     for given in (tmp_path, tmp_path / name):
-        with pytest.raises(ValueError, match=f"^{given} holds adapters of PEFT.*; load base and adapters .* merge_and_unload"):
+        with pytest.raises(
+            ValueError,
+            match=f"^{given} holds adapters of PEFT.*; load base and adapters .* merge_and_unload",
+        ):
             sources.open_source(given)
 
 
 def test_a_contradiction_with_the_configuration_is_an_error(torch_case):
     wrong = dataclasses.replace(torch_case.cfg, action_dim=7, vocab_size=99)
     with pytest.raises(
-        ValueError, match="vocab_size is 512 in the checkpoint and 99 in .*action_dim is 32 in the checkpoint and 7"
+        ValueError,
+        match="vocab_size is 512 in the checkpoint and 99 in .*action_dim is 32 in the checkpoint and 7",
     ):
         sources.open_source(torch_case.folder, wrong)
 
@@ -202,7 +226,9 @@ def test_nothing_known_is_a_sentence(tmp_path):
     (tmp_path / "2").mkdir()
     with pytest.raises(ValueError, match=r"holds no checkpoint of iteration 7; it holds \[2\]"):
         sources.open_source(tmp_path / "7")
-    with pytest.raises(ValueError, match="holds no checkpoint that is known: neither checkpoints/N/state"):
+    with pytest.raises(
+        ValueError, match="holds no checkpoint that is known: neither checkpoints/N/state"
+    ):
         sources.open_source(tmp_path)
 
 
@@ -218,7 +244,13 @@ def test_our_run_and_its_average(tmp_path):
     for iteration in (3, 12):
         run = store.Store(tmp_path / "checkpoints")
         run.save(
-            iteration, {"params": params, "ema": average, "step": np.int32(iteration), "opt_state": {"mu": average}}
+            iteration,
+            {
+                "params": params,
+                "ema": average,
+                "step": np.int32(iteration),
+                "opt_state": {"mu": average},
+            },
         )
         run.close()
     opened = sources.open_source(tmp_path, source.cfg)
@@ -226,7 +258,9 @@ def test_our_run_and_its_average(tmp_path):
     conftest.assert_same(opened, params | average)
     conftest.assert_same(sources.open_source(tmp_path, source.cfg, raw=True), params)
     shutil.rmtree(tmp_path / "checkpoints" / "12")
-    conftest.assert_same(sources.open_source(tmp_path / "checkpoints" / "3", source.cfg), params | average)
+    conftest.assert_same(
+        sources.open_source(tmp_path / "checkpoints" / "3", source.cfg), params | average
+    )
 
 
 # ---- onto the devices ------------------------------------------------------------------------------------------------
@@ -251,7 +285,9 @@ def test_arrays_land_on_their_shards_and_new_heads_start_fresh():
 def test_what_does_not_fit_the_policy():
     source = conftest.random_source("tiny", with_heads=True)
     declared = pi0.specs(source.cfg)
-    params, notes = sources.load(source, declared, conftest.layout(declared), dtype=np.dtype(ml_dtypes.bfloat16))
+    params, notes = sources.load(
+        source, declared, conftest.layout(declared), dtype=np.dtype(ml_dtypes.bfloat16)
+    )
     assert set(notes.values()) == {"not used: this policy has no such head"} and len(notes) == 6
     assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"bfloat16"}
     other = pi0.specs(variants.pi0_config("tiny_pi05", action_dim=9))
@@ -265,7 +301,8 @@ def test_what_does_not_fit_the_policy():
         assert line in str(caught.value)
     with_head = declared | heads.value_specs(source.cfg.expert.width, (8,))
     with pytest.raises(
-        ValueError, match="value_head/layer_1/bias is left over; .*value_head/layer_0/bias is .7. and should be .8."
+        ValueError,
+        match="value_head/layer_1/bias is left over; .*value_head/layer_0/bias is .7. and should be .8.",
     ):
         sources.load(source, with_head, conftest.layout(with_head), jax.random.key(0))
 
@@ -275,4 +312,6 @@ def test_writing_and_reading_leave_no_trace_of_the_order(tmp_path):
     source = conftest.random_source("tiny_pi05")
     targets.write_openpi_torch(tmp_path / "torch", source)
     targets.write_openpi_jax(tmp_path / "jax", sources.open_source(tmp_path / "torch", source.cfg))
-    conftest.assert_same(sources.open_source(tmp_path / "jax"), {path: source.read(path) for path in source.shapes})
+    conftest.assert_same(
+        sources.open_source(tmp_path / "jax"), {path: source.read(path) for path in source.shapes}
+    )

@@ -23,7 +23,10 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 
 
 def make_state(scale: float = 1.0) -> State:
-    params = {"w": scale * jnp.arange(16.0).reshape(8, 2), "head": {"b": jnp.ones(3, jnp.bfloat16) * scale}}
+    params = {
+        "w": scale * jnp.arange(16.0).reshape(8, 2),
+        "head": {"b": jnp.ones(3, jnp.bfloat16) * scale},
+    }
     return State(params, OPTIMIZER.init(params), jnp.asarray(7, jnp.int32), jax.random.key(3))
 
 
@@ -85,7 +88,15 @@ def test_only_the_newest_stay_and_every_kept_one_restores(store):
 
 
 def test_misfit_lists_every_wrong_leaf_in_one_error(store):
-    store.save(1, {"same": jnp.zeros(2), "left": jnp.zeros(1), "shape": jnp.zeros((2, 3)), "dtype": jnp.zeros(4)})
+    store.save(
+        1,
+        {
+            "same": jnp.zeros(2),
+            "left": jnp.zeros(1),
+            "shape": jnp.zeros((2, 3)),
+            "dtype": jnp.zeros(4),
+        },
+    )
     wanted = {
         "same": jnp.zeros(2),
         "absent": jnp.zeros(1),
@@ -136,7 +147,9 @@ os._exit(9)
 
 
 def test_a_killed_save_leaves_the_previous_checkpoint(tmp_path):
-    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False).returncode == 9
+    assert (
+        subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False).returncode == 9
+    )
     assert list(tmp_path.glob("2.*tmp*")) and not (tmp_path / "2").exists()
     reader = store_.Store(tmp_path, create=False)
     assert reader.latest() == 1

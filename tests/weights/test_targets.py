@@ -5,10 +5,7 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import spec
-from pirl_jax.weights import safetensors
-from pirl_jax.weights import sources
-from pirl_jax.weights import targets
-from pirl_jax.weights import torch_names
+from pirl_jax.weights import safetensors, sources, targets, torch_names
 from tests.models import conftest as models
 from tests.weights import conftest
 
@@ -42,7 +39,9 @@ def test_float32_survives_every_format_bit_for_bit(tmp_path, name, to):
 @pytest.mark.parametrize("name", ["pi0_gqa2", "pi0_mha"])
 def test_other_numbers_of_key_heads_survive_pytorchs_layout(tmp_path, vectors, name):
     case = models.load_case(vectors / "openpi", name)
-    source = conftest.memory_source({path: np.asarray(x) for path, x in spec.flatten(case.params).items()}, case.cfg)
+    source = conftest.memory_source(
+        {path: np.asarray(x) for path, x in spec.flatten(case.params).items()}, case.cfg
+    )
     targets.write_openpi_torch(tmp_path, source)
     conftest.assert_same(sources.open_source(tmp_path, case.cfg), arrays_of(source))
 
@@ -53,7 +52,9 @@ def test_heads_stay_out_of_openpis_formats_and_are_named(tmp_path, to):
     notes = targets.WRITERS[to](tmp_path, source)
     found = sources.open_source(tmp_path, source.cfg)
     dropped = set(source.shapes) - set(found.shapes)
-    assert dropped == {path for path in notes if path.startswith("value_head/")} and len(dropped) == 6
+    assert (
+        dropped == {path for path in notes if path.startswith("value_head/")} and len(dropped) == 6
+    )
 
 
 def test_rounding_only_when_asked_and_with_its_error():
@@ -65,4 +66,6 @@ def test_rounding_only_when_asked_and_with_its_error():
     for path, x in exact.items():
         assert errors[path] == np.abs(x - x.astype(ml_dtypes.bfloat16).astype(np.float32)).max() > 0
     widened, errors = targets.cast(rounded, np.float32)
-    assert {x.dtype.name for x in arrays_of(widened).values()} == {"float32"} and not any(errors.values())
+    assert {x.dtype.name for x in arrays_of(widened).values()} == {"float32"} and not any(
+        errors.values()
+    )

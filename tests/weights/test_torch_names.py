@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import spec
-from pirl_jax.models import heads
-from pirl_jax.models import pi0
-from pirl_jax.models import variants
+from pirl_jax.models import heads, pi0, variants
 from pirl_jax.weights import torch_names
 
 
@@ -17,7 +15,10 @@ def keymap(request, vectors):
 
 
 def full_size(keymap):
-    shapes = {path: leaf.shape for path, leaf in spec.flatten(pi0.specs(variants.pi0_config(keymap["model"]))).items()}
+    shapes = {
+        path: leaf.shape
+        for path, leaf in spec.flatten(pi0.specs(variants.pi0_config(keymap["model"]))).items()
+    }
     return {entry.name: entry for entry in torch_names.entries(shapes)}
 
 
@@ -37,15 +38,23 @@ def test_every_tensor_of_the_full_models_has_the_reference_name_place_and_shape(
 
 def test_every_rearrangement_has_its_inverse():
     """And every element of ours is in exactly one tensor."""
-    shapes = {path: leaf.shape for path, leaf in spec.flatten(pi0.specs(variants.pi0_config("tiny_pi05"))).items()}
-    draw, seen = np.random.default_rng(0), {path: np.zeros(shape, int) for path, shape in shapes.items()}
+    shapes = {
+        path: leaf.shape
+        for path, leaf in spec.flatten(pi0.specs(variants.pi0_config("tiny_pi05"))).items()
+    }
+    draw, seen = (
+        np.random.default_rng(0),
+        {path: np.zeros(shape, int) for path, shape in shapes.items()},
+    )
     for entry in torch_names.entries(shapes):
         part = draw.standard_normal(entry.ours)
         tensor = torch_names.to_torch(part, entry)
         assert tensor.shape == entry.shape
         np.testing.assert_array_equal(torch_names.from_torch(tensor, entry), part)
         seen[entry.path][entry.index] += 1
-    assert all((count == 1).all() for count in seen.values()), "an element is covered twice or never"
+    assert all((count == 1).all() for count in seen.values()), (
+        "an element is covered twice or never"
+    )
 
 
 def test_the_operations_of_the_reference_on_real_axes(keymap):
@@ -83,7 +92,9 @@ def test_the_operations_of_the_reference_on_real_axes(keymap):
                 expected = expected.reshape(_grouped(expected.shape, len(argument), entry))
         shape = expected.shape
         resized = torch_names.Entry(entry.name, entry.path, entry.index, entry.axes, ours, shape)
-        np.testing.assert_array_equal(torch_names.to_torch(part, resized), expected, err_msg=entry.name)
+        np.testing.assert_array_equal(
+            torch_names.to_torch(part, resized), expected, err_msg=entry.name
+        )
 
 
 def _grouped(shape, rank, entry):
@@ -102,7 +113,9 @@ def test_heads_of_rlinf(vectors):
             if key.startswith("value_head_0_relu/in/value_head")
         }
         noise = {
-            key.partition("/in/")[2]: file[key] for key in file.files if key.startswith("noise_net_0/in/noise_head")
+            key.partition("/in/")[2]: file[key]
+            for key in file.files
+            if key.startswith("noise_net_0/in/noise_head")
         }
         x, expected = file["value_head_0_relu/in/x"], file["value_head_0_relu/out/y"]
     named, ignored = torch_names.canonical(value | noise)
@@ -112,10 +125,13 @@ def test_heads_of_rlinf(vectors):
     assert {entry.name for entry in entries} == named.keys()
     for entry in entries:
         flat[entry.path][entry.index] = torch_names.from_torch(named[entry.name], entry)
-    np.testing.assert_allclose(heads.value(spec.unflatten(flat), x), expected.reshape(-1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        heads.value(spec.unflatten(flat), x), expected.reshape(-1), rtol=1e-5, atol=1e-5
+    )
     assert shapes["noise_head/layer_1/kernel"] == (12, 8) and shapes["noise_head/out/bias"] == (7,)
     assert ignored == dict.fromkeys(
-        ("noise_head.logvar_min", "noise_head.logvar_max"), "bounds of the noise, a setting of the policy and no weight"
+        ("noise_head.logvar_min", "noise_head.logvar_max"),
+        "bounds of the noise, a setting of the policy and no weight",
     )
 
 
@@ -124,7 +140,10 @@ def test_heads_of_rlinf(vectors):
     [
         ("model.action_in_proj.weight", "action_in_proj.weight"),
         ("module.model.value_head.mlp.0.bias", "value_head.mlp.0.bias"),
-        ("_fsdp_wrapped_module.value_head._fsdp_wrapped_module.mlp.0.bias", "value_head.mlp.0.bias"),
+        (
+            "_fsdp_wrapped_module.value_head._fsdp_wrapped_module.mlp.0.bias",
+            "value_head.mlp.0.bias",
+        ),
         (
             "model.paligemma_with_expert.paligemma.vision_tower.vision_model.post_layernorm.bias",
             "paligemma_with_expert.paligemma.model.vision_tower.vision_model.post_layernorm.bias",
@@ -147,18 +166,26 @@ def test_spellings_of_other_programs(name, canonical):
 
 def test_both_tied_names_at_once():
     embedding, head = np.zeros((2, 1)), np.ones((2, 1))
-    named, ignored = torch_names.canonical({torch_names.EMBEDDING: head, torch_names.EMBEDDING_ALIAS: embedding})
+    named, ignored = torch_names.canonical(
+        {torch_names.EMBEDDING: head, torch_names.EMBEDDING_ALIAS: embedding}
+    )
     assert named[torch_names.EMBEDDING] is embedding and list(ignored) == [torch_names.EMBEDDING]
 
 
 def test_one_tensor_under_two_spellings_is_an_error():
     with pytest.raises(
-        ValueError, match="holds action_in_proj.bias twice, as action_in_proj.bias and as model.action_in_proj.bias"
+        ValueError,
+        match="holds action_in_proj.bias twice, as action_in_proj.bias and as model.action_in_proj.bias",
     ):
-        torch_names.canonical({"action_in_proj.bias": np.zeros(1), "model.action_in_proj.bias": np.zeros(1)})
+        torch_names.canonical(
+            {"action_in_proj.bias": np.zeros(1), "model.action_in_proj.bias": np.zeros(1)}
+        )
 
 
 def test_adapters_have_no_place_in_the_layout():
-    shapes = {path: leaf.shape for path, leaf in spec.flatten(pi0.specs(variants.pi0_config("pi0_lora"))).items()}
+    shapes = {
+        path: leaf.shape
+        for path, leaf in spec.flatten(pi0.specs(variants.pi0_config("pi0_lora"))).items()
+    }
     with pytest.raises(ValueError, match="no place for .*lora_a.*--merge-lora"):
         torch_names.by_path(shapes)

@@ -11,8 +11,16 @@ from pirl_jax.core import spec
 from pirl_jax.weights import sources
 from tests.models import conftest as models
 
-TOLERANCES = {"suffix/tokens": 3e-4, "siglip/base_0_rgb/tokens": 1e-5, "train/v_t": 3e-4, "decode/v_t": 3e-4, "train/loss": 3e-4,
-              "loss_elementwise": 3e-4, "sample/num_steps_4": 1e-3, "sample/num_steps_10": 1e-3}  # fmt: skip
+TOLERANCES = {
+    "suffix/tokens": 3e-4,
+    "siglip/base_0_rgb/tokens": 1e-5,
+    "train/v_t": 3e-4,
+    "decode/v_t": 3e-4,
+    "train/loss": 3e-4,
+    "loss_elementwise": 3e-4,
+    "sample/num_steps_4": 1e-3,
+    "sample/num_steps_10": 1e-3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +48,9 @@ def test_results_in_float32(case):
     assert len(compared) == 10
     for name in compared:
         key, want = name.split("/", 1)[1], arrays[name]
-        want = want.mean(-1) if key == "loss_elementwise" else want  # ours is the mean over the action dims
+        want = (
+            want.mean(-1) if key == "loss_elementwise" else want
+        )  # ours is the mean over the action dims
         limit = TOLERANCES[key] * max(1.0, np.abs(want).max())
         assert np.abs(ours[key] - want).max() <= limit, name
 
@@ -49,6 +59,12 @@ def test_samples_of_the_bfloat16_file(case):
     torch_case, cfg, arrays, obs, _ = case
     folder = torch_case.folder.with_name(torch_case.folder.name + "_bf16")
     params = network(folder, cfg, ml_dtypes.bfloat16)
-    got = models._sample(params, jnp.asarray(arrays["in/sample_noise"]), obs, 10, cfg=dataclasses.replace(cfg, dtype="bfloat16"))
+    got = models._sample(
+        params,
+        jnp.asarray(arrays["in/sample_noise"]),
+        obs,
+        10,
+        cfg=dataclasses.replace(cfg, dtype="bfloat16"),
+    )
     want = arrays["torch_bf16_out/sample/num_steps_10"]
     assert np.abs(np.asarray(got, np.float32) - want).max() <= 3e-2 * np.abs(want).max()
