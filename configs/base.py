@@ -1,7 +1,7 @@
 """Every field once, with unit and meaning.  A recipe imports this page and overrides at most ~25 lines.
 
 The names under `model` and `algorithm` are those users of RLinf and openpi know.  Nothing is computed here: divisibility
-checks and derived numbers live in pirl_jax/config.py.
+checks and derived numbers live in pirl_jax/run/config.py.
 """
 
 import ml_collections

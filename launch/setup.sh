@@ -78,7 +78,7 @@ make_venv() {
 
 # Render one frame with the backend $1 in a process of its own: a broken driver may crash it.
 can_render() {
-  PYTHONPATH="$ROOT" "$VENV/bin/python" -m pirl_jax.envs.gl "$1" >"$VENV/render.log" 2>&1
+  PYTHONPATH="$ROOT" "$VENV/bin/python" -m pirl_jax.envs.gl.backends "$1" >"$VENV/render.log" 2>&1
 }
 
 # Leaves MUJOCO_GL at a backend that really renders: the wanted one (egl), else software rendering by osmesa.

@@ -11,8 +11,8 @@ import json
 import pathlib
 import sys
 
-from pirl_jax import command
 from pirl_jax.monitor import log, report
+from pirl_jax.run import command
 
 
 def main(argv: list[str]) -> None:

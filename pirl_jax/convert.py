@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pirl_jax import command
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec, types
 from pirl_jax.models import pi0
 from pirl_jax.policy import normalize
+from pirl_jax.run import command
 from pirl_jax.weights import adapters, assets, sources, targets
 
 

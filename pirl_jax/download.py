@@ -14,8 +14,9 @@ import os
 import pathlib
 import sys
 
-from pirl_jax import command
-from pirl_jax.envs import libero_assets, libero_files
+from pirl_jax.envs.libero import assets as libero_assets
+from pirl_jax.envs.libero import files as libero_files
+from pirl_jax.run import command
 from pirl_jax.weights import hubs
 
 # Where hf-libero 0.1.4 itself downloads from (its utils/download_utils.py), at the newest revision.

@@ -20,11 +20,11 @@ from absl import flags
 import jax
 import numpy as np
 
-from pirl_jax import build, command, config, results
 from pirl_jax.core import types
-from pirl_jax.envs import queue
+from pirl_jax.envs.pool import queue
 from pirl_jax.monitor import journal, progress, timeline
-from pirl_jax.rollout import collector, episodes, starts
+from pirl_jax.rollout import collector, starts, stream
+from pirl_jax.run import command, config, devices, policies, results, simulators
 from pirl_jax.serving import client
 
 
@@ -35,18 +35,18 @@ class Evaluation:
     settings: config.Settings
     pool: queue.ReadyQueue
     chosen: starts.Starts
-    decide: episodes.Decide
-    schedule: episodes.Schedule
+    decide: stream.Decide
+    schedule: stream.Schedule
     measured: dict  # policy and protocol, as the results name them
     output: pathlib.Path
     resources: contextlib.ExitStack  # closes pool and journal
 
 
-def policy(settings, mesh, actor, params, spec, batch_size: int, timers) -> episodes.Decide:
+def policy(settings, mesh, actor, params, spec, batch_size: int, timers) -> stream.Decide:
     """The actions of a network.  The start noise of the flow is drawn from the configured seed and the episode alone: two
     policies are compared on equal terms, and an episode is the same whichever others are played beside it."""
     return collector.exploit(
-        actor, params, build.evaluation_key(settings, mesh), spec, batch_size, timers
+        actor, params, policies.evaluation_key(settings, mesh), spec, batch_size, timers
     )
 
 
@@ -75,7 +75,7 @@ def play(
         progress.track(name, total=len(names) - len(done), unit="episodes") as step,
         jax.transfer_guard("disallow"),
     ):
-        return episodes.play(
+        return stream.play(
             pool,
             names,
             schedule,
@@ -144,8 +144,8 @@ def prepare(values, settings) -> Evaluation:
             prepared = (_served if served else _network)(values, settings, num_envs, stack)
             pool, decide, schedule, named, output = prepared
         else:
-            make_env = build.expert_factory(settings) if values.policy == "expert" else None
-            pool = stack.enter_context(build.open_envs(settings, num_envs, make_env))
+            make_env = simulators.expert_factory(settings) if values.policy == "expert" else None
+            pool = stack.enter_context(simulators.open_envs(settings, num_envs, make_env))
             decide = POLICIES[values.policy](settings, pool.spec)
             schedule = dataclasses.replace(
                 settings.schedule, num_groups=num_envs
@@ -167,17 +167,17 @@ def prepare(values, settings) -> Evaluation:
 
 def _network(values, settings, num_envs, stack):
     """The policy of a checkpoint -> pool, decision function, schedule, its name, the default output folder."""
-    build.setup_jax(settings)
-    mesh = build.mesh(settings)
-    run_dir = build.run_directory(values.checkpoint)
-    params, norm_stats = build.load_policy(settings, run_dir, values.iteration, mesh)
-    identity = build.checkpoint_identity(run_dir, values.iteration)
-    pool = stack.enter_context(build.open_envs(settings, num_envs))
+    devices.setup_jax(settings)
+    mesh = devices.mesh(settings)
+    run_dir = policies.run_directory(values.checkpoint)
+    params, norm_stats = policies.load_policy(settings, run_dir, values.iteration, mesh)
+    identity = policies.checkpoint_identity(run_dir, values.iteration)
+    pool = stack.enter_context(simulators.open_envs(settings, num_envs))
     chosen, instructions = config.playable(settings.raw, pool.spec), pool.spec.instructions
-    to_model = build.transform(
+    to_model = policies.transform(
         settings, norm_stats, [instructions[task] for task in chosen.tasks], only_these=True
     )
-    actor = build.actor(settings, mesh, to_model, instructions)
+    actor = policies.actor(settings, mesh, to_model, instructions)
     batch_size = num_envs // settings.schedule.num_groups
     decide = policy(settings, mesh, actor, params, pool.spec, batch_size, timeline.Timers())
     own = (
@@ -197,7 +197,7 @@ def _served(values, settings, num_envs, stack):
     api_key = values.api_key or os.environ.get("PIRL_API_KEY", "")
     count = num_envs // settings.schedule.num_groups
     opened, metadata = stack.enter_context(client.connections(values.policy, api_key, count))
-    pool = stack.enter_context(build.open_envs(settings, num_envs))
+    pool = stack.enter_context(simulators.open_envs(settings, num_envs))
     decide = client.decide(opened, metadata, pool.spec, settings.policy.action_chunk)
     named = {
         "name": values.policy,
@@ -212,7 +212,7 @@ def _served(values, settings, num_envs, stack):
     )
 
 
-def _random(settings, spec) -> episodes.Decide:
+def _random(settings, spec) -> stream.Decide:
     """Uniform actions, drawn by seed, episode and decision: an episode is the same whichever others are played beside it."""
     shape_IA = settings.policy.action_chunk, spec.action_dim
 
@@ -228,7 +228,7 @@ def _random(settings, spec) -> episodes.Decide:
     return decide
 
 
-def _expert(settings, spec) -> episodes.Decide:
+def _expert(settings, spec) -> stream.Decide:
     """The simulators of expert_factory choose themselves; they want a chunk of any numbers."""
     chunk_IA = np.zeros((settings.policy.action_chunk, spec.action_dim))
     return lambda turn: np.repeat(chunk_IA[None], len(turn.row), 0)

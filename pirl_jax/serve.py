@@ -22,10 +22,10 @@ from absl import flags
 import jax
 import numpy as np
 
-from pirl_jax import build, command, config
 from pirl_jax.core import mesh as meshes
 from pirl_jax.policy import observation
 from pirl_jax.rollout import collector
+from pirl_jax.run import command, config, devices, policies
 from pirl_jax.serving import batching, requests, wire
 
 
@@ -125,16 +125,16 @@ def prepare(values, settings) -> tuple[Engine, dict]:
         raise ValueError(
             "--checkpoint is missing; give the directory of a run or a checkpoint of a known format"
         )
-    build.setup_jax(settings)
+    devices.setup_jax(settings)
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
-    params, norm_stats = build.load_policy(settings, values.checkpoint, values.iteration, mesh)
+    params, norm_stats = policies.load_policy(settings, values.checkpoint, values.iteration, mesh)
     # The prompts are the clients'; each is checked as it comes.
-    actor = build.actor(settings, mesh, build.transform(settings, norm_stats, [""]), ())
+    actor = policies.actor(settings, mesh, policies.transform(settings, norm_stats, [""]), ())
     sizes = {min(2**i, values.max_batch) for i in range(values.max_batch.bit_length() + 1)}
-    engine = Engine(actor, params, build.evaluation_key(settings, mesh), tuple(sorted(sizes)))
+    engine = Engine(actor, params, policies.evaluation_key(settings, mesh), tuple(sorted(sizes)))
     metadata = {
         "server": "pirl_jax",
-        "checkpoint": build.checkpoint_identity(values.checkpoint, values.iteration),
+        "checkpoint": policies.checkpoint_identity(values.checkpoint, values.iteration),
         "seed": settings.raw.seed,
         "action_horizon": settings.policy.model.action_horizon,
         "action_chunk": settings.policy.action_chunk,

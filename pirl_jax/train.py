@@ -16,16 +16,29 @@ from absl import flags
 import jax
 import numpy as np
 
-from pirl_jax import build, command, config, evaluate, hosts, plan, results, teach
+from pirl_jax import evaluate
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng
-from pirl_jax.envs import queue
+from pirl_jax.envs.pool import queue
 from pirl_jax.learner import state as states
 from pirl_jax.learner import update
 from pirl_jax.monitor import log, progress, report, timeline
 from pirl_jax.policy import normalize
 from pirl_jax.rl import groups
-from pirl_jax.rollout import collector, episodes, starts, stats
+from pirl_jax.rollout import collector, starts, stats, stream
+from pirl_jax.run import (
+    command,
+    config,
+    devices,
+    hosts,
+    plan,
+    policies,
+    results,
+    simulators,
+    steps,
+    teach,
+)
+from pirl_jax.run import hosts as run_hosts
 from pirl_jax.weights import store
 
 
@@ -44,7 +57,7 @@ class Run:
     first_iteration: int  # 0: a fresh run
     resources: contextlib.ExitStack  # closes pool, store and directory
     actor: collector.Actor | None = None
-    begun: episodes.Stream | None = (
+    begun: stream.Stream | None = (
         None  # what is played next, whose simulators start while the devices work
     )
     demonstrations: list | None = (
@@ -61,7 +74,7 @@ def main(argv):
         with command.user_errors():
             values, raw = command.parse(argv, _flags)
             settings = config.settings(raw)
-            build.setup_jax(settings)
+            devices.setup_jax(settings)
             stack.enter_context(hosts.joined(values.hosts))
             run = open_run(settings, raw, values.resume)
         stack.enter_context(run.resources)
@@ -89,13 +102,13 @@ def open_run(settings, raw, resume: str) -> Run:
     standing = meshes.gather(log.holds_run(path))[0]
     if standing and resume == "never":
         raise log.standing(path)
-    mesh = build.mesh(settings)
+    mesh = devices.mesh(settings)
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(build.open_envs(settings, raw.rollout.num_envs))
+        pool = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
         chosen = config.playable(settings.raw, pool.spec)
         instructions = [pool.spec.instructions[task] for task in chosen.tasks]
-        to_model = build.transform(
-            settings, build.identity_stats(settings), instructions, only_these=True
+        to_model = policies.transform(
+            settings, policies.identity_stats(settings), instructions, only_these=True
         )
         checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
         stack.callback(checkpoints.close)
@@ -134,16 +147,16 @@ def open_run(settings, raw, resume: str) -> Run:
         )
 
 
-def begin(settings, pool, chosen: starts.Starts, iteration: int) -> episodes.Stream | None:
+def begin(settings, pool, chosen: starts.Starts, iteration: int) -> stream.Stream | None:
     """The simulators start on what is played first, while functions are compiled and weights loaded or taught."""
     raw = settings.raw
     if raw.eval.baseline and not iteration:
-        names = build.share().of(starts.evaluation(chosen, raw.eval.episodes_per_task))
+        names = run_hosts.share().of(starts.evaluation(chosen, raw.eval.episodes_per_task))
     elif iteration < raw.num_iterations and not _evaluation_due(raw, iteration):
-        names = _names(raw, chosen, iteration, build.episodes_of_host(raw)[0])
+        names = _names(raw, chosen, iteration, run_hosts.episodes_of_host(raw)[0])
     else:
         return None
-    return episodes.begin(pool, names, settings.schedule)
+    return stream.begin(pool, names, settings.schedule)
 
 
 def first_state(run: Run) -> states.TrainState:
@@ -153,30 +166,30 @@ def first_state(run: Run) -> states.TrainState:
         return _resumed(run)
     if model.checkpoint:
         with command.user_errors():
-            params, norm_stats = build.load_policy(settings, model.checkpoint, -1, run.mesh)
+            params, norm_stats = policies.load_policy(settings, model.checkpoint, -1, run.mesh)
         run.actor = _actor(run, norm_stats)
     elif settings.raw.sft.demonstrations:
         params, norm_stats = _taught(run)
     else:
         with command.user_errors():
-            norm_stats = build.given_stats(settings)
-        params = build.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
+            norm_stats = policies.given_stats(settings)
+        params = policies.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
         run.actor = _actor(run, norm_stats)
     if run.directory.writes:
-        normalize.save(build.norm_stats_path(run.directory.path), norm_stats)
+        normalize.save(policies.norm_stats_path(run.directory.path), norm_stats)
     if settings.raw.eval.baseline:
         _evaluate(run, params, 0, "before", settings.raw.eval.episodes_per_task)
-    state = build.train_state(settings, params, run.mesh)
+    state = steps.train_state(settings, params, run.mesh)
     run.store.save(0, state)
     return state
 
 
 def _resumed(run):
-    template = build.train_state(
-        run.settings, build.fresh_params(run.settings, run.mesh, run.key), run.mesh
+    template = steps.train_state(
+        run.settings, policies.fresh_params(run.settings, run.mesh, run.key), run.mesh
     )
     with command.user_errors():
-        norm_stats = normalize.load(build.norm_stats_path(run.directory.path))
+        norm_stats = normalize.load(policies.norm_stats_path(run.directory.path))
         state, _ = run.store.restore(template, run.first_iteration)
     run.actor = _actor(run, norm_stats)
     print(f"resumed {run.directory.path} after iteration {run.first_iteration}")
@@ -192,7 +205,7 @@ def _taught(run):
         0
     ]  # the same on all hosts, whatever their rounding
     run.actor = _actor(run, norm_stats)
-    params = build.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
+    params = policies.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
     print(
         f"SFT on {len(demonstrations)} demonstrations, {sum(len(d['actions']) for d in demonstrations)} control steps"
     )
@@ -206,8 +219,8 @@ def _taught(run):
 
 def _actor(run, norm_stats):
     played = [run.instructions[task] for task in run.starts.tasks]
-    to_model = build.transform(run.settings, norm_stats, played, only_these=True)
-    return build.actor(run.settings, run.mesh, to_model, run.instructions)
+    to_model = policies.transform(run.settings, norm_stats, played, only_these=True)
+    return policies.actor(run.settings, run.mesh, to_model, run.instructions)
 
 
 # ---- iterate -----------------------------------------------------------------------------------------------------------
@@ -216,7 +229,7 @@ def _actor(run, norm_stats):
 def iterate(run: Run, state: states.TrainState) -> states.TrainState:
     """The training loop."""
     raw = run.settings.raw
-    update_minibatch = build.updater(run.settings, run.mesh)
+    update_minibatch = steps.updater(run.settings, run.mesh)
     encoded = _encoded_demonstrations(run)
     run.timers.read()
     with progress.track(
@@ -257,15 +270,15 @@ def _iteration(run, update_minibatch, state, iteration, step, encoded):
         run.settings.update,
         run.pool.counters(),
     )
-    raw, (count, most) = run.settings.raw, build.episodes_of_host(run.settings.raw)
-    actor = build.at_iteration(run.actor, run.settings, iteration, run.mesh)
+    raw, (count, most) = run.settings.raw, run_hosts.episodes_of_host(run.settings.raw)
+    actor = policies.at_iteration(run.actor, run.settings, iteration, run.mesh)
     if actor.buffer is not None:
         actor.buffer.clear(most * collector.max_decisions(run.pool.spec, actor.action_chunk))
     rollout, played = _rollout(
         run, actor, meshes.local_view(state.params, run.mesh), key, iteration, step
     )
     if iteration + 1 < raw.num_iterations and not _evaluation_due(raw, iteration + 1):
-        run.begun = episodes.begin(
+        run.begun = stream.begin(
             run.pool, _names(raw, run.starts, iteration + 1, count), run.settings.schedule
         )
     with run.timers.measure("update"):
@@ -293,7 +306,7 @@ def _evaluation_due(raw, iteration):
 def _rollout(run, actor, params, key, iteration, step):
     """Episodes of one iteration; where the algorithm has a budget for it, groups without a signal are replaced by fresh ones."""
     raw, cfg, done, begun = run.settings.raw, run.settings.update, itertools.count(1), run.begun
-    (count, most), group_size, run.begun = build.episodes_of_host(raw), cfg.group_size, None
+    (count, most), group_size, run.begun = run_hosts.episodes_of_host(raw), cfg.group_size, None
 
     def more(results):
         useful_E = _useful(results, cfg)
@@ -331,7 +344,7 @@ def _names(raw, chosen, iteration, count, played=0):
     names = starts.training(
         chosen, everywhere, size, raw.rollout.start_order, raw.seed, iteration, played
     )
-    return build.share().of(names, size)
+    return run_hosts.share().of(names, size)
 
 
 def _useful(results, cfg):
@@ -344,7 +357,7 @@ def _useful(results, cfg):
 def _evaluate(run, params, iteration, name, per_task, num_videos=0):
     """Evaluate, write metrics and files under evaluation/<name> -> {task: (successes, episodes)}."""
     settings, folder = run.settings, run.directory.path / "evaluation" / name
-    share = build.share()
+    share = run_hosts.share()
     names = share.of(starts.evaluation(run.starts, per_task))
     batch_size = run.pool.num_envs // settings.schedule.num_groups
 

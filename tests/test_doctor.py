@@ -8,7 +8,9 @@ from packaging import requirements
 import pytest
 
 from pirl_jax import doctor
-from pirl_jax.envs import child, gl
+from pirl_jax.envs import child
+from pirl_jax.envs.gl import backends
+from pirl_jax.run import machine
 
 
 @pytest.fixture
@@ -17,25 +19,27 @@ def pinned(monkeypatch):
 
     def set_(pins, installed):
         monkeypatch.setattr(
-            doctor, "pins", lambda: [requirements.Requirement(f"{a}=={b}") for a, b in pins.items()]
+            machine,
+            "pins",
+            lambda: [requirements.Requirement(f"{a}=={b}") for a, b in pins.items()],
         )
-        monkeypatch.setattr(doctor, "version", installed.get)
+        monkeypatch.setattr(machine, "version", installed.get)
 
     return set_
 
 
 def test_this_installation_is_as_pinned():
     assert doctor.check_packages().status == "pass", doctor.check_packages()
-    assert doctor.check_mujoco().status == "pass"
-    assert {"jax", "mujoco", "robosuite", "hf-libero"} < {pin.name for pin in doctor.pins()}
+    assert machine.check_mujoco().status == "pass"
+    assert {"jax", "mujoco", "robosuite", "hf-libero"} < {pin.name for pin in machine.pins()}
 
 
 def test_pins_of_an_installed_package_come_from_its_metadata(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
     monkeypatch.setattr(
-        doctor.importlib.metadata, "requires", {"pirl_jax": ["mujoco==3.3.7", "jax>=0.10"]}.get
+        machine.importlib.metadata, "requires", {"pirl_jax": ["mujoco==3.3.7", "jax>=0.10"]}.get
     )
-    assert [str(pin) for pin in doctor.pins()] == ["mujoco==3.3.7", "jax>=0.10"]
+    assert [str(pin) for pin in machine.pins()] == ["mujoco==3.3.7", "jax>=0.10"]
 
 
 def test_other_versions_are_named(pinned):
@@ -53,18 +57,18 @@ def test_other_versions_are_named(pinned):
 )
 def test_mujoco_stays_at_its_pin(pinned, installed, status):
     pinned({"mujoco": "3.3.7"}, {"mujoco": installed})
-    assert doctor.check_mujoco().status == status
-    assert doctor.check_mujoco().remedy == (
+    assert machine.check_mujoco().status == status
+    assert machine.check_mujoco().remedy == (
         "" if status == "pass" else 'run: pip install "mujoco==3.3.7"'
     )
 
 
 def test_shared_memory(monkeypatch):
     monkeypatch.setattr(
-        doctor.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=64e6)
+        machine.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=64e6)
     )
-    assert doctor.check_shared_memory(64, 256).status == "pass"
-    row = doctor.check_shared_memory(200, 256)
+    assert machine.check_shared_memory(64, 256).status == "pass"
+    row = machine.check_shared_memory(200, 256)
     assert row.status == "fail" and row.found.startswith(
         "79 MB needed for the observations of 200 envs, 64 MB of"
     )
@@ -81,16 +85,18 @@ def test_shared_memory(monkeypatch):
     ],
 )
 def test_open_files(monkeypatch, limits, status, remedy):
-    monkeypatch.setattr(doctor.resource, "getrlimit", lambda which: limits)
-    row = doctor.check_files(64)
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda which: limits)
+    row = machine.check_files(64)
     assert row.status == status and (remedy is None or remedy in row.remedy)
 
 
 def test_only_the_chosen_backend_must_render(monkeypatch):
     monkeypatch.setattr(
-        gl,
+        backends,
         "probe",
-        lambda backend: gl.Probe(backend, None, "" if backend == "osmesa" else "no driver", "mend"),
+        lambda backend: backends.Probe(
+            backend, None, "" if backend == "osmesa" else "no driver", "mend"
+        ),
     )
     status = {row.check: (row.status, row.remedy) for row in doctor.check_gl("egl")}
     assert status == {"GL egl, chosen": ("fail", "mend"), "GL osmesa": ("pass", "")}
@@ -99,17 +105,17 @@ def test_only_the_chosen_backend_must_render(monkeypatch):
 
 
 # EGL lists CUDA 1 before CUDA 0, and a software device last.
-TWO_GPUS = [gl.Device(0, 1), gl.Device(1, 0), gl.Device(2, None, software=True)]
+TWO_GPUS = [backends.Device(0, 1), backends.Device(1, 0), backends.Device(2, None, software=True)]
 
 
 @pytest.fixture
 def two_gpus(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(gl, "devices", lambda: TWO_GPUS)
+    monkeypatch.setattr(backends, "devices", lambda: TWO_GPUS)
     monkeypatch.setattr(
-        gl,
+        backends,
         "probe",
-        lambda backend, device=None: gl.Probe(
+        lambda backend, device=None: backends.Probe(
             backend, device, "no display" if device == 1 else "", "mend"
         ),
     )
@@ -128,8 +134,8 @@ def test_every_egl_device_is_tried_and_the_mapping_printed(two_gpus, monkeypatch
 
 def test_a_gpu_that_egl_or_jax_does_not_see(monkeypatch, tmp_path):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(gl, "NVIDIA", tmp_path)
-    row = doctor.check_mapping([gl.Device(0, None, software=True)])
+    monkeypatch.setattr(backends, "NVIDIA", tmp_path)
+    row = doctor.check_mapping([backends.Device(0, None, software=True)])
     assert row.status == "fail" and "NVIDIA_DRIVER_CAPABILITIES" in row.remedy
     monkeypatch.setattr(child, "ask", lambda *_, **__: {"devices": ["cpu:cpu"]})
     assert doctor.check_jax().status == "fail" and "jax[cuda" in doctor.check_jax().remedy
@@ -149,7 +155,7 @@ def test_assets(libero_assets, tmp_path, monkeypatch):
     assert doctor.check_physics(None, "egl", 2).status == "skip"
     complete = libero_assets.resolve()
     assert doctor.check_assets(str(libero_assets)) == (
-        doctor.Row("LIBERO assets", "pass", f"complete in {complete}"),
+        machine.Row("LIBERO assets", "pass", f"complete in {complete}"),
         complete,
     )
     monkeypatch.setattr(doctor.libero_assets, "missing", lambda folder: ["a.xml", "b.png"])
@@ -180,8 +186,8 @@ def test_physics(monkeypatch):
 
 def test_table_and_exit_code(monkeypatch, capsys):
     rows = [
-        doctor.Row("one", "pass", "fine", "unused"),
-        doctor.Row("number two", "fail", "broken", "mend it"),
+        machine.Row("one", "pass", "fine", "unused"),
+        machine.Row("number two", "fail", "broken", "mend it"),
     ]
     monkeypatch.setattr(doctor, "examine", lambda options: rows)
     with pytest.raises(SystemExit) as exit_:
@@ -202,20 +208,20 @@ def test_table_and_exit_code(monkeypatch, capsys):
 
 def test_what_training_checks_first(monkeypatch, pinned):
     monkeypatch.setattr(
-        gl,
+        backends,
         "probe",
-        lambda backend, device=None: gl.Probe(
+        lambda backend, device=None: backends.Probe(
             backend, device, "broken" if device == 7 else "", "mend"
         ),
     )
-    assert doctor.cheap(8, 2, 64, "egl", (0, 1)) == "egl"
-    assert doctor.cheap(8, 2, 64) is None, "a suite that does not render"
+    assert machine.check(8, 2, 64, "egl", (0, 1)) == "egl"
+    assert machine.check(8, 2, 64) is None, "a suite that does not render"
     with pytest.raises(ValueError, match="^egl device 7 does not render: broken; mend$"):
-        doctor.cheap(8, 2, 64, "egl", (0, 7))
+        machine.check(8, 2, 64, "egl", (0, 7))
     pinned({"mujoco": "3.3.7"}, {"mujoco": "3.9.0"})
     sentences = r'shared memory: .* MB of memory available; lower .*\. mujoco: 3.9.0 instead .*; run: pip install "mujoco==3.3.7"$'
     with pytest.raises(ValueError, match=sentences):
-        doctor.cheap(10**8, 2, 256, "egl")
+        machine.check(10**8, 2, 256, "egl")
 
 
 def test_it_needs_no_jax_and_no_driver():

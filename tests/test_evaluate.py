@@ -10,7 +10,8 @@ import time
 import jax
 import pytest
 
-from pirl_jax import build, evaluate, train
+from pirl_jax import evaluate, train
+from pirl_jax.core import mesh as meshes
 
 ROOT = pathlib.Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs/quickstart.py")
@@ -19,8 +20,8 @@ QUICKSTART = str(ROOT / "configs/quickstart.py")
 @pytest.fixture
 def one_device(monkeypatch):
     """A user's machine, not the eight virtual devices of the tests."""
-    whole = build.meshes.make_mesh
-    monkeypatch.setattr(build.meshes, "make_mesh", lambda *args: whole(*args, jax.devices()[:1]))
+    whole = meshes.make_mesh
+    monkeypatch.setattr(meshes, "make_mesh", lambda *args: whole(*args, jax.devices()[:1]))
 
 
 def overrides(fields):

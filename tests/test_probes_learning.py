@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from configs import probe as recipe
-from pirl_jax import build, config
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng
-from pirl_jax.envs import pool as pools
-from pirl_jax.envs import probes, queue
+from pirl_jax.envs import probes
+from pirl_jax.envs.pool import pool as pools
+from pirl_jax.envs.pool import queue
 from pirl_jax.learner import optimizer, update
 from pirl_jax.learner import state as states
 from pirl_jax.monitor import timeline
-from pirl_jax.rollout import collector, episodes
+from pirl_jax.rollout import collector, stream
+from pirl_jax.run import config, policies, steps
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +27,14 @@ def agent():
     settings = config.settings(page)
     mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
     instructions = probes.make("constant").spec.instructions
-    actor = build.actor(
+    actor = policies.actor(
         settings,
         mesh,
-        build.transform(settings, build.given_stats(settings), instructions),
+        policies.transform(settings, policies.given_stats(settings), instructions),
         instructions,
     )
     trains = optimizer.trainable(settings.policy.model, page.model.train_expert_only)
-    params = jax.device_get(build.fresh_params(settings, mesh, jax.random.key(0)))
+    params = jax.device_get(policies.fresh_params(settings, mesh, jax.random.key(0)))
     return types.SimpleNamespace(
         settings=settings,
         page=page,
@@ -42,7 +43,7 @@ def agent():
             meshes.replicate(params, mesh), settings.optim, trains, mesh
         ),
         update=update.make_update(
-            build.log_prob_fn(settings), settings.update, settings.optim, trains, mesh
+            steps.log_prob_fn(settings), settings.update, settings.optim, trains, mesh
         ),
     )
 
@@ -50,11 +51,10 @@ def agent():
 def play(agent, params, pool, key):
     generator, count = rng.generator(key), agent.page.rollout.episodes_per_iteration
     names = [
-        episodes.Episode(0, int(generator.integers(pool.spec.num_init_states)))
-        for _ in range(count)
+        stream.Episode(0, int(generator.integers(pool.spec.num_init_states))) for _ in range(count)
     ]
     return collector.collect(
-        agent.actor, params, key, pool, names, episodes.Schedule(), timeline.Timers()
+        agent.actor, params, key, pool, names, stream.Schedule(), timeline.Timers()
     )
 
 

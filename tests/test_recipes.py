@@ -4,8 +4,8 @@ import pathlib
 
 import pytest
 
-from pirl_jax import command, config
-from pirl_jax.envs import libero_files
+from pirl_jax.envs.libero import files
+from pirl_jax.run import command, config
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 SUITES = {
@@ -81,8 +81,7 @@ def test_what_differs(recipe):
     page, suite, algorithm, model, (steps, level, chunk, epochs, clip, decisions), name = recipe
     assert page.env.suite == suite and page.run.directory == f"runs/{name}"
     limit = (
-        page.env.max_episode_steps
-        or libero_files.PROTOCOLS[page.env.protocol].max_episode_steps[suite]
+        page.env.max_episode_steps or files.PROTOCOLS[page.env.protocol].max_episode_steps[suite]
     )
     assert limit == SUITES[suite]
     assert page.rollout.episodes_per_iteration * limit // page.model.action_chunk == decisions

@@ -16,6 +16,7 @@ import time
 import types
 import warnings
 
+import jax
 import numpy as np
 from openpi_client import action_chunk_broker, image_tools, msgpack_numpy, websocket_client_policy
 import psutil
@@ -23,13 +24,17 @@ import pytest
 from websockets import exceptions
 
 from configs import quickstart
-from pirl_jax import build, config, evaluate, serve
+from pirl_jax import evaluate, serve
+from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec as specs
-from pirl_jax.envs import base, libero, tabletop
+from pirl_jax.envs import base
+from pirl_jax.envs.libero import suite as libero
+from pirl_jax.envs.tabletop import suite as tabletop
 from pirl_jax.models import pi0
 from pirl_jax.monitor import timeline
 from pirl_jax.policy import normalize
-from pirl_jax.rollout import episodes
+from pirl_jax.rollout import stream
+from pirl_jax.run import config, policies
 from pirl_jax.serving import client, requests
 from pirl_jax.weights import assets, sources, targets
 from tests.serving import conftest
@@ -122,7 +127,7 @@ def turn_of(steps, spec):
     step = base.TimeStep(
         **fields, reward=zeros, terminated=zeros > 0, truncated=zeros > 0, num_steps=zeros
     )
-    return episodes.Turn(
+    return stream.Turn(
         row=np.arange(n),
         episode=np.arange(n) + 3,
         decision=np.arange(n),
@@ -134,10 +139,10 @@ def turn_of(steps, spec):
 
 def in_process(folder, settings, spec, batch_size):
     """The decision function of `evaluate --checkpoint`."""
-    mesh = build.meshes.make_mesh(devices=build.jax.devices()[:1])
-    params, stats = build.load_policy(settings, folder, -1, mesh)
-    actor = build.actor(
-        settings, mesh, build.transform(settings, stats, spec.instructions), spec.instructions
+    mesh = meshes.make_mesh(devices=jax.devices()[:1])
+    params, stats = policies.load_policy(settings, folder, -1, mesh)
+    actor = policies.actor(
+        settings, mesh, policies.transform(settings, stats, spec.instructions), spec.instructions
     )
     return evaluate.policy(settings, mesh, actor, params, spec, batch_size, timeline.Timers())
 
@@ -316,7 +321,7 @@ def test_a_foreign_checkpoint_is_served_as_the_run_it_came_from(run, served, tmp
 
 def test_actions_that_are_not_finite_are_an_error(run):
     engine, metadata = prepare(*run, max_batch=1)
-    engine.params = build.jax.tree.map(lambda leaf: leaf * np.nan, engine.params)
+    engine.params = jax.tree.map(lambda leaf: leaf * np.nan, engine.params)
     with conftest.running(lambda listener: serve.serving(engine, metadata, listener)) as port:
         with openpi_client(port) as policy, pytest.raises(RuntimeError, match="not finite"):
             policy.infer(observation(1))
@@ -448,10 +453,8 @@ def test_evaluate_against_a_server_repeats_the_evaluation_in_process(run, tmp_pa
     """Both commands as a user types them, with a key; one simulator, so that batches are equal and so is every pixel of
     every video.  The server ends with SIGTERM."""
     folder, _ = run
-    whole, one = build.meshes.make_mesh, build.jax.devices()[:1]
-    monkeypatch.setattr(
-        build.meshes, "make_mesh", lambda *args, **options: whole(*args, devices=one)
-    )
+    whole, one = meshes.make_mesh, jax.devices()[:1]
+    monkeypatch.setattr(meshes, "make_mesh", lambda *args, **options: whole(*args, devices=one))
     alone = FIELDS | {"rollout.num_envs": 1, "env.num_workers": 1}
     fields = [f"--config.{name}={value}" for name, value in alone.items()]
     arguments = ["evaluate", "--config", QUICKSTART, *fields, "--videos=all"]

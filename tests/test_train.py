@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from pirl_jax import build, train
+from pirl_jax import train
+from pirl_jax.core import mesh as meshes
 from pirl_jax.monitor import log
 from pirl_jax.weights import store
 
@@ -23,14 +24,14 @@ SMALL = {
     "algorithm.microbatch_size": 4,
     "run.compilation_cache": "",
 }
-MAKE_MESH = build.meshes.make_mesh
+MAKE_MESH = meshes.make_mesh
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_device():
     """A user's machine, not the eight virtual devices of the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build.meshes, "make_mesh", lambda *args: MAKE_MESH(*args, jax.devices()[:1]))
+        patch.setattr(meshes, "make_mesh", lambda *args: MAKE_MESH(*args, jax.devices()[:1]))
         yield
 
 
@@ -87,7 +88,7 @@ def half(tmp_path_factory):
 
 
 def test_a_run_on_four_devices_is_that_on_one(half, tmp_path, monkeypatch):
-    monkeypatch.setattr(build.meshes, "make_mesh", lambda *_: MAKE_MESH(2, 2, jax.devices()[:4]))
+    monkeypatch.setattr(meshes, "make_mesh", lambda *_: MAKE_MESH(2, 2, jax.devices()[:4]))
     rows, expected = (log.read(path, timing=False) for path in (probe(tmp_path, 2), half))
     for row, like in zip(rows, expected, strict=True):
         for name in row:

@@ -14,9 +14,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pirl_jax.envs import base, libero_experts, libero_files, servo
-from pirl_jax.envs import tabletop_model as scene
+from pirl_jax.envs import base, servo
+from pirl_jax.envs.libero import expert as libero_experts
+from pirl_jax.envs.libero import files
 from pirl_jax.envs.servo import CLOSE, OPEN, Leg
+from pirl_jax.envs.tabletop import scene
 
 ABOVE_M, CARRY_M = 0.08, 0.07
 NEAR_M, FINE_M = 0.02, 0.01
@@ -145,5 +147,5 @@ def collect_demonstrations(
 
 SCRIPTS = {
     "tabletop": tabletop_expert,
-    **dict.fromkeys(libero_files.WITH_EXPERT, libero_experts.expert),
+    **dict.fromkeys(files.WITH_EXPERT, libero_experts.expert),
 }

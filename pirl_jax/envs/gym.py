@@ -12,7 +12,9 @@ import gymnasium
 from gymnasium import spaces
 import numpy as np
 
-from pirl_jax.envs import base, libero, tabletop
+from pirl_jax.envs import base
+from pirl_jax.envs.libero import suite as libero
+from pirl_jax.envs.tabletop import suite as tabletop
 
 # A bound of the state that no pose leaves: position (m), rotation vector (rad; its angle is at most 2 pi), fingers (m).
 STATE_BOUND = np.repeat(np.float32([5.0, 2 * np.pi + 0.01, 0.2]), [3, 3, 2])

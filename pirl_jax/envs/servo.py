@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from pirl_jax.envs import osc
+from pirl_jax.envs.tabletop import control
 
 GAIN = 2.0  # action per (error / full scale): the arm covers about half of a step's delta
 NEAR_RAD = 0.08
@@ -43,7 +43,7 @@ def follow(grip_pose: Callable[[], tuple[np.ndarray, np.ndarray]], script: Calla
         error_m, error_rad = _errors(*grip_pose(), leg)
         action_A = np.zeros(7)
         action_A[:6] = np.clip(
-            GAIN * np.concatenate([error_m, error_rad]) / osc.MAX_DELTA, -1.0, 1.0
+            GAIN * np.concatenate([error_m, error_rad]) / control.MAX_DELTA, -1.0, 1.0
         )
         action_A[6] = leg.gripper
         steps += 1

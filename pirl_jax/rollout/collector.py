@@ -9,7 +9,7 @@ import numpy as np
 
 from pirl_jax.core import rows, types
 from pirl_jax.policy import observation
-from pirl_jax.rollout import episodes, starts
+from pirl_jax.rollout import starts, stream
 
 
 @dataclasses.dataclass
@@ -29,7 +29,7 @@ class Actor:
     )
     share: starts.Share = starts.Share()  # which episodes of all these are
 
-    def encode(self, turn: episodes.Turn, batch_size: int):
+    def encode(self, turn: stream.Turn, batch_size: int):
         """Turn -> Observation with exactly batch_size rows; rows without a slot repeat the first one."""
         source = np.zeros(batch_size, int)
         source[turn.row] = np.arange(len(turn.row))
@@ -39,7 +39,7 @@ class Actor:
         prompts = [self.instructions[task] for task in turn.task[source]]
         return observation.encode(self.transform, step.images[source], step.state[source], prompts)
 
-    def decode(self, actions_BHA, turn: episodes.Turn) -> np.ndarray:
+    def decode(self, actions_BHA, turn: stream.Turn) -> np.ndarray:
         """Normalised actions of the batch -> the executed chunk [n,I,a] of each slot in simulator units."""
         actions_nHA = np.asarray(actions_BHA)[turn.row]
         return observation.decode(self.transform, actions_nHA, turn.step.state)[
@@ -52,8 +52,8 @@ def collect(
     params,
     key,
     pool,
-    names: list[episodes.Episode],
-    schedule: episodes.Schedule,
+    names: list[stream.Episode],
+    schedule: stream.Schedule,
     timers,
     *,
     group_size=1,
@@ -92,7 +92,7 @@ def collect(
             book.decision(turn, chain, obs if context is None else context, going, valued)
             return actor.decode(actions_BHA, turn)
 
-    play = functools.partial(episodes.play, pool, schedule=schedule, decide=decide, timers=timers)
+    play = functools.partial(stream.play, pool, schedule=schedule, decide=decide, timers=timers)
     results = play(names, finished=finished, forget=book.forget, begun=begun)
     while more is not None:
         fresh, useless = more(results)
@@ -107,7 +107,7 @@ def collect(
     return book.rollout(results), results
 
 
-def exploit(actor: Actor, params, key, spec, batch_size: int, timers) -> episodes.Decide:
+def exploit(actor: Actor, params, key, spec, batch_size: int, timers) -> stream.Decide:
     """The decision function without exploration noise, for evaluations."""
     limit = max_decisions(spec, actor.action_chunk)
 
@@ -125,7 +125,7 @@ def exploit(actor: Actor, params, key, spec, batch_size: int, timers) -> episode
 
 
 def decision_ids(
-    turn: episodes.Turn, num_decisions: int, share=starts.Share(), group_size: int = 1
+    turn: stream.Turn, num_decisions: int, share=starts.Share(), group_size: int = 1
 ) -> np.ndarray:
     """[n], one number per (episode, decision): a row draws its noise by name, wherever it stands in a batch and on whichever host."""
     return share.number(turn.episode, group_size) * num_decisions + np.minimum(
@@ -134,7 +134,7 @@ def decision_ids(
 
 
 def _batch_ids(
-    turn: episodes.Turn, batch_size: int, num_decisions: int, share, group_size: int = 1
+    turn: stream.Turn, batch_size: int, num_decisions: int, share, group_size: int = 1
 ) -> np.ndarray:
     """[B] int32, decision_ids at their rows."""
     id_B = np.zeros(batch_size, np.int32)
@@ -168,14 +168,14 @@ class _Book:
             None  # the last (names, positions in the batch, context) while it crosses to the host
         )
 
-    def outcome(self, turn: episodes.Turn):
+    def outcome(self, turn: stream.Turn):
         """What the previous decisions brought."""
         c, e = turn.decision, turn.episode
         self.reward[c, e] = turn.step.reward
         self.terminated[c, e] = turn.step.terminated
         self.truncated[c, e] = turn.step.truncated
 
-    def decision(self, turn: episodes.Turn, chain: types.Chain, context, going, valued):
+    def decision(self, turn: stream.Turn, chain: types.Chain, context, going, valued):
         """The new decisions of the episodes that go on, and the values that somebody reads."""
         c, e = turn.decision, turn.episode
         self.value[c[valued], e[valued]] = chain.value[turn.row[valued]]
@@ -217,7 +217,7 @@ class _Book:
             {k: v for k, v in x.items() if k[0] not in useless} for x in (self.chain, self.context)
         )
 
-    def rollout(self, results: list[episodes.Result]) -> types.Rollout:
+    def rollout(self, results: list[stream.Result]) -> types.Rollout:
         """Everything as arrays, but for the context (core/rows.py); rows ordered by (episode, decision)."""
         order = sorted(self.chain)
         if not order:

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from pirl_jax.rollout import episodes
+from pirl_jax.rollout import stream
 
 TRAIN_SHARE = 0.8  # of each task's init states, in the split `held_out`
 
@@ -72,7 +72,7 @@ def training(
     seed: int,
     iteration: int,
     played: int = 0,
-) -> list[episodes.Episode]:
+) -> list[stream.Episode]:
     """The `count` episodes of one iteration; each start `group_size` times in a row (1: no groups).
 
     order: a key of ORDERS.  played: episodes that the iteration has played already; what replaces some of them is drawn
@@ -85,14 +85,14 @@ def training(
         else (_uniform(num_starts, count // group_size, seed, iteration, played))
     )
     pairs = [divmod(int(draw), len(starts.train)) for draw in draws]
-    names = [episodes.Episode(starts.tasks[task], starts.train[state]) for task, state in pairs]
+    names = [stream.Episode(starts.tasks[task], starts.train[state]) for task, state in pairs]
     return [name for name in names for _ in range(group_size)]
 
 
-def evaluation(starts: Starts, per_task: int) -> list[episodes.Episode]:
+def evaluation(starts: Starts, per_task: int) -> list[stream.Episode]:
     """The first `per_task` starts of each task (0: all), each once; tasks alternate, so that a part has seen all of them."""
     states = starts.evaluate[: per_task or None]
-    return [episodes.Episode(task, state) for state in states for task in starts.tasks]
+    return [stream.Episode(task, state) for state in states for task in starts.tasks]
 
 
 def _uniform(num_starts: int, count: int, *seeds: int) -> Sequence[int]:

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from pirl_jax.rollout import episodes
+from pirl_jax.rollout import stream
 
 
-def episode_metrics(results: list[episodes.Result]) -> dict[str, float]:
+def episode_metrics(results: list[stream.Result]) -> dict[str, float]:
     """env/*: means over whole episodes; lost ones do not count."""
     played = _played(results)
     return {
@@ -53,7 +53,7 @@ def rollout_metrics(rollout, data, gather=lambda x: [x]) -> dict[str, float]:
     }
 
 
-def per_task(results: list[episodes.Result], instructions) -> list[dict]:
+def per_task(results: list[stream.Result], instructions) -> list[dict]:
     """One row per task: instruction, episodes, successes, mean episode length in control steps, lost episodes."""
     names, rows = labels(instructions), []
     for task in sorted({result.episode.task for result in results}):

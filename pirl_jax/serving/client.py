@@ -7,7 +7,7 @@ from openpi_client import msgpack_numpy
 from websockets import exceptions
 from websockets.sync import client
 
-from pirl_jax.rollout import collector, episodes
+from pirl_jax.rollout import collector, stream
 from pirl_jax.serving import requests
 
 IMAGE_SIZE_PX = 224  # what openpi's client sends to a server that names no size
@@ -30,7 +30,7 @@ def connections(url: str, api_key: str, count: int):
         yield opened, metadata[0]
 
 
-def decide(opened, metadata: dict, spec, action_chunk: int) -> episodes.Decide:
+def decide(opened, metadata: dict, spec, action_chunk: int) -> stream.Decide:
     """Each row asks over a connection of its own, all at once: the server may make a batch of them."""
     size_px = metadata.get("image_size_px", IMAGE_SIZE_PX)
     by_name = requests.NOISE_ID in metadata.get("accepts", ())

@@ -5,7 +5,8 @@ import types
 import numpy as np
 import pytest
 
-from pirl_jax.envs import experts, tabletop
+from pirl_jax.envs import experts
+from pirl_jax.envs.tabletop import suite as tabletop
 
 
 @pytest.fixture(scope="module")

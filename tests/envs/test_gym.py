@@ -7,7 +7,8 @@ from gymnasium.utils import env_checker
 import numpy as np
 import pytest
 
-from pirl_jax.envs import gym, tabletop
+from pirl_jax.envs import gym
+from pirl_jax.envs.tabletop import suite as tabletop
 
 TABLETOP = "pirl_jax.envs.gym:pirl_jax/Tabletop-v0"
 LIBERO = "pirl_jax.envs.gym:pirl_jax/LIBERO-v0"

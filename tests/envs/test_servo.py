@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from pirl_jax.envs import osc, servo
+from pirl_jax.envs import servo
+from pirl_jax.envs.tabletop import control
 
 DOWN = np.diag([1.0, -1.0, -1.0])
 
@@ -17,8 +18,10 @@ class Hand:
         return self.position, self.rotation
 
     def move(self, action_A):
-        self.position = self.position + 0.5 * action_A[:3] * osc.MAX_DELTA[:3]
-        self.rotation = osc.rotation(0.5 * action_A[3:6] * osc.MAX_DELTA[3:]) @ self.rotation
+        self.position = self.position + 0.5 * action_A[:3] * control.MAX_DELTA[:3]
+        self.rotation = (
+            control.rotation(0.5 * action_A[3:6] * control.MAX_DELTA[3:]) @ self.rotation
+        )
 
 
 def play(hand, script, steps):
@@ -47,7 +50,7 @@ def test_goes_where_the_leg_says_and_turns():
 
 def test_tilt_is_corrected():
     hand = Hand()
-    hand.rotation = osc.rotation(np.array([0.3, -0.2, 0.0])) @ DOWN
+    hand.rotation = control.rotation(np.array([0.3, -0.2, 0.0])) @ DOWN
     play(hand, lambda: [servo.Leg("stay", lambda: np.zeros(3), servo.CLOSE, steps=1000)], 40)
     np.testing.assert_allclose(hand.rotation[:, 2], [0, 0, -1], atol=1e-3)
 

@@ -24,7 +24,8 @@ from pirl_jax.learner import optimizer, update
 from pirl_jax.learner import state as states
 from pirl_jax.monitor import timeline
 from pirl_jax.policy import flow, noise, normalize, observation, tokenizer
-from pirl_jax.rollout import collector, episodes
+from pirl_jax.rollout import collector
+from pirl_jax.rollout import stream as episodes
 
 EPOCHS, T, B, CHUNK = (
     2,

@@ -12,7 +12,7 @@ import pytest
 from pirl_jax.core import types
 from pirl_jax.learner import update
 from pirl_jax.rl import losses
-from pirl_jax.rollout import episodes, stats
+from pirl_jax.rollout import stats, stream
 
 CHUNK_LEVEL = [f"ppo_pre_{i:02}" for i in range(16) if i % 4 < 2]
 BOOTSTRAPS = [
@@ -103,8 +103,8 @@ def test_metrics_are_means_over_all_episodes(file):
     get = lambda name: np.concatenate([file[f"evaluate_metrics/in/{name}.{i}"] for i in range(3)])  # noqa: E731
     columns = get("success_once"), get("return"), get("episode_len")
     results = [
-        episodes.Result(
-            episodes.Episode(0, 0),
+        stream.Result(
+            stream.Episode(0, 0),
             success=bool(success),
             reward=float(reward),
             num_steps=int(length),

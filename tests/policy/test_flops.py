@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pirl_jax import command, config
 from pirl_jax.core import spec, types
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import state as states
 from pirl_jax.models import pi0, siglip, variants
 from pirl_jax.policy import flops, flow
+from pirl_jax.run import command, config
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 B = 2

@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 
 from configs import probe as recipe
-from pirl_jax import build, config
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rows, spec, types
-from pirl_jax.envs import pool as pools
-from pirl_jax.envs import probes, queue
+from pirl_jax.envs import probes
+from pirl_jax.envs.pool import pool as pools
+from pirl_jax.envs.pool import queue
 from pirl_jax.learner import optimizer, update
 from pirl_jax.learner import state as states
 from pirl_jax.models import pi0
 from pirl_jax.monitor import timeline
 from pirl_jax.policy import normalize, observation, tokenizer
-from pirl_jax.rollout import collector, episodes
+from pirl_jax.rollout import collector, stream
+from pirl_jax.run import config, policies, steps
 
-TWO_GROUPS = episodes.Schedule(num_groups=2, lockstep=True)
+TWO_GROUPS = stream.Schedule(num_groups=2, lockstep=True)
 LENGTHS = [2, 0, 3, 1, 5]  # init state s of the fake pool: s + 1 decisions, success where s is even
 
 
@@ -64,7 +65,7 @@ def actor():
 
 @pytest.fixture
 def collected(actor, make_pool):
-    names = [episodes.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
+    names = [stream.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
     return play(actor, make_pool(4), names, TWO_GROUPS)
 
 
@@ -98,13 +99,13 @@ def test_the_book_by_decision_and_episode(collected):
 
 
 @pytest.mark.parametrize(
-    "schedule", [TWO_GROUPS, episodes.Schedule(num_groups=2)], ids=["lockstep", "as ready"]
+    "schedule", [TWO_GROUPS, stream.Schedule(num_groups=2)], ids=["lockstep", "as ready"]
 )
 def test_the_policy_does_not_run_for_values_that_nobody_reads(
     actor, make_pool, collected, schedule
 ):
     """Two slots, served one by one: the policy runs once per decision, with a bootstrap once more per truncated episode."""
-    names, calls = [episodes.Episode(e % 3, state) for e, state in enumerate(LENGTHS)], {}
+    names, calls = [stream.Episode(e % 3, state) for e, state in enumerate(LENGTHS)], {}
     decisions, truncated = sum(state + 1 for state in LENGTHS), sum(state % 2 for state in LENGTHS)
     for bootstrap in (False, True):
         actor.seen.clear()
@@ -128,8 +129,8 @@ def test_the_policy_does_not_run_for_values_that_nobody_reads(
 
 
 def test_evaluation_does_not_run_the_policy_on_last_observations(actor, make_pool):
-    pool, names = make_pool(2), [episodes.Episode(0, state) for state in LENGTHS]
-    episodes.play(
+    pool, names = make_pool(2), [stream.Episode(0, state) for state in LENGTHS]
+    stream.play(
         pool,
         names,
         TWO_GROUPS,
@@ -142,7 +143,7 @@ def test_evaluation_does_not_run_the_policy_on_last_observations(actor, make_poo
 @pytest.mark.parametrize("faults", [(), {3}, {9, 21}], ids=str)
 def test_more_episodes_join_the_rollout(actor, make_pool, collected, faults):
     """Played in three rounds it is the rollout of one round, without the rows that nobody needs."""
-    names, asked = [episodes.Episode(e % 3, state) for e, state in enumerate(LENGTHS)], []
+    names, asked = [stream.Episode(e % 3, state) for e, state in enumerate(LENGTHS)], []
 
     def more(results):
         asked.append(len(results))
@@ -190,18 +191,18 @@ def test_every_decision_has_a_key_of_its_own(collected, actor):
 
 
 def test_evaluation_plays_the_same_episodes(actor, make_pool):
-    names = [episodes.Episode(0, state) for state in LENGTHS]
+    names = [stream.Episode(0, state) for state in LENGTHS]
     pool = make_pool(4)
     decide = collector.exploit(actor, None, None, pool.spec, 2, timeline.Timers())
-    results = episodes.play(pool, names, TWO_GROUPS, decide, timeline.Timers(), record=[1])
+    results = stream.play(pool, names, TWO_GROUPS, decide, timeline.Timers(), record=[1])
     assert [result.success for result in results] == [True, True, False, False, False]
     assert [bool(result.frames) for result in results] == [False, True, False, False, False]
 
 
 def test_serving_who_is_ready_gives_the_same_rollout(actor, make_pool, collected):
-    names = [episodes.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
+    names = [stream.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
     pool = make_pool(4, hurry=lambda slot: -slot)
-    rollout, results = play(actor, pool, names, episodes.Schedule(num_groups=2))
+    rollout, results = play(actor, pool, names, stream.Schedule(num_groups=2))
     assert results == collected[1]
     jax.tree.map(np.testing.assert_array_equal, rollout, collected[0])
 
@@ -209,7 +210,7 @@ def test_serving_who_is_ready_gives_the_same_rollout(actor, make_pool, collected
 @pytest.mark.parametrize("faults", [{3}, {1, 2}, {9, 21}], ids=str)
 def test_a_lost_simulator_leaves_no_trace(actor, make_pool, collected, faults):
     """Its episode is played again; the rollout is that of the undisturbed run."""
-    names = [episodes.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
+    names = [stream.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
     rollout, results = play(actor, make_pool(4, faults=faults), names, TWO_GROUPS)
     assert results == collected[1]
     jax.tree.map(np.testing.assert_array_equal, rollout, collected[0])
@@ -217,10 +218,10 @@ def test_a_lost_simulator_leaves_no_trace(actor, make_pool, collected, faults):
 
 def test_an_episode_that_stays_lost_never_reaches_the_learner(actor, make_pool):
     """One slot; the first episode is lost in its third decision, then in its second reset."""
-    names = [episodes.Episode(0, 4), episodes.Episode(1, 1)]
+    names = [stream.Episode(0, 4), stream.Episode(1, 1)]
     pool = make_pool(1, faults={3, 4})
     rollout, results = collector.collect(
-        actor, None, None, pool, names, episodes.Schedule(), timeline.Timers()
+        actor, None, None, pool, names, stream.Schedule(), timeline.Timers()
     )
     assert [result.lost for result in results] == [True, False]
     np.testing.assert_array_equal(rollout.valid_CE.sum(0), [0, 2])
@@ -247,8 +248,8 @@ def test_a_rollout_without_any_episode_is_an_error(actor, make_pool):
             None,
             None,
             make_pool(1, faults={0, 1}),
-            [episodes.Episode(0, 1)],
-            episodes.Schedule(),
+            [stream.Episode(0, 1)],
+            stream.Schedule(),
             timeline.Timers(),
         )
 
@@ -269,12 +270,14 @@ def learned(request):
         ) as envs,
         queue.ReadyQueue(envs) as pool,
     ):
-        to_model = build.transform(settings, build.given_stats(settings), pool.spec.instructions)
-        actor = build.actor(settings, mesh, to_model, pool.spec.instructions)
+        to_model = policies.transform(
+            settings, policies.given_stats(settings), pool.spec.instructions
+        )
+        actor = policies.actor(settings, mesh, to_model, pool.spec.instructions)
         if actor.buffer is not None:
             actor.buffer.clear(100)
-        params = build.fresh_params(settings, mesh, jax.random.key(3))
-        names, key = [episodes.Episode(0, 0)] * 40, jax.random.key(4)
+        params = policies.fresh_params(settings, mesh, jax.random.key(3))
+        names, key = [stream.Episode(0, 0)] * 40, jax.random.key(4)
         with jax.transfer_guard("disallow"):
             rollout, _ = collector.collect(
                 actor, params, key, pool, names, TWO_GROUPS, timeline.Timers()
@@ -282,7 +285,7 @@ def learned(request):
     trains = optimizer.trainable(settings.policy.model, page.model.train_expert_only)
     state = states.create(params, settings.optim, trains, mesh)
     update_minibatch = update.make_update(
-        build.log_prob_fn(settings), settings.update, settings.optim, trains, mesh
+        steps.log_prob_fn(settings), settings.update, settings.optim, trains, mesh
     )
     data = update.rows(rollout, settings.update)
     with jax.transfer_guard("disallow"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pirl_jax.monitor import timeline
-from pirl_jax.rollout import episodes
+from pirl_jax.rollout import stream
 
 CHUNK = np.zeros((3, 7), np.float32)
 
@@ -30,16 +30,16 @@ def _play(
     """-> pool, the turns, results; episode e is (task e % 3, or tasks[e], init state lengths[e])."""
     pool, turns, finished = make_pool(num_envs, **fault), [], []
     names = [
-        episodes.Episode(e % 3 if tasks is None else tasks[e], state)
+        stream.Episode(e % 3 if tasks is None else tasks[e], state)
         for e, state in enumerate(lengths)
     ]
-    schedule = episodes.Schedule(num_groups, lockstep, cached_tasks)
+    schedule = stream.Schedule(num_groups, lockstep, cached_tasks)
 
     def decide(turn):
         turns.append(turn)
         return np.repeat(CHUNK[None], len(turn.row), 0)
 
-    results = episodes.play(
+    results = stream.play(
         pool,
         names,
         schedule,
@@ -86,16 +86,16 @@ def test_every_episode_is_played_once_and_to_its_end(play, num_envs, num_groups,
 @pytest.mark.parametrize("lockstep", [True, False], ids=["lockstep", "as ready"])
 def test_simulators_can_start_before_anyone_decides(make_pool, lockstep):
     names, schedule = (
-        [episodes.Episode(e % 3, state) for e, state in enumerate(LENGTHS)],
-        episodes.Schedule(2, lockstep),
+        [stream.Episode(e % 3, state) for e, state in enumerate(LENGTHS)],
+        stream.Schedule(2, lockstep),
     )
     decide = lambda turn: np.repeat(CHUNK[None], len(turn.row), 0)  # noqa: E731
     early, late = make_pool(4), make_pool(4)
-    begun = episodes.begin(early, names, schedule)
+    begun = stream.begin(early, names, schedule)
     assert early.log == [("reset", slot) for slot in range(4)], "all at once, and nobody waits"
-    results = episodes.play(early, names, schedule, decide, timeline.Timers(), begun=begun)
+    results = stream.play(early, names, schedule, decide, timeline.Timers(), begun=begun)
     assert (
-        results == episodes.play(late, names, schedule, decide, timeline.Timers())
+        results == stream.play(late, names, schedule, decide, timeline.Timers())
         and early.log == late.log
     )
 
@@ -204,7 +204,7 @@ def test_the_first_one_waiting_is_overtaken_by_a_bounded_number(play):
     tasks = [0, 1] + [0] * 40
     _, turns, _ = play(1, 1, [0] * 42, tasks=tasks)
     order = [int(turn.episode[0]) for turn in turns if turn.finished[0]]
-    assert order.index(1) == episodes.LOOKAHEAD and sorted(order) == list(range(42))
+    assert order.index(1) == stream.LOOKAHEAD and sorted(order) == list(range(42))
 
 
 @pytest.mark.parametrize("lockstep", [True, False], ids=["lockstep", "as ready"])
@@ -231,30 +231,30 @@ def test_a_lost_episode_is_played_once_more_from_its_start(play, make_pool, lock
 def test_an_episode_that_is_lost_again_stays_lost(make_pool):
     """One slot: request 2 of the first attempt is lost, then its second reset; the other episodes are played."""
     pool, forgotten, finished = make_pool(1, faults={2, 3}), [], []
-    names = [episodes.Episode(0, 4), episodes.Episode(1, 1)]
-    results = episodes.play(
+    names = [stream.Episode(0, 4), stream.Episode(1, 1)]
+    results = stream.play(
         pool,
         names,
-        episodes.Schedule(),
+        stream.Schedule(),
         lambda turn: np.repeat(CHUNK[None], len(turn.row), 0),
         timeline.Timers(),
         forget=forgotten.append,
         finished=lambda e, result: finished.append((e, result.lost)),
     )
     assert forgotten == [0, 0] and finished == [(0, True), (1, False)]
-    assert results[0] == episodes.Result(names[0], lost=True)
+    assert results[0] == stream.Result(names[0], lost=True)
     assert results[1].num_decisions == 2 and not results[1].lost
 
 
 def test_what_is_known_already_is_not_played_again(make_pool):
-    known = {1: episodes.Result(episodes.Episode(1, 0), success=True, num_steps=7)}
-    names, pool, seen = [episodes.Episode(e, 0) for e in range(3)], make_pool(2), []
+    known = {1: stream.Result(stream.Episode(1, 0), success=True, num_steps=7)}
+    names, pool, seen = [stream.Episode(e, 0) for e in range(3)], make_pool(2), []
 
     def decide(turn):
         seen.extend(turn.episode.tolist())
         return np.repeat(CHUNK[None], len(turn.row), 0)
 
-    results = episodes.play(pool, names, episodes.Schedule(), decide, timeline.Timers(), done=known)
+    results = stream.play(pool, names, stream.Schedule(), decide, timeline.Timers(), done=known)
     assert (
         results[1] is known[1]
         and set(seen) == {0, 2}

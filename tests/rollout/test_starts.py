@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from pirl_jax.rollout import episodes, starts
+from pirl_jax.rollout import starts
+from pirl_jax.rollout import stream as episodes
 
 LIBERO = starts.Starts(tuple(range(10)), range(50), range(50))
 

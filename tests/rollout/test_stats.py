@@ -2,13 +2,13 @@ import types
 
 import numpy as np
 
-from pirl_jax.rollout import episodes, stats
+from pirl_jax.rollout import stats, stream
 
 RESULTS = [
-    episodes.Result(episodes.Episode(1, 0), success=True, reward=1.0, num_steps=10),
-    episodes.Result(episodes.Episode(0, 3), success=False, reward=0.0, num_steps=20),
-    episodes.Result(episodes.Episode(1, 1), success=False, reward=0.5, num_steps=30),
-    episodes.Result(episodes.Episode(1, 2), success=True, reward=2.5, num_steps=20),
+    stream.Result(stream.Episode(1, 0), success=True, reward=1.0, num_steps=10),
+    stream.Result(stream.Episode(0, 3), success=False, reward=0.0, num_steps=20),
+    stream.Result(stream.Episode(1, 1), success=False, reward=0.5, num_steps=30),
+    stream.Result(stream.Episode(1, 2), success=True, reward=2.5, num_steps=20),
 ]
 
 
@@ -22,10 +22,10 @@ def test_episode_metrics_are_means_over_episodes():
 
 
 def test_lost_episodes_do_not_count():
-    lost = episodes.Result(episodes.Episode(0, 4), lost=True)
+    lost = stream.Result(stream.Episode(0, 4), lost=True)
     assert stats.episode_metrics([*RESULTS, lost]) == stats.episode_metrics(RESULTS)
     rows = stats.per_task(
-        [*RESULTS, lost, episodes.Result(episodes.Episode(2, 0), lost=True)],
+        [*RESULTS, lost, stream.Result(stream.Episode(2, 0), lost=True)],
         ("push", "lift", "open"),
     )
     assert [(row["episodes"], row["lost"]) for row in rows] == [(1, 1), (3, 0), (0, 1)]

@@ -5,7 +5,7 @@ import pytest
 
 from pirl_jax.envs import base
 from pirl_jax.policy import images
-from pirl_jax.rollout import episodes
+from pirl_jax.rollout import stream
 from pirl_jax.serving import client
 
 SPEC = base.EnvSpec(
@@ -23,7 +23,7 @@ def turn(n):
         truncated=np.zeros(n, bool),
         num_steps=np.zeros(n),
     )
-    return episodes.Turn(
+    return stream.Turn(
         row=np.arange(n),
         episode=np.arange(n),
         decision=np.arange(n) % 3,

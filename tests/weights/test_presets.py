@@ -1,7 +1,7 @@
 import pytest
 
 from configs import base
-from pirl_jax import config
+from pirl_jax.run import config
 from pirl_jax.weights import presets, sources
 
 

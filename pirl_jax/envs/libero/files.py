@@ -1,0 +1,228 @@
+"""What LIBERO keeps in files: task lists, instructions, init states, assets; and how to import it without side effects.
+
+LIBERO's import asks a question on stdin, downloads assets, needs torch for its task lists and writes log files; nothing
+here lets it.  Builds no simulator; `libero.py` does.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import io
+import os
+import pathlib
+import pickle
+import sys
+import tempfile
+import types
+import zipfile
+
+import numpy as np
+
+from pirl_jax.envs.gl import backends
+
+ASSETS_VARIABLE = "PIRL_LIBERO_ASSETS"
+ASSET_FOLDERS = (
+    "articulated_objects",
+    "scenes",
+    "stable_hope_objects",
+    "stable_scanned_objects",
+    "turbosquid_objects",
+)
+
+
+@functools.cache
+def package() -> pathlib.Path:
+    """Folder of the installed package `libero.libero`, found without importing it."""
+    outer = importlib.util.find_spec("libero")
+    if outer is None:
+        raise ValueError(
+            "LIBERO is not installed; run: pip install --no-deps -r requirements-sim.txt"
+        )
+    return pathlib.Path(outer.submodule_search_locations[0], "libero")
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How an episode is played.  Published success rates of one checkpoint differ by these numbers."""
+
+    max_episode_steps: dict[
+        str, int
+    ]  # control steps until truncation, by the suite a task comes from
+    settle_steps: int  # idle steps, gripper open, after every reset; they do not count
+    replan_steps: int | None  # executed actions per decision; None: the policy's own chunk
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One task as LIBERO stores it; its name is also the stem of its files."""
+
+    suite: str  # one of the five that have files
+    name: str
+
+
+@functools.cache
+def tasks(suite: str) -> tuple[Task, ...]:
+    """A suite's tasks in the benchmark's order; libero_130 is the five suites one after another."""
+    path = package() / "benchmark" / "libero_suite_task_map.py"  # its package would import torch
+    names = _load(path, "libero_suite_task_map").libero_task_map
+    return tuple(Task(member, name) for member in SUITES[suite] for name in names[member])
+
+
+def instruction(task_name: str) -> str:
+    """The benchmark's wording: the file name without its scene prefix (the BDDL file's own wording differs)."""
+    words = task_name.split("_")
+    scene = [i for i, word in enumerate(words) if word.startswith("SCENE")]
+    return " ".join(words[scene[0] + 1 :] if scene else words)
+
+
+def bddl_file(suite: str, task: int) -> pathlib.Path:
+    one = tasks(suite)[task]
+    return package() / "bddl_files" / one.suite / f"{one.name}.bddl"
+
+
+@functools.cache
+def init_states(suite: str, task: int) -> np.ndarray:
+    """[init states, 1 + nq + nv] float64: time (s), joint positions, joint velocities.
+
+    The file is a zip archive written by torch.save with one pickle of one numpy array.
+    """
+    one = tasks(suite)[task]
+    path = package() / "init_files" / one.suite / f"{one.name}.pruned_init"
+    with zipfile.ZipFile(path) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        return _ArrayUnpickler(io.BytesIO(archive.read(name))).load()
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds numpy arrays and nothing else; also reads the module names of numpy 1."""
+
+    ALLOWED = {
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
+
+    def find_class(self, module: str, name: str):
+        module = module.replace("numpy.core", "numpy._core")
+        if (module, name) not in self.ALLOWED:
+            raise ValueError(
+                f"an init state file asks for {module}.{name}; it is not LIBERO's, or it is damaged"
+            )
+        return super().find_class(module, name)
+
+
+def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:
+    """The folder of meshes and scenes: the argument, $PIRL_LIBERO_ASSETS, or where LIBERO itself keeps them."""
+    wanted = assets or os.environ.get(ASSETS_VARIABLE)
+    own = (package() / "assets", downloaded_assets())
+    candidates = [pathlib.Path(wanted)] if wanted else own
+    for folder in candidates:
+        if all((folder / name).is_dir() for name in ASSET_FOLDERS):
+            return folder.resolve()
+    looked = ", ".join(map(str, candidates))
+    raise ValueError(
+        f"LIBERO assets are not in {looked} (needed: {', '.join(ASSET_FOLDERS)}); run"
+        f" python -m pirl_jax.download assets, or pass assets=FOLDER or set {ASSETS_VARIABLE}"
+    )
+
+
+def downloaded_assets() -> pathlib.Path:
+    """Where LIBERO puts the assets that it downloads."""
+    return pathlib.Path.home() / ".cache" / "libero" / "assets"
+
+
+def import_libero(assets: pathlib.Path) -> tuple[type, type[Exception]]:
+    """Import LIBERO so that it uses these assets, asks nothing, downloads nothing and writes no log.
+
+    Returns its simulator class and the exception of a failed draw of poses.
+    """
+    backends.require(os.environ.get("MUJOCO_GL", "egl"))
+    if "robosuite" not in sys.modules:
+        _silence_robosuite()
+    os.environ["LIBERO_CONFIG_PATH"] = str(_config_folder(assets))
+    import libero.libero
+
+    libero.libero._assets_path_cache = str(
+        assets
+    )  # else it downloads; it ignores its config file's entry
+    from libero.libero.envs import OffScreenRenderEnv
+    from robosuite.utils.errors import RandomizationError
+
+    return OffScreenRenderEnv, RandomizationError
+
+
+def _silence_robosuite() -> None:
+    """Before robosuite's first import: no log file in /tmp, which another user may own, and no warning about macros."""
+    outer = importlib.util.find_spec("robosuite")
+    if outer is None:
+        raise ValueError(
+            "robosuite is not installed; run: pip install --no-deps -r requirements-sim.txt"
+        )
+    macros = _load(
+        pathlib.Path(outer.submodule_search_locations[0], "macros.py"), "robosuite.macros"
+    )
+    macros.FILE_LOGGING_LEVEL = None
+    sys.modules["robosuite.macros"] = macros
+    sys.modules["robosuite.macros_private"] = types.ModuleType("robosuite.macros_private")
+    import robosuite
+
+    robosuite.macros = macros  # a module that is already loaded is not bound to its package
+
+
+def _config_folder(assets: pathlib.Path) -> pathlib.Path:
+    """A folder of ours with LIBERO's config.yaml, named by its content: workers that start at once write the same."""
+    root = package()
+    paths = {
+        "benchmark_root": root,
+        "bddl_files": root / "bddl_files",
+        "init_states": root / "init_files",
+        "datasets": root.parent / "datasets",
+        "assets": assets,
+    }
+    text = "".join(f'{key}: "{path}"\n' for key, path in paths.items())
+    folder = cache_folder(f"libero-{hashlib.sha256(text.encode()).hexdigest()[:12]}")
+    if not (folder / "config.yaml").exists():
+        write_whole(folder / "config.yaml", text.encode())
+    return folder
+
+
+def cache_folder(name: str) -> pathlib.Path:
+    """A folder of ours in the user's cache."""
+    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    return root / "pirl_jax" / name
+
+
+def write_whole(path: pathlib.Path, content: bytes) -> None:
+    """The file appears when it is complete: workers that start at once may write the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+    os.replace(file.name, path)
+
+
+def _load(path: pathlib.Path, name: str) -> types.ModuleType:
+    """Execute one file as a module, without the package around it."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+OWN_FILES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+WITH_EXPERT = ("libero_spatial", "libero_object")  # suites that libero_experts.py can play
+SUITES = {
+    **{name: (name,) for name in OWN_FILES},
+    "libero_130": OWN_FILES,
+}  # suite -> where its tasks come from
+
+# openpi: examples/libero/main.py.  RLinf: its LIBERO configurations; it leaves libero_90 out, whose limit is openpi's.
+PROTOCOLS = {
+    "rlinf": Protocol(
+        dict(zip(OWN_FILES, (240, 240, 320, 480, 400))), settle_steps=15, replan_steps=None
+    ),
+    "openpi": Protocol(
+        dict(zip(OWN_FILES, (220, 280, 300, 520, 400))), settle_steps=10, replan_steps=5
+    ),
+}

@@ -1,0 +1,160 @@
+"""The one LIBERO adapter: stock LIBERO physics behind the contract of `base.py`.
+
+A chunk is rendered once, from the state after its last step (stock observations lag that state by one 2 ms physics
+step); an episode ends at success.  Physics is the business of `libero_sim.py`, sharing simulators that of
+`libero_cache.py`, files and imports that of `libero_files.py`.
+"""
+
+from collections.abc import Sequence
+import itertools
+import os
+import pathlib
+
+import numpy as np
+
+from pirl_jax.envs import base
+from pirl_jax.envs.libero import cache, files, render
+from pirl_jax.envs.libero import simulator as libero_sim
+
+CAMERAS = ("agentview", "robot0_eye_in_hand")
+NUM_INIT_STATES = 50  # stored per task
+
+
+class Libero:
+    """One suite.  All Libero envs of a process share their simulators, one for each of the last few tasks."""
+
+    def __init__(
+        self,
+        spec: base.EnvSpec,
+        assets: pathlib.Path,
+        limits: Sequence[int],
+        settle_steps: int,
+        seed: int,
+        cached_tasks: int,
+        render_quality: str,
+    ):
+        if cached_tasks < 1:
+            raise ValueError(
+                f"cached_tasks {cached_tasks} leaves no simulator to play in; choose 1 or more"
+            )
+        self.spec = spec
+        self._assets, self._settle_steps, self._seed = assets, settle_steps, seed
+        self._limits = limits  # control steps until truncation, by task
+        self._cached_tasks, self._light = cached_tasks, render_quality == "light"
+        self._task = None
+        self._elapsed = None  # control steps of the episode; None: no episode is under way
+        self.saved: libero_sim.Snapshot | None = (
+            None  # our episode, while another's stands in the simulator
+        )
+
+    @property
+    def simulator(self) -> libero_sim.Simulator:
+        """The simulator, with the state of this env's episode in it, until another env of this process runs."""
+        return self._hold().simulator
+
+    def reset(self, task: int, init_state: int) -> base.TimeStep:
+        if task not in range(self.spec.num_tasks):
+            raise base.error("task", task, range(self.spec.num_tasks))
+        if init_state not in range(self.spec.num_init_states):
+            raise base.error("init state", init_state, range(self.spec.num_init_states))
+        self._elapsed, self._task = None, task
+        cache.SHARED.start(self, self._key(), self._cached_tasks, init_state)
+        self._elapsed = 0
+        return self._observe(success=False, num_steps=0, frames=None)
+
+    def step_chunk(self, actions_IA: np.ndarray, record: bool = False) -> base.TimeStep:
+        if self._elapsed is None:
+            raise RuntimeError("no episode is under way; call reset first")
+        simulator, frames = self.simulator, [] if record else None
+        success, num_steps = False, 0
+        for action in itertools.islice(actions_IA, self._limits[self._task] - self._elapsed):
+            if not np.isfinite(action).all():
+                raise ValueError(
+                    "an action is not finite; look for a policy that diverged"
+                )  # MuJoCo would silently reset
+            success = simulator.step(action)
+            num_steps += 1
+            if record:
+                frames.append(self._render(CAMERAS[0]))
+            if success:
+                break
+        self._elapsed += num_steps
+        step = self._observe(success, num_steps, frames)
+        if step.terminated or step.truncated:
+            self._elapsed = None
+        return step
+
+    def close(self) -> None:
+        self._task = self._elapsed = self.saved = None
+        cache.SHARED.leave(self)
+
+    def _observe(self, success: bool, num_steps: int, frames: list | None) -> base.TimeStep:
+        return base.TimeStep(
+            images=np.stack([self._render(camera) for camera in CAMERAS]),
+            state=self.simulator.state(),
+            reward=float(success),
+            terminated=success,
+            truncated=not success and self._elapsed >= self._limits[self._task],
+            num_steps=num_steps,
+            frames=frames,
+        )
+
+    def _render(self, camera: str) -> np.ndarray:
+        return self._hold().render(camera, self.spec.image_size_px)
+
+    def _hold(self) -> cache.Built:
+        if self._task is None:
+            raise RuntimeError("no simulator is built yet; call reset first")
+        return cache.SHARED.hold(self, self._key(), self._cached_tasks)
+
+    def _key(self) -> tuple:
+        return (
+            self.spec.suite,
+            self._task,
+            self._assets,
+            self._settle_steps,
+            self._seed,
+            self._light,
+        )
+
+
+def make(
+    suite: str,
+    assets: str | os.PathLike | None = None,
+    image_size_px: int = 256,
+    max_episode_steps: int | None = None,
+    protocol: str = "rlinf",
+    seed: int = 0,
+    render_quality: str = "exact",
+    cached_tasks: int = 2,
+) -> Libero:
+    """An env of one suite.
+
+    `max_episode_steps` defaults to the protocol's, `assets` to $PIRL_LIBERO_ASSETS or LIBERO's own; `render_quality` is
+    exact (stock LIBERO's pictures) or light (fewer triangles, no multisampling, no reflection; the same physics);
+    `cached_tasks` is the number of simulators this process keeps, 0.3 to 0.5 GB each.
+    """
+    if suite not in files.SUITES:
+        raise base.error("suite", suite, files.SUITES)
+    if protocol not in files.PROTOCOLS:
+        raise base.error("protocol", protocol, files.PROTOCOLS)
+    if render_quality not in render.QUALITIES:
+        raise base.error("render_quality", render_quality, render.QUALITIES)
+    rules, tasks = files.PROTOCOLS[protocol], files.tasks(suite)
+    limits = [max_episode_steps or rules.max_episode_steps[task.suite] for task in tasks]
+    spec = base.EnvSpec(
+        suite=suite,
+        instructions=tuple(files.instruction(task.name) for task in tasks),
+        num_init_states=NUM_INIT_STATES,
+        max_episode_steps=max(limits),
+        image_size_px=image_size_px,
+    )
+    return Libero(
+        spec,
+        files.find_assets(assets),
+        limits,
+        rules.settle_steps,
+        seed,
+        cached_tasks,
+        render_quality,
+    )

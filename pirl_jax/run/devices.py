@@ -1,0 +1,24 @@
+"""The devices of this process: JAX's settings and the mesh."""
+
+import pathlib
+
+import jax
+
+from pirl_jax.core import mesh as meshes
+from pirl_jax.run import config
+
+
+def setup_jax(settings) -> None:
+    """Persistent compilation cache: the second start of a run does not compile."""
+    folder = settings.raw.run.compilation_cache
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def mesh(settings) -> jax.sharding.Mesh:
+    """All devices, as the recipe splits them."""
+    result = meshes.make_mesh(settings.raw.mesh.data, settings.raw.mesh.fsdp)
+    config.check_batches(settings.raw, result.size, jax.process_count())
+    meshes.local(result)  # whole parameters on every host, or an error
+    return result

@@ -1,0 +1,103 @@
+"""One command on several hosts: a process on each, that together drive all devices.
+
+    --hosts=auto                        in a cluster that tells its processes who they are: Slurm, Open MPI, Kubernetes, a TPU pod
+    --hosts=ADDRESS:PORT,COUNT,INDEX    elsewhere: where process 0 listens, how many there are, which one this is
+
+Every process runs the same command on the same run directory.  The first one speaks for all.
+"""
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+import time
+import traceback
+
+import jax
+
+from pirl_jax.core import mesh as meshes
+from pirl_jax.rollout import starts
+
+HEARTBEAT_S = 30  # a host that is silent for so long is lost, and the run with it
+STORAGE_S = 60  # network storage may show a new folder so late
+
+
+def share() -> starts.Share:
+    """Which episodes this process plays."""
+    return starts.Share(jax.process_index(), jax.process_count())
+
+
+def episodes_of_host(raw) -> tuple[int, int]:
+    """How many episodes this process plays in an iteration; how many at most, where groups without a signal are replaced."""
+    count = raw.rollout.episodes_per_iteration
+    return count // jax.process_count(), max(
+        count, raw.algorithm.max_episodes_per_iteration
+    ) // jax.process_count()
+
+
+def define_flag(flags, values) -> None:
+    text = "auto (Slurm, Open MPI, Kubernetes, TPU pod) or ADDRESS:PORT,COUNT,INDEX; default: this host alone"
+    flags.DEFINE_string("hosts", "", text, flag_values=values)
+
+
+@contextlib.contextmanager
+def joined(hosts: str):
+    """Wait for the other hosts, and be one of them until the end; "" is this host alone.
+
+    A process that fails ends at once, and the others end soon after: none waits forever for a host that is gone.
+    """
+    if not hosts:
+        yield
+        return
+    address = _address(hosts)
+    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
+    if importlib.util.find_spec("libtpu") is None:  # whose compiler reads the same variable
+        # Compiling GPU processes would wait for each other's measurements, which not all of them make.
+        os.environ["XLA_FLAGS"] = (
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_shard_autotuning=false".strip()
+        )
+    try:
+        # No ids: all devices of the host.  By itself JAX would give a process of Slurm or Open MPI a single GPU.
+        jax.distributed.initialize(
+            *address, local_device_ids=[], heartbeat_timeout_seconds=HEARTBEAT_S
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"--hosts={hosts} finds no other host here ({error}); give ADDRESS:PORT,COUNT,INDEX"
+        ) from error
+    if jax.process_index():
+        sys.stdout = open(os.devnull, "w")
+    try:
+        yield
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Not a tidy exit: that waits for the other processes, which wait for this one in a computation.
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def check_storage(folder: pathlib.Path) -> None:
+    """ValueError where not every host sees the folder that the first one made."""
+    deadline_s = time.monotonic() + STORAGE_S
+    while not folder.is_dir() and time.monotonic() < deadline_s:
+        time.sleep(0.5)
+    if not all(meshes.gather(folder.is_dir())):
+        raise ValueError(
+            f"run.directory={folder.parent} must lie on storage that all hosts share, and does not"
+        )
+
+
+def _address(hosts: str):
+    if hosts == "auto":
+        return ()
+    match = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", hosts)
+    if not match or int(match[3]) >= int(match[2]):
+        raise ValueError(
+            f"--hosts={hosts} is no address; give ADDRESS:PORT,COUNT,INDEX with INDEX from 0 to COUNT - 1, or auto"
+        )
+    return match[1], int(match[2]), int(match[3])

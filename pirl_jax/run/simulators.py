@@ -1,0 +1,95 @@
+"""From the settings to running simulators.  The only place that knows which suite is which class."""
+
+import contextlib
+import functools
+import os
+
+from pirl_jax.envs import probes
+from pirl_jax.envs.gl import backends
+from pirl_jax.envs.pool import pool as pools
+from pirl_jax.envs.pool import queue
+from pirl_jax.run import machine
+
+
+def env_factory(settings):
+    """Picklable zero-argument constructor of one simulator of the configured suite."""
+    env = settings.raw.env
+    limit = env.max_episode_steps or None
+    if env.suite.startswith("probe_"):
+        name = env.suite.removeprefix("probe_")
+        return functools.partial(
+            probes.make, name, image_size_px=env.image_size_px, chunk=settings.policy.action_chunk
+        )
+    backends.require(os.environ.get("MUJOCO_GL", "egl"))
+    # Not at the top: importing mujoco without that library fails in words that do not name it.
+    from pirl_jax.envs.libero import suite as libero
+    from pirl_jax.envs.tabletop import suite as tabletop
+
+    if env.suite == "tabletop":
+        return functools.partial(
+            tabletop.make,
+            image_size_px=env.image_size_px,
+            max_episode_steps=limit,
+            render_quality=env.render_quality,
+            spread=env.spread,
+        )
+    return functools.partial(
+        libero.make,
+        env.suite,
+        assets=env.assets or None,
+        image_size_px=env.image_size_px,
+        max_episode_steps=limit,
+        protocol=env.protocol,
+        render_quality=env.render_quality,
+        cached_tasks=env.cached_tasks,
+    )
+
+
+def expert_factory(settings):
+    """Like env_factory, but the simulator plays its scripted expert, whatever actions it is sent."""
+    suite, make_env = settings.raw.env.suite, env_factory(settings)
+    from pirl_jax.envs import experts  # brings mujoco, which env_factory has checked
+
+    if not experts.available(suite):
+        raise ValueError(
+            f"env.suite={suite!r} has no scripted expert; evaluate --policy=random or a --checkpoint"
+        )
+    return functools.partial(experts.driven, make_env)
+
+
+@contextlib.contextmanager
+def open_envs(settings, num_envs: int, make_env=None):
+    """Start the simulators (make_env: None is env_factory's) -> ReadyQueue before their pool; both end with the context."""
+    env, num_workers = settings.raw.env, min(settings.raw.env.num_workers, num_envs)
+    draws = not env.suite.startswith("probe_")
+    backend = os.environ.get("MUJOCO_GL", "egl") if draws else None
+    os.environ.update(
+        _check_machine(num_envs, num_workers, env.image_size_px, backend, tuple(env.render_devices))
+    )
+    pool = pools.EnvPool(
+        make_env or env_factory(settings),
+        num_envs,
+        num_workers,
+        timeout_s=env.timeout_s,
+        restarts_per_hour=env.restarts_per_hour,
+        recycle_episodes=env.recycle_episodes,
+        recycle_growth_gb=env.recycle_growth_gb,
+        render_devices=env.render_devices,
+    )
+    with pool, queue.ReadyQueue(pool) as ready:
+        yield ready
+
+
+@functools.cache
+def _check_machine(num_envs, num_workers, image_size_px, backend, devices) -> dict[str, str]:
+    """Once per process, before anything loads mujoco -> environment variables of the GL backend that works here."""
+    backend = machine.check(num_envs, num_workers, image_size_px, backend, devices)
+    return backends.variables(backend) if backend else {}
+
+
+def renderer(settings) -> str | None:
+    """What draws the images; part of every result.  None: nothing does."""
+    env = settings.raw.env
+    if env.suite.startswith("probe_"):
+        return None
+    return backends.describe(os.environ.get("MUJOCO_GL", "egl"), *env.render_devices[:1])

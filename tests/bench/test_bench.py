@@ -1,0 +1,194 @@
+"""The benchmark command: names take turns, ratios point the right way, and tiny real runs fill every row."""
+
+import argparse
+import json
+
+import pytest
+
+from pirl_jax.bench import __main__ as bench
+from pirl_jax.bench import end2end, env, policy
+from pirl_jax.bench import plan as bench_plan
+from pirl_jax.models import variants
+from pirl_jax.run import plan
+
+
+def test_names_take_turns_and_the_median_counts():
+    calls = []
+
+    def once(name, repeat):
+        calls.append((name, repeat))
+        return {"a": [1.0, 9.0, 2.0], "b": [4.0, 4.0, 5.0]}[name][repeat]
+
+    assert env.interleaved(["a", "b"], once, repeats=3) == {"a": 2.0, "b": 4.0}
+    assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+
+
+def test_ratios_above_one_mean_better():
+    text = env.as_text(
+        {
+            "suite:0": {
+                "reset, ms": {"stock": 200.0, "ours": 10.0},
+                "2 workers, control steps per s": {"stock": 10.0, "ours": 50.0},
+            }
+        }
+    )
+    assert "ours 10 (20.0x)" in text and "ours 50 (5.0x)" in text
+
+
+@pytest.mark.parametrize(
+    "task", ["libero_object", "libero_object:10", "libero_40:0", "libero_object:x"]
+)
+def test_a_wrong_task_is_a_sentence(task, libero_assets):
+    options = argparse.Namespace(
+        tasks=task, assets=str(libero_assets), image_size=16, workers="", repeats=1
+    )
+    with pytest.raises(ValueError, match="write suite:task, for example libero_object:0"):
+        env.run(options)
+
+
+@pytest.mark.slow
+def test_a_tiny_run(libero_assets, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(env, "CHUNKS", (10,))
+    monkeypatch.setattr(env, "CONTROL_STEPS", 5)
+    file = tmp_path / "env.json"
+    arguments = f"env --tasks libero_object:0 --assets {libero_assets} --image-size 32 --workers 1 --repeats 1 --output {file}"
+    bench.main(["bench", *arguments.split()])
+    assert "libero_object:0" in capsys.readouterr().out
+    written = json.loads(file.read_text())
+    rows = written["result"]["libero_object:0"]
+    assert written["environment"]["command"][:3] == ["python", "-m", "pirl_jax.bench"]
+    for name in (
+        "control step, ms",
+        "chunk of 10, ms",
+        "reset, ms",
+        "episode, chunks of 10, s",
+        "memory per worker, MB",
+    ):
+        assert min(rows[name].values()) > 0
+    step = rows["control step, ms"]
+    assert step["mj_step alone"] < step["ours, no rendering"] < step["stock, no rendering"]
+    assert rows["episode, chunks of 10, s"]["ours"] < rows["episode, chunks of 10, s"]["stock"] / 3
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The scaled model, smaller still."""
+    small = dict(
+        paligemma=variants.GemmaConfig(64, 2, 256, 2, 1, 16),
+        expert=variants.GemmaConfig(32, 2, 64, 2, 1, 16),
+        siglip=variants.SiglipConfig(32, 2, 64, 2, 14),
+        image_size=(28, 28),
+    )
+    monkeypatch.setattr(policy, "SCALED", policy.SCALED | small)
+
+
+@pytest.mark.parametrize(
+    "name, recipe", [("update", "libero_spatial_ppo_pi0"), ("latency", "libero_object_ppo_pi05")]
+)
+def test_the_policy_benchmarks_compare_what_computes_the_same(name, recipe, tiny, tmp_path, capsys):
+    file, page = tmp_path / "out.json", f"configs/{recipe}.py"
+    bench.main(
+        ["bench", name, "--recipes", page, "--batch", "2", "--repeats", "2", "--output", str(file)]
+    )
+    assert "times faster, with" in capsys.readouterr().out
+    row = json.loads(file.read_text())["result"][page]
+    assert row["rows"] == 2 and row["times less arithmetic, counted"] > 1
+    assert row["times faster, measured"] == pytest.approx(
+        row["baseline"]["median, ms"] / row["ours"]["median, ms"]
+    )
+    for one in (row["baseline"], row["ours"]):
+        assert one["slowest, ms"] >= one["median, ms"] > 0 and one["share of peak"] is None
+        assert one["model TFLOP/s"] == pytest.approx(
+            2e-3 * one["model GFLOP per row"] / (1e-3 * one["median, ms"])
+        )
+    if name == "update":
+        for metric in row["the first step of both"].values():
+            assert (
+                metric["ours"] == pytest.approx(metric["baseline"], rel=1e-4, abs=1e-5)
+                and metric["ours"] != 0
+            )
+    else:
+        assert row["largest difference of an action entry"] < 1e-4
+
+
+def test_the_share_of_peak_is_of_the_device_at_hand(tiny):
+    options = argparse.Namespace(batch=1, size="scaled")
+    case = policy.prepare("configs/libero_spatial_ppo_pi0.py", options)
+    times = {"baseline": [2.0, 8.0, 4.0], "ours": [1.0, 1.0, 1.0]}
+    result = policy._result(case, times, {"baseline": 4e12, "ours": 2e12, "ratio": 2.0}, rows=3)
+    assert result["times faster, measured"] == 4.0
+    assert result["ours"]["model TFLOP/s"] == pytest.approx(6.0) and result["baseline"][
+        "model TFLOP/s"
+    ] == pytest.approx(3.0)
+
+
+def test_the_plan_of_a_recipe_as_published_and_small(monkeypatch, capsys):
+    """What a plan is made of is tested in test_plan.py; here: which recipes it is asked for, and the tables."""
+    asked = []
+
+    def measure(settings, on_mesh, prompt_tokens, env_spec, limit, thorough):
+        asked.append((settings, env_spec.max_episode_steps, prompt_tokens, limit))
+        big = 10**9 * settings.update.microbatch_size
+        parts = {
+            "frozen weights": 3 * 10**9,
+            "weights that train, float32": 10**9,
+            "optimiser": 2 * 10**9,
+        }
+        work = {"rollout": 0, "gradients, activations, microbatches": big, "optimiser step": 0}
+        return plan.Plan(
+            parts, work, 7 * 10**9, limit, 10**9, settings.update.microbatch_size, "host"
+        )
+
+    monkeypatch.setattr(bench_plan.plan, "measure", measure)
+    bench.main(["bench", "plan", "--recipes", "configs/libero_10_grpo_pi05.py", "--limit-gb", "40"])
+    lines = [
+        line.split()
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("libero_10_grpo_pi05")
+    ]
+    assert lines[0][1:] == [
+        "as",
+        "published",
+        "4.0",
+        "2.0",
+        "0.0",
+        "128.0",
+        "0.0",
+        "134.0",
+        "no",
+        "7.0",
+    ]
+    assert lines[1][1:] == ["small", "4.0", "2.0", "0.0", "32.0", "0.0", "38.0", "yes", "7.0"]
+    assert lines[2][1:] == ["4667", "/", "2547", "(1.83x)", "4659", "/", "21", "(219.47x)"]
+    assert [one[1:] for one in asked] == [(480, 32, 40 * 10**9)] * 2
+    assert asked[1][0].raw.model.frozen_dtype == "bfloat16" and asked[1][0].update.group_size == 8
+    with pytest.raises(SystemExit):
+        bench.main(["bench", "plan", "--recipes", "configs/quickstart.py"])
+    assert "is not LIBERO's; give LIBERO recipes" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_end_to_end_on_a_probe(monkeypatch):
+    """A probe needs no simulator and no SFT."""
+    monkeypatch.delenv("XLA_FLAGS")  # the virtual devices of the tests
+    parser = argparse.ArgumentParser()
+    end2end.add_arguments(parser)
+    small = (
+        "rollout.num_envs=4",
+        "rollout.episodes_per_iteration=4",
+        "algorithm.minibatch_size=4",
+        "algorithm.microbatch_size=4",
+        "sft.demonstrations=0",
+    )
+    arguments = [
+        "--recipe",
+        "configs/probe.py",
+        "--iterations",
+        "2",
+        *(f"--set={one}" for one in small),
+    ]
+    result = end2end.run(argparse.Namespace(repeats=1, **vars(parser.parse_args(arguments))))
+    assert {*result} == {"baseline", "ours"} and min(
+        row["iteration"] for row in result.values()
+    ) > 0
+    assert "times faster" in end2end.as_text(result)

@@ -1,0 +1,185 @@
+"""GL backends and devices: a real frame, and for everything that can be missing one sentence with the remedy."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pirl_jax.envs import child
+from pirl_jax.envs.gl import backends
+
+BACKEND = os.environ["MUJOCO_GL"]
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    return backends.probe(BACKEND)
+
+
+def test_a_frame_of_the_backend_of_these_tests(rendered):
+    assert rendered.ok and rendered.remedy == ""
+    assert rendered.pixel_std > 10
+    assert (
+        rendered.renderer and rendered.renderer in str(rendered) and f"({BACKEND})" in str(rendered)
+    )
+
+
+def test_missing_library_names_library_and_package(monkeypatch):
+    monkeypatch.setitem(backends.BACKENDS, "egl", ("libNoSuchEGL.so.1", "libegl1"))
+    sentence = r"libNoSuchEGL.so.1 is missing \(MUJOCO_GL=egl\); run: apt-get install -y libegl1"
+    with pytest.raises(ValueError, match=sentence):
+        backends.require("egl")
+    assert backends.probe("egl").reason == "libNoSuchEGL.so.1 is missing (MUJOCO_GL=egl)"
+    assert backends.probe("egl").remedy == "run: apt-get install -y libegl1"
+
+
+def test_unknown_backend():
+    with pytest.raises(
+        ValueError, match="MUJOCO_GL 'glfw' does not exist; choose one of: egl, osmesa"
+    ):
+        backends.require("glfw")
+    assert not backends.probe("glfw").ok
+
+
+@pytest.mark.skipif(BACKEND != "egl", reason="MUJOCO_GL is not egl")
+def test_devices_are_listed_and_a_wrong_number_is_told():
+    found = backends.devices()
+    assert [one.egl for one in found] == list(range(len(found))) and found
+    wrong = backends.probe("egl", 9)
+    assert (
+        wrong.reason == "EGL lists no such device"
+        and "correct MUJOCO_EGL_DEVICE_ID" in wrong.remedy
+    )
+    with pytest.raises(ValueError, match="egl device 9 does not render"):
+        backends.choose("egl", devices=(9,))
+
+
+def test_no_driver_and_the_remedy_of_each_kind_of_machine(monkeypatch, tmp_path):
+    error = child.ChildError(
+        "ImportError: Cannot initialize a EGL device display. This likely means that ..."
+    )
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(backends.child, "ask", fail)
+    monkeypatch.setattr(backends, "require", lambda backend: None)
+    monkeypatch.setattr(backends, "NVIDIA", tmp_path / "absent")
+    assert backends.probe("egl").reason == "EGL opens no display"
+    assert "apt-get install -y libegl1" in backends.probe("egl").remedy
+    monkeypatch.setattr(backends, "NVIDIA", tmp_path)
+    assert (
+        "NVIDIA_DRIVER_CAPABILITIES=all" in backends.probe("egl").remedy
+        and "10_nvidia.json" in backends.probe("egl").remedy
+    )
+    error = child.ChildError(
+        "RuntimeError: The MUJOCO_EGL_DEVICE_ID ... must be an integer between 0 and -1 (inclusive)"
+    )
+    assert backends.probe("egl").reason == "EGL opens no display", "EGL's list is empty"
+    error = child.ChildError("crashed with SIGSEGV")
+    assert (
+        backends.probe("egl").reason == "crashed with SIGSEGV"
+        and "MUJOCO_GL=osmesa" in backends.probe("egl").remedy
+    )
+
+
+def test_a_blank_frame_is_a_failure(monkeypatch):
+    strings = {"vendor": "v", "renderer": "r", "version": "1"}
+    monkeypatch.setattr(backends, "require", lambda backend: None)
+    monkeypatch.setattr(backends.child, "ask", lambda *_: strings | {"pixel_std": 0.5})
+    assert backends.probe("egl").reason == "the frame is blank"
+    monkeypatch.setattr(backends.child, "ask", lambda *_: strings | {"pixel_std": 20.0})
+    assert backends.probe("egl").ok
+
+
+def _fake(rendering: set):
+    """A machine on which only these (backend, device) render."""
+
+    def probe(backend, device=None, timeout_s=0.0):
+        return backends.Probe(
+            backend, device, "" if (backend, device) in rendering else "broken", "mend it"
+        )
+
+    return probe
+
+
+def test_choose_takes_the_wanted_else_osmesa_with_a_warning(monkeypatch, caplog):
+    monkeypatch.setattr(backends, "probe", _fake({("egl", None), ("osmesa", None)}))
+    assert backends.choose("egl") == "egl" and not caplog.records
+    monkeypatch.setattr(backends, "probe", _fake({("osmesa", None)}))
+    with caplog.at_level(logging.WARNING):
+        assert backends.choose("egl") == "osmesa"
+    assert "egl does not render: broken; mend it; RENDERING IN SOFTWARE" in caplog.text
+    assert backends.choose("osmesa", devices=(3,)) == "osmesa", "osmesa has no devices"
+
+
+def test_choose_never_falls_back_from_devices_that_were_asked_for(monkeypatch):
+    monkeypatch.setattr(backends, "probe", _fake({("egl", 0), ("osmesa", None)}))
+    assert backends.choose("egl", devices=(0,)) == "egl"
+    with pytest.raises(ValueError, match="^egl device 1 does not render: broken; mend it$"):
+        backends.choose("egl", devices=(0, 1, 0))
+    monkeypatch.setattr(backends, "probe", _fake(set()))
+    with pytest.raises(ValueError, match="egl does not render.*and osmesa does not render"):
+        backends.choose("egl")
+
+
+# An eight-slot machine in small: EGL lists CUDA 2 first, then 0, a software device, then 1.
+DEVICES = [
+    backends.Device(0, 2),
+    backends.Device(1, 0),
+    backends.Device(2, None, software=True),
+    backends.Device(3, 1),
+]
+
+
+@pytest.mark.parametrize(
+    "visible, expected",
+    [(None, {0: 1, 1: 3, 2: 0}), ("2,0", {2: 0, 0: 1}), (" 1 ", {1: 3}), ("", {}), ("-1", {})],
+)
+def test_cuda_to_egl(visible, expected):
+    found = backends.cuda_to_egl(DEVICES, visible)
+    assert found == expected and list(found) == list(expected), "in CUDA_VISIBLE_DEVICES' order"
+
+
+def test_cuda_to_egl_where_it_cannot_know():
+    assert backends.cuda_to_egl([backends.Device(0, None)], "0") == {}, "no NVIDIA device at all"
+    with pytest.raises(ValueError, match="EGL lists no CUDA device 5"):
+        backends.cuda_to_egl(DEVICES, "0,5")
+    with pytest.raises(ValueError, match="write numbers"):
+        backends.cuda_to_egl(DEVICES, "GPU-7f3a")
+
+
+def test_variables_of_a_worker():
+    assert backends.variables("osmesa") == {"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa"}
+    chosen = backends.variables("egl", 3)
+    assert chosen["MUJOCO_EGL_DEVICE_ID"] == "3"
+    assert chosen["CUDA_VISIBLE_DEVICES"] == "", (
+        "robosuite refuses an EGL device that is not among the CUDA numbers"
+    )
+
+
+def test_description_for_result_files(monkeypatch, rendered):
+    backends.describe.cache_clear()
+    monkeypatch.setattr(backends, "probe", lambda *_: rendered)
+    assert backends.describe(BACKEND) == str(rendered)
+    backends.describe.cache_clear()
+    monkeypatch.setattr(backends, "probe", _fake(set()))
+    with pytest.raises(ValueError, match="egl does not render"):
+        backends.describe("egl")
+    backends.describe.cache_clear()
+
+
+def test_the_command_that_setup_calls(tmp_path):
+    """From another folder, as launch/setup.sh does; a failure is one sentence on stderr."""
+    environment = os.environ | {"PYTHONPATH": str(child.ROOT)}
+    command = [sys.executable, "-m", "pirl_jax.envs.gl.backends", "glfw"]
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("glfw does not render")
+        and done.stderr.count("\n") == 1
+    )

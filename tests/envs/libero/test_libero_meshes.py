@@ -1,0 +1,168 @@
+"""Lighter meshes on small synthetic scenes: what is replaced, how it looks, how it is cached; the lean compiler."""
+
+import concurrent.futures
+import xml.etree.ElementTree as ElementTree
+
+import mujoco
+import numpy as np
+import pytest
+
+from pirl_jax.envs.libero import meshes
+
+EPSILON = 1e-6
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    pytest.importorskip("fast_simplification", reason="fast-simplification is not installed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "pirl_jax" / "meshes"
+
+
+def ball(rows=60, columns=60, bumps_m=0.0):
+    """A ball of 10 cm as a map of longitude and latitude: vertices [V,3], faces [F,3], texture of corners [F,3,2]."""
+    v, u = np.meshgrid(np.linspace(0, 1, rows + 1), np.linspace(0, 1, columns + 1), indexing="ij")
+    radius_m = 0.1 + bumps_m * np.random.default_rng(0).uniform(-1, 1, v.shape)
+    radius_m[:, -1] = radius_m[:, 0]
+    radius_m[[0, -1]] = 0.1
+    sine, angle = np.sin(np.pi * v), 2 * np.pi * (u % 1)
+    points = (
+        np.stack([sine * np.cos(angle), sine * np.sin(angle), np.cos(np.pi * v)], axis=-1)
+        * radius_m[..., None]
+    )
+    points[np.abs(points) < 1e-9] = 0
+    grid = np.arange(v.size).reshape(v.shape)
+    a, b, c, d = (x.ravel() for x in (grid[:-1, :-1], grid[:-1, 1:], grid[1:, 1:], grid[1:, :-1]))
+    faces = np.concatenate([np.stack([a, c, b], 1), np.stack([a, d, c], 1)])
+    return points.reshape(-1, 3), faces, np.stack([u, v], -1).reshape(-1, 2)[faces]
+
+
+def write(path, vertices, faces, uv):
+    path.write_bytes(meshes.to_msh(vertices[faces], vertices[faces] * 10, uv))
+    return path
+
+
+def scene(path, visual='contype="0" conaffinity="0" group="1"', attributes=""):
+    return (
+        f'<mujoco><compiler inertiagrouprange="0 0"/><asset><mesh name="ball" file="{path}" {attributes}/></asset>'
+        f'<worldbody><body pos="0 0 1"><freejoint/><geom type="mesh" mesh="ball" {visual}/>'
+        '<geom type="box" size=".1 .1 .1" group="0"/></body></worldbody></mujoco>'
+    )
+
+
+def test_a_mesh_comes_back_as_it_was_written(tmp_path):
+    """Position, scale and texture survive MuJoCo's reader and our writer."""
+    vertices, faces, uv = ball(6, 8)
+    path = write(tmp_path / "ball.msh", vertices, faces, uv)
+    read = meshes.read(ElementTree.Element("mesh", {"file": str(path), "scale": "2 1 1"}))
+    np.testing.assert_allclose(read[0][read[1]], vertices[faces] * (2, 1, 1), atol=EPSILON)
+    np.testing.assert_allclose(read[2], uv, atol=EPSILON)
+
+
+def test_a_lighter_ball_is_still_the_ball(cache):
+    vertices, faces, uv = ball()
+    corners, normals, new_uv = meshes.lightest(vertices, faces, uv)
+    assert len(corners) <= 0.5 * len(faces)
+    assert np.abs(np.linalg.norm(corners, axis=2) - 0.1).max() < 0.002
+    outward = corners / np.linalg.norm(corners, axis=2, keepdims=True)
+    assert np.quantile(np.einsum("gki,gki->gk", outward, normals), 0.01) > 0.95, (
+        "slivers may be worse"
+    )
+    latitude = np.arccos(np.clip(outward[..., 2], -1, 1)) / np.pi
+    assert np.abs(latitude - new_uv[..., 1]).mean() < 0.01
+    assert np.quantile(np.ptp(new_uv[..., 0], axis=1), 0.9) < 0.3, (
+        "a face runs across the seam of the texture"
+    )
+
+
+def test_a_mesh_that_would_look_different_is_left_alone(cache):
+    assert meshes.lightest(*ball(bumps_m=0.02)) is None
+    assert meshes.lightest(*ball(10, 10)) is None, "small already"
+
+
+def test_only_pictures_are_replaced():
+    """Touching, weighing, or fitted to another shape: a mesh stays if any of its geoms is one of those."""
+    picture = 'contype="0" conaffinity="0" group="1"'
+    geoms = {
+        "picture": picture,
+        "touches": 'contype="1" conaffinity="0" group="1"',
+        "weighs": 'contype="0" conaffinity="0" group="0"',
+        "painted": picture + ' material="paint"',
+    }
+    xml = '<mujoco><compiler inertiagrouprange="0 0"/><asset><material name="paint" texture="t"/>'
+    xml += '<texture name="t" type="2d" builtin="flat" width="8" height="8"/>'
+    xml += "".join(
+        f'<mesh name="{name}" file="/nowhere/{name}.msh"/>' for name in [*geoms, "fitted", "unused"]
+    )
+    xml += "</asset><worldbody>" + "".join(
+        f'<geom type="mesh" mesh="{k}" {v}/>' for k, v in geoms.items()
+    )
+    xml += (
+        f'<geom type="mesh" mesh="weighs" {picture}/><geom type="sphere" mesh="fitted" {picture}/>'
+    )
+    xml += "</worldbody></mujoco>"
+    assert meshes.visual_meshes(xml) == {"picture": False, "painted": True}
+
+
+def test_physics_is_the_same(cache, tmp_path):
+    path = write(tmp_path / "ball.msh", *ball())
+    xml = scene(path, attributes='scale="1 2 1" refpos=".1 0 0"')
+    exact, light = (meshes.compile_model(text) for text in (xml, meshes.lighten(xml)))
+    assert light.nmeshface < 0.5 * exact.nmeshface
+    np.testing.assert_array_equal(light.body_inertia, exact.body_inertia)
+    np.testing.assert_array_equal(light.body_ipos, exact.body_ipos)
+    exact_box, light_box = (
+        np.stack([m.geom_aabb[0, :3] + m.geom_pos[0], m.geom_aabb[0, 3:]]) for m in (exact, light)
+    )
+    np.testing.assert_allclose(
+        np.sort(np.abs(light_box[1])), np.sort(np.abs(exact_box[1])), atol=0.01
+    )
+
+
+def test_what_touches_is_not_replaced(cache, tmp_path):
+    xml = scene(write(tmp_path / "ball.msh", *ball()), visual='group="1"')
+    assert mujoco.MjModel.from_xml_string(meshes.lighten(xml)).nmeshface == len(ball()[1])
+    assert not cache.exists()
+
+
+def test_the_cache_is_hit_and_follows_the_content(cache, tmp_path, monkeypatch):
+    """Files are named by content: the same name with other content, or another scale, is another mesh."""
+    path = write(tmp_path / "ball.msh", *ball())
+    first = meshes.lighten(scene(path))
+    (made,) = cache.iterdir()
+    monkeypatch.setattr(meshes, "read", lambda element: pytest.fail("read again"))
+    assert meshes.lighten(scene(path)) == first and str(made) in first
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert str(made) not in meshes.lighten(scene(path, attributes='scale="2 2 2"'))
+    write(path, *ball(50, 50))
+    assert str(made) not in meshes.lighten(scene(path))
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_workers_that_start_at_once_agree(cache, tmp_path):
+    path = write(tmp_path / "ball.msh", *ball())
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        texts = list(threads.map(meshes.lighten, [scene(path)] * 4))
+    assert len(set(texts)) == 1 and len(list(cache.iterdir())) == 1, "no half-written file is left"
+    assert mujoco.MjModel.from_xml_string(texts[0]).nmeshface < 0.5 * len(ball()[1])
+
+
+def test_a_relative_path_is_refused(cache):
+    with pytest.raises(ValueError, match="ball.msh is not an absolute path"):
+        meshes.lighten(scene("ball.msh"))
+
+
+def test_compile_model_gives_the_same_bytes_and_forgets_the_files(tmp_path):
+    xml, cache = scene(write(tmp_path / "ball.msh", *ball())), mujoco.mj_getCache()
+    theirs = mujoco.MjModel.from_xml_string(xml)
+    assert mujoco.mj_getCacheSize(cache) > 0
+    ours = meshes.compile_model(xml)
+    assert mujoco.mj_getCacheSize(cache) == 0
+    assert _bytes(ours) == _bytes(theirs)
+
+
+def _bytes(model) -> bytes:
+    buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, buffer)
+    return buffer.tobytes()

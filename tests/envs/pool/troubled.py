@@ -1,0 +1,113 @@
+"""Probe envs with trouble on demand, for the tests of the pool."""
+
+import functools
+import os
+import pathlib
+import signal
+import time
+
+import numpy as np
+
+from pirl_jax.envs import probes
+from pirl_jax.envs.pool import pool as pools
+
+CHUNK = np.full((5, 7), 0.5, np.float32)
+WELL = (
+    1  # init state without trouble; 0 has the env's own trouble, 2 and up are those of this table
+)
+TROUBLES = ("raise", "exit", "kill", "stop", "hang", "slow", "spin", "raise in reset")
+STATE = {name: 2 + i for i, name in enumerate(TROUBLES)}  # trouble -> init state
+
+
+class Troubled(probes.Conditioned):
+    """Episodes of `decisions` chunks; the trouble of the init state comes with the first one."""
+
+    num_init_states = 2 + len(TROUBLES)
+
+    def __init__(self, trouble: str = "", decisions: int = 1):
+        self.decisions = decisions
+        super().__init__(image_size_px=4, chunk=5)
+        self.trouble = trouble
+        if trouble == "wrong":
+            raise ValueError("assets are not in /typo; give their folder")
+        if trouble == "construct":
+            raise ImportError("libEGL is missing")
+
+    def sign(self, init_state, decision):
+        return 1 if init_state else -1
+
+    def reset(self, task, init_state):
+        if init_state == STATE["raise in reset"]:
+            raise RuntimeError("the objects overlap")
+        return super().reset(task, init_state)
+
+    def step_chunk(self, actions_IA, record=False):
+        trouble = (self.trouble, "", *TROUBLES)[self._init_state]
+        if self._decision == 0 and trouble in EVENTS:
+            EVENTS[trouble]()
+        return super().step_chunk(actions_IA, record)
+
+
+def explode():
+    raise FloatingPointError("the arm exploded")
+
+
+def wait_for_a_driver():
+    time.sleep(60)
+
+
+def spin():
+    sum(range(10**12))  # in C, and never lets another thread of the interpreter run
+
+
+EVENTS = {
+    "raise": explode,
+    "exit": lambda: os._exit(7),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "hang": wait_for_a_driver,
+    "slow": lambda: time.sleep(0.5),
+    "spin": spin,
+}
+
+
+class Marked(Troubled):
+    """The last entry of the state is the number of the process; a reset keeps `leak_bytes` for ever."""
+
+    def __init__(self, decisions: int, leak_bytes: int = 0):
+        super().__init__(decisions=decisions)
+        self._leak, self._leak_bytes = [], leak_bytes
+
+    def reset(self, task, init_state):
+        self._leak.append(b"x" * self._leak_bytes)
+        return super().reset(task, init_state)
+
+    def _observe(self, reward, num_steps):
+        step = super()._observe(reward, num_steps)
+        step.state[-1] = os.getpid()
+        return step
+
+
+class Fragile(Troubled):
+    """Its start kills the process as often as the file says."""
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__()
+        count = int(path.read_text())
+        path.write_text(str(max(0, count - 1)))
+        if count:
+            os._exit(3)
+
+
+def make(trouble="", num_envs=3, num_workers=None, timeout_s=60.0, decisions=1, **options):
+    return pools.EnvPool(
+        functools.partial(Troubled, trouble, decisions), num_envs, num_workers, timeout_s, **options
+    )
+
+
+def reset(envs, slots, init_states):
+    envs.reset(slots, [0] * len(slots), init_states)
+
+
+def send(envs, slots):
+    envs.send(slots, np.stack([CHUNK] * len(slots)))

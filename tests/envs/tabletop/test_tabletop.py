@@ -1,0 +1,235 @@
+"""The embedded suite: contract, determinism, goals, controller law, pictures."""
+
+import logging
+
+import mujoco
+import numpy as np
+import pytest
+
+from pirl_jax.envs.tabletop import scene
+from pirl_jax.envs.tabletop import suite as tabletop
+
+STILL = np.array([0, 0, 0, 0, 0, 0, -1.0])
+
+
+@pytest.fixture(scope="module")
+def env():
+    env = tabletop.make(image_size_px=64)
+    yield env
+    env.close()
+
+
+def place(env, name, xyz_m):
+    env.data.joint(name).qpos[:] = *xyz_m, 1, 0, 0, 0
+    env.data.joint(name).qvel[:] = 0
+    mujoco.mj_forward(env.model, env.data)
+
+
+def replay(env, task, init_state, actions_IA):
+    steps = [env.reset(task, init_state)]
+    steps += [env.step_chunk(actions_IA[:5]), env.step_chunk(actions_IA[5:])]
+    return steps, np.concatenate([env.data.qpos, env.data.qvel])
+
+
+def test_contract(env):
+    step = env.reset(0, 0)
+    assert (
+        env.spec.num_tasks == len(tabletop.TASKS)
+        and env.spec.instructions[0] == "lift the red cube"
+    )
+    assert (
+        step.images.shape == (2, 64, 64, 3)
+        and step.images.dtype == np.uint8
+        and step.images.flags.c_contiguous
+    )
+    assert step.state.shape == (8,) and step.state.dtype == np.float32
+    assert (step.reward, step.terminated, step.truncated, step.num_steps) == (0.0, False, False, 0)
+    step = env.step_chunk(np.tile(STILL, (3, 1)), record=True)
+    assert step.num_steps == 3 and len(step.frames) == 3
+    np.testing.assert_array_equal(step.frames[-1], step.images[0])
+    assert not set(tabletop.TRAIN_INIT_STATES) & set(tabletop.TEST_INIT_STATES)
+
+
+def test_an_episode_is_a_function_of_its_name_and_actions(env):
+    actions_IA = np.random.default_rng(1).uniform(-1, 1, (12, 7))
+    first, state = replay(env, 2, 7, actions_IA)
+    replay(env, 3, 100, -actions_IA)
+    other = tabletop.make(tasks=("move", "stack"), image_size_px=64)
+    for again, state_again in (replay(env, 2, 7, actions_IA), replay(other, 1, 7, actions_IA)):
+        np.testing.assert_array_equal(state, state_again)
+        for one, two in zip(first, again):
+            np.testing.assert_array_equal(one.images, two.images)
+            np.testing.assert_array_equal(one.state, two.state)
+    other.close()
+
+
+def test_placements_keep_their_distance_and_differ():
+    names = [
+        (task, init_state)
+        for task in range(len(tabletop.TASKS))
+        for init_state in range(0, 1000, 10)
+    ]
+    xy = np.array(
+        [[placed[:2] for placed in tabletop.placement(*name).values()] for name in names]
+    )  # [N,3,2]
+    for one, two in ((0, 1), (0, 2), (1, 2)):
+        assert np.linalg.norm(xy[:, one] - xy[:, two], axis=-1).min() >= tabletop.CLEARANCE_M
+    assert np.all(np.abs(xy) <= np.array(list(tabletop.REACH_M.values())))
+    assert len({tuple(row.ravel()) for row in xy}) == len(names)
+
+
+def test_everything_rests_after_a_reset(env):
+    start = env.reset(0, 3)
+    red = env.position("red").copy()
+    step = env.step_chunk(np.tile(STILL, (20, 1)))
+    np.testing.assert_allclose(step.state, start.state, atol=1e-3)
+    np.testing.assert_allclose(env.position("red"), red, atol=1e-3)
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("sign", (-1, 1))
+def test_a_delta_action_moves_the_gripper_along_its_axis(env, axis, sign):
+    before = env.reset(0, 0).state
+    action_A = STILL.copy()
+    action_A[axis] = sign * 0.3
+    moved = env.step_chunk(np.tile(action_A, (6, 1))).state[:3] - before[:3]
+    assert (
+        0.015 < sign * moved[axis] < 0.09
+    )  # of 6 x 15 mm: each goal starts from the pose that lags behind
+    assert np.abs(np.delete(moved, axis)).max() < 0.01
+
+
+def test_actions_beyond_one_are_clipped_and_the_gripper_takes_eight_steps(env):
+    wild, tame = np.array([3, -2, 0, 0, 0, 0, 0.1]), np.array([1, -1, 0, 0, 0, 0, 1.0])
+    env.reset(0, 0)
+    one = env.step_chunk(np.tile(wild, (7, 1))).state
+    assert env._grip < 1.0
+    env.reset(0, 0)
+    np.testing.assert_array_equal(one, env.step_chunk(np.tile(tame, (7, 1))).state)
+    env.step_chunk(tame[None])
+    assert env._grip == pytest.approx(1.0)
+
+
+def test_success_predicates(env):
+    above_table_m = scene.TABLE_TOP_M + scene.CUBE_HALF_M
+    for task, name in ((0, "red"), (1, "green")):
+        env.reset(task, 0)
+        place(env, name, (0, 0.05, above_table_m + 0.039))
+        assert not env.tasks[task].success(env)
+        place(env, name, (0, 0.05, above_table_m + 0.041))
+        assert env.tasks[task].success(env)
+    env.reset(2, 0)
+    green = env.position("green").copy()
+    place(env, "red", green + [0, 0, 2 * scene.CUBE_HALF_M + 0.001])
+    assert not env.tasks[2].success(env)  # above, not on it
+    step = env.step_chunk(np.tile(STILL, (10, 1)))
+    assert step.terminated and step.reward == 1.0 and step.num_steps < 10 and not step.truncated
+    env.reset(3, 0)
+    target = env.position("target").copy()
+    place(env, "red", (target[0] + 0.035, target[1], above_table_m))
+    assert not env.tasks[3].success(env)
+    place(env, "red", (target[0] + 0.025, target[1], above_table_m + 0.02))
+    assert not env.tasks[3].success(env)  # hovers
+    place(env, "red", (target[0] + 0.025, target[1], above_table_m))
+    assert env.tasks[3].success(env)
+
+
+def test_no_reset_succeeds_at_once(env):
+    for task in range(env.spec.num_tasks):
+        env.reset(task, 11)
+        assert not env.tasks[task].success(env)
+
+
+def test_time_limit_and_misuse():
+    env = tabletop.make(tasks=("lift",), image_size_px=16, max_episode_steps=4)
+    with pytest.raises(ValueError, match="reset"):
+        env.step_chunk(STILL[None])
+    env.reset(0, 0)
+    step = env.step_chunk(np.tile(STILL, (10, 1)))
+    assert step.truncated and not step.terminated and step.num_steps == 4 and step.reward == 0.0
+    with pytest.raises(ValueError, match="reset"):
+        env.step_chunk(STILL[None])
+    with pytest.raises(ValueError, match="init_state 1000"):
+        env.reset(0, 1000)
+    with pytest.raises(ValueError, match="task 1"):
+        env.reset(1, 0)
+    with pytest.raises(ValueError, match="lift_green"):
+        tabletop.make(tasks=("fly",))
+    with pytest.raises(ValueError, match="exact"):
+        tabletop.make(render_quality="ugly")
+    env.close()
+    env.close()  # twice is fine
+
+
+@pytest.mark.parametrize("quality", scene.QUALITIES)
+def test_cubes_target_and_fingers_are_seen(quality):
+    env = tabletop.make(image_size_px=64, render_quality=quality)
+    agent, wrist = env.reset(0, 800).images.astype(int)
+    states = [env.step_chunk(np.tile(STILL, (2, 1))).state]
+    env.close()
+    for view in (agent, wrist):
+        red, green, blue = (view[..., i] - view.sum(-1) / 3 > 50 for i in range(3))
+        assert red.sum() > 20 and green.sum() > 20 and blue.sum() > 20
+    columns = np.nonzero(agent[..., 0] - agent.sum(-1) / 3 > 50)[1]
+    assert (columns.mean() > 32) == (
+        tabletop.placement(0, 800)["red"][1] < 0
+    )  # mirrored, as LIBERO's rotated pictures
+    dark = agent[:20].max(-1) < 90  # the fingers, against the table
+    assert dark.sum() > 5 or quality == "exact"
+    assert np.isfinite(states[0]).all()
+
+
+def test_both_qualities_have_the_same_physics():
+    actions_IA, states = np.random.default_rng(2).uniform(-1, 1, (10, 7)), []
+    for quality in scene.QUALITIES:
+        env = tabletop.make(image_size_px=16, render_quality=quality)
+        env.reset(0, 5)
+        states.append(env.step_chunk(actions_IA).state)
+        env.close()
+    np.testing.assert_array_equal(*states)
+
+
+def test_axis_angle():
+    np.testing.assert_array_equal(tabletop.axis_angle([1, 0, 0, 0]), np.zeros(3))
+    np.testing.assert_allclose(
+        tabletop.axis_angle([np.cos(0.3), 0, np.sin(0.3), 0]), [0, 0.6, 0], atol=1e-12
+    )
+    long_way = tabletop.axis_angle([-np.cos(0.3), 0, -np.sin(0.3), 0])
+    np.testing.assert_allclose(long_way, [0, 0.6 - 2 * np.pi, 0], atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of robosuite at import
+def test_torques_equal_robosuite(env):
+    """The same state and goals give the torques of robosuite's OSC_POSE (its rotations pass through float32)."""
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    theirs_module = pytest.importorskip("robosuite.controllers.osc")
+    from robosuite.utils.binding_utils import MjSim
+
+    env.reset(0, 0)
+    sim, arm = MjSim(env.model), list(range(7))
+    data = sim.data._data
+    data.qpos[:] = env.data.qpos
+    theirs = theirs_module.OperationalSpaceController(
+        sim, tabletop.SITE, {"joints": arm, "qpos": arm, "qvel": arm}, (-np.ones(7), np.ones(7))
+    )
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        action_A = rng.uniform(-1.5, 1.5, 7) * ([1] * 7 if i % 3 else [1, 1, 1, 0, 0, 0, 1])
+        data.qpos[:], data.qvel[:], theirs.new_update = env.data.qpos, env.data.qvel, True
+        theirs.set_goal(action_A[:6])
+        env._arm.set_goal(action_A[:6])
+        np.testing.assert_allclose(
+            env._arm.torques(), theirs.run_controller(), rtol=1e-5, atol=1e-4
+        )
+        env._control_step(action_A)
+
+
+@pytest.mark.parametrize("task", range(len(tabletop.TASKS)))
+def test_every_start_state_has_room_for_all(task):
+    """A shrunk area may lie within the clearance of what was placed first: then all are placed anew."""
+    for init_state in [*range(0, 1000, 50), 800]:
+        places = np.array(
+            [place[:2] for place in tabletop.placement(task, init_state, spread=0.5).values()]
+        )
+        apart_m = np.linalg.norm(places[:, None] - places[None], axis=-1) + np.eye(len(places))
+        assert apart_m.min() >= tabletop.CLEARANCE_M - 1e-12

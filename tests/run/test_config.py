@@ -1,0 +1,561 @@
+"""Bad input ends in one sentence with the value and the remedy, exit code 2, no traceback; before anything is written."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from configs import base, quickstart
+from pirl_jax import evaluate, train
+from pirl_jax.core import mesh as meshes
+from pirl_jax.envs import base as envs
+from pirl_jax.envs import probes
+from pirl_jax.envs.gl import backends
+from pirl_jax.models import variants
+from pirl_jax.rollout import stream
+from pirl_jax.run import command, config
+
+ROOT = pathlib.Path(__file__).parents[2]
+PROBE = f"--config={ROOT / 'configs/probe.py'}"
+QUICKSTART = f"--config={ROOT / 'configs/quickstart.py'}"
+TABLETOP = envs.EnvSpec(
+    "tabletop",
+    ("lift", "lift green", "stack", "move"),
+    1000,
+    max_episode_steps=60,
+    image_size_px=64,
+)
+
+
+@pytest.fixture
+def sentence(monkeypatch, capsys, tmp_path):
+    """sentence(command, *arguments) -> what a command says that refuses to start."""
+
+    def call(command, *arguments):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as exit_:
+            command.main([command.__name__, *arguments])
+        assert exit_.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1, said
+        return said
+
+    return call
+
+
+# ---- the page ----------------------------------------------------------------------------------------------------------
+
+WRONG = [
+    ("env.suite", "libero_spatail", "choose one of: libero_spatial, libero_object"),
+    ("env.render_quality", "nice", "choose one of: exact, light"),
+    ("model.size", "huge", "choose one of: full, small, tiny"),
+    (
+        "model.noise_method",
+        "flow_sdee",
+        "choose one of: flow_ode, flow_sde, flow_noise, flow_cps, reinflow",
+    ),
+    ("model.num_steps", 1, "leaves no stochastic step to model.noise_method='flow_cps'"),
+    ("model.ignore_last", True, "has no meaning with model.joint_logprob=True"),
+    (
+        "model.noise_logvar_range",
+        (0.2, 0.1),
+        "must be (lowest, highest) std with 0 < lowest < highest",
+    ),
+    (
+        "model.noise_params",
+        (0.7, 0.3, 0),
+        "must be (first level, last level, iterations), all above 0",
+    ),
+    ("model.value_vlm_mode", "max", "choose one of: mean_token, first_token, last_token"),
+    ("model.frozen_dtype", "float16", "choose one of: float32, bfloat16"),
+    ("model.lora_rank", 0, "must be at least 1"),
+    ("model.lora_init", "gaussian", "choose one of: zeros, openpi"),
+    ("algorithm.adv_type", "reinforce", "choose one of: gae, grpo, rloo, dr_grpo"),
+    ("algorithm.logprob_type", "word", "choose one of: chunk, action, token"),
+    ("algorithm.anchor", "l2", "choose one of: kl, velocity_mse"),
+    ("algorithm.clip_ratio_c", 0.5, "must be above 1, or 0 for no dual clip"),
+    ("algorithm.group_size", 7, "must be a multiple of algorithm.group_size=7"),
+    ("model.norm_mode", "none", "choose one of: zscore, quantile"),
+    ("model.dtype", "float16", "choose one of: float32, bfloat16"),
+    ("model.gradient_checkpointing", "some", "choose one of: none"),
+    ("model.image_size_px", 65, "must be a multiple of the patch of 16 px"),
+    ("model.action_chunk", 11, "exceeds model.action_horizon=10; execute at most"),
+    ("model.action_chunk", 0, "must be at least 1"),
+    ("model.num_steps", 0, "must be at least 1"),
+    ("model.action_dim", 7, "must hold the 8-D state"),
+    ("rollout.num_envs", 15, "must be a multiple of rollout.num_groups=2"),
+    ("rollout.num_groups", 0, "must be at least 1"),
+    ("rollout.episodes_per_iteration", 0, "must be at least 1"),
+    ("eval.num_envs", 3, "must be a multiple of rollout.num_groups=2"),
+    ("algorithm.microbatch_size", 48, "must be a multiple of algorithm.microbatch_size=48"),
+    ("algorithm.update_epochs", 0, "must be at least 1"),
+    ("run.save_every", 0, "must be at least 1"),
+    ("env.tasks", ("lift",), "must hold task indices"),
+    ("env.split", "all", "choose one of: held_out, published"),
+    ("env.protocol", "libero", "choose one of: rlinf, openpi"),
+    (
+        "env.render_devices",
+        (-1,),
+        "must hold EGL devices, for example --config.env.render_devices=0,1",
+    ),
+    ("env.cached_tasks", 0, "must be at least 1"),
+    ("env.restarts_per_hour", -1, "must be at least 0"),
+    ("env.recycle_episodes", -1, "must be at least 0"),
+    ("env.recycle_growth_gb", -0.5, "must be at least 0"),
+    ("rollout.start_order", "random", "choose one of: uniform, ordered"),
+    ("rollout.prefix_cache", "disk", "choose one of: auto, device, host, recompute"),
+    ("algorithm.group_size", 0, "must be at least 1"),
+    (
+        "algorithm.group_size",
+        3,
+        "rollout.episodes_per_iteration=256 must be a multiple of algorithm.group_size=3",
+    ),
+    ("eval.episodes_per_task", -1, "must be at least 0"),
+    ("eval.episodes_during_training", -1, "must be at least 0"),
+    ("sft.steps", 0, "to be at least 1"),
+    (
+        "env.suite",
+        "libero_goal",
+        "has no scripted expert; set sft.demonstrations=0 and model.checkpoint",
+    ),
+]
+
+
+# What must be set besides for the value to be wrong.
+NEEDED = {
+    "model.num_steps": dict(noise_method="flow_cps"),
+    "model.ignore_last": dict(joint_logprob=True),
+    "model.noise_params": dict(noise_anneal=True),
+}
+
+
+def changed(page, name, value):
+    section, _, field = name.rpartition(".")
+    with page.ignore_type():
+        page[section][field] = value
+    return page
+
+
+@pytest.mark.parametrize(
+    "name, value, remedy", WRONG, ids=[f"{name}={value}" for name, value, _ in WRONG]
+)
+def test_a_bad_value_is_named_with_its_remedy(name, value, remedy):
+    page = quickstart.get_config()
+    page.model.update(NEEDED.get(name, {}))
+    with pytest.raises(ValueError) as error:
+        config.settings(changed(page, name, value))
+    assert remedy in str(error.value) and "\n" not in str(error.value)
+    assert str(value) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields, remedy",
+    [
+        (dict(adv_type="grpo", group_size=8), "has no critic; set model.add_value_head=False"),
+        (
+            dict(sft_loss_weight=0.1),
+            "needs demonstrations; set sft.demonstrations (it is 0) to at least 1",
+        ),
+        (
+            dict(max_episodes_per_iteration=1024),
+            "replaces filtered groups: it needs algorithm.filter_rewards=True",
+        ),
+        (dict(filter_rewards=True), "groups of at least 2 and the filter are for adv_type=grpo"),
+    ],
+)
+def test_algorithm_and_critic_go_together(fields, remedy):
+    page = quickstart.get_config()
+    page.sft.demonstrations = 0
+    page.algorithm.update(fields)
+    with pytest.raises(ValueError) as error:
+        config.check_training(config.settings(page).raw)
+    assert remedy in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields, remedy",
+    [
+        (dict(group_size=1), "groups of at least 2 and the filter are for adv_type=grpo"),
+        (
+            dict(critic_warmup_iterations=1),
+            "needs a critic; set it to 0 with algorithm.adv_type='grpo'",
+        ),
+    ],
+)
+def test_what_grpo_excludes(fields, remedy):
+    page = quickstart.get_config()
+    page.model.add_value_head = False
+    page.algorithm.update(dict(adv_type="grpo", group_size=8, critic_warmup_iterations=0) | fields)
+    with pytest.raises(ValueError) as error:
+        config.check_training(config.settings(page).raw)
+    assert remedy in str(error.value) and "\n" not in str(error.value)
+
+
+def test_users_names_reach_the_policy():
+    page = quickstart.get_config()
+    page.model.update(
+        noise_method="reinflow", joint_logprob=True, is_lora=True, lora_rank=4, value_after_vlm=True
+    )
+    settings = config.settings(page)
+    assert settings.policy.noise_method == "flow_noise" and settings.policy.joint_logprob
+    assert settings.policy.model.paligemma.lora.attn_rank == 4 and settings.policy.value_after_vlm
+    assert not settings.keep_prefix, "an adapter of the VLM changes the prefix with every update"
+
+
+def test_adapters_under_openpis_names():
+    page = base.get_config()
+    page.model.update(
+        paligemma_variant="gemma_2b", action_expert_variant="gemma_300m_lora", lora_init="openpi"
+    )
+    settings = config.settings(page)
+    assert settings.policy.model.expert.lora == variants.LoraConfig(32, 32.0, 32, init="openpi")
+    assert settings.policy.model.paligemma.lora is None and settings.keep_prefix, (
+        "the expert's adapters leave the prefix alone"
+    )
+    page.model.paligemma_variant = "gemma_2b_lora"
+    assert (
+        config.settings(page).policy.model.paligemma.lora.attn_rank == 16
+        and not config.settings(page).keep_prefix
+    )
+    page.model.is_lora = True
+    with pytest.raises(ValueError, match="both say which adapters the VLM has; drop one"):
+        config.settings(page)
+
+
+@pytest.mark.parametrize(
+    "is_lora, frozen, kept",
+    [(False, True, "host"), (True, True, "recompute"), (False, False, "recompute")],
+)
+def test_a_prefix_is_kept_while_the_vlm_is_frozen(is_lora, frozen, kept):
+    page = changed(
+        changed(quickstart.get_config(), "model.is_lora", is_lora),
+        "model.train_expert_only",
+        frozen,
+    )
+    assert config.settings(page).prefix_cache == kept
+    page = changed(page, "rollout.prefix_cache", "device")
+    if kept == "host":
+        assert config.settings(page).prefix_cache == "device"
+    else:
+        with pytest.raises(
+            ValueError,
+            match="prefix_cache='device' keeps what changes .* set it to 'recompute' or 'auto'",
+        ):
+            config.settings(page)
+
+
+@pytest.mark.parametrize(
+    "name, value", [("model.noise_method", "flow_ode"), ("model.noise_level", 0.0)]
+)
+def test_a_policy_that_explores_nothing_is_evaluated_but_not_trained(name, value):
+    settings = config.settings(changed(quickstart.get_config(), name, value))
+    with pytest.raises(
+        ValueError, match="nothing to learn; use flow_sde with a positive noise_level"
+    ):
+        config.check_training(settings.raw)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("rollout.num_envs", 4), ("algorithm.microbatch_size", 4), ("sft.batch_size", 4)],
+)
+def test_batches_divide_over_the_devices(name, value):
+    page = quickstart.get_config()
+    config.check_batches(page, 8)
+    with pytest.raises(ValueError, match="must be a multiple of the 8 devices of the mesh"):
+        config.check_batches(changed(page, name, value), 8)
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("rollout.num_envs", 18, "num_groups=9 must be a multiple of the 2 devices of a host"),
+        (
+            "rollout.episodes_per_iteration",
+            255,
+            "=255 must be a multiple of the 4 hosts times algorithm.group_size=1",
+        ),
+    ],
+)
+def test_batches_and_episodes_divide_over_hosts(name, value, message):
+    page = quickstart.get_config()
+    config.check_batches(page, 8, hosts=4)
+    with pytest.raises(ValueError, match=message):
+        config.check_batches(changed(page, name, value), 8, hosts=4)
+
+
+def test_tasks_and_start_states_are_checked_against_the_suite():
+    page, spec = quickstart.get_config(), probes.make("action").spec
+    with pytest.raises(
+        ValueError,
+        match="needs at least 2 start states per task, but the suite has 1; set env.split=published",
+    ):
+        config.playable(page, spec)
+    page.env.tasks = (4,)
+    with pytest.raises(ValueError, match="env.tasks has 4; suite 'probe_action' has tasks 0 to 0"):
+        config.playable(page, spec)
+
+
+@pytest.mark.parametrize(
+    "name, count, first, last",
+    [
+        ("eval.episodes_per_task", 201, 800, 999),
+        ("eval.episodes_during_training", 201, 800, 999),
+        ("sft.demonstrations", 801, 0, 799),
+    ],
+)
+def test_no_start_state_is_played_twice(name, count, first, last):
+    page = changed(quickstart.get_config(), name, count)
+    with pytest.raises(
+        ValueError,
+        match=rf"{name}={count} exceeds the {count - 1} start states \({first} to {last}\)",
+    ):
+        config.playable(page, TABLETOP)
+
+
+def test_the_openpi_protocol_replans_every_five_actions():
+    page = base.get_config()
+    page.model.action_chunk, page.env.protocol = 10, "openpi"
+    assert config.settings(page).policy.action_chunk == 5
+    page.env.protocol = "rlinf"
+    assert config.settings(page).policy.action_chunk == 10
+    page.env.update(suite="tabletop", protocol="openpi")
+    assert config.settings(page).policy.action_chunk == 10, "a protocol of LIBERO alone"
+    page.env.suite, page.model.action_horizon = "libero_goal", 4
+    with pytest.raises(ValueError, match="model.action_chunk=5 exceeds model.action_horizon=4"):
+        config.settings(page)
+
+
+def test_the_schedule_has_the_configured_numbers():
+    page = base.get_config()
+    page.rollout.update(num_groups=4, lockstep=True)
+    page.env.cached_tasks = 3
+    assert config.settings(page).schedule == stream.Schedule(4, True, 3)
+
+
+RECIPES = sorted(
+    path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base")
+)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_complete_and_right(path):
+    page = command.load_recipe(path)
+    assert set(command._flat_names(page)) == set(command._flat_names(base.get_config()))
+    config.check_training(config.settings(page).raw)
+
+
+def test_the_quickstart_is_evaluated_on_start_states_it_never_trains_on():
+    page = command.load_recipe(ROOT / "configs" / "quickstart.py")
+    chosen = config.playable(page, TABLETOP)
+    assert not set(chosen.train) & set(chosen.evaluate) and len(chosen.train) == 800
+
+
+@pytest.mark.parametrize("name", ["libero_spatial_ppo_pi0", "libero_spatial_ppo_pi0_tiny"])
+def test_the_published_recipe_has_the_published_split_and_the_default_is_held_out(name):
+    assert command.load_recipe(ROOT / f"configs/{name}.py").env.split == "published"
+    assert base.get_config().env.split == "held_out"
+
+
+# ---- the command line --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argument, remedy",
+    [
+        ("--config.modle.lr=1", "did you mean --config.optim.lr or --config.sft.lr?"),
+        ("--config.model.noise_levl=1", "did you mean --config.model.noise_level?"),
+        ("--config.modle.noise_level=1", "did you mean --config.model.noise_level?"),
+        ("--config.num_iteration=1", "did you mean --config.num_iterations?"),
+        ("--config.eval.xyz=1", "eval has: baseline, episodes_during_training, "),
+        ("--config.xyz=1", "it has: algorithm, env, eval, "),
+        ("--config.env=1", "env has: assets, cached_tasks, image_size_px, "),
+        ("--config.num_iterations=many", "--config.num_iterations=many"),
+        ("--resume=always", "value should be one of <never|auto>"),
+        ("--resum=auto", "Did you mean: resume ?"),
+        ("more", "argument 'more' belongs to no option; write --name=value"),
+    ],
+)
+def test_a_wrong_argument(sentence, argument, remedy):
+    assert remedy in sentence(train, QUICKSTART, argument)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--config"], ["--config="]])
+def test_no_recipe(sentence, arguments):
+    assert (
+        "--config is missing; give a recipe, for example --config configs/quickstart.py"
+        in sentence(train, *arguments)
+    )
+
+
+def test_a_recipe_that_does_not_exist(sentence):
+    said = sentence(train, f"--config={ROOT / 'configs/quickstrat.py'}")
+    assert "quickstrat.py does not exist" in said and "quickstart.py" in said
+
+
+def test_help_shows_what_the_command_is_for(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        train.main(["train", "--help"])
+    assert exit_.value.code == 0
+    assert "Fine-tune a policy" in (said := capsys.readouterr().out) and "--resume" in said
+
+
+def test_overrides_reach_the_page():
+    argv = [
+        "train",
+        QUICKSTART,
+        "--config.env.tasks=0,2",
+        "--config.optim.lr=0.5",
+        "--noconfig.run.tensorboard",
+        "--resume=auto",
+    ]
+    values, page = command.parse(argv, train._flags)
+    assert (page.env.tasks, page.optim.lr, page.run.tensorboard, values.resume) == (
+        (0, 2),
+        0.5,
+        False,
+        "auto",
+    )
+
+
+# ---- what only shows when the run is set up ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """A user's machine, not the eight virtual devices of the tests."""
+    monkeypatch.setattr(
+        meshes,
+        "make_mesh",
+        lambda *args, make=meshes.make_mesh: make(*args, jax.devices()[:1]),
+    )
+
+
+NOTHING_CACHED = "--config.run.compilation_cache="
+
+
+def test_assets_that_do_not_exist_are_told_from_inside_the_simulator_process(
+    sentence, one_device, tmp_path, vectors
+):
+    """The error rises in a child process; the parent says its sentence."""
+    tiny = f"--config={ROOT / 'configs/libero_spatial_ppo_pi0_tiny.py'}"
+    said = sentence(
+        train,
+        tiny,
+        "--config.env.assets=/nonexistent",
+        f"--config.run.directory={tmp_path / 'run'}",
+        NOTHING_CACHED,
+    )
+    assert (
+        "LIBERO assets are not in /nonexistent" in said
+        and "pass assets=FOLDER or set PIRL_LIBERO_ASSETS" in said
+    )
+    assert not (tmp_path / "run").exists(), "the corrected command can use the same directory"
+
+
+def test_missing_gl_library(sentence, one_device, monkeypatch):
+    monkeypatch.setitem(backends.BACKENDS, "egl", ("libAbsent.so.1", "libabsent1"))
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    assert (
+        "libAbsent.so.1 is missing (MUJOCO_GL=egl); run: apt-get install -y libabsent1"
+        in sentence(train, QUICKSTART, NOTHING_CACHED)
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, remedy",
+    [
+        (
+            ["--config.eval.episodes_per_task=3"],
+            "eval.episodes_per_task=3 exceeds the 2 start states (0 to 1)",
+        ),
+        (["--config.env.tasks=1,"], "env.tasks has 1; suite 'probe_conditioned' has tasks 0 to 0"),
+        (["--config.model.tokenizer="], "model.tokenizer is empty; set it to"),
+        (["--config.model.max_token_len=5"], "set max_token_len to at least 17"),
+        (
+            ["--config.model.norm_stats=nowhere.json"],
+            "no normalisation statistics at nowhere.json; give",
+        ),
+        (["--config.model.norm_stats="], "needs model.norm_stats"),
+        (["--config.model.checkpoint=nowhere"], "nowhere; give a run directory"),
+    ],
+)
+def test_what_does_not_fit_the_suite(sentence, one_device, arguments, remedy):
+    assert remedy in sentence(train, PROBE, *arguments, NOTHING_CACHED)
+
+
+def test_a_directory_that_holds_a_run(sentence, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"iteration": 0}) + "\n")
+    said = sentence(train, PROBE, f"--config.run.directory={tmp_path}", NOTHING_CACHED)
+    assert f"run directory {tmp_path} already holds a run; continue it with --resume auto" in said
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_evaluation_needs_a_checkpoint(sentence, one_device):
+    assert (
+        "--checkpoint is missing; give the directory of a run, or --policy random | expert"
+        in sentence(evaluate, PROBE)
+    )
+    said = sentence(evaluate, PROBE, "--policy=experts")
+    assert (
+        "--policy='experts' does not exist; choose one of: checkpoint, random, expert, ws://HOST:PORT"
+        in said
+    )
+    assert "has no scripted expert; evaluate --policy=random" in sentence(
+        evaluate, PROBE, "--policy=expert"
+    )
+    assert "--videos=some is no choice of episodes; give all, failures" in sentence(
+        evaluate, PROBE, "--videos=some"
+    )
+    said = sentence(evaluate, PROBE, "--checkpoint=nowhere", NOTHING_CACHED)
+    assert "nowhere; give a run directory" in said
+
+
+def test_a_run_brings_its_own_configuration(sentence, tmp_path):
+    page = quickstart.get_config()
+    page.env.tasks, page.seed = (2, 3), 7
+    saved = json.loads(json.dumps(page.to_dict()))
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    argv = ["evaluate", f"--checkpoint={tmp_path / 'checkpoints'}", "--config.seed=8"]
+    values, read = command.parse(argv, evaluate._flags)
+    page.seed = 8
+    assert read.to_dict() == page.to_dict() and values.checkpoint == str(tmp_path / "checkpoints")
+    assert config.settings(read) == config.settings(page)
+    _, given = command.parse([*argv, PROBE], evaluate._flags)
+    assert given.env.suite == "probe_conditioned", "a recipe that is given counts"
+    assert "has no config.json beside its checkpoints; give the recipe with --config" in sentence(
+        evaluate, "--checkpoint=nowhere"
+    )
+    del saved["env"]["split"]
+    (tmp_path / "config.json").write_text(json.dumps(saved | {"extra": 1}))
+    said = sentence(evaluate, f"--checkpoint={tmp_path}")
+    assert "is of another version (fields env.split, extra); give the recipe with --config" in said
+
+
+def test_a_real_process_ends_with_code_2_and_one_line():
+    command = [
+        sys.executable,
+        "-m",
+        "pirl_jax.train",
+        "--config",
+        "configs/probe.py",
+        "--config.model.noise_levl=1",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        "error: --config.model.noise_levl is no field of the configuration; did you mean --config.model.noise_level?\n"
+    )
+
+
+def test_the_update_gets_the_whole_section():
+    """Left out, a field would fall back to its default: with groups of one, GRPO would learn nothing."""
+    page = quickstart.get_config()
+    page.model.add_value_head = False
+    page.algorithm.update(adv_type="rloo", group_size=8, critic_warmup_iterations=0)
+    got = config.settings(page).update
+    assert {name: getattr(got, name) for name in page.algorithm} == page.algorithm.to_dict()

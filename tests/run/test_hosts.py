@@ -1,0 +1,194 @@
+"""Several processes that train together, each with devices and simulators of its own, as the hosts of a cluster do."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from pirl_jax.monitor import log
+from pirl_jax.run import hosts, results
+from tests import test_train
+from tests.learner import test_two_hosts
+
+ROOT = pathlib.Path(__file__).parents[2]
+# One minibatch holds all decisions, so that it does not matter which host shuffles which.
+SAME = {
+    "env.suite": "probe_delayed",
+    "rollout.num_envs": 8,
+    "rollout.num_groups": 2,
+    "rollout.lockstep": True,
+    "rollout.episodes_per_iteration": 16,
+    "algorithm.minibatch_size": 64,
+    "algorithm.microbatch_size": 16,
+    "run.save_every": 1,
+    "run.compilation_cache": ROOT / ".jax_cache",
+}
+
+
+def start(directory, count, *arguments, devices=1, of_host=None, **fields):
+    """Processes of one training, each with so many devices."""
+    address = f"localhost:{test_two_hosts.free_port()}"
+    fields = (
+        SAME
+        | {"run.directory": directory}
+        | {name.replace("__", "."): value for name, value in fields.items()}
+    )
+    command = [sys.executable, "-m", "pirl_jax.train", "--config", "configs/probe.py", *arguments]
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    started = []
+    for host in range(count):
+        where = "auto" if "SLURM_JOB_ID" in environment else f"{address},{count},{host}"
+        more = ([f"--hosts={where}"] if count > 1 else []) + (of_host or {}).get(host, [])
+        own = environment | {"SLURM_PROCID": str(host)}
+        started.append(
+            subprocess.Popen(
+                [*command, *more], cwd=ROOT, env=own, stderr=subprocess.PIPE, text=True
+            )
+        )
+    return started
+
+
+def finish(started, expected=None, timeout_s=240):
+    """-> their exit codes, which may be checked, and what they complained of."""
+    try:
+        complaints = [process.communicate(timeout=timeout_s)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    codes = [process.returncode for process in started]
+    assert expected in (None, codes), complaints
+    return codes, complaints
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prefix_cache, devices, fsdp", [("host", 1, 1), ("device", 2, 2)])
+def test_two_hosts_train_as_one_and_resume(tmp_path, prefix_cache, devices, fsdp):
+    fields = {"num_iterations": 2, "rollout__prefix_cache": prefix_cache}
+    together = fields | {"devices": devices, "mesh__fsdp": fsdp}
+    finish(start(tmp_path / "two", 2, **together), [0, 0])
+    finish(start(tmp_path / "one", 1, **fields), [0])
+    two, one = (log.read(tmp_path / name, timing=False) for name in ("two", "one"))
+    assert [row["iteration"] for row in two] == [row["iteration"] for row in one]
+    for row, expected in zip(two, one, strict=True):
+        assert row.keys() == expected.keys()
+        for name in row:
+            exact = name.startswith(("env/", "eval/", "rollout/groups")) or name in (
+                "iteration",
+                "rollout/decisions",
+            )
+            rtol, atol = (0, 0) if exact else (1e-3, 1e-5)
+            np.testing.assert_allclose(
+                row[name], expected[name], rtol=rtol, atol=atol, err_msg=name
+            )
+    two, one = (test_train.saved(tmp_path / name, 2) for name in ("two", "one"))
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "2")
+    finish(start(tmp_path / "two", 2, "--resume", "auto", **together), [0, 0])
+    test_train.assert_equal_states(test_train.saved(tmp_path / "two", 2), two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", ["none", "slurm"])
+def test_no_host_waits_for_one_that_failed(tmp_path, cluster, monkeypatch):
+    if cluster == "slurm":  # as srun tells its tasks; the process number follows in `start`
+        for name, value in {
+            "JOB_ID": 77,
+            "STEP_NODELIST": "localhost",
+            "NTASKS": 2,
+            "LOCALID": 0,
+        }.items():
+            monkeypatch.setenv(f"SLURM_{name}", str(value))
+    (first, second), (_, complaint) = finish(
+        start(tmp_path, 2, num_iterations=1, of_host={1: ["--config.env.tasks=7"]})
+    )
+    assert first != 0 and second == 2
+    assert "env.tasks has 7" in complaint
+
+
+@pytest.mark.slow
+def test_hosts_without_common_storage_are_refused(tmp_path):
+    apart = {1: [f"--config.run.directory={tmp_path / 'disk of the other'}"]}
+    _, complaints = finish(
+        start(tmp_path / "disk of the first", 2, num_iterations=1, of_host=apart), [2, 2]
+    )
+    assert all("must lie on storage that all hosts share" in complaint for complaint in complaints)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_no_host_waits_for_one_that_died(tmp_path, how):
+    started = start(tmp_path, 2, num_iterations=1000)
+    metrics, deadline_s = tmp_path / "metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline_s and not (
+        metrics.exists() and "actor/loss" in metrics.read_text()
+    ):
+        time.sleep(0.1)
+    started[1].send_signal(how)
+    (first, second), (complaint, _) = finish(started, timeout_s=2 * hosts.HEARTBEAT_S)
+    assert first != 0 and second == -how, complaint
+
+
+@pytest.mark.parametrize("wrong", ["cluster", "localhost,2,0", "localhost:1234,2,2"])
+def test_an_address_is_checked(wrong):
+    with (
+        pytest.raises(
+            ValueError, match=f"--hosts={wrong} is no address; give ADDRESS:PORT,COUNT,INDEX"
+        ),
+        hosts.joined(wrong),
+    ):
+        pass
+
+
+@pytest.mark.slow
+def test_the_launch_script_teaches_and_trains_on_two_hosts(tmp_path):
+    ssh = tmp_path / "ssh"  # -tt HOST COMMAND, without leaving this machine
+    ssh.write_text('#!/usr/bin/env bash\nexec bash -c "$3"\n')
+    ssh.chmod(0o755)
+    fields = {
+        "run.directory": tmp_path / "a run",
+        "num_iterations": 1,
+        "sft.steps": 2,
+        "sft.demonstrations": 2,
+        "env.num_workers": 1,
+        "rollout.num_envs": 4,
+        "rollout.episodes_per_iteration": 4,
+        "eval.episodes_per_task": 3,
+        "eval.num_videos": 2,
+        "algorithm.minibatch_size": 32,
+        "algorithm.microbatch_size": 16,
+        "run.compilation_cache": ROOT / ".jax_cache",
+    }
+    command = [
+        "bash",
+        "launch/hosts.sh",
+        "localhost,127.0.0.1",
+        "--config",
+        "configs/quickstart.py",
+    ]
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    port = str(test_two_hosts.free_port())
+    environment = os.environ | {
+        "XLA_FLAGS": "",
+        "JAX_PLATFORMS": "cpu",
+        "PIRL_SSH": str(ssh),
+        "PIRL_PORT": port,
+    }
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (
+        "[localhost] success rate" in done.stdout and "[127.0.0.1] success rate" not in done.stdout
+    )
+    (rates,) = results.read_successes(tmp_path / "a run" / "evaluation" / "after").values()
+    assert rates[1] == 3
+    assert len(list((tmp_path / "a run").glob("evaluation/after/videos/*.mp4"))) == 2

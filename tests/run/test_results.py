@@ -1,0 +1,147 @@
+"""The files of an evaluation say what was measured and how."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import base, quickstart
+from pirl_jax.envs import base as envs
+from pirl_jax.envs.libero import files
+from pirl_jax.rollout import starts, stream
+from pirl_jax.run import config, results
+
+NAMES = ("reach", "lift")
+SPEC = envs.EnvSpec("tabletop", NAMES, 1000, max_episode_steps=60, image_size_px=64)
+CHOSEN = starts.Starts((0, 1), range(800), range(800, 1000))
+
+
+def played():
+    return [
+        stream.Result(
+            stream.Episode(1, 800), success=True, reward=1.0, num_steps=30, num_decisions=6
+        ),
+        stream.Result(
+            stream.Episode(0, 800), success=False, reward=0.0, num_steps=50, num_decisions=10
+        ),
+        stream.Result(
+            stream.Episode(1, 801), success=False, reward=0.0, num_steps=40, num_decisions=8
+        ),
+        stream.Result(stream.Episode(0, 801), lost=True),
+    ]
+
+
+def test_successes_by_task():
+    assert results.successes(played(), NAMES) == {"reach": (0, 1), "lift": (1, 2)}
+    with pytest.raises(RuntimeError, match="all 1 episodes of the evaluation were lost"):
+        results.successes(played()[3:], NAMES)
+
+
+def test_files_of_an_evaluation(tmp_path):
+    settings = config.settings(quickstart.get_config())
+    assert results.read_successes(tmp_path) is None
+    measured = {"policy": {"name": "SFT"}, "protocol": results.protocol(settings, SPEC, CHOSEN, 2)}
+    text = results.write(tmp_path, settings, measured, played(), NAMES, "SFT")
+    assert results.read_successes(tmp_path) == {"reach": (0, 1), "lift": (1, 2)}
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written["episodes"][0] == {
+        "task": 1,
+        "init_state": 800,
+        "success": True,
+        "steps": 30,
+        "decisions": 6,
+        "reward": 1.0,
+    }
+    assert (
+        len(written["episodes"]) == written["num_episodes"] == 3 and written["episode_len"] == 40.0
+    )
+    assert [(row["task"], row["init_state"]) for row in written["lost_episodes"]] == [(0, 801)]
+    assert written["table"]["rows"]["SFT"]["total"]["successes"] == 1
+    assert written["per_suite"]["tabletop"] == written["table"]["rows"]["SFT"]["total"]
+    assert "OpenGL" in written["renderer"] and written["environment"]["packages"]["mujoco"]
+    assert text + "\n" == (tmp_path / "table.txt").read_text()
+    for said in (
+        "split held_out (start states 800 to 801 of each task)",
+        "rendering light",
+        "seed 42",
+        "1 episodes lost",
+        " 35.0",
+    ):
+        assert said in text, said
+
+
+def test_the_protocol_has_every_number():
+    page = base.get_config()
+    page.env.update(suite="libero_130", protocol="openpi")
+    protocol = results.protocol(
+        config.settings(page), SPEC, starts.Starts((0, 129), range(40), range(40, 50)), 0
+    )
+    assert (
+        protocol["init_states"] == [40, 50]
+        and protocol["trained_on_init_states"] == [0, 40]
+        and protocol["split"] == "held_out"
+    )
+    assert list(protocol["max_episode_steps"].values()) == [220, 280, 300, 520, 400]
+    assert (
+        protocol["name"],
+        protocol["settle_steps"],
+        protocol["action_chunk"],
+        protocol["seed"],
+    ) == ("openpi", 10, 5, 42)
+    page.env.max_episode_steps = 7
+    assert results.protocol(config.settings(page), SPEC, CHOSEN, 0)["max_episode_steps"] == 60
+    tabletop = results.protocol(config.settings(quickstart.get_config()), SPEC, CHOSEN, 0)
+    assert (
+        tabletop["max_episode_steps"] == 60
+        and tabletop["settle_steps"] == 0
+        and tabletop["name"] == "tabletop's own"
+    )
+
+
+def test_the_suites_of_libero_130_get_a_row_each(tmp_path, monkeypatch):
+    settings = config.settings(base.get_config())
+    tasks = [files.Task("libero_goal", "a"), files.Task("libero_90", "b")]
+    monkeypatch.setattr(files, "tasks", lambda suite: tasks)
+    measured = {
+        "policy": {"name": "expert"},
+        "protocol": results.protocol(settings, SPEC, CHOSEN, 2),
+    }
+    text = results.write(tmp_path, settings, measured, played(), NAMES, "expert")
+    per_suite = json.loads((tmp_path / "evaluation.json").read_text())["per_suite"]
+    counts = {name: (cell["successes"], cell["episodes"]) for name, cell in per_suite.items()}
+    assert counts == {"libero_goal": (0, 1), "libero_90": (1, 2)}
+    names = [line.split()[0] for line in text.splitlines() if "/" in line]
+    assert names[:5] == ["reach", "lift", "libero_goal", "libero_90", "total"]
+
+
+def test_rows_read_back():
+    for result in played()[:3]:
+        assert results.from_row(json.loads(json.dumps(results.row(result)))) == result
+
+
+@pytest.mark.parametrize(
+    "choice, chosen",
+    [("all", [0, 1, 2]), ("failures", [1, 2]), ("1:801", [2]), ("0:800,1:801,7:7", [1, 2])],
+)
+def test_choice_of_videos(choice, chosen):
+    wanted = results.chosen_videos(choice)
+    assert [
+        k for k, result in enumerate(played()[:3]) if wanted(result.episode, result.success)
+    ] == chosen
+
+
+@pytest.mark.parametrize("choice", ["some", "1", "1:", "1:2;3:4", ""])
+def test_a_choice_of_no_videos(choice):
+    with pytest.raises(
+        ValueError, match="is no choice of episodes; give all, failures, or pairs like"
+    ):
+        results.chosen_videos(choice)
+
+
+def test_a_video_is_named_by_episode_and_outcome(tmp_path):
+    result = played()[0]
+    result.frames = [np.zeros((16, 16, 3), np.uint8)] * 4
+    results.film(tmp_path, result, NAMES)
+    assert (
+        tmp_path / "videos/task_1_init_800_success.mp4"
+    ).stat().st_size > 0 and result.frames is None
