@@ -59,7 +59,19 @@ def test_suites_get_subtotals_and_steps_a_column():
     names = [line.split("  ")[0] for line in lines[1:-1] if not line.startswith("-")]
     assert names == ["lift the red cube", "stack", "libero_goal", "libero_90", "total"]
     assert lines[0].endswith("steps") and lines[2].endswith(" 31.2") and lines[3].endswith(" 99.0")
-    assert len({len(line) for line in lines[:-1]}) == 1
+    # Tasks reach the end of the steps, suites and total the end of the rates: none has a ragged edge.
+    tasks, sums = lines[2:4], [lines[5], lines[6], lines[8]]
+    assert {len(line) for line in tasks} == {len(lines[0])}
+    assert {len(line) for line in sums} == {lines[0].index("policy") + len("policy")}
+
+
+def test_a_task_that_one_row_lacks_has_an_empty_cell():
+    """All of its episodes may be lost with their simulators, before or after training."""
+    results = {"SFT": {"stack": (10, 50)}, "PPO": {"lift": (50, 50), "stack": (45, 50)}}
+    lines = report.as_text(report.success_table(results)).splitlines()
+    assert lines[2].startswith("stack") and "10/50" in lines[2] and "45/50" in lines[2]
+    assert lines[3].split() == ["lift", "100.0", "%", "[", "92.9,", "100.0]", "50/50"]
+    assert len(lines[3]) == len(lines[2])
 
 
 def test_learning_curve_is_drawn_from_any_subset_of_metrics(tmp_path):
