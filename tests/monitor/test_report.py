@@ -59,7 +59,7 @@ def test_suites_get_subtotals_and_steps_a_column():
     names = [line.split("  ")[0] for line in lines[1:-1] if not line.startswith("-")]
     assert names == ["lift the red cube", "stack", "libero_goal", "libero_90", "total"]
     assert lines[0].endswith("steps") and lines[2].endswith(" 31.2") and lines[3].endswith(" 99.0")
-    # Tasks reach the end of the steps, suites and total the end of the rates: none has a ragged edge.
+    # Tasks reach to the end of the steps, suites and total to the end of the rates.
     tasks, sums = lines[2:4], [lines[5], lines[6], lines[8]]
     assert {len(line) for line in tasks} == {len(lines[0])}
     assert {len(line) for line in sums} == {lines[0].index("policy") + len("policy")}
