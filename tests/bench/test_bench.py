@@ -1,4 +1,4 @@
-"""The benchmark command: names take turns, ratios point the right way, and tiny real runs fill every row."""
+"""The benchmark command: names take turns, ratios point the right way, tiny runs fill every row."""
 
 import argparse
 import json
@@ -6,20 +6,23 @@ import json
 import pytest
 
 from pirl_jax.bench import __main__ as bench
-from pirl_jax.bench import end2end, env, policy
+from pirl_jax.bench import end2end, env, interleaved, policy
 from pirl_jax.bench import plan as bench_plan
 from pirl_jax.models import variants
 from pirl_jax.run import plan
 
 
 def test_names_take_turns_and_the_median_counts():
+    values = {"a": [1.0, 9.0, 2.0], "b": [4.0, 4.0, 5.0]}
     calls = []
 
-    def once(name, repeat):
+    def measure(name, repeat):
         calls.append((name, repeat))
-        return {"a": [1.0, 9.0, 2.0], "b": [4.0, 4.0, 5.0]}[name][repeat]
+        return values[name][repeat]
 
-    assert env.interleaved(["a", "b"], once, repeats=3) == {"a": 2.0, "b": 4.0}
+    assert interleaved.values(["a", "b"], measure, repeats=3) == values
+    calls.clear()
+    assert interleaved.medians(["a", "b"], measure, repeats=3) == {"a": 2.0, "b": 4.0}
     assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
 
 
@@ -51,7 +54,10 @@ def test_a_tiny_run(libero_assets, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(env, "CHUNKS", (10,))
     monkeypatch.setattr(env, "CONTROL_STEPS", 5)
     file = tmp_path / "env.json"
-    arguments = f"env --tasks libero_object:0 --assets {libero_assets} --image-size 32 --workers 1 --repeats 1 --output {file}"
+    arguments = (
+        f"env --tasks libero_object:0 --assets {libero_assets} --image-size 32 --workers 1 "
+        f"--repeats 1 --output {file}"
+    )
     bench.main(["bench", *arguments.split()])
     assert "libero_object:0" in capsys.readouterr().out
     written = json.loads(file.read_text())
@@ -73,12 +79,12 @@ def test_a_tiny_run(libero_assets, tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def tiny(monkeypatch):
     """The scaled model, smaller still."""
-    small = dict(
-        paligemma=variants.GemmaConfig(64, 2, 256, 2, 1, 16),
-        expert=variants.GemmaConfig(32, 2, 64, 2, 1, 16),
-        siglip=variants.SiglipConfig(32, 2, 64, 2, 14),
-        image_size=(28, 28),
-    )
+    small = {
+        "paligemma": variants.GemmaConfig(64, 2, 256, 2, 1, 16),
+        "expert": variants.GemmaConfig(32, 2, 64, 2, 1, 16),
+        "siglip": variants.SiglipConfig(32, 2, 64, 2, 14),
+        "image_size": (28, 28),
+    }
     monkeypatch.setattr(policy, "SCALED", policy.SCALED | small)
 
 
@@ -123,7 +129,7 @@ def test_the_share_of_peak_is_of_the_device_at_hand(tiny):
 
 
 def test_the_plan_of_a_recipe_as_published_and_small(monkeypatch, capsys):
-    """What a plan is made of is tested in test_plan.py; here: which recipes it is asked for, and the tables."""
+    """Which recipes it is asked for, and the tables; what a plan is made of: test_plan.py."""
     asked = []
 
     def measure(settings, on_mesh, prompt_tokens, env_spec, limit, thorough):
