@@ -7,7 +7,6 @@ per seed.  A run without an evaluation "before" of its own started from another 
 whose last evaluation then stands for its start.
 """
 
-import argparse
 from collections.abc import Sequence
 import json
 import pathlib
@@ -22,9 +21,7 @@ MACHINE = ("git", "python", "platform", "cpu_cores", "devices")  # what of envir
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="pirl_jax.compare", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = command.Parser("pirl compare", __doc__)
     parser.add_argument("runs", nargs="+", type=pathlib.Path, help="run directories")
     parser.add_argument(
         "--output", type=pathlib.Path, required=True, help="path of the result, without its ending"

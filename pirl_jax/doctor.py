@@ -20,7 +20,7 @@ from pirl_jax.envs.libero import assets as libero_assets
 from pirl_jax.envs.libero import files as libero_files
 from pirl_jax.envs.pool import worker
 from pirl_jax.monitor import columns, packages
-from pirl_jax.run import machine
+from pirl_jax.run import command, machine
 
 STATUSES = ("pass", "fail", "skip")
 JAX_TIMEOUT_S = 120.0
@@ -238,11 +238,7 @@ def as_text(rows: Sequence[machine.Row]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m pirl_jax.doctor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.Parser("pirl doctor", __doc__)
     add = parser.add_argument
     add("--full", action="store_true", help="all 50 start states of the physics probe, not 2")
     add("--assets", metavar="DIR", help="LIBERO's assets; default: where training finds them")

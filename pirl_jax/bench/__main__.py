@@ -35,9 +35,7 @@ class Benchmark(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="pirl_jax.bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = command.Parser("pirl bench", __doc__)
     commands = parser.add_subparsers(dest="benchmark", required=True)
     for name, benchmark in BENCHMARKS.items():
         subparser = commands.add_parser(name, help=benchmark.what)

@@ -16,7 +16,7 @@ from pirl_jax.envs import base
 from pirl_jax.envs.libero import files
 from pirl_jax.monitor import columns
 from pirl_jax.policy import flops
-from pirl_jax.run import command, config, devices, plan
+from pirl_jax.run import config, devices, plan, recipes
 
 GB = 1e9
 SMALL = {
@@ -41,13 +41,13 @@ MEMORY_COLUMNS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    recipes = [
+    published = [
         str(path)
         for path in pathlib.Path("configs").glob("libero_*.py")
         if path.stem.endswith(("_pi0", "_pi05"))
     ]
     parser.add_argument(
-        "--recipes", default=",".join(sorted(recipes)), help="files, separated by commas"
+        "--recipes", default=",".join(sorted(published)), help="files, separated by commas"
     )
     parser.add_argument(
         "--limit-gb",
@@ -69,12 +69,12 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     A pass has baseline, ours and ratio (policy/flops.py savings).
     """
     mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
-    recipes = options.recipes.split(",")
-    return {pathlib.Path(recipe).stem: _recipe(recipe, mesh, options) for recipe in recipes}
+    names = options.recipes.split(",")
+    return {pathlib.Path(name).stem: _recipe(name, mesh, options) for name in names}
 
 
 def _recipe(recipe: str, mesh: jax.sharding.Mesh, options: argparse.Namespace) -> dict[str, Any]:
-    settings = config.settings(command.load_recipe(recipe))
+    settings = config.settings(recipes.load_recipe(recipe))
     devices.setup_jax(settings)
     env_spec = _env_spec(recipe, settings.raw.env)
     memory = {}

@@ -26,7 +26,7 @@ from pirl_jax.learner import update as updates
 from pirl_jax.models import variants
 from pirl_jax.monitor import columns
 from pirl_jax.policy import flops, flow
-from pirl_jax.run import command, config, steps
+from pirl_jax.run import config, recipes, steps
 
 VARIANTS = ("baseline", "ours")
 SIZES = ("full", "scaled")
@@ -101,7 +101,7 @@ def prepare(recipe: str, options: argparse.Namespace) -> Case:
         "rollout.prefix_cache": "host",
         "model.gradient_checkpointing": "none",
     }
-    settings = config.changed(config.settings(command.load_recipe(recipe)), changes)
+    settings = config.changed(config.settings(recipes.load_recipe(recipe)), changes)
     prompt = PROMPT
     if _is_scaled(options.size):
         settings = _scaled(settings)
