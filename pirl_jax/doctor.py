@@ -49,6 +49,7 @@ def check_packages() -> machine.Row:
             wrong.append(f"{pin.name} {found or 'absent'} instead of {pin.specifier}")
     if wrong:
         return machine.Row("packages", "fail", "; ".join(wrong), f"run: {machine.INSTALL}")
+    # The words after the first name the compiler.
     python = sys.version.split()[0]
     return machine.Row("packages", "pass", f"{len(pins)} as pinned, python {python}")
 
@@ -116,6 +117,7 @@ def check_mapping(devices: Sequence[backends.Device]) -> machine.Row:
     try:
         egl_by_cuda = backends.cuda_to_egl(devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
     except ValueError as error:
+        # Errors for users are "problem; remedy".
         problem, _, remedy = str(error).partition("; ")
         return machine.Row(name, "fail", problem, remedy)
     if egl_by_cuda:
@@ -183,6 +185,7 @@ def check_physics(assets: pathlib.Path | None, backend: str, num_init_states: in
     name = "LIBERO physics"
     if assets is None:
         return machine.Row(name, "skip", "needs the assets")
+    # As in a worker of a run.
     variables = worker.environment() | backends.variables(backend)
     variables[libero_files.ASSETS_VARIABLE] = str(assets)
     arguments = ["-m", "pirl_jax.envs.libero.probe", "0", str(num_init_states)]

@@ -26,7 +26,9 @@ PROTOCOL = "openpi"
 class Stock:
     """LIBERO's own OffScreenRenderEnv (`render`) or ControlEnv without cameras."""
 
-    def __init__(self, suite: str, assets: str | None, image_size_px: int, render: bool = True):
+    def __init__(
+        self, suite: str, assets: str | None, image_size_px: int, render: bool = True
+    ) -> None:
         protocol = files.PROTOCOLS[PROTOCOL]
         self.spec = libero.make(suite, assets, image_size_px, protocol=PROTOCOL).spec
         self._suite = suite
@@ -103,7 +105,7 @@ class Stock:
 class StockBare(Stock):
     """Stock without pictures; the reward of a chunk is the seconds it took, as with Bare."""
 
-    def __init__(self, suite: str, assets: str | None, image_size_px: int):
+    def __init__(self, suite: str, assets: str | None, image_size_px: int) -> None:
         super().__init__(suite, assets, image_size_px, render=False)
 
     def step_chunk(self, actions_IA: np.ndarray, record: bool = False) -> base.TimeStep:
@@ -122,7 +124,9 @@ class Bare:
       controls, which no control loop can go below.
     """
 
-    def __init__(self, suite: str, assets: str | None, image_size_px: int, floor: bool = False):
+    def __init__(
+        self, suite: str, assets: str | None, image_size_px: int, floor: bool = False
+    ) -> None:
         self._env = libero.make(suite, assets, image_size_px, protocol=PROTOCOL)
         self.spec = self._env.spec
         self._floor = floor

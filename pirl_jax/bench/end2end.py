@@ -86,6 +86,7 @@ def _train(recipe: str, fields: Mapping[str, Any], more: Sequence[str]) -> list[
         command = [sys.executable, "-m", "pirl_jax.train", "--config", recipe, *overrides]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
+            # Commands end in one sentence; what stands above it is log.
             last_line = done.stderr.strip().splitlines()[-1]
             raise ValueError(f"a run of {recipe} ended with: {last_line}")
         lines = (directory / "metrics.jsonl").read_text().splitlines()

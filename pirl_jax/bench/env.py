@@ -78,6 +78,7 @@ def _task(name: str, options: argparse.Namespace) -> dict[str, dict[str, float]]
         for chunk in CHUNKS:
             result[f"chunk of {chunk}, ms"] = chunk_step(rendering, task, chunk, repeats)
         result["reset, ms"] = reset(rendering, task, repeats)
+        # Without an expert for this suite there is no episode that ends in success.
         demonstration = _in_process(
             baselines.demonstration, suite, options.assets, task, list(DEMONSTRATED)
         )
@@ -85,6 +86,7 @@ def _task(name: str, options: argparse.Namespace) -> dict[str, dict[str, float]]
             for chunk in CHUNKS:
                 seconds = episode(rendering, task, demonstration, chunk, repeats)
                 result[f"episode, chunks of {chunk}, s"] = seconds
+        # Last, when every env has grown to what a run would see.
         memory = {name: memory_mb(one_env) for name, one_env in rendering.items()}
         result["memory per worker, MB"] = memory
     counts = [int(count) for count in options.workers.split(",") if count]
@@ -206,11 +208,13 @@ def throughput(make: Factories, task: int, count: int, repeats: int) -> dict[str
     slots = list(range(count))
     with contextlib.ExitStack() as stack:
         pools = _open(stack, make, RENDERING, num_envs=count)
+        # Slot s plays init state s, as the slots of a rollout differ.
         for envs in pools.values():
             envs.reset(slots, [task] * count, slots)
             envs.recv(slots)
 
         def steps_per_s(name: str, repeat: int) -> float:
+            # All workers at once: what counts is how they share the cores.
             start_s = time.perf_counter()
             pools[name].send(slots, np.stack([_random_actions(repeat, 10)] * count))
             num_steps = pools[name].recv(slots).num_steps.sum()
@@ -268,6 +272,7 @@ def _random_actions(seed: int, count: int) -> np.ndarray:
 
 def _in_process(function: Callable, *arguments: Any) -> Any:
     """Run in a process with a worker's environment: this one stays free of simulators."""
+    # A fork would copy a process that runs threads.
     context = multiprocessing.get_context("spawn")
     with (
         worker.spawning(),

@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
     A pass has baseline, ours and ratio (policy/flops.py savings).
     """
+    # Of one device, however many this machine has.
     mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
     names = options.recipes.split(",")
     return {pathlib.Path(name).stem: _recipe(name, mesh, options) for name in names}
@@ -78,6 +79,7 @@ def _recipe(recipe: str, mesh: jax.sharding.Mesh, options: argparse.Namespace) -
     devices.setup_jax(settings)
     env_spec = _env_spec(recipe, settings.raw.env)
     memory = {}
+    # thorough: a plan that does not fit is of interest here, to the last executable.
     for size, changes in (("as published", {}), ("small", _small(settings))):
         needed = plan.measure(
             config.changed(settings, changes),

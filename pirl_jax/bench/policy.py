@@ -214,6 +214,7 @@ def _update(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     rows = options.batch
     ids = np.arange(rows, dtype=np.int32)
     explore, _ = steps.decisions(settings.policy, True)
+    # What was decided, and the prefix kept from it, is the same for both updates.
     decided = explore(case.params, case.key, *case.put((ids, case.narrow)))
     chain, _, prefix = jax.device_get(decided)
     contexts = {"baseline": case.wide, "ours": prefix}
@@ -241,6 +242,7 @@ def _update(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         )
         start_s = time.perf_counter()
         states[name], metrics = update_of[name](states[name], [batch])
+        # Waits for the device: a step has ended when its numbers are here.
         metrics = jax.device_get(metrics)
         first_metrics.setdefault(name, metrics)
         return time.perf_counter() - start_s
@@ -265,6 +267,7 @@ def _side_by_side(
 def _decide(case: Case, options: argparse.Namespace, explore: bool) -> dict[str, Any]:
     rows = options.batch
     ids = np.arange(rows, dtype=np.int32)
+    # False: a kept prefix belongs to the update's account, not to the decision's.
     explorer, exploiter = steps.decisions(case.settings.policy, False)
     views = {"baseline": case.wide, "ours": case.narrow}
     actions = {}
@@ -345,6 +348,7 @@ def _proportions(case: Case) -> dict[str, float]:
 
 def _prefix_in_steps(model: variants.Pi0Config) -> float:
     wide = flops.Tokens(ALL_CAMERAS, model.max_token_len)
+    # True: with the last layer, read or not.
     prefix = flops.prefix(model, wide, True)
     return prefix / flops.denoise(model, wide.count(model))
 

@@ -17,7 +17,7 @@ from pirl_jax.monitor import log
 class Journal:
     """The open file; `rows` are those of earlier starts."""
 
-    def __init__(self, path: str | os.PathLike, header: dict):
+    def __init__(self, path: str | os.PathLike, header: dict) -> None:
         """Start the file, or continue it.
 
         Raises:

@@ -44,7 +44,7 @@ class RunDir:
         tensorboard: bool = True,
         wandb: bool = False,
         writes: bool = True,
-    ):
+    ) -> None:
         """Start a run, or continue the one that stands there.
 
         Args:
@@ -56,6 +56,7 @@ class RunDir:
         Raises:
           ValueError: a run stands there, or none where one should go on; wandb is not installed.
         """
+        # Absolute: nobody who changes the working directory moves the run.
         self.path = pathlib.Path(path).absolute()
         self.metrics_path = self.path / "metrics.jsonl"
         self.writes = writes
@@ -79,6 +80,7 @@ class RunDir:
         self._tensorboard = None
         if tensorboard:
             events = str(self.path / "tensorboard")
+            # purge_step: TensorBoard hides what ran beyond the checkpoint and runs again.
             self._tensorboard = tensorboardX.SummaryWriter(events, purge_step=first_iteration)
 
     @property
@@ -266,7 +268,7 @@ def _start_wandb(path: pathlib.Path, config: dict) -> Any:
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "pirl_jax"),
         id=id_path.read_text(),
-        resume="allow",
+        resume="allow",  # goes on where a run of this id exists, else starts it
         dir=str(path),
         config=config,
         name=path.name,

@@ -38,6 +38,7 @@ def track(
     stream: where to write (standard output); its isatty() picks the form.
     interval_s: between plain lines.
     """
+    # Asked for here and not as a default: who captures output replaces sys.stdout later.
     stream = stream or sys.stdout
     if stream.isatty():
         shown = _bar(name, total, unit, stream)
@@ -82,6 +83,7 @@ def _lines(line: "_Line", interval_s: float) -> Iterator[Advance]:
     # A thread, because a compilation never calls advance.
     thread = threading.Thread(target=heartbeat, name=f"progress-{line.name}", daemon=True)
     thread.start()
+    # What raises is named and passed on.
     state = "failed"
     try:
         yield line.advance
@@ -95,7 +97,7 @@ def _lines(line: "_Line", interval_s: float) -> Iterator[Advance]:
 class _Line:
     """Counts, and writes one line when asked."""
 
-    def __init__(self, name: str, total: int | None, unit: str, stream: TextIO):
+    def __init__(self, name: str, total: int | None, unit: str, stream: TextIO) -> None:
         self.name = name
         self.total = total
         self.unit = unit
@@ -116,6 +118,7 @@ class _Line:
             counted = f"{self.count}/{self.total} {self.unit}".strip()
             words.append(f"{counted},")
         words.append(f"{elapsed_s:.1f} s")
+        # What has not begun has no pace yet, what has ended has nothing left.
         if self.total and self.count and not state:
             left_s = elapsed_s / self.count * (self.total - self.count)
             words.append(f"(about {left_s:.0f} s left)")

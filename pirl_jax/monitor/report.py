@@ -79,6 +79,7 @@ def success_table(
             "total": _total(tasks.values()),
         }
     names = list(rows)
+    # Stricter than a test of the difference, which may find one where intervals overlap.
     first = rows[names[0]]["total"]
     last = rows[names[-1]]["total"]
     disjoint = first["high"] < last["low"] or last["high"] < first["low"]
@@ -124,6 +125,7 @@ def as_text(table: Mapping[str, Any], episode_lengths: Mapping[str, float] | Non
             lines.append(columns.RULE)
     lines.append(["total", *(counts_text(row["total"]) for row in rows.values())])
     lines.append(columns.RULE)
+    # A reader of the file alone must know what the brackets are.
     note = f"success rate [{table['interval']} interval] successes/episodes"
     if len(names) > 1:
         verdict = "are disjoint" if table["disjoint"] else "overlap"
@@ -219,6 +221,7 @@ def _draw_success(panel: axes.Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     if counts:
         lows = []
         highs = []
+        # A row of an evaluation has both, the rate and what it was counted from.
         for rate, count in zip(rates, counts, strict=True):
             low, high = wilson(round(rate * count), round(count))
             lows.append(low)
@@ -256,6 +259,7 @@ def comparison(
     size = (5.2 * across, 3.4 * down)  # inches
     sheet = figure.Figure(figsize=size, dpi=130, layout="constrained")
     panels = sheet.subplots(down, across, squeeze=False, sharey=True).ravel()
+    # Not strict: the last row of panels may be half empty.
     for panel, title in zip(panels, titles, strict=False):
         here = [run for run in runs if run["panel"] == title]
         for run in here:

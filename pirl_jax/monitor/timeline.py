@@ -76,7 +76,7 @@ class Timers:
     Names of one thread must not be nested, or the inner time counts twice.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._seconds: dict[str, float] = {}
@@ -113,7 +113,7 @@ class Timers:
             measured = self._seconds
             self._started = now
             self._seconds = {}
-        # Two threads measure at once: then the parts come to more than the whole.
+        # Where two threads measure at once, the parts come to more than the whole.
         idle = max(0.0, total - sum(measured.values()))
         seconds = dict.fromkeys(REQUIRED, 0.0) | measured
         seconds |= {"idle": idle, "iteration": total}

@@ -73,6 +73,7 @@ def write_episode(
 ) -> pathlib.Path:
     """Video of one episode: every frame with title and step, the last one held with the outcome."""
     count = len(frames)
+    # Players stop at the end of a file, often before anyone has read it.
     held = round(hold_s * fps)
     outcome = "success" if success else "failure"
     captions = [f"{title}\nstep {number}" for number in range(1, count + 1)]
@@ -96,6 +97,7 @@ def annotate(
         raise ValueError(f"video frames are [Y,X,3] uint8, got {frame.dtype}{list(frame.shape)}")
     longest_px = max(frame.shape[:2])
     factor = max(1, -(-MIN_SIDE_PX // longest_px))
+    # Every pixel becomes a square: smoothing would show what the policy does not see.
     picture = Image.fromarray(frame.repeat(factor, axis=0).repeat(factor, axis=1))
     width = picture.width
     height = picture.height + LINES * LINE_PX + MARGIN_PX
@@ -115,6 +117,7 @@ def _encode(path: pathlib.Path, pictures: Sequence[np.ndarray], fps: int) -> Non
     form = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps)]
     codec = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "20"]
     # faststart: a browser plays it before the whole file is there.
+    # The format by name: the file's suffix says nothing until it is complete.
     container = ["-movflags", "+faststart", "-f", "mp4"]
     ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error"]
     done = subprocess.run(
@@ -134,6 +137,7 @@ def _wrap(caption: str, font: ImageFont.FreeTypeFont, width_px: int) -> list[str
     The last paragraph (the step) always stays, a long instruction is cut.
     """
     letter_px = font.getlength("n")
+    # By an average letter; a narrow picture keeps a few columns all the same.
     columns = max(8, int(width_px / letter_px))
     *paragraphs, last = caption.split("\n")
     instruction = " ".join(paragraphs)
