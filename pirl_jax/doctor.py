@@ -122,10 +122,10 @@ def check_mapping(devices: Sequence[backends.Device]) -> machine.Row:
         return machine.Row(name, "fail", problem, remedy)
     if egl_by_cuda:
         pairs = ", ".join(f"{cuda} -> {egl}" for cuda, egl in egl_by_cuda.items())
-        tuple_ = ",".join(map(str, egl_by_cuda.values()))
+        devices_tuple = ",".join(map(str, egl_by_cuda.values()))
         if len(egl_by_cuda) == 1:
-            tuple_ += ","  # as a flag takes a tuple of one
-        flag = f"--config.env.render_devices={tuple_}"
+            devices_tuple += ","  # as a flag takes a tuple of one
+        flag = f"--config.env.render_devices={devices_tuple}"
         return machine.Row(name, "pass", f"{pairs} (all of them: {flag})")
     if _expects_nvidia():
         problem = "NVIDIA's driver is loaded, but EGL lists no device of it"
