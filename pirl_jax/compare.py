@@ -1,17 +1,23 @@
 """Several runs on one sheet: what each learned from where it started, as JSON and as one picture.
 
-    python -m pirl_jax.compare runs/a runs/b ... --output docs/results/NAME      writes NAME.json and NAME.png
+    python -m pirl_jax.compare runs/a runs/b ... --output docs/results/NAME
 
-One panel per suite and model, one colour per algorithm, one line per seed.  A run without an evaluation "before" of its own started
-from another run's checkpoint, whose last evaluation then stands for its start.
+writes NAME.json and NAME.png.  One panel per suite and model, one colour per algorithm, one line
+per seed.  A run without an evaluation "before" of its own started from another run's checkpoint,
+whose last evaluation then stands for its start.
 """
 
+from collections.abc import Sequence
 import json
 import pathlib
 import sys
+from typing import Any
 
-from pirl_jax.monitor import log, report
+from pirl_jax.core import atomic
+from pirl_jax.monitor import columns, log, report
 from pirl_jax.run import command
+
+MACHINE = ("git", "python", "platform", "cpu_cores", "devices")  # what of environment.json is kept
 
 
 def main(argv: list[str]) -> None:
@@ -21,73 +27,90 @@ def main(argv: list[str]) -> None:
         "--output", type=pathlib.Path, required=True, help="path of the result, without its ending"
     )
     options = parser.parse_args(argv[1:])
+    numbers = options.output.with_suffix(".json")
+    picture = options.output.with_suffix(".png")
     with command.user_errors():
         summaries = [summary(run) for run in options.runs]
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    log.write_json(
-        options.output.with_suffix(".json"), {"interval": "Wilson 95 %", "runs": summaries}
-    )
-    report.comparison(options.output.with_suffix(".png"), summaries)
+    atomic.write_json(numbers, {"interval": "Wilson 95 %", "runs": summaries})
+    report.comparison(picture, summaries)
     print(as_text(summaries))
-    print(
-        f"results in {options.output.with_suffix('.json')} and {options.output.with_suffix('.png')}"
-    )
+    print(f"results in {numbers} and {picture}")
 
 
-def summary(run: pathlib.Path) -> dict:
-    """What one finished run tells."""
-    if not (run / "evaluation" / "after").is_dir():
+def summary(run: pathlib.Path) -> dict[str, Any]:
+    """What one finished run tells, from its own files.
+
+    Raises:
+      ValueError: it is not finished, or where it started from was not evaluated.
+    """
+    after = run / "evaluation" / "after"
+    if not after.is_dir():
         raise ValueError(f"{run} holds no evaluation/after; give directories of finished runs")
-    page, rows = json.loads((run / "config.json").read_text()), log.read(run)
-    started = json.loads((run / "environment.json").read_text())
+    config = json.loads((run / "config.json").read_text())
+    first_start = json.loads((run / "environment.json").read_text())[0]
     before = run / "evaluation" / "before"
     if not before.is_dir():
-        before = pathlib.Path(page["model"]["checkpoint"]) / "evaluation" / "after"
-    trained = [row for row in rows if "env/success_once" in row]
+        before = pathlib.Path(config["model"]["checkpoint"]) / "evaluation" / "after"
+    rows = [row for row in log.read(run) if "env/success_once" in row]
     return {
-        "panel": f"{page['env']['suite']} {page['env']['tasks']}, {'pi0.5' if page['model']['pi05'] else 'pi0'}",
-        "variant": f"{report.algorithm_name(page['algorithm']['adv_type'])} {page['model']['noise_method']}",
-        "seed": page["seed"],
+        "panel": _panel(config),
+        "variant": _variant(config),
+        "seed": config["seed"],
         "before": _total(before),
-        "after": _total(run / "evaluation" / "after"),
-        "iterations": len(trained),
-        "episodes": int(sum(row["env/num_trajectories"] for row in trained)),
-        "training_s": round(sum(row["time/iteration"] for row in trained), 1),
-        "success": [
-            round(row["env/success_once"], 4) for row in trained
-        ],  # of exploring episodes, per iteration
-        "command": [
-            "python",
-            "-m",
-            "pirl_jax.train",
-            *started[0]["command"][1:],
-        ],  # the first word is a path of the machine
-        "environment": {
-            name: started[0][name] for name in ("git", "python", "platform", "cpu_cores", "devices")
-        },
+        "after": _total(after),
+        "iterations": len(rows),
+        "episodes": int(sum(row["env/num_trajectories"] for row in rows)),
+        "training_s": round(sum(row["time/iteration"] for row in rows), 1),
+        # Of exploring episodes, per iteration.
+        "success": [round(row["env/success_once"], 4) for row in rows],
+        # The first word that was typed is a path of the machine.
+        "command": ["python", "-m", "pirl_jax.train", *first_start["command"][1:]],
+        "environment": {name: first_start[name] for name in MACHINE},
     }
 
 
-def _total(folder: pathlib.Path) -> dict:
+def _panel(config: dict[str, Any]) -> str:
+    """Suite, tasks and model: what the runs of a panel have in common."""
+    env = config["env"]
+    model = "pi0.5" if config["model"]["pi05"] else "pi0"
+    return f"{env['suite']} {env['tasks']}, {model}"
+
+
+def _variant(config: dict[str, Any]) -> str:
+    """Algorithm and exploration: what they differ in."""
+    algorithm = report.algorithm_name(config["algorithm"]["adv_type"])
+    return f"{algorithm} {config['model']['noise_method']}"
+
+
+def _total(folder: pathlib.Path) -> dict[str, Any]:
     """Successes, episodes, rate and interval of an evaluation."""
     if not folder.is_dir():
         raise ValueError(
-            f"{folder} is missing; a run with eval.baseline=False needs the run its checkpoint came from"
+            f"{folder} is missing; a run with eval.baseline=False needs the run its checkpoint "
+            f"came from"
         )
-    rows = json.loads((folder / "evaluation.json").read_text())["table"]["rows"]
-    return next(iter(rows.values()))["total"]
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    (policy,) = evaluation["table"]["rows"].values()
+    return policy["total"]
 
 
-def as_text(summaries: list[dict]) -> str:
+def as_text(summaries: Sequence[dict[str, Any]]) -> str:
     """One line per run."""
-    cell = lambda x: f"{100 * x['rate']:5.1f} % [{100 * x['low']:5.1f}, {100 * x['high']:5.1f}]"  # noqa: E731
-    lines = [f"{'':<34}{'':<18}{'seed':>5}  {'before':>23}  {'after':>23}  iterations  minutes"]
+    header = ("", "", "seed", "before", "after", "iterations", "minutes")
+    lines = []
     for run in summaries:
-        lines.append(
-            f"{run['panel']:<34}{run['variant']:<18}{run['seed']:>5}  {cell(run['before']):>23}  {cell(run['after']):>23}"
-            f"  {run['iterations']:>10}  {run['training_s'] / 60:>7.1f}"
+        line = (
+            run["panel"],
+            run["variant"],
+            str(run["seed"]),
+            report.interval_text(run["before"]),
+            report.interval_text(run["after"]),
+            str(run["iterations"]),
+            f"{run['training_s'] / 60:.1f}",
         )
-    return "\n".join(lines)
+        lines.append(line)
+    return columns.aligned(lines, header, left=2)
 
 
 if __name__ == "__main__":

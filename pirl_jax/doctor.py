@@ -1,8 +1,10 @@
 """Says what on this machine would stop a training run or spoil its results, and the exact remedy.
 
-    python -m pirl_jax.doctor [--full] [--assets DIR] [--num-envs N] [--num-workers N] [--image-size-px N]
+    python -m pirl_jax.doctor [--full] [--assets DIR]
+                              [--num-envs N] [--num-workers N] [--image-size-px N]
 
-Prints a table and exits with 1 if a check failed.  Training runs the quick part of it first (run/machine.py check).
+Prints a table and exits with 1 if a check failed.
+Training runs the quick part of it first (run/machine.py check).
 Everything that loads a driver, a simulator or jax runs in a process of its own, bounded in time.
 """
 
@@ -17,193 +19,202 @@ from pirl_jax.envs.gl import backends
 from pirl_jax.envs.libero import assets as libero_assets
 from pirl_jax.envs.libero import files as libero_files
 from pirl_jax.envs.pool import worker
+from pirl_jax.monitor import columns, packages
 from pirl_jax.run import command, machine
 
+STATUSES = ("pass", "fail", "skip")
+JAX_TIMEOUT_S = 120.0
 PHYSICS_TIMEOUT_S = 300.0  # the first reset compiles; 50 start states take 25 s on one core
 JAX_DEVICES = """
 import jax
 from pirl_jax.envs import child
-child.answer(lambda: {"devices": [f"{one.platform}:{one.device_kind}" for one in jax.devices()]})
+
+def devices():
+    return {"devices": [f"{one.platform}:{one.device_kind}" for one in jax.devices()]}
+
+child.answer(devices)
 """
 
 
-# ---- packages ----------------------------------------------------------------------------------------------------------
+# ---- packages ----------------------------------------------------------------------------------
 
 
 def check_packages() -> machine.Row:
-    wanted = [(pin, machine.version(pin.name)) for pin in machine.pins() if pin.name != "mujoco"]
-    wrong = [
-        f"{pin.name} {found or 'absent'} instead of {pin.specifier}"
-        for pin, found in wanted
-        if not machine.fits(pin, found)
-    ]
+    """All pins but mujoco, which has a row of its own."""
+    pins = [pin for pin in machine.pins() if pin.name != "mujoco"]
+    wrong = []
+    for pin in pins:
+        found = packages.version(pin.name)
+        if not machine.fits(pin, found):
+            wrong.append(f"{pin.name} {found or 'absent'} instead of {pin.specifier}")
     if wrong:
         return machine.Row("packages", "fail", "; ".join(wrong), f"run: {machine.INSTALL}")
-    return machine.Row(
-        "packages", "pass", f"{len(wanted)} as pinned, python {sys.version.split()[0]}"
-    )
+    # The words after the first name the compiler.
+    python = sys.version.split()[0]
+    return machine.Row("packages", "pass", f"{len(pins)} as pinned, python {python}")
 
 
-# ---- rendering and devices ---------------------------------------------------------------------------------------------
+# ---- rendering and devices ---------------------------------------------------------------------
 
 
 def check_gl(wanted: str) -> list[machine.Row]:
     """One frame per backend; the ones that are not wanted need not work."""
-    rows = []
-    for backend in {wanted: None, **backends.BACKENDS}:
-        one = backends.probe(backend)
-        found = str(one) if one.ok else one.reason
-        if backend == wanted:
-            rows.append(
-                machine.Row(
-                    f"GL {backend}, chosen", "pass" if one.ok else "fail", found, one.remedy
-                )
-            )
-        else:
-            rows.append(
-                machine.Row(
-                    f"GL {backend}",
-                    "pass" if one.ok else "skip",
-                    f"{found}, not needed" if not one.ok else found,
-                )
-            )
+    chosen = backends.probe(wanted)
+    name = f"GL {wanted}, chosen"
+    rows = [machine.Row(name, "pass", str(chosen), chosen.remedy)]
+    if not chosen.ok:
+        rows = [machine.Row(name, "fail", chosen.reason, chosen.remedy)]
+    for backend in backends.BACKENDS:
+        if backend != wanted:
+            rows.append(_check_other_gl(backend))
     return rows
+
+
+def _check_other_gl(backend: str) -> machine.Row:
+    probe = backends.probe(backend)
+    if probe.ok:
+        return machine.Row(f"GL {backend}", "pass", str(probe))
+    return machine.Row(f"GL {backend}", "skip", f"{probe.reason}, not needed")
 
 
 def check_egl_devices() -> list[machine.Row]:
     """One frame on each EGL device, and which of them belongs to which CUDA device."""
     try:
-        found = backends.devices()
+        devices = backends.devices()
     except (ValueError, child.ChildError) as error:
         return [machine.Row("EGL devices", "skip", str(error))]
-    rows, frames = [], backends.probe_all("egl", [device.egl for device in found]) if found else []
-    for device, one in zip(found, frames, strict=True):
-        kind = (
-            f"CUDA {device.cuda}"
-            if device.cuda is not None
-            else "software"
-            if device.software
-            else device.file or "GPU"
-        )
-        text = one.renderer if one.ok else f"{one.reason}; {one.remedy}"
-        # A device that does not render matters only to those who use it: an NVIDIA one is what they came for.
-        status = "pass" if one.ok else "fail" if device.cuda is not None else "skip"
-        rows.append(
-            machine.Row(
-                f"EGL device {device.egl}", status, f"{kind}: {text}", "" if one.ok else one.remedy
-            )
-        )
-    return rows + [check_mapping(found)]
+    probes = []
+    if devices:
+        probes = backends.probe_all("egl", [device.egl for device in devices])
+    rows = [_check_device(*pair) for pair in zip(devices, probes, strict=True)]
+    rows.append(check_mapping(devices))
+    return rows
 
 
-def check_mapping(found: Sequence[backends.Device]) -> machine.Row:
+def _check_device(device: backends.Device, probe: backends.Probe) -> machine.Row:
+    name = f"EGL device {device.egl}"
+    kind = _kind(device)
+    if probe.ok:
+        return machine.Row(name, "pass", f"{kind}: {probe.renderer}")
+    # A device that does not render matters only to those who use it: an NVIDIA one is what they
+    # came for.
+    status = "skip" if device.cuda is None else "fail"
+    return machine.Row(name, status, f"{kind}: {probe.reason}; {probe.remedy}", probe.remedy)
+
+
+def _kind(device: backends.Device) -> str:
+    """What the device is, as far as EGL says."""
+    if device.cuda is not None:
+        return f"CUDA {device.cuda}"
+    if device.software:
+        return "software"
+    return device.file or "GPU"
+
+
+def check_mapping(devices: Sequence[backends.Device]) -> machine.Row:
     """CUDA index -> EGL index for the visible GPUs."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    name = "CUDA -> EGL"
     try:
-        table = backends.cuda_to_egl(found, visible)
+        egl_by_cuda = backends.cuda_to_egl(devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
     except ValueError as error:
+        # Errors for users are "problem; remedy".
         problem, _, remedy = str(error).partition("; ")
-        return machine.Row("CUDA -> EGL", "fail", problem, remedy)
-    if table:
-        pairs = ", ".join(f"{cuda} -> {egl}" for cuda, egl in table.items())
-        egl = ",".join(map(str, table.values())) + ("," if len(table) == 1 else "")
-        return machine.Row(
-            "CUDA -> EGL", "pass", f"{pairs} (all of them: --config.env.render_devices={egl})"
-        )
-    if backends.NVIDIA.exists() and visible not in ("", "-1"):
-        return machine.Row(
-            "CUDA -> EGL",
-            "fail",
-            "NVIDIA's driver is loaded, but EGL lists no device of it",
-            backends.NVIDIA_REMEDY,
-        )
-    return machine.Row("CUDA -> EGL", "skip", "no visible NVIDIA GPU")
+        return machine.Row(name, "fail", problem, remedy)
+    if egl_by_cuda:
+        pairs = ", ".join(f"{cuda} -> {egl}" for cuda, egl in egl_by_cuda.items())
+        devices_tuple = ",".join(map(str, egl_by_cuda.values()))
+        if len(egl_by_cuda) == 1:
+            devices_tuple += ","  # as a flag takes a tuple of one
+        flag = f"--config.env.render_devices={devices_tuple}"
+        return machine.Row(name, "pass", f"{pairs} (all of them: {flag})")
+    if _expects_nvidia():
+        problem = "NVIDIA's driver is loaded, but EGL lists no device of it"
+        return machine.Row(name, "fail", problem, backends.NVIDIA_REMEDY)
+    return machine.Row(name, "skip", "no visible NVIDIA GPU")
+
+
+def _expects_nvidia() -> bool:
+    """Whether there should be a GPU: a driver is loaded, and nobody hid its devices on purpose."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return backends.NVIDIA.exists() and not hidden
 
 
 def check_jax() -> machine.Row:
+    """What jax computes on."""
+    name = "jax devices"
+    # Else the process would take most of a GPU's memory only to name it.
+    variables = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     try:
-        found = child.ask(
-            ["-c", JAX_DEVICES], {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, timeout_s=120
-        )["devices"]
+        answer = child.ask(["-c", JAX_DEVICES], variables, timeout_s=JAX_TIMEOUT_S)
     except child.ChildError as error:
-        return machine.Row("jax devices", "fail", str(error), f"run: {machine.INSTALL}")
-    text = ", ".join(f"{found.count(one)} x {one}" for one in dict.fromkeys(found))
-    if (
-        backends.NVIDIA.exists()
-        and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
-        and text.endswith("x cpu:cpu")
-    ):
-        remedy = f'run: pip install "jax[cuda12]=={machine.version("jax")}" (or cuda13, as the driver allows)'
-        return machine.Row(
-            "jax devices", "fail", f"{text}, although NVIDIA's driver is loaded", remedy
-        )
-    return machine.Row("jax devices", "pass", text)
+        return machine.Row(name, "fail", str(error), f"run: {machine.INSTALL}")
+    devices = answer["devices"]
+    kinds = dict.fromkeys(devices)
+    found = ", ".join(f"{devices.count(kind)} x {kind}" for kind in kinds)
+    if _expects_nvidia() and found.endswith("x cpu:cpu"):
+        extra = f'"jax[cuda12]=={packages.version("jax")}"'
+        remedy = f"run: pip install {extra} (or cuda13, as the driver allows)"
+        return machine.Row(name, "fail", f"{found}, although NVIDIA's driver is loaded", remedy)
+    return machine.Row(name, "pass", found)
 
 
-# ---- limits ------------------------------------------------------------------------------------------------------------
-
-
-# ---- LIBERO ------------------------------------------------------------------------------------------------------------
+# ---- LIBERO ------------------------------------------------------------------------------------
 
 
 def check_assets(assets: str | None) -> tuple[machine.Row, pathlib.Path | None]:
     """The row, and the folder where it is complete."""
+    name = "LIBERO assets"
     try:
         folder = libero_files.find_assets(assets)
-        absent = libero_assets.missing(folder)
+        missing = libero_assets.missing(folder)
     except ValueError as error:
         problem, _, remedy = str(error).rpartition("; ")
-        return machine.Row("LIBERO assets", "fail", problem, remedy), None
-    if absent:
+        return machine.Row(name, "fail", problem, remedy), None
+    if missing:
+        problem = f"{len(missing)} files missing in {folder}, e.g. {missing[0]}"
         remedy = f"run: python -m pirl_jax.download assets --to {folder}"
-        return machine.Row(
-            "LIBERO assets",
-            "fail",
-            f"{len(absent)} files missing in {folder}, e.g. {absent[0]}",
-            remedy,
-        ), None
-    return machine.Row("LIBERO assets", "pass", f"complete in {folder}"), folder
+        return machine.Row(name, "fail", problem, remedy), None
+    return machine.Row(name, "pass", f"complete in {folder}"), folder
 
 
 def check_physics(assets: pathlib.Path | None, backend: str, num_init_states: int) -> machine.Row:
-    """The bowl of libero_spatial task 5 stands on its ramekin after the settle steps."""
+    """The bowl of libero_spatial task 5 stands on its ramekin after the settle steps.
+
+    It is the scene that another mujoco, or other collision geometry, is seen in first.
+    """
     name = "LIBERO physics"
     if assets is None:
         return machine.Row(name, "skip", "needs the assets")
-    variables = {
-        **worker.environment(),
-        **backends.variables(backend),
-        libero_files.ASSETS_VARIABLE: str(assets),
-    }
+    # As in a worker of a run.
+    variables = worker.environment() | backends.variables(backend)
+    variables[libero_files.ASSETS_VARIABLE] = str(assets)
     arguments = ["-m", "pirl_jax.envs.libero.probe", "0", str(num_init_states)]
     try:
-        found = child.ask(arguments, variables, PHYSICS_TIMEOUT_S)
+        answer = child.ask(arguments, variables, PHYSICS_TIMEOUT_S)
     except child.ChildError as error:
-        return machine.Row(
-            name,
-            "fail",
-            f"libero_spatial task 5 does not start: {error}",
-            "mend the failed checks above first",
-        )
-    text = f"mujoco {found['mujoco']}, libero_spatial task 5, bowl {1e3 * found['worst_m']:.1f} mm from its place on the ramekin"
-    if found["fallen"]:
-        text += f" ({len(found['fallen'])} of {num_init_states} start states)"
-        return machine.Row(
-            name,
-            "fail",
-            text,
-            "install the pinned mujoco; the assets need LIBERO's own collision geometry",
-        )
-    return machine.Row(name, "pass", f"{text} at most, {num_init_states} start states")
+        problem = f"libero_spatial task 5 does not start: {error}"
+        return machine.Row(name, "fail", problem, "mend the failed checks above first")
+    found = (
+        f"mujoco {answer['mujoco']}, libero_spatial task 5, "
+        f"bowl {1e3 * answer['worst_m']:.1f} mm from its place on the ramekin"
+    )
+    fallen = len(answer["fallen"])
+    if fallen:
+        problem = f"{found} ({fallen} of {num_init_states} start states)"
+        remedy = "install the pinned mujoco; the assets need LIBERO's own collision geometry"
+        return machine.Row(name, "fail", problem, remedy)
+    return machine.Row(name, "pass", f"{found} at most, {num_init_states} start states")
 
 
-# ---- the command -------------------------------------------------------------------------------------------------------
+# ---- the command -------------------------------------------------------------------------------
 
 
 def examine(options: argparse.Namespace) -> list[machine.Row]:
+    """All checks."""
     wanted = os.environ.get("MUJOCO_GL", "egl")
-    assets_row, assets = check_assets(options.assets)
+    num_init_states = 50 if options.full else 2
     gl_rows = check_gl(wanted)
+    assets_row, assets = check_assets(options.assets)
     return [
         check_packages(),
         machine.check_mujoco(),
@@ -213,46 +224,35 @@ def examine(options: argparse.Namespace) -> list[machine.Row]:
         machine.check_shared_memory(options.num_envs, options.image_size_px),
         machine.check_files(options.num_workers),
         assets_row,
-        check_physics(assets, wanted, num_init_states=50 if options.full else 2),
+        check_physics(assets, wanted, num_init_states),
     ]
 
 
 def as_text(rows: Sequence[machine.Row]) -> str:
-    width = max(len(row.check) for row in rows)
+    """A line per check, the remedy below a failed one, and how many there are of each kind."""
     lines = []
     for row in rows:
-        lines.append(f"{row.check:<{width}}  {row.status}  {row.found}")
+        lines.append([row.check, row.status, row.found])
         if row.status == "fail":
-            lines.append(f"{'':<{width}}        -> {row.remedy}")
-    counts = {
-        status: sum(row.status == status for row in rows) for status in ("pass", "fail", "skip")
-    }
-    return "\n".join(
-        lines + ["", "  ".join(f"{count} {status}" for status, count in counts.items())]
-    )
+            lines.append(["", "", f"-> {row.remedy}"])
+    statuses = [row.status for row in rows]
+    counts = "  ".join(f"{statuses.count(status)} {status}" for status in STATUSES)
+    return f"{columns.aligned(lines, left=3)}\n\n{counts}"
 
 
 def main(argv: list[str]) -> None:
     parser = command.Parser("pirl doctor", __doc__)
-    parser.add_argument(
-        "--full", action="store_true", help="all 50 start states of the physics probe instead of 2"
+    add = parser.add_argument
+    add("--full", action="store_true", help="all 50 start states of the physics probe, not 2")
+    add("--assets", metavar="DIR", help="LIBERO's assets; default: where training finds them")
+    sizes = (
+        ("--num-envs", 64, "rollout.num_envs"),
+        ("--num-workers", 8, "env.num_workers"),
+        ("--image-size-px", 256, "env.image_size_px"),
     )
-    parser.add_argument(
-        "--assets", metavar="DIR", help="LIBERO's assets; default: where training finds them"
-    )
-    parser.add_argument(
-        "--num-envs", type=int, default=64, metavar="N", help="as rollout.num_envs (default 64)"
-    )
-    parser.add_argument(
-        "--num-workers", type=int, default=8, metavar="N", help="as env.num_workers (default 8)"
-    )
-    parser.add_argument(
-        "--image-size-px",
-        type=int,
-        default=256,
-        metavar="N",
-        help="as env.image_size_px (default 256)",
-    )
+    for flag, default, field in sizes:
+        about = f"as {field} (default {default})"
+        add(flag, type=int, default=default, metavar="N", help=about)
     rows = examine(parser.parse_args(argv[1:]))
     print(as_text(rows))
     sys.exit(any(row.status == "fail" for row in rows))

@@ -1,16 +1,20 @@
-"""The sheet of several runs: numbers come from the runs' own files, a missing evaluation is an error, the picture has every line."""
+"""The sheet of several runs: its numbers come from the runs' own files.
+
+A missing evaluation is an error, the picture has every line.
+"""
 
 import json
 
 import pytest
 
 from pirl_jax import compare
-from pirl_jax.monitor import log, report
+from pirl_jax.core import atomic
+from pirl_jax.monitor import report
 
 
 def _evaluated(folder, successes, episodes):
     folder.mkdir(parents=True)
-    log.write_json(
+    atomic.write_json(
         folder / "evaluation.json",
         {"table": report.success_table({"x": {"task": (successes, episodes)}})},
     )
@@ -18,7 +22,7 @@ def _evaluated(folder, successes, episodes):
 
 def _run(path, checkpoint="", pi05=False, adv_type="gae", seed=0, rates=(0.2, 0.4)):
     _evaluated(path / "evaluation" / "after", 9, 10)
-    log.write_json(
+    atomic.write_json(
         path / "config.json",
         {
             "seed": seed,
@@ -34,7 +38,7 @@ def _run(path, checkpoint="", pi05=False, adv_type="gae", seed=0, rates=(0.2, 0.
         "platform": "p",
         "cpu_cores": 2,
     }
-    log.write_json(path / "environment.json", [start | {"devices": ["cpu:cpu"]}])
+    atomic.write_json(path / "environment.json", [start | {"devices": ["cpu:cpu"]}])
     rows = [{"iteration": 0, "eval/success_once": 0.9}]
     rows += [
         {"iteration": k, "env/success_once": r, "env/num_trajectories": 8, "time/iteration": 1.5}
@@ -66,7 +70,7 @@ def test_the_start_may_be_the_last_evaluation_of_the_run_the_checkpoint_came_fro
 
 def test_a_run_without_a_start_or_an_end_is_an_error(tmp_path):
     with pytest.raises(
-        ValueError, match="eval.baseline=False needs the run its checkpoint came from"
+        ValueError, match=r"eval\.baseline=False needs the run its checkpoint came from"
     ):
         compare.summary(_run(tmp_path / "a", checkpoint=tmp_path / "gone"))
     with pytest.raises(ValueError, match="finished runs"):

@@ -1,4 +1,7 @@
-"""The doctor: each check with a machine that lacks it, the table, the exit code, and the part that training runs."""
+"""The doctor: each check with a machine that lacks it, the table, the exit code.
+
+And the part of it that training runs first.
+"""
 
 import pathlib
 import resource
@@ -10,6 +13,7 @@ import pytest
 from pirl_jax import doctor
 from pirl_jax.envs import child
 from pirl_jax.envs.gl import backends
+from pirl_jax.monitor import packages
 from pirl_jax.run import machine
 
 
@@ -23,7 +27,7 @@ def pinned(monkeypatch):
             "pins",
             lambda: [requirements.Requirement(f"{a}=={b}") for a, b in pins.items()],
         )
-        monkeypatch.setattr(machine, "version", installed.get)
+        monkeypatch.setattr(packages, "version", installed.get)
 
     return set_
 
@@ -216,10 +220,13 @@ def test_what_training_checks_first(monkeypatch, pinned):
     )
     assert machine.check(8, 2, 64, "egl", (0, 1)) == "egl"
     assert machine.check(8, 2, 64) is None, "a suite that does not render"
-    with pytest.raises(ValueError, match="^egl device 7 does not render: broken; mend$"):
+    with pytest.raises(ValueError, match=r"^egl device 7 does not render: broken; mend$"):
         machine.check(8, 2, 64, "egl", (0, 7))
     pinned({"mujoco": "3.3.7"}, {"mujoco": "3.9.0"})
-    sentences = r'shared memory: .* MB of memory available; lower .*\. mujoco: 3.9.0 instead .*; run: pip install "mujoco==3.3.7"$'
+    sentences = (
+        r"shared memory: .* MB of memory available; lower .*\. "
+        r'mujoco: 3.9.0 instead .*; run: pip install "mujoco==3.3.7"$'
+    )
     with pytest.raises(ValueError, match=sentences):
         machine.check(10**8, 2, 256, "egl")
 

@@ -1,79 +1,89 @@
 """Benchmarks: ours against a baseline in the same run, medians of interleaved repeats.
 
-    python -m pirl_jax.bench env [--tasks libero_object:0,libero_spatial:0] [--repeats 5] [--output FILE.json]
+    python -m pirl_jax.bench env [--tasks libero_object:0,libero_spatial:0]
     python -m pirl_jax.bench plan [--recipes configs/libero_spatial_ppo_pi0.py] [--limit-gb 24]
-    python -m pirl_jax.bench update|rollout|latency [--recipes ...] [--size full|scaled] [--batch 32]
+    python -m pirl_jax.bench update|rollout|latency [--recipes ...] [--size full|scaled]
+                                                    [--batch 32]
     python -m pirl_jax.bench end2end [--recipe configs/quickstart.py] [--iterations 4]
 
-Prints a table and writes JSON with the command, the machine and the package versions.  Quote ratios: the machine's speed drifts,
-and a ratio of interleaved repeats does not.
+All take [--repeats 5] [--output FILE.json].
+Prints a table and writes JSON with the command, the machine and the package versions.
+Quote ratios: the machine's speed drifts, and a ratio of interleaved repeats does not.
 """
 
+import argparse
 from collections.abc import Callable
 import functools
 import pathlib
 import sys
-from typing import NamedTuple
+import types
+from typing import Any, NamedTuple
 
 from pirl_jax.bench import end2end, env, plan, policy
+from pirl_jax.core import atomic
 from pirl_jax.monitor import log
 from pirl_jax.run import command
 
 
 class Benchmark(NamedTuple):
-    what: str
-    add_arguments: Callable  # (argparse parser)
-    run: Callable  # options -> dict for the JSON
-    as_text: Callable  # that dict -> table
+    """What the command needs of a benchmark."""
+
+    what: str  # one line for --help
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], dict]  # -> what the JSON holds
+    as_text: Callable[[dict], str]  # that dict -> table
 
 
 def main(argv: list[str]) -> None:
     parser = command.Parser("pirl bench", __doc__)
     commands = parser.add_subparsers(dest="benchmark", required=True)
     for name, benchmark in BENCHMARKS.items():
-        one = commands.add_parser(name, help=benchmark.what)
-        benchmark.add_arguments(one)
-        one.add_argument(
+        subparser = commands.add_parser(name, help=benchmark.what)
+        benchmark.add_arguments(subparser)
+        subparser.add_argument(
             "--repeats", type=int, default=5, help="interleaved repeats of every measurement"
         )
-        one.add_argument("--output", type=pathlib.Path, help="where the JSON goes")
+        subparser.add_argument("--output", type=pathlib.Path, help="where the JSON goes")
     options = parser.parse_args(argv[1:])
     benchmark = BENCHMARKS[options.benchmark]
     with command.user_errors():
         result = benchmark.run(options)
-    command_line = {
-        "command": ["python", "-m", "pirl_jax.bench", *argv[1:]]
-    }  # argv[0] is a path of this machine
-    result = {
-        "benchmark": options.benchmark,
-        "result": result,
-        "environment": log.environment() | command_line,
-    }
-    print(benchmark.as_text(result["result"]))
+    print(benchmark.as_text(result))
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        log.write_json(options.output, result)
+        _write(options.output, options.benchmark, result, argv[1:])
         print(f"results in {options.output}")
 
 
-def _of_module(module):
-    return Benchmark(
-        module.__doc__.partition("\n")[0], module.add_arguments, module.run, module.as_text
-    )
+def _write(
+    path: pathlib.Path, benchmark: str, result: dict[str, Any], arguments: list[str]
+) -> None:
+    environment = log.environment()
+    # The first word that was typed is a path of this machine.
+    environment["command"] = ["python", "-m", "pirl_jax.bench", *arguments]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = {"benchmark": benchmark, "result": result, "environment": environment}
+    atomic.write_json(path, written)
 
 
-def _of_policy(run, recipes, batch):
+def _of_module(module: types.ModuleType) -> Benchmark:
+    first_line = module.__doc__.partition("\n")[0]
+    return Benchmark(first_line, module.add_arguments, module.run, module.as_text)
+
+
+def _of_policy(run: Callable[[argparse.Namespace], dict], recipes: str, batch: int) -> Benchmark:
+    """run: one of the three measurements of policy.py; recipes and batch: its defaults."""
     add_arguments = functools.partial(policy.add_arguments, recipes=recipes, batch=batch)
-    return Benchmark(run.__doc__, add_arguments, run, policy.as_text)
+    first_line = run.__doc__.partition("\n")[0]
+    return Benchmark(first_line, add_arguments, run, policy.as_text)
 
 
-_BOTH = "configs/libero_spatial_ppo_pi0.py,configs/libero_object_ppo_pi05.py"
+BOTH_MODELS = "configs/libero_spatial_ppo_pi0.py,configs/libero_object_ppo_pi05.py"
 BENCHMARKS = {
     "env": _of_module(env),
     "plan": _of_module(plan),
-    "update": _of_policy(policy.update, _BOTH, 32),
-    "rollout": _of_policy(policy.rollout, _BOTH, 32),
-    "latency": _of_policy(policy.latency, _BOTH, 1),
+    "update": _of_policy(policy.update, BOTH_MODELS, 32),
+    "rollout": _of_policy(policy.rollout, BOTH_MODELS, 32),
+    "latency": _of_policy(policy.latency, BOTH_MODELS, 1),
     "end2end": _of_module(end2end),
 }
 

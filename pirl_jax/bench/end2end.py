@@ -1,18 +1,27 @@
-"""Whole iterations of a recipe, by part: with kept prefixes and overlap of simulation and inference, and without.
+"""Whole iterations of a recipe, by part: ours against the straightforward way to run them.
 
-Each repeat is a short training run of its own, in a process of its own; the first iteration of a run, which compiles, does not count.
+Each repeat is a short training run of its own, in a process of its own.
+The first iteration of a run, which compiles, does not count.
 """
 
+import argparse
+from collections.abc import Mapping, Sequence
 import json
 import pathlib
 import statistics
 import subprocess
 import sys
 import tempfile
+from typing import Any
+
+from pirl_jax.monitor import columns
 
 PARTS = ("iteration", "env", "inference", "transfer", "update", "idle")
-# The straightforward run: simulation and inference take turns, and every microbatch computes its prefixes again.
+# The straightforward run: simulation and inference take turns, and every microbatch computes its
+# prefixes again.
 WITHOUT = {"rollout.num_groups": 1, "rollout.prefix_cache": "recompute"}
+VARIANTS = {"baseline": WITHOUT, "ours": {}}
+# Nothing but iterations: next to no teaching, no evaluation, no files.
 SHORT = {
     "sft.steps": 1,
     "sft.demonstrations": 1,
@@ -25,7 +34,7 @@ SHORT = {
 }
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", default="configs/quickstart.py", help="a recipe that teaches its model itself"
     )
@@ -41,49 +50,59 @@ def add_arguments(parser) -> None:
     )
 
 
-def run(options) -> dict:
+def run(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """{"baseline" | "ours": {part: median seconds per iteration}}"""
-    rows = {"baseline": [], "ours": []}
+    rows = {name: [] for name in VARIANTS}
     for _ in range(options.repeats):
-        for name, changes in (("baseline", WITHOUT), ("ours", {})):
-            rows[name] += _train(options, SHORT | {"num_iterations": options.iterations} | changes)
-    return {
-        name: {
-            part: statistics.median(row[f"time/{part}"] for row in some)
-            for part in PARTS
-            if f"time/{part}" in some[0]
-        }
-        for name, some in rows.items()
-    }
+        for name, changes in VARIANTS.items():
+            fields = SHORT | {"num_iterations": options.iterations} | changes
+            rows[name] += _train(options.recipe, fields, options.set)
+    return {name: _medians(of_variant) for name, of_variant in rows.items()}
 
 
-def _train(options, fields: dict) -> list[dict]:
-    """Metrics of the iterations of one run, the first left out."""
+def _medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of every part that these rows have."""
+    medians = {}
+    for part in PARTS:
+        name = f"time/{part}"
+        if name in rows[0]:
+            medians[part] = statistics.median(row[name] for row in rows)
+    return medians
+
+
+def _train(recipe: str, fields: Mapping[str, Any], more: Sequence[str]) -> list[dict[str, float]]:
+    """Metrics of the iterations of one run, the first left out.
+
+    fields, more: other values of the recipe, the latter as "section.field=value".
+
+    Raises:
+      ValueError: the run failed.
+    """
+    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
+    overrides += [f"--config.{change}" for change in more]
     with tempfile.TemporaryDirectory() as folder:
         directory = pathlib.Path(folder) / "run"
-        overrides = [
-            f"--config.{name}={value}"
-            for name, value in (fields | {"run.directory": directory}).items()
-        ]
-        overrides += [f"--config.{change}" for change in options.set]
-        command = [sys.executable, "-m", "pirl_jax.train", "--config", options.recipe, *overrides]
+        overrides.append(f"--config.run.directory={directory}")
+        command = [sys.executable, "-m", "pirl_jax.train", "--config", recipe, *overrides]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ValueError(
-                f"a run of {options.recipe} ended with: {done.stderr.strip().splitlines()[-1]}"
-            )
-        rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "time/iteration" in row][1:]
+            # Commands end in one sentence; what stands above it is log.
+            last_line = done.stderr.strip().splitlines()[-1]
+            raise ValueError(f"a run of {recipe} ended with: {last_line}")
+        lines = (directory / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    # Evaluations write rows of their own.
+    iterations = [row for row in rows if "time/iteration" in row]
+    return iterations[1:]
 
 
-def as_text(result: dict) -> str:
-    lines = ["", f"{'s per iteration':<12}" + "".join(f"{part:>12}" for part in result["ours"])]
+def as_text(result: Mapping[str, Mapping[str, float]]) -> str:
+    """A line per variant, a column per part."""
+    parts = list(result["ours"])
+    lines = []
     for name, row in result.items():
-        lines.append(f"{name:<12}" + "".join(f"{row[part]:>12.2f}" for part in result["ours"]))
+        lines.append([name, *(f"{row[part]:.2f}" for part in parts)])
+    table = columns.aligned(lines, header=["s per iteration", *parts])
     ratio = result["baseline"]["iteration"] / result["ours"]["iteration"]
-    return "\n".join(
-        [
-            *lines,
-            f"ours is {ratio:.2f} times faster; medians over the iterations of interleaved runs",
-        ]
-    )
+    note = f"ours is {ratio:.2f} times faster; medians over the iterations of interleaved runs"
+    return f"\n{table}\n{note}"

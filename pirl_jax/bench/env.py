@@ -1,29 +1,45 @@
 """LIBERO against stock LIBERO: control steps, chunks, resets, whole episodes, memory, workers.
 
-Everything is an env in a worker process of the same pool, asked with the same actions in turn; times are taken inside the worker,
-except where workers compete (then it is the wall clock).
+Everything is an env in a worker process of the same pool, asked with the same actions in turn.
+Times are taken inside the worker, except where workers compete (then it is the wall clock).
 """
 
+import argparse
+from collections.abc import Callable, Iterable, Mapping
 import concurrent.futures
 import contextlib
 import multiprocessing
-import statistics
 import time
+from typing import Any
 
 import numpy as np
 import psutil
 
-from pirl_jax.bench import baselines
+from pirl_jax.bench import baselines, interleaved
+from pirl_jax.envs import base
 from pirl_jax.envs.libero import files
-from pirl_jax.envs.pool import pool as pools
-from pirl_jax.envs.pool import worker
+from pirl_jax.envs.pool import pool, worker
+from pirl_jax.monitor import columns
 
+BARE = ("stock, no rendering", "ours, no rendering", "mj_step alone")
+RENDERING = ("stock", "ours", "ours light")
 CHUNKS = (5, 10)  # executed actions per decision
+CHUNKS_PER_REPEAT = 3
 CONTROL_STEPS = 50  # per repeat, without rendering
-TIMEOUT_S = 600.0
+DEMONSTRATED = range(5)  # init states that the expert may try
+POOL = {  # of every pool that is measured
+    "timeout_s": 600.0,
+    "restarts_per_hour": 20,
+    "recycle_episodes": 0,
+    "recycle_growth_gb": 0.0,
+    "render_devices": (),
+}
+
+Factories = Mapping[str, Callable[[], base.Env]]
+Pools = Mapping[str, pool.EnvPool]  # by name of what is compared; one env in each
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tasks",
         default="libero_object:0,libero_spatial:0",
@@ -42,190 +58,221 @@ def add_arguments(parser) -> None:
     )
 
 
-def run(options) -> dict:
+def run(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     """{suite:task: {measurement: {name: value}}}"""
     files.find_assets(options.assets)
     return {name: _task(name, options) for name in options.tasks.split(",")}
 
 
-def _task(name: str, options) -> dict:
-    suite, _, task = name.partition(":")
-    if suite not in files.SUITES or not task.isdigit() or int(task) >= len(files.tasks(suite)):
-        raise ValueError(f"--tasks has {name!r}; write suite:task, for example libero_object:0")
-    task = int(task)
+def _task(name: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    suite, task = _suite_and_task(name)
     make = baselines.factories(suite, options.assets, options.image_size)
+    repeats = options.repeats
+    result = {}
     with contextlib.ExitStack() as stack:
-        pool = {
-            key: stack.enter_context(pools.EnvPool(make[key], 1, timeout_s=TIMEOUT_S))
-            for key in make
-        }
-        for one in pool.values():
-            _reset(one, task, 0)  # builds the simulator; not part of any measurement
-        result = {"control step, ms": control_step(pool, task, options.repeats)}
-        rendering = {key: pool[key] for key in ("stock", "ours", "ours light")}
+        pools = _open(stack, make, list(make), num_envs=1)
+        for one_env in pools.values():
+            _reset(one_env, task, 0)  # builds the simulator; not part of any measurement
+        result["control step, ms"] = control_step(pools, task, repeats)
+        rendering = {name: pools[name] for name in RENDERING}
         for chunk in CHUNKS:
-            result[f"chunk of {chunk}, ms"] = chunk_step(rendering, task, chunk, options.repeats)
-        result["reset, ms"] = reset(rendering, task, options.repeats)
+            result[f"chunk of {chunk}, ms"] = chunk_step(rendering, task, chunk, repeats)
+        result["reset, ms"] = reset(rendering, task, repeats)
+        # Without an expert for this suite there is no episode that ends in success.
         demonstration = _in_process(
-            baselines.demonstration, suite, options.assets, task, list(range(5))
+            baselines.demonstration, suite, options.assets, task, list(DEMONSTRATED)
         )
         if demonstration:
             for chunk in CHUNKS:
-                result[f"episode, chunks of {chunk}, s"] = episode(
-                    rendering, task, *demonstration, chunk, options.repeats
-                )
-        result["memory per worker, MB"] = {key: memory_mb(one) for key, one in rendering.items()}
-    for count in [int(count) for count in options.workers.split(",") if count]:
-        result[f"{count} workers, control steps per s, chunks of 10"] = throughput(
-            make, task, count, options.repeats
-        )
+                seconds = episode(rendering, task, demonstration, chunk, repeats)
+                result[f"episode, chunks of {chunk}, s"] = seconds
+        # Last, when every env has grown to what a run would see.
+        memory = {name: memory_mb(one_env) for name, one_env in rendering.items()}
+        result["memory per worker, MB"] = memory
+    counts = [int(count) for count in options.workers.split(",") if count]
+    for count in counts:
+        measurement = f"{count} workers, control steps per s, chunks of 10"
+        result[measurement] = throughput(make, task, count, repeats)
     return result
 
 
-def control_step(pool: dict, task: int, repeats: int) -> dict[str, float]:
-    """Milliseconds of one control step (50 ms of simulated time) without rendering, and of its 25 bare physics steps."""
-    names = ("stock, no rendering", "ours, no rendering", "mj_step alone")
+def _suite_and_task(name: str) -> tuple[str, int]:
+    """The parts of "libero_object:0"."""
+    suite, _, task = name.partition(":")
+    known = suite in files.SUITES and task.isdigit()
+    if not known or int(task) >= len(files.tasks(suite)):
+        raise ValueError(f"--tasks has {name!r}; write suite:task, for example libero_object:0")
+    return suite, int(task)
+
+
+def _open(
+    stack: contextlib.ExitStack, make: Factories, names: Iterable[str], num_envs: int
+) -> dict[str, pool.EnvPool]:
+    """A pool of each, every env in a worker of its own, closed with the stack."""
+    pools = {}
     for name in names:
-        _reset(pool[name], task, 0)
-
-    def once(name, repeat):
-        return (
-            1e3
-            * float(_send(pool[name], _random_actions(repeat, CONTROL_STEPS)).reward[0])
-            / CONTROL_STEPS
-        )
-
-    return interleaved(names, once, repeats)
+        opened = pool.EnvPool(make[name], num_envs, num_envs, **POOL)
+        pools[name] = stack.enter_context(opened)
+    return pools
 
 
-def chunk_step(pool: dict, task: int, chunk: int, repeats: int) -> dict[str, float]:
-    """Milliseconds of one action chunk with its pictures; each repeat starts anew, so that all see the same states."""
-
-    def once(name, repeat):
-        _reset(pool[name], task, 0)
-        return (
-            1e3
-            * _inside_s(
-                pool[name], lambda: [_send(pool[name], _random_actions(i, chunk)) for i in range(3)]
-            )
-            / 3
-        )
-
-    return interleaved(pool, once, repeats)
+# ---- measurements ------------------------------------------------------------------------------
 
 
-def reset(pool: dict, task: int, repeats: int) -> dict[str, float]:
-    """Milliseconds from one episode to the first observation of the next (stock: hard reset, init state, settle steps)."""
-    for one in pool.values():
-        for init_state in range(
-            2
-        ):  # ours keeps settled states: a training run pays for each once per worker
-            _reset(one, task, init_state)
+def control_step(pools: Pools, task: int, repeats: int) -> dict[str, float]:
+    """Milliseconds of one control step (50 ms of simulated time) without rendering.
 
-    def once(name, repeat):
-        return 1e3 * _inside_s(pool[name], lambda: _reset(pool[name], task, repeat % 2))
+    And of its 25 bare physics steps.
+    """
+    for name in BARE:
+        _reset(pools[name], task, 0)
 
-    return interleaved(pool, once, repeats)
+    def step_ms(name: str, repeat: int) -> float:
+        actions = _random_actions(repeat, CONTROL_STEPS)
+        answer = _send(pools[name], actions)
+        # These envs report the seconds of all steps as their reward (baselines.py).
+        return 1e3 * float(answer.reward[0]) / CONTROL_STEPS
+
+    return interleaved.medians(BARE, step_ms, repeats)
+
+
+def chunk_step(pools: Pools, task: int, chunk: int, repeats: int) -> dict[str, float]:
+    """Milliseconds of one action chunk with its pictures.
+
+    Each repeat starts anew, so that all see the same states.
+    """
+
+    def play(one_env: pool.EnvPool) -> None:
+        for seed in range(CHUNKS_PER_REPEAT):
+            _send(one_env, _random_actions(seed, chunk))
+
+    def chunk_ms(name: str, repeat: int) -> float:
+        _reset(pools[name], task, 0)
+        return 1e3 * _inside_s(pools[name], play) / CHUNKS_PER_REPEAT
+
+    return interleaved.medians(pools, chunk_ms, repeats)
+
+
+def reset(pools: Pools, task: int, repeats: int) -> dict[str, float]:
+    """Milliseconds from one episode to the first observation of the next.
+
+    Stock: hard reset, init state, settle steps.
+    """
+    # Ours keeps settled states: a training run pays for each once per worker.
+    for one_env in pools.values():
+        _reset(one_env, task, 0)
+        _reset(one_env, task, 1)
+
+    def reset_ms(name: str, repeat: int) -> float:
+        def once(one_env: pool.EnvPool) -> None:
+            _reset(one_env, task, repeat % 2)
+
+        return 1e3 * _inside_s(pools[name], once)
+
+    return interleaved.medians(pools, reset_ms, repeats)
 
 
 def episode(
-    pool: dict, task: int, init_state: int, actions_TA, chunk: int, repeats: int
+    pools: Pools, task: int, demonstration: baselines.Demonstration, chunk: int, repeats: int
 ) -> dict[str, float]:
-    """Seconds of one whole episode: reset, settle, the recorded actions of an expert in chunks, the end at success."""
+    """Seconds of one whole episode.
 
-    def play(one):
-        _reset(one, task, init_state)
-        for start in range(0, len(actions_TA), chunk):
-            step = _send(one, actions_TA[start : start + chunk])
-            if step.terminated[0] or step.truncated[0]:
+    Reset, settle, the recorded actions of an expert in chunks, the end at success.
+    """
+    actions = demonstration.actions
+
+    def play(one_env: pool.EnvPool) -> None:
+        _reset(one_env, task, demonstration.init_state)
+        for start in range(0, len(actions), chunk):
+            answer = _send(one_env, actions[start : start + chunk])
+            if answer.terminated[0] or answer.truncated[0]:
                 break
 
-    return interleaved(
-        pool, lambda name, _: _inside_s(pool[name], lambda: play(pool[name])), repeats
-    )
+    def episode_s(name: str, repeat: int) -> float:
+        return _inside_s(pools[name], play)
+
+    return interleaved.medians(pools, episode_s, repeats)
 
 
-def memory_mb(pool: pools.EnvPool) -> float:
+def memory_mb(one_env: pool.EnvPool) -> float:
     """Resident memory of the pool's only worker, after all that was measured."""
-    return psutil.Process(pool.process_ids[0]).memory_info().rss / 1e6
+    (process_id,) = one_env.process_ids
+    return psutil.Process(process_id).memory_info().rss / 1e6
 
 
-def throughput(make: dict, task: int, count: int, repeats: int) -> dict[str, float]:
-    """Control steps per second of wall clock with `count` workers of one env each, chunks of 10, with pictures."""
-    names = ("stock", "ours", "ours light")
+def throughput(make: Factories, task: int, count: int, repeats: int) -> dict[str, float]:
+    """Control steps per second of wall clock, chunks of 10, with pictures.
+
+    count: workers, of one env each.
+    """
+    slots = list(range(count))
     with contextlib.ExitStack() as stack:
-        pool = {
-            name: stack.enter_context(pools.EnvPool(make[name], count, timeout_s=TIMEOUT_S))
-            for name in names
-        }
-        slots = list(range(count))
-        for one in pool.values():
-            one.reset(slots, [task] * count, slots)
-            one.recv(slots)
+        pools = _open(stack, make, RENDERING, num_envs=count)
+        # Slot s plays init state s, as the slots of a rollout differ.
+        for envs in pools.values():
+            envs.reset(slots, [task] * count, slots)
+            envs.recv(slots)
 
-        def once(name, repeat):
+        def steps_per_s(name: str, repeat: int) -> float:
+            # All workers at once: what counts is how they share the cores.
             start_s = time.perf_counter()
-            pool[name].send(slots, np.stack([_random_actions(repeat, 10)] * count))
-            steps = pool[name].recv(slots).num_steps.sum()
-            return float(steps) / (time.perf_counter() - start_s)
+            pools[name].send(slots, np.stack([_random_actions(repeat, 10)] * count))
+            num_steps = pools[name].recv(slots).num_steps.sum()
+            return float(num_steps) / (time.perf_counter() - start_s)
 
-        return interleaved(names, once, repeats)
+        return interleaved.medians(RENDERING, steps_per_s, repeats)
 
 
-def as_text(result: dict) -> str:
+def as_text(result: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """A table per task: every value beside its ratio to stock (above 1: ours is better)."""
-    lines = []
+    tables = []
     for task, measurements in result.items():
-        lines += ["", task]
-        for name, values in measurements.items():
-            (base_name, base), *others = values.items()
-            cells = [f"{base_name} {base:.4g}"]
-            for other, value in others:
-                ratio = value / base if "per s" in name else base / value
-                cells.append(f"{other} {value:.4g} ({ratio:.1f}x)")
-            lines.append(f"  {name:<46} " + "   ".join(cells))
-    return "\n".join(
-        [*lines, "", "medians of interleaved repeats; (x): how many times better than the first"]
-    )
+        lines = [_line(name, values) for name, values in measurements.items()]
+        tables.append(f"\n{task}\n{columns.aligned(lines, left=len(lines[0]))}")
+    note = "medians of interleaved repeats; (x): how many times better than the first"
+    return "\n".join([*tables, "", note])
 
 
-def interleaved(names, once, repeats: int) -> dict[str, float]:
-    """Median of `once(name, repeat)` for every name; the names take turns."""
-    return {name: statistics.median(values) for name, values in turns(names, once, repeats).items()}
+def _line(measurement: str, values: Mapping[str, float]) -> list[str]:
+    (first, base_value), *others = values.items()
+    line = [f"  {measurement}", f"{first} {base_value:.4g}"]
+    for name, value in others:
+        # Of times and memory less is better, of rates more.
+        ratio = base_value / value
+        if "per s" in measurement:
+            ratio = value / base_value
+        line.append(f"{name} {value:.4g} ({ratio:.1f}x)")
+    return line
 
 
-def turns(names, once, repeats: int) -> dict[str, list[float]]:
-    """`once(name, repeat)` of every name and repeat; the names take turns."""
-    values = {name: [] for name in names}
-    for repeat in range(repeats):
-        for name in names:
-            values[name].append(once(name, repeat))
-    return values
+# ---- one env in a pool of its own --------------------------------------------------------------
 
 
-def _reset(pool: pools.EnvPool, task: int, init_state: int):
-    pool.reset([0], [task], [init_state])
-    return pool.recv([0])
+def _reset(one_env: pool.EnvPool, task: int, init_state: int) -> base.TimeStep:
+    one_env.reset([0], [task], [init_state])
+    return one_env.recv([0])
 
 
-def _send(pool: pools.EnvPool, actions_IA: np.ndarray):
-    pool.send([0], actions_IA[None])
-    return pool.recv([0])
+def _send(one_env: pool.EnvPool, actions_IA: np.ndarray) -> base.TimeStep:
+    one_env.send([0], actions_IA[None])
+    return one_env.recv([0])
 
 
-def _inside_s(pool: pools.EnvPool, function) -> float:
-    """Seconds that the pool's env itself took."""
-    before_s = pool.env_seconds[0]
-    function()
-    return float(pool.env_seconds[0] - before_s)
+def _inside_s(one_env: pool.EnvPool, play: Callable[[pool.EnvPool], None]) -> float:
+    """Seconds that the env itself took while it was played with."""
+    before_s = one_env.env_seconds[0]
+    play(one_env)
+    return float(one_env.env_seconds[0] - before_s)
 
 
 def _random_actions(seed: int, count: int) -> np.ndarray:
+    """[count, 7] in [-1, 1]."""
     return np.random.default_rng(seed).uniform(-1, 1, (count, 7))
 
 
-def _in_process(function, *arguments):
+def _in_process(function: Callable, *arguments: Any) -> Any:
     """Run in a process with a worker's environment: this one stays free of simulators."""
+    # A fork would copy a process that runs threads.
     context = multiprocessing.get_context("spawn")
     with (
         worker.spawning(),

@@ -1,19 +1,24 @@
-"""Memory and arithmetic of LIBERO recipes at full size, from shapes: nothing is allocated, no accelerator is needed.
+"""Memory and arithmetic of LIBERO recipes at full size, from shapes.
 
+Nothing is allocated, no accelerator is needed.
 Every recipe twice: as published, and made small the way configs/libero_spatial_ppo_pi0_24gb.py is.
 """
 
 import argparse
+from collections.abc import Mapping
 import pathlib
+from typing import Any
 
 import jax
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs import base
 from pirl_jax.envs.libero import files
+from pirl_jax.monitor import columns
 from pirl_jax.policy import flops
 from pirl_jax.run import config, devices, plan, recipes
 
+GB = 1e9
 SMALL = {
     "model.frozen_dtype": "bfloat16",
     "model.gradient_checkpointing": "dots",
@@ -22,20 +27,27 @@ SMALL = {
     "algorithm.minibatch_size": 256,
     "algorithm.microbatch_size": 32,
 }
-NUM_INIT_STATES = 50
+SMALL_GROUPS = 8  # GRPO: episodes come in whole groups
+NUM_INIT_STATES = 50  # of every LIBERO task
+# Column -> what it sums up of a plan.
+MEMORY_COLUMNS = {
+    "weights": ("frozen weights", "weights that train, float32"),
+    "optim.": ("optimiser",),
+    "rollout": ("rollout",),
+    "update": ("gradients, activations, microbatches",),
+    "step": ("optimiser step",),
+    "total": ("total",),
+}
 
 
-def add_arguments(parser) -> None:
-    published = sorted(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    published = [
         str(path)
         for path in pathlib.Path("configs").glob("libero_*.py")
         if path.stem.endswith(("_pi0", "_pi05"))
-    )
+    ]
     parser.add_argument(
-        "--recipes",
-        type=lambda text: text.split(","),
-        default=published,
-        help="files, separated by commas",
+        "--recipes", default=",".join(sorted(published)), help="files, separated by commas"
     )
     parser.add_argument(
         "--limit-gb",
@@ -51,39 +63,33 @@ def add_arguments(parser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> dict:
-    """{recipe: {"memory, GB": {size: {part: value}}, "FLOP per row": {pass: {baseline, ours, ratio}}}}"""
-    one = meshes.make_mesh(1, 1, jax.devices()[:1])
-    return {pathlib.Path(name).stem: _recipe(name, one, options) for name in options.recipes}
+def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """{recipe: {"memory, GB": {size: {part: value}}, "FLOP per row": {pass: {...}}}}
+
+    A pass has baseline, ours and ratio (policy/flops.py savings).
+    """
+    # Of one device, however many this machine has.
+    mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
+    names = options.recipes.split(",")
+    return {pathlib.Path(name).stem: _recipe(name, mesh, options) for name in names}
 
 
-def _recipe(name: str, one, options) -> dict:
-    settings = config.settings(recipes.load_recipe(name))
+def _recipe(recipe: str, mesh: jax.sharding.Mesh, options: argparse.Namespace) -> dict[str, Any]:
+    settings = config.settings(recipes.load_recipe(recipe))
     devices.setup_jax(settings)
-    env = settings.raw.env
-    if env.suite not in files.SUITES:
-        raise ValueError(
-            f"--recipes has {name}, whose env.suite={env.suite!r} is not LIBERO's; give LIBERO recipes"
-        )
-    limit = env.max_episode_steps or files.PROTOCOLS[env.protocol].max_episode_steps[env.suite]
-    env_spec = base.EnvSpec(env.suite, (), NUM_INIT_STATES, limit, env.image_size_px)
+    env_spec = _env_spec(recipe, settings.raw.env)
     memory = {}
-    for size, changes in {"as published": {}, "small": SMALL}.items():
-        if settings.update.group_size > 1 and changes:
-            changes = changes | {"rollout.episodes_per_iteration": 8 * settings.update.group_size}
-        changed = config.changed(settings, changes)
-        made = plan.measure(
-            changed,
-            one,
+    # thorough: a plan that does not fit is of interest here, to the last executable.
+    for size, changes in (("as published", {}), ("small", _small(settings))):
+        needed = plan.measure(
+            config.changed(settings, changes),
+            mesh,
             options.prompt_tokens,
             env_spec,
-            limit=int(1e9 * options.limit_gb),
+            limit=int(GB * options.limit_gb),
             thorough=True,
         )
-        parts = made.resident | made.work | {"total": made.total, "kept prefixes": made.host}
-        memory[size] = {part: round(value / 1e9, 2) for part, value in parts.items()} | {
-            "fits": made.total <= made.limit
-        }
+        memory[size] = _in_gb(needed)
     tokens = flops.Tokens(len(env_spec.cameras), options.prompt_tokens)
     batch = settings.raw.rollout.num_envs // settings.raw.rollout.num_groups
     return {
@@ -92,34 +98,67 @@ def _recipe(name: str, one, options) -> dict:
     }
 
 
-def as_text(result: dict) -> str:
-    """Two lines per recipe."""
-    head = ("weights", "optim.", "rollout", "update", "step", "total", "fits", "host")
-    lines = [
-        "",
-        f"{'GB of one device; host: kept prefixes':<44}" + "".join(f"{name:>9}" for name in head),
-    ]
-    for recipe, row in result.items():
-        for size, m in row["memory, GB"].items():
-            values = (
-                m["frozen weights"] + m["weights that train, float32"],
-                m["optimiser"],
-                m["rollout"],
-                m["gradients, activations, microbatches"],
-                m["optimiser step"],
-                m["total"],
-                "yes" if m["fits"] else "no",
-                m["kept prefixes"],
-            )
-            lines.append(
-                f"{recipe + ', ' + size:<44}"
-                + "".join(f"{x if isinstance(x, str) else f'{x:.1f}':>9}" for x in values)
-            )
-    lines += ["", f"{'GFLOP per row, straightforward / ours':<44}{'rollout':>24}{'update':>27}"]
-    for recipe, row in result.items():
-        cells = (
-            f"{x['baseline'] / 1e9:.0f} / {x['ours'] / 1e9:.0f} ({x['ratio']:.2f}x)"
-            for x in row["FLOP per row"].values()
+def _env_spec(recipe: str, env: Any) -> base.EnvSpec:
+    """What the plan needs to know of the suite, without a simulator.  env: the page's section."""
+    if env.suite not in files.SUITES:
+        raise ValueError(
+            f"--recipes has {recipe}, whose env.suite={env.suite!r} is not LIBERO's; "
+            f"give LIBERO recipes"
         )
-        lines.append(f"{recipe:<44}" + "".join(f"{cell:>26}" for cell in cells))
-    return "\n".join(lines)
+    limit = env.max_episode_steps
+    if not limit:
+        limit = files.PROTOCOLS[env.protocol].max_episode_steps[env.suite]
+    return base.EnvSpec(
+        suite=env.suite,
+        instructions=(),
+        num_init_states=NUM_INIT_STATES,
+        max_episode_steps=limit,
+        image_size_px=env.image_size_px,
+    )
+
+
+def _small(settings: config.Settings) -> dict[str, Any]:
+    group_size = settings.update.group_size
+    if group_size == 1:
+        return SMALL
+    return SMALL | {"rollout.episodes_per_iteration": SMALL_GROUPS * group_size}
+
+
+def _in_gb(needed: plan.Plan) -> dict[str, float | bool]:
+    parts = needed.resident | needed.work
+    parts |= {"total": needed.total, "kept prefixes": needed.host}
+    in_gb = {part: round(size / GB, 2) for part, size in parts.items()}
+    return in_gb | {"fits": needed.total <= needed.limit}
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    """Memory, two lines per recipe, then arithmetic, one line per recipe."""
+    memory = []
+    arithmetic = []
+    for recipe, row in result.items():
+        for size, parts in row["memory, GB"].items():
+            memory.append([f"{recipe}, {size}", *_memory_cells(parts)])
+        savings = row["FLOP per row"]
+        arithmetic.append([recipe, _savings(savings["rollout"]), _savings(savings["update"])])
+    memory_header = ["GB of one device; host: kept prefixes", *MEMORY_COLUMNS, "fits", "host"]
+    arithmetic_header = ["GFLOP per row, straightforward / ours", "rollout", "update"]
+    tables = [
+        columns.aligned(memory, memory_header),
+        columns.aligned(arithmetic, arithmetic_header),
+    ]
+    return "\n" + "\n\n".join(tables)
+
+
+def _memory_cells(parts: Mapping[str, float | bool]) -> list[str]:
+    cells = []
+    for names in MEMORY_COLUMNS.values():
+        size = sum(parts[name] for name in names)
+        cells.append(f"{size:.1f}")
+    cells.append("yes" if parts["fits"] else "no")
+    cells.append(f"{parts['kept prefixes']:.1f}")
+    return cells
+
+
+def _savings(flop: Mapping[str, float]) -> str:
+    """Of one pass."""
+    return f"{flop['baseline'] / GB:.0f} / {flop['ours'] / GB:.0f} ({flop['ratio']:.2f}x)"

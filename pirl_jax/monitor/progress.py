@@ -1,84 +1,130 @@
 """Shows that long work is alive: a moving bar on a terminal, a plain line now and then elsewhere.
 
-    with progress.track("rollout", total=640, unit="decisions") as step:
-        step(16, "success 0.25")
+    with progress.track("rollout", total=640, unit="decisions") as advance:
+        advance(16, "success 0.25")
 
-Work that cannot count (a compilation) leaves `total` out: it gets a spinner, or a heartbeat line with the elapsed time.
+Work that cannot count (a compilation) leaves `total` out: it gets a spinner, or a heartbeat line
+with the elapsed time.  Knows nothing of the work but its name and its count.
 """
 
+from collections.abc import Iterator
 import contextlib
 import sys
 import threading
 import time
+from typing import Protocol, TextIO
 
 from rich import console, progress
 
 INTERVAL_S = 10.0  # between plain lines: a log stays readable, a watcher never waits long
 
 
+class Advance(Protocol):
+    """Say that `count` more units are done; the note stands beside them until the next one."""
+
+    def __call__(self, count: int = 1, note: str = "") -> None: ...
+
+
 @contextlib.contextmanager
 def track(
-    name: str, total: int | None = None, unit: str = "", stream=None, interval_s: float = INTERVAL_S
-):
-    """Yield `step(count=1, note="")`.  stream: where to write (standard output); its isatty() picks the form."""
+    name: str,
+    total: int | None = None,
+    unit: str = "",
+    stream: TextIO | None = None,
+    interval_s: float = INTERVAL_S,
+) -> Iterator[Advance]:
+    """Show the work of the block, which calls what this yields.
+
+    stream: where to write (standard output); its isatty() picks the form.
+    interval_s: between plain lines.
+    """
+    # Asked for here and not as a default: who captures output replaces sys.stdout later.
     stream = stream or sys.stdout
-    show = _bar if stream.isatty() else _lines
-    with show(name, total, unit, stream, interval_s) as step:
-        yield step
+    if stream.isatty():
+        shown = _bar(name, total, unit, stream)
+    else:
+        shown = _lines(_Line(name, total, unit, stream), interval_s)
+    with shown as advance:
+        yield advance
 
 
 @contextlib.contextmanager
-def _bar(name: str, total: int | None, unit: str, stream, interval_s: float):
-    columns = (
-        progress.TextColumn("{task.description:<12}"),
-        progress.SpinnerColumn() if total is None else progress.BarColumn(),
-        progress.TextColumn("" if total is None else f"{{task.completed:.0f}}/{total} {unit}"),
-        progress.TimeElapsedColumn(),
-        *(() if total is None else (progress.TimeRemainingColumn(),)),
-        progress.TextColumn("{task.fields[note]}"),
-    )
+def _bar(name: str, total: int | None, unit: str, stream: TextIO) -> Iterator[Advance]:
+    columns = _columns(total, unit)
     with progress.Progress(*columns, console=console.Console(file=stream)) as display:
         task = display.add_task(name, total=total, note="")
-        yield lambda count=1, note="": display.update(task, advance=count, note=note)
+
+        def advance(count: int = 1, note: str = "") -> None:
+            display.update(task, advance=count, note=note)
+
+        yield advance
+
+
+def _columns(total: int | None, unit: str) -> list[progress.ProgressColumn]:
+    """What a bar consists of; what cannot be counted has a spinner and no end in sight."""
+    name = progress.TextColumn("{task.description:<12}")
+    elapsed = progress.TimeElapsedColumn()
+    note = progress.TextColumn("{task.fields[note]}")
+    if total is None:
+        return [name, progress.SpinnerColumn(), elapsed, note]
+    count = progress.TextColumn(f"{{task.completed:.0f}}/{total} {unit}")
+    remaining = progress.TimeRemainingColumn()
+    return [name, progress.BarColumn(), count, elapsed, remaining, note]
 
 
 @contextlib.contextmanager
-def _lines(name: str, total: int | None, unit: str, stream, interval_s: float):
-    lines = _Lines(name, total, unit, stream)
+def _lines(line: "_Line", interval_s: float) -> Iterator[Advance]:
     finished = threading.Event()
 
-    def heartbeat():  # a thread, because a compilation never calls step
+    def heartbeat() -> None:
         while not finished.wait(interval_s):
-            lines.print()
+            line.print()
 
-    thread = threading.Thread(target=heartbeat, name=f"progress-{name}", daemon=True)
+    # A thread, because a compilation never calls advance.
+    thread = threading.Thread(target=heartbeat, name=f"progress-{line.name}", daemon=True)
     thread.start()
+    # What raises is named and passed on.
     state = "failed"
     try:
-        yield lines.step
+        yield line.advance
         state = "done"
     finally:
         finished.set()
         thread.join()
-        lines.print(state)
+        line.print(state)
 
 
-class _Lines:
+class _Line:
     """Counts, and writes one line when asked."""
 
-    def __init__(self, name: str, total: int | None, unit: str, stream):
-        self.name, self.total, self.unit, self.stream = name, total, unit, stream
-        self.count, self.note, self.start = 0, "", time.monotonic()
+    def __init__(self, name: str, total: int | None, unit: str, stream: TextIO) -> None:
+        self.name = name
+        self.total = total
+        self.unit = unit
+        self.stream = stream
+        self.count = 0
+        self.note = ""
+        self.start_s = time.monotonic()
 
-    def step(self, count: int = 1, note: str = "") -> None:
-        self.count, self.note = self.count + count, note
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.count += count
+        self.note = note
 
     def print(self, state: str = "") -> None:
-        elapsed_s = time.monotonic() - self.start
-        parts = [f"{self.name}:"]
+        """state: how it ended; "" while it goes on."""
+        elapsed_s = time.monotonic() - self.start_s
+        words = [f"{self.name}:"]
         if self.total is not None:
-            parts.append(f"{self.count}/{self.total} {self.unit}".strip() + ",")
-        parts.append(f"{elapsed_s:.1f} s")
-        if self.count and not state and self.total:
-            parts.append(f"(about {elapsed_s / self.count * (self.total - self.count):.0f} s left)")
-        print(*parts, *filter(None, (self.note, state)), file=self.stream, flush=True)
+            counted = f"{self.count}/{self.total} {self.unit}".strip()
+            words.append(f"{counted},")
+        words.append(f"{elapsed_s:.1f} s")
+        # What has not begun has no pace yet, what has ended has nothing left.
+        if self.total and self.count and not state:
+            left_s = elapsed_s / self.count * (self.total - self.count)
+            words.append(f"(about {left_s:.0f} s left)")
+        if self.note:
+            words.append(self.note)
+        if state:
+            words.append(state)
+        # Flushed: standard output in a file or a pipe would keep the line back for minutes.
+        print(*words, file=self.stream, flush=True)

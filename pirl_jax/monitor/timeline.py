@@ -1,47 +1,69 @@
-"""Where the time of an iteration goes: named stopwatches, and one sentence that says what to do about it."""
+"""Where the time of an iteration goes: named stopwatches, and one sentence that says what to do.
 
+Knows the names of the parts and what helps against each; measures nothing itself.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import threading
 import time
+from typing import NamedTuple
 
-REQUIRED = (
-    "env",
-    "inference",
-    "update",
-    "transfer",
-    "idle",
-)  # always reported, 0 when never measured
+# Always reported, 0 when never measured.
+REQUIRED = ("env", "inference", "update", "transfer", "idle")
+# Share of an iteration from which on one part is what the run waits for.
+DOMINANT = 0.4
 
-# name -> (what the run is bound by, what happens in that time, what helps)
+
+class Verdict(NamedTuple):
+    """What it means that a part takes most of the time."""
+
+    bound: str
+    activity: str  # what happens in that time
+    remedy: str
+
+
 VERDICTS = {
-    "env": (
+    "env": Verdict(
         "simulation-bound",
         "waits for environments",
         "add CPU cores or environments, or use smaller images",
     ),
-    "inference": (
+    "inference": Verdict(
         "inference-bound",
         "samples actions",
         "use larger inference batches or fewer denoise steps",
     ),
-    "update": (
+    "update": Verdict(
         "learning-bound",
         "updates the parameters",
         "use fewer update epochs or more devices",
     ),
-    "transfer": (
+    "transfer": Verdict(
         "transfer-bound",
         "moves rows from the device to the host",
         "set rollout.prefix_cache=device, or recompute",
     ),
-    "idle": (
+    "idle": Verdict(
         "idle",
         "waits with nothing to do",
         "let rollout and learner overlap, or balance their devices",
     ),
-    "eval": ("evaluation-bound", "evaluates", "evaluate less often or on fewer episodes"),
-    "save": ("checkpoint-bound", "waits for checkpoints", "save less often"),
-    "compile": ("compiling", "compiles", "nothing to do: later iterations do not compile"),
+    "eval": Verdict(
+        "evaluation-bound",
+        "evaluates",
+        "evaluate less often or on fewer episodes",
+    ),
+    "save": Verdict(
+        "checkpoint-bound",
+        "waits for checkpoints",
+        "save less often",
+    ),
+    "compile": Verdict(
+        "compiling",
+        "compiles",
+        "nothing to do: later iterations do not compile",
+    ),
 }
 
 
@@ -54,19 +76,21 @@ class Timers:
     Names of one thread must not be nested, or the inner time counts twice.
     """
 
-    def __init__(self, clock=time.perf_counter):
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._seconds: dict[str, float] = {}
-        self._started = self._created = clock()
+        self._created = clock()
+        self._started = self._created
 
     @contextlib.contextmanager
-    def measure(self, name: str):
-        start = self._clock()
+    def measure(self, name: str) -> Iterator[None]:
+        """Add what the block takes, also where it raises."""
+        start_s = self._clock()
         try:
             yield
         finally:
-            self.add(name, self._clock() - start)
+            self.add(name, self._clock() - start_s)
 
     def add(self, name: str, seconds: float) -> None:
         """For time that somebody else measured."""
@@ -78,34 +102,53 @@ class Timers:
         return self._clock() - self._created
 
     def read(self) -> dict[str, float]:
-        """-> {"time/env": s, "time/inference": s, ..., "time/iteration": s since the last read}; resets.  What nobody measured is
-        "time/idle"."""
+        """Seconds since the last read, and starts anew.
+
+        Returns {"time/env": s, "time/inference": s, ..., "time/iteration": s}; the last one is the
+        whole time, of which what nobody measured is "time/idle".
+        """
         with self._lock:
             now = self._clock()
-            seconds, total = dict.fromkeys(REQUIRED, 0.0) | self._seconds, now - self._started
-            seconds |= {"idle": max(0.0, total - sum(self._seconds.values())), "iteration": total}
-            self._seconds, self._started = {}, now
+            total = now - self._started
+            measured = self._seconds
+            self._started = now
+            self._seconds = {}
+        # Where two threads measure at once, the parts come to more than the whole.
+        idle = max(0.0, total - sum(measured.values()))
+        seconds = dict.fromkeys(REQUIRED, 0.0) | measured
+        seconds |= {"idle": idle, "iteration": total}
         return {f"time/{name}": value for name, value in seconds.items()}
 
 
-def line(row: dict[str, float]) -> str:
+def line(row: Mapping[str, float]) -> str:
     """What a user wants to see of an iteration."""
-    critic = (
-        f"ev {row['critic/explained_variance']:.2f}  " if "critic/explained_variance" in row else ""
-    )
-    return (
-        f"success {row['env/success_once']:.2f}  return {row['env/return']:.2f}  kl {row['actor/approx_kl']:.4f}  "
-        f"clip {row['actor/pg_clipfrac']:.2f}  {critic}{row['time/iteration']:.1f} s  {verdict(row)}"
-    )
+    words = [
+        f"success {row['env/success_once']:.2f}",
+        f"return {row['env/return']:.2f}",
+        f"kl {row['actor/approx_kl']:.4f}",
+        f"clip {row['actor/pg_clipfrac']:.2f}",
+    ]
+    # GRPO has no critic.
+    if "critic/explained_variance" in row:
+        words.append(f"ev {row['critic/explained_variance']:.2f}")
+    words.append(f"{row['time/iteration']:.1f} s")
+    words.append(verdict(row))
+    return "  ".join(words)
 
 
-def verdict(metrics: dict[str, float]) -> str:
-    """One line about the metrics of one iteration: "simulation-bound: 78 % of the time waits for environments; ..." """
+def verdict(metrics: Mapping[str, float]) -> str:
+    """A sentence about the metrics of one iteration.
+
+    "simulation-bound: 78 % of the time waits for environments; add CPU cores ..."
+    """
     total_s = metrics["time/iteration"]
     parts = {name: metrics.get(f"time/{name}", 0.0) for name in VERDICTS}
-    name = max(parts, key=parts.get)
-    share = parts[name] / total_s if total_s > 0 else 0.0
-    if share < 0.4:
-        return f"balanced: the largest part ({name}) takes {100 * share:.0f} % of the time"
-    bound, what, remedy = VERDICTS[name]
-    return f"{bound}: {100 * share:.0f} % of the time {what}; {remedy}"
+    largest = max(parts, key=parts.get)
+    share = 0.0
+    if total_s > 0:
+        share = parts[largest] / total_s
+    percent = f"{100 * share:.0f} % of the time"
+    if share < DOMINANT:
+        return f"balanced: the largest part ({largest}) takes {percent}"
+    found = VERDICTS[largest]
+    return f"{found.bound}: {percent} {found.activity}; {found.remedy}"

@@ -1,9 +1,11 @@
-"""Writes MP4 videos from uint8 frames, with text below the picture.  Knows nothing of policies or simulators.
+"""Writes MP4 videos from uint8 frames, with text below the picture.
 
-Frames go to the ffmpeg program of the imageio-ffmpeg package through a pipe.  Not through imageio itself: it forks with
-a Python hook, which a process that runs JAX threads must not do.
+Frames go to the ffmpeg program of the imageio-ffmpeg package through a pipe.  Not through imageio
+itself: it forks with a Python hook, which a process that runs JAX threads must not do.
+Knows nothing of policies or simulators.
 """
 
+from collections.abc import Sequence
 import os
 import pathlib
 import subprocess
@@ -13,107 +15,132 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-MIN_SIDE_PX = 384  # smaller frames are enlarged by a whole factor, without smoothing: what the policy sees, only larger
+from pirl_jax.core import atomic
+
+# Smaller frames are enlarged by a whole factor, without smoothing: what the policy sees, larger.
+MIN_SIDE_PX = 384
 FONT_PX = 16
+LINE_PX = FONT_PX + 6
 LINES = 4  # of text: the longest instructions of LIBERO fit
+MARGIN_PX = 8  # of the text, on every side but the top
+BACKGROUND = (20, 20, 24)
 COLOURS = {
-    True: (90, 210, 120),
-    False: (235, 110, 100),
-    None: (225, 225, 225),
-}  # success, failure, running
+    True: (90, 210, 120),  # success
+    False: (235, 110, 100),  # failure
+    None: (225, 225, 225),  # running
+}
 
 
-def write(path, frames, captions, outcomes=None, fps: int = 20) -> pathlib.Path:
-    """Write frames [N] of [Y,X,3] uint8 with one caption each; the file appears when it is complete.
+def write(
+    path: str | os.PathLike,
+    frames: Sequence[np.ndarray],
+    captions: Sequence[str],
+    outcomes: Sequence[bool | None] | None = None,
+    fps: int = 20,
+) -> pathlib.Path:
+    """Write [frames] of [Y,X,3] uint8 with one caption each; the file appears when it is complete.
 
-    outcomes: [N] True (success), False (failure) or None (running); picks the colour of the text.
+    outcomes: [frames] True (success), False (failure) or None (running); picks the colour of the
+      text.
+
+    Raises:
+      ValueError: no frames, or not a caption for each; frames of another form.
     """
     path = pathlib.Path(path)
     if len(frames) == 0 or len(frames) != len(captions):
         raise ValueError(
-            f"video {path} needs one caption per frame and at least one frame, got {len(frames)} frames"
+            f"video {path} needs one caption per frame and at least one frame, "
+            f"got {len(frames)} frames"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(
-        path.stem + ".partial" + path.suffix
-    )  # ffmpeg picks the format by the suffix
     outcomes = outcomes or [None] * len(frames)
     pictures = [
-        annotate(*row) for row in zip(frames, captions, map(COLOURS.get, outcomes), strict=True)
+        annotate(frame, caption, COLOURS[outcome])
+        for frame, caption, outcome in zip(frames, captions, outcomes, strict=True)
     ]
-    _encode(partial, pictures, fps)
-    os.replace(partial, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.writing(path) as temporary:
+        _encode(temporary, pictures, fps)
     return path
 
 
 def write_episode(
-    path, frames, title: str, success: bool, fps: int = 20, hold_s: float = 1.0
+    path: str | os.PathLike,
+    frames: Sequence[np.ndarray],
+    title: str,
+    success: bool,
+    fps: int = 20,
+    hold_s: float = 1.0,
 ) -> pathlib.Path:
-    """Video of one episode: every frame with title and step; the last one stays for `hold_s` with the outcome."""
-    count, hold = len(frames), round(hold_s * fps)
-    captions = [f"{title}\nstep {step + 1}" for step in range(count)]
-    captions += [f"{title}\nstep {count}: {'success' if success else 'failure'}"] * hold
-    outcomes = [None] * count + [bool(success)] * hold
-    return write(path, [*frames, *[frames[-1]] * hold], captions, outcomes, fps)
+    """Video of one episode: every frame with title and step, the last one held with the outcome."""
+    count = len(frames)
+    # Players stop at the end of a file, often before anyone has read it.
+    held = round(hold_s * fps)
+    outcome = "success" if success else "failure"
+    captions = [f"{title}\nstep {number}" for number in range(1, count + 1)]
+    captions += [f"{title}\nstep {count}: {outcome}"] * held
+    outcomes = [None] * count + [bool(success)] * held
+    shown = [*frames, *[frames[-1]] * held]
+    return write(path, shown, captions, outcomes, fps)
 
 
-def annotate(frame: np.ndarray, caption: str, colour=COLOURS[None]) -> np.ndarray:
-    """[Y,X,3] uint8 -> the enlarged frame above a dark strip with the caption; even sides."""
+def annotate(
+    frame: np.ndarray, caption: str, colour: tuple[int, int, int] = COLOURS[None]
+) -> np.ndarray:
+    """[Y,X,3] uint8 -> the enlarged frame above a dark strip with the caption.
+
+    The sides are even, as yuv420p needs them.
+
+    Raises:
+      ValueError: another shape or dtype.
+    """
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
         raise ValueError(f"video frames are [Y,X,3] uint8, got {frame.dtype}{list(frame.shape)}")
-    factor = max(1, -(-MIN_SIDE_PX // max(frame.shape[:2])))
+    longest_px = max(frame.shape[:2])
+    factor = max(1, -(-MIN_SIDE_PX // longest_px))
+    # Every pixel becomes a square: smoothing would show what the policy does not see.
     picture = Image.fromarray(frame.repeat(factor, axis=0).repeat(factor, axis=1))
-    line_px = FONT_PX + 6
-    strip_px = LINES * line_px + 8
-    width, height = picture.width + picture.width % 2, picture.height + strip_px
-    canvas = Image.new("RGB", (width, height + height % 2), (20, 20, 24))
+    width = picture.width
+    height = picture.height + LINES * LINE_PX + MARGIN_PX
+    canvas = Image.new("RGB", (width + width % 2, height + height % 2), BACKGROUND)
     canvas.paste(picture, (0, 0))
     font = ImageFont.load_default(size=FONT_PX)
     draw = ImageDraw.Draw(canvas)
-    for row, line in enumerate(_wrap(caption, font, picture.width - 16)):
-        draw.text((8, picture.height + 4 + row * line_px), line, fill=colour, font=font)
+    top_px = picture.height + MARGIN_PX // 2
+    for number, line in enumerate(_wrap(caption, font, width - 2 * MARGIN_PX)):
+        draw.text((MARGIN_PX, top_px + number * LINE_PX), line, fill=colour, font=font)
     return np.asarray(canvas)
 
 
-def _encode(path: pathlib.Path, pictures: list[np.ndarray], fps: int) -> None:
+def _encode(path: pathlib.Path, pictures: Sequence[np.ndarray], fps: int) -> None:
     """H.264 with yuv420p, which every player shows."""
     height, width = pictures[0].shape[:2]
-    source = [
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "rgb24",
-        "-s",
-        f"{width}x{height}",
-        "-r",
-        str(fps),
-        "-i",
-        "-",
-    ]
-    target = [
-        "-c:v",
-        "libx264",
-        "-pix_fmt",
-        "yuv420p",
-        "-crf",
-        "20",
-        "-movflags",
-        "+faststart",
-        str(path),
-    ]
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *source, *target]
+    form = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps)]
+    codec = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "20"]
+    # faststart: a browser plays it before the whole file is there.
+    # The format by name: the file's suffix says nothing until it is complete.
+    container = ["-movflags", "+faststart", "-f", "mp4"]
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error"]
     done = subprocess.run(
-        command, input=b"".join(p.tobytes() for p in pictures), capture_output=True, check=False
+        [*ffmpeg, *form, "-i", "-", *codec, *container, str(path)],
+        input=b"".join(picture.tobytes() for picture in pictures),
+        capture_output=True,
+        check=False,
     )
     if done.returncode:
-        raise RuntimeError(
-            f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}"
-        )
+        reason = done.stderr.decode(errors="replace").strip()
+        raise RuntimeError(f"ffmpeg could not write {path}: {reason}")
 
 
-def _wrap(caption: str, font, width_px: float) -> list[str]:
-    """At most LINES lines; the last paragraph (the step) always stays, a long instruction is cut."""
-    columns = max(8, int(width_px / font.getlength("n")))
+def _wrap(caption: str, font: ImageFont.FreeTypeFont, width_px: int) -> list[str]:
+    """At most LINES lines.
+
+    The last paragraph (the step) always stays, a long instruction is cut.
+    """
+    letter_px = font.getlength("n")
+    # By an average letter; a narrow picture keeps a few columns all the same.
+    columns = max(8, int(width_px / letter_px))
     *paragraphs, last = caption.split("\n")
-    above = textwrap.wrap(" ".join(paragraphs), columns, max_lines=LINES - 1, placeholder=" ...")
-    return above + (textwrap.wrap(last, columns)[:1] or [""])
+    instruction = " ".join(paragraphs)
+    above = textwrap.wrap(instruction, columns, max_lines=LINES - 1, placeholder=" ...")
+    below = textwrap.wrap(last, columns) or [""]
+    return [*above, below[0]]

@@ -1,4 +1,7 @@
-"""What this machine must offer a run: pinned physics, memory, open files, a GL backend that renders."""
+"""What this machine must offer a run: pinned physics, memory, open files, a backend that renders.
+
+Imports neither jax nor a simulator: what may hang or crash is tried in a process of its own.
+"""
 
 from collections.abc import Sequence
 import dataclasses
@@ -12,6 +15,7 @@ import psutil
 
 from pirl_jax.envs import base
 from pirl_jax.envs.gl import backends
+from pirl_jax.monitor import packages
 
 INSTALL = "pip install -r requirements.txt && pip install --no-deps -r requirements-sim.txt"
 ROOT = pathlib.Path(__file__).parents[2]
@@ -39,81 +43,92 @@ def check(
 ) -> str | None:
     """What training checks before anything else; returns the GL backend to use.
 
-    backend: the wanted one; None for a suite that does not render.  devices: EGL devices; () = the backend's choice.
-    Raises ValueError, one sentence per failed check.  Warns where osmesa has to stand in for the wanted backend.
+    Warns where osmesa has to stand in for the wanted backend.
+
+    Args:
+      backend: the wanted one; None for a suite that does not render.
+      devices: EGL devices; () = the backend's choice.
+
+    Raises:
+      ValueError: one sentence per failed check, with its remedy.
     """
-    rows = [check_shared_memory(num_envs, image_size_px), check_files(num_workers)]
-    failed = [
-        f"{row.check}: {row.found}; {row.remedy}"
-        for row in rows + [check_mujoco()]
-        if row.status == "fail"
+    rows = [
+        check_shared_memory(num_envs, image_size_px),
+        check_files(num_workers),
+        check_mujoco(),
     ]
+    failed = [f"{row.check}: {row.found}; {row.remedy}" for row in rows if row.status == "fail"]
     if failed:
         raise ValueError(". ".join(failed))
-    return None if backend is None else backends.choose(backend, devices)
+    if backend is None:
+        return None
+    return backends.choose(backend, devices)
 
 
 def pins() -> list[requirements.Requirement]:
-    """The checkout's exact pins; of an installed package without its checkout, what its metadata asks for."""
+    """The checkout's exact pins.
+
+    Of an installed package without its checkout, what its metadata asks for.
+    """
     files = [ROOT / name for name in PIN_FILES]
+    lines = []
     if all(file.is_file() for file in files):
-        lines = [
-            line.partition("#")[0].strip()
-            for file in files
-            for line in file.read_text().splitlines()
-        ]
+        for file in files:
+            lines += file.read_text().splitlines()
     else:
-        lines = importlib.metadata.requires("pirl_jax") or []
-    return [requirements.Requirement(line) for line in lines if line]
-
-
-def version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def check_mujoco() -> Row:
-    (pin,) = [pin for pin in pins() if pin.name == "mujoco"]
-    found = version("mujoco")
-    if fits(pin, found):
-        return Row("mujoco", "pass", f"{found} as pinned")
-    why = "from 3.4.0 on stored LIBERO start states no longer settle"
-    return Row(
-        "mujoco",
-        "fail",
-        f"{found or 'absent'} instead of {pin.specifier} ({why})",
-        f'run: pip install "{pin}"',
-    )
+        lines += importlib.metadata.requires("pirl_jax") or []
+    without_comments = [line.partition("#")[0].strip() for line in lines]
+    return [requirements.Requirement(line) for line in without_comments if line]
 
 
 def fits(pin: requirements.Requirement, found: str | None) -> bool:
+    """Whether the installed version (None: absent) is one the pin allows."""
     return found is not None and pin.specifier.contains(found, prereleases=True)
 
 
+def check_mujoco() -> Row:
+    """The physics of the results is that of one version."""
+    (pin,) = [pin for pin in pins() if pin.name == "mujoco"]
+    found = packages.version("mujoco")
+    if fits(pin, found):
+        return Row("mujoco", "pass", f"{found} as pinned")
+    why = "from 3.4.0 on stored LIBERO start states no longer settle"
+    wrong = f"{found or 'absent'} instead of {pin.specifier} ({why})"
+    return Row("mujoco", "fail", wrong, f'run: pip install "{pin}"')
+
+
 def check_shared_memory(num_envs: int, image_size_px: int) -> Row:
-    """Observations of all envs lie in one block of shared memory, a file without a name: /dev/shm does not bound it."""
-    images = len(base.EnvSpec.cameras) * image_size_px**2 * 3
-    needed_mb = num_envs * (images + 4 * base.EnvSpec.state_dim) / 1e6
+    """Observations of all envs lie in one block of shared memory.
+
+    The block is a file without a name: /dev/shm does not bound it, the machine's memory does.
+    """
+    pixels_bytes = len(base.EnvSpec.cameras) * image_size_px**2 * 3  # uint8
+    state_bytes = 4 * base.EnvSpec.state_dim  # float32
+    needed_mb = num_envs * (pixels_bytes + state_bytes) / 1e6
     free_mb = psutil.virtual_memory().available / 1e6
-    found = f"{needed_mb:,.0f} MB needed for the observations of {num_envs} envs, {free_mb:,.0f} MB of memory available"
+    found = (
+        f"{needed_mb:,.0f} MB needed for the observations of {num_envs} envs, "
+        f"{free_mb:,.0f} MB of memory available"
+    )
+    status = "fail" if needed_mb > free_mb else "pass"
     remedy = "lower rollout.num_envs or env.image_size_px, or free memory"
-    return Row("shared memory", "fail" if needed_mb > free_mb else "pass", found, remedy)
+    return Row("shared memory", status, found, remedy)
 
 
 def check_files(num_workers: int) -> Row:
+    """Every worker costs the parent open files; where they run out, a later worker cannot start."""
     needed = OTHER_FILES + FILES_PER_WORKER * num_workers
-    soft, hard = (
-        limit if limit != resource.RLIM_INFINITY else sys.maxsize
-        for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
-    )
-    found = (
-        f"{needed} needed for {num_workers} workers, limit {soft if soft < sys.maxsize else 'none'}"
-    )
-    remedy = (
-        f"run: ulimit -n {needed}"
-        if hard >= needed
-        else f"raise the hard limit in /etc/security/limits.conf to {needed}"
-    )
-    return Row("open files", "fail" if needed > soft else "pass", found, remedy)
+    soft, hard = map(_finite, resource.getrlimit(resource.RLIMIT_NOFILE))
+    limit = "none" if soft == sys.maxsize else soft
+    found = f"{needed} needed for {num_workers} workers, limit {limit}"
+    status = "fail" if needed > soft else "pass"
+    remedy = f"raise the hard limit in /etc/security/limits.conf to {needed}"
+    if hard >= needed:
+        # The user may raise the soft limit alone.
+        remedy = f"run: ulimit -n {needed}"
+    return Row("open files", status, found, remedy)
+
+
+def _finite(limit: int) -> int:
+    """RLIM_INFINITY is -1, which compares as the smallest."""
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit

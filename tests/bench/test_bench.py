@@ -1,4 +1,4 @@
-"""The benchmark command: names take turns, ratios point the right way, and tiny real runs fill every row."""
+"""The benchmark command: names take turns, ratios point the right way, tiny runs fill every row."""
 
 import argparse
 import json
@@ -6,20 +6,23 @@ import json
 import pytest
 
 from pirl_jax.bench import __main__ as bench
-from pirl_jax.bench import end2end, env, policy
+from pirl_jax.bench import end2end, env, interleaved, policy
 from pirl_jax.bench import plan as bench_plan
 from pirl_jax.models import variants
 from pirl_jax.run import plan
 
 
 def test_names_take_turns_and_the_median_counts():
+    values = {"a": [1.0, 9.0, 2.0], "b": [4.0, 4.0, 5.0]}
     calls = []
 
-    def once(name, repeat):
+    def measure(name, repeat):
         calls.append((name, repeat))
-        return {"a": [1.0, 9.0, 2.0], "b": [4.0, 4.0, 5.0]}[name][repeat]
+        return values[name][repeat]
 
-    assert env.interleaved(["a", "b"], once, repeats=3) == {"a": 2.0, "b": 4.0}
+    assert interleaved.values(["a", "b"], measure, repeats=3) == values
+    calls.clear()
+    assert interleaved.medians(["a", "b"], measure, repeats=3) == {"a": 2.0, "b": 4.0}
     assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
 
 
@@ -51,34 +54,40 @@ def test_a_tiny_run(libero_assets, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(env, "CHUNKS", (10,))
     monkeypatch.setattr(env, "CONTROL_STEPS", 5)
     file = tmp_path / "env.json"
-    arguments = f"env --tasks libero_object:0 --assets {libero_assets} --image-size 32 --workers 1 --repeats 1 --output {file}"
+    arguments = (
+        f"env --tasks libero_object:0 --assets {libero_assets} --image-size 32 --workers 1 "
+        f"--repeats 1 --output {file}"
+    )
     bench.main(["bench", *arguments.split()])
     assert "libero_object:0" in capsys.readouterr().out
     written = json.loads(file.read_text())
     rows = written["result"]["libero_object:0"]
     assert written["environment"]["command"][:3] == ["python", "-m", "pirl_jax.bench"]
-    for name in (
+    assert list(rows) == [
         "control step, ms",
         "chunk of 10, ms",
         "reset, ms",
         "episode, chunks of 10, s",
         "memory per worker, MB",
-    ):
-        assert min(rows[name].values()) > 0
+        "1 workers, control steps per s, chunks of 10",
+    ]
+    for measured in rows.values():
+        assert min(measured.values()) > 0
     step = rows["control step, ms"]
     assert step["mj_step alone"] < step["ours, no rendering"] < step["stock, no rendering"]
-    assert rows["episode, chunks of 10, s"]["ours"] < rows["episode, chunks of 10, s"]["stock"] / 3
+    episode = rows["episode, chunks of 10, s"]
+    assert episode["ours"] < episode["stock"] / 3
 
 
 @pytest.fixture
 def tiny(monkeypatch):
     """The scaled model, smaller still."""
-    small = dict(
-        paligemma=variants.GemmaConfig(64, 2, 256, 2, 1, 16),
-        expert=variants.GemmaConfig(32, 2, 64, 2, 1, 16),
-        siglip=variants.SiglipConfig(32, 2, 64, 2, 14),
-        image_size=(28, 28),
-    )
+    small = {
+        "paligemma": variants.GemmaConfig(64, 2, 256, 2, 1, 16),
+        "expert": variants.GemmaConfig(32, 2, 64, 2, 1, 16),
+        "siglip": variants.SiglipConfig(32, 2, 64, 2, 14),
+        "image_size": (28, 28),
+    }
     monkeypatch.setattr(policy, "SCALED", policy.SCALED | small)
 
 
@@ -86,44 +95,57 @@ def tiny(monkeypatch):
     "name, recipe", [("update", "libero_spatial_ppo_pi0"), ("latency", "libero_object_ppo_pi05")]
 )
 def test_the_policy_benchmarks_compare_what_computes_the_same(name, recipe, tiny, tmp_path, capsys):
-    file, page = tmp_path / "out.json", f"configs/{recipe}.py"
-    bench.main(
-        ["bench", name, "--recipes", page, "--batch", "2", "--repeats", "2", "--output", str(file)]
-    )
+    file = tmp_path / "out.json"
+    page = f"configs/{recipe}.py"
+    arguments = f"{name} --recipes {page} --batch 2 --repeats 2 --output {file}"
+    bench.main(["bench", *arguments.split()])
     assert "times faster, with" in capsys.readouterr().out
     row = json.loads(file.read_text())["result"][page]
     assert row["rows"] == 2 and row["times less arithmetic, counted"] > 1
-    assert row["times faster, measured"] == pytest.approx(
-        row["baseline"]["median, ms"] / row["ours"]["median, ms"]
-    )
-    for one in (row["baseline"], row["ours"]):
-        assert one["slowest, ms"] >= one["median, ms"] > 0 and one["share of peak"] is None
-        assert one["model TFLOP/s"] == pytest.approx(
-            2e-3 * one["model GFLOP per row"] / (1e-3 * one["median, ms"])
-        )
+    faster = row["baseline"]["median, ms"] / row["ours"]["median, ms"]
+    assert row["times faster, measured"] == pytest.approx(faster)
+    for speed in (row["baseline"], row["ours"]):
+        assert speed["slowest, ms"] >= speed["median, ms"] > 0
+        assert speed["share of peak"] is None, "a CPU has no line in the table"
+        tflop = 2e-3 * speed["model GFLOP per row"]
+        assert speed["model TFLOP/s"] == pytest.approx(tflop / (1e-3 * speed["median, ms"]))
     if name == "update":
         for metric in row["the first step of both"].values():
-            assert (
-                metric["ours"] == pytest.approx(metric["baseline"], rel=1e-4, abs=1e-5)
-                and metric["ours"] != 0
-            )
+            assert metric["ours"] == pytest.approx(metric["baseline"], rel=1e-4, abs=1e-5)
+            assert metric["ours"] != 0
     else:
         assert row["largest difference of an action entry"] < 1e-4
 
 
-def test_the_share_of_peak_is_of_the_device_at_hand(tiny):
+@pytest.mark.parametrize(
+    "device, peak",
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU v5", 459e12),
+        ("cpu", None),
+    ],
+)
+def test_the_share_of_peak_is_of_the_device_at_hand(device, peak):
+    assert policy._peak(device) == peak
+    speed = policy._speed([2.0, 8.0, 4.0], flop_per_row=4e12, rows=3, peak=peak)
+    assert speed["model TFLOP/s"] == pytest.approx(3.0)
+    assert speed["share of peak"] == (peak and pytest.approx(3e12 / peak))
+
+
+def test_a_result_is_of_medians(tiny):
     options = argparse.Namespace(batch=1, size="scaled")
     case = policy.prepare("configs/libero_spatial_ppo_pi0.py", options)
     times = {"baseline": [2.0, 8.0, 4.0], "ours": [1.0, 1.0, 1.0]}
     result = policy._result(case, times, {"baseline": 4e12, "ours": 2e12, "ratio": 2.0}, rows=3)
     assert result["times faster, measured"] == 4.0
-    assert result["ours"]["model TFLOP/s"] == pytest.approx(6.0) and result["baseline"][
-        "model TFLOP/s"
-    ] == pytest.approx(3.0)
+    assert result["baseline"]["model TFLOP/s"] == pytest.approx(3.0)
+    assert result["ours"]["model TFLOP/s"] == pytest.approx(6.0)
 
 
 def test_the_plan_of_a_recipe_as_published_and_small(monkeypatch, capsys):
-    """What a plan is made of is tested in test_plan.py; here: which recipes it is asked for, and the tables."""
+    """Which recipes it is asked for, and the tables; what a plan is made of: test_plan.py."""
     asked = []
 
     def measure(settings, on_mesh, prompt_tokens, env_spec, limit, thorough):
@@ -141,27 +163,16 @@ def test_the_plan_of_a_recipe_as_published_and_small(monkeypatch, capsys):
 
     monkeypatch.setattr(bench_plan.plan, "measure", measure)
     bench.main(["bench", "plan", "--recipes", "configs/libero_10_grpo_pi05.py", "--limit-gb", "40"])
-    lines = [
-        line.split()
-        for line in capsys.readouterr().out.splitlines()
-        if line.startswith("libero_10_grpo_pi05")
-    ]
-    assert lines[0][1:] == [
-        "as",
-        "published",
-        "4.0",
-        "2.0",
-        "0.0",
-        "128.0",
-        "0.0",
-        "134.0",
-        "no",
-        "7.0",
-    ]
-    assert lines[1][1:] == ["small", "4.0", "2.0", "0.0", "32.0", "0.0", "38.0", "yes", "7.0"]
-    assert lines[2][1:] == ["4667", "/", "2547", "(1.83x)", "4659", "/", "21", "(219.47x)"]
-    assert [one[1:] for one in asked] == [(480, 32, 40 * 10**9)] * 2
-    assert asked[1][0].raw.model.frozen_dtype == "bfloat16" and asked[1][0].update.group_size == 8
+    lines = capsys.readouterr().out.splitlines()
+    published, small, arithmetic = (
+        line.partition(" ")[2].split() for line in lines if line.startswith("libero_10_grpo_pi05")
+    )
+    assert " ".join(published) == "as published 4.0 2.0 0.0 128.0 0.0 134.0 no 7.0"
+    assert " ".join(small) == "small 4.0 2.0 0.0 32.0 0.0 38.0 yes 7.0"
+    assert " ".join(arithmetic) == "4667 / 2547 (1.83x) 4659 / 21 (219.47x)"
+    assert [of_plan[1:] for of_plan in asked] == [(480, 32, 40 * 10**9)] * 2
+    changed = asked[1][0]
+    assert changed.raw.model.frozen_dtype == "bfloat16" and changed.update.group_size == 8
     with pytest.raises(SystemExit):
         bench.main(["bench", "plan", "--recipes", "configs/quickstart.py"])
     assert "is not LIBERO's; give LIBERO recipes" in capsys.readouterr().err
@@ -180,15 +191,11 @@ def test_end_to_end_on_a_probe(monkeypatch):
         "algorithm.microbatch_size=4",
         "sft.demonstrations=0",
     )
-    arguments = [
-        "--recipe",
-        "configs/probe.py",
-        "--iterations",
-        "2",
-        *(f"--set={one}" for one in small),
-    ]
-    result = end2end.run(argparse.Namespace(repeats=1, **vars(parser.parse_args(arguments))))
-    assert {*result} == {"baseline", "ours"} and min(
-        row["iteration"] for row in result.values()
-    ) > 0
+    arguments = ["--recipe", "configs/probe.py", "--iterations", "2"]
+    arguments += [f"--set={field}" for field in small]
+    options = parser.parse_args(arguments)
+    options.repeats = 1
+    result = end2end.run(options)
+    assert {*result} == {"baseline", "ours"}
+    assert result["baseline"]["iteration"] > 0 and result["ours"]["iteration"] > 0
     assert "times faster" in end2end.as_text(result)

@@ -13,9 +13,11 @@ class Terminal(io.StringIO):
 
 def test_plain_lines_when_not_a_terminal():
     stream = io.StringIO()
-    with progress.track("rollout", total=4, unit="decisions", stream=stream, interval_s=60) as step:
+    with progress.track(
+        "rollout", total=4, unit="decisions", stream=stream, interval_s=60
+    ) as advance:
         for _ in range(4):
-            step(1, "success 0.25")
+            advance(1, "success 0.25")
     (line,) = stream.getvalue().splitlines()
     assert line.startswith("rollout: 4/4 decisions, ") and line.endswith("success 0.25 done")
     assert "\r" not in line and "\x1b" not in line
@@ -32,8 +34,8 @@ def test_heartbeat_while_uncountable_work_blocks():
 
 def test_failure_is_named_and_passed_on():
     stream = io.StringIO()
-    with pytest.raises(RuntimeError), progress.track("update", total=2, stream=stream) as step:
-        step()
+    with pytest.raises(RuntimeError), progress.track("update", total=2, stream=stream) as advance:
+        advance()
         raise RuntimeError
     assert stream.getvalue().startswith("update: 1/2") and stream.getvalue().rstrip().endswith(
         "failed"
@@ -44,9 +46,11 @@ def test_failure_is_named_and_passed_on():
 def test_bar_on_a_terminal_may_be_nested(total, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
-    with progress.track("evaluation", total=total, unit="episodes", stream=stream) as step:
-        with progress.track("compile", stream=stream):
-            step(2, "success 1.00")
+    with (
+        progress.track("evaluation", total=total, unit="episodes", stream=stream) as advance,
+        progress.track("compile", stream=stream),
+    ):
+        advance(2, "success 1.00")
     assert "evaluation" in stream.getvalue() and "\x1b[" in stream.getvalue()
     if total:
         assert "2/3 episodes" in stream.getvalue()

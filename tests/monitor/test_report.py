@@ -15,9 +15,14 @@ from pirl_jax.monitor import report
 )
 def test_wilson_matches_published_intervals(successes, episodes, low, high):
     assert report.wilson(successes, episodes) == pytest.approx((low, high), abs=5e-5)
-    assert report.wilson(episodes - successes, episodes) == pytest.approx(
-        (1 - high, 1 - low), abs=5e-5
-    )
+    failures = report.wilson(episodes - successes, episodes)
+    assert failures == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_wilson_ends_exactly_at_no_and_at_every_success():
+    """Without rounding noise: a rate beside its interval must lie in it."""
+    assert report.wilson(0, 7)[0] == 0.0 and report.wilson(7, 7)[1] == 1.0
+    assert [type(end) for end in report.wilson(3, 7)] == [float, float]
 
 
 def test_wilson_refuses_what_is_no_rate():
@@ -34,10 +39,8 @@ RESULTS = {
 
 def test_table_totals_and_disjoint_intervals():
     table = report.success_table(RESULTS)
-    assert (
-        table["rows"]["SFT"]["total"]["rate"] == 0.3
-        and table["rows"]["PPO"]["total"]["successes"] == 95
-    )
+    assert table["rows"]["SFT"]["total"]["rate"] == 0.3
+    assert table["rows"]["PPO"]["total"]["successes"] == 95
     assert table["disjoint"]
     assert not report.success_table({"SFT": {"a": (5, 10)}, "PPO": {"a": (6, 10)}})["disjoint"]
 
@@ -59,16 +62,27 @@ def test_suites_get_subtotals_and_steps_a_column():
     names = [line.split("  ")[0] for line in lines[1:-1] if not line.startswith("-")]
     assert names == ["lift the red cube", "stack", "libero_goal", "libero_90", "total"]
     assert lines[0].endswith("steps") and lines[2].endswith(" 31.2") and lines[3].endswith(" 99.0")
-    assert len({len(line) for line in lines[:-1]}) == 1
+    # Tasks reach to the end of the steps, suites and total to the end of the rates.
+    tasks, sums = lines[2:4], [lines[5], lines[6], lines[8]]
+    assert {len(line) for line in tasks} == {len(lines[0])}
+    assert {len(line) for line in sums} == {lines[0].index("policy") + len("policy")}
+
+
+def test_a_task_that_one_row_lacks_has_an_empty_cell():
+    """All of its episodes may be lost with their simulators, before or after training."""
+    results = {"SFT": {"stack": (10, 50)}, "PPO": {"lift": (50, 50), "stack": (45, 50)}}
+    lines = report.as_text(report.success_table(results)).splitlines()
+    assert lines[2].startswith("stack") and "10/50" in lines[2] and "45/50" in lines[2]
+    assert lines[3].split() == ["lift", "100.0", "%", "[", "92.9,", "100.0]", "50/50"]
+    assert len(lines[3]) == len(lines[2])
 
 
 def test_learning_curve_is_drawn_from_any_subset_of_metrics(tmp_path):
     names = ("env/success_once", "env/return", "actor/approx_kl")
     rows = [{"iteration": k} | dict.fromkeys(names, k / 10) for k in range(10)]
-    rows += [
-        {"iteration": k, "eval/success_once": k / 10, "eval/num_trajectories": 50}
-        for k in (0, 5, 9)
-    ] + [{"iteration": 3, "env/return": "nan"}]
+    for k in (0, 5, 9):
+        rows.append({"iteration": k, "eval/success_once": k / 10, "eval/num_trajectories": 50})
+    rows.append({"iteration": 3, "env/return": "nan"})
     path = report.learning_curve(tmp_path / "figures" / "curve.png", rows, "tabletop")
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
     assert report.learning_curve(tmp_path / "empty.png", []).exists()

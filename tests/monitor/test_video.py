@@ -15,10 +15,9 @@ def read_video(path) -> np.ndarray:
 
 
 def test_video_reads_back_with_all_frames_and_even_sides(tmp_path):
-    frames = [np.full((63, 65, 3), 40 * k, np.uint8) for k in range(5)]
-    path = video.write(
-        tmp_path / "new" / "a.mp4", frames, ["lift the red cube\nstep 1"] * 5, fps=10
-    )
+    frames = [np.full((63, 65, 3), 40 * number, np.uint8) for number in range(5)]
+    captions = ["lift the red cube\nstep 1"] * 5
+    path = video.write(tmp_path / "new" / "a.mp4", frames, captions, fps=10)
     read = read_video(path)
     assert read.shape == (5, *video.annotate(frames[0], "").shape)
     assert read.shape[1] % 2 == 0 and read.shape[2] % 2 == 0 and read.shape[2] >= video.MIN_SIDE_PX
@@ -28,35 +27,44 @@ def test_video_reads_back_with_all_frames_and_even_sides(tmp_path):
 
 def test_enlarging_repeats_pixels_and_text_is_drawn_below():
     frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    plain, text = video.annotate(frame, ""), video.annotate(frame, "step 3")
+    plain = video.annotate(frame, "")
+    with_text = video.annotate(frame, "step 3")
     np.testing.assert_array_equal(plain[:384:6, :384:6], frame)
-    np.testing.assert_array_equal(text[:384], plain[:384])
-    assert (text[384:] != plain[384:]).any()
+    np.testing.assert_array_equal(with_text[:384], plain[:384])
+    assert (with_text[384:] != plain[384:]).any()
 
 
 @pytest.mark.parametrize("success", [True, False])
 def test_an_episode_shows_task_step_and_outcome(tmp_path, monkeypatch, success):
-    frames, shown = [np.zeros((64, 64, 3), np.uint8)] * 3, []
+    frames = [np.zeros((64, 64, 3), np.uint8)] * 3
     annotate = video.annotate
-    monkeypatch.setattr(
-        video,
-        "annotate",
-        lambda frame, caption, colour: shown.append(caption) or annotate(frame, caption, colour),
-    )
-    path = video.write_episode(
-        tmp_path / "videos" / "a.mp4",
-        frames,
-        "task 2: stack the red cube",
-        success,
-        fps=4,
-        hold_s=0.5,
-    )
-    outcome = "task 2: stack the red cube\nstep 3: " + ("success" if success else "failure")
-    assert shown == [f"task 2: stack the red cube\nstep {k}" for k in (1, 2, 3)] + [outcome] * 2
-    strip = read_video(path)[-1, 390:].astype(int)
-    assert len(read_video(path)) == 3 + 2
+    shown = []
+
+    def noted(frame, caption, colour):
+        shown.append(caption)
+        return annotate(frame, caption, colour)
+
+    monkeypatch.setattr(video, "annotate", noted)
+    path = tmp_path / "videos" / "a.mp4"
+    title = "task 2: stack the red cube"
+    video.write_episode(path, frames, title, success, fps=4, hold_s=0.5)
+    outcome = "success" if success else "failure"
+    playing = [f"{title}\nstep {number}" for number in (1, 2, 3)]
+    assert shown == playing + [f"{title}\nstep 3: {outcome}"] * 2
+    read = read_video(path)
+    assert len(read) == 3 + 2
+    strip = read[-1, 390:].astype(int)
     brightest = strip[np.unravel_index(strip.sum(-1).argmax(), strip.shape[:2])]
     assert brightest[int(success)] > brightest[1 - int(success)], "green or red"
+
+
+def test_a_failed_video_leaves_nothing_behind(tmp_path, monkeypatch):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"the one before")
+    monkeypatch.setattr(video.imageio_ffmpeg, "get_ffmpeg_exe", lambda: "false")
+    with pytest.raises(RuntimeError, match="ffmpeg could not write"):
+        video.write(path, [np.zeros((64, 64, 3), np.uint8)], ["step 1"])
+    assert path.read_bytes() == b"the one before" and list(tmp_path.iterdir()) == [path]
 
 
 def test_long_instruction_is_cut_and_the_step_stays():
