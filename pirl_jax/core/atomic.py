@@ -1,0 +1,55 @@
+"""Files that appear whole or not at all: written beside their place, flushed, renamed into it.
+
+A reader sees the old file or the new one, never half of either, also after a crash or a power cut.
+Knows no format but text and JSON.  Makes no folders and takes no locks: one writer per file.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import json
+import os
+import pathlib
+from typing import Any
+
+
+def unfinished(path: str | os.PathLike) -> pathlib.Path:
+    """Where a file grows until it is whole: beside its place, since a rename crosses no disk.
+
+    The suffix is another one, so that no pattern such as "model*.safetensors" finds it.
+    (A program that goes by suffixes needs to be told the format, ffmpeg by `-f mp4`.)
+    """
+    path = pathlib.Path(path)
+    return path.with_name(f"{path.name}.unfinished")
+
+
+def publish(path: str | os.PathLike) -> None:
+    """Give unfinished(path) its name, in place of what bore it."""
+    with unfinished(path).open("rb") as file:
+        # Else the name may reach the disk before the content does.
+        os.fsync(file.fileno())
+    os.replace(unfinished(path), path)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """`with writing(path) as temporary:` what is written to `temporary` becomes `path`.
+
+    At the block's end.  Where the block raises, `path` stays as it was and nothing is left beside.
+    """
+    temporary = unfinished(path)
+    try:
+        yield temporary
+        publish(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Text as UTF-8."""
+    with writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """What json.dumps takes, indented, with a newline at its end."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
