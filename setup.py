@@ -32,6 +32,7 @@ setuptools.setup(
         "tensorboardX",
         "imageio-ffmpeg",
         "rich",
+        "google-crc32c",
         "huggingface_hub",
         "tqdm",
         "numba",
