@@ -57,7 +57,7 @@ def test_code_in_a_file_never_runs(tmp_path, monkeypatch):
 def test_other_files_are_a_sentence(tmp_path):
     (tmp_path / "old.pt").write_bytes(pickle.dumps({}))
     with pytest.raises(
-        ValueError, match="is no .pt file of PyTorch 1.6 or later; load it with PyTorch"
+        ValueError, match=r"is no .pt file of PyTorch 1.6 or later; load it with PyTorch"
     ):
         pickled.read(tmp_path / "old.pt")
     write_pickle(tmp_path / "empty.pt", {"step": 3})
@@ -79,5 +79,5 @@ def test_a_lost_storage_is_a_sentence(tmp_path):
         for info in old.infolist():
             if not info.filename.endswith("data/1"):
                 new.writestr(info.filename, old.read(info))
-    with pytest.raises(ValueError, match="storage 1 of .* is missing or cut off"):
+    with pytest.raises(ValueError, match=r"storage 1 of .* is missing or cut off"):
         pickled.read(tmp_path / "cut.pt")

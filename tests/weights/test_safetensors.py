@@ -92,5 +92,5 @@ def test_shards_are_joined_by_their_index(tmp_path):
     with pytest.raises(ValueError, match="ghost in a shard that lacks it"):
         safetensors.read_folder(tmp_path)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(ValueError, match="names model-00002-of-00002.safetensors, which"):
+    with pytest.raises(ValueError, match=r"names model-00002-of-00002.safetensors, which"):
         safetensors.read_folder(tmp_path)
