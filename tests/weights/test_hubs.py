@@ -163,6 +163,14 @@ def test_one_object_of_a_bucket(google, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
 
 
+def test_without_a_checksum_the_size_decides(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"123")
+    assert hubs.is_whole(path, hubs.File("x", 3))
+    assert not hubs.is_whole(path, hubs.File("x", 4))
+    assert not hubs.is_whole(tmp_path / "absent", hubs.File("absent", 0))
+
+
 def test_names_that_leave_the_folder(google, tmp_path):
     google.files["checkpoints/x/../../outside"] = b"x"
     with pytest.raises(ValueError, match=r"outside .*; nothing was fetched"):
