@@ -56,8 +56,8 @@ def _all_factors(source: sources.Source) -> dict[str, tuple[str, str]]:
 def _merged(source: sources.Source, path: str, factors: tuple[str, str]) -> np.ndarray:
     """w + scale * a b, float32."""
     w = np.array(source.fetch(path, np.float32))  # a fetched array may be a read-only view
-    a = source.fetch(factors[0], np.float32)
-    b = source.fetch(factors[1], np.float32)
+    a = source.fetch(factors[0], np.float32)  # as w, but for the last axis: the rank
+    b = source.fetch(factors[1], np.float32)  # as w, but for the one before the last: the rank
     scale = _scale(path, source.cfg)
     # Layer by layer: the product of a whole stack would be as large as the stack once more.
     for w_layer, a_layer, b_layer in zip(w, a, b, strict=True):
@@ -71,6 +71,7 @@ def _merged(source: sources.Source, path: str, factors: tuple[str, str]) -> np.n
 def _scale(path: str, cfg: variants.Pi0Config) -> float:
     if "/mlp" in path:
         return 1.0  # the feed-forward's adapters ignore alpha
+    # Arrays of expert 1 have "_1" behind their names.
     expert = cfg.expert if "einsum_1/" in path else cfg.paligemma
     return expert.lora.attn_scale
 

@@ -56,6 +56,7 @@ def _find_file(folder: pathlib.Path, asset_id: str) -> pathlib.Path | None:
     for pattern in PATTERNS:
         files.update(folder.glob(pattern))
     paths = sorted(path for path in files if asset_id in path.parent.as_posix())
+    # Copies are no choice: openpi_torch alone has two of them.
     if len({path.read_text() for path in paths}) > 1:
         names = ", ".join(path.relative_to(folder).as_posix() for path in paths)
         raise ValueError(
@@ -68,6 +69,7 @@ def _find_lerobot(folder: pathlib.Path) -> tuple[normalize.NormStats, str] | Non
     """LeRobot keeps "observation.state.mean" and so on as tensors of its processors."""
     files = sorted(folder.glob("policy_*processor*.safetensors"))
     if not files:
+        # The first releases.
         files = sorted(folder.glob("model.safetensors"))
     tensors = {}
     for path in files:

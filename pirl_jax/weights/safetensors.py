@@ -72,6 +72,7 @@ def _tensor(path: pathlib.Path, name: str, entry: dict, data: np.ndarray) -> np.
     dtype = np.dtype(DTYPES[entry["dtype"]])
     num_bytes = math.prod(entry["shape"]) * dtype.itemsize
     first, last = entry["data_offsets"]
+    # The header may be whole and the data not: interrupted downloads look like that.
     if not 0 <= first <= last <= len(data) or last - first != num_bytes:
         raise ValueError(
             f"{name} lies at bytes {first} to {last} of the {len(data)} in {path}: "

@@ -14,16 +14,17 @@ from pirl_jax.core import spec
 from pirl_jax.models import pi0, variants
 from pirl_jax.weights import torch_names
 
-TOKEN_EMBEDDING = "PaliGemma/llm/embedder/input_embedding"
-
-_PATCHES = "PaliGemma/img/embedding/kernel"
-_POSITIONS = "PaliGemma/img/pos_embedding"
+# Arrays that tell the sizes, with their axes (the dimension key of core/types.py).
+TOKEN_EMBEDDING = "PaliGemma/llm/embedder/input_embedding"  # [V,D]
+_PATCHES = "PaliGemma/img/embedding/kernel"  # [Y,X,3,D]
+_POSITIONS = "PaliGemma/img/pos_embedding"  # [1,T,D]
 _VISION_LAYERS = "PaliGemma/img/Transformer/encoderblock/"
-_VISION_MLP = _VISION_LAYERS + "MlpBlock_0/Dense_0/kernel"
-_VISION_QUERY = _VISION_LAYERS + "MultiHeadDotProductAttention_0/query/kernel"
+_VISION_MLP = _VISION_LAYERS + "MlpBlock_0/Dense_0/kernel"  # [layer,D,F]
+_VISION_QUERY = _VISION_LAYERS + "MultiHeadDotProductAttention_0/query/kernel"  # [layer,D,N,h]
+_ACTION_IN = "action_in_proj/kernel"  # [A,D]
+# Beginnings of the names of both experts; expert 1 has "_1" behind them.
 _ATTENTION = "PaliGemma/llm/layers/attn/"
 _MLP = "PaliGemma/llm/layers/mlp"
-_ACTION_IN = "action_in_proj/kernel"
 _NEEDED = (
     _PATCHES,
     _POSITIONS,
@@ -97,10 +98,10 @@ def _gemma(
     """One expert.  suffix: "" or "_1"."""
     out = f"{_ATTENTION}attn_vec_einsum{suffix}"
     key_value = f"{_ATTENTION}kv_einsum{suffix}/w"
-    depth, num_heads, head_dim, width = shapes[f"{out}/w"]
+    depth, num_heads, head_dim, width = shapes[f"{out}/w"]  # [layer,N,h,D]
     num_kv_heads = num_heads
-    if key_value in shapes:
-        num_kv_heads = shapes[key_value][2]
+    if key_value in shapes:  # else queries, keys and values share one array
+        num_kv_heads = shapes[key_value][2]  # [layer,2,K,D,h]
     lora = None
     if f"{out}/lora_a" in shapes:
         attn_rank = shapes[f"{out}/lora_a"][-1]
@@ -113,7 +114,7 @@ def _gemma(
     return variants.GemmaConfig(
         width=width,
         depth=depth,
-        mlp_dim=shapes[f"{_MLP}{suffix}/linear"][1],
+        mlp_dim=shapes[f"{_MLP}{suffix}/linear"][1],  # [layer,F,D]
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
@@ -186,9 +187,9 @@ def infer_torch(
     for root in (paligemma, expert):
         needed += [f"{root}layers.0.{name}.weight" for name in _NEEDED_OF_EXPERT]
     _require(needed, tensors, "no pi0 or pi0.5 checkpoint of openpi, RLinf or LeRobot")
-    patch_px = tensors[patches][2]
+    width, _, patch_px, _ = tensors[patches]  # [D,3,Y,X]
     vision = _VisionSizes(
-        width=tensors[patches][0],
+        width=width,
         depth=_depth(tensors, torch_names.VISION + "encoder."),
         mlp_dim=tensors[vision_mlp][0],
         patch=patch_px,
@@ -236,13 +237,13 @@ def _depth(tensors: Iterable[str], root: str) -> int:
 def _known_gemma(
     tensors: Mapping[str, tuple], root: str, given: variants.GemmaConfig | None
 ) -> variants.GemmaConfig:
-    query, width = tensors[f"{root}layers.0.self_attn.q_proj.weight"]
+    query, width = tensors[f"{root}layers.0.self_attn.q_proj.weight"]  # [Nh,D]
     sizes = _ExpertSizes(
         width=width,
         depth=_depth(tensors, root),
-        mlp_dim=tensors[f"{root}layers.0.mlp.gate_proj.weight"][0],
+        mlp_dim=tensors[f"{root}layers.0.mlp.gate_proj.weight"][0],  # [F,D]
         query=query,
-        key=tensors[f"{root}layers.0.self_attn.k_proj.weight"][0],
+        key=tensors[f"{root}layers.0.self_attn.k_proj.weight"][0],  # [Kh,D]
     )
     for cfg in _candidates(given, variants.GEMMA):
         known = _ExpertSizes(
@@ -253,6 +254,7 @@ def _known_gemma(
             key=cfg.num_kv_heads * cfg.head_dim,
         )
         if known == sizes:
+            # Adapters are no part of these files.
             return dataclasses.replace(cfg, lora=None)
     raise ValueError(
         f"{root} has width {width}, {sizes.depth} layers, feed-forward {sizes.mlp_dim}, "

@@ -101,6 +101,7 @@ def _locate(path: pathlib.Path) -> tuple[str, pathlib.Path]:
             f"policy; load base and adapters with PEFT, call merge_and_unload, save the result as "
             f"model.safetensors and give its folder"
         )
+    # Whoever names a file means that file, whatever lies beside it.
     if path.suffix in (".safetensors", ".pt"):
         return path.suffix[1:], path
     # As RLinf's trainer leaves them, from the inside to the outside.
@@ -153,7 +154,7 @@ def _open_openpi_jax(folder: pathlib.Path, given: variants.Pi0Config | None, raw
         trained = _orbax("openpi_jax", training, is_parameter)
         if trained.shapes:
             return trained
-    # A trainer without a moving average keeps its weights here, too.
+    # Without a moving average openpi's trainer keeps its weights here alone.
     return _orbax("openpi_jax", folder, is_parameter)
 
 
@@ -190,6 +191,7 @@ def _orbax(format_name: str, folder: pathlib.Path, is_wanted: Callable[[tuple], 
     handler = ocp.PyTreeCheckpointHandler()
 
     def fetch(path: str, dtype: Any) -> np.ndarray:
+        # A tree of this leaf alone, so that orbax reads nothing else.
         one_leaf: Any = 0
         restore_args: Any = ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype)
         for key in reversed(keys_of[path]):
@@ -243,6 +245,7 @@ def _torch(
         )
     tensors, ignored = torch_names.canonical(tensors)
     found = {name: tensor.shape for name, tensor in tensors.items()}
+    # The network first: it says how axes that PyTorch merges are split.
     cfg = sizes.infer_torch(found, given)
     shapes = sizes.shapes_of(cfg) | torch_names.head_shapes(found)
     parts = torch_names.by_path(shapes)
@@ -252,6 +255,7 @@ def _torch(
     accounting.require_shapes(expected, found, path)
     dtypes = {}
     for our_path, entries in parts.items():
+        # Each layer is a tensor of its own there, and may have a dtype of its own.
         stored = [tensors[entry.name].dtype for entry in entries]
         dtypes[our_path] = np.result_type(*stored)
 
@@ -301,10 +305,12 @@ def load(
     """
     specs = spec.flatten(declared)
     layout = spec.flatten(shardings)
+    # Declared and not in the checkpoint: what training adds may start, the network may not.
     fresh = {}
     if key is not None:
         fresh = {path: leaf for path, leaf in specs.items() if _lacks_optional(source, path)}
     unread = _undeclared_heads(source, specs)
+    # All else must fit exactly, in both directions.
     used = {path: shape for path, shape in source.shapes.items() if path not in unread}
     expected = {path: leaf.shape for path, leaf in specs.items() if path not in fresh}
     accounting.require_shapes(expected, used, source.location, "this configuration")
@@ -335,5 +341,5 @@ def _undeclared_heads(source: Source, specs: Iterable[str]) -> list[str]:
 
 
 def _place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    """Every device copies its own part."""
+    """Every device copies its own part: no device ever holds the whole array besides."""
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -62,6 +62,7 @@ class Store:
         for saved in abandoned:
             self._manager.delete(saved)
         table = {path: _storable(leaf) for path, leaf in named_leaves(state).items()}
+        # In one item each: `extra` can be read by eye, and neither is visible without the other.
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(table),
             extra=ocp.args.JsonSave(extra or {}),

@@ -29,6 +29,7 @@ def write_openpi_torch(
     """
     source, notes = _without_heads(source, heads)
     parts = torch_names.by_path(source.shapes)
+    # The header comes first in the file, so names, shapes and dtypes are needed before any array.
     layout = {}
     for path, entries in parts.items():
         dtype = source.dtypes[path]
@@ -48,6 +49,7 @@ def write_openpi_torch(
         yield np.zeros(unused_shape, unused_dtype)
 
     folder.mkdir(parents=True, exist_ok=True)
+    # Of two tied names one is stored; loaders of safetensors find the other in the metadata.
     metadata = {torch_names.EMBEDDING_ALIAS: torch_names.EMBEDDING, "format": "pt"}
     safetensors.write(folder / "model.safetensors", layout, arrays(), metadata)
     config = json.dumps(_openpi_config(source), indent=2)
@@ -89,6 +91,7 @@ def _without_heads(source: sources.Source, keep: bool) -> tuple[sources.Source, 
 
 def _openpi_config(source: sources.Source) -> dict[str, Any]:
     cfg = source.cfg
+    # openpi's names of the sizes are ours.
     names = {gemma: name for name, gemma in variants.GEMMA.items()}
     return {
         "action_dim": cfg.action_dim,
