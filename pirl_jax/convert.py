@@ -2,9 +2,10 @@
 
     python -m pirl_jax.convert SRC DST --to openpi_torch --verify
 
-SRC: a run of ours; a step of openpi's JAX trainer; a folder with model.safetensors (openpi, RLinf, LeRobot), one shard
-or many; RLinf's full_weights.pt or the folder that holds it.  DST: a new folder.  Numbers change only where --dtype or
---merge-lora ask for it.
+SRC: a run of ours; a step of openpi's JAX trainer; a folder with model.safetensors (openpi, RLinf,
+LeRobot), one shard or many; RLinf's full_weights.pt or the folder that holds it.
+DST: a new folder.
+Numbers change only where --dtype or --merge-lora ask for it.
 """
 
 import argparse
@@ -18,10 +19,15 @@ import numpy as np
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec, types
-from pirl_jax.models import pi0
+from pirl_jax.models import pi0, variants
 from pirl_jax.policy import normalize
 from pirl_jax.run import command
 from pirl_jax.weights import adapters, assets, sources, targets
+
+# Of the policy that --verify runs.
+EULER_STEPS = 2
+NUM_CAMERAS = 2
+PROMPT_TOKENS = 8
 
 
 def convert(
@@ -35,80 +41,127 @@ def convert(
     norm_stats: str = "",
     verify: bool = False,
 ) -> list[str]:
-    """Write `source` into `folder` -> lines that say what was done."""
+    """Write `source` into `folder` -> lines that say what was done.
+
+    to: key of targets.WRITERS; the other arguments are those of the command.
+    Raises: ValueError before anything is written, or where --verify finds a difference.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; give a new folder")
     if verify and source.cfg is None:
         raise ValueError(
-            "--verify runs the policy, and adapters alone are none; convert them back onto their base to verify"
+            "--verify runs the policy, and adapters alone are none; "
+            "convert them back onto their base to verify"
         )
-    stats = _stats(source, asset_id, norm_stats)
-    lines = [describe("read", source)] + [
-        f"  ignored {name}: {reason}" for name, reason in source.ignored.items()
-    ]
-    written, errors = targets.cast(source, dtype) if dtype else (source, {})
+    stats = _find_stats(source, asset_id, norm_stats)
+    lines = [describe("read", source)]
+    lines += [f"  ignored {name}: {reason}" for name, reason in source.ignored.items()]
+    written = source
+    errors: dict[str, float] = {}
+    if dtype:
+        written, errors = targets.cast(source, dtype)
+    # Of our own runs the heads are a part, asked for or not.
     notes = targets.WRITERS[to](folder, written, heads or to == "pirl")
     lines += [f"  {name}: {reason}" for name, reason in notes.items()]
     if errors:
         worst = max(errors, key=errors.get)
         lines.append(f"rounded to {dtype}: largest absolute error {errors[worst]:.3g}, in {worst}")
-    if stats:
-        paths = assets.save(folder, stats[0], to, asset_id)
-        lines.append(f"norm stats: {stats[1]} -> {', '.join(str(path) for path in paths)}")
-    else:
-        lines.append(
-            "norm stats: none found near the weights; give --norm-stats FILE, or copy them by hand"
-        )
+    lines.append(_save_stats(folder, stats, to, asset_id))
     if source.cfg is None:
         return [*lines, f"wrote {folder} ({to})"]
     result = sources.open_source(folder, source.cfg)
     lines.append(describe("wrote", result))
-    return lines + (parity(source, result, written) if verify else [])
+    if verify:
+        lines.append(parity(source, result, written))
+    return lines
+
+
+def _find_stats(
+    source: sources.Source, asset_id: str, given: str
+) -> tuple[normalize.NormStats, str] | None:
+    """-> (statistics, where they lie)."""
+    if given:
+        return normalize.load(given), given
+    return assets.find(source.location, asset_id)
+
+
+def _save_stats(
+    folder: pathlib.Path,
+    found: tuple[normalize.NormStats, str] | None,
+    to: str,
+    asset_id: str,
+) -> str:
+    """-> line that says what was done."""
+    if found is None:
+        return (
+            "norm stats: none found near the weights; give --norm-stats FILE, or copy them by hand"
+        )
+    stats, where = found
+    paths = assets.save(folder, stats, to, asset_id)
+    return f"norm stats: {where} -> {', '.join(str(path) for path in paths)}"
 
 
 def describe(verb: str, source: sources.Source) -> str:
+    """One line on what a checkpoint is."""
     count = sum(int(np.prod(shape)) for shape in source.shapes.values())
-    kinds = ", ".join(sorted({dtype.name for dtype in source.dtypes.values()}))
-    line = f"{verb} {source.location}: {source.format}, {len(source.shapes)} arrays, {count:,} parameters, {kinds}"
+    kinds = sorted({dtype.name for dtype in source.dtypes.values()})
+    line = (
+        f"{verb} {source.location}: {source.format}, {len(source.shapes)} arrays, "
+        f"{count:,} parameters, {', '.join(kinds)}"
+    )
     cfg = source.cfg
     if cfg is None:
         return f"{line}; no whole network"
-    sizes = f"PaliGemma {cfg.paligemma.width} x {cfg.paligemma.depth}, expert {cfg.expert.width}"
-    family = f"{'pi0.5' if cfg.pi05 else 'pi0'} ({sizes})"
-    ranks = [
-        f"{name} rank {of.lora.attn_rank}, alpha {of.lora.attn_alpha:g}"
-        for name, of in (("PaliGemma", cfg.paligemma), ("expert", cfg.expert))
-        if of.lora
-    ]
-    return f"{line}; {family}{'; adapters: ' + ', '.join(ranks) if ranks else ''}"
+    family = "pi0.5" if cfg.pi05 else "pi0"
+    paligemma = f"PaliGemma {cfg.paligemma.width} x {cfg.paligemma.depth}"
+    line += f"; {family} ({paligemma}, expert {cfg.expert.width})"
+    ranks = _ranks("PaliGemma", cfg.paligemma) + _ranks("expert", cfg.expert)
+    if ranks:
+        line += f"; adapters: {', '.join(ranks)}"
+    return line
 
 
-def _stats(source, asset_id, given):
-    return (normalize.load(given), given) if given else assets.find(source.location, asset_id)
+def _ranks(name: str, gemma: variants.GemmaConfig) -> list[str]:
+    if gemma.lora is None:
+        return []
+    return [f"{name} rank {gemma.lora.attn_rank}, alpha {gemma.lora.attn_alpha:g}"]
 
 
-def parity(source: sources.Source, result: sources.Source, written: sources.Source) -> list[str]:
-    """Read the result back: against what was to be written bit by bit, and against the source as a policy."""
-    wrong = [
-        path for path in result.shapes if not _same_bits(result.read(path), written.read(path))
-    ]
+# ---- --verify ------------------------------------------------------------------------------------
+
+
+def parity(source: sources.Source, result: sources.Source, written: sources.Source) -> str:
+    """Read the result back -> line that says how it compares.
+
+    Against what was to be written it is compared bit by bit, and against the source as a policy.
+    Raises: ValueError where a bit differs.
+    """
+    wrong = []
+    for path in result.shapes:
+        if not _same_bits(result.read(path), written.read(path)):
+            wrong.append(path)
     if wrong:
         raise ValueError(
-            f"{result.location} differs from what was written in {', '.join(wrong)}; the disk or the format is at fault"
+            f"{result.location} differs from what was written in {', '.join(wrong)}; "
+            f"the disk or the format is at fault"
         )
-    before, after = actions(source), actions(result)
-    error = np.abs(before - after).max()
-    return [
+    before_BHA = actions(source)
+    after_BHA = actions(result)
+    error = np.abs(before_BHA - after_BHA).max()
+    return (
         f"verified: {len(result.shapes)} arrays equal bit by bit; "
         f"actions of a fixed batch differ by {error:.3g} at most "
-        f"(largest action {np.abs(before).max():.3g})"
-    ]
+        f"(largest action {np.abs(before_BHA).max():.3g})"
+    )
 
 
 def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    return (
-        a.dtype == b.dtype and a.shape == b.shape and all(map(np.array_equal, _bits(a), _bits(b)))
-    )
+    """Not `==`: NaN is to be the same NaN, and -0 is not 0."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    # By parts: the comparison of a stacked array would be as large as the array.
+    pairs = zip(_bits(a), _bits(b), strict=True)
+    return all(np.array_equal(a_part, b_part) for a_part, b_part in pairs)
 
 
 def _bits(x: np.ndarray) -> np.ndarray:
@@ -119,21 +172,30 @@ def actions(source: sources.Source) -> np.ndarray:
     """Two Euler steps on one fixed random observation, in float32 -> [1,H,A]."""
     cfg = dataclasses.replace(source.cfg, dtype="float32")
     declared = pi0.specs(cfg)
-    layout = spec.shardings(declared, meshes.make_mesh(devices=jax.devices()[:1]), meshes.RULES)
+    one_device = meshes.make_mesh(devices=jax.devices()[:1])
+    layout = spec.shardings(declared, one_device, meshes.RULES)
     params, _ = sources.load(source, declared, layout)
     draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (1, NUM_CAMERAS, *cfg.image_size, 3), dtype=np.uint8)
+    state = draw.standard_normal((1, cfg.action_dim))
+    tokens = draw.integers(0, cfg.vocab_size, (1, PROMPT_TOKENS))
+    noise_BHA = draw.standard_normal((1, cfg.action_horizon, cfg.action_dim))
     obs = types.Observation(
-        images=jnp.asarray(draw.integers(0, 256, (1, 2, *cfg.image_size, 3), dtype=np.uint8)),
-        image_mask=jnp.ones((1, 2), bool),
-        state=jnp.asarray(draw.standard_normal((1, cfg.action_dim)), jnp.float32),
-        tokens=jnp.asarray(draw.integers(0, cfg.vocab_size, (1, 8)), jnp.int32),
-        token_mask=jnp.ones((1, 8), bool),
+        images=jnp.asarray(images),
+        image_mask=jnp.ones((1, NUM_CAMERAS), bool),
+        state=jnp.asarray(state, jnp.float32),
+        tokens=jnp.asarray(tokens, jnp.int32),
+        token_mask=jnp.ones((1, PROMPT_TOKENS), bool),
     )
-    noise = jnp.asarray(draw.standard_normal((1, cfg.action_horizon, cfg.action_dim)), jnp.float32)
-    return np.asarray(jax.jit(pi0.sample, static_argnums=(3, 4))(params, noise, obs, cfg, 2))
+    sample = jax.jit(pi0.sample, static_argnums=(3, 4))
+    actions_BHA = sample(params, jnp.asarray(noise_BHA, jnp.float32), obs, cfg, EULER_STEPS)
+    return np.asarray(actions_BHA)
 
 
-def _arguments(argv) -> argparse.Namespace:
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = command.Parser("pirl convert", __doc__)
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("folder", metavar="DST", type=pathlib.Path)
@@ -187,7 +249,10 @@ def _arguments(argv) -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace) -> sources.Source:
-    """The source as the arguments want it."""
+    """The source as the arguments want it.
+
+    Raises: ValueError where they contradict each other, or the source.
+    """
     source = sources.open_source(args.source, raw=args.raw)
     if args.adapters:
         source = adapters.overlay(source, sources.open_source(args.adapters, whole=False))

@@ -4,10 +4,11 @@
     python -m pirl_jax.download paligemma_tokenizer
     python -m pirl_jax.download assets                    LIBERO's meshes, textures and scenes
 
-The last line says which setting the result is for.  The same command again continues an interrupted download, and verifies a
-finished one.  HF_ENDPOINT names another server than huggingface.co.
+The last line says which setting the result is for.  The same command again continues an interrupted
+download, and verifies a finished one.  HF_ENDPOINT names another server than huggingface.co.
 """
 
+from collections.abc import Collection
 import dataclasses
 import os
 import pathlib
@@ -19,7 +20,7 @@ from pirl_jax.run import command
 from pirl_jax.weights import hubs
 
 # Where hf-libero 0.1.4 itself downloads from (its utils/download_utils.py), at the newest revision.
-ASSETS = hubs.Source("huggingface", "lerobot/libero-assets", "dataset")
+ASSETS = hubs.Repository("huggingface", "lerobot/libero-assets", "dataset")
 CACHE = "~/.cache/pirl_jax/downloads"
 SHOWN = 5  # missing files named in an error
 
@@ -28,7 +29,7 @@ SHOWN = 5  # missing files named in an error
 class Published:
     """One published thing."""
 
-    sources: dict[str, hubs.Source]  # by hub; the first is the default
+    repositories: dict[str, hubs.Repository]  # by hub; the first is the default
     needs: tuple[str, ...]  # patterns of the files without which it is of no use
     setting: str  # field of the configuration it is for
     file: str = ""  # which is given this file of the folder; "": the folder
@@ -36,79 +37,94 @@ class Published:
 
 def _rlinf(name: str, name_on_modelscope: str) -> Published:
     """RLinf's few-shot SFT weights: openpi's PyTorch format; ModelScope kept the older names."""
-    sources = {
-        "huggingface": hubs.Source("huggingface", f"RLinf/{name}"),
-        "modelscope": hubs.Source("modelscope", f"RLinf/{name_on_modelscope}"),
+    repositories = {
+        "huggingface": hubs.Repository("huggingface", f"RLinf/{name}"),
+        "modelscope": hubs.Repository("modelscope", f"RLinf/{name_on_modelscope}"),
     }
-    return Published(
-        sources,
-        ("model*.safetensors", "physical-intelligence/libero/norm_stats.json"),
-        "model.checkpoint",
-    )
+    needs = ("model*.safetensors", "physical-intelligence/libero/norm_stats.json")
+    return Published(repositories, needs, "model.checkpoint")
 
 
 def _openpi(name: str) -> Published:
-    """openpi's JAX checkpoints; of pi0_base and pi05_base the statistics are those of other robots."""
-    sources = {"google": hubs.Source("google", f"openpi-assets/checkpoints/{name}/")}
+    """openpi's JAX checkpoints; the statistics of pi0_base and pi05_base are of other robots."""
+    repositories = {"google": hubs.Repository("google", f"openpi-assets/checkpoints/{name}/")}
     needs = (
         "params/_METADATA",
         "params/manifest.ocdbt",
         "params/ocdbt.process_*/d/*",
         "assets/**/norm_stats.json",
     )
-    return Published(sources, needs, "model.checkpoint")
+    return Published(repositories, needs, "model.checkpoint")
 
 
 def published(name: str, hub: str, folder: pathlib.Path | None) -> str:
-    """Fetch and verify weights or a tokenizer; returns what to tell the user."""
+    """Fetch and verify weights or a tokenizer -> what to tell the user.
+
+    hub: key of hubs.HUBS, "" for the first that has it.  folder: None is one in the cache.
+    Raises: ValueError when a download fails before all that is needed is there.
+    """
     name = ALIASES.get(name, name)
-    what = PUBLISHED[name]
-    source = what.sources[_hub(name, hub, what.sources)]
+    wanted = PUBLISHED[name]
+    repository = wanted.repositories[_choose_hub(name, hub, wanted.repositories)]
     folder = (folder or pathlib.Path(CACHE) / name).expanduser().absolute()
     try:
-        files = hubs.fetch(source, folder)
-        state = f"{name} is complete and verified ({len(files)} files, {sum(file.size for file in files) / 1e9:.2f} GB)"
+        files = hubs.fetch(repository, folder)
     except ConnectionError as error:
-        absent = [pattern for pattern in what.needs if not any(folder.glob(pattern))]
+        absent = [pattern for pattern in wanted.needs if not any(folder.glob(pattern))]
         if absent:
             raise ValueError(
-                f"downloading {name} failed ({error}); run it again to continue, or put {', '.join(absent)} "
-                f"of {source.page} into {folder} by hand"
+                f"downloading {name} failed ({error}); run it again to continue, or put "
+                f"{', '.join(absent)} of {repository.page} into {folder} by hand"
             ) from error
-        state = f"{name} is there, unverified because {source.hub} is out of reach ({error})"
-    return f"{state}; give it as --config.{what.setting}={folder / what.file}"
+        state = f"is there, unverified because {repository.hub} is out of reach ({error})"
+    else:
+        size_gb = sum(file.size for file in files) / 1e9
+        state = f"is complete and verified ({len(files)} files, {size_gb:.2f} GB)"
+    return f"{name} {state}; give it as --config.{wanted.setting}={folder / wanted.file}"
 
 
 def assets(name: str, hub: str, folder: pathlib.Path | None) -> str:
-    """Fetch and verify LIBERO's assets; returns what to tell the user."""
-    _hub(name, hub, ("huggingface",))
-    found = pathlib.Path(
+    """Fetch and verify LIBERO's assets -> what to tell the user.
+
+    hub: "" or "huggingface", the only one that has them.
+    folder: None is where they are found anyway.
+    Raises: ValueError when the download fails or ends incomplete.
+    """
+    _choose_hub(name, hub, ("huggingface",))
+    found_anyway = pathlib.Path(
         os.environ.get(libero_files.ASSETS_VARIABLE) or libero_files.downloaded_assets()
     )
-    folder = (folder or found).expanduser().absolute()
+    folder = (folder or found_anyway).expanduser().absolute()
+    # A complete folder asks no server.
     if libero_assets.missing(folder):
-        try:
-            hubs.fetch(ASSETS, folder)
-        except ConnectionError as error:
-            raise ValueError(
-                f"downloading {ASSETS.page} failed ({error}); run it again to continue, or copy LIBERO's assets to {folder} "
-                f"by hand, or set env.assets to a folder that holds them"
-            ) from error
+        _fetch_assets(folder)
     absent = libero_assets.missing(folder)
     if absent:
-        shown = ", ".join(absent[:SHOWN]) + (", ..." if len(absent) > SHOWN else "")
+        shown = ", ".join(absent[:SHOWN])
+        if len(absent) > SHOWN:
+            shown += ", ..."
         raise ValueError(
-            f"{len(absent)} asset files are missing in {folder} ({shown}); run the same command again"
+            f"{len(absent)} asset files are missing in {folder} ({shown}); "
+            f"run the same command again"
         )
-    where = (
-        "which is found without further settings"
-        if folder == found.absolute()
-        else (f"give it as --config.env.assets={folder} or set {libero_files.ASSETS_VARIABLE}")
-    )
-    return f"LIBERO's assets are complete in {folder}; {where}"
+    use = "which is found without further settings"
+    if folder != found_anyway.absolute():
+        use = f"give it as --config.env.assets={folder} or set {libero_files.ASSETS_VARIABLE}"
+    return f"LIBERO's assets are complete in {folder}; {use}"
 
 
-def _hub(name: str, hub: str, available) -> str:
+def _fetch_assets(folder: pathlib.Path) -> None:
+    try:
+        hubs.fetch(ASSETS, folder)
+    except ConnectionError as error:
+        raise ValueError(
+            f"downloading {ASSETS.page} failed ({error}); run it again to continue, or copy "
+            f"LIBERO's assets to {folder} by hand, or set env.assets to a folder that holds them"
+        ) from error
+
+
+def _choose_hub(name: str, hub: str, available: Collection[str]) -> str:
+    """The hub asked for, else the first that has it."""
     if hub and hub not in available:
         raise ValueError(
             f"{name} is not on {hub}; it is on {' and '.join(available)}: leave --hub out"
@@ -129,12 +145,9 @@ def main(argv: list[str]) -> None:
         "--hub", default="", choices=hubs.HUBS, help="where from, for what is on several hubs"
     )
     options = parser.parse_args(argv[1:])
+    download = assets if options.name == "assets" else published
     with command.user_errors():
-        print(
-            (assets if options.name == "assets" else published)(
-                options.name, options.hub, options.to
-            )
-        )
+        print(download(options.name, options.hub, options.to))
 
 
 PUBLISHED = {
@@ -147,7 +160,7 @@ PUBLISHED = {
     "pi05_base": _openpi("pi05_base"),
     "pi05_libero": _openpi("pi05_libero"),
     "paligemma_tokenizer": Published(
-        {"google": hubs.Source("google", "big_vision/paligemma_tokenizer.model")},
+        {"google": hubs.Repository("google", "big_vision/paligemma_tokenizer.model")},
         ("paligemma_tokenizer.model",),
         "model.tokenizer",
         "paligemma_tokenizer.model",

@@ -1,4 +1,7 @@
-"""A local HTTP server that speaks as Hugging Face, ModelScope and Google's storage do, and misbehaves on request."""
+"""A local HTTP server that speaks as Hugging Face, ModelScope and Google's storage do.
+
+It misbehaves on request.
+"""
 
 import base64
 import functools
@@ -23,16 +26,26 @@ def crc32c(data: bytes) -> int:
 
 
 class HubServer(http.server.ThreadingHTTPServer):
-    """`files`: name -> content.  `drops`: name -> bytes after which the next connections break off.  `damages`: name -> number
-    of times its first byte arrives changed.  `ranges`: (name, where a request started) of each answer with content; `paths`: all requests."""
+    """What it has, how it misbehaves, and what it was asked for.
+
+    files: name -> content.
+    large: names that lie under git-lfs on Hugging Face.
+    """
 
     daemon_threads = True
 
     def __init__(self, files: dict[str, bytes], large=()):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.files, self.large = files, set(large)  # large: under git-lfs on Hugging Face
-        self.drops, self.damages, self.refused, self.keeps_ranges = {}, {}, set(), True
-        self.ranges, self.paths = [], []
+        self.files = files
+        self.large = set(large)
+        # Misbehaviour.
+        self.drops = {}  # name -> bytes after which the next connections break off
+        self.damages = {}  # name -> number of times its first byte arrives changed
+        self.refused = set()  # names that are listed and not given
+        self.keeps_ranges = True  # False: every answer is the whole file
+        # Record.
+        self.ranges = []  # (name, where the request started) of each answer with content
+        self.paths = []  # of all requests
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def __enter__(self):
@@ -63,37 +76,25 @@ class HubServer(http.server.ThreadingHTTPServer):
         return entries
 
     def modelscope(self) -> dict:
-        entries = [
-            {
-                "Path": name,
-                "Type": "blob",
-                "Size": len(data),
-                "Sha256": hashlib.sha256(data).hexdigest(),
-            }
-            for name, data in self.files.items()
-        ]
-        return {
-            "Code": 200,
-            "Data": {
-                "Files": [{"Path": "physical-intelligence", "Type": "tree", "Size": 0}, *entries]
-            },
-        }
+        entries = [{"Path": "physical-intelligence", "Type": "tree", "Size": 0}]
+        for name, data in self.files.items():
+            digest = hashlib.sha256(data).hexdigest()
+            entries.append({"Path": name, "Type": "blob", "Size": len(data), "Sha256": digest})
+        return {"Code": 200, "Data": {"Files": entries}}
 
     def google(self, prefix: str, page: str) -> dict:
         """One object a page, as if they were thousands."""
-        items = [
-            {
-                "name": name,
-                "size": str(len(data)),
-                "crc32c": base64.b64encode(crc32c(data).to_bytes(4, "big")).decode(),
-            }
-            for name, data in sorted(self.files.items())
-            if name.startswith(prefix)
-        ]
-        at = int(page or 0)
-        return {"items": items[at : at + 1]} | (
-            {"nextPageToken": str(at + 1)} if at + 1 < len(items) else {}
-        )
+        names = sorted(name for name in self.files if name.startswith(prefix))
+        number = int(page or 0)
+        items = []
+        for name in names[number : number + 1]:
+            data = self.files[name]
+            crc = base64.b64encode(crc32c(data).to_bytes(4, "big")).decode()
+            items.append({"name": name, "size": str(len(data)), "crc32c": crc})
+        answer = {"items": items}
+        if number + 1 < len(names):
+            answer["nextPageToken"] = str(number + 1)
+        return answer
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -107,34 +108,38 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(with_content=True)
 
     def _answer(self, with_content):
-        path, _, query = self.path.partition("?")
-        path, query = urllib.parse.unquote(path), dict(urllib.parse.parse_qsl(query))
-        hub = self.server
-        hub.paths.append(path)
+        url = urllib.parse.urlsplit(self.path)
+        path = urllib.parse.unquote(url.path)
+        query = dict(urllib.parse.parse_qsl(url.query))
+        self.server.paths.append(path)
         if path.startswith("/api/v1/models/"):
-            return (
-                self._file(query["FilePath"])
-                if path.endswith("/repo")
-                else self._json(hub.modelscope())
-            )
-        if path.startswith("/storage/v1/b/"):
-            name = path.partition("/o/")[2]
-            return (
-                self._file(name)
-                if name
-                else self._json(hub.google(query["prefix"], query.get("pageToken", "")))
-            )
+            self._answer_modelscope(path, query)
+        elif path.startswith("/storage/v1/b/"):
+            self._answer_google(path, query)
+        else:
+            self._answer_huggingface(path, with_content)
+
+    def _answer_modelscope(self, path, query):
+        if path.endswith("/repo"):
+            self._file(query["FilePath"])
+        else:
+            self._json(self.server.modelscope())
+
+    def _answer_google(self, path, query):
+        name = path.partition("/o/")[2]
+        if name:
+            self._file(name)
+        else:
+            self._json(self.server.google(query["prefix"], query.get("pageToken", "")))
+
+    def _answer_huggingface(self, path, with_content):
         if "/tree/" in path:
-            return self._json(hub.huggingface())
-        if path.startswith("/api/"):
-            return self._json(
-                {
-                    "id": "RLinf/x",
-                    "sha": COMMIT,
-                    "siblings": [{"rfilename": name} for name in hub.files],
-                }
-            )
-        return self._file(path.partition(f"/resolve/{COMMIT}/")[2], with_content)
+            self._json(self.server.huggingface())
+        elif path.startswith("/api/"):
+            siblings = [{"rfilename": name} for name in self.server.files]
+            self._json({"id": "RLinf/x", "sha": COMMIT, "siblings": siblings})
+        else:
+            self._file(path.partition(f"/resolve/{COMMIT}/")[2], with_content)
 
     def _json(self, tree):
         content = json.dumps(tree).encode()
@@ -153,8 +158,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _file(self, name, with_content=True):
         hub = self.server
         if name not in hub.files or name in hub.refused:
-            return self._absent()
-        content, start = hub.files[name], 0
+            self._absent()
+            return
+        content = hub.files[name]
+        start = 0
         if self.headers.get("Range") and hub.keeps_ranges:
             start = int(self.headers["Range"].removeprefix("bytes=").split("-")[0])
         self.send_response(206 if start else 200)
@@ -167,10 +174,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             hub.ranges.append((name, start))
         self.end_headers()
         if not with_content:
-            return None
+            return
         if start == 0 and hub.damages.get(name, 0) > 0:
             hub.damages[name] -= 1
             content = bytes([content[0] ^ 1]) + content[1:]
-        cuts = hub.drops.get(name, [])
-        self.wfile.write(content[start : start + cuts.pop(0)] if cuts else content[start:])
-        return None
+        content = content[start:]
+        cuts = hub.drops.get(name)
+        if cuts:
+            content = content[: cuts.pop(0)]
+        self.wfile.write(content)

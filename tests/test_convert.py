@@ -4,7 +4,7 @@ import pytest
 
 from pirl_jax import convert
 from pirl_jax.policy import normalize
-from pirl_jax.weights import sources, targets
+from pirl_jax.weights import adapters, sources, targets
 from tests.weights import conftest
 
 
@@ -30,43 +30,35 @@ def failure(capsys, *arguments) -> str:
 
 
 def test_our_run_to_openpi_and_back(run, tmp_path, capsys):
-    out = command(capsys, run, tmp_path / "torch", "--to", "openpi_torch", "--verify")
-    assert "pirl, 57 arrays" in out and "pi0.5 (PaliGemma 64 x 2, expert 32)" in out
-    assert "value_head/out/bias: left out" in out and "lm_head.weight: zeros" in out
-    assert (
-        "verified: 51 arrays equal bit by bit; actions of a fixed batch differ by 0 at most" in out
-    )
-    assert (
-        "norm stats: " in out
-        and (tmp_path / "torch" / "physical-intelligence" / "libero" / "norm_stats.json").is_file()
-    )
-    out = command(
-        capsys, tmp_path / "torch", tmp_path / "jax", "--to", "openpi_jax", "--asset-id", "libero"
-    )
-    assert (
-        "ignored paligemma_with_expert.gemma_expert.lm_head.weight: output head of the action expert"
-        in out
-    )
+    torch = tmp_path / "torch"
+    out = command(capsys, run, torch, "--to", "openpi_torch", "--verify")
+    for part in (
+        "pirl, 57 arrays",
+        "pi0.5 (PaliGemma 64 x 2, expert 32)",
+        "value_head/out/bias: left out",
+        "lm_head.weight: zeros",
+        "verified: 51 arrays equal bit by bit; actions of a fixed batch differ by 0 at most",
+        "norm stats: ",
+    ):
+        assert part in out
+    assert (torch / "physical-intelligence" / "libero" / "norm_stats.json").is_file()
+    out = command(capsys, torch, tmp_path / "jax", "--to", "openpi_jax", "--asset-id", "libero")
+    unused = "paligemma_with_expert.gemma_expert.lm_head.weight"
+    assert f"ignored {unused}: output head of the action expert" in out
     assert (tmp_path / "jax" / "assets" / "libero" / "norm_stats.json").is_file()
-    before, after = sources.open_source(run), sources.open_source(tmp_path / "jax")
+    before = sources.open_source(run)
+    after = sources.open_source(tmp_path / "jax")
     conftest.assert_same(after, {path: before.read(path) for path in after.shapes})
 
 
 def test_rounding_says_its_error_and_what_it_does_to_actions(run, tmp_path, capsys):
-    out = command(
-        capsys,
-        run,
-        tmp_path / "half",
-        "--to",
-        "openpi_torch",
-        "--dtype",
-        "bfloat16",
-        "--heads",
-        "--verify",
-    )
-    assert "rounded to bfloat16: largest absolute error 0.0" in out and "value_head" not in out
+    asked = ["--to", "openpi_torch", "--dtype", "bfloat16", "--heads", "--verify"]
+    out = command(capsys, run, tmp_path / "half", *asked)
+    assert "rounded to bfloat16: largest absolute error 0.0" in out
+    assert "value_head" not in out
     half = sources.open_source(tmp_path / "half")
-    assert set(half.dtypes.values()) == {np.dtype(ml_dtypes.bfloat16)} and len(half.shapes) == 57
+    assert set(half.dtypes.values()) == {np.dtype(ml_dtypes.bfloat16)}
+    assert len(half.shapes) == 57
     difference = float(out.split("differ by ")[1].split(" ")[0])
     assert 0 < difference < 1
 
@@ -77,22 +69,10 @@ def test_adapters_are_merged_or_kept_apart(vectors, tmp_path, capsys):
     assert "adapters: " not in out
     out = command(capsys, lora, tmp_path / "alone", "--to", "pirl", "--adapters-only")
     assert "no whole network" in out
-    out = command(
-        capsys,
-        lora,
-        tmp_path / "again",
-        "--to",
-        "pirl",
-        "--adapters",
-        tmp_path / "alone",
-        "--lora-scale",
-        "2",
-        "--verify",
-    )
-    assert (
-        "adapters: PaliGemma rank 2, alpha 4, expert rank 2, alpha 4" in out
-        and "differ by 0 at most" in out
-    )
+    asked = ["--to", "pirl", "--lora-scale", "2", "--verify", "--adapters"]
+    out = command(capsys, lora, tmp_path / "again", *asked, tmp_path / "alone")
+    assert "adapters: PaliGemma rank 2, alpha 4, expert rank 2, alpha 4" in out
+    assert "differ by 0 at most" in out
 
 
 def test_raw_weights_and_statistics_from_elsewhere(vectors, tmp_path, capsys):
@@ -103,50 +83,38 @@ def test_raw_weights_and_statistics_from_elsewhere(vectors, tmp_path, capsys):
         folder = tmp_path / f"out{len(raw)}"
         command(capsys, trained, folder, "--to", "openpi_jax", "--norm-stats", stats, *raw)
         expected = sources.open_source(trained, raw=bool(raw))
-        conftest.assert_same(
-            sources.open_source(folder), {path: expected.read(path) for path in expected.shapes}
-        )
-        saved = normalize.load(
-            folder / "assets" / "physical-intelligence" / "libero" / "norm_stats.json"
-        )
+        conftest.assert_same(sources.open_source(folder), conftest.arrays_of(expected))
+        assets = folder / "assets" / "physical-intelligence" / "libero"
+        saved = normalize.load(assets / "norm_stats.json")
         np.testing.assert_array_equal(saved.state.q99, np.ones(8))
 
 
 def test_a_merge_changes_the_policy_by_rounding_only(vectors):
-    from pirl_jax.weights import adapters
-
     source = sources.open_source(vectors / "openpi" / "orbax_pi0_lora_tiny")
-    np.testing.assert_allclose(
-        convert.actions(adapters.merge(source)), convert.actions(source), atol=2e-5
-    )
+    merged = convert.actions(adapters.merge(source))
+    np.testing.assert_allclose(merged, convert.actions(source), atol=2e-5)
 
 
 def test_verify_notices_a_changed_bit():
     source = conftest.random_source("tiny")
     changed = {path: np.array(source.read(path)) for path in source.shapes}
-    changed["action_out_proj/bias"][0] = np.nextafter(
-        changed["action_out_proj/bias"][0], np.float32(9)
-    )
+    bias = changed["action_out_proj/bias"]
+    bias[0] = np.nextafter(bias[0], np.float32(9))
     with pytest.raises(ValueError, match="differs from what was written in action_out_proj/bias"):
         convert.parity(source, conftest.memory_source(changed, source.cfg), source)
 
 
 def test_mistakes_are_sentences(run, tmp_path, vectors, capsys):
     lora = vectors / "openpi" / "orbax_pi0_lora_tiny"
-    assert "is not empty; give a new folder" in failure(capsys, run, run, "--to", "pirl")
-    assert "there is no checkpoint at" in failure(
-        capsys, tmp_path / "typo", tmp_path / "x", "--to", "pirl"
-    )
-    assert "merge adapters first (--merge-lora)" in failure(
-        capsys, lora, tmp_path / "x", "--to", "openpi_torch"
-    )
-    assert "needs --to pirl" in failure(
-        capsys, lora, tmp_path / "x", "--to", "openpi_jax", "--adapters-only"
-    )
-    assert "adapters alone are none" in failure(
-        capsys, lora, tmp_path / "x", "--to", "pirl", "--adapters-only", "--verify"
-    )
-    assert "no normalisation statistics at" in failure(
-        capsys, run, tmp_path / "x", "--to", "pirl", "--norm-stats", "typo.json"
-    )
-    assert not (tmp_path / "x").exists()
+    typo = tmp_path / "typo"
+    new = tmp_path / "new"
+    for said, source, folder, asked in (
+        ("is not empty; give a new folder", run, run, "--to pirl"),
+        ("there is no checkpoint at", typo, new, "--to pirl"),
+        ("merge adapters first (--merge-lora)", lora, new, "--to openpi_torch"),
+        ("needs --to pirl", lora, new, "--to openpi_jax --adapters-only"),
+        ("adapters alone are none", lora, new, "--to pirl --adapters-only --verify"),
+        ("no normalisation statistics at", run, new, "--to pirl --norm-stats typo.json"),
+    ):
+        assert said in failure(capsys, source, folder, *asked.split())
+    assert not new.exists()

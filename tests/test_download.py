@@ -1,4 +1,7 @@
-"""The download command against a local server: where files go, what is verified, what failures say, and that the result is of use."""
+"""The download command against a local server.
+
+Where files go, what is verified, what failures say, and that the result is of use.
+"""
 
 import pathlib
 import shutil
@@ -10,7 +13,7 @@ import pytest
 from pirl_jax import download
 from pirl_jax.policy import tokenizer
 from pirl_jax.weights import assets as norm_stats
-from pirl_jax.weights import hubs
+from pirl_jax.weights import hubs, sources
 from tests import hub_server
 
 
@@ -20,9 +23,8 @@ def nothing_there(monkeypatch, tmp_path):
     monkeypatch.delenv("PIRL_LIBERO_ASSETS", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(
-        time, "sleep", lambda seconds: None
-    )  # between attempts, ours and huggingface_hub's
+    # Between attempts, ours and huggingface_hub's.
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     at(monkeypatch, "http://127.0.0.1:9")  # the port of `discard`
 
 
@@ -92,7 +94,8 @@ def test_weights_of_rlinf_under_both_names(capsys, serve, vectors, tmp_path, hub
     said = run(capsys, name, "--hub", hub_name)
     folder = tmp_path / "home" / ".cache" / "pirl_jax" / "downloads" / "RLinf-Pi05-LIBERO-SFT"
     assert said == (
-        f"RLinf-Pi05-LIBERO-SFT is complete and verified (2 files, 0.00 GB); give it as --config.model.checkpoint={folder}\n"
+        f"RLinf-Pi05-LIBERO-SFT is complete and verified (2 files, 0.00 GB); "
+        f"give it as --config.model.checkpoint={folder}\n"
     )
     assert (folder / "model.safetensors").read_bytes() == b"weights"
     assert norm_stats.find(folder)[1] == str(
@@ -103,8 +106,6 @@ def test_weights_of_rlinf_under_both_names(capsys, serve, vectors, tmp_path, hub
 
 
 def test_weights_of_openpi_can_be_opened(capsys, serve, vectors, tmp_path):
-    from pirl_jax.weights import sources
-
     step = vectors / "openpi" / "orbax_pi05_tiny" / "3"
     parts = content(step / "params", "params/") | content(step / "assets", "assets/")
     serve({f"checkpoints/pi05_libero/{name}": data for name, data in parts.items()})
@@ -148,8 +149,10 @@ def test_the_tokenizer_is_named_by_its_file(capsys, serve, vectors, tmp_path):
         (
             "pi05_base",
             "google",
-            "params/_METADATA, params/manifest.ocdbt, params/ocdbt.process_*/d/*, assets/**/norm_stats.json",
-            "gs://openpi-assets/checkpoints/pi05_base/ (listed at http://127.0.0.1:9/storage/v1/b/openpi-assets/o?prefix=",
+            "params/_METADATA, params/manifest.ocdbt, params/ocdbt.process_*/d/*, "
+            "assets/**/norm_stats.json",
+            "gs://openpi-assets/checkpoints/pi05_base/ "
+            "(listed at http://127.0.0.1:9/storage/v1/b/openpi-assets/o?prefix=",
         ),
         (
             "paligemma_tokenizer",
@@ -191,7 +194,7 @@ def test_a_hub_that_lacks_it(capsys):
 def test_assets_go_where_they_are_found(capsys, hub, tmp_path):
     said = run(capsys, "assets")
     folder = tmp_path / "home" / ".cache" / "libero" / "assets"
-    assert hub == [(hubs.Source("huggingface", "lerobot/libero-assets", "dataset"), folder)]
+    assert hub == [(hubs.Repository("huggingface", "lerobot/libero-assets", "dataset"), folder)]
     assert f"complete in {folder}; which is found without further settings" in said
     assert "complete" in run(capsys, "assets") and len(hub) == 1, "a complete folder asks no server"
 
@@ -225,10 +228,8 @@ def test_assets_from_a_server_and_what_it_lacks(capsys, serve, libero_assets, tm
 def test_assets_without_network(capsys, tmp_path):
     said = fails(capsys, "assets")
     assert "downloading http://127.0.0.1:9/datasets/lerobot/libero-assets failed (" in said
-    assert (
-        f"copy LIBERO's assets to {tmp_path / 'home' / '.cache' / 'libero' / 'assets'} by hand, or set env.assets"
-        in said
-    )
+    folder = tmp_path / "home" / ".cache" / "libero" / "assets"
+    assert f"copy LIBERO's assets to {folder} by hand, or set env.assets" in said
 
 
 def test_an_unknown_name(capsys):

@@ -1,8 +1,8 @@
-"""The safetensors file format: read through a memory map, written as a stream.  Knows files and arrays, no model.
+"""The safetensors file format: read through a memory map, written as a stream.  Knows no model.
 
-A file: the length of its header (8 bytes, little endian), the header (JSON: name -> dtype, shape, data_offsets), the
-data.  Written here because the package of that name wants all tensors in memory at once to write a file, and because
-reading takes thirty lines.
+A file: the length of its header (8 bytes, little endian), the header (JSON: name -> dtype, shape,
+data_offsets), the data.  Written here because the package of that name wants all tensors in memory
+at once to write a file, and because reading takes thirty lines.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,9 +11,12 @@ import math
 import os
 import pathlib
 import struct
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from pirl_jax.core import atomic
 
 DTYPES = {
     "F64": np.float64,
@@ -28,88 +31,123 @@ DTYPES = {
     "BOOL": np.bool_,
 }
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+LENGTH = struct.Struct("<Q")  # of the header, in bytes
+ALIGNMENT = 8  # bytes: readers map the data and want it aligned
 
 
-def read(path) -> dict[str, np.ndarray]:
-    """One file -> read-only views of its tensors; data comes from disk when it is touched."""
+def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """One file -> read-only views of its tensors; data comes from disk when it is touched.
+
+    Raises: ValueError for a file that is cut off, or holds a dtype that is none of DTYPES.
+    """
     path = pathlib.Path(path)
+    header, data = _header_and_data(path)
+    header.pop("__metadata__", None)
+    return {name: _tensor(path, name, entry, data) for name, entry in header.items()}
+
+
+def _header_and_data(path: pathlib.Path) -> tuple[dict, np.ndarray]:
+    """-> (header, all data as uint8)."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = 8 + (struct.unpack("<Q", file.read(8))[0] if size >= 8 else size)
+        length = size  # more than there can be
+        if size >= LENGTH.size:
+            (length,) = LENGTH.unpack(file.read(LENGTH.size))
+        start = LENGTH.size + length
         if start > size:
             raise ValueError(
                 f"{path} is cut off or no safetensors file ({size} bytes); fetch it again"
             )
-        header = json.loads(file.read(start - 8))
-    header.pop("__metadata__", None)
-    data = (
-        np.memmap(path, np.uint8, mode="r", offset=start) if size > start else np.zeros(0, np.uint8)
-    )
-    tensors = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
-            raise ValueError(
-                f"{name} in {path} has dtype {entry['dtype']}, which is none of {', '.join(DTYPES)}"
-            )
-        dtype, (first, last) = np.dtype(DTYPES[entry["dtype"]]), entry["data_offsets"]
-        if (
-            not 0 <= first <= last <= len(data)
-            or last - first != math.prod(entry["shape"]) * dtype.itemsize
-        ):
-            raise ValueError(
-                f"{name} lies at bytes {first} to {last} of the {len(data)} in {path}: it is cut off; fetch it again"
-            )
-        tensors[name] = data[first:last].view(dtype).reshape(entry["shape"])
-    return tensors
+        header = json.loads(file.read(length))
+    if start == size:
+        return header, np.zeros(0, np.uint8)  # nothing cannot be mapped
+    return header, np.memmap(path, np.uint8, mode="r", offset=start)
 
 
-def read_folder(folder) -> dict[str, np.ndarray]:
-    """model.safetensors, or the shards that an index names, or all safetensors files of a folder."""
+def _tensor(path: pathlib.Path, name: str, entry: dict, data: np.ndarray) -> np.ndarray:
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(
+            f"{name} in {path} has dtype {entry['dtype']}, which is none of {', '.join(DTYPES)}"
+        )
+    dtype = np.dtype(DTYPES[entry["dtype"]])
+    num_bytes = math.prod(entry["shape"]) * dtype.itemsize
+    first, last = entry["data_offsets"]
+    # The header may be whole and the data not: interrupted downloads look like that.
+    if not 0 <= first <= last <= len(data) or last - first != num_bytes:
+        raise ValueError(
+            f"{name} lies at bytes {first} to {last} of the {len(data)} in {path}: "
+            f"it is cut off; fetch it again"
+        )
+    return data[first:last].view(dtype).reshape(entry["shape"])
+
+
+def read_folder(folder: str | os.PathLike) -> dict[str, np.ndarray]:
+    """model.safetensors, or the shards that an index names, or all files model*.safetensors.
+
+    Raises: ValueError as `read`, and where index and shards do not fit each other.
+    """
     folder = pathlib.Path(folder)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        weight_map = json.loads(index.read_text())["weight_map"]
-        absent = sorted({name for name in weight_map.values() if not (folder / name).is_file()})
-        if absent:
-            raise ValueError(
-                f"{index} names {', '.join(absent)}, which {folder} lacks; fetch them too"
-            )
-        shards = {name: read(folder / name) for name in sorted(set(weight_map.values()))}
-        lost = sorted(name for name, shard in weight_map.items() if name not in shards[shard])
-        if lost:
-            raise ValueError(
-                f"{index} places {', '.join(lost)} in a shard that lacks it; fetch index and shards again"
-            )
-        return {name: shards[shard][name] for name, shard in weight_map.items()}
-    one = folder / "model.safetensors"
+        return _read_shards(index)
+    whole = folder / "model.safetensors"
+    if whole.is_file():
+        return read(whole)
     tensors = {}
-    for path in [one] if one.is_file() else sorted(folder.glob("model*.safetensors")):
+    for path in sorted(folder.glob("model*.safetensors")):
         tensors |= read(path)
     return tensors
 
 
-def write(path, layout: Mapping, arrays: Iterable[np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write as arrays come.  layout: name -> (shape, dtype), in the order of `arrays`; visible only when complete."""
-    header, offset = {"__metadata__": dict(metadata)} if metadata else {}, 0
+def _read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
+    folder = index.parent
+    shard_of = json.loads(index.read_text())["weight_map"]  # name of a tensor -> file
+    files = sorted(set(shard_of.values()))
+    absent = [file for file in files if not (folder / file).is_file()]
+    if absent:
+        raise ValueError(f"{index} names {', '.join(absent)}, which {folder} lacks; fetch them too")
+    shards = {file: read(folder / file) for file in files}
+    lost = sorted(name for name, file in shard_of.items() if name not in shards[file])
+    if lost:
+        raise ValueError(
+            f"{index} places {', '.join(lost)} in a shard that lacks it; "
+            f"fetch index and shards again"
+        )
+    return {name: shards[file][name] for name, file in shard_of.items()}
+
+
+def write(
+    path: str | os.PathLike,
+    layout: Mapping[str, tuple[tuple[int, ...], Any]],
+    arrays: Iterable[np.ndarray],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write as arrays come; the file appears when it is complete.
+
+    layout: name -> (shape, dtype), in the order of `arrays`.
+    """
+    header = _header(layout, metadata)
+    with atomic.writing(path) as temporary, temporary.open("wb") as file:
+        file.write(LENGTH.pack(len(header)) + header)
+        for (name, (shape, dtype)), array in zip(layout.items(), arrays, strict=True):
+            found = (array.shape, array.dtype)
+            assert found == (tuple(shape), dtype), (name, found)
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _header(layout: Mapping[str, tuple], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, Any] = {}
+    if metadata:
+        header["__metadata__"] = dict(metadata)
+    offset = 0
     for name, (shape, dtype) in layout.items():
-        end = offset + math.prod(shape) * np.dtype(dtype).itemsize
+        dtype = np.dtype(dtype)
+        end = offset + math.prod(shape) * dtype.itemsize
         header[name] = {
-            "dtype": NAMES[np.dtype(dtype)],
+            "dtype": NAMES[dtype],
             "shape": list(shape),
             "data_offsets": [offset, end],
         }
         offset = end
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # readers want the data aligned
-    path = pathlib.Path(path)
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for (name, (shape, dtype)), array in zip(layout.items(), arrays, strict=True):
-            assert array.shape == tuple(shape) and array.dtype == dtype, (
-                name,
-                array.shape,
-                array.dtype,
-            )
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    os.replace(unfinished, path)
+    return text + b" " * (-len(text) % ALIGNMENT)

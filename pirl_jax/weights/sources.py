@@ -1,11 +1,13 @@
-"""Checkpoints of every format as one thing: arrays under our paths, with shapes, read one at a time.
+"""Checkpoints of every format as one thing: arrays under our paths, read one at a time.
 
-Opening reads headers only.  Every tensor of a file is used exactly once or listed in `ignored` with the reason;
-whatever is missing, left over or of another shape ends in one error that names all of it.
+Opening reads headers only.  Every tensor of a file is used exactly once or listed in `ignored` with
+the reason; whatever is missing, left over or of another shape ends in one error that names it all.
+Knows formats and networks; no training, and of devices only where arrays shall go.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -14,14 +16,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from pirl_jax.core import spec
-from pirl_jax.models import pi0, variants
-from pirl_jax.weights import pickled, safetensors, sizes, torch_names
+from pirl_jax.models import variants
+from pirl_jax.weights import accounting, pickled, safetensors, sizes, torch_names
 
-PEFT = ("adapter_model.", "adapter_config.json")  # how the names of its files begin
-HEADS = (
-    "value_head/",
-    "noise_head/",
-)  # what reinforcement learning adds; no part of openpi's networks
+# How the names of PEFT's files begin.
+PEFT = ("adapter_model.", "adapter_config.json")
+# What reinforcement learning adds; no part of openpi's networks.
+HEADS = ("value_head/", "noise_head/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,92 +31,84 @@ class Source:
 
     format: str  # openpi_jax | openpi_torch | pirl
     location: pathlib.Path  # file or folder that holds the arrays
-    shapes: Mapping[str, tuple]  # '/'-joined path -> shape
+    shapes: Mapping[str, tuple[int, ...]]  # '/'-joined path -> shape
     dtypes: Mapping[str, np.dtype]  # as stored
     fetch: Callable[[str, Any], np.ndarray]  # (path, dtype) -> the array in that dtype
     ignored: Mapping[str, str]  # name in the file -> why it is not used
     cfg: variants.Pi0Config | None = None  # None: adapters alone, not a whole network
 
-    def read(self, path: str, dtype=None) -> np.ndarray:
+    def read(self, path: str, dtype: Any = None) -> np.ndarray:
+        """One array, None: in the dtype it is stored in."""
         return self.fetch(path, self.dtypes[path] if dtype is None else dtype)
 
     @property
     def num_bytes(self) -> int:
-        return sum(
-            int(np.prod(shape)) * self.dtypes[path].itemsize for path, shape in self.shapes.items()
-        )
+        """Of all arrays as stored."""
+        total = 0
+        for path, shape in self.shapes.items():
+            total += int(np.prod(shape)) * self.dtypes[path].itemsize
+        return total
 
 
 def open_source(
-    path, given: variants.Pi0Config | None = None, *, raw: bool = False, whole: bool = True
+    path: str | os.PathLike,
+    given: variants.Pi0Config | None = None,
+    *,
+    raw: bool = False,
+    whole: bool = True,
 ) -> Source:
     """Find out what lies at `path` and check that it is a whole pi0 or pi0.5.
 
-    path: a run of ours; a step or `params` folder of openpi's JAX trainer; a folder with safetensors files (openpi,
-      RLinf, LeRobot) or such a file; a folder of RLinf's trainer or its full_weights.pt.
+    path: a run of ours; a step or `params` folder of openpi's JAX trainer; a folder with
+      safetensors files (openpi, RLinf, LeRobot) or such a file; a folder of RLinf's trainer or its
+      full_weights.pt.
     given: the configuration it must agree with; it also says what tensors cannot (sizes.py).
     raw: the weights that trained instead of their moving average, where a checkpoint has both.
     whole: False also takes adapters alone.
+    Raises: ValueError that says what is there instead, or lists everything that does not fit.
     """
     path = pathlib.Path(path).absolute()
     if not path.exists():
-        steps = sorted(int(step.name) for step in _steps(path.parent))
-        if steps and path.name.isdecimal():
-            raise ValueError(
-                f"{path.parent} holds no checkpoint of iteration {path.name}; it holds {steps}"
-            )
-        raise ValueError(
-            f"there is no checkpoint at {path}; give a run directory, or a checkpoint of openpi, RLinf or LeRobot"
-        )
-    kind, location = _locate(path, raw)
+        raise ValueError(_nothing_at(path))
+    kind, location = _locate(path)
     source = OPENERS[kind](location, given, raw)
-    if not whole and "PaliGemma/llm/embedder/input_embedding" not in source.shapes:
+    if not whole and sizes.TOKEN_EMBEDDING not in source.shapes:
         return source
     cfg = sizes.infer(source.shapes, given)
-    network = {path: leaf.shape for path, leaf in spec.flatten(pi0.specs(cfg)).items()}
     heads = {path: shape for path, shape in source.shapes.items() if path.startswith(HEADS)}
-    account(network | heads, source.shapes, location)
+    accounting.require_shapes(sizes.shapes_of(cfg) | heads, source.shapes, location)
     return dataclasses.replace(source, cfg=cfg)
 
 
-def account(
-    expected: Mapping[str, tuple], found: Mapping[str, tuple], where, what: str = "the network"
-) -> None:
-    """Raise one ValueError that lists everything missing, left over or of another shape."""
-    lines = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
-    lines += [f"{name} is left over" for name in sorted(found.keys() - expected.keys())]
-    lines += [
-        f"{name} is {list(found[name])} and should be {list(expected[name])}"
-        for name in sorted(expected.keys() & found.keys())
-        if tuple(expected[name]) != tuple(found[name])
-    ]
-    if lines:
-        raise ValueError(
-            f"{where} does not fit {what} ({len(lines)} of {len(expected)} arrays): {'; '.join(lines)}"
-        )
+# ---- where things lie ----------------------------------------------------------------------------
 
 
-# ---- where things lie ------------------------------------------------------------------------------------------------
+def _nothing_at(path: pathlib.Path) -> str:
+    steps = sorted(int(step.name) for step in _steps(path.parent))
+    if steps and path.name.isdecimal():
+        return f"{path.parent} holds no checkpoint of iteration {path.name}; it holds {steps}"
+    return (
+        f"there is no checkpoint at {path}; "
+        f"give a run directory, or a checkpoint of openpi, RLinf or LeRobot"
+    )
 
 
-def _locate(path: pathlib.Path, raw: bool) -> tuple[str, pathlib.Path]:
+def _locate(path: pathlib.Path) -> tuple[str, pathlib.Path]:
     """-> (key of OPENERS, folder or file with the arrays)."""
-    if path.name.startswith(PEFT) or any(
-        child.name.startswith(PEFT) for child in path.glob("adapter_*")
-    ):
+    if _is_of_peft(path):
         raise ValueError(
-            f"{path} holds adapters of PEFT, without which the weights beside them are another policy; load base and adapters "
-            f"with PEFT, call merge_and_unload, save the result as model.safetensors and give its folder"
+            f"{path} holds adapters of PEFT, without which the weights beside them are another "
+            f"policy; load base and adapters with PEFT, call merge_and_unload, save the result as "
+            f"model.safetensors and give its folder"
         )
+    # Whoever names a file means that file, whatever lies beside it.
     if path.suffix in (".safetensors", ".pt"):
         return path.suffix[1:], path
-    for weights in (
-        "full_weights.pt",
-        "model_state_dict/full_weights.pt",
-        "actor/model_state_dict/full_weights.pt",
-    ):
-        if (path / weights).is_file():
-            return "pt", path / weights
+    # As RLinf's trainer leaves them, from the inside to the outside.
+    for folder in ("", "model_state_dict", "actor/model_state_dict"):
+        weights = path / folder / "full_weights.pt"
+        if weights.is_file():
+            return "pt", weights
     if (path / "model.safetensors.index.json").is_file() or any(path.glob("model*.safetensors")):
         return "safetensors", path
     for folder in (path, path / "checkpoints", *_steps(path), *_steps(path / "checkpoints")):
@@ -126,9 +119,15 @@ def _locate(path: pathlib.Path, raw: bool) -> tuple[str, pathlib.Path]:
         if folder.name == "params" and (folder / "_METADATA").is_file():
             return "openpi_jax", folder
     raise ValueError(
-        f"{path} holds no checkpoint that is known: neither checkpoints/N/state (a run of ours), params/_METADATA "
-        f"(openpi's JAX trainer), model.safetensors or its index (openpi, RLinf, LeRobot), nor full_weights.pt (RLinf)"
+        f"{path} holds no checkpoint that is known: neither checkpoints/N/state (a run of ours), "
+        f"params/_METADATA (openpi's JAX trainer), model.safetensors or its index (openpi, RLinf, "
+        f"LeRobot), nor full_weights.pt (RLinf)"
     )
+
+
+def _is_of_peft(path: pathlib.Path) -> bool:
+    beside = [child.name for child in path.glob("adapter_*")]
+    return any(name.startswith(PEFT) for name in (path.name, *beside))
 
 
 def _steps(path: pathlib.Path) -> list[pathlib.Path]:
@@ -137,120 +136,147 @@ def _steps(path: pathlib.Path) -> list[pathlib.Path]:
     return sorted(steps, key=lambda child: int(child.name), reverse=True)
 
 
-# ---- formats ---------------------------------------------------------------------------------------------------------
+# ---- orbax: openpi's JAX trainer, and our runs ---------------------------------------------------
 
 
-def _open_openpi_jax(folder, given, raw) -> Source:
-    """Tree {"params": ...}; the trainer's leaves end in "value".  `params` is the moving average where there is one."""
+def _open_openpi_jax(folder: pathlib.Path, given: variants.Pi0Config | None, raw: bool) -> Source:
+    """Tree {"params": ...}; `params` is the moving average where there is one."""
+
+    def is_parameter(keys: tuple) -> bool:
+        return keys[0] == "params"
+
     if raw:
         training = folder.parent / "train_state"
         if not (training / "_METADATA").is_file():
             raise ValueError(
                 f"the raw weights were asked for, but {training} is not there; leave --raw out"
             )
-        trained = _orbax(training, lambda keys: keys[0] == "params")
+        trained = _orbax("openpi_jax", training, is_parameter)
         if trained.shapes:
-            return dataclasses.replace(trained, format="openpi_jax")
-    return dataclasses.replace(
-        _orbax(folder, lambda keys: keys[0] == "params"), format="openpi_jax"
-    )
+            return trained
+    # Without a moving average openpi's trainer keeps its weights here alone.
+    return _orbax("openpi_jax", folder, is_parameter)
 
 
-def _open_pirl(folder, given, raw) -> Source:
-    """A table of '/'-joined paths with the whole training state; `ema` holds the averages of what trains."""
-    names = _names(folder)
-    average = (
-        {keys[0].removeprefix("ema/") for keys in names if keys[0].startswith("ema/")}
-        if not raw
-        else set()
-    )
+def _open_pirl(folder: pathlib.Path, given: variants.Pi0Config | None, raw: bool) -> Source:
+    """A table of '/'-joined paths with the whole training state; `ema` averages what trains."""
+    averaged = set()
+    if not raw:
+        paths = [keys[0] for keys in _leaves(folder)]
+        averaged = {path.removeprefix("ema/") for path in paths if path.startswith("ema/")}
 
-    def wanted(keys):
+    def is_wanted(keys: tuple) -> bool:
         part, _, path = keys[0].partition("/")
-        return (part == "ema" and not raw) or (part == "params" and path not in average)
+        if part == "ema":
+            return not raw
+        return part == "params" and path not in averaged
 
-    return dataclasses.replace(_orbax(folder, wanted), format="pirl")
-
-
-def _names(folder) -> dict:
-    leaves = jax.tree_util.tree_leaves_with_path(
-        ocp.PyTreeCheckpointHandler().metadata(folder).tree
-    )
-    return {
-        tuple(key.key if hasattr(key, "key") else key.idx for key in path): leaf
-        for path, leaf in leaves
-    }
+    return _orbax("pirl", folder, is_wanted)
 
 
-def _orbax(folder, wanted) -> Source:
-    """The wanted leaves.  The first part of their names ("params") and a last part "value" are no part of our path."""
-    leaves = {keys: leaf for keys, leaf in _names(folder).items() if wanted(keys)}
-    stated = all(keys[-1] == "value" for keys in leaves)
-    keys_of = {"/".join(keys[: -1 if stated else None]).partition("/")[2]: keys for keys in leaves}
-    kinds = {path: leaves[keys] for path, keys in keys_of.items()}
+def _leaves(folder: pathlib.Path) -> dict[tuple, Any]:
+    """Keys of a leaf in the stored tree -> its shape and dtype."""
+    tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        keys = tuple(key.key if hasattr(key, "key") else key.idx for key in path)
+        leaves[keys] = leaf
+    return leaves
+
+
+def _orbax(format_name: str, folder: pathlib.Path, is_wanted: Callable[[tuple], bool]) -> Source:
+    """The leaves whose keys are wanted."""
+    leaves = {keys: leaf for keys, leaf in _leaves(folder).items() if is_wanted(keys)}
+    keys_of = _our_paths(leaves)
     handler = ocp.PyTreeCheckpointHandler()
 
-    def fetch(path, dtype):
-        tree: Any = 0
+    def fetch(path: str, dtype: Any) -> np.ndarray:
+        # A tree of this leaf alone, so that orbax reads nothing else.
+        one_leaf: Any = 0
+        restore_args: Any = ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype)
         for key in reversed(keys_of[path]):
-            tree = {key: tree}
-        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype), tree)
-        restored = handler.restore(
-            folder, args=ocp.args.PyTreeRestore(item=tree, restore_args=args, partial_restore=True)
+            one_leaf = {key: one_leaf}
+            restore_args = {key: restore_args}
+        args = ocp.args.PyTreeRestore(
+            item=one_leaf, restore_args=restore_args, partial_restore=True
         )
-        return jax.tree.leaves(restored)[0]
+        return jax.tree.leaves(handler.restore(folder, args=args))[0]
 
     return Source(
-        "",
-        folder,
-        {path: tuple(leaf.shape) for path, leaf in kinds.items()},
-        {path: np.dtype(leaf.dtype) for path, leaf in kinds.items()},
-        fetch,
-        {},
+        format=format_name,
+        location=folder,
+        shapes={path: tuple(leaves[keys].shape) for path, keys in keys_of.items()},
+        dtypes={path: np.dtype(leaves[keys].dtype) for path, keys in keys_of.items()},
+        fetch=fetch,
+        ignored={},
     )
 
 
-def _open_safetensors(path, given, raw) -> Source:
-    return _torch(
-        safetensors.read_folder(path) if path.is_dir() else safetensors.read(path), path, given
-    )
+def _our_paths(leaves: Iterable[tuple]) -> dict[str, tuple]:
+    """Our path -> keys.  The first part of the keys ("params") is no part of our path."""
+    # openpi's trainer stores the state of flax modules, whose leaves all end in "value".
+    from_trainer = all(keys[-1] == "value" for keys in leaves)
+    keys_of = {}
+    for keys in leaves:
+        parts = keys[:-1] if from_trainer else keys
+        keys_of["/".join(parts).partition("/")[2]] = keys
+    return keys_of
 
 
-def _open_pt(path, given, raw) -> Source:
+# ---- PyTorch: openpi, RLinf, LeRobot -------------------------------------------------------------
+
+
+def _open_safetensors(path: pathlib.Path, given: variants.Pi0Config | None, raw: bool) -> Source:
+    read = safetensors.read_folder if path.is_dir() else safetensors.read
+    return _torch(read(path), path, given)
+
+
+def _open_pt(path: pathlib.Path, given: variants.Pi0Config | None, raw: bool) -> Source:
     return _torch(pickled.read(path), path, given)
 
 
-def _torch(tensors, path, given) -> Source:
+def _torch(
+    tensors: Mapping[str, np.ndarray], path: pathlib.Path, given: variants.Pi0Config | None
+) -> Source:
     if any(".lora_A." in name for name in tensors):
         raise ValueError(
-            f"{path} holds PEFT adapters beside the weights; merge them with PEFT (merge_and_unload) and save again"
+            f"{path} holds PEFT adapters beside the weights; "
+            f"merge them with PEFT (merge_and_unload) and save again"
         )
     tensors, ignored = torch_names.canonical(tensors)
     found = {name: tensor.shape for name, tensor in tensors.items()}
-    cfg = sizes.split_heads(found, given)
-    network = {path: leaf.shape for path, leaf in spec.flatten(pi0.specs(cfg)).items()}
-    shapes = network | torch_names.head_shapes(found)
+    # The network first: it says how axes that PyTorch merges are split.
+    cfg = sizes.infer_torch(found, given)
+    shapes = sizes.shapes_of(cfg) | torch_names.head_shapes(found)
     parts = torch_names.by_path(shapes)
-    account(
-        {entry.name: entry.shape for entries in parts.values() for entry in entries}, found, path
-    )
-    dtypes = {
-        path: np.result_type(*(tensors[entry.name].dtype for entry in entries))
-        for path, entries in parts.items()
-    }
+    expected = {}
+    for entries in parts.values():
+        expected |= {entry.name: entry.tensor_shape for entry in entries}
+    accounting.require_shapes(expected, found, path)
+    dtypes = {}
+    for our_path, entries in parts.items():
+        # Each layer is a tensor of its own there, and may have a dtype of its own.
+        stored = [tensors[entry.name].dtype for entry in entries]
+        dtypes[our_path] = np.result_type(*stored)
 
-    def fetch(path, dtype):
+    def fetch(path: str, dtype: Any) -> np.ndarray:
         out = np.empty(shapes[path], dtype)
         for entry in parts[path]:
-            torch_names.copy_into(
-                out[entry.index], torch_names.from_torch(tensors[entry.name], entry)
-            )
+            part = torch_names.from_torch(tensors[entry.name], entry)
+            torch_names.copy_into(out[entry.index], part)
         return out
 
-    return Source("openpi_torch", path, shapes, dtypes, fetch, ignored)
+    return Source(
+        format="openpi_torch",
+        location=path,
+        shapes=shapes,
+        dtypes=dtypes,
+        fetch=fetch,
+        ignored=ignored,
+    )
 
 
-OPENERS = {
+OPENERS: dict[str, Callable[[pathlib.Path, variants.Pi0Config | None, bool], Source]] = {
     "openpi_jax": _open_openpi_jax,
     "pirl": _open_pirl,
     "safetensors": _open_safetensors,
@@ -258,55 +284,62 @@ OPENERS = {
 }
 
 
-# ---- onto the devices ------------------------------------------------------------------------------------------------
+# ---- onto the devices ----------------------------------------------------------------------------
 
 
 def load(
-    source: Source, declared: dict, shardings: dict, key: jax.Array | None = None, dtype=None
-) -> tuple[dict, dict]:
-    """Arrays where they shall live, one at a time -> (params, notes: path -> what was done about it).
+    source: Source,
+    declared: dict,
+    shardings: dict,
+    key: jax.Array | None = None,
+    dtype: Any = None,
+) -> tuple[dict, dict[str, str]]:
+    """Arrays where they shall live, one at a time -> (params, notes: path -> what became of it).
 
-    declared, shardings: trees of Spec and of NamedSharding.  Adapters and heads that the checkpoint lacks start fresh
-    from `key` (without one they are missing); heads that the policy does not declare stay out.  dtype: instead of the
-    declared ones.  Host memory: the arrays themselves, and one of them once more.
+    declared, shardings: trees of Spec and of NamedSharding.
+    key: adapters and heads that the checkpoint lacks start fresh from it; None: they are missing.
+    dtype: of all arrays, instead of the declared ones.
+    Heads that the policy does not declare stay out.  Host memory: the arrays themselves, and one of
+    them once more.
+    Raises: ValueError that lists everything missing, left over or of another shape.
     """
-    specs, layout = spec.flatten(declared), spec.flatten(shardings)
-    fresh = {
-        path: leaf
-        for path, leaf in specs.items()
-        if path not in source.shapes and _optional(path) and key is not None
-    }
-    declared_heads = tuple(head for head in HEADS if any(path.startswith(head) for path in specs))
-    unread = [
-        path
-        for path in source.shapes
-        if path.startswith(HEADS) and not path.startswith(declared_heads)
-    ]
+    specs = spec.flatten(declared)
+    layout = spec.flatten(shardings)
+    # Declared and not in the checkpoint: what training adds may start, the network may not.
+    fresh = {}
+    if key is not None:
+        fresh = {path: leaf for path, leaf in specs.items() if _lacks_optional(source, path)}
+    unread = _undeclared_heads(source, specs)
+    # All else must fit exactly, in both directions.
     used = {path: shape for path, shape in source.shapes.items() if path not in unread}
-    account(
-        {path: leaf.shape for path, leaf in specs.items() if path not in fresh},
-        used,
-        source.location,
-        "this configuration",
-    )
-    started = (
-        spec.init(
-            key, spec.unflatten(fresh), spec.unflatten({path: layout[path] for path in fresh})
-        )
-        if fresh
-        else {}
-    )
-    params = spec.flatten(started)
+    expected = {path: leaf.shape for path, leaf in specs.items() if path not in fresh}
+    accounting.require_shapes(expected, used, source.location, "this configuration")
+    params = {}
+    if fresh:
+        places = spec.unflatten({path: layout[path] for path in fresh})
+        params = spec.flatten(spec.init(key, spec.unflatten(fresh), places))
     for path in used:
-        params[path] = _place(source.read(path, dtype or specs[path].dtype), layout[path])
-    notes = dict(source.ignored) | {path: "not in the checkpoint: starts fresh" for path in fresh}
-    notes |= {path: "not used: this policy has no such head" for path in unread}
+        array = source.read(path, specs[path].dtype if dtype is None else dtype)
+        params[path] = _place(array, layout[path])
+    notes = dict(source.ignored)
+    notes |= dict.fromkeys(fresh, "not in the checkpoint: starts fresh")
+    notes |= dict.fromkeys(unread, "not used: this policy has no such head")
+    # In the order of the declaration, not of the checkpoint.
     return spec.unflatten({path: params[path] for path in specs}), notes
 
 
-def _optional(path: str) -> bool:
-    return path.startswith(HEADS) or "lora_" in path
+def _lacks_optional(source: Source, path: str) -> bool:
+    optional = path.startswith(HEADS) or "lora_" in path
+    return optional and path not in source.shapes
 
 
-def _place(array: np.ndarray, sharding) -> jax.Array:
+def _undeclared_heads(source: Source, specs: Iterable[str]) -> list[str]:
+    """Paths of a source below a head of which `specs` has no path at all."""
+    declared = {path.split("/")[0] for path in specs}
+    heads = [path for path in source.shapes if path.startswith(HEADS)]
+    return [path for path in heads if path.split("/")[0] not in declared]
+
+
+def _place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Every device copies its own part: no device ever holds the whole array besides."""
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -1,54 +1,59 @@
-"""Writing checkpoints that others load, one array at a time where the format allows it.  The inverse of sources.py.
+"""Writing checkpoints that others load, one array at a time where the format allows it.
 
-Every writer takes a Source and an absent or empty folder, and returns notes: name -> what was left out or added, why.
+The inverse of sources.py.  Every writer takes an absent or empty folder and a Source, and returns
+notes: name -> what was left out or added, and why.
 """
 
+from collections.abc import Iterator
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pirl_jax.core import spec
+from pirl_jax.core import atomic, spec
 from pirl_jax.models import variants
-from pirl_jax.weights import safetensors, sources, store, torch_names
+from pirl_jax.weights import safetensors, sizes, sources, store, torch_names
 
 
 def write_openpi_torch(
     folder: pathlib.Path, source: sources.Source, heads: bool = False
 ) -> dict[str, str]:
-    """model.safetensors and config.json, as openpi's converter writes them.  Peak memory: the largest array.
+    """model.safetensors and config.json, as openpi's converter writes them.
 
+    Peak memory: the largest array.
     heads: also RLinf's value and noise head, which RLinf reads and openpi's strict loader refuses.
+    Raises: ValueError for arrays without a place in PyTorch's layout.
     """
     source, notes = _without_heads(source, heads)
     parts = torch_names.by_path(source.shapes)
-    layout = {
-        entry.name: (entry.shape, source.dtypes[path])
-        for path, entries in parts.items()
-        for entry in entries
-    }
-    unused = (
-        (source.cfg.vocab_size, source.cfg.expert.width),
-        source.dtypes["PaliGemma/llm/embedder/input_embedding"],
-    )
-    layout[torch_names.UNUSED_HEAD] = unused
+    # The header comes first in the file, so names, shapes and dtypes are needed before any array.
+    layout = {}
+    for path, entries in parts.items():
+        dtype = source.dtypes[path]
+        layout |= {entry.name: (entry.tensor_shape, dtype) for entry in entries}
+    unused_shape = (source.cfg.vocab_size, source.cfg.expert.width)
+    unused_dtype = source.dtypes[sizes.TOKEN_EMBEDDING]
+    layout[torch_names.UNUSED_HEAD] = (unused_shape, unused_dtype)
     notes[torch_names.UNUSED_HEAD] = (
         "zeros: nothing reads it, but openpi's loader wants it to be there"
     )
 
-    def arrays():
+    def arrays() -> Iterator[np.ndarray]:
         for path, entries in parts.items():
             array = source.read(path)
             for entry in entries:
                 yield torch_names.to_torch(array[entry.index], entry)
-        yield np.zeros(*unused)
+        yield np.zeros(unused_shape, unused_dtype)
 
     folder.mkdir(parents=True, exist_ok=True)
-    alias = {torch_names.EMBEDDING_ALIAS: torch_names.EMBEDDING}
-    safetensors.write(folder / "model.safetensors", layout, arrays(), alias | {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(_openpi_config(source), indent=2))
+    # Of two tied names one is stored; loaders of safetensors find the other in the metadata.
+    metadata = {torch_names.EMBEDDING_ALIAS: torch_names.EMBEDDING, "format": "pt"}
+    safetensors.write(folder / "model.safetensors", layout, arrays(), metadata)
+    config = json.dumps(_openpi_config(source), indent=2)
+    atomic.write_text(folder / "config.json", config)
     return notes
 
 
@@ -63,7 +68,10 @@ def write_openpi_jax(
 
 
 def write_pirl(folder: pathlib.Path, source: sources.Source, heads: bool = True) -> dict[str, str]:
-    """checkpoints/0 of a run directory, parameters alone: a start for training or evaluation.  Peak memory as above."""
+    """checkpoints/0 of a run directory, parameters alone: a start for training or evaluation.
+
+    Peak memory is the checkpoint.
+    """
     source, notes = _without_heads(source, heads)
     run = store.Store(folder / "checkpoints")
     run.save(0, {"params": {path: source.read(path) for path in source.shapes}})
@@ -71,43 +79,54 @@ def write_pirl(folder: pathlib.Path, source: sources.Source, heads: bool = True)
     return notes
 
 
-def _without_heads(source, heads) -> tuple[sources.Source, dict]:
-    dropped = [path for path in source.shapes if path.startswith(sources.HEADS) and not heads]
+def _without_heads(source: sources.Source, keep: bool) -> tuple[sources.Source, dict[str, str]]:
+    """-> (what is written, notes on what is not)."""
+    if keep:
+        return source, {}
+    dropped = [path for path in source.shapes if path.startswith(sources.HEADS)]
     shapes = {path: shape for path, shape in source.shapes.items() if path not in dropped}
     reason = "left out: openpi's networks have no such head (--heads keeps it)"
     return dataclasses.replace(source, shapes=shapes), dict.fromkeys(dropped, reason)
 
 
-def _openpi_config(source) -> dict:
-    names = {cfg: name for name, cfg in variants.GEMMA.items()}
+def _openpi_config(source: sources.Source) -> dict[str, Any]:
+    cfg = source.cfg
+    # openpi's names of the sizes are ours.
+    names = {gemma: name for name, gemma in variants.GEMMA.items()}
     return {
-        "action_dim": source.cfg.action_dim,
-        "action_horizon": source.cfg.action_horizon,
-        "paligemma_variant": names.get(source.cfg.paligemma, "unknown"),
-        "action_expert_variant": names.get(source.cfg.expert, "unknown"),
-        "precision": np.dtype(source.dtypes["PaliGemma/llm/embedder/input_embedding"]).name,
+        "action_dim": cfg.action_dim,
+        "action_horizon": cfg.action_horizon,
+        "paligemma_variant": names.get(cfg.paligemma, "unknown"),
+        "action_expert_variant": names.get(cfg.expert, "unknown"),
+        "precision": np.dtype(source.dtypes[sizes.TOKEN_EMBEDDING]).name,
     }
 
 
-def cast(source: sources.Source, dtype) -> tuple[sources.Source, dict[str, float]]:
-    """The checkpoint in another dtype -> (source, largest absolute rounding error of each array that was read)."""
-    errors: dict[str, float] = {}
-    dtype = np.dtype(dtype)
+def cast(source: sources.Source, dtype: Any) -> tuple[sources.Source, dict[str, float]]:
+    """The checkpoint in another dtype -> (source, largest absolute rounding error of each array).
 
-    def fetch(path, wanted):
+    The errors are of the arrays that were read from the returned source so far.
+    """
+    dtype = np.dtype(dtype)
+    errors: dict[str, float] = {}
+
+    def fetch(path: str, wanted: Any) -> np.ndarray:
         exact = source.read(path)
         rounded = exact.astype(dtype, copy=False)
-        parts = zip(
-            exact, rounded, strict=True
-        )  # by parts: the difference of a stacked array is as large as the array
-        errors[path] = max(
-            float(np.abs(a.astype(np.float32) - b.astype(np.float32)).max()) for a, b in parts
-        )
+        errors[path] = _largest_difference(exact, rounded)
         return rounded.astype(wanted, copy=False)
 
-    return dataclasses.replace(
-        source, dtypes=dict.fromkeys(source.dtypes, dtype), fetch=fetch
-    ), errors
+    dtypes = dict.fromkeys(source.dtypes, dtype)
+    return dataclasses.replace(source, dtypes=dtypes, fetch=fetch), errors
+
+
+def _largest_difference(exact: np.ndarray, rounded: np.ndarray) -> float:
+    largest = []
+    # By parts: the difference of a stacked array is as large as the array.
+    for a, b in zip(exact, rounded, strict=True):
+        difference = a.astype(np.float32) - b.astype(np.float32)
+        largest.append(float(np.abs(difference).max()))
+    return max(largest)
 
 
 WRITERS = {"openpi_jax": write_openpi_jax, "openpi_torch": write_openpi_torch, "pirl": write_pirl}

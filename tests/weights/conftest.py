@@ -10,54 +10,56 @@ import pytest
 
 from pirl_jax.core import spec
 from pirl_jax.models import heads, pi0, variants
+from pirl_jax.policy import normalize
 from pirl_jax.weights import sources
 
 
 def memory_source(params: dict[str, np.ndarray], cfg) -> sources.Source:
     """Flat arrays as a checkpoint."""
     return sources.Source(
-        "memory",
-        pathlib.Path("memory"),
-        {path: x.shape for path, x in params.items()},
-        {path: x.dtype for path, x in params.items()},
-        lambda path, dtype: params[path].astype(dtype, copy=False),
-        {},
-        cfg,
+        format="memory",
+        location=pathlib.Path("memory"),
+        shapes={path: x.shape for path, x in params.items()},
+        dtypes={path: x.dtype for path, x in params.items()},
+        fetch=lambda path, dtype: params[path].astype(dtype, copy=False),
+        ignored={},
+        cfg=cfg,
     )
+
+
+def arrays_of(source: sources.Source) -> dict[str, np.ndarray]:
+    """All of a checkpoint, in the dtypes it is stored in."""
+    return {path: source.read(path) for path in source.shapes}
 
 
 def random_source(name: str, seed: int = 0, with_heads: bool = False) -> sources.Source:
     """A network of variants.PI0 with random parameters, also where the initialiser is zeros."""
     cfg = variants.pi0_config(name)
-    tree = pi0.specs(cfg) | (heads.value_specs(cfg.expert.width, (7, 5)) if with_heads else {})
+    tree = pi0.specs(cfg)
+    if with_heads:
+        tree = tree | heads.value_specs(cfg.expert.width, (7, 5))
     draw = np.random.default_rng(seed)
-    params = {
-        path: 0.1 * draw.standard_normal(leaf.shape, np.float32)
-        for path, leaf in spec.flatten(tree).items()
-    }
+    params = {}
+    for path, leaf in spec.flatten(tree).items():
+        params[path] = 0.1 * draw.standard_normal(leaf.shape, np.float32)
     return memory_source(params, cfg)
 
 
 def reference_config(settings: dict) -> variants.Pi0Config:
     """Configuration of the reference's PyTorch cases."""
-    gemma = [variants.GemmaConfig(**settings[name]) for name in ("paligemma", "action_expert")]
-    same = {
-        name: settings[name]
-        for name in ("pi05", "vocab_size", "action_dim", "action_horizon", "max_token_len")
-    }
+    same = ("pi05", "vocab_size", "action_dim", "action_horizon", "max_token_len")
     return variants.Pi0Config(
-        paligemma=gemma[0],
-        expert=gemma[1],
+        paligemma=variants.GemmaConfig(**settings["paligemma"]),
+        expert=variants.GemmaConfig(**settings["action_expert"]),
         siglip=variants.SiglipConfig(**settings["siglip"]),
-        **same,
+        **{name: settings[name] for name in same},
     )
 
 
 @dataclasses.dataclass
 class TorchCase:
-    folder: (
-        pathlib.Path
-    )  # model.safetensors, float32; the same in bfloat16 in a folder with "_bf16" at its name's end
+    # model.safetensors in float32; a folder with "_bf16" at its name's end has it in bfloat16.
+    folder: pathlib.Path
     cfg: variants.Pi0Config
     params: dict[str, np.ndarray]  # what the file was converted from
 
@@ -65,22 +67,30 @@ class TorchCase:
 @pytest.fixture(scope="session", params=("pi0", "pi05"))
 def torch_case(request, vectors):
     folder = vectors / "openpi" / f"{request.param}_torch_tiny"
+    params = {}
     with np.load(folder / "expected.npz") as file:
         settings = json.loads(file["config_json"].item())
-        params = {
-            key.removeprefix("params/"): file[key]
-            for key in file.files
-            if key.startswith("params/")
-        }
+        for key in file.files:
+            if key.startswith("params/"):
+                params[key.removeprefix("params/")] = file[key]
     return TorchCase(folder, reference_config(settings), params)
+
+
+def make_stats(state_dim=8, action_dim=7, scale=1.0) -> normalize.NormStats:
+    """Means 0, 1, 2 ... times `scale`, all else the same in every dimension."""
+
+    def stats_of(dim):
+        return normalize.Stats(
+            np.arange(dim) * scale, np.ones(dim), np.full(dim, -1.0), np.full(dim, 2.0)
+        )
+
+    return normalize.NormStats(stats_of(state_dim), stats_of(action_dim))
 
 
 def layout(declared) -> dict:
     """Everything on the first device."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda leaf: device, declared, is_leaf=lambda leaf: isinstance(leaf, spec.Spec)
-    )
+    return spec.unflatten(dict.fromkeys(spec.flatten(declared), device))
 
 
 def assert_same(source: sources.Source, expected: dict[str, np.ndarray]) -> None:
@@ -88,7 +98,8 @@ def assert_same(source: sources.Source, expected: dict[str, np.ndarray]) -> None
     assert set(source.shapes) == set(expected)
     for path, x in expected.items():
         y = source.read(path)
-        assert y.dtype == x.dtype == source.dtypes[path] and y.shape == x.shape, path
-        np.testing.assert_array_equal(
-            y.view(f"u{y.itemsize}"), np.ascontiguousarray(x).view(f"u{x.itemsize}"), err_msg=path
-        )
+        assert y.dtype == x.dtype == source.dtypes[path], path
+        assert y.shape == x.shape, path
+        bits = f"u{x.itemsize}"
+        expected_bits = np.ascontiguousarray(x).view(bits)
+        np.testing.assert_array_equal(y.view(bits), expected_bits, err_msg=path)

@@ -6,7 +6,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from pirl_jax.weights import hubs
+from pirl_jax.weights import hubs, transfer
 from tests import hub_server
 
 RNG = np.random.default_rng(0)
@@ -15,16 +15,19 @@ FILES = {
     "physical-intelligence/libero/norm_stats.json": b'{"norm_stats": {}}',
     "empty": b"",
 }
-SOURCES = {
-    "huggingface": hubs.Source("huggingface", "RLinf/x"),
-    "modelscope": hubs.Source("modelscope", "RLinf/x"),
-    "google": hubs.Source("google", "bucket/checkpoints/x/"),
+REPOSITORIES = {
+    "huggingface": hubs.Repository("huggingface", "RLinf/x"),
+    "modelscope": hubs.Repository("modelscope", "RLinf/x"),
+    "google": hubs.Repository("google", "bucket/checkpoints/x/"),
 }
 
 
-@pytest.fixture(params=SOURCES)
+@pytest.fixture(params=REPOSITORIES)
 def hub(request, monkeypatch):
-    """The server, as one hub after the other; `source` and `name` say what to ask it for."""
+    """The server, as one hub after the other.
+
+    `repository` says what to ask it for, `root` stands before the names of its files.
+    """
     with serving(monkeypatch, request.param) as server:
         yield server
 
@@ -34,10 +37,10 @@ def serving(monkeypatch, name):
     server = hub_server.HubServer(
         {root + file: data for file, data in FILES.items()}, large=["model.safetensors"]
     )
-    server.source, server.name = SOURCES[name], lambda file: root + file
-    monkeypatch.setattr(
-        time, "sleep", lambda seconds: None
-    )  # between attempts, ours and huggingface_hub's
+    server.repository = REPOSITORIES[name]
+    server.root = root
+    # Between attempts, ours and huggingface_hub's.
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     for variable in ("HF_ENDPOINT", "MODELSCOPE_DOMAIN", "STORAGE_EMULATOR_HOST"):
         monkeypatch.setenv(variable, server.url)
@@ -52,33 +55,32 @@ def assert_whole(folder):
 
 
 def test_all_files_come_and_are_not_asked_for_again(hub, tmp_path):
-    listed = hubs.fetch(hub.source, tmp_path)
+    listed = hubs.fetch(hub.repository, tmp_path)
     assert {file.name: file.size for file in listed} == {
         name: len(data) for name, data in FILES.items()
     }
     assert all(file.checksum for file in listed)
     assert_whole(tmp_path)
     hub.ranges.clear()
-    hubs.fetch(hub.source, tmp_path)
+    hubs.fetch(hub.repository, tmp_path)
     assert hub.ranges == []
 
 
 def test_a_dropped_connection_is_continued_where_it_ended(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 10_000
-    )  # of 10 MB: it keeps whole chunks only
-    name = hub.name("model.safetensors")
+    # Instead of 10 MB: it keeps whole chunks only.
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
+    name = hub.root + "model.safetensors"
     hub.drops[name] = [40_000, 30_000]
-    hubs.fetch(hub.source, tmp_path)
+    hubs.fetch(hub.repository, tmp_path)
     assert_whole(tmp_path)
     starts = [start for file, start in hub.ranges if file == name]
     assert starts == [0, 40_000, 70_000]
 
 
 def test_what_arrives_damaged_is_fetched_once_more(hub, tmp_path):
-    name = hub.name("model.safetensors")
+    name = hub.root + "model.safetensors"
     hub.damages[name] = 1
-    hubs.fetch(hub.source, tmp_path)
+    hubs.fetch(hub.repository, tmp_path)
     assert_whole(tmp_path)
     assert [file for file, _ in hub.ranges].count(name) == 2
 
@@ -87,33 +89,33 @@ def test_what_arrives_damaged_is_fetched_once_more(hub, tmp_path):
     "file", ["model.safetensors", "physical-intelligence/libero/norm_stats.json"]
 )
 def test_what_arrives_damaged_twice_is_an_error(hub, tmp_path, file):
-    hub.damages[hub.name(file)] = 2
+    hub.damages[hub.root + file] = 2
     with pytest.raises(
         ValueError, match=f"^{file} arrived damaged twice from .*; try another network"
     ):
-        hubs.fetch(hub.source, tmp_path)
+        hubs.fetch(hub.repository, tmp_path)
 
 
 def test_a_file_that_changed_here_is_fetched_again(hub, tmp_path):
-    hubs.fetch(hub.source, tmp_path)
+    hubs.fetch(hub.repository, tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(bytes(len(FILES["model.safetensors"])))
     hub.ranges.clear()
-    hubs.fetch(hub.source, tmp_path)
+    hubs.fetch(hub.repository, tmp_path)
     assert_whole(tmp_path)
-    assert hub.ranges == [(hub.name("model.safetensors"), 0)]
+    assert hub.ranges == [(hub.root + "model.safetensors", 0)]
 
 
 def test_a_file_the_hub_refuses_ends_at_once(hub, tmp_path):
-    hub.refused.add(hub.name("model.safetensors"))
+    hub.refused.add(hub.root + "model.safetensors")
     with pytest.raises(ConnectionError, match="404"):
-        hubs.fetch(hub.source, tmp_path)
+        hubs.fetch(hub.repository, tmp_path)
 
 
 def test_nobody_answers(hub, tmp_path):
     hub.__exit__()
     with pytest.raises(ConnectionError):
-        hubs.fetch(hub.source, tmp_path)
+        hubs.fetch(hub.repository, tmp_path)
 
 
 @pytest.fixture
@@ -123,71 +125,59 @@ def google(monkeypatch):
 
 
 def test_an_interrupted_run_is_continued_by_the_next(google, tmp_path):
-    name = google.name("model.safetensors")
-    google.drops[name] = [1000, *[0] * hubs.ATTEMPTS]
+    name = google.root + "model.safetensors"
+    google.drops[name] = [1000, *[0] * transfer.ATTEMPTS]
     with pytest.raises(ConnectionError, match="the connection ended after 1000 bytes"):
-        hubs.fetch(google.source, tmp_path)
+        hubs.fetch(google.repository, tmp_path)
     assert not (tmp_path / "model.safetensors").exists(), (
         "an unfinished file does not bear its name"
     )
     google.ranges.clear()
-    hubs.fetch(google.source, tmp_path)
+    hubs.fetch(google.repository, tmp_path)
     assert_whole(tmp_path)
     assert (name, 1000) in google.ranges and (name, 0) not in google.ranges
 
 
 def test_only_attempts_without_progress_count(google, tmp_path):
-    google.drops[google.name("model.safetensors")] = [9_000] * 12
-    hubs.fetch(google.source, tmp_path)
+    google.drops[google.root + "model.safetensors"] = [9_000] * 12
+    hubs.fetch(google.repository, tmp_path)
     assert_whole(tmp_path)
 
 
 def test_a_server_that_knows_no_ranges(google, tmp_path):
     google.keeps_ranges = False
-    google.drops[google.name("model.safetensors")] = [100_000]
-    hubs.fetch(google.source, tmp_path)
+    google.drops[google.root + "model.safetensors"] = [100_000]
+    hubs.fetch(google.repository, tmp_path)
     assert_whole(tmp_path)
 
 
 def test_a_longer_leftover_is_not_continued(google, tmp_path):
     (tmp_path / "model.safetensors.unfinished").write_bytes(bytes(400_000))
-    hubs.fetch(google.source, tmp_path)
+    hubs.fetch(google.repository, tmp_path)
     assert_whole(tmp_path)
 
 
 def test_one_object_of_a_bucket(google, tmp_path):
     google.files["tokenizer.model"] = b"words"
-    hubs.fetch(hubs.Source("google", "bucket/tokenizer.model"), tmp_path)
+    hubs.fetch(hubs.Repository("google", "bucket/tokenizer.model"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
+
+
+def test_without_a_checksum_the_size_decides(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"123")
+    assert hubs.is_whole(path, hubs.File("x", 3))
+    assert not hubs.is_whole(path, hubs.File("x", 4))
+    assert not hubs.is_whole(tmp_path / "absent", hubs.File("absent", 0))
 
 
 def test_names_that_leave_the_folder(google, tmp_path):
     google.files["checkpoints/x/../../outside"] = b"x"
-    with pytest.raises(ValueError, match="outside .*; nothing was fetched"):
-        hubs.fetch(google.source, tmp_path)
+    with pytest.raises(ValueError, match=r"outside .*; nothing was fetched"):
+        hubs.fetch(google.repository, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_empty_listing_is_an_error(google, tmp_path):
-    with pytest.raises(ConnectionError, match="gs://bucket/absent/ .* lists no file"):
-        hubs.fetch(hubs.Source("google", "bucket/absent/"), tmp_path)
-
-
-def test_crc32c_of_the_standard(tmp_path):
-    path = tmp_path / "data"
-    for data, digest in (
-        (b"123456789", "e3069283"),
-        (bytes(32), "8a9136aa"),
-        (b"", "00000000"),
-    ):  # RFC 3720, B.4
-        path.write_bytes(data)
-        assert hubs.DIGESTS["crc32c"](path) == digest
-
-
-def test_checksums_do_not_depend_on_the_size_of_blocks(tmp_path, monkeypatch):
-    path = tmp_path / "data"
-    path.write_bytes(FILES["model.safetensors"])
-    monkeypatch.setattr(hubs, "BLOCK", 4096)
-    assert hubs.DIGESTS["crc32c"](path) == f"{hub_server.crc32c(FILES['model.safetensors']):08x}", (
-        "29 blocks and a rest"
-    )
+    with pytest.raises(ConnectionError, match=r"gs://bucket/absent/ .* lists no file"):
+        hubs.fetch(hubs.Repository("google", "bucket/absent/"), tmp_path)

@@ -16,13 +16,12 @@ ARRAYS = {
 }
 
 
+def layout_of(arrays):
+    return {name: (x.shape, x.dtype) for name, x in arrays.items()}
+
+
 def write(path, arrays):
-    safetensors.write(
-        path,
-        {name: (x.shape, x.dtype) for name, x in arrays.items()},
-        iter(arrays.values()),
-        {"format": "pt"},
-    )
+    safetensors.write(path, layout_of(arrays), iter(arrays.values()), {"format": "pt"})
 
 
 def assert_equal(found, expected):
@@ -42,7 +41,8 @@ def test_the_bytes_are_those_of_the_format(tmp_path):
     write(tmp_path / "a.safetensors", {"x": np.array([1.0, 2.0], np.float32)})
     raw = (tmp_path / "a.safetensors").read_bytes()
     length = struct.unpack("<Q", raw[:8])[0]
-    assert length % 8 == 0 and raw[8 + length :] == b"\0\0\x80\x3f\0\0\0\x40"
+    assert length % 8 == 0
+    assert raw[8 + length :] == b"\0\0\x80\x3f\0\0\0\x40"
     assert json.loads(raw[8 : 8 + length]) == {
         "__metadata__": {"format": "pt"},
         "x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
@@ -64,13 +64,8 @@ def test_an_unfinished_write_is_not_visible(tmp_path):
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError, match="stopped"):
-        safetensors.write(
-            tmp_path / "a.safetensors",
-            {name: (x.shape, x.dtype) for name, x in ARRAYS.items()},
-            arrays(),
-            {},
-        )
-    assert not (tmp_path / "a.safetensors").exists()
+        safetensors.write(tmp_path / "a.safetensors", layout_of(ARRAYS), arrays(), {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_shards_are_joined_by_their_index(tmp_path):
@@ -86,11 +81,10 @@ def test_shards_are_joined_by_their_index(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
     assert_equal(safetensors.read_folder(tmp_path), ARRAYS)
-    index.write_text(
-        json.dumps({"weight_map": weight_map | {"ghost": "model-00001-of-00002.safetensors"}})
-    )
+    wrong = weight_map | {"ghost": "model-00001-of-00002.safetensors"}
+    index.write_text(json.dumps({"weight_map": wrong}))
     with pytest.raises(ValueError, match="ghost in a shard that lacks it"):
         safetensors.read_folder(tmp_path)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(ValueError, match="names model-00002-of-00002.safetensors, which"):
+    with pytest.raises(ValueError, match=r"names model-00002-of-00002.safetensors, which"):
         safetensors.read_folder(tmp_path)

@@ -1,11 +1,12 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from pirl_jax.core import spec
-from pirl_jax.models import heads, pi0, variants
-from pirl_jax.weights import torch_names
+from pirl_jax.models import heads, variants
+from pirl_jax.weights import sizes, torch_names
 
 
 @pytest.fixture(scope="module", params=("pi0", "pi05"))
@@ -15,10 +16,7 @@ def keymap(request, vectors):
 
 
 def full_size(keymap):
-    shapes = {
-        path: leaf.shape
-        for path, leaf in spec.flatten(pi0.specs(variants.pi0_config(keymap["model"]))).items()
-    }
+    shapes = sizes.shapes_of(variants.pi0_config(keymap["model"]))
     return {entry.name: entry for entry in torch_names.entries(shapes)}
 
 
@@ -27,38 +25,32 @@ def test_every_tensor_of_the_full_models_has_the_reference_name_place_and_shape(
     assert ours.keys() == {entry["pt_key"] for entry in keymap["entries"]}
     for entry in keymap["entries"]:
         mine = ours[entry["pt_key"]]
-        assert (mine.path, list(mine.shape)) == (entry["jax_path"], entry["pt_shape"])
-        # Where the reference takes the only key head out by an index, we keep it as an axis of size 1.
-        assert list(mine.index) == entry["jax_index"][: len(mine.index)] and not any(
-            entry["jax_index"][len(mine.index) :]
-        )
+        assert (mine.path, list(mine.tensor_shape)) == (entry["jax_path"], entry["pt_shape"])
+        # Where the reference takes the only key head out by an index, we keep an axis of size 1.
+        index = entry["jax_index"]
+        assert list(mine.index) == index[: len(mine.index)]
+        assert not any(index[len(mine.index) :])
     assert keymap["aliases"] == {torch_names.EMBEDDING_ALIAS: torch_names.EMBEDDING}
     assert list(keymap["pt_only"]) == [torch_names.UNUSED_HEAD]
 
 
 def test_every_rearrangement_has_its_inverse():
     """And every element of ours is in exactly one tensor."""
-    shapes = {
-        path: leaf.shape
-        for path, leaf in spec.flatten(pi0.specs(variants.pi0_config("tiny_pi05"))).items()
-    }
-    draw, seen = (
-        np.random.default_rng(0),
-        {path: np.zeros(shape, int) for path, shape in shapes.items()},
-    )
+    shapes = sizes.shapes_of(variants.pi0_config("tiny_pi05"))
+    seen = {path: np.zeros(shape, int) for path, shape in shapes.items()}
+    draw = np.random.default_rng(0)
     for entry in torch_names.entries(shapes):
-        part = draw.standard_normal(entry.ours)
+        part = draw.standard_normal(entry.part_shape)
         tensor = torch_names.to_torch(part, entry)
-        assert tensor.shape == entry.shape
+        assert tensor.shape == entry.tensor_shape
         np.testing.assert_array_equal(torch_names.from_torch(tensor, entry), part)
         seen[entry.path][entry.index] += 1
-    assert all((count == 1).all() for count in seen.values()), (
-        "an element is covered twice or never"
-    )
+    for path, count in seen.items():
+        assert (count == 1).all(), f"an element of {path} is covered twice or never"
 
 
 def test_the_operations_of_the_reference_on_real_axes(keymap):
-    """The recorded transpose and reshape, on small arrays whose axes have the reference's pattern."""
+    """The recorded transpose and reshape, on small arrays of the reference's pattern."""
     small = {
         2048: 8,
         1152: 12,
@@ -77,58 +69,53 @@ def test_the_operations_of_the_reference_on_real_axes(keymap):
         14: 5,
         32: 7,
     }
-    entries, draw = full_size(keymap), np.random.default_rng(1)
+    entries = full_size(keymap)
+    draw = np.random.default_rng(1)
     for record in keymap["entries"]:
         if ".layers." in record["pt_key"] and ".layers.0." not in record["pt_key"]:
             continue
         entry = entries[record["pt_key"]]
-        ours = tuple(small.get(size, size) for size in entry.ours)
+        ours = tuple(small.get(size, size) for size in entry.part_shape)
         part = draw.standard_normal(ours)
-        expected = part.reshape(ours[1:]) if len(record["jax_index"]) > len(entry.index) else part
+        expected = part
+        if len(record["jax_index"]) > len(entry.index):
+            expected = part.reshape(ours[1:])  # the only key head
         for op, argument in record["jax_to_pt"]:
             if op == "transpose":
                 expected = expected.transpose(argument)
             else:
                 expected = expected.reshape(_grouped(expected.shape, len(argument), entry))
-        shape = expected.shape
-        resized = torch_names.Entry(entry.name, entry.path, entry.index, entry.axes, ours, shape)
-        np.testing.assert_array_equal(
-            torch_names.to_torch(part, resized), expected, err_msg=entry.name
-        )
+        resized = dataclasses.replace(entry, part_shape=ours, tensor_shape=expected.shape)
+        tensor = torch_names.to_torch(part, resized)
+        np.testing.assert_array_equal(tensor, expected, err_msg=entry.name)
 
 
 def _grouped(shape, rank, entry):
-    """The shape that the recorded reshape has at full size, at small size: heads and head_dim become one axis."""
-    if len(shape) == rank + 1:
-        at = 1 if entry.axes.startswith("DNh") else 0
-        return (*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :])
-    raise AssertionError(entry)
+    """What the recorded reshape makes of a small shape: heads and head_dim become one axis."""
+    assert len(shape) == rank + 1, entry
+    at = 1 if entry.axes.startswith("DNh") else 0
+    return (*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :])
 
 
 def test_heads_of_rlinf(vectors):
+    tensors = {}
     with np.load(vectors / "rlinf" / "d_heads.npz") as file:
-        value = {
-            key.partition("/in/")[2]: file[key]
-            for key in file.files
-            if key.startswith("value_head_0_relu/in/value_head")
-        }
-        noise = {
-            key.partition("/in/")[2]: file[key]
-            for key in file.files
-            if key.startswith("noise_net_0/in/noise_head")
-        }
-        x, expected = file["value_head_0_relu/in/x"], file["value_head_0_relu/out/y"]
-    named, ignored = torch_names.canonical(value | noise)
+        for key in file.files:
+            if key.startswith(("value_head_0_relu/in/value_head", "noise_net_0/in/noise_head")):
+                tensors[key.partition("/in/")[2]] = file[key]
+        x = file["value_head_0_relu/in/x"]
+        expected = file["value_head_0_relu/out/y"]
+    named, ignored = torch_names.canonical(tensors)
     shapes = torch_names.head_shapes({name: tensor.shape for name, tensor in named.items()})
     flat = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
     entries = torch_names.entries(shapes)
     assert {entry.name for entry in entries} == named.keys()
     for entry in entries:
         flat[entry.path][entry.index] = torch_names.from_torch(named[entry.name], entry)
-    np.testing.assert_allclose(
-        heads.value(spec.unflatten(flat), x), expected.reshape(-1), rtol=1e-5, atol=1e-5
-    )
-    assert shapes["noise_head/layer_1/kernel"] == (12, 8) and shapes["noise_head/out/bias"] == (7,)
+    values = heads.value(spec.unflatten(flat), x)
+    np.testing.assert_allclose(values, expected.reshape(-1), rtol=1e-5, atol=1e-5)
+    assert shapes["noise_head/layer_1/kernel"] == (12, 8)
+    assert shapes["noise_head/out/bias"] == (7,)
     assert ignored == dict.fromkeys(
         ("noise_head.logvar_min", "noise_head.logvar_max"),
         "bounds of the noise, a setting of the policy and no weight",
@@ -165,7 +152,8 @@ def test_spellings_of_other_programs(name, canonical):
 
 
 def test_both_tied_names_at_once():
-    embedding, head = np.zeros((2, 1)), np.ones((2, 1))
+    embedding = np.zeros((2, 1))
+    head = np.ones((2, 1))
     named, ignored = torch_names.canonical(
         {torch_names.EMBEDDING: head, torch_names.EMBEDDING_ALIAS: embedding}
     )
@@ -173,19 +161,13 @@ def test_both_tied_names_at_once():
 
 
 def test_one_tensor_under_two_spellings_is_an_error():
-    with pytest.raises(
-        ValueError,
-        match="holds action_in_proj.bias twice, as action_in_proj.bias and as model.action_in_proj.bias",
-    ):
-        torch_names.canonical(
-            {"action_in_proj.bias": np.zeros(1), "model.action_in_proj.bias": np.zeros(1)}
-        )
+    tensors = {"state_proj.bias": np.zeros(1), "model.state_proj.bias": np.zeros(1)}
+    twice = r"holds state_proj.bias twice, as state_proj.bias and as model.state_proj.bias"
+    with pytest.raises(ValueError, match=twice):
+        torch_names.canonical(tensors)
 
 
 def test_adapters_have_no_place_in_the_layout():
-    shapes = {
-        path: leaf.shape
-        for path, leaf in spec.flatten(pi0.specs(variants.pi0_config("pi0_lora"))).items()
-    }
-    with pytest.raises(ValueError, match="no place for .*lora_a.*--merge-lora"):
+    shapes = sizes.shapes_of(variants.pi0_config("pi0_lora"))
+    with pytest.raises(ValueError, match=r"no place for .*lora_a.*--merge-lora"):
         torch_names.by_path(shapes)

@@ -1,6 +1,7 @@
 """Networks from the reference's PyTorch files compute what PyTorch and JAX computed there."""
 
 import dataclasses
+import pathlib
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import spec
+from pirl_jax.models import variants
 from pirl_jax.weights import sources
 from tests.models import conftest as models
 
@@ -23,13 +25,26 @@ TOLERANCES = {
 }
 
 
+@dataclasses.dataclass
+class Case:
+    folder: pathlib.Path
+    cfg: variants.Pi0Config
+    arrays: dict[str, np.ndarray]  # inputs and results of the reference
+
+    @property
+    def obs(self):
+        return models.observation(self.arrays)
+
+    def inputs(self, *names):
+        return [jnp.asarray(self.arrays[f"in/{name}"]) for name in names]
+
+
 @pytest.fixture(scope="module")
 def case(torch_case):
     with np.load(torch_case.folder / "expected.npz") as file:
         arrays = {name: file[name] for name in file.files if not name.startswith("params/")}
     cfg = dataclasses.replace(torch_case.cfg, dtype="float32")
-    flow = [jnp.asarray(arrays[f"in/{name}"]) for name in ("actions", "noise", "time")]
-    return torch_case, cfg, arrays, models.observation(arrays), flow
+    return Case(torch_case.folder, cfg, arrays)
 
 
 def network(folder, cfg, dtype=None):
@@ -38,33 +53,31 @@ def network(folder, cfg, dtype=None):
 
 
 def test_results_in_float32(case):
-    torch_case, cfg, arrays, obs, flow = case
-    params, noise = network(torch_case.folder, cfg), jnp.asarray(arrays["in/sample_noise"])
-    ours = models._everything(params, obs, *flow, cfg=cfg)
-    ours["train/loss"] = ours["loss_elementwise"] = models._loss(params, obs, *flow, cfg=cfg)
+    cfg = case.cfg
+    params = network(case.folder, cfg)
+    flow = case.inputs("actions", "noise", "time")
+    (noise,) = case.inputs("sample_noise")
+    ours = models._everything(params, case.obs, *flow, cfg=cfg)
+    loss = models._loss(params, case.obs, *flow, cfg=cfg)
+    ours |= {"train/loss": loss, "loss_elementwise": loss}
     for steps in (4, 10):
-        ours[f"sample/num_steps_{steps}"] = models._sample(params, noise, obs, steps, cfg=cfg)
-    compared = [name for name in arrays if name.startswith(("jax_out/", "torch_out/"))]
+        ours[f"sample/num_steps_{steps}"] = models._sample(params, noise, case.obs, steps, cfg=cfg)
+    compared = [name for name in case.arrays if name.startswith(("jax_out/", "torch_out/"))]
     assert len(compared) == 10
     for name in compared:
-        key, want = name.split("/", 1)[1], arrays[name]
-        want = (
-            want.mean(-1) if key == "loss_elementwise" else want
-        )  # ours is the mean over the action dims
+        want = case.arrays[name]
+        key = name.split("/", 1)[1]
+        if key == "loss_elementwise":
+            want = want.mean(-1)  # ours is the mean over the action dims
         limit = TOLERANCES[key] * max(1.0, np.abs(want).max())
         assert np.abs(ours[key] - want).max() <= limit, name
 
 
 def test_samples_of_the_bfloat16_file(case):
-    torch_case, cfg, arrays, obs, _ = case
-    folder = torch_case.folder.with_name(torch_case.folder.name + "_bf16")
-    params = network(folder, cfg, ml_dtypes.bfloat16)
-    got = models._sample(
-        params,
-        jnp.asarray(arrays["in/sample_noise"]),
-        obs,
-        10,
-        cfg=dataclasses.replace(cfg, dtype="bfloat16"),
-    )
-    want = arrays["torch_bf16_out/sample/num_steps_10"]
+    folder = case.folder.with_name(f"{case.folder.name}_bf16")
+    params = network(folder, case.cfg, ml_dtypes.bfloat16)
+    cfg = dataclasses.replace(case.cfg, dtype="bfloat16")
+    (noise,) = case.inputs("sample_noise")
+    got = models._sample(params, noise, case.obs, 10, cfg=cfg)
+    want = case.arrays["torch_bf16_out/sample/num_steps_10"]
     assert np.abs(np.asarray(got, np.float32) - want).max() <= 3e-2 * np.abs(want).max()

@@ -1,0 +1,90 @@
+"""Whether normalisation statistics fit a robot, a way to normalise, and the states that arrive.
+
+Weights and statistics come from different hands: a wrong pair runs without an error, and fails
+every task.  Knows no file.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pirl_jax.policy import normalize
+
+# Spread in robot units (m, rad): a dimension that moves less is scaled up by more than 10,000.
+NEAR_CONSTANT = 1e-4
+
+
+def check(stats: normalize.NormStats, mode: str, state_dim: int = 8, action_dim: int = 7) -> None:
+    """The robot's dims (LIBERO's by default), and `mode` of normalize.MODES.
+
+    Raises: one ValueError with everything that cannot belong to them.
+    """
+    problems = [
+        *_problems("state", stats.state, mode, state_dim),
+        *_problems("actions", stats.actions, mode, action_dim),
+    ]
+    if problems:
+        raise ValueError(
+            f"the normalisation statistics do not fit: {'; '.join(problems)}; "
+            f"give those of the checkpoint's data set"
+        )
+
+
+def _problems(name: str, stats: normalize.Stats, mode: str, dim: int) -> Iterator[str]:
+    fields = ("mean", "std") if mode == "zscore" else ("q01", "q99")
+    absent = [field for field in fields if getattr(stats, field) is None]
+    if absent:
+        yield f"{name} has no {' and '.join(absent)}, which norm_mode={mode!r} needs"
+    given = {field: getattr(stats, field) for field in fields if field not in absent}
+    for field, values in given.items():
+        # openpi's statistics may be padded to the model's 32 dims; fewer are of another robot.
+        if len(values) < dim:
+            yield f"{name}.{field} has {len(values)} dims and the robot has {dim}"
+    for field, values in given.items():
+        if not np.isfinite(values).all():
+            yield f"{name}.{field} is not finite"
+    if mode == "zscore" and "std" in given and (given["std"] < 0).any():
+        yield f"{name}.std is negative"
+    if mode == "quantile" and not absent and (given["q99"] < given["q01"]).any():
+        yield f"{name}.q99 lies below q01"
+
+
+def report(stats: normalize.NormStats, mode: str, state_BS: np.ndarray) -> str:
+    """Lines for the start of a run.
+
+    state_BS: float, states as the robot gives them, in raw units.
+    Says dims, dims that hardly move, and the share of the states outside q01 to q99.  Of the
+    training data 2 % lie outside; far more means statistics of another robot or other units.
+    Raises: ValueError as `check`.
+    """
+    check(stats, mode, state_dim=state_BS.shape[-1])
+    lines = [
+        f"norm stats: {mode}, state {len(stats.state.mean)} dims, "
+        f"actions {len(stats.actions.mean)} dims"
+    ]
+    lines += _near_constant("state", stats.state, mode)
+    lines += _near_constant("actions", stats.actions, mode)
+    if stats.state.q01 is not None and stats.state.q99 is not None:
+        lines.append(_outside(stats.state, state_BS))
+    return "\n".join(lines)
+
+
+def _near_constant(name: str, stats: normalize.Stats, mode: str) -> list[str]:
+    spread = stats.std if mode == "zscore" else stats.q99 - stats.q01
+    dims = np.flatnonzero(spread < NEAR_CONSTANT).tolist()
+    if not dims:
+        return []
+    return [
+        f"norm stats: {name} dims {dims} hardly move (spread below {NEAR_CONSTANT:g}): "
+        f"small noise becomes large"
+    ]
+
+
+def _outside(stats: normalize.Stats, state_BS: np.ndarray) -> str:
+    dim = state_BS.shape[-1]
+    outside_BS = (state_BS < stats.q01[:dim]) | (state_BS > stats.q99[:dim])
+    by_dim = ", ".join(f"{share:.0%}" for share in outside_BS.reshape(-1, dim).mean(0))
+    return (
+        f"norm stats: {outside_BS.mean():.1%} of {outside_BS.size} state values "
+        f"lie outside q01..q99 (by dim: {by_dim})"
+    )
