@@ -20,7 +20,13 @@ from pirl_jax.envs.pool import worker
 
 CHUNKS = (5, 10)  # executed actions per decision
 CONTROL_STEPS = 50  # per repeat, without rendering
-TIMEOUT_S = 600.0
+POOL = {  # of every pool that is measured
+    "timeout_s": 600.0,
+    "restarts_per_hour": 20,
+    "recycle_episodes": 0,
+    "recycle_growth_gb": 0.0,
+    "render_devices": (),
+}
 
 
 def add_arguments(parser) -> None:
@@ -55,10 +61,7 @@ def _task(name: str, options) -> dict:
     task = int(task)
     make = baselines.factories(suite, options.assets, options.image_size)
     with contextlib.ExitStack() as stack:
-        pool = {
-            key: stack.enter_context(pools.EnvPool(make[key], 1, timeout_s=TIMEOUT_S))
-            for key in make
-        }
+        pool = {key: stack.enter_context(pools.EnvPool(make[key], 1, 1, **POOL)) for key in make}
         for one in pool.values():
             _reset(one, task, 0)  # builds the simulator; not part of any measurement
         result = {"control step, ms": control_step(pool, task, options.repeats)}
@@ -155,7 +158,7 @@ def throughput(make: dict, task: int, count: int, repeats: int) -> dict[str, flo
     names = ("stock", "ours", "ours light")
     with contextlib.ExitStack() as stack:
         pool = {
-            name: stack.enter_context(pools.EnvPool(make[name], count, timeout_s=TIMEOUT_S))
+            name: stack.enter_context(pools.EnvPool(make[name], count, count, **POOL))
             for name in names
         }
         slots = list(range(count))
