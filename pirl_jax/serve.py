@@ -1,13 +1,14 @@
 """Serve a policy to robots and evaluations, over openpi's WebSocket protocol.
 
-    python -m pirl_jax.serve --checkpoint runs/quickstart --port 8000 --host 0.0.0.0
-    python -m pirl_jax.serve --checkpoint pi05_libero --config configs/libero_spatial_ppo_pi05.py
+    python -m pirl_jax.serve --checkpoint runs/quickstart --port 8000
+    python -m pirl_jax.serve --checkpoint pi05_libero --config libero_spatial_ppo_pi05 --host 0.0.0.0
 
 For openpi-client or any other client of that protocol.  Requests of all clients are computed
 together, on the first device; actions carry no exploration noise.  Everything is compiled before
 the port opens.  Ends with SIGINT or SIGTERM.
 """
 
+import argparse
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent import futures
@@ -20,7 +21,6 @@ import socket
 import sys
 import time
 
-from absl import flags
 import jax
 import numpy as np
 
@@ -78,10 +78,11 @@ class Engine:
 
 
 def main(argv: list[str]) -> None:
-    """The command: from the arguments to the signal that ends it."""
+    """The command, until the signal that ends it; argv as sys.argv, the program's name first."""
     with contextlib.ExitStack() as stack:
         with command.user_errors():
-            values, raw = command.parse(argv, _flags)
+            values, raw = command.parse(argv, _parser())
+            _check(values)
             # Before the checkpoint is read, which takes minutes: a port that is taken is told now.
             listener = stack.enter_context(bind(values.host, values.port))
             engine, metadata = prepare(values, config.settings(raw))
@@ -95,24 +96,31 @@ def main(argv: list[str]) -> None:
         asyncio.run(_until_signal(engine, metadata, listener, api_key, window_s))
 
 
-def _flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string(
-        "checkpoint", None, "run directory, or a checkpoint of a known format", flag_values=values
+def _parser() -> command.Parser:
+    """The command's own flags."""
+    parser = command.Parser("pirl serve", __doc__)
+    parser.add_argument("--checkpoint", help="run directory, or a checkpoint of a known format")
+    parser.add_argument(
+        "--iteration", type=int, default=-1, help="which checkpoint of a run; -1 = the newest"
     )
-    flags.DEFINE_integer(
-        "iteration", -1, "which checkpoint of a run; -1 = the newest", flag_values=values
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 = all")
+    parser.add_argument("--port", type=int, default=8000, help="0 = any free one")
+    parser.add_argument("--api-key", help="clients must send it; default $PIRL_API_KEY")
+    parser.add_argument("--max-batch", type=int, default=8, help="most requests computed together")
+    parser.add_argument(
+        "--window-ms", type=float, default=4.0, help="how long a request waits for companions"
     )
-    flags.DEFINE_string(
-        "host", "127.0.0.1", "address to listen on; 0.0.0.0 = all", flag_values=values
-    )
-    flags.DEFINE_integer("port", 8000, "0 = any free one", 0, 65535, flag_values=values)
-    flags.DEFINE_string(
-        "api_key", None, "clients must send it; default $PIRL_API_KEY", flag_values=values
-    )
-    flags.DEFINE_integer("max_batch", 8, "most requests computed together", 1, flag_values=values)
-    flags.DEFINE_float(
-        "window_ms", 4.0, "how long a request waits for companions", 0.0, flag_values=values
-    )
+    return parser
+
+
+def _check(values: argparse.Namespace) -> None:
+    """Numbers on the command line that make no sense."""
+    if not 0 <= values.port <= 65535:
+        raise ValueError(f"--port={values.port} must lie between 0 and 65535")
+    if values.max_batch < 1:
+        raise ValueError(f"--max-batch={values.max_batch} must be at least 1")
+    if not 0 <= values.window_ms < float("inf"):
+        raise ValueError(f"--window-ms={values.window_ms} must be a time of at least 0")
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -135,7 +143,7 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def prepare(values: flags.FlagValues, settings: config.Settings) -> tuple[Engine, dict]:
+def prepare(values: argparse.Namespace, settings: config.Settings) -> tuple[Engine, dict]:
     """The policy on the first device -> engine, metadata for the clients.
 
     Raises:

@@ -24,7 +24,6 @@ import psutil
 import pytest
 from websockets import exceptions
 
-from configs import quickstart
 from pirl_jax import evaluate, serve
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec as specs
@@ -34,6 +33,7 @@ from pirl_jax.envs.tabletop import suite as tabletop
 from pirl_jax.models import pi0
 from pirl_jax.monitor import timeline
 from pirl_jax.policy import normalize
+from pirl_jax.recipes import quickstart
 from pirl_jax.rollout import stream
 from pirl_jax.run import config, policies
 from pirl_jax.serving import client, requests
@@ -442,7 +442,7 @@ def command(folder, *arguments, **environment):
 def test_two_thousand_requests_of_32_clients(run, served, capsys):
     """None lost, memory flat: a first round warms allocators and caches, a second must not add."""
     expected = expectation(served[0])
-    with command(run[0], "--max_batch=16") as (process, _, port):
+    with command(run[0], "--max-batch=16") as (process, _, port):
         memory = psutil.Process(process.pid)
         seen_mb = []
 
@@ -484,13 +484,13 @@ def test_evaluate_against_a_server_repeats_the_evaluation_in_process(run, tmp_pa
     fields = [f"--config.{name}={value}" for name, value in alone.items()]
     arguments = ["evaluate", "--config", QUICKSTART, *fields, "--videos=all"]
     evaluate.main([*arguments, "--checkpoint", str(folder), "--output", str(tmp_path / "ours")])
-    with command(folder, "--max_batch=4", PIRL_API_KEY="secret") as (process, lines, port):
+    with command(folder, "--max-batch=4", PIRL_API_KEY="secret") as (process, lines, port):
         assert re.match(r"compiled for batches of 1, 2, 4 in [\d.]+ s", lines[0]), lines
         assert lines[1] == f"serving on ws://127.0.0.1:{port}, with an API key\n"
         policy = ["--policy", f"ws://127.0.0.1:{port}", "--output", str(tmp_path / "served")]
         with pytest.raises(SystemExit):
             evaluate.main([*arguments, *policy])
-        evaluate.main([*arguments, *policy, "--api_key=secret"])
+        evaluate.main([*arguments, *policy, "--api-key=secret"])
         with openpi_client(port, "secret") as idle:
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0

@@ -46,7 +46,7 @@ def connections(
         except (OSError, ValueError, exceptions.WebSocketException) as error:
             remedy = (
                 "start it with python -m pirl_jax.serve or openpi's serve_policy.py; "
-                "give its key with --api_key"
+                "give its key with --api-key"
             )
             raise ValueError(f"--policy={url} cannot be reached ({error}); {remedy}") from error
         yield opened, metadata

@@ -90,7 +90,7 @@ def test_what_a_server_does_wrong_is_said(wired):
 
     with pytest.raises(RuntimeError, match="not finite"):
         ask(wired(diverged), 1)
-    with pytest.raises(ValueError, match=r"HTTP 401.*give its key with --api_key"):
+    with pytest.raises(ValueError, match=r"HTTP 401.*give its key with --api-key"):
         ask(wired(Echo(), api_key="secret"), 1)
     with pytest.raises(ValueError, match="cannot be reached"):
         ask("nonsense", 1)
