@@ -1,7 +1,7 @@
 """Serve a policy to robots and evaluations, over openpi's WebSocket protocol.
 
     python -m pirl_jax.serve --checkpoint runs/quickstart --port 8000
-    python -m pirl_jax.serve --checkpoint pi05_libero --config libero_spatial_ppo_pi05 --host 0.0.0.0
+    pirl serve --checkpoint pi05_libero --config libero_spatial_ppo_pi05 --host 0.0.0.0
 
 For openpi-client or any other client of that protocol.  Requests of all clients are computed
 together, on the first device; actions carry no exploration noise.  Everything is compiled before
