@@ -57,6 +57,7 @@ class Engine:
         prompts = [row.prompt for row in rows]
         id_B = np.array([row.noise_id for row in rows], np.uint32)
         obs = observation.encode(self.actor.transform, images_BVYX3, state_BS, prompts)
+        # Only the two named transfers: here to the device, and back.
         with jax.transfer_guard("disallow"):
             on_device = self.actor.put((id_B, obs))
             actions_BHA = self.actor.exploit(self.params, self.key, *on_device)
@@ -195,6 +196,7 @@ async def _until_signal(
     async with serving(engine, metadata, listener, api_key, window_s):
         host, port = listener.getsockname()[:2]
         key = "with" if api_key else "without"
+        # Flushed: a program that starts this one waits for the line, and reads the port there.
         print(f"serving on ws://{host}:{port}, {key} an API key", flush=True)
         await stop.wait()
 

@@ -46,7 +46,7 @@ def listen(answer: Answer, metadata: dict, api_key: str = "", **address: Any) ->
     hello = msgpack_numpy.packb(metadata)
     return server.serve(
         functools.partial(_serve, answer=answer, hello=hello),
-        compression=None,
+        compression=None,  # as openpi's server: pictures gain little for the time it takes
         max_size=MAX_FRAME_BYTES,
         max_queue=1,  # frames of one client that wait here: it has one request under way
         process_request=functools.partial(_check_handshake, api_key=api_key),

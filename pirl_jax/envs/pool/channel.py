@@ -2,7 +2,8 @@
 
 The pool's end never blocks: what the socket does not take now is sent later, and half a message is
 kept until the rest has come.  So a worker that stops in the middle of a message, or reads nothing
-more, cannot hold the pool.  Refuses to know what the messages say.
+more, cannot hold the pool.  Refuses to know what the messages say; pickles will do, for both ends
+are this program.
 """
 
 from collections.abc import Iterator

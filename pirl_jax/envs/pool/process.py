@@ -53,7 +53,9 @@ class Process:
         # child, and needs the child's variables to be set in the parent, where other threads may
         # be reading them.
         self._popen = subprocess.Popen(
+            # -P: modules are found as here, and never by chance in the current folder.
             [sys.executable, "-P", "-c", program],
+            # A library that asks a question shall fail, not wait at the terminal.
             stdin=subprocess.DEVNULL,
             pass_fds=(worker_end.fileno(), lifeline_fd, memory_fd, self._stacks_fd),
             env=_variables(render_device),

@@ -31,6 +31,7 @@ class ReadyQueue:
         self._ready: dict[int, base.TimeStep] = {}
         self._error: BaseException | None = None  # what the pool raised; it ends the thread
         self._closed = False
+        # A daemon: a program that fails before `close` still ends.
         self._thread = threading.Thread(target=self._run, name="ready-queue", daemon=True)
         self._thread.start()
 

@@ -7,6 +7,7 @@ import signal
 import time
 
 import numpy as np
+import psutil
 
 from pirl_jax.envs import probes
 from tests import pools
@@ -109,3 +110,23 @@ def reset(envs, slots, init_states):
 
 def send(envs, slots):
     envs.send(slots, np.stack([CHUNK] * len(slots)))
+
+
+def begin(envs, slots, init_states):
+    reset(envs, slots, init_states)
+    step = envs.recv(slots)
+    assert not step.lost.any()
+    assert step.num_steps.tolist() == [0] * len(slots)
+
+
+def lost_after(envs, slots):
+    send(envs, slots)
+    return envs.recv(slots).lost.tolist()
+
+
+def kill(pid):
+    """Returns when the process is dead, but its parent does not know."""
+    os.kill(pid, signal.SIGKILL)
+    until_s = time.monotonic() + 5
+    while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < until_s:
+        time.sleep(0.01)
