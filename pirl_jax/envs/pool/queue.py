@@ -154,15 +154,20 @@ class ReadyQueue:
         """The thread: one slot after the other, out of the pool."""
         try:
             while self._wait_for_room():
-                if self._pool.wait(POLL_S):
-                    with self._changed:
-                        slots, step = self._pool.recv_any(1)
-                        self._ready[int(slots[0])] = step
-                        self._changed.notify_all()
+                self._take_one()
         except BaseException as error:  # whatever it is, it belongs to the caller of get
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
+
+    def _take_one(self) -> None:
+        """Copy the observation of a slot that is ready; without one, return after POLL_S."""
+        if not self._pool.wait(POLL_S):
+            return
+        with self._changed:  # for whoever counts: a slot is busy in the pool, or ready here
+            slots, step = self._pool.recv_any(1)
+            self._ready[int(slots[0])] = step
+            self._changed.notify_all()
 
     def _wait_for_room(self) -> bool:
         """Whether there is room for one more; False once the queue is closed."""
