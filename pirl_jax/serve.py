@@ -1,14 +1,16 @@
-"""Serve a policy to robots and evaluations: openpi's WebSocket protocol, for openpi-client or any other of its clients.
+"""Serve a policy to robots and evaluations, over openpi's WebSocket protocol.
 
     python -m pirl_jax.serve --checkpoint runs/quickstart --port 8000
-    python -m pirl_jax.serve --checkpoint pi05_libero --config configs/libero_spatial_ppo_pi05.py --host 0.0.0.0
+    pirl serve --checkpoint pi05_libero --config libero_spatial_ppo_pi05 --host 0.0.0.0
 
-Requests of all clients are computed together, on the first device; actions carry no exploration noise.  Everything is
-compiled before the port opens.  Ends with SIGINT or SIGTERM.
+For openpi-client or any other client of that protocol.  Requests of all clients are computed
+together, on the first device; actions carry no exploration noise.  Everything is compiled before
+the port opens.  Ends with SIGINT or SIGTERM.
 """
 
 import argparse
 import asyncio
+from collections.abc import AsyncIterator
 from concurrent import futures
 import contextlib
 import dataclasses
@@ -28,65 +30,75 @@ from pirl_jax.rollout import collector
 from pirl_jax.run import command, config, devices, policies
 from pirl_jax.serving import batching, requests, wire
 
+NUM_READERS = 2  # threads that decode and resize pictures
+
 
 @dataclasses.dataclass
 class Engine:
-    """Requests -> answers, as one batch.  A row's start noise goes by its own number: its companions do not matter."""
+    """Requests -> answers, as one batch.
+
+    A row's start noise goes by its own number: its companions do not matter.
+    """
 
     actor: collector.Actor
     params: dict
     key: jax.Array
     batch_sizes: tuple[int, ...]  # ascending; a batch is padded to the next of them
 
-    def __call__(self, asked: list[requests.Request]) -> list[dict]:
+    def __call__(self, batch: list[requests.Request]) -> list[dict]:
+        """At most batch_sizes[-1] requests -> what each client gets, in their order."""
         start_s = time.monotonic()
-        size = next(size for size in self.batch_sizes if size >= len(asked))
-        rows = asked + asked[:1] * (size - len(asked))
-        id_B = np.array([row.noise_id for row in rows], np.uint32)
+        size = next(size for size in self.batch_sizes if size >= len(batch))
+        # Compiled are these sizes only; what fills one up is computed and thrown away.
+        padding = [batch[0]] * (size - len(batch))
+        rows = batch + padding
+        images_BVYX3 = np.stack([row.images for row in rows])
         state_BS = np.stack([row.state for row in rows])
         prompts = [row.prompt for row in rows]
-        obs = observation.encode(
-            self.actor.transform, np.stack([row.images for row in rows]), state_BS, prompts
-        )
+        id_B = np.array([row.noise_id for row in rows], np.uint32)
+        obs = observation.encode(self.actor.transform, images_BVYX3, state_BS, prompts)
+        # Only the two named transfers: here to the device, and back.
         with jax.transfer_guard("disallow"):
-            actions_BHA = jax.device_get(
-                self.actor.exploit(self.params, self.key, *self.actor.put((id_B, obs)))
-            )
+            on_device = self.actor.put((id_B, obs))
+            actions_BHA = self.actor.exploit(self.params, self.key, *on_device)
+            actions_BHA = jax.device_get(actions_BHA)
         actions_BHA = observation.decode(self.actor.transform, actions_BHA, state_BS)
+        actions_BHA = actions_BHA[: len(batch)].astype(np.float64)  # as openpi's transforms leave
         timing = {"infer_ms": 1e3 * (time.monotonic() - start_s)}
-        # openpi's transforms leave float64.
-        return [
-            {"actions": x_HA.astype(np.float64), "policy_timing": timing}
-            for x_HA in actions_BHA[: len(asked)]
-        ]
+        return [{"actions": actions_HA, "policy_timing": timing} for actions_HA in actions_BHA]
 
     def compile(self) -> None:
         """Every batch size once."""
         transform = self.actor.transform
         size_px = transform.image_size_px
-        blank = np.zeros((len(requests.IMAGES), size_px, size_px, 3), np.uint8)
-        row = requests.Request(blank, np.zeros(transform.env_state_dim), "", 0)
+        blank_VYX3 = np.zeros((len(requests.IMAGES), size_px, size_px, 3), np.uint8)
+        state_S = np.zeros(transform.env_state_dim)
+        request = requests.Request(blank_VYX3, state_S, prompt="", noise_id=0)
         for size in self.batch_sizes:
-            self([row] * size)
+            self([request] * size)
 
 
 def main(argv: list[str]) -> None:
-    """argv: as sys.argv, the program's name first."""
+    """The command, until the signal that ends it; argv as sys.argv, the program's name first."""
     with contextlib.ExitStack() as stack:
         with command.user_errors():
             values, raw = command.parse(argv, _parser())
             _check(values)
+            # Before the checkpoint is read, which takes minutes: a port that is taken is told now.
             listener = stack.enter_context(bind(values.host, values.port))
             engine, metadata = prepare(values, config.settings(raw))
         start_s = time.monotonic()
         engine.compile()
-        sizes, seconds = ", ".join(map(str, engine.batch_sizes)), time.monotonic() - start_s
+        seconds = time.monotonic() - start_s
+        sizes = ", ".join(map(str, engine.batch_sizes))
         print(f"compiled for batches of {sizes} in {seconds:.1f} s", flush=True)
         api_key = values.api_key or os.environ.get("PIRL_API_KEY", "")
-        asyncio.run(_until_signal(engine, metadata, listener, api_key, 1e-3 * values.window_ms))
+        window_s = 1e-3 * values.window_ms
+        asyncio.run(_until_signal(engine, metadata, listener, api_key, window_s))
 
 
 def _parser() -> command.Parser:
+    """The command's own flags."""
     parser = command.Parser("pirl serve", __doc__)
     parser.add_argument("--checkpoint", help="run directory, or a checkpoint of a known format")
     parser.add_argument(
@@ -113,8 +125,13 @@ def _check(values: argparse.Namespace) -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Takes the port without opening it: who connects is refused until the server listens."""
+    """Takes the port without opening it: who connects is refused until the server listens.
+
+    Raises:
+        ValueError: the address is not ours, or the port is taken.
+    """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # A server that ended a moment ago keeps nobody from taking its port.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
@@ -127,8 +144,12 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def prepare(values, settings) -> tuple[Engine, dict]:
-    """The policy on the first device -> engine, metadata for the clients."""
+def prepare(values: argparse.Namespace, settings: config.Settings) -> tuple[Engine, dict]:
+    """The policy on the first device -> engine, metadata for the clients.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it does not fit the settings.
+    """
     if not values.checkpoint:
         raise ValueError(
             "--checkpoint is missing; give the directory of a run or a checkpoint of a known format"
@@ -137,9 +158,13 @@ def prepare(values, settings) -> tuple[Engine, dict]:
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
     params, norm_stats = policies.load_policy(settings, values.checkpoint, values.iteration, mesh)
     # The prompts are the clients'; each is checked as it comes.
-    actor = policies.actor(settings, mesh, policies.transform(settings, norm_stats, [""]), ())
-    sizes = {min(2**i, values.max_batch) for i in range(values.max_batch.bit_length() + 1)}
-    engine = Engine(actor, params, policies.evaluation_key(settings, mesh), tuple(sorted(sizes)))
+    transform = policies.transform(settings, norm_stats, [""])
+    engine = Engine(
+        actor=policies.actor(settings, mesh, transform, ()),
+        params=params,
+        key=policies.evaluation_key(settings, mesh),
+        batch_sizes=_batch_sizes(values.max_batch),
+    )
     metadata = {
         "server": "pirl_jax",
         "checkpoint": policies.checkpoint_identity(values.checkpoint, values.iteration),
@@ -152,16 +177,27 @@ def prepare(values, settings) -> tuple[Engine, dict]:
     return engine, metadata
 
 
-async def _until_signal(engine, metadata, listener, api_key, window_s):
+def _batch_sizes(max_batch: int) -> tuple[int, ...]:
+    """The powers of two below max_batch, and max_batch: at most half of a batch is padding."""
+    sizes = []
+    size = 1
+    while size < max_batch:
+        sizes.append(size)
+        size *= 2
+    return (*sizes, max_batch)
+
+
+async def _until_signal(
+    engine: Engine, metadata: dict, listener: socket.socket, api_key: str, window_s: float
+) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with serving(engine, metadata, listener, api_key, window_s):
         host, port = listener.getsockname()[:2]
-        print(
-            f"serving on ws://{host}:{port}, {'with' if api_key else 'without'} an API key",
-            flush=True,
-        )
+        key = "with" if api_key else "without"
+        # Flushed: a program that starts this one waits for the line, and reads the port there.
+        print(f"serving on ws://{host}:{port}, {key} an API key", flush=True)
         await stop.wait()
 
 
@@ -172,17 +208,24 @@ async def serving(
     listener: socket.socket,
     api_key: str = "",
     window_s: float = 0.004,
-):
-    """The open server."""
-    arrivals, loop = itertools.count(), asyncio.get_running_loop()
+) -> AsyncIterator[None]:
+    """The open server.
+
+    api_key: what clients must send; "": nothing.
+    window_s: how long a request waits for companions.
+    """
+    arrivals = itertools.count()
+    loop = asyncio.get_running_loop()
     batcher = batching.Batcher(engine, engine.batch_sizes[-1], window_s)
     # Decoding and resizing pictures must not delay the answers of others.
-    with contextlib.closing(batcher), futures.ThreadPoolExecutor(2) as readers:
+    with contextlib.closing(batcher), futures.ThreadPoolExecutor(NUM_READERS) as readers:
 
         async def answer(message: dict) -> dict:
-            read = requests.read, message, engine.actor.transform, next(arrivals)
-            request = await loop.run_in_executor(readers, *read)
-            result = await asyncio.wrap_future(batcher.submit(request, len(server.connections)))
+            request = await loop.run_in_executor(
+                readers, requests.read, message, engine.actor.transform, next(arrivals)
+            )
+            future = batcher.submit(request, expected=len(server.connections))
+            result = await asyncio.wrap_future(future)
             if not np.isfinite(result["actions"]).all():
                 raise RuntimeError("the policy's actions are not finite; serve another checkpoint")
             return result

@@ -10,7 +10,6 @@ import pytest
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng
 from pirl_jax.envs import probes
-from pirl_jax.envs.pool import pool as pools
 from pirl_jax.envs.pool import queue
 from pirl_jax.learner import optimizer, update
 from pirl_jax.learner import state as states
@@ -18,6 +17,7 @@ from pirl_jax.monitor import timeline
 from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import collector, stream
 from pirl_jax.run import config, policies, steps
+from tests import pools
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ CASES = [
 @pytest.mark.parametrize("name, error, solved, iterations", CASES, ids=[case[0] for case in CASES])
 def test_the_agent_solves(name, error, solved, iterations, agent):
     state, errors = agent.fresh_state(), []
-    envs = pools.EnvPool(
+    envs = pools.start(
         functools.partial(probes.make, name), agent.page.rollout.num_envs, num_workers=1
     )
     with envs, queue.ReadyQueue(envs) as pool:

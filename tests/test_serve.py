@@ -1,8 +1,9 @@
-"""The policy server: actions of the in-process policy through openpi's keys, many clients, the commands."""
+"""The policy server: the in-process policy's actions by openpi's keys, many clients, commands."""
 
 import collections
 import concurrent.futures
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -64,16 +65,18 @@ def make_run(folder, **fields):
     page = quickstart.get_config()
     page.update_from_flattened_dict(FIELDS | fields)
     settings = config.settings(page)
-    cfg, draw = settings.policy.model, np.random.default_rng(0)
-    shapes = specs.flatten(pi0.specs(cfg))
-    params = {
-        path: 0.1 * draw.standard_normal(leaf.shape, np.float32) for path, leaf in shapes.items()
-    }
+    cfg = settings.policy.model
+    draw = np.random.default_rng(0)
+    params = {}
+    for path, leaf in specs.flatten(pi0.specs(cfg)).items():
+        params[path] = 0.1 * draw.standard_normal(leaf.shape, np.float32)
     targets.write_pirl(folder, weights.memory_source(params, cfg))
-    stats = [
-        normalize.Stats(draw.normal(size=dim) / 10, draw.uniform(0.2, 0.4, dim)) for dim in (8, 7)
-    ]
-    normalize.save(folder / "assets" / "norm_stats.json", normalize.NormStats(*stats))
+
+    def stats(dim):
+        return normalize.Stats(draw.normal(size=dim) / 10, draw.uniform(0.2, 0.4, dim))
+
+    norm_stats = normalize.NormStats(stats(8), stats(7))
+    normalize.save(folder / "assets" / "norm_stats.json", norm_stats)
     return settings
 
 
@@ -84,9 +87,8 @@ def run(tmp_path_factory):
 
 
 def prepare(folder, settings, max_batch=4):
-    return serve.prepare(
-        types.SimpleNamespace(checkpoint=str(folder), iteration=-1, max_batch=max_batch), settings
-    )
+    values = types.SimpleNamespace(checkpoint=str(folder), iteration=-1, max_batch=max_batch)
+    return serve.prepare(values, settings)
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +103,9 @@ def served(run):
 @contextlib.contextmanager
 def openpi_client(port, api_key=None):
     with warnings.catch_warnings():
-        # openpi-client 0.1.2 calls websockets as version 16 wanted it; version 17 still allows that.
-        warnings.filterwarnings(
-            "ignore", "connect.. must be used as a context manager", DeprecationWarning
-        )
+        # openpi-client 0.1.2 calls websockets as version 16 wanted it; 17 still allows that.
+        sentence = "connect.. must be used as a context manager"
+        warnings.filterwarnings("ignore", sentence, DeprecationWarning)
         policy = websocket_client_policy.WebsocketClientPolicy("127.0.0.1", port, api_key)
     yield policy
     policy._ws.close()
@@ -120,12 +121,14 @@ def observation(k):
 def turn_of(steps, spec):
     """Row k plays task k mod num_tasks and stands at its k-th decision."""
     n = len(steps)
-    fields = {
-        name: np.stack([getattr(step, name) for step in steps]) for name in ("images", "state")
-    }
     zeros = np.zeros(n)
     step = base.TimeStep(
-        **fields, reward=zeros, terminated=zeros > 0, truncated=zeros > 0, num_steps=zeros
+        images=np.stack([step.images for step in steps]),
+        state=np.stack([step.state for step in steps]),
+        reward=zeros,
+        terminated=zeros > 0,
+        truncated=zeros > 0,
+        num_steps=zeros,
     )
     return stream.Turn(
         row=np.arange(n),
@@ -141,32 +144,33 @@ def in_process(folder, settings, spec, batch_size):
     """The decision function of `evaluate --checkpoint`."""
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
     params, stats = policies.load_policy(settings, folder, -1, mesh)
-    actor = policies.actor(
-        settings, mesh, policies.transform(settings, stats, spec.instructions), spec.instructions
-    )
+    transform = policies.transform(settings, stats, spec.instructions)
+    actor = policies.actor(settings, mesh, transform, spec.instructions)
     return evaluate.policy(settings, mesh, actor, params, spec, batch_size, timeline.Timers())
 
 
 def through_openpis_keys(turn, spec, chunk, port):
-    """Each row by the unmodified client, the observation made as openpi's LIBERO example makes it."""
-    decide = []
+    """Each row by the unmodified client, its observation made as in openpi's LIBERO example."""
+    actions = []
     limit = -(-spec.max_episode_steps // chunk)
     with openpi_client(port) as policy:
         size_px = policy.get_server_metadata()["image_size_px"]
+
+        def resized(image):
+            small = image_tools.resize_with_pad(image, size_px, size_px)
+            return image_tools.convert_to_uint8(small)
+
         for i, task in enumerate(turn.task):
-            agentview, wrist = (
-                image_tools.convert_to_uint8(image_tools.resize_with_pad(image, size_px, size_px))
-                for image in turn.step.images[i]
-            )
+            agentview, wrist = turn.step.images[i]
             message = {
-                "observation/image": agentview,
-                "observation/wrist_image": wrist,
+                "observation/image": resized(agentview),
+                "observation/wrist_image": resized(wrist),
                 "observation/state": turn.step.state[i].astype(np.float64),
                 "prompt": str(spec.instructions[task]),
                 "noise_id": int(turn.episode[i] * limit + turn.decision[i]),
             }
-            decide.append(policy.infer(message)["actions"][:chunk])
-    return np.stack(decide)
+            actions.append(policy.infer(message)["actions"][:chunk])
+    return np.stack(actions)
 
 
 def by_remote(turn, spec, chunk, port):
@@ -182,17 +186,16 @@ def test_tabletop_through_openpis_keys_gives_the_actions_of_the_in_process_polic
     turn = turn_of([env.reset(task=k, init_state=800 + k) for k in range(4)], env.spec)
     env.close()
     expected = in_process(folder, settings, env.spec, 4)(turn)
-    assert expected.std(axis=0).min() > 1e-3, (
-        "rows and their actions must differ for this to mean something"
-    )
-    remote = by_remote(turn, env.spec, settings.policy.action_chunk, port)
-    np.testing.assert_allclose(
-        remote, expected, rtol=0, atol=1e-5
-    )  # batches form by timing: rounding
-    engine.batch_sizes, whole = (4,), engine.batch_sizes
-    remote = by_remote(turn, env.spec, settings.policy.action_chunk, port)
-    single = through_openpis_keys(turn, env.spec, settings.policy.action_chunk, port)
-    engine.batch_sizes = whole
+    assert expected.std(axis=0).min() > 1e-3, "rows and actions must differ to mean something"
+    chunk = settings.policy.action_chunk
+    # Batches form by timing: equal up to rounding.
+    remote = by_remote(turn, env.spec, chunk, port)
+    np.testing.assert_allclose(remote, expected, rtol=0, atol=1e-5)
+    batch_sizes = engine.batch_sizes
+    engine.batch_sizes = (4,)
+    remote = by_remote(turn, env.spec, chunk, port)
+    single = through_openpis_keys(turn, env.spec, chunk, port)
+    engine.batch_sizes = batch_sizes
     np.testing.assert_array_equal(remote, expected)  # one batch size: bit for bit
     np.testing.assert_array_equal(single, expected)
 
@@ -200,23 +203,25 @@ def test_tabletop_through_openpis_keys_gives_the_actions_of_the_in_process_polic
 def test_libero_through_openpis_keys_gives_the_actions_of_the_in_process_policy(
     tmp_path, libero_assets
 ):
-    """Real pictures of 256 px, which the client shrinks to the model's 224; the second after a chunk of actions."""
-    settings = make_run(
-        tmp_path,
-        **{
-            "model.image_size_px": 224,
-            "model.max_token_len": 120,
-            "env.suite": "libero_spatial",
-            "env.image_size_px": 256,
-            "env.max_episode_steps": 0,
-        },
-    )
+    """Real pictures of 256 px, which the client shrinks to the model's 224.
+
+    The second one is after a chunk of actions.
+    """
+    fields = {
+        "model.image_size_px": 224,
+        "model.max_token_len": 120,
+        "env.suite": "libero_spatial",
+        "env.image_size_px": 256,
+        "env.max_episode_steps": 0,
+    }
+    settings = make_run(tmp_path, **fields)
     env = libero.make(
         "libero_spatial", assets=libero_assets, render_quality="light", cached_tasks=1
     )
     steps = [env.reset(task=0, init_state=40), env.step_chunk(np.full((5, 7), 0.3))]
     env.close()
-    turn, chunk = turn_of(steps, env.spec), settings.policy.action_chunk
+    turn = turn_of(steps, env.spec)
+    chunk = settings.policy.action_chunk
     expected = in_process(tmp_path, settings, env.spec, 2)(turn)
     assert np.abs(expected[0] - expected[1]).max() > 1e-2
     engine, metadata = prepare(tmp_path, settings)
@@ -228,7 +233,7 @@ def test_libero_through_openpis_keys_gives_the_actions_of_the_in_process_policy(
 
 
 def test_answers_are_those_of_openpi_in_form(served):
-    engine, metadata, port = served
+    _, metadata, port = served
     with openpi_client(port) as policy:
         assert policy.get_server_metadata() == metadata
         first, second = policy.infer(observation(1)), policy.infer(observation(1))
@@ -247,7 +252,8 @@ def test_requests_without_a_number_draw_fresh_noise(served):
     del message["noise_id"]
     with openpi_client(served[2]) as policy:
         actions = [policy.infer(message)["actions"] for _ in range(3)]
-    assert min(np.abs(a - b).max() for a, b in zip(actions, actions[1:])) > 1e-2
+    for before, after in itertools.pairwise(actions):
+        assert np.abs(after - before).max() > 1e-2
 
 
 def test_a_result_does_not_depend_on_its_companions(served):
@@ -262,51 +268,44 @@ def test_a_result_does_not_depend_on_its_companions(served):
         ks = [*others[:at], 1, *others[at:]]
         np.testing.assert_array_equal(engine(rows(*ks))[at]["actions"], expected)
     for others in ((), (5,)):
-        np.testing.assert_allclose(
-            engine(rows(1, *others))[0]["actions"], expected, rtol=0, atol=1e-5
-        )
+        actions = engine(rows(1, *others))[0]["actions"]
+        np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-5)
 
 
 def test_nothing_compiles_once_the_port_is_open(served):
     engine, _, port = served
-    sizes, before = [], engine.actor.exploit._cache_size()
+    shapes = []
+    num_compiled = engine.actor.exploit._cache_size()
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(openpi_client(port)) for _ in range(4)]
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             for n in (1, 2, 3, 4):
                 answers = pool.map(lambda policy: policy.infer(observation(2)), clients[:n])
-                sizes += [answer["actions"].shape for answer in answers]
-    assert (
-        sizes == [(10, 7)] * 10
-        and engine.actor.exploit._cache_size() == before
-        and engine.batch_sizes == (1, 2, 4)
-    )
+                shapes += [answer["actions"].shape for answer in answers]
+    assert shapes == [(10, 7)] * 10
+    assert engine.actor.exploit._cache_size() == num_compiled
+    assert engine.batch_sizes == (1, 2, 4)
 
 
 def test_a_bad_observation_ends_its_own_connection_only(served):
     _, _, port = served
+    nan_state = {"observation/state": np.full(8, np.nan)}
+    grey_image = {"observation/image": np.zeros((16, 16), np.uint8)}
+    cases = (
+        (nan_state, r"observation/state is .nan, .* send 8 finite numbers"),
+        (grey_image, "send uint8"),
+        ({"prompt": 7}, "prompt is a int; send a string"),
+        ({"prompt": "push " * 40}, "max_token_len is 40"),
+    )
     with openpi_client(port) as bystander:
         expected = bystander.infer(observation(3))["actions"]
-        for change, sentence in (
-            (
-                {"observation/state": np.full(8, np.nan)},
-                "observation/state is .nan, .* send 8 finite numbers",
-            ),
-            ({"observation/image": np.zeros((16, 16), np.uint8)}, "send uint8"),
-            ({"prompt": 7}, "prompt is a int; send a string"),
-            ({"prompt": "push " * 40}, "max_token_len is 40"),
-        ):
-            with (
-                openpi_client(port) as policy,
-                pytest.raises(RuntimeError, match=sentence) as error,
-            ):
+        for change, sentence in cases:
+            with openpi_client(port) as policy, pytest.raises(RuntimeError, match=sentence) as told:
                 policy.infer(observation(3) | change)
-            assert "Error in inference server:\nTraceback (most recent call last):" in str(
-                error.value
-            )
-            np.testing.assert_allclose(
-                bystander.infer(observation(3))["actions"], expected, rtol=0, atol=1e-5
-            )
+            head = "Error in inference server:\nTraceback (most recent call last):"
+            assert head in str(told.value)
+            actions = bystander.infer(observation(3))["actions"]
+            np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-5)
 
 
 def test_a_foreign_checkpoint_is_served_as_the_run_it_came_from(run, served, tmp_path):
@@ -322,17 +321,25 @@ def test_a_foreign_checkpoint_is_served_as_the_run_it_came_from(run, served, tmp
 def test_actions_that_are_not_finite_are_an_error(run):
     engine, metadata = prepare(*run, max_batch=1)
     engine.params = jax.tree.map(lambda leaf: leaf * np.nan, engine.params)
-    with conftest.running(lambda listener: serve.serving(engine, metadata, listener)) as port:
-        with openpi_client(port) as policy, pytest.raises(RuntimeError, match="not finite"):
-            policy.infer(observation(1))
+    with (
+        conftest.running(lambda listener: serve.serving(engine, metadata, listener)) as port,
+        openpi_client(port) as policy,
+        pytest.raises(RuntimeError, match="not finite"),
+    ):
+        policy.infer(observation(1))
 
 
 # ---- load ----
 
 
 def load(port, num_clients, num_requests, expected, watch=lambda: None):
-    """Clients that ask as fast as they are answered; -> seconds of each request.  Every answer must be its own."""
-    left, latency_s, lock = collections.deque(range(num_requests)), [], threading.Lock()
+    """Clients that ask as fast as they are answered -> seconds of each request.
+
+    Every answer must be its own.
+    """
+    left = collections.deque(range(num_requests))
+    latency_s = []
+    lock = threading.Lock()
 
     def work(policy):
         while True:
@@ -363,8 +370,12 @@ def expectation(engine, count=16):
 
 @contextlib.contextmanager
 def nuisance(port):
-    """Clients that come and go beside the others: they drop their request, stop in its middle, or send what is none."""
-    stop, rounds = threading.Event(), []
+    """Clients that come and go beside the others.
+
+    They drop their request, stop in its middle, or send what is none.
+    """
+    stop = threading.Event()
+    rounds = []
 
     def work():
         whole = msgpack_numpy.packb(observation(99))
@@ -372,9 +383,11 @@ def nuisance(port):
             with client.client.connect(f"ws://127.0.0.1:{port}", compression=None) as connection:
                 connection.recv()
                 if len(rounds) % 3 < 2:
-                    # A binary frame of 16 bits length, masked with zeros; the second time without its end.
+                    # A binary frame of 16 bits length, masked with zeros; the first time without
+                    # its end.
                     head = b"\x82\xfe" + len(whole).to_bytes(2, "big") + bytes(4)
-                    connection.socket.sendall((head + whole)[: None if len(rounds) % 3 else 900])
+                    num_bytes = None if len(rounds) % 3 else 900
+                    connection.socket.sendall((head + whole)[:num_bytes])
                     connection.socket.shutdown(socket.SHUT_RDWR)
                 else:
                     connection.send(whole[:-1])
@@ -427,11 +440,15 @@ def command(folder, *arguments, **environment):
 
 @pytest.mark.slow
 def test_two_thousand_requests_of_32_clients(run, served, capsys):
-    """None lost, memory flat: a first round warms allocators and caches, the second must not add."""
+    """None lost, memory flat: a first round warms allocators and caches, a second must not add."""
     expected = expectation(served[0])
-    with command(run[0], "--max_batch=16") as (process, _, port):
-        memory, seen_mb = psutil.Process(process.pid), []
-        watch = lambda: seen_mb.append(memory.memory_info().rss / 1e6)  # noqa: E731
+    with command(run[0], "--max-batch=16") as (process, _, port):
+        memory = psutil.Process(process.pid)
+        seen_mb = []
+
+        def watch():
+            seen_mb.append(memory.memory_info().rss / 1e6)
+
         with nuisance(port):
             load(port, 32, 1000, expected)
             start_s = time.perf_counter()
@@ -441,7 +458,8 @@ def test_two_thousand_requests_of_32_clients(run, served, capsys):
         first, last = np.mean(seen_mb[:200]), np.mean(seen_mb[-200:])
     with capsys.disabled():
         print(
-            f"\n2000 answered, {rate:.0f}/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms, RSS {first:.0f} -> {last:.0f} MB"
+            f"\n2000 answered, {rate:.0f}/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms, "
+            f"RSS {first:.0f} -> {last:.0f} MB"
         )
     assert len(latency_s) == 2000 and last - first < 10
 
@@ -450,66 +468,81 @@ def test_two_thousand_requests_of_32_clients(run, served, capsys):
 
 
 def test_evaluate_against_a_server_repeats_the_evaluation_in_process(run, tmp_path, monkeypatch):
-    """Both commands as a user types them, with a key; one simulator, so that batches are equal and so is every pixel of
-    every video.  The server ends with SIGTERM."""
+    """Both commands as a user types them, with a key.
+
+    One simulator, so that batches are equal and so is every pixel of every video.  The server ends
+    with SIGTERM.
+    """
     folder, _ = run
-    whole, one = meshes.make_mesh, jax.devices()[:1]
-    monkeypatch.setattr(meshes, "make_mesh", lambda *args, **options: whole(*args, devices=one))
+    make_mesh = meshes.make_mesh
+
+    def of_one_device(*args, **_):
+        return make_mesh(*args, devices=jax.devices()[:1])
+
+    monkeypatch.setattr(meshes, "make_mesh", of_one_device)
     alone = FIELDS | {"rollout.num_envs": 1, "env.num_workers": 1}
     fields = [f"--config.{name}={value}" for name, value in alone.items()]
     arguments = ["evaluate", "--config", QUICKSTART, *fields, "--videos=all"]
     evaluate.main([*arguments, "--checkpoint", str(folder), "--output", str(tmp_path / "ours")])
-    with command(folder, "--max_batch=4", PIRL_API_KEY="secret") as (process, lines, port):
+    with command(folder, "--max-batch=4", PIRL_API_KEY="secret") as (process, lines, port):
         assert re.match(r"compiled for batches of 1, 2, 4 in [\d.]+ s", lines[0]), lines
         assert lines[1] == f"serving on ws://127.0.0.1:{port}, with an API key\n"
         policy = ["--policy", f"ws://127.0.0.1:{port}", "--output", str(tmp_path / "served")]
         with pytest.raises(SystemExit):
             evaluate.main([*arguments, *policy])
-        evaluate.main([*arguments, *policy, "--api_key=secret"])
+        evaluate.main([*arguments, *policy, "--api-key=secret"])
         with openpi_client(port, "secret") as idle:
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
             with pytest.raises(exceptions.ConnectionClosedOK, match="1001"):
                 idle.infer(observation(1))
-    ours, theirs = (
-        json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("ours", "served")
-    )
+    ours = json.loads((tmp_path / "ours" / "evaluation.json").read_text())
+    theirs = json.loads((tmp_path / "served" / "evaluation.json").read_text())
     assert ours["episodes"] == theirs["episodes"] and len(ours["episodes"]) == 4
-    folders = [tmp_path / name / "videos" for name in ("ours", "served")]
-    films = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
-    assert films[0] == films[1] and len(films[0]) == 4
-    assert (
-        theirs["policy"]["name"] == f"ws://127.0.0.1:{port}"
-        and ours["protocol"] == theirs["protocol"]
-    )
+    films = videos(tmp_path / "ours")
+    assert films == videos(tmp_path / "served") and len(films) == 4
+    assert ours["protocol"] == theirs["protocol"]
+    assert theirs["policy"]["name"] == f"ws://127.0.0.1:{port}"
     assert theirs["policy"]["server"]["checkpoint"]["run"] == str(folder)
 
 
-def test_mistakes_are_sentences(run, capsys):
+def videos(folder):
+    return {path.name: path.read_bytes() for path in (folder / "videos").iterdir()}
+
+
+@pytest.mark.parametrize(
+    "main, arguments, sentence",
+    [
+        (serve.main, ["--port=0"], "--checkpoint is missing"),
+        (
+            evaluate.main,
+            ["--policy=ws://127.0.0.1:1"],
+            "--policy=ws://127.0.0.1:1 cannot be reached",
+        ),
+        (
+            evaluate.main,
+            ["--policy=http://x"],
+            "--policy='http://x' does not exist; choose one of: checkpoint, ",
+        ),
+    ],
+)
+def test_mistakes_are_sentences(main, arguments, sentence, capsys):
+    fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
+    with pytest.raises(SystemExit) as caught:
+        main(["command", "--config", QUICKSTART, *fields, *arguments])
+    assert caught.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_a_sentence(run, capsys):
     fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        for main, arguments, sentence in (
-            (
-                serve.main,
-                [f"--checkpoint={run[0]}", f"--port={port}"],
-                f"--port={port} cannot be used",
-            ),
-            (serve.main, ["--port=0"], "--checkpoint is missing"),
-            (
-                evaluate.main,
-                ["--policy=ws://127.0.0.1:1"],
-                "--policy=ws://127.0.0.1:1 cannot be reached",
-            ),
-            (
-                evaluate.main,
-                ["--policy=http://x"],
-                "--policy='http://x' does not exist; choose one of: checkpoint, ",
-            ),
-        ):
-            with pytest.raises(SystemExit) as caught:
-                main(["command", "--config", QUICKSTART, *fields, *arguments])
-            assert caught.value.code == 2 and sentence in capsys.readouterr().err
+        arguments = [f"--checkpoint={run[0]}", f"--port={port}"]
+        with pytest.raises(SystemExit) as caught:
+            serve.main(["command", "--config", QUICKSTART, *fields, *arguments])
+    assert caught.value.code == 2
+    assert f"--port={port} cannot be used" in capsys.readouterr().err
 
 
 def test_the_port_is_closed_until_the_server_listens():

@@ -1,12 +1,12 @@
 """The environment contract: one simulator, whole action chunks.  numpy only; never imports jax.
 
-An env is created once per slot and lives as long as its worker.  An episode is named by (task, init_state);
-the same name gives the same episode, whatever ran in that env before.
+An env is created once per slot and lives as long as its worker.  An episode is named by (task,
+init_state); the same name gives the same episode, whatever ran in that env before.
 """
 
 from collections.abc import Iterable
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,12 +27,16 @@ class EnvSpec:
 
     @property
     def num_tasks(self) -> int:
+        """As many as there are instructions."""
         return len(self.instructions)
 
 
 @dataclasses.dataclass
 class TimeStep:
-    """One env after a reset or an action chunk; batched over slots when it comes from a pool (leading axis)."""
+    """One env after a reset or an action chunk.
+
+    From a pool it is a batch over slots: every field has a leading axis.
+    """
 
     images: np.ndarray  # [V,Y,X,3] uint8, from the state after the last executed step
     state: np.ndarray  # [state_dim] float32
@@ -40,28 +44,33 @@ class TimeStep:
     terminated: bool  # success: nothing follows, value 0
     truncated: bool  # time limit: the episode was cut, its value is not 0
     num_steps: int  # control steps executed in this chunk (0 after a reset)
-    frames: list | None = (
-        None  # video frames [Y,X,3] uint8 of each executed step, only when asked for
-    )
-    lost: bool = False  # the simulator was replaced under this episode: nothing else in this row means anything
+    # Video frames [Y,X,3] uint8 of each executed step, only when asked for.
+    frames: list | None = None
+    # The simulator was replaced under this episode: nothing else in this row means anything.
+    lost: bool = False
 
 
 class Env(Protocol):
+    """One simulator.  What it raises ends its worker, and with it the episodes that run there."""
+
     spec: EnvSpec
 
     def reset(self, task: int, init_state: int) -> TimeStep:
         """Start the episode (task, init_state)."""
 
     def step_chunk(self, actions_IA: Iterable[np.ndarray], record: bool = False) -> TimeStep:
-        """Execute up to I actions open loop; stop early at success or at the time limit.  Renders once, at the end
-        (with record=True additionally one agentview frame per step).  An iterator is asked for an action when the one
-        before has been executed: so an expert can act inside a chunk."""
+        """Execute up to I actions open loop; stop early at success or at the time limit.
 
-    def close(self) -> None: ...
+        Renders once, at the end (with record=True additionally one agentview frame per step).  An
+        iterator is asked for an action when the one before has been executed: so an expert can act
+        inside a chunk.
+        """
+
+    def close(self) -> None:
+        """Release the simulator."""
 
 
-def error(field: str, value, choices) -> ValueError:
+def error(field: str, value: object, choices: Iterable[Any]) -> ValueError:
     """One sentence for a wrong name: the value and the remedy."""
-    return ValueError(
-        f"{field} {value!r} does not exist; choose one of: {', '.join(map(str, choices))}"
-    )
+    listed = ", ".join(map(str, choices))
+    return ValueError(f"{field} {value!r} does not exist; choose one of: {listed}")

@@ -1,6 +1,7 @@
-"""One question to a process of its own: what may crash, hang or change this process (drivers, imports) runs there.
+"""One question to a process of its own: what may crash, hang or change this process runs there.
 
-The module that is run answers with one JSON object as the last line of its output; `answer` writes it.
+Drivers and imports do.  The module that is run answers with one JSON object as the last line of its
+output; `answer` writes it.  Refuses to know the questions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +13,10 @@ import signal
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).parents[
-    2
-]  # where the package lies: the child imports the same copy, from any folder
-KILL_S = 5.0  # how long a killed process may take to go; one that hangs inside a driver cannot be killed at all
+# Where the package lies: the child imports the same copy, from any folder.
+ROOT = pathlib.Path(__file__).parents[2]
+# How long a killed process may take to go; one that hangs inside a driver cannot be killed at all.
+KILL_S = 5.0
 
 
 class ChildError(RuntimeError):
@@ -27,15 +28,16 @@ def ask(
     variables: Mapping[str, str | None] | None = None,
     timeout_s: float = 60.0,
 ) -> dict:
-    """Run `python ARGUMENTS` and return the JSON object of its last line; raises ChildError within about timeout_s.
+    """Run `python ARGUMENTS` and return the JSON object of its last line, within about timeout_s.
 
     variables: environment variables on top of this process's; None removes one.
+
+    Raises:
+        ChildError: there is no such answer.
     """
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, **(variables or {})}
     process = subprocess.Popen(
         [sys.executable, *arguments],
-        env={name: value for name, value in environment.items() if value is not None},
+        env=_environment(variables or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -46,21 +48,29 @@ def ask(
         output, errors = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
         process.kill()
-        with contextlib.suppress(
-            subprocess.TimeoutExpired
-        ):  # it is left behind; what matters is that we go on
+        # One that does not go is left behind; what matters is that we go on.
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=KILL_S)
         raise ChildError(f"no answer within {timeout_s:g} s") from error
     return _read(process.returncode, output.strip(), errors.strip())
 
 
+def _environment(variables: Mapping[str, str | None]) -> dict[str, str]:
+    search_path = [str(ROOT)]
+    if os.environ.get("PYTHONPATH"):
+        search_path.append(os.environ["PYTHONPATH"])
+    merged = {**os.environ, "PYTHONPATH": os.pathsep.join(search_path), **variables}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
 def _read(code: int, output: str, errors: str) -> dict:
+    """The answer of a process that has ended with this exit code."""
     if code < 0:
         raise ChildError(f"crashed with {signal.Signals(-code).name}")
     if code > 0 or not output:
-        raise ChildError(
-            errors.splitlines()[-1] if errors else f"ended with exit code {code} and no answer"
-        )
+        # The last line of a traceback names the error.
+        reason = errors.splitlines()[-1] if errors else f"ended with exit code {code} and no answer"
+        raise ChildError(reason)
     result = json.loads(output.splitlines()[-1])
     if "error" in result:
         raise ChildError(result["error"])
@@ -68,13 +78,16 @@ def _read(code: int, output: str, errors: str) -> dict:
 
 
 def answer(function: Callable[[], dict]) -> None:
-    """In the child: write what `function` returns, or its exception as {"error": ...}, as one line of JSON."""
+    """In the child: write what `function` returns, as one line of JSON.
+
+    Its exception is an answer, too: {"error": ...}.
+    """
     try:
         result = function()
-    except Exception as error:  # any of them is the answer; what destructors print later would hide it in the traceback
-        result = {
-            "error": f"{type(error).__name__}: {error}"
-            if not isinstance(error, ValueError)
-            else str(error)
-        }
+    except ValueError as error:  # a sentence for the user as it is
+        result = {"error": str(error)}
+    except Exception as error:
+        # Any of them: what destructors print later would hide it in the traceback.
+        result = {"error": f"{type(error).__name__}: {error}"}
+    # A line of its own, whatever was printed before without an end of line.
     sys.stdout.write("\n" + json.dumps(result) + "\n")

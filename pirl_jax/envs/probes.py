@@ -1,8 +1,9 @@
-"""Five tiny probe environments: each fails for one part of an agent only, so a failure names what is broken.
+"""Five tiny probe environments: each fails for one part of an agent only.
 
-Run them in order; the first one an agent cannot solve is the diagnosis (`broken_part`).  A decision is one action
-chunk of any length; an episode lasts one decision (two in `delayed`).  Where a probe shows a sign, it shows it in
-every pixel (0 or 255) and in every state entry (-1 or +1); init state 0 is the sign -1, init state 1 is +1.
+So a failure names what is broken.  Run them in order; the first one an agent cannot solve is the
+diagnosis (`broken_part`).  A decision is one action chunk of any length; an episode lasts one
+decision (two in `delayed`).  Where a probe shows a sign, it shows it in every pixel (0 or 255) and
+in every state entry (-1 or +1); init state 0 is the sign -1, init state 1 is +1.
 """
 
 import numpy as np
@@ -14,11 +15,11 @@ class Probe:
     """What the five share; a probe overrides `decisions`, `broken_part`, `sign` and `reward`."""
 
     name: str
-    broken_part: str
-    decisions = 1
+    broken_part: str  # of an agent that cannot solve it
+    decisions = 1  # of an episode
     num_init_states = 1
 
-    def __init__(self, image_size_px: int, chunk: int):
+    def __init__(self, image_size_px: int, chunk: int) -> None:
         self.spec = base.EnvSpec(
             suite=f"probe_{self.name}",
             instructions=("solve the probe",),
@@ -26,7 +27,8 @@ class Probe:
             max_episode_steps=self.decisions * chunk,
             image_size_px=image_size_px,
         )
-        self._decision = self.decisions  # no episode yet
+        self._init_state = 0
+        self._decision = self.decisions  # as after an episode: there is none yet
 
     def sign(self, init_state: int, decision: int) -> int:
         """What the observation shows before this decision: -1 or +1."""
@@ -37,18 +39,22 @@ class Probe:
         raise NotImplementedError
 
     def reset(self, task: int, init_state: int) -> base.TimeStep:
+        """See base.Env."""
         if task != 0:
             raise base.error("task", task, [0])
         if init_state not in range(self.num_init_states):
             raise base.error("init state", init_state, range(self.num_init_states))
-        self._init_state, self._decision = init_state, 0
+        self._init_state = init_state
+        self._decision = 0
         return self._observe(reward=0.0, num_steps=0)
 
     def step_chunk(self, actions_IA: np.ndarray, record: bool = False) -> base.TimeStep:
+        """See base.Env."""
         if self._decision >= self.decisions:
             raise RuntimeError("the episode of this probe is over; call reset first")
         action = float(np.clip(actions_IA, -1.0, 1.0).mean())
-        reward = self.reward(self.sign(self._init_state, self._decision), action, self._decision)
+        sign = self.sign(self._init_state, self._decision)
+        reward = self.reward(sign, action, self._decision)
         self._decision += 1
         step = self._observe(reward=reward, num_steps=len(actions_IA))
         if record:
@@ -60,11 +66,11 @@ class Probe:
 
     def _observe(self, reward: float, num_steps: int) -> base.TimeStep:
         sign = self.sign(self._init_state, self._decision)
-        size = self.spec.image_size_px
+        size_px = self.spec.image_size_px
+        images_shape = (len(self.spec.cameras), size_px, size_px, 3)
+        grey = 255 if sign > 0 else 0
         return base.TimeStep(
-            images=np.full(
-                (len(self.spec.cameras), size, size, 3), 255 if sign > 0 else 0, np.uint8
-            ),
+            images=np.full(images_shape, grey, np.uint8),
             state=np.full(self.spec.state_dim, sign, np.float32),
             reward=reward,
             terminated=self._decision >= self.decisions,
@@ -79,60 +85,76 @@ class Constant(Probe):
     name = "constant"
     broken_part = "value learning"
 
-    def reward(self, sign, action, decision):
+    def reward(self, sign: int, action: float, decision: int) -> float:
         return 1.0
 
 
 class Observed(Probe):
-    """Reward is the sign in the observation: the value must become -1 or +1, so it must read the observation."""
+    """Reward is the sign in the observation: the value must become -1 or +1, so it must look."""
 
     name = "observed"
     broken_part = "observation path"
     num_init_states = 2
 
-    def sign(self, init_state, decision):
+    def sign(self, init_state: int, decision: int) -> int:
         return 2 * init_state - 1
 
-    def reward(self, sign, action, decision):
+    def reward(self, sign: int, action: float, decision: int) -> float:
         return float(sign)
 
 
 class Delayed(Probe):
-    """Two decisions, shown as -1 then +1; reward 1 after the second: the values must become discount and 1."""
+    """Two decisions, shown as -1 then +1; reward 1 after the second.
+
+    The values must become discount and 1.
+    """
 
     name = "delayed"
     broken_part = "advantage estimation / discounting"
     decisions = 2
 
-    def sign(self, init_state, decision):
+    def sign(self, init_state: int, decision: int) -> int:
         return -1 if decision == 0 else 1
 
-    def reward(self, sign, action, decision):
+    def reward(self, sign: int, action: float, decision: int) -> float:
         return float(decision == 1)
 
 
 class Action(Probe):
-    """Reward is the mean action: the policy must move every action to +1 (best reward 1, an idle policy gets 0)."""
+    """Reward is the mean action: the policy must move every action to +1.
+
+    The best reward is 1, an idle policy gets 0.
+    """
 
     name = "action"
     broken_part = "policy gradient"
 
-    def reward(self, sign, action, decision):
+    def reward(self, sign: int, action: float, decision: int) -> float:
         return action
 
 
 class Conditioned(Observed):
-    """Reward is the mean action times the sign in the observation: best 1; a policy that does not look gets 0."""
+    """Reward is the mean action times the sign in the observation.
+
+    The best is 1, a policy that does not look gets 0.
+    """
 
     name = "conditioned"
     broken_part = "conditioning of the policy on the observation"
 
-    def reward(self, sign, action, decision):
+    def reward(self, sign: int, action: float, decision: int) -> float:
         return sign * action
 
 
 def make(name: str, image_size_px: int = 16, chunk: int = 5) -> Probe:
-    """Build the probe `name`.  `chunk` (steps) only sets the spec's max_episode_steps: any chunk length is accepted."""
+    """Build the probe `name`.
+
+    chunk: control steps of a decision; only sets the spec's max_episode_steps, for any chunk length
+        is accepted.
+
+    Raises:
+        ValueError: there is no such probe.
+    """
     if name not in PROBES:
         raise base.error("probe", name, PROBES)
     return PROBES[name](image_size_px, chunk)

@@ -1,11 +1,12 @@
-"""openpi's policy protocol, the server's side: what goes over a WebSocket, in which order.  Refuses to know models.
+"""openpi's policy protocol, the server's side: what goes over a WebSocket, in which order.
 
     server  binary   metadata, once
     client  binary   observation: msgpack, arrays as openpi_client.msgpack_numpy packs them
     server  binary   the answer and its server_timing; or, where the request failed:
             text     a traceback, then close code 1011
 
-A connection has one request under way.  What a client sends, or fails to read, ends its own connection only.
+A connection has one request under way.  What a client sends, or fails to read, ends its own
+connection only.  Refuses to know models.
 """
 
 import asyncio
@@ -16,11 +17,13 @@ import http
 import logging
 import time
 import traceback
+from typing import Any
 
 import msgpack
 import numpy as np
 from openpi_client import msgpack_numpy
-from websockets import exceptions, frames, protocol
+from websockets import exceptions, frames, http11, protocol
+from websockets import server as sans_io
 from websockets.asyncio import server
 
 log = logging.getLogger(__name__)
@@ -29,33 +32,41 @@ CLOSE_REASON = "Internal server error. Traceback included in previous frame."
 MAX_FRAME_BYTES = 2**24  # two uint8 cameras of 224 px are 0.3 MB, of 1080 x 1920 px 12.4 MB
 MAX_CLIENTS = 256
 WRITE_TIMEOUT_S = 10.0  # a client that reads nothing for so long is cut off
+REFUSED_KINDS = "VOc"  # numpy's: records, Python objects, complex numbers
 
-Answer = Callable[[dict], Awaitable[dict]]
+Answer = Callable[[dict], Awaitable[dict]]  # observation -> what the client gets
 
 
-def listen(answer: Answer, metadata: dict, api_key: str = "", **where) -> server.Server:
-    """The server, an asynchronous context.  where: arguments of asyncio's create_server (host and port, or sock)."""
+def listen(answer: Answer, metadata: dict, api_key: str = "", **address: Any) -> server.Server:
+    """The server, an asynchronous context.
+
+    api_key: what clients must send; "": nothing.
+    address: arguments of asyncio's create_server (host and port, or sock).
+    """
     hello = msgpack_numpy.packb(metadata)
     return server.serve(
         functools.partial(_serve, answer=answer, hello=hello),
-        compression=None,
+        compression=None,  # as openpi's server: pictures gain little for the time it takes
         max_size=MAX_FRAME_BYTES,
-        max_queue=1,
-        process_request=functools.partial(_door, api_key=api_key),
+        max_queue=1,  # frames of one client that wait here: it has one request under way
+        process_request=functools.partial(_check_handshake, api_key=api_key),
         create_connection=_Connection,
-        **where,
+        **address,
     )
 
 
-def _door(connection, request, api_key):
+def _check_handshake(
+    connection: server.ServerConnection, request: http11.Request, api_key: str
+) -> http11.Response | None:
     """HTTP response to who does not get a WebSocket, else None."""
     if request.path == "/healthz":
         return connection.respond(http.HTTPStatus.OK, "OK\n")
     given = ", ".join(request.headers.get_all("Authorization"))
-    if api_key and not hmac.compare_digest(given.encode(), f"Api-Key {api_key}".encode()):
-        return connection.respond(
-            http.HTTPStatus.UNAUTHORIZED, "send the header 'Authorization: Api-Key KEY'\n"
-        )
+    wanted = f"Api-Key {api_key}"
+    # In constant time: how long a comparison takes would tell how much of a guess is right.
+    if api_key and not hmac.compare_digest(given.encode(), wanted.encode()):
+        text = "send the header 'Authorization: Api-Key KEY'\n"
+        return connection.respond(http.HTTPStatus.UNAUTHORIZED, text)
     if len(connection.server.connections) >= MAX_CLIENTS:
         text = f"{MAX_CLIENTS} clients are connected; come back later\n"
         return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, text)
@@ -63,49 +74,47 @@ def _door(connection, request, api_key):
 
 
 class _Connection(server.ServerConnection):
-    """The library closes without a word when a frame is too large; this one says so as it says every other error."""
+    """The library closes without a word when a frame is too large.
 
-    def __init__(self, state, *args, **options):
+    This one says so as it says every other error.
+    """
+
+    def __init__(self, state: sans_io.ServerProtocol, *args: Any, **options: Any) -> None:
         super().__init__(state, *args, **options)
-        fail = state.fail
+        self._library_fail = state.fail
+        state.fail = self._explain_and_fail
 
-        def explain(code, reason=""):
-            if code == frames.CloseCode.MESSAGE_TOO_BIG and state.state is protocol.State.OPEN:
-                log.warning("%s: %s", self.remote_address, reason)
-                state.send_text(
-                    f"ValueError: the message is too large: {reason}; send smaller images".encode()
-                )
-                code, reason = frames.CloseCode.INTERNAL_ERROR, CLOSE_REASON
-            fail(code, reason)
+    def _explain_and_fail(self, code: int, reason: str = "") -> None:
+        state = self.protocol
+        if code == frames.CloseCode.MESSAGE_TOO_BIG and state.state is protocol.State.OPEN:
+            log.warning("%s: %s", self.remote_address, reason)
+            text = f"ValueError: the message is too large: {reason}; send smaller images"
+            state.send_text(text.encode())
+            code = frames.CloseCode.INTERNAL_ERROR
+            reason = CLOSE_REASON
+        self._library_fail(code, reason)
 
-        state.fail = explain
 
-
-async def _serve(connection, answer: Answer, hello: bytes):
+async def _serve(connection: server.ServerConnection, answer: Answer, hello: bytes) -> None:
+    """One client, from its arrival until it leaves."""
     try:
-        await _converse(connection, answer, hello)
+        await _send(connection, hello)
+        await _answer_requests(connection, answer)
     except exceptions.ConnectionClosed as closed:
         log.info("%s: %s", connection.remote_address, closed)
 
 
-async def _converse(connection, answer, hello):
-    await _send(connection, hello)
-    previous_s = None
+async def _answer_requests(connection: server.ServerConnection, answer: Answer) -> None:
+    """One request after the other; returns after the first that fails."""
+    previous_s = None  # how long the request before took, with waiting for it and sending
     while True:
         start_s = time.monotonic()
         frame = await connection.recv()
-        arrived_s = time.monotonic()
         try:
-            reply = await _unless_gone(connection, answer(_unpack(frame)))
-            timing = {"infer_ms": 1e3 * (time.monotonic() - arrived_s)}
-            if previous_s is not None:
-                timing["prev_total_ms"] = (
-                    1e3 * previous_s
-                )  # of the request before: this one's sending is still to come
-            message = msgpack_numpy.packb(reply | {"server_timing": timing})
+            message = await _reply(connection, frame, answer, previous_s)
         except exceptions.ConnectionClosed:
             raise
-        except Exception as error:
+        except Exception as error:  # any of them is told to the client
             log.warning("%s: %s", connection.remote_address, error)
             await _send(connection, traceback.format_exc())
             await connection.close(frames.CloseCode.INTERNAL_ERROR, CLOSE_REASON)
@@ -114,7 +123,24 @@ async def _converse(connection, answer, hello):
         previous_s = time.monotonic() - start_s
 
 
+async def _reply(
+    connection: server.ServerConnection,
+    frame: str | bytes,
+    answer: Answer,
+    previous_s: float | None,
+) -> bytes:
+    """The answer to a frame that has just arrived, packed."""
+    arrived_s = time.monotonic()
+    reply = await _while_connected(connection, answer(_unpack(frame)))
+    timing = {"infer_ms": 1e3 * (time.monotonic() - arrived_s)}
+    if previous_s is not None:
+        # Of the request before: this one's sending is still to come.
+        timing["prev_total_ms"] = 1e3 * previous_s
+    return msgpack_numpy.packb(reply | {"server_timing": timing})
+
+
 def _unpack(frame: str | bytes) -> dict:
+    """The observation as the client had it; its keys and values are not checked here."""
     remedy = (
         "send what openpi_client.msgpack_numpy.packb makes of the observation, as a binary frame"
     )
@@ -131,27 +157,33 @@ def _unpack(frame: str | bytes) -> dict:
     return message
 
 
-def _unpack_array(fields: dict):
-    """openpi's refuses these kinds when packing only; bytes taken for Python objects would crash the process."""
-    if b"dtype" in fields and (dtype := np.dtype(fields[b"dtype"])).kind in "VOc":
-        raise ValueError(f"Unsupported dtype: {dtype}")
+def _unpack_array(fields: dict) -> Any:
+    """openpi's refuses these kinds when packing only.
+
+    Bytes taken for Python objects would crash the process.
+    """
+    if b"dtype" in fields:
+        dtype = np.dtype(fields[b"dtype"])
+        if dtype.kind in REFUSED_KINDS:
+            raise ValueError(f"Unsupported dtype: {dtype}")
     return msgpack_numpy.unpack_array(fields)
 
 
-async def _unless_gone(connection, work: Awaitable[dict]) -> dict:
+async def _while_connected(connection: server.ServerConnection, work: Awaitable[dict]) -> dict:
     """The result of `work`, which is cancelled when the client leaves before."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(connection.wait_closed())
+    task = asyncio.ensure_future(work)
+    closed = asyncio.ensure_future(connection.wait_closed())
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, closed}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise connection.protocol.close_exc
         return task.result()
     finally:
         task.cancel()
-        gone.cancel()
+        closed.cancel()
 
 
-async def _send(connection, message: str | bytes):
+async def _send(connection: server.ServerConnection, message: str | bytes) -> None:
     try:
         async with asyncio.timeout(WRITE_TIMEOUT_S):
             await connection.send(message)

@@ -47,7 +47,8 @@ def test_sign_is_in_every_pixel_and_state_entry(name, init_state, sign):
 
 def test_delayed_shows_which_decision_it_is():
     first, second, _ = episode("delayed")
-    assert (first.state == -1).all() and (second.state == 1).all()
+    assert (first.state == -1).all()
+    assert (second.state == 1).all()
 
 
 @pytest.mark.parametrize("name", probes.PROBES)

@@ -9,7 +9,6 @@ import pytest
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rows, spec, types
 from pirl_jax.envs import probes
-from pirl_jax.envs.pool import pool as pools
 from pirl_jax.envs.pool import queue
 from pirl_jax.learner import optimizer, update
 from pirl_jax.learner import state as states
@@ -19,6 +18,7 @@ from pirl_jax.policy import normalize, observation, tokenizer
 from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import collector, stream
 from pirl_jax.run import config, policies, steps
+from tests import pools
 
 TWO_GROUPS = stream.Schedule(num_groups=2, lockstep=True)
 LENGTHS = [2, 0, 3, 1, 5]  # init state s of the fake pool: s + 1 decisions, success where s is even
@@ -265,7 +265,7 @@ def learned(request):
     page.algorithm.update(update_epochs=1)
     settings, mesh = config.settings(page), meshes.make_mesh(1, 1, jax.devices()[:1])
     with (
-        pools.EnvPool(
+        pools.start(
             functools.partial(probes.make, "delayed", chunk=2), num_envs=16, num_workers=1
         ) as envs,
         queue.ReadyQueue(envs) as pool,

@@ -14,8 +14,11 @@ from pirl_jax.serving import wire
 def running(make_context):
     """make_context(listener) -> an asynchronous context that serves; yields the port."""
     listener = socket.create_server(("127.0.0.1", 0))
-    port, ready, failed = listener.getsockname()[1], threading.Event(), []
-    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+    port = listener.getsockname()[1]
+    ready = threading.Event()
+    failed = []
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
 
     async def serve():
         async with make_context(listener):
@@ -52,10 +55,9 @@ def wired():
     with contextlib.ExitStack() as stack:
 
         def start(answer, metadata=None, **options):
-            return stack.enter_context(
-                running(
-                    lambda listener: wire.listen(answer, metadata or {}, sock=listener, **options)
-                )
-            )
+            def listen(listener):
+                return wire.listen(answer, metadata or {}, sock=listener, **options)
+
+            return stack.enter_context(running(listen))
 
         yield start

@@ -14,7 +14,9 @@ class Slow:
     """Squares; holds the first batch until released; notes the batches."""
 
     def __init__(self):
-        self.batches, self.started, self.release = [], threading.Event(), threading.Event()
+        self.batches = []
+        self.started = threading.Event()
+        self.release = threading.Event()
 
     def __call__(self, requests):
         self.batches.append(requests)
@@ -52,22 +54,27 @@ def test_what_came_meanwhile_is_computed_together(slow, batcher):
 
 
 def test_a_failure_reaches_its_batch_only(slow, batcher):
-    first, bad, companion = held(slow, batcher), batcher.submit("bad", 99), batcher.submit(3, 99)
-    later = [
-        batcher.submit(k, 99) for k in (4, 5, 6)
-    ]  # the first two fill the batch of the bad one
+    first = held(slow, batcher)
+    bad = batcher.submit("bad", 99)
+    companion = batcher.submit(3, 99)
+    # The first two fill the batch of the bad one.
+    later = [batcher.submit(k, 99) for k in (4, 5, 6)]
     slow.release.set()
     for future in (bad, companion, *later[:2]):
         with pytest.raises(RuntimeError, match="out of memory"):
             future.result(10)
-    assert first.result(10) == 1 and later[2].result(10) == 36
+    assert first.result(10) == 1
+    assert later[2].result(10) == 36
 
 
 def test_a_cancelled_request_is_not_computed(slow, batcher):
-    first, gone, last = held(slow, batcher), batcher.submit(2, 99), batcher.submit(3, 99)
+    first = held(slow, batcher)
+    gone = batcher.submit(2, 99)
+    last = batcher.submit(3, 99)
     assert gone.cancel() and not first.cancel(), "what is being computed cannot be cancelled"
     slow.release.set()
-    assert last.result(10) == 9 and slow.batches == [[1], [3]]
+    assert last.result(10) == 9
+    assert slow.batches == [[1], [3]]
 
 
 def test_the_window_waits_for_others_and_no_longer(slow):

@@ -37,7 +37,8 @@ class Echo:
     """Answers with the state of the observation in every action, and notes what it was asked."""
 
     def __init__(self, horizon=10):
-        self.asked, self.horizon = [], horizon
+        self.asked = []
+        self.horizon = horizon
 
     async def __call__(self, message):
         self.asked.append(message)
@@ -50,45 +51,36 @@ def ask(port, n, chunk=5):
 
 
 def test_openpis_server_is_sent_what_openpis_client_sends(wired):
-    echo, now = Echo(), turn(3)
+    echo = Echo()
+    now = turn(3)
     actions = ask(wired(echo), 3)
     assert actions.shape == (3, 5, 7)
     np.testing.assert_array_equal(actions, np.repeat(now.step.state[:, None, :7], 5, axis=1))
     state_S = now.step.state[0].astype(np.float64)
-    (message,) = [one for one in echo.asked if (one["observation/state"] == state_S).all()]
-    assert message["observation/state"].dtype == np.float64 and message["prompt"] == "push"
-    for key, image in zip(
-        ("observation/image", "observation/wrist_image"), now.step.images[0], strict=True
-    ):
+    (message,) = [asked for asked in echo.asked if (asked["observation/state"] == state_S).all()]
+    assert message["observation/state"].dtype == np.float64
+    assert message["prompt"] == "push"
+    keys = ("observation/image", "observation/wrist_image")
+    for key, image in zip(keys, now.step.images[0], strict=True):
         np.testing.assert_array_equal(message[key], images.resize_with_pad(image, 224, 224))
-    assert set(message) == {
-        "observation/image",
-        "observation/wrist_image",
-        "observation/state",
-        "prompt",
-    }
+    assert set(message) == {*keys, "observation/state", "prompt"}
 
 
 def test_our_server_names_its_size_and_takes_the_number_of_the_decision(wired):
     echo = Echo()
     ask(wired(echo, {"image_size_px": 32, "accepts": ["noise_id"]}), 4)
-    assert {one["observation/image"].shape for one in echo.asked} == {(32, 32, 3)}
-    assert {one["noise_id"] for one in echo.asked} == {
-        0,
-        1 * 4 + 1,
-        2 * 4 + 2,
-        3 * 4,
-    }  # at most 4 decisions each
+    assert {asked["observation/image"].shape for asked in echo.asked} == {(32, 32, 3)}
+    # At most 4 decisions each.
+    noise_ids = {asked["noise_id"] for asked in echo.asked}
+    assert noise_ids == {0, 1 * 4 + 1, 2 * 4 + 2, 3 * 4}
 
 
 def test_what_a_server_does_wrong_is_said(wired):
     async def fail(message):
         raise KeyError("observation/joints")
 
-    with pytest.raises(
-        RuntimeError,
-        match="answered with an error:\nTraceback(.|\n)*KeyError: 'observation/joints'",
-    ):
+    sentence = r"answered with an error:\nTraceback(.|\n)*KeyError: 'observation/joints'"
+    with pytest.raises(RuntimeError, match=sentence):
         ask(wired(fail), 1)
     with pytest.raises(RuntimeError, match=r"actions of shape \[4, 7\], but \[5, 7\] are executed"):
         ask(wired(Echo(horizon=4)), 1)
@@ -98,7 +90,7 @@ def test_what_a_server_does_wrong_is_said(wired):
 
     with pytest.raises(RuntimeError, match="not finite"):
         ask(wired(diverged), 1)
-    with pytest.raises(ValueError, match="HTTP 401.*give its key with --api_key"):
+    with pytest.raises(ValueError, match=r"HTTP 401.*give its key with --api-key"):
         ask(wired(Echo(), api_key="secret"), 1)
     with pytest.raises(ValueError, match="cannot be reached"):
         ask("nonsense", 1)

@@ -1,4 +1,4 @@
-"""Observations under openpi's keys: the same model inputs as openpi's own transforms, and a sentence for all else."""
+"""Observations under openpi's keys: model inputs as by openpi's transforms, else a sentence."""
 
 import numpy as np
 import pytest
@@ -22,31 +22,28 @@ def test_what_is_read_equals_openpis_transforms(vectors):
     """Its cameras differ in size and the second is float."""
     data = np.load(vectors / "openpi" / "data_libero.npz")
     names = ("mean", "std", "q01", "q99")
-    stats = [
-        normalize.Stats(*(data[f"stats/{key}/{name}"] for name in names))
-        for key in ("state", "actions")
-    ]
-    given = normalize.NormStats(*stats)
+
+    def stats(key):
+        return normalize.Stats(*(data[f"stats/{key}/{name}"] for name in names))
+
+    given = normalize.NormStats(stats("state"), stats("actions"))
     transform = observation.Transform(
         tokenizer.ByteTokenizer(), given, norm_mode="zscore", max_token_len=100
     )
     prompt = "pick up the black bowl between the plate and the ramekin and place it on the plate"
-    message = {key: data[f"in/{key}"] for key in (*requests.IMAGES, requests.STATE)} | {
-        requests.PROMPT: prompt
-    }
+    message = {key: data[f"in/{key}"] for key in (*requests.IMAGES, requests.STATE)}
+    message[requests.PROMPT] = prompt
     request = read(message, transform)
     obs = observation.encode(transform, request.images[None], request.state[None], [request.prompt])
     for view, camera in enumerate(("base_0_rgb", "left_wrist_0_rgb")):
-        np.testing.assert_array_equal(
-            obs.images[0, view], data[f"pi0_libero/model_in/image/{camera}"]
-        )
-    np.testing.assert_array_equal(
-        obs.state[0], data["pi0_libero/model_in/state"].astype(np.float32)
-    )
+        image = data[f"pi0_libero/model_in/image/{camera}"]
+        np.testing.assert_array_equal(obs.images[0, view], image)
+    state = data["pi0_libero/model_in/state"].astype(np.float32)
+    np.testing.assert_array_equal(obs.state[0], state)
 
 
 def test_a_client_writes_what_a_server_reads():
-    """Images of the wanted size pass through; the state keeps its value; openpi's client sends float64."""
+    """Images of the wanted size pass through; the state keeps its value, as float64 (openpi's)."""
     images = np.random.default_rng(1).integers(0, 256, (2, 16, 16, 3), np.uint8)
     state_S = np.random.default_rng(1).normal(size=8).astype(np.float32)
     message = requests.write(images, state_S, "push", 16)
@@ -54,7 +51,8 @@ def test_a_client_writes_what_a_server_reads():
     request = read(message | {"noise_id": 5})
     np.testing.assert_array_equal(request.images, images)
     np.testing.assert_array_equal(request.state, state_S)
-    assert request.prompt == "push" and request.noise_id == 5
+    assert request.prompt == "push"
+    assert request.noise_id == 5
 
 
 def test_accepted_forms():
@@ -63,14 +61,10 @@ def test_accepted_forms():
     unit = GOOD | {"observation/image": GOOD["observation/image"].astype(np.float64) / 255}
     np.testing.assert_array_equal(read(chw).images, whole.images)
     assert np.abs(read(unit).images.astype(int) - whole.images).max() <= 1  # openpi truncates
-    assert (
-        read(GOOD | {"prompt": np.array("push")}).prompt
-        == read(GOOD | {"prompt": np.str_("push")}).prompt
-        == "push"
-    )
-    np.testing.assert_array_equal(
-        read(GOOD | {"observation/state": np.arange(8)}).state, whole.state
-    )
+    for prompt in (np.array("push"), np.str_("push")):
+        assert read(GOOD | {"prompt": prompt}).prompt == "push"
+    integers = GOOD | {"observation/state": np.arange(8)}
+    np.testing.assert_array_equal(read(integers).state, whole.state)
     assert read(GOOD | {"more": 1}).noise_id == 2**31
 
 
@@ -86,7 +80,8 @@ def without(key):
 BAD = {
     "nothing": (
         {},
-        "lacks observation/image, observation/wrist_image, observation/state, prompt; it has nothing",
+        "lacks observation/image, observation/wrist_image, observation/state, prompt; "
+        "it has nothing",
     ),
     "no wrist": (
         without("observation/wrist_image"),

@@ -1,4 +1,4 @@
-"""The protocol against the frames that openpi's server and client exchanged, and against clients that misbehave."""
+"""The protocol against the frames that openpi's server and client exchanged, and bad clients."""
 
 import asyncio
 import http.client
@@ -75,7 +75,7 @@ def test_the_total_of_the_request_before_includes_waiting_for_it(wired):
 
 
 def test_arrays_are_packed_as_openpi_packs_them(transcript):
-    """openpi's own library does it; this pins that its version, numpy's and msgpack's leave the bytes alone."""
+    """openpi's own library does it; this pins that no version of it, numpy, msgpack changes it."""
     for name, case in transcript["pack_cases"].items():
         frame = transcript[f"pack_{name}.bin"]
         assert frame == bytes.fromhex(case["hex"])
@@ -92,7 +92,8 @@ def test_the_unmodified_client_and_broker(wired, transcript):
     message = {"observation/state": np.float64(0.5)}
     steps = [broker.infer(message) for _ in transcript["broker_action0_sequence"]]
     assert [float(step["actions"][0]) for step in steps] == transcript["broker_action0_sequence"]
-    assert steps[0]["actions"].shape == (7,) and steps[0]["policy_timing"] == {"infer_ms": 1.5}
+    assert steps[0]["actions"].shape == (7,)
+    assert steps[0]["policy_timing"] == {"infer_ms": 1.5}
     policy._ws.close()
 
 
@@ -192,9 +193,8 @@ def test_malformed_messages_are_answered_and_hurt_nobody(wired, short_limits):
             assert isinstance(text, str) and "send " in text.rstrip().split("\n")[-1], (name, text)
             with pytest.raises(exceptions.ConnectionClosedError) as closed:
                 connection.recv(timeout=10)
-            assert (
-                closed.value.rcvd.code == 1011 and closed.value.rcvd.reason == wire.CLOSE_REASON
-            ), name
+            last = closed.value.rcvd
+            assert (last.code, last.reason) == (1011, wire.CLOSE_REASON), name
         assert bystander.infer({"observation/state": np.zeros(8)})["actions"].shape == (10, 7)
     bystander._ws.close()
 

@@ -1,8 +1,11 @@
-"""Which OpenGL renders: backends, devices, one test frame in a process of its own, and the remedy where it fails.
+"""Which OpenGL renders: backends, devices, a test frame, and the remedy where it fails.
 
-EGL numbers its devices in an order of its own: EGL device 0 need not be CUDA device 0, and a simulator that confuses
-the two renders on another job's card.  Here an EGL device is an index into EGL's list (MUJOCO_EGL_DEVICE_ID), and
-`cuda_to_egl` is the only translation.  `python -m pirl_jax.envs.gl.backends egl [DEVICE]` exits with 0 if that renders.
+EGL numbers its devices in an order of its own: EGL device 0 need not be CUDA device 0, and a
+simulator that confuses the two renders on another job's card.  Here an EGL device is an index into
+EGL's list (MUJOCO_EGL_DEVICE_ID), and `cuda_to_egl` is the only translation.  Whatever touches a
+driver runs in a process of its own.  Refuses to know simulators.
+
+`python -m pirl_jax.envs.gl.backends egl [DEVICE]` exits with 0 if that renders.
 """
 
 from collections.abc import Sequence
@@ -21,11 +24,20 @@ BACKENDS = {  # backend -> the library it cannot do without, its Debian packages
     "osmesa": ("libOSMesa.so.8", "libosmesa6 libgl1-mesa-dri"),
 }
 BLANK_STD = 1.0  # grey levels; the test scene has about 49
-TIMEOUT_S = 60.0  # a first import from a network disk takes tens of seconds; a driver that hangs takes for ever
-NVIDIA = pathlib.Path(
-    "/proc/driver/nvidia/version"
-)  # exists where the kernel driver is loaded, containers included
+# A first import from a network disk takes tens of seconds; a driver that hangs takes for ever.
+TIMEOUT_S = 60.0
+# Exists where NVIDIA's kernel driver is loaded, containers included.
+NVIDIA = pathlib.Path("/proc/driver/nvidia/version")
 VENDOR_FILE = "/usr/share/glvnd/egl_vendor.d/10_nvidia.json"
+
+NO_DISPLAY = "EGL opens no display"
+NO_DEVICE = "EGL lists no such device"
+SOFTWARE = "or render in software: export MUJOCO_GL=osmesa PYOPENGL_PLATFORM=osmesa"
+NVIDIA_REMEDY = (
+    "give EGL NVIDIA's driver: start the container with NVIDIA_DRIVER_CAPABILITIES=all, "
+    f"and where {VENDOR_FILE} is absent write "
+    '{"file_format_version": "1.0.0", "ICD": {"library_path": "libEGL_nvidia.so.0"}} into it'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +65,15 @@ class Probe:
 
     @property
     def ok(self) -> bool:
+        """Whether it rendered."""
         return not self.reason
 
     @property
     def place(self) -> str:
-        return self.backend + (f" device {self.device}" if self.device is not None else "")
+        """Backend and device in words."""
+        if self.device is None:
+            return self.backend
+        return f"{self.backend} device {self.device}"
 
     def __str__(self) -> str:
         if self.ok:
@@ -66,7 +82,13 @@ class Probe:
 
 
 def require(backend: str) -> None:
-    """The library a backend cannot do without; PyOpenGL's own errors name neither it nor the package."""
+    """Check that the library is there which a backend cannot do without.
+
+    PyOpenGL's own errors name neither it nor the package.
+
+    Raises:
+        ValueError: there is no such backend, or its library is missing.
+    """
     if backend not in BACKENDS:
         raise base.error("MUJOCO_GL", backend, BACKENDS)
     library, packages = BACKENDS[backend]
@@ -79,137 +101,169 @@ def require(backend: str) -> None:
 
 
 def variables(backend: str, device: int | None = None) -> dict[str, str]:
-    """Environment variables of a simulator process that renders there; to be set before its first import.
+    """Environment variables of a simulator process that renders there.
 
-    With a device, CUDA is hidden from the process: simulators compute nothing on it, and robosuite would take the
-    numbers in CUDA_VISIBLE_DEVICES for EGL devices.
+    They are to be set before its first import.  With a device, CUDA is hidden from the process:
+    simulators compute nothing on it, and robosuite would take the numbers in CUDA_VISIBLE_DEVICES
+    for EGL devices.
     """
     chosen = {"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
-    return (
-        chosen
-        if device is None
-        else chosen | {"MUJOCO_EGL_DEVICE_ID": str(device), "CUDA_VISIBLE_DEVICES": ""}
-    )
+    if device is not None:
+        chosen["MUJOCO_EGL_DEVICE_ID"] = str(device)
+        chosen["CUDA_VISIBLE_DEVICES"] = ""
+    return chosen
 
 
 def probe(backend: str, device: int | None = None, timeout_s: float = TIMEOUT_S) -> Probe:
-    """Render one frame of a small scene in a process of its own; never raises for what the machine lacks."""
+    """Render one frame of a small scene in a process of its own.
+
+    Never raises for what the machine lacks: the Probe says it.
+    """
     here = Probe(backend, device)
+    question = ["-m", "pirl_jax.envs.gl.ask", "frame"]
     try:
         require(backend)
-        frame = child.ask(
-            ["-m", "pirl_jax.envs.gl.ask", "frame"], variables(backend, device), timeout_s
-        )
+        frame = child.ask(question, variables(backend, device), timeout_s)
     except ValueError as error:
         reason, _, remedy = str(error).partition("; ")
         return dataclasses.replace(here, reason=reason, remedy=remedy)
     except child.ChildError as error:
         reason = _translated(str(error))
         return dataclasses.replace(here, reason=reason, remedy=_remedy(here, reason))
-    if frame["pixel_std"] < BLANK_STD:
-        return dataclasses.replace(
-            here, **frame, reason="the frame is blank", remedy=_remedy(here, "blank")
-        )
-    return dataclasses.replace(here, **frame)
+    rendered = dataclasses.replace(here, **frame)
+    if rendered.pixel_std < BLANK_STD:
+        remedy = _remedy(here, "blank")
+        return dataclasses.replace(rendered, reason="the frame is blank", remedy=remedy)
+    return rendered
 
 
 def probe_all(backend: str, devices: Sequence[int] = ()) -> list[Probe]:
-    """One frame per device (() = the backend's own choice), at the same time; osmesa has no devices."""
-    devices = () if backend == "osmesa" else devices
+    """One frame per EGL device, at the same time; (): the backend's own choice."""
+    distinct: list[int | None] = sorted(set(devices))
+    if backend == "osmesa" or not distinct:
+        distinct = [None]  # osmesa renders on the CPU and has no devices
     with futures.ThreadPoolExecutor() as threads:
-        return list(threads.map(functools.partial(probe, backend), sorted(set(devices)) or [None]))
+        return list(threads.map(functools.partial(probe, backend), distinct))
 
 
 def choose(wanted: str, devices: Sequence[int] = ()) -> str:
-    """The backend to use: the wanted one if it renders on all these EGL devices, else osmesa, said loudly.
+    """The backend to use: the wanted one if it renders on all these EGL devices.
 
-    Raises ValueError if neither renders, or if devices were asked for and one of them does not.
+    Else osmesa, said loudly, for a run on it may be too slow to be meant.
+
+    Raises:
+        ValueError: neither renders, or devices were asked for and one of them does not.
     """
-    broken = [str(one) for one in probe_all(wanted, devices) if not one.ok]
-    if not broken:
+    failed = [probed for probed in probe_all(wanted, devices) if not probed.ok]
+    if not failed:
         return wanted
     if devices or wanted == "osmesa":
-        raise ValueError("; ".join(broken))
+        raise ValueError("; ".join(map(str, failed)))
     software = probe("osmesa")
     if not software.ok:
-        raise ValueError(f"{broken[0]}; and {software}")
+        raise ValueError(f"{failed[0]}; and {software}")
     logging.getLogger(__name__).warning(
-        "%s; RENDERING IN SOFTWARE instead (MUJOCO_GL=osmesa), which may be ten times slower than a GPU",
-        broken[0],
+        "%s; RENDERING IN SOFTWARE instead (MUJOCO_GL=osmesa), which may be ten times slower "
+        "than a GPU",
+        failed[0],
     )
     return "osmesa"
 
 
 @functools.cache
 def describe(backend: str, device: int | None = None) -> str:
-    """For result files: "llvmpipe (LLVM 15.0.6, 256 bits), OpenGL 4.5 Mesa 22.3.6 (egl)"."""
-    one = probe(backend, device)
-    if not one.ok:
-        raise ValueError(str(one))
-    return str(one)
+    """For result files: "llvmpipe (LLVM 15.0.6, 256 bits), OpenGL 4.5 Mesa 22.3.6 (egl)".
+
+    Raises:
+        ValueError: it does not render; the sentence says why.
+    """
+    probed = probe(backend, device)
+    if not probed.ok:
+        raise ValueError(str(probed))
+    return str(probed)
 
 
 def devices() -> list[Device]:
-    """EGL's list; CUDA numbers are physical ones, whatever CUDA_VISIBLE_DEVICES says.  Raises child.ChildError."""
+    """EGL's list; CUDA numbers are physical ones, whatever CUDA_VISIBLE_DEVICES says.
+
+    Raises:
+        ValueError: EGL's library is missing.
+        child.ChildError: the driver does not answer.
+    """
     require("egl")
-    found = child.ask(
-        ["-m", "pirl_jax.envs.gl.ask", "devices"], {"CUDA_VISIBLE_DEVICES": None}, TIMEOUT_S
-    )["devices"]
-    return [Device(egl, **fields) for egl, fields in enumerate(found)]
+    question = ["-m", "pirl_jax.envs.gl.ask", "devices"]
+    # Unset in the child, so that NVIDIA's driver shows all cards under their own numbers.
+    answer = child.ask(question, {"CUDA_VISIBLE_DEVICES": None}, TIMEOUT_S)
+    return [Device(egl, **fields) for egl, fields in enumerate(answer["devices"])]
 
 
 def cuda_to_egl(found: Sequence[Device], visible: str | None) -> dict[int, int]:
-    """{physical CUDA device: EGL device} in the order of `visible`, the value of CUDA_VISIBLE_DEVICES (None: unset)."""
-    table = {
-        one.cuda: one.egl
-        for one in sorted(found, key=lambda one: (one.cuda is None, one.cuda))
-        if one.cuda is not None
-    }
+    """{physical CUDA device: EGL device}, in the order of CUDA_VISIBLE_DEVICES.
+
+    found: EGL's list.  visible: the value of that variable; None: unset, all in their order.
+
+    Raises:
+        ValueError: `visible` names what EGL does not list, or is not written in numbers.
+    """
+    nvidia = [device for device in found if device.cuda is not None]
+    table = {device.cuda: device.egl for device in sorted(nvidia, key=lambda device: device.cuda)}
     if visible is None:
         return table
-    names = [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
-    if not all(name.isdigit() for name in names):
+    entries = [entry.strip() for entry in visible.split(",")]
+    numbers = [entry for entry in entries if entry not in ("", "-1")]
+    if not all(number.isdigit() for number in numbers):
         raise ValueError(
-            f"CUDA_VISIBLE_DEVICES is {visible!r}; write numbers, or name EGL devices in env.render_devices"
+            f"CUDA_VISIBLE_DEVICES is {visible!r}; write numbers, or name EGL devices in "
+            "env.render_devices"
         )
-    missing = [name for name in names if int(name) not in table]
-    if missing and table:
+    if not table:
+        return {}  # no NVIDIA card renders here: nothing to translate
+    missing = [number for number in numbers if int(number) not in table]
+    if missing:
         raise ValueError(
-            f"EGL lists no CUDA device {', '.join(missing)} of CUDA_VISIBLE_DEVICES={visible}; it has {[*table]}"
+            f"EGL lists no CUDA device {', '.join(missing)} of CUDA_VISIBLE_DEVICES={visible}; "
+            f"it has {list(table)}"
         )
-    return {int(name): table[int(name)] for name in names if table}
+    return {int(number): table[int(number)] for number in numbers}
 
 
 def _translated(reason: str) -> str:
+    """mujoco's or PyOpenGL's sentence -> ours, where we know what it means."""
+    # An empty list of devices is told as "an integer between 0 and -1".
     if "EGL device display" in reason or "between 0 and -1" in reason:
         return NO_DISPLAY
-    return NO_DEVICE if "MUJOCO_EGL_DEVICE_ID" in reason else reason.rstrip(".")
+    if "MUJOCO_EGL_DEVICE_ID" in reason:
+        return NO_DEVICE
+    return reason.rstrip(".")
 
 
 def _remedy(here: Probe, reason: str) -> str:
+    """What the user can do about it on this kind of machine."""
     if reason == NO_DEVICE:
-        return "python -m pirl_jax.doctor lists the EGL devices; correct MUJOCO_EGL_DEVICE_ID or env.render_devices"
+        return (
+            "python -m pirl_jax.doctor lists the EGL devices; correct MUJOCO_EGL_DEVICE_ID or "
+            "env.render_devices"
+        )
     if here.backend == "osmesa":
-        return f"run: apt-get install -y {BACKENDS['osmesa'][1]}"
+        _, packages = BACKENDS["osmesa"]
+        return f"run: apt-get install -y {packages}"
     if reason == NO_DISPLAY and NVIDIA.exists():
         return NVIDIA_REMEDY
     if reason == NO_DISPLAY:
-        return f"run: apt-get install -y {BACKENDS['egl'][1]}; with a GPU, let the user read and write /dev/dri/render*; {SOFTWARE}"
+        _, packages = BACKENDS["egl"]
+        return (
+            f"run: apt-get install -y {packages}; with a GPU, let the user read and write "
+            f"/dev/dri/render*; {SOFTWARE}"
+        )
     return f"repair the graphics driver; {SOFTWARE}"
 
 
-NO_DISPLAY = "EGL opens no display"
-NO_DEVICE = "EGL lists no such device"
-SOFTWARE = "or render in software: export MUJOCO_GL=osmesa PYOPENGL_PLATFORM=osmesa"
-NVIDIA_REMEDY = (
-    f"give EGL NVIDIA's driver: start the container with NVIDIA_DRIVER_CAPABILITIES=all, and where {VENDOR_FILE} is"
-    ' absent write {"file_format_version": "1.0.0", "ICD": {"library_path": "libEGL_nvidia.so.0"}} into it'
-)
-
-
 def main(argv: list[str]) -> None:
-    one = probe(argv[1], int(argv[2]) if len(argv) > 2 else None)
-    sys.exit(0 if one.ok else str(one))
+    """argv: program, backend, and an EGL device or nothing."""
+    backend = argv[1]
+    device = int(argv[2]) if len(argv) > 2 else None
+    probed = probe(backend, device)
+    sys.exit(0 if probed.ok else str(probed))
 
 
 if __name__ == "__main__":

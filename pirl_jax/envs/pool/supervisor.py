@@ -1,7 +1,7 @@
-"""Keeps a worker behind every slot: replaces those that fail, within a budget, and those that are worn.
+"""Keeps a worker behind every slot: replaces those that fail, within a budget, and those worn out.
 
-Knows which process hosts which slot and which slots are in the middle of an episode; knows nothing of batches.  Not
-made for threads, but for this: `wait` may run while another thread calls `post`.
+Knows which process hosts which slot and which slots are in the middle of an episode; knows nothing
+of batches.  Not made for threads, but for this: `wait` may run while another thread calls `post`.
 """
 
 import collections
@@ -13,28 +13,37 @@ import selectors
 import time
 
 from pirl_jax.envs import base
-from pirl_jax.envs.pool import memory, process, worker
+from pirl_jax.envs.pool import memory, worker
+from pirl_jax.envs.pool import process as processes
 
 log = logging.getLogger(__name__)
 
 CLOSE_S = 5.0  # how long workers may take to close their envs before they are killed
 LOOK_S = 1.0  # how long `wait` sleeps at most
-AWAY_S = 5.0  # a pool that has not looked for so long was stopped or busy elsewhere: its workers are not to blame
+# A pool that has not looked for so long was stopped, or busy elsewhere: no worker is to blame.
+AWAY_S = 5.0
 HOUR_S = 3600.0
 
 
 class EnvError(RuntimeError):
-    """A simulator failed, died or hung; `slot`, `task` and `init_state` (None before the first reset) name where."""
+    """A simulator failed, died or hung.
 
-    def __init__(self, slot: int, task: int | None, init_state: int | None, what: str):
+    `slot`, `task` and `init_state` (None before the first reset) name where, `what` says what.
+    """
+
+    def __init__(self, slot: int, task: int | None, init_state: int | None, what: str) -> None:
         super().__init__(f"env {slot} (task {task}, init state {init_state}) {what}")
-        self.slot, self.task, self.init_state, self.what = slot, task, init_state, what
+        self.slot = slot
+        self.task = task
+        self.init_state = init_state
+        self.what = what
 
 
 class Supervisor:
     """The workers of one pool; see EnvPool for the arguments.
 
-    The constructor starts them and waits for their specs; what goes wrong meanwhile is its own error.
+    The constructor starts them and waits for their specs; what goes wrong meanwhile is its own
+    error, with nothing left behind.
     """
 
     def __init__(
@@ -42,198 +51,249 @@ class Supervisor:
         make_env: Callable[[], base.Env],
         num_envs: int,
         num_workers: int,
+        *,
         timeout_s: float,
         restarts_per_hour: int,
         recycle_episodes: int,
         recycle_growth_gb: float,
         render_devices: Sequence[int],
-    ):
-        self.timeout_s, self.restarts_per_hour = timeout_s, restarts_per_hour
-        self.recycle_episodes, self.recycle_growth_gb = recycle_episodes, recycle_growth_gb
+    ) -> None:
+        self.timeout_s = timeout_s
+        self.restarts_per_hour = restarts_per_hour
+        self.recycle_episodes = recycle_episodes
+        self.recycle_growth_gb = recycle_growth_gb
         self.counters = {"restarts": 0, "recycled": 0, "lost_episodes": 0}
-        self.playing: set[int] = (
-            set()
-        )  # slots whose episode has begun and, as far as is known, not ended
-        self.spec: base.EnvSpec | None = None
-        self._make_env, self._num_envs = pickle.dumps(make_env), num_envs
+        # Slots whose episode has begun and, as far as is known, not ended.
+        self.playing: set[int] = set()
+        self.spec: base.EnvSpec | None = None  # known when all workers have started
+        self.memory: memory.Memory | None = None  # mapped when the spec is known
+        self._make_env = pickle.dumps(make_env)
+        self._num_envs = num_envs
         self._render_devices = tuple(render_devices)
-        self._episode = [(None, None)] * num_envs  # (task, init state) of each slot
-        self._failures: collections.deque[tuple[float, EnvError]] = (
-            collections.deque()
-        )  # of the last hour, with time
+        # (task, init state) that each slot was last reset to.
+        self._episodes: list[tuple[int | None, int | None]] = [(None, None)] * num_envs
+        # Of the last hour: (time, cause), oldest first.
+        self._failures: collections.deque[tuple[float, EnvError]] = collections.deque()
         self._looked_s = time.monotonic()
         self._memory_fd = memory.create()
-        self.memory: memory.Memory | None = None  # mapped when the spec is known
-        self._processes: list[process.Process] = []
-        self._leaving: list[process.Process] = []  # asked to end, or killed
-        groups = [tuple(range(first, num_envs, num_workers)) for first in range(num_workers)]
+        self._processes: list[processes.Process] = []
+        self._home: list[processes.Process] = []  # [E] which of them has each slot
+        self._leaving: list[processes.Process] = []  # asked to end, or killed
         try:
-            for number, slots in enumerate(groups):
-                self._start(number, slots)
-            self._home = [self._processes[slot % num_workers] for slot in range(num_envs)]
-            while not all(one.spec for one in self._processes):
-                self.wait(LOOK_S)
-                self.take()
-            self.spec = self._processes[0].spec
-            for one in self._processes:
-                if one.spec != self.spec:
-                    raise ValueError(f"make_env built different suites: {self.spec} and {one.spec}")
+            self._start_all(num_workers)
             self.memory = memory.Memory(self._memory_fd, self.spec, num_envs, owner=True)
         except BaseException:
             self.close()
             raise
 
     @property
-    def processes(self) -> list[process.Process]:
-        """The worker of each slot."""
+    def slot_processes(self) -> list[processes.Process]:
+        """[E] the worker of each slot."""
         return list(self._home)
 
-    def post(self, request: worker.Reset | worker.Step) -> None:
-        """Pass a request to the worker of its slot, alive or not.  A reset moves the slot to a worker's successor."""
+    def post(self, request: worker.Reset | worker.Chunk) -> None:
+        """Pass a request to the worker of its slot, alive or not.
+
+        A reset moves the slot to the successor of its worker, once that has started.
+        """
         slot = request.slot
+        home = self._home[slot]
         if isinstance(request, worker.Reset):
-            self._episode[slot] = (request.task, request.init_state)
+            self._episodes[slot] = (request.task, request.init_state)
             self.playing.add(slot)
-            if self._home[slot].successor and self._home[slot].successor.spec:
-                self._home[slot] = self._home[slot].successor
-        self._home[slot].post(request)
+            if home.successor and home.successor.spec:
+                home = home.successor
+                self._home[slot] = home
+        home.post(request)
 
     def wait(self, limit_s: float) -> None:
-        """Sleep until a worker has something to say, a deadline is over, or at most `limit_s` or LOOK_S."""
-        processes = tuple(self._processes)
-        overdue_s = min((one.overdue_s(self.timeout_s) for one in processes), default=0.0)
+        """Sleep until a worker has something to say, a deadline is over, or at most `limit_s`.
+
+        Never longer than LOOK_S, for a request posted meanwhile changes what is to be watched.
+        """
+        watched = tuple(self._processes)  # another thread may post, but only `take` changes these
+        deadlines_s = [process.deadline_s(self.timeout_s) for process in watched]
+        deadline_s = min(deadlines_s, default=0.0)
         with selectors.PollSelector() as selector:
-            for one in processes:
-                write = selectors.EVENT_WRITE if one.channel.full else 0
-                selector.register(one.channel, selectors.EVENT_READ | write)
-            selector.select(max(0.0, min(limit_s, LOOK_S, overdue_s - time.monotonic())))
+            for process in watched:
+                events = selectors.EVENT_READ
+                if process.channel.has_unsent:
+                    events |= selectors.EVENT_WRITE
+                selector.register(process.channel, events)
+            until_deadline_s = deadline_s - time.monotonic()
+            selector.select(max(0.0, min(limit_s, LOOK_S, until_deadline_s)))
 
     def take(self) -> tuple[list[worker.Answer], list[int]]:
-        """All answers that have arrived, and the slots whose episodes were lost.
+        """-> all answers that have arrived; the slots whose episodes were lost.
 
-        Waits only for what a worker that hangs or has ended can still tell.  EnvError when the budget of restarts is spent.
+        Waits only for what a worker that hangs or has ended can still tell.
+
+        Raises:
+            EnvError: the budget of restarts is spent.
         """
         self._forgive_absence()
-        answers, lost = [], []
-        for one in tuple(self._processes):
-            news, failure = one.take(self.timeout_s)
-            for answer in news:
+        answers: list[worker.Answer] = []
+        lost_slots: list[int] = []
+        for process in tuple(self._processes):
+            arrived, failure = process.take(self.timeout_s)
+            for answer in arrived:
                 if answer.terminated or answer.truncated:
                     self.playing.discard(answer.slot)
-                self._recycle_if_worn(one, answer)
-            answers += news
+                self._recycle_if_worn(process, answer)
+            answers += arrived
             if failure is not None:
-                lost += self._replace(one, failure)
+                lost_slots += self._replace(process, failure)
         self._retire()
-        return answers, lost
+        return answers, lost_slots
 
     def close(self) -> None:
-        """End every worker.  A process that even SIGKILL does not end (it hangs in a driver) is left to the kernel."""
-        for one in self._processes:
-            one.ask_to_end(CLOSE_S)
+        """End every worker and unmap the block.
+
+        A process that even SIGKILL does not end (it hangs in a driver) is left to the kernel.
+        """
+        for process in self._processes:
+            process.ask_to_end(CLOSE_S)
         self._leaving += self._processes
         self._processes.clear()
         until_s = time.monotonic() + CLOSE_S
-        self._leaving = [
-            one for one in self._leaving if not one.has_ended(max(0.0, until_s - time.monotonic()))
-        ]
-        for one in self._leaving:
-            one.kill()
-        self._leaving = [one for one in self._leaving if not one.has_ended(process.EXIT_S)]
+        for process in tuple(self._leaving):
+            self._reap(process, until_s - time.monotonic())
+        for process in self._leaving:
+            process.kill()
+        for process in tuple(self._leaving):
+            self._reap(process, processes.EXIT_S)
         if self.memory is not None:
             self.memory.close()
         os.close(self._memory_fd)
 
-    def _start(self, number: int, slots: tuple[int, ...]) -> process.Process:
+    def _start_all(self, num_workers: int) -> None:
+        """Start every worker and wait until all have told their spec, which must be the same."""
+        for number in range(num_workers):
+            self._start(number, tuple(range(number, self._num_envs, num_workers)))
+        self._home = [self._processes[slot % num_workers] for slot in range(self._num_envs)]
+        while not all(process.spec for process in self._processes):
+            self.wait(LOOK_S)
+            self.take()
+        spec = self._processes[0].spec
+        for process in self._processes:
+            if process.spec != spec:
+                raise ValueError(f"make_env built different suites: {spec} and {process.spec}")
+        self.spec = spec
+
+    def _start(self, number: int, slots: tuple[int, ...]) -> processes.Process:
         hello = worker.Hello(self._make_env, slots, self._num_envs, self.spec)
-        device = (
-            self._render_devices[number % len(self._render_devices)]
-            if self._render_devices
-            else None
-        )
-        self._processes.append(process.Process(number, hello, self._memory_fd, device))
-        return self._processes[-1]
+        device = None
+        if self._render_devices:
+            device = self._render_devices[number % len(self._render_devices)]
+        process = processes.Process(number, hello, self._memory_fd, device)
+        self._processes.append(process)
+        return process
 
     def _forgive_absence(self) -> None:
+        """Time in which nobody looked does not count as a worker's silence."""
         now_s = time.monotonic()
-        away_s, self._looked_s = now_s - self._looked_s, now_s
-        if away_s > AWAY_S:
-            for one in self._processes:
-                one.since_s = min(now_s, max(one.since_s, one.channel.heard_s) + away_s)
+        away_s = now_s - self._looked_s
+        self._looked_s = now_s
+        if away_s <= AWAY_S:
+            return
+        for process in self._processes:
+            silent_since_s = max(process.busy_since_s, process.channel.heard_s)
+            process.busy_since_s = min(now_s, silent_since_s + away_s)
 
-    def _replace(self, one: process.Process, failure: worker.Failure) -> list[int]:
-        """Another worker for the slots of a failed one -> the slots whose episodes are lost by that."""
-        error = EnvError(
-            failure.slot,
-            *self._episode[failure.slot],
-            f"{failure.summary}\n{failure.details}".strip(),
-        )
-        one.kill()
-        self._processes.remove(one)
-        self._leaving.append(one)
+    def _replace(self, failed: processes.Process, failure: worker.Failure) -> list[int]:
+        """Another worker for the slots of a failed one -> the slots whose episodes are lost by it.
+
+        Raises:
+            ValueError: in the first start, what the user can mend.
+            EnvError: in the first start, all else; later, when the budget of restarts is spent.
+        """
+        task, init_state = self._episodes[failure.slot]
+        what = f"{failure.summary}\n{failure.details}".strip()
+        error = EnvError(failure.slot, task, init_state, what)
+        failed.kill()
+        self._processes.remove(failed)
+        self._leaving.append(failed)
+        if self.spec is None and failure.remedy:
+            raise ValueError(failure.remedy)
         if self.spec is None:
-            raise ValueError(failure.remedy) if failure.remedy else error
+            raise error
         self._spend(error)
-        successor = one.successor or self._start(one.number, one.slots)
-        for other in self._processes:
-            if other.successor is one:
-                other.successor = successor
-        slots = [slot for slot, home in enumerate(self._home) if home is one]
-        lost = sorted(self.playing.intersection(slots))
-        self.playing.difference_update(lost)
+        successor = failed.successor or self._start(failed.number, failed.slots)
+        # The failed one may have been the successor of a worn one itself.
+        for process in self._processes:
+            if process.successor is failed:
+                process.successor = successor
+        slots = self._slots_of(failed)
         for slot in slots:
             self._home[slot] = successor
+        lost_slots = sorted(self.playing.intersection(slots))
+        self.playing.difference_update(lost_slots)
         self.counters["restarts"] += 1
-        self.counters["lost_episodes"] += len(lost)
+        self.counters["lost_episodes"] += len(lost_slots)
         log.warning(
             "worker of slots %s replaced, %d of at most %d within an hour; episodes lost: %d; %s",
-            list(one.slots),
+            list(failed.slots),
             len(self._failures),
             self.restarts_per_hour,
-            len(lost),
+            len(lost_slots),
             str(error).partition("\n")[0],
         )
-        return lost
+        return lost_slots
 
     def _spend(self, error: EnvError) -> None:
+        """Take one restart from the hour's budget; where none is left, raise the first cause."""
         now_s = time.monotonic()
         while self._failures and self._failures[0][0] < now_s - HOUR_S:
             self._failures.popleft()
         self._failures.append((now_s, error))
-        if len(self._failures) > self.restarts_per_hour:
-            first = self._failures[0][1]
-            raise EnvError(
-                first.slot,
-                first.task,
-                first.init_state,
-                f"{first.what}\n"
-                f"This is the first of {len(self._failures)} failures within an hour; "
-                f"restarts_per_hour allows to replace {self.restarts_per_hour}.",
-            )
-
-    def _recycle_if_worn(self, one: process.Process, answer: worker.Answer) -> None:
-        """Start the successor of a worn worker; one at a time, for starting takes time and memory."""
-        if not answer.memory_bytes:
-            return  # not a reset
-        if answer.num_episodes <= len(one.slots):
-            one.fresh_bytes = answer.memory_bytes
-        grown_gb = (answer.memory_bytes - one.fresh_bytes) / 1e9
-        worn = (
-            0 < self.recycle_episodes <= answer.num_episodes
-            or 0 < self.recycle_growth_gb < grown_gb
+        if len(self._failures) <= self.restarts_per_hour:
+            return
+        # The first, not this one: what comes later is often its consequence.
+        _, first = self._failures[0]
+        what = (
+            f"{first.what}\n"
+            f"This is the first of {len(self._failures)} failures within an hour; "
+            f"restarts_per_hour allows to replace {self.restarts_per_hour}."
         )
-        if worn and not any(other.successor for other in self._processes):
-            one.successor = self._start(one.number, one.slots)
+        raise EnvError(first.slot, first.task, first.init_state, what)
+
+    def _recycle_if_worn(self, process: processes.Process, answer: worker.Answer) -> None:
+        """Start the successor of a worn worker."""
+        if not answer.memory_bytes:
+            return  # the answer to a chunk, which tells nothing of wear
+        if answer.num_episodes <= len(process.slots):
+            process.fresh_bytes = answer.memory_bytes
+        grown_gb = (answer.memory_bytes - process.fresh_bytes) / 1e9
+        is_old = 0 < self.recycle_episodes <= answer.num_episodes
+        is_big = 0 < self.recycle_growth_gb < grown_gb
+        # One at a time in the whole pool: starting takes time and memory.
+        is_starting = any(other.successor for other in self._processes)
+        if (is_old or is_big) and not is_starting:
+            process.successor = self._start(process.number, process.slots)
 
     def _retire(self) -> None:
-        """A worn worker goes when none of its slots is in an episode; processes that have ended are reaped."""
-        for one in [one for one in self._processes if one.successor and one.successor.spec]:
-            left = {slot for slot, home in enumerate(self._home) if home is one}
-            if not left & self.playing:
-                for slot in left:
-                    self._home[slot] = one.successor
-                one.ask_to_end(CLOSE_S)
-                self._processes.remove(one)
-                self._leaving.append(one)
-                self.counters["recycled"] += 1
-        self._leaving = [one for one in self._leaving if not one.has_ended()]
+        """A worn worker goes when none of its slots is in an episode; who has ended is reaped."""
+        for process in tuple(self._processes):
+            successor = process.successor
+            if successor is None or successor.spec is None:
+                continue
+            slots = self._slots_of(process)
+            if self.playing.intersection(slots):
+                continue
+            for slot in slots:
+                self._home[slot] = successor
+            process.ask_to_end(CLOSE_S)
+            self._processes.remove(process)
+            self._leaving.append(process)
+            self.counters["recycled"] += 1
+        for process in tuple(self._leaving):
+            self._reap(process)
+
+    def _reap(self, process: processes.Process, limit_s: float = 0.0) -> None:
+        """Wait at most `limit_s` for the end of a process that is leaving; forget it then."""
+        if process.has_ended(max(0.0, limit_s)):
+            self._leaving.remove(process)
+
+    def _slots_of(self, process: processes.Process) -> list[int]:
+        """The slots it hosts now; they may be fewer than those it was started for."""
+        return [slot for slot, home in enumerate(self._home) if home is process]

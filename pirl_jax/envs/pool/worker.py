@@ -1,10 +1,12 @@
-"""The child process of a pool: hosts the envs of some slots, executes whole chunks, writes shared memory.
+"""The child process of a pool: hosts the envs of some slots and executes whole chunks.
 
-Requests wait in the worker's channel and are served in order, so one worker runs the chunks of several slots one after
-another without waiting for other workers.  One small message in (`Reset` or `Step`), one small message out (`Answer` or
-`Failure`); images and states travel through shared memory only.  Knows no policy and never imports jax.
+Requests wait in the worker's channel and are served in order, so one worker runs the chunks of
+several slots one after another without waiting for other workers.  One small message in (`Reset` or
+`Chunk`), one small message out (`Answer` or `Failure`); images and states travel through shared
+memory only.  Knows no policy and never imports jax.
 """
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import faulthandler
@@ -26,6 +28,13 @@ from pirl_jax.envs.gl import backends
 from pirl_jax.envs.pool import channel, memory
 
 THIS_PROCESS = psutil.Process()
+# Many workers share the cores: threads of a numeric library would only fight for them.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,31 +49,35 @@ class Hello:
 
 @dataclasses.dataclass(frozen=True)
 class Reset:
+    """Request: start the episode (task, init state) in the slot."""
+
     slot: int
     task: int
     init_state: int
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class Chunk:
+    """Request: execute these actions in the slot, open loop."""
+
     slot: int
     actions_IA: np.ndarray
-    record: bool
+    record: bool  # whether video frames are wanted
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A TimeStep less its images and state, which lie in shared memory; and how worn the worker is."""
+    """A TimeStep less images and state, which lie in shared memory; and how worn the worker is."""
 
     slot: int
     reward: float
     terminated: bool
     truncated: bool
     num_steps: int
-    frames: list | None
+    frames: list[np.ndarray] | None
     env_s: float  # time spent inside the env
     num_episodes: int  # resets this process has served
-    memory_bytes: int  # resident, of this process, after a reset; 0 after a step
+    memory_bytes: int  # resident, of this process, after a reset; 0 after a chunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,80 +87,71 @@ class Failure:
     slot: int
     summary: str  # one line
     details: str = ""  # a traceback or a stack
-    remedy: str | None = (
-        None  # the sentence of a ValueError while the env was built: what the user can mend
-    )
+    # The sentence of a ValueError while the env was built: what the user can mend.
+    remedy: str | None = None
 
 
 def environment(render_device: int | None = None) -> dict[str, str]:
-    """Environment variables of a worker, on top of the parent's: they must be there before its first import.
+    """Environment variables of a worker, on top of the parent's.
 
-    render_device: the EGL device it draws on; None leaves the choice to the user's variables and the driver.
+    They must be there before its first import.
+
+    render_device: the EGL device it draws on; None leaves the choice to the user's variables and
+        the driver.
     """
-    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-    variables = {name: "1" for name in threads} | {"JAX_PLATFORMS": "cpu"}
-    variables |= backends.variables(os.environ.get("MUJOCO_GL", "egl"), render_device)
+    variables = dict.fromkeys(THREAD_VARIABLES, "1")
+    variables["JAX_PLATFORMS"] = "cpu"
+    backend = os.environ.get("MUJOCO_GL", "egl")
+    variables.update(backends.variables(backend, render_device))
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "" and render_device is None:
-        variables["MUJOCO_EGL_DEVICE_ID"] = (
-            "0"  # robosuite would parse the empty list of devices and fail
-        )
+        # robosuite would parse the empty list of devices and fail.
+        variables["MUJOCO_EGL_DEVICE_ID"] = "0"
     return variables
 
 
 @contextlib.contextmanager
-def spawning():
-    """While multiprocessing starts simulator processes: a worker's variables are set, the main module is out of sight.
+def spawning() -> Iterator[None]:
+    """While multiprocessing starts simulator processes: a worker's variables, no main module.
 
-    multiprocessing re-imports the main module in a spawned child; a training command would bring jax and the model
-    with it.  A factory defined in the main module therefore cannot be pickled: define it in an importable module.
+    multiprocessing re-imports the main module in a spawned child; a training command would bring
+    jax and the model with it.  A factory defined in the main module therefore cannot be pickled:
+    define it in an importable module.
     """
-    saved, main = dict(os.environ), sys.modules["__main__"]
+    saved_variables = dict(os.environ)
+    main_module = sys.modules["__main__"]
     os.environ.update(environment())
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         yield
     finally:
-        sys.modules["__main__"] = main
+        sys.modules["__main__"] = main_module
         os.environ.clear()
-        os.environ.update(saved)
+        os.environ.update(saved_variables)
 
 
 def main(channel_fd: int, lifeline_fd: int, memory_fd: int, stacks_fd: int) -> None:
-    """Main function of the process: build the envs, send the spec, serve until the pool closes its end.
+    """Main function of the process: build the envs, send the spec, serve until the pool hangs up.
 
-    The descriptors are inherited: socket to the pool, read end of a pipe that only the pool holds open, block of the
-    observations, file for Python's stacks.
+    The descriptors are inherited: socket to the pool, read end of a pipe that only the pool holds
+    open, block of the observations, file for Python's stacks.
     """
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the parent decides what stops
-    faulthandler.enable(stacks_fd)  # a crash in C leaves the Python stack there
-    faulthandler.register(
-        signal.SIGUSR1, stacks_fd
-    )  # and so does the question of the pool where the worker hangs
+    # Ctrl-C reaches the whole process group; the parent decides what stops.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A crash in C leaves the Python stack in the file; so does the pool's question (SIGUSR1) where
+    # a worker hangs.
+    faulthandler.enable(stacks_fd)
+    faulthandler.register(signal.SIGUSR1, stacks_fd)
     _die_with_the_pool(lifeline_fd)
-    pool = channel.WorkerEnd(socket.socket(fileno=channel_fd))
-    envs, served = {}, 0
+    to_pool = channel.WorkerEnd(socket.socket(fileno=channel_fd))
+    envs: dict[int, base.Env] = {}
     try:
-        hello = pool.receive()
-        spec = hello.spec
-        for slot in hello.slots:
-            with _reporting(pool, slot, building=True):
-                envs[slot] = pickle.loads(hello.make_env)()
-                spec = spec or envs[slot].spec
-                if envs[slot].spec != spec:
-                    raise ValueError(
-                        f"make_env built different suites: {spec} and {envs[slot].spec}"
-                    )
-        pool.send(spec)
-        request = pool.receive()  # not before the pool knows the spec and has sized the block
+        hello = to_pool.receive()
+        spec = _build(hello, envs, to_pool)
+        to_pool.send(spec)
+        # The first request comes only once the pool knows the spec and has sized the block.
+        request = to_pool.receive()
         block = memory.Memory(memory_fd, spec, hello.num_envs, owner=False)
-        while True:
-            served += isinstance(request, Reset)
-            with _reporting(pool, request.slot):
-                answer = _serve(envs[request.slot], request, block, served)
-            pool.send(answer)
-            request = pool.receive()
+        _serve(request, envs, block, to_pool)
     except (EOFError, ConnectionError):
         pass  # the pool closed its end: the normal way to stop
     finally:
@@ -155,9 +159,42 @@ def main(channel_fd: int, lifeline_fd: int, memory_fd: int, stacks_fd: int) -> N
             env.close()
 
 
-def _serve(env: base.Env, request: Reset | Step, block: memory.Memory, num_episodes: int) -> Answer:
+def _build(hello: Hello, envs: dict[int, base.Env], to_pool: channel.WorkerEnd) -> base.EnvSpec:
+    """Fill `envs`, which the caller closes even where a later one cannot be built -> their spec."""
+    spec = hello.spec
+    for slot in hello.slots:
+        with _reporting(to_pool, slot, building=True):
+            envs[slot] = pickle.loads(hello.make_env)()
+            spec = spec or envs[slot].spec
+            if envs[slot].spec != spec:
+                raise ValueError(f"make_env built different suites: {spec} and {envs[slot].spec}")
+    return spec
+
+
+def _serve(
+    request: Reset | Chunk,
+    envs: dict[int, base.Env],
+    block: memory.Memory,
+    to_pool: channel.WorkerEnd,
+) -> None:
+    """Answer this request and all that follow; ends with the exception of a channel that closes."""
+    num_episodes = 0
+    while True:
+        if isinstance(request, Reset):
+            num_episodes += 1
+        with _reporting(to_pool, request.slot):
+            answer = _execute(envs[request.slot], request, block, num_episodes)
+        to_pool.send(answer)
+        request = to_pool.receive()
+
+
+def _execute(
+    env: base.Env, request: Reset | Chunk, block: memory.Memory, num_episodes: int
+) -> Answer:
+    """Do what is asked; the observation goes into the slot's rows of the block."""
+    is_reset = isinstance(request, Reset)
     start_s = time.perf_counter()
-    if isinstance(request, Reset):
+    if is_reset:
         step = env.reset(request.task, request.init_state)
     else:
         step = env.step_chunk(request.actions_IA, request.record)
@@ -173,28 +210,31 @@ def _serve(env: base.Env, request: Reset | Step, block: memory.Memory, num_episo
         frames=step.frames,
         env_s=env_s,
         num_episodes=num_episodes,
-        memory_bytes=THIS_PROCESS.memory_info().rss if isinstance(request, Reset) else 0,
+        memory_bytes=THIS_PROCESS.memory_info().rss if is_reset else 0,
     )
 
 
 @contextlib.contextmanager
-def _reporting(pool: channel.WorkerEnd, slot: int, building: bool = False):
+def _reporting(to_pool: channel.WorkerEnd, slot: int, building: bool = False) -> Iterator[None]:
     """Turn an exception of the slot's env into a Failure message, then end the worker."""
     try:
         yield
-    except Exception as error:
-        remedy = str(error) if building and isinstance(error, ValueError) else None
+    except Exception as error:  # an env may raise anything; all of it ends this process
+        remedy = None
+        if building and isinstance(error, ValueError):
+            remedy = str(error)
         summary = f"failed: {type(error).__name__}: {error}".split("\n")[0]
-        pool.send(Failure(slot, summary, traceback.format_exc(), remedy))
+        to_pool.send(Failure(slot, summary, traceback.format_exc(), remedy))
         sys.exit(1)
 
 
 def _die_with_the_pool(lifeline_fd: int) -> None:
-    """The kernel kills this process when the pipe's other end closes, which happens when the pool's process ends.
+    """The kernel kills this process when the pipe's other end closes: when the pool's process ends.
 
-    A thread that waits for it would not do: code in C may hold the interpreter's lock for ever, and a stopped process
-    runs none.
+    A thread that waits for it would not do: code in C may hold the interpreter's lock for ever, and
+    a stopped process runs none.
     """
     fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline_fd, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, fcntl.fcntl(lifeline_fd, fcntl.F_GETFL) | os.O_ASYNC)
+    flags = fcntl.fcntl(lifeline_fd, fcntl.F_GETFL)
+    fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, flags | os.O_ASYNC)

@@ -1,4 +1,4 @@
-"""GL backends and devices: a real frame, and for everything that can be missing one sentence with the remedy."""
+"""GL backends and devices: a real frame; for all that can be missing a sentence with the remedy."""
 
 import logging
 import os
@@ -19,11 +19,11 @@ def rendered():
 
 
 def test_a_frame_of_the_backend_of_these_tests(rendered):
-    assert rendered.ok and rendered.remedy == ""
+    assert rendered.ok
+    assert rendered.remedy == ""
     assert rendered.pixel_std > 10
-    assert (
-        rendered.renderer and rendered.renderer in str(rendered) and f"({BACKEND})" in str(rendered)
-    )
+    assert rendered.renderer and rendered.renderer in str(rendered)
+    assert f"({BACKEND})" in str(rendered)
 
 
 def test_missing_library_names_library_and_package(monkeypatch):
@@ -31,14 +31,14 @@ def test_missing_library_names_library_and_package(monkeypatch):
     sentence = r"libNoSuchEGL.so.1 is missing \(MUJOCO_GL=egl\); run: apt-get install -y libegl1"
     with pytest.raises(ValueError, match=sentence):
         backends.require("egl")
-    assert backends.probe("egl").reason == "libNoSuchEGL.so.1 is missing (MUJOCO_GL=egl)"
-    assert backends.probe("egl").remedy == "run: apt-get install -y libegl1"
+    probed = backends.probe("egl")
+    assert probed.reason == "libNoSuchEGL.so.1 is missing (MUJOCO_GL=egl)"
+    assert probed.remedy == "run: apt-get install -y libegl1"
 
 
 def test_unknown_backend():
-    with pytest.raises(
-        ValueError, match="MUJOCO_GL 'glfw' does not exist; choose one of: egl, osmesa"
-    ):
+    sentence = "MUJOCO_GL 'glfw' does not exist; choose one of: egl, osmesa"
+    with pytest.raises(ValueError, match=sentence):
         backends.require("glfw")
     assert not backends.probe("glfw").ok
 
@@ -46,12 +46,11 @@ def test_unknown_backend():
 @pytest.mark.skipif(BACKEND != "egl", reason="MUJOCO_GL is not egl")
 def test_devices_are_listed_and_a_wrong_number_is_told():
     found = backends.devices()
-    assert [one.egl for one in found] == list(range(len(found))) and found
+    assert found
+    assert [device.egl for device in found] == list(range(len(found)))
     wrong = backends.probe("egl", 9)
-    assert (
-        wrong.reason == "EGL lists no such device"
-        and "correct MUJOCO_EGL_DEVICE_ID" in wrong.remedy
-    )
+    assert wrong.reason == "EGL lists no such device"
+    assert "correct MUJOCO_EGL_DEVICE_ID" in wrong.remedy
     with pytest.raises(ValueError, match="egl device 9 does not render"):
         backends.choose("egl", devices=(9,))
 
@@ -70,19 +69,16 @@ def test_no_driver_and_the_remedy_of_each_kind_of_machine(monkeypatch, tmp_path)
     assert backends.probe("egl").reason == "EGL opens no display"
     assert "apt-get install -y libegl1" in backends.probe("egl").remedy
     monkeypatch.setattr(backends, "NVIDIA", tmp_path)
-    assert (
-        "NVIDIA_DRIVER_CAPABILITIES=all" in backends.probe("egl").remedy
-        and "10_nvidia.json" in backends.probe("egl").remedy
-    )
+    remedy = backends.probe("egl").remedy
+    assert "NVIDIA_DRIVER_CAPABILITIES=all" in remedy and "10_nvidia.json" in remedy
     error = child.ChildError(
         "RuntimeError: The MUJOCO_EGL_DEVICE_ID ... must be an integer between 0 and -1 (inclusive)"
     )
     assert backends.probe("egl").reason == "EGL opens no display", "EGL's list is empty"
     error = child.ChildError("crashed with SIGSEGV")
-    assert (
-        backends.probe("egl").reason == "crashed with SIGSEGV"
-        and "MUJOCO_GL=osmesa" in backends.probe("egl").remedy
-    )
+    crashed = backends.probe("egl")
+    assert crashed.reason == "crashed with SIGSEGV"
+    assert "MUJOCO_GL=osmesa" in crashed.remedy
 
 
 def test_a_blank_frame_is_a_failure(monkeypatch):
@@ -98,9 +94,8 @@ def _fake(rendering: set):
     """A machine on which only these (backend, device) render."""
 
     def probe(backend, device=None, timeout_s=0.0):
-        return backends.Probe(
-            backend, device, "" if (backend, device) in rendering else "broken", "mend it"
-        )
+        reason = "" if (backend, device) in rendering else "broken"
+        return backends.Probe(backend, device, reason, "mend it")
 
     return probe
 
@@ -118,10 +113,10 @@ def test_choose_takes_the_wanted_else_osmesa_with_a_warning(monkeypatch, caplog)
 def test_choose_never_falls_back_from_devices_that_were_asked_for(monkeypatch):
     monkeypatch.setattr(backends, "probe", _fake({("egl", 0), ("osmesa", None)}))
     assert backends.choose("egl", devices=(0,)) == "egl"
-    with pytest.raises(ValueError, match="^egl device 1 does not render: broken; mend it$"):
+    with pytest.raises(ValueError, match=r"^egl device 1 does not render: broken; mend it$"):
         backends.choose("egl", devices=(0, 1, 0))
     monkeypatch.setattr(backends, "probe", _fake(set()))
-    with pytest.raises(ValueError, match="egl does not render.*and osmesa does not render"):
+    with pytest.raises(ValueError, match=r"egl does not render.*and osmesa does not render"):
         backends.choose("egl")
 
 
@@ -178,8 +173,6 @@ def test_the_command_that_setup_calls(tmp_path):
     done = subprocess.run(
         command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
-    assert (
-        done.returncode == 1
-        and done.stderr.startswith("glfw does not render")
-        and done.stderr.count("\n") == 1
-    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("glfw does not render")
+    assert done.stderr.count("\n") == 1

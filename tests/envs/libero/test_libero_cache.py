@@ -9,7 +9,7 @@ import pytest
 
 from pirl_jax.envs.libero import cache as libero_cache
 from pirl_jax.envs.libero import suite as libero
-from pirl_jax.envs.pool import pool as pools
+from tests import pools
 
 # robosuite, LIBERO and numba warn about themselves when they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -231,7 +231,7 @@ def resident_mb() -> float:
 @pytest.mark.slow
 def test_two_thousand_resets_do_not_grow(libero_assets):
     """All init states of one task over and over, one step each; in a process that does nothing else."""
-    with pools.EnvPool(
+    with pools.start(
         functools.partial(blind, libero_assets, seed=11), num_envs=1, timeout_s=300
     ) as envs:
         process = psutil.Process(envs.process_ids[0])
@@ -261,7 +261,7 @@ def test_task_switches_do_not_grow(libero_assets):
 def test_slots_of_a_worker_share(libero_assets):
     """Four slots, two tasks, one worker: the images are those of this process."""
     make = functools.partial(libero.make, "libero_object", libero_assets, 64, cached_tasks=1)
-    with pools.EnvPool(make, num_envs=4, num_workers=1, timeout_s=120) as envs:
+    with pools.start(make, num_envs=4, num_workers=1, timeout_s=120) as envs:
         envs.reset(range(4), [0, 1, 0, 1], [0, 1, 2, 3])
         envs.recv(range(4))
         envs.send(range(4), np.stack([ACTIONS] * 4))

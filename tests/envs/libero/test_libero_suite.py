@@ -11,7 +11,7 @@ from pirl_jax.envs import base
 from pirl_jax.envs.libero import files, render
 from pirl_jax.envs.libero import simulator as libero_sim
 from pirl_jax.envs.libero import suite as libero
-from pirl_jax.envs.pool import pool as pools
+from tests import pools
 
 # robosuite, LIBERO and numba warn about themselves when they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -258,7 +258,7 @@ def test_two_envs_in_one_process_do_not_swap_images(spatial, libero_assets):
 def test_in_a_pool(spatial, libero_assets):
     """Two slots in one worker on different tasks: the images are those of this process."""
     make = functools.partial(libero.make, "libero_spatial", libero_assets, 64)
-    with pools.EnvPool(make, num_envs=2, num_workers=1, timeout_s=120) as envs:
+    with pools.start(make, num_envs=2, num_workers=1, timeout_s=120) as envs:
         envs.reset([0, 1], [0, 4], [1, 1])
         first = envs.recv([0, 1])
         envs.send([0], ACTIONS[None], [True])

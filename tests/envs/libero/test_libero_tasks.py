@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pirl_jax.envs.libero import suite as libero
-from pirl_jax.envs.pool import pool as pools
+from tests import pools
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -17,7 +17,7 @@ def test_every_task_of_libero(libero_assets):
     )
     actions = np.random.default_rng(0).uniform(-1, 1, (2, 5, 7))
     first_images, ends = [], []
-    with pools.EnvPool(make, num_envs=2, timeout_s=300) as envs:
+    with pools.start(make, num_envs=2, timeout_s=300) as envs:
         assert envs.spec.num_tasks == 130
         for task in range(0, 130, 2):
             envs.reset([0, 1], [task, task + 1], [task % 50, (task + 1) % 50])

@@ -8,24 +8,27 @@ from pirl_jax.envs.pool import memory
 
 def test_two_maps_show_the_same_and_the_file_has_no_name():
     before = set(os.listdir("/dev/shm"))
-    descriptor, spec = memory.create(), probes.make("constant", image_size_px=3).spec
+    descriptor = memory.create()
+    spec = probes.make("constant", image_size_px=3).spec
     owner = memory.Memory(descriptor, spec, num_envs=2, owner=True)
     other = memory.Memory(descriptor, spec, num_envs=2, owner=False)
     other.images_EVYX3[1] = 7
     other.state_ES[1] = -2.5
-    assert (owner.images_EVYX3[1] == 7).all() and (owner.images_EVYX3[0] == 0).all()
-    assert (owner.state_ES[1] == -2.5).all() and owner.images_EVYX3.shape == (2, 2, 3, 3, 3)
+    assert owner.images_EVYX3.shape == (2, 2, 3, 3, 3)
+    assert (owner.images_EVYX3[0] == 0).all()
+    assert (owner.images_EVYX3[1] == 7).all()
+    assert (owner.state_ES[1] == -2.5).all()
     assert set(os.listdir("/dev/shm")) == before
-    for one in (owner, other):
-        one.close()
+    owner.close()
+    other.close()
     os.close(descriptor)
 
 
 def test_state_lies_aligned_for_any_image_size():
     descriptor = memory.create()
-    block = memory.Memory(
-        descriptor, probes.make("constant", image_size_px=3).spec, num_envs=3, owner=True
-    )
-    assert block.state_ES.flags.aligned and block.images_EVYX3.nbytes == 3 * 2 * 27
+    spec = probes.make("constant", image_size_px=3).spec
+    block = memory.Memory(descriptor, spec, num_envs=3, owner=True)
+    assert block.state_ES.flags.aligned
+    assert block.images_EVYX3.nbytes == 3 * 2 * 27
     block.close()
     os.close(descriptor)

@@ -11,7 +11,6 @@ import pytest
 import troubled
 from troubled import CHUNK, make, reset
 
-from pirl_jax.envs.pool import pool as pools
 from pirl_jax.envs.pool import queue, supervisor
 
 
@@ -36,7 +35,8 @@ def test_first_ready(envs):
         envs.send([1, 3, 0, 2], np.stack([CHUNK] * 4))
         slots, step = ready.get(2)
         assert sorted(slots) == [0, 2] and step.reward.tolist() == [0.5, 0.5]
-        assert step.images.shape == (2, 2, 4, 4, 3) and step.frames is None
+        assert step.images.shape == (2, 2, 4, 4, 3)
+        assert step.frames is None
         slots, step = ready.get(2)
         assert sorted(slots) == [1, 3] and step.reward.tolist() == [-0.5, -0.5]
 
@@ -48,7 +48,8 @@ def test_lockstep_has_the_order_asked_for(envs):
         assert slots.tolist() == [3, 0, 1] and step.state[:, 0].tolist() == [-1, 1, -1]
         envs.send([0, 3], np.stack([CHUNK] * 2), record=[True, False])
         slots, step = ready.get(2, slots=[3, 0])
-        assert step.frames[0] is None and len(step.frames[1]) == 5
+        assert step.frames[0] is None
+        assert len(step.frames[1]) == 5
         assert ready.get(1)[0].tolist() == [2]
 
 
@@ -77,9 +78,8 @@ def test_requests_that_could_never_be_met_are_refused(envs):
 def test_lockstep_with_an_idle_slot_is_refused(envs):
     with queue.ReadyQueue(envs) as ready:
         reset(envs, [0, 1], [1, 1])
-        with pytest.raises(
-            ValueError, match=r"slots \[2\] are asked for, but nothing is under way there"
-        ):
+        sentence = r"slots \[2\] are asked for, but nothing is under way there"
+        with pytest.raises(ValueError, match=sentence):
             ready.get(2, slots=[0, 2])
         ready.get(2)
 
@@ -91,7 +91,7 @@ def test_errors_of_the_pool_reach_the_caller_again_and_again():
         envs.send([0, 1], np.stack([CHUNK] * 2))
         start_s = time.monotonic()
         for _ in range(2):
-            with pytest.raises(pools.EnvError, match="(?s)env 1 .*the arm exploded"):
+            with pytest.raises(supervisor.EnvError, match=r"(?s)env 1 .*the arm exploded"):
                 ready.get(2)
         assert time.monotonic() - start_s < 5
 
@@ -103,16 +103,11 @@ def test_a_lost_episode_is_a_row_of_the_batch():
         troubled.send(ready, [0, 1])
         assert ready.num_pending == 2
         step = ready.recv([1, 0])
-        assert (
-            step.lost.tolist() == [True, False]
-            and step.reward.tolist() == [0, 0.5]
-            and not step.images[0].any()
-        )
-        assert ready.num_pending == 0 and ready.counters() == {
-            "restarts": 1,
-            "recycled": 0,
-            "lost_episodes": 1,
-        }
+        assert step.lost.tolist() == [True, False]
+        assert step.reward.tolist() == [0, 0.5]
+        assert not step.images[0].any()
+        assert ready.num_pending == 0
+        assert ready.counters() == {"restarts": 1, "recycled": 0, "lost_episodes": 1}
 
 
 def test_an_idle_worker_that_dies_is_noticed_without_a_request():
@@ -121,7 +116,7 @@ def test_an_idle_worker_that_dies_is_noticed_without_a_request():
         ready.get(1)
         os.kill(envs.process_ids[0], signal.SIGKILL)
         ready._thread.join(5)
-        with pytest.raises(pools.EnvError, match="died"):
+        with pytest.raises(supervisor.EnvError, match="died"):
             ready.get(1)
 
 
@@ -166,7 +161,7 @@ def test_close_of_a_full_queue_leaves_the_rest_in_the_pool(envs):
 
 
 def test_many_rounds_lose_nothing(envs):
-    """Two hundred short rounds with sends racing the thread: every request is answered exactly once."""
+    """Two hundred short rounds, sends racing the thread: every request is answered exactly once."""
     with queue.ReadyQueue(envs) as ready:
         counts = np.zeros(4, int)
         reset(envs, [0, 1, 2, 3], [1] * 4)

@@ -1,4 +1,4 @@
-"""The worker's world: no jax, one thread, no main module of the parent; and no life after the parent's death."""
+"""The worker's world: no jax, one thread, no main module of the parent, and no life after it."""
 
 import functools
 import os
@@ -12,8 +12,8 @@ import types
 import psutil
 
 from pirl_jax.envs import probes
-from pirl_jax.envs.pool import pool as pools
 from pirl_jax.envs.pool import worker
+from tests import pools
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -37,7 +37,7 @@ class Spy(probes.Constant):
 
 
 def test_world_of_a_worker(monkeypatch, tmp_path):
-    """The parent's main module imports jax, the parent hides its accelerators and has no GL choice."""
+    """The parent's main module imports jax; it hides its accelerators and has no GL choice."""
     command = types.ModuleType("__main__")
     command.__file__ = str(tmp_path / "train.py")
     pathlib.Path(command.__file__).write_text("import jax")
@@ -46,7 +46,7 @@ def test_world_of_a_worker(monkeypatch, tmp_path):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
     before = dict(os.environ)
-    with pools.EnvPool(functools.partial(Spy, 4, 5), num_envs=1, timeout_s=60) as envs:
+    with pools.start(functools.partial(Spy, 4, 5), num_envs=1) as envs:
         envs.reset([0], [0], [0])
         state = envs.recv([0]).state[0]
     assert state.tolist() == [0, 0, 1, 1, 1, 1, 1, 0]
@@ -73,15 +73,14 @@ class Device(probes.Constant):
 
 
 def test_workers_draw_on_the_devices_in_turn():
-    with pools.EnvPool(
-        functools.partial(Device, 4, 5), num_envs=4, num_workers=3, render_devices=(2, 5)
-    ) as envs:
+    factory = functools.partial(Device, 4, 5)
+    with pools.start(factory, num_envs=4, num_workers=3, render_devices=(2, 5)) as envs:
         envs.reset(range(4), [0] * 4, [0] * 4)
         assert envs.recv(range(4)).state[:, 0].tolist() == [2, 5, 2, 2]
 
 
 def test_workers_exit_when_the_parent_is_killed(tmp_path):
-    """The parent dies without closing anything: one worker is busy in C, one is stopped, one has replaced another."""
+    """It closes nothing: one worker is busy in C, one is stopped, one has replaced another."""
     program = tmp_path / "parent.py"
     program.write_text(
         textwrap.dedent(f"""
@@ -90,7 +89,8 @@ def test_workers_exit_when_the_parent_is_killed(tmp_path):
         import troubled
         if __name__ == "__main__":
             envs = troubled.make(num_envs=3)
-            troubled.reset(envs, [0, 1, 2], [troubled.STATE[name] for name in ("spin", "stop", "kill")])
+            faults = [troubled.STATE[name] for name in ("spin", "stop", "kill")]
+            troubled.reset(envs, [0, 1, 2], faults)
             envs.recv([0, 1, 2])
             troubled.send(envs, [0, 1, 2])
             assert envs.recv([2]).lost.all()

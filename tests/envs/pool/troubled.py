@@ -7,14 +7,13 @@ import signal
 import time
 
 import numpy as np
+import psutil
 
 from pirl_jax.envs import probes
-from pirl_jax.envs.pool import pool as pools
+from tests import pools
 
 CHUNK = np.full((5, 7), 0.5, np.float32)
-WELL = (
-    1  # init state without trouble; 0 has the env's own trouble, 2 and up are those of this table
-)
+WELL = 1  # init state without trouble; 0 has the env's own trouble, from 2 on those of this table
 TROUBLES = ("raise", "exit", "kill", "stop", "hang", "slow", "spin", "raise in reset")
 STATE = {name: 2 + i for i, name in enumerate(TROUBLES)}  # trouble -> init state
 
@@ -26,8 +25,8 @@ class Troubled(probes.Conditioned):
 
     def __init__(self, trouble: str = "", decisions: int = 1):
         self.decisions = decisions
-        super().__init__(image_size_px=4, chunk=5)
         self.trouble = trouble
+        super().__init__(image_size_px=4, chunk=5)
         if trouble == "wrong":
             raise ValueError("assets are not in /typo; give their folder")
         if trouble == "construct":
@@ -72,11 +71,12 @@ EVENTS = {
 
 
 class Marked(Troubled):
-    """The last entry of the state is the number of the process; a reset keeps `leak_bytes` for ever."""
+    """The state ends with the number of the process; a reset keeps `leak_bytes` for ever."""
 
     def __init__(self, decisions: int, leak_bytes: int = 0):
         super().__init__(decisions=decisions)
-        self._leak, self._leak_bytes = [], leak_bytes
+        self._leak = []
+        self._leak_bytes = leak_bytes
 
     def reset(self, task, init_state):
         self._leak.append(b"x" * self._leak_bytes)
@@ -99,10 +99,9 @@ class Fragile(Troubled):
             os._exit(3)
 
 
-def make(trouble="", num_envs=3, num_workers=None, timeout_s=60.0, decisions=1, **options):
-    return pools.EnvPool(
-        functools.partial(Troubled, trouble, decisions), num_envs, num_workers, timeout_s, **options
-    )
+def make(trouble="", num_envs=3, num_workers=None, decisions=1, **settings):
+    factory = functools.partial(Troubled, trouble, decisions)
+    return pools.start(factory, num_envs, num_workers, **settings)
 
 
 def reset(envs, slots, init_states):
@@ -111,3 +110,23 @@ def reset(envs, slots, init_states):
 
 def send(envs, slots):
     envs.send(slots, np.stack([CHUNK] * len(slots)))
+
+
+def begin(envs, slots, init_states):
+    reset(envs, slots, init_states)
+    step = envs.recv(slots)
+    assert not step.lost.any()
+    assert step.num_steps.tolist() == [0] * len(slots)
+
+
+def lost_after(envs, slots):
+    send(envs, slots)
+    return envs.recv(slots).lost.tolist()
+
+
+def kill(pid):
+    """Returns when the process is dead, but its parent does not know."""
+    os.kill(pid, signal.SIGKILL)
+    until_s = time.monotonic() + 5
+    while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < until_s:
+        time.sleep(0.01)
