@@ -222,12 +222,12 @@ class Tabletop:
     def _observe(
         self, success: bool, num_steps: int, frames: list[np.ndarray] | None
     ) -> base.TimeStep:
-        rotation_rad = axis_angle(self.data.xquat[self._wrist])
-        position_m = self.data.site_xpos[self._site]
-        state = np.concatenate([position_m, rotation_rad, self.data.qpos[FINGERS]])
+        quat_xyzw = np.roll(self.data.xquat[self._wrist], -1)  # MuJoCo's has w first
         return base.TimeStep(
             images=self._cameras.render(self.data),
-            state=state.astype(np.float32),
+            state=panda.state_vector(
+                self.data.site_xpos[self._site], quat_xyzw, self.data.qpos[FINGERS]
+            ),
             reward=float(success),
             terminated=success,
             truncated=not success and self._elapsed >= self.spec.max_episode_steps,
@@ -305,15 +305,6 @@ def _clear_place(
         if all(distance_m >= CLEARANCE_M for distance_m in apart_m):
             return xy_m
     return None
-
-
-def axis_angle(quat_wxyz: np.ndarray) -> np.ndarray:
-    """robosuite's axis-angle [3]: w clipped, no choice between q and -q, zeros without a sine."""
-    w = min(1.0, max(-1.0, float(quat_wxyz[0])))
-    sine = np.sqrt(1.0 - w * w)
-    if sine < 1e-9:
-        return np.zeros(3)
-    return np.asarray(quat_wxyz[1:]) * (2.0 * np.arccos(w) / sine)
 
 
 def _lifted(env: Tabletop, name: str) -> bool:
