@@ -1,5 +1,6 @@
 """The scripted experts solve every tabletop task, and their demonstrations replay."""
 
+import itertools
 import types
 
 import numpy as np
@@ -19,13 +20,12 @@ def env():
 def solve(env, task, init_state, noise):
     """Control steps until success; None: not solved."""
     env.reset(task, init_state)
-    act, steps = experts.expert(env), 0
+    act = experts.expert(env)
     rng = np.random.default_rng(init_state)
-    while True:
+    for num_steps in itertools.count(1):
         step = env.step_chunk(experts.perturbed(act(), noise, rng)[None])
-        steps += 1
         if step.terminated or step.truncated:
-            return steps if step.terminated else None
+            return num_steps if step.terminated else None
 
 
 @pytest.mark.parametrize("task", range(len(tabletop.TASKS)))
@@ -51,10 +51,8 @@ def test_demonstrations_replay(env):
     for episode in episodes:
         length = len(episode["actions"])
         assert episode["success"] and episode["instruction"] == "lift the red cube"
-        assert (
-            episode["images"].shape == (length, 2, 16, 16, 3)
-            and episode["images"].dtype == np.uint8
-        )
+        assert episode["images"].shape == (length, 2, 16, 16, 3)
+        assert episode["images"].dtype == np.uint8
         assert episode["state"].shape == (length, 8) and episode["actions"].dtype == np.float32
         assert np.abs(episode["actions"]).max() <= 1.0
         env.reset(0, episode["init_state"])
@@ -64,23 +62,25 @@ def test_demonstrations_replay(env):
 
 
 def test_disturbed_demonstrations_repeat_with_their_seed_and_record_the_clean_action(env):
-    one, again, other = (
-        experts.collect_demonstrations(env, 0, [5], seed=seed, noise=0.2)[0] for seed in (3, 3, 4)
-    )
-    np.testing.assert_array_equal(one["actions"], again["actions"])
-    assert not np.array_equal(one["state"][:10], other["state"][:10])
+    (first,) = experts.collect_demonstrations(env, 0, [5], seed=3, noise=0.2)
+    (again,) = experts.collect_demonstrations(env, 0, [5], seed=3, noise=0.2)
+    (other,) = experts.collect_demonstrations(env, 0, [5], seed=4, noise=0.2)
+    np.testing.assert_array_equal(first["actions"], again["actions"])
+    assert not np.array_equal(first["state"][:10], other["state"][:10])
     env.reset(0, 5)
-    np.testing.assert_array_equal(one["actions"][0], experts.expert(env)().astype(np.float32))
+    np.testing.assert_array_equal(first["actions"][0], experts.expert(env)().astype(np.float32))
 
 
 def test_driven_plays_the_experts_episode_whatever_it_is_told(env):
     env.reset(0, 5)
-    act, alone = experts.expert(env), []
+    act = experts.expert(env)
+    alone = []
     while not (alone and alone[-1].terminated):
         alone.append(env.step_chunk(act()[None]))
     driven = experts.Driven(env)
     assert driven.spec is env.spec and driven.reset(0, 5).num_steps == 0
-    chunks, rng = [], np.random.default_rng(0)
+    rng = np.random.default_rng(0)
+    chunks = []
     while not (chunks and chunks[-1].terminated):
         chunks.append(driven.step_chunk(rng.uniform(-1, 1, (10, 7)), record=True))
     assert [step.num_steps for step in chunks[:-1]] == [10] * (len(chunks) - 1)
@@ -98,22 +98,15 @@ def test_driven_stops_at_the_time_limit():
     driven = experts.Driven(env)
     driven.reset(0, 5)
     steps = [driven.step_chunk(np.zeros((5, 7))) for _ in range(2)]
-    assert [step.num_steps for step in steps] == [5, 2] and [step.truncated for step in steps] == [
-        False,
-        True,
-    ]
+    assert [step.num_steps for step in steps] == [5, 2]
+    assert [step.truncated for step in steps] == [False, True]
     driven.close()
 
 
 def test_a_suite_without_an_expert_is_named():
-    assert (
-        experts.available("tabletop")
-        and experts.available("libero_object")
-        and not experts.available("libero_10")
-    )
+    assert experts.available("tabletop") and experts.available("libero_object")
+    assert not experts.available("libero_10")
     other = types.SimpleNamespace(spec=types.SimpleNamespace(suite="libero_10"))
-    with pytest.raises(
-        ValueError,
-        match="'libero_10' does not exist; choose one of: tabletop, libero_spatial, libero",
-    ):
+    sentence = "'libero_10' does not exist; choose one of: tabletop, libero_spatial, libero"
+    with pytest.raises(ValueError, match=sentence):
         experts.expert(other)

@@ -1,8 +1,8 @@
-"""The servo law on a hand without physics: it follows the legs, and starts again when one did not succeed."""
+"""The servo law on a hand without physics: follows the legs, starts again when one failed."""
 
 import numpy as np
 
-from pirl_jax.envs import servo
+from pirl_jax.envs import panda, servo
 from pirl_jax.envs.tabletop import control
 
 DOWN = np.diag([1.0, -1.0, -1.0])
@@ -12,20 +12,20 @@ class Hand:
     """Moves half of the way it is told; fingers down."""
 
     def __init__(self):
-        self.position, self.rotation = np.zeros(3), DOWN.copy()
+        self.position = np.zeros(3)
+        self.rotation = DOWN.copy()
 
     def pose(self):
         return self.position, self.rotation
 
     def move(self, action_A):
-        self.position = self.position + 0.5 * action_A[:3] * control.MAX_DELTA[:3]
-        self.rotation = (
-            control.rotation(0.5 * action_A[3:6] * control.MAX_DELTA[3:]) @ self.rotation
-        )
+        self.position = self.position + 0.5 * action_A[:3] * panda.MAX_DELTA[:3]
+        turn = control.rotation(0.5 * action_A[3:6] * panda.MAX_DELTA[3:])
+        self.rotation = turn @ self.rotation
 
 
 def play(hand, script, steps):
-    act = servo.follow(hand.pose, script)
+    act = servo.Follower(hand.pose, script)
     actions = []
     for _ in range(steps):
         actions.append(act())
@@ -34,7 +34,8 @@ def play(hand, script, steps):
 
 
 def test_goes_where_the_leg_says_and_turns():
-    hand, goal = Hand(), np.array([0.2, -0.1, 0.05])
+    hand = Hand()
+    goal = np.array([0.2, -0.1, 0.05])
 
     def yaw(rotation):
         return servo.wrapped(1.0 - servo.heading(rotation[:, 0]), np.pi)
@@ -75,10 +76,12 @@ def test_an_unsuccessful_leg_starts_the_script_again():
     def script():
         tries.append(len(tries))
         target = np.array([0.0, 0.0, 0.01 * len(tries)])
+
+        def third_time():
+            return len(tries) == 3
+
         return [
-            servo.Leg(
-                "close", lambda: target, servo.CLOSE, steps=2, succeeded=lambda: len(tries) == 3
-            ),
+            servo.Leg("close", lambda: target, servo.CLOSE, steps=2, succeeded=third_time),
             servo.Leg("done", lambda: target, servo.OPEN, steps=1000),
         ]
 

@@ -1,8 +1,9 @@
-"""Which asset files LIBERO's 130 tasks need, read from LIBERO's own task and scene files; and which of them are absent.
+"""Which asset files LIBERO's 130 tasks need, and which of them are absent.
 
-Imports nothing of LIBERO: it reads files only.
+Read from LIBERO's own task and scene files; imports nothing of LIBERO.
 """
 
+from collections.abc import Mapping
 import functools
 import os
 import pathlib
@@ -16,9 +17,22 @@ from pirl_jax.envs.libero import files
 IN_THE_SCENE = {"floor", "table", "kitchen_table", "living_room_table", "study_table"}
 GIT_LFS = b"version https://git-lfs"  # how a file begins that `git clone` left as a pointer
 
+# In a BDDL file: the lists of things, "(:objects a_1 a_2 - a  b_1 - b)", and the kinds in them.
+THINGS = re.compile(r"\(:(?:objects|fixtures)([^)]*)\)")
+KIND = re.compile(r"-\s+(\w+)")
+PROBLEM = re.compile(r"\(problem\s+(\w+)\)")
+
+# In the Python file of a problem: its scene and the styles of floor and wall.
+SCENE = re.compile(r'"(scenes/\w+\.xml)"')
+FLOOR = re.compile(r'"floor_style": "([\w-]+)"')
+WALL = re.compile(r'"wall_style": "([\w-]+)"')
+
 
 def missing(folder: str | os.PathLike) -> list[str]:
-    """Files under `folder` that some task needs and that are absent, empty, or mere git-lfs pointers; sorted."""
+    """Files under `folder` that some task needs and that are not there; sorted.
+
+    A file that is empty or a mere git-lfs pointer is not there.
+    """
     folder = pathlib.Path(folder)
     absent = set()
     for category in categories():
@@ -32,62 +46,67 @@ def missing(folder: str | os.PathLike) -> list[str]:
 @functools.cache
 def categories() -> frozenset[str]:
     """Kinds of objects and fixtures in the tasks, e.g. akita_black_bowl; each is one XML file."""
-    sections = [
-        found
-        for text, _ in _tasks()
-        for found in re.findall(r"\(:(?:objects|fixtures)([^)]*)\)", text)
-    ]
-    return frozenset(re.findall(r"-\s+(\w+)", " ".join(sections))) - IN_THE_SCENE
+    found = set()
+    for text in _task_texts():
+        for things in THINGS.findall(text):
+            found.update(KIND.findall(things))
+    return frozenset(found) - IN_THE_SCENE
 
 
 @functools.cache
 def scenes() -> tuple[tuple[str, dict[str, str]], ...]:
-    """(XML file, {texture name: picture that LIBERO puts in place of the XML's}) of each kind of scene."""
-    problems = {problem for _, problem in _tasks()}
-    styles = runpy.run_path(str(files.package() / "envs" / "arenas" / "style.py"))["STYLE_MAPPING"]
-    result = []
+    """XML file and textures of each kind of scene.
+
+    The textures, {name: picture}, are those that LIBERO puts in place of the XML's.
+    """
+    envs = files.package() / "envs"
+    styles = runpy.run_path(str(envs / "arenas" / "style.py"))["STYLE_MAPPING"]
+    problems = {PROBLEM.search(text)[1].lower() for text in _task_texts()}
+    found = []
     for problem in sorted(problems):
-        code = (files.package() / "envs" / "problems" / f"{problem}.py").read_text()
-        (xml,) = set(re.findall(r'"(scenes/\w+\.xml)"', code))
-        (floor,), (wall,) = (
-            re.findall(rf'"{kind}_style": "([\w-]+)"', code) for kind in ("floor", "wall")
-        )
-        result.append((xml, {"texplane": styles["floor"][floor], "tex-wall": styles["wall"][wall]}))
-    return tuple(result)
+        code = (envs / "problems" / f"{problem}.py").read_text()
+        (xml,) = set(SCENE.findall(code))
+        (floor,) = FLOOR.findall(code)
+        (wall,) = WALL.findall(code)
+        textures = {"texplane": styles["floor"][floor], "tex-wall": styles["wall"][wall]}
+        found.append((xml, textures))
+    return tuple(found)
 
 
 @functools.cache
-def _tasks() -> tuple[tuple[str, str], ...]:
-    """(text of the BDDL file, lower-case name of the problem class) of every task."""
-    paths = [files.bddl_file("libero_130", task) for task in range(len(files.tasks("libero_130")))]
-    texts = [path.read_text() for path in paths]
-    return tuple((text, re.search(r"\(problem\s+(\w+)\)", text)[1].lower()) for text in texts)
+def _task_texts() -> tuple[str, ...]:
+    """The BDDL file of every task."""
+    tasks = range(len(files.tasks("libero_130")))
+    return tuple(files.bddl_file("libero_130", task).read_text() for task in tasks)
 
 
 def _object_file(folder: pathlib.Path, category: str) -> pathlib.Path | None:
-    names = (
-        f"{group}/{inner}{category}.xml"
-        for group in files.ASSET_FOLDERS
-        for inner in ("", f"{category}/")
-    )
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    """The first XML file of that kind, beside the others of its group or in its own folder."""
+    for group in files.ASSET_FOLDERS:
+        for parent in (folder / group, folder / group / category):
+            xml = parent / f"{category}.xml"
+            if xml.is_file():
+                return xml
+    return None
 
 
-def _missing_of(folder: pathlib.Path, xml: pathlib.Path, textures: dict[str, str]) -> set[str]:
-    """The XML file itself, or the files it names; `textures` replaces the pictures of these textures."""
-    if not _whole(xml):
+def _missing_of(folder: pathlib.Path, xml: pathlib.Path, textures: Mapping[str, str]) -> set[str]:
+    """The XML file itself, or the files it names; `textures` replaces the pictures of these."""
+    if not _is_whole(xml):
         return {os.path.relpath(xml, folder)}
     named = {}
     for element in ElementTree.parse(xml).getroot().iter():
-        if "file" in element.attrib:
-            path = xml.parent / element.attrib["file"]
-            name = element.get("name", str(path))
-            # robosuite takes the first asset of a name and reads no second one
-            named.setdefault((element.tag, name), path.with_name(textures.get(name, path.name)))
-    return {os.path.relpath(path, folder) for path in named.values() if not _whole(path)}
+        if "file" not in element.attrib:
+            continue
+        path = xml.parent / element.attrib["file"]
+        name = element.get("name", str(path))
+        picture = textures.get(name, path.name)
+        # robosuite takes the first asset of a name and reads no second one
+        named.setdefault((element.tag, name), path.with_name(picture))
+    return {os.path.relpath(path, folder) for path in named.values() if not _is_whole(path)}
 
 
-def _whole(path: pathlib.Path) -> bool:
+def _is_whole(path: pathlib.Path) -> bool:
     if not path.is_file() or path.stat().st_size == 0:
         return False
     with path.open("rb") as file:

@@ -1,10 +1,13 @@
 """The torques of robosuite's OSC_POSE controller for one arm, bit by bit, without its Python.
 
-robosuite computes them in about fifty small numpy calls per physics step; here it is two compiled functions.  Every
-floating-point operation is kept, in the same order, in the same library (numpy and numba bring different BLAS
-libraries) and on arrays of the same memory layout, which decides the BLAS routine.  Goals stay robosuite's business:
-`set_goal` is its own.  Needs numba, which robosuite needs too; imports neither robosuite nor LIBERO.
+robosuite computes them in about fifty small numpy calls per physics step; here it is two
+compiled functions.  Every floating-point operation is kept, in the same order, in the same
+library (numpy and numba bring different BLAS libraries) and on arrays of the same memory layout,
+which decides the BLAS routine.  Goals stay robosuite's business: `set_goal` is its own.  Needs
+numba, which robosuite needs too; imports neither robosuite nor LIBERO.
 """
+
+from typing import Any, NamedTuple
 
 import mujoco
 import numba
@@ -13,128 +16,199 @@ import numpy as np
 NULL_GAIN = 10.0  # 1/s^2, pull towards the initial posture; robosuite's constant
 
 
-class ArmControl:
-    """Writes the controls of one physics step.  Created anew after every reset, as robosuite's controller is."""
+# numba passes these on to compiled code as they are; shapes with a 7 are of the arm's joints.
+class Arm(NamedTuple):
+    """What the law knows of one arm; constant between two resets."""
 
-    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, robot):
-        controller = robot.controller
-        self._model, self._data, self._controller = model, data, controller
-        self._dofs = np.array(controller.qvel_index, np.int64)
-        self._qpos_index = np.array(controller.qpos_index, np.int64)
-        self._gains = controller.kp, controller.kd, controller.initial_joint
+    dofs_7: np.ndarray  # places in qvel
+    qpos_index_7: np.ndarray  # places in qpos
+    mass_address_77: np.ndarray  # places in qM
+    kp_6: np.ndarray  # 1/s^2, position and rotation
+    kd_6: np.ndarray  # 1/s
+    posture_rad_7: np.ndarray  # what the null space prefers
+
+
+class Live(NamedTuple):
+    """Views of what mujoco keeps up to date."""
+
+    qpos: np.ndarray
+    qvel: np.ndarray
+    bias: np.ndarray  # [nv] gravity and what else acts without control (N m)
+    mass: np.ndarray  # [nM] the inertia matrix, sparse
+    position_m_3: np.ndarray  # of the end effector
+    rotation_9: np.ndarray
+    ctrl: np.ndarray
+
+
+class Terms(NamedTuple):
+    """What `_operational_space` writes: the factors of products that belong to numpy's BLAS."""
+
+    force_3: np.ndarray  # acceleration wished for
+    torque_3: np.ndarray  # angular acceleration wished for
+    lambda_position_33: np.ndarray  # task-space inertia
+    lambda_rotation_33: np.ndarray
+    jac_transposed_76: np.ndarray
+    posture_7: np.ndarray  # torques in the null space (N m)
+
+
+class Motors(NamedTuple):
+    """The actuators: their places in ctrl and their ranges."""
+
+    arm_7: np.ndarray
+    low_7: np.ndarray  # N m
+    high_7: np.ndarray
+    fingers_2: np.ndarray
+    middle_m_2: np.ndarray  # of the range of a finger's position
+    half_m_2: np.ndarray
+    speed: float  # of the gripper's ramp, per physics step
+
+
+class ArmControl:
+    """Writes the controls of one physics step.
+
+    Created anew after every reset, as robosuite's controller is.
+    """
+
+    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, robot: Any):
+        """`robot` is robosuite's, of the same model.
+
+        Raises:
+            RuntimeError: the arm is no chain of joints from the world.
+        """
+        self._model = model
+        self._data = data
+        self._controller = robot.controller
         self._site = robot.eef_site_id
-        self._position_m, self._rotation_9 = (
-            data.site_xpos[self._site],
-            data.site_xmat[self._site],
-        )  # views
-        self._qpos, self._qvel, self._bias, self._ctrl = (
-            data.qpos,
-            data.qvel,
-            data.qfrc_bias,
-            data.ctrl,
-        )
-        self._mass = data.qM
-        self._jac_pos_3V, self._jac_rot_3V = np.zeros((3, model.nv)), np.zeros((3, model.nv))
-        self._mass_address_77 = _mass_addresses(model, self._dofs)
-        self._twist_6, self._wrench_6, self._torque_7 = (
-            np.zeros(6),
-            np.zeros(6),
-            np.zeros(len(self._dofs)),
-        )
-        self._halves = (
-            *np.split(self._twist_6, 2),
-            *np.split(self._wrench_6, 2),
-        )  # views: position, rotation
-        lambdas = np.zeros((3, 3), order="F"), np.zeros((3, 3), order="F")
-        self._results = (
-            np.zeros(3),
-            np.zeros(3),
-            *lambdas,
-            np.zeros((len(self._dofs), 6)),
-            np.zeros(len(self._dofs)),
-        )
-        arm, fingers = (
-            np.array(robot._ref_joint_actuator_indexes),
-            np.array(robot._ref_joint_gripper_actuator_indexes),
-        )
-        self._actuators = arm, *model.actuator_ctrlrange[arm].T.copy()
-        low, high = model.actuator_ctrlrange[fingers].T
-        self._fingers = (
-            fingers,
-            0.5 * (high + low),
-            0.5 * (high - low),
-        )  # middle and half of the range (m)
-        self._speed = robot.gripper.speed  # of the ramp, per physics step
+        self._arm = _arm(model, robot.controller)
+        self._live = _live(data, self._site)
+        self._motors = _motors(model, robot)
+        self._terms = _terms(num_joints=len(self._arm.dofs_7))
+        # Written at every step; the first three of the twist and the wrench are of the position.
+        self._jac_position = np.zeros((3, model.nv))
+        self._jac_rotation = np.zeros((3, model.nv))
+        self._twist_6 = np.zeros(6)
+        self._wrench_6 = np.zeros(6)
+        self._torque_7 = np.zeros(len(self._arm.dofs_7))
 
     def set_goal(self, action_6: np.ndarray) -> None:
         """New goal pose from the current one; `data` must be fresh (mj_step1)."""
         controller = self._controller
-        controller.ee_pos = self._position_m.copy()
-        controller.ee_ori_mat = self._rotation_9.reshape(3, 3).copy()
-        controller.new_update = (
-            False  # else set_goal runs a forward pass and refreshes what it does not need
-        )
+        controller.ee_pos = self._live.position_m_3.copy()
+        controller.ee_ori_mat = self._live.rotation_9.reshape(3, 3).copy()
+        # else set_goal runs a forward pass and refreshes what it does not need
+        controller.new_update = False
         controller.set_goal(action_6)
 
     def apply(self, grip_2: np.ndarray, direction: float) -> None:
         """Set data.ctrl for the physics step that begins; `data` must be fresh.
 
-        grip_2 is the gripper's ramp, moved in place by one physics step; direction: -1 opens, 1 closes, 0 holds.
+        grip_2 is the gripper's ramp, moved in place by one physics step; direction: -1 opens, 1
+        closes, 0 holds.
         """
-        mujoco.mj_jacSite(self._model, self._data, self._jac_pos_3V, self._jac_rot_3V, self._site)
-        velocity_3, spin_3, wrench_pos_3, wrench_rot_3 = self._halves
-        np.dot(self._jac_pos_3V, self._qvel, out=velocity_3)
-        np.dot(self._jac_rot_3V, self._qvel, out=spin_3)
-        force_3, torque_3, lambda_pos, lambda_rot, jac_T_76, posture_7 = self._results
+        terms = self._terms
+        twist_6 = self._twist_6
+        wrench_6 = self._wrench_6
+        mujoco.mj_jacSite(
+            self._model, self._data, self._jac_position, self._jac_rotation, self._site
+        )
+        np.dot(self._jac_position, self._live.qvel, out=twist_6[:3])
+        np.dot(self._jac_rotation, self._live.qvel, out=twist_6[3:])
         _operational_space(
-            *self._results,
-            self._jac_pos_3V,
-            self._jac_rot_3V,
-            self._mass,
-            self._mass_address_77,
-            self._qpos,
-            self._qvel,
-            self._qpos_index,
-            self._dofs,
-            self._position_m,
-            self._rotation_9,
-            self._twist_6,
+            terms,
+            self._arm,
+            self._live,
+            self._jac_position,
+            self._jac_rotation,
+            twist_6,
             self._controller.goal_pos,
             self._controller.goal_ori,
-            *self._gains,
         )
-        np.dot(lambda_pos, force_3, out=wrench_pos_3)
-        np.dot(lambda_rot, torque_3, out=wrench_rot_3)
-        np.dot(jac_T_76, self._wrench_6, out=self._torque_7)
+        np.dot(terms.lambda_position_33, terms.force_3, out=wrench_6[:3])
+        np.dot(terms.lambda_rotation_33, terms.torque_3, out=wrench_6[3:])
+        np.dot(terms.jac_transposed_76, wrench_6, out=self._torque_7)
         _actuate(
-            self._ctrl,
+            self._live,
+            self._motors,
+            self._arm.dofs_7,
             self._torque_7,
-            self._bias,
-            posture_7,
-            self._dofs,
-            *self._actuators,
+            terms.posture_7,
             grip_2,
             direction,
-            self._speed,
-            *self._fingers,
         )
+
+
+def _arm(model: mujoco.MjModel, controller: Any) -> Arm:
+    dofs_7 = np.array(controller.qvel_index, np.int64)
+    return Arm(
+        dofs_7=dofs_7,
+        qpos_index_7=np.array(controller.qpos_index, np.int64),
+        mass_address_77=_mass_addresses(model, dofs_7),
+        kp_6=controller.kp,
+        kd_6=controller.kd,
+        posture_rad_7=controller.initial_joint,
+    )
+
+
+def _live(data: mujoco.MjData, site: int) -> Live:
+    return Live(
+        qpos=data.qpos,
+        qvel=data.qvel,
+        bias=data.qfrc_bias,
+        mass=data.qM,
+        position_m_3=data.site_xpos[site],
+        rotation_9=data.site_xmat[site],
+        ctrl=data.ctrl,
+    )
+
+
+def _terms(num_joints: int) -> Terms:
+    return Terms(
+        force_3=np.zeros(3),
+        torque_3=np.zeros(3),
+        # Fortran order, as robosuite's own are
+        lambda_position_33=np.zeros((3, 3), order="F"),
+        lambda_rotation_33=np.zeros((3, 3), order="F"),
+        jac_transposed_76=np.zeros((num_joints, 6)),
+        posture_7=np.zeros(num_joints),
+    )
+
+
+def _motors(model: mujoco.MjModel, robot: Any) -> Motors:
+    arm_7 = np.array(robot._ref_joint_actuator_indexes)
+    fingers_2 = np.array(robot._ref_joint_gripper_actuator_indexes)
+    arm_low_7, arm_high_7 = model.actuator_ctrlrange[arm_7].T.copy()
+    low_2, high_2 = model.actuator_ctrlrange[fingers_2].T
+    return Motors(
+        arm_7=arm_7,
+        low_7=arm_low_7,
+        high_7=arm_high_7,
+        fingers_2=fingers_2,
+        middle_m_2=0.5 * (high_2 + low_2),
+        half_m_2=0.5 * (high_2 - low_2),
+        speed=robot.gripper.speed,
+    )
 
 
 def _mass_addresses(model: mujoco.MjModel, dofs: np.ndarray) -> np.ndarray:
-    """[7,7]: where data.qM keeps the arm's inertia.  Each row of qM runs from a degree of freedom to its root."""
+    """[7,7]: where data.qM keeps the arm's inertia.
+
+    Each row of qM runs from a degree of freedom to its root.
+    """
     address = np.zeros((len(dofs), len(dofs)), np.int64)
     for i, dof in enumerate(dofs):
         ancestor = dof
         for offset in range(i + 1):
-            if ancestor != dofs[i - offset]:
+            j = i - offset
+            if ancestor != dofs[j]:
                 raise RuntimeError(f"the arm is no chain from the world: degrees of freedom {dofs}")
-            address[i, i - offset] = address[i - offset, i] = model.dof_Madr[dof] + offset
+            address[i, j] = model.dof_Madr[dof] + offset
+            address[j, i] = address[i, j]
             ancestor = model.dof_parentid[ancestor]
     return address
 
 
 @numba.njit(cache=True)
-def _columns(matrix, index):
+def _columns(matrix: np.ndarray, index: np.ndarray) -> np.ndarray:
     """matrix[:, index] in Fortran order, as numpy's fancy indexing lays it out."""
     out = np.empty((len(index), len(matrix))).T
     for j in range(len(index)):
@@ -144,87 +218,93 @@ def _columns(matrix, index):
 
 
 @numba.njit(cache=True)
-def _orientation_error(goal, current):
-    """Half the sum of the cross products of the frames' axes, goal against current: [3], about a rotation vector."""
-    error = np.empty(3)
+def _dense(mass: np.ndarray, address: np.ndarray) -> np.ndarray:
+    """The arm's inertia matrix [7,7] in Fortran order, as robosuite's fancy indexing gives it."""
+    num_joints = len(address)
+    out = np.empty((num_joints, num_joints)).T
+    for j in range(num_joints):
+        for i in range(num_joints):
+            out[i, j] = mass[address[i, j]]
+    return out
+
+
+@numba.njit(cache=True)
+def _orientation_error(goal_33: np.ndarray, current_33: np.ndarray) -> np.ndarray:
+    """[3], about a rotation vector (rad) from current to goal.
+
+    Half the sum of the cross products of the frames' axes, goal against current.
+    """
+    error_3 = np.empty(3)
     for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
-        cross_3 = current[j] * goal[k] - current[k] * goal[j]  # of axes 0, 1, 2
-        error[i] = 0.5 * (cross_3[0] + cross_3[1] + cross_3[2])
-    return error
+        cross_3 = current_33[j] * goal_33[k] - current_33[k] * goal_33[j]  # of axes 0, 1, 2
+        error_3[i] = 0.5 * (cross_3[0] + cross_3[1] + cross_3[2])
+    return error_3
 
 
 @numba.njit(cache=True)
 def _operational_space(
-    force_3,
-    torque_3,
-    lambda_pos,
-    lambda_rot,
-    jac_T_76,
-    posture_7,
-    jac_pos_3V,
-    jac_rot_3V,
-    mass_M,
-    mass_address_77,
-    qpos,
-    qvel,
-    qpos_index,
-    dofs,
-    position_m,
-    rotation_9,
-    twist_6,
-    goal_position_m,
-    goal_rotation,
-    kp_6,
-    kd_6,
-    posture_goal_7,
-):
-    """Khatib (1987).  The first line of arguments is written.
+    terms: Terms,
+    arm: Arm,
+    live: Live,
+    jac_position: np.ndarray,
+    jac_rotation: np.ndarray,
+    twist_6: np.ndarray,
+    goal_position_m: np.ndarray,
+    goal_rotation: np.ndarray,
+) -> None:
+    """Writes `terms`; Khatib (1987), with position and rotation decoupled.
 
-    Desired accelerations [3] and [3], task-space inertias [3,3] and [3,3], J^T [7,6], null-space torques [7].
+    The Jacobians are [3,nv], the goal [3] and [3,3].  Every line is one of robosuite's, in its
+    order: another one that is as good algebra is other bits.
     """
-    jac_pos, jac_rot, jac_67 = _columns(jac_pos_3V, dofs), _columns(jac_rot_3V, dofs), jac_T_76.T
-    jac_67[:3], jac_67[3:] = jac_pos, jac_rot
-    mass = np.empty((len(dofs), len(dofs))).T
-    for j in range(len(dofs)):
-        for i in range(len(dofs)):
-            mass[i, j] = mass_M[mass_address_77[i, j]]
+    jac_position_37 = _columns(jac_position, arm.dofs_7)
+    jac_rotation_37 = _columns(jac_rotation, arm.dofs_7)
+    jac_transposed_76 = terms.jac_transposed_76
+    jac_67 = jac_transposed_76.T  # a view: filling it fills the other
+    jac_67[:3] = jac_position_37
+    jac_67[3:] = jac_rotation_37
+    mass_77 = _dense(live.mass, arm.mass_address_77)
 
-    force_3[:] = (goal_position_m - position_m) * kp_6[:3] + -twist_6[:3] * kd_6[:3]
-    turn_3 = _orientation_error(goal_rotation, rotation_9.reshape(3, 3))
-    torque_3[:] = turn_3 * kp_6[3:] + -twist_6[3:] * kd_6[3:]
+    offset_3 = goal_position_m - live.position_m_3
+    terms.force_3[:] = offset_3 * arm.kp_6[:3] + -twist_6[:3] * arm.kd_6[:3]
+    turn_3 = _orientation_error(goal_rotation, live.rotation_9.reshape(3, 3))
+    terms.torque_3[:] = turn_3 * arm.kp_6[3:] + -twist_6[3:] * arm.kd_6[3:]
 
-    mass_inv = np.linalg.inv(mass)
-    lambda_full = np.linalg.pinv(np.dot(np.dot(jac_67, mass_inv), jac_T_76))
-    lambda_pos[:] = np.linalg.pinv(np.dot(np.dot(jac_pos, mass_inv), jac_pos.T))
-    lambda_rot[:] = np.linalg.pinv(np.dot(np.dot(jac_rot, mass_inv), jac_rot.T))
-    null = np.eye(len(dofs)) - np.dot(np.dot(np.dot(mass_inv, jac_T_76), lambda_full), jac_67)
+    mass_inverse = np.linalg.inv(mass_77)
+    inverse_66 = np.dot(np.dot(jac_67, mass_inverse), jac_transposed_76)
+    position_33 = np.dot(np.dot(jac_position_37, mass_inverse), jac_position_37.T)
+    rotation_33 = np.dot(np.dot(jac_rotation_37, mass_inverse), jac_rotation_37.T)
+    lambda_66 = np.linalg.pinv(inverse_66)
+    terms.lambda_position_33[:] = np.linalg.pinv(position_33)
+    terms.lambda_rotation_33[:] = np.linalg.pinv(rotation_33)
 
-    pull_7 = NULL_GAIN * (posture_goal_7 - qpos[qpos_index]) - np.sqrt(NULL_GAIN) * 2.0 * qvel[dofs]
-    posture_7[:] = np.dot(null.T, np.dot(mass, pull_7))
+    # The null space: I - Jbar J, with Jbar = M^-1 J^T lambda.
+    jbar_76 = np.dot(np.dot(mass_inverse, jac_transposed_76), lambda_66)
+    null_77 = np.eye(len(mass_77)) - np.dot(jbar_76, jac_67)
+    away_7 = arm.posture_rad_7 - live.qpos[arm.qpos_index_7]
+    pull_7 = NULL_GAIN * away_7 - np.sqrt(NULL_GAIN) * 2.0 * live.qvel[arm.dofs_7]
+    terms.posture_7[:] = np.dot(null_77.T, np.dot(mass_77, pull_7))
 
 
 @numba.njit(cache=True)
 def _actuate(
-    ctrl,
-    torque_7,
-    bias_V,
-    posture_7,
-    dofs,
-    arm,
-    low,
-    high,
-    grip_2,
-    direction,
-    speed,
-    fingers,
-    middle,
-    half,
-):
-    """Arm: torque + gravity + posture, clipped.  Fingers: position targets along the ramp."""
-    for i in range(len(dofs)):
-        torque = (torque_7[i] + bias_V[dofs[i]]) + posture_7[i]
-        ctrl[arm[i]] = min(max(torque, low[i]), high[i])
+    live: Live,
+    motors: Motors,
+    dofs_7: np.ndarray,
+    torque_7: np.ndarray,
+    posture_7: np.ndarray,
+    grip_2: np.ndarray,
+    direction: float,
+) -> None:
+    """Writes `live.ctrl` and moves `grip_2`.
+
+    Arm: torque + gravity + posture, clipped.  Fingers: position targets along the ramp.
+    """
+    for i in range(len(dofs_7)):
+        torque = (torque_7[i] + live.bias[dofs_7[i]]) + posture_7[i]
+        live.ctrl[motors.arm_7[i]] = min(max(torque, motors.low_7[i]), motors.high_7[i])
     for i in range(2):
-        towards = -speed if i == 0 else speed  # the two fingers move against each other
+        # the two fingers move against each other
+        towards = -motors.speed if i == 0 else motors.speed
         grip_2[i] = min(max(grip_2[i] + towards * direction, -1.0), 1.0)
-        ctrl[fingers[i]] = middle[i] + half[i] * grip_2[i]
+        live.ctrl[motors.fingers_2[i]] = motors.middle_m_2[i] + motors.half_m_2[i] * grip_2[i]

@@ -1,7 +1,8 @@
-"""What LIBERO keeps in files: task lists, instructions, init states, assets; and how to import it without side effects.
+"""What LIBERO keeps in files: task lists, instructions, init states, assets; how long tasks take.
 
-LIBERO's import asks a question on stdin, downloads assets, needs torch for its task lists and writes log files; nothing
-here lets it.  Builds no simulator; `libero.py` does.
+And how to import LIBERO without side effects: its import asks a question on stdin, downloads
+assets, needs torch for its task lists and writes log files; nothing here lets it.  Builds no
+simulator; `simulator.py` does.
 """
 
 import dataclasses
@@ -30,27 +31,52 @@ ASSET_FOLDERS = (
     "turbosquid_objects",
 )
 
-
-@functools.cache
-def package() -> pathlib.Path:
-    """Folder of the installed package `libero.libero`, found without importing it."""
-    outer = importlib.util.find_spec("libero")
-    if outer is None:
-        raise ValueError(
-            "LIBERO is not installed; run: pip install --no-deps -r requirements-sim.txt"
-        )
-    return pathlib.Path(outer.submodule_search_locations[0], "libero")
+OWN_FILES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+WITH_EXPERT = ("libero_spatial", "libero_object")  # suites that expert.py can play
+# suite -> where its tasks come from
+SUITES = {name: (name,) for name in OWN_FILES}
+SUITES["libero_130"] = OWN_FILES
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How an episode is played.  Published success rates of one checkpoint differ by these numbers."""
+    """How an episode is played.
 
-    max_episode_steps: dict[
-        str, int
-    ]  # control steps until truncation, by the suite a task comes from
+    Published success rates of one checkpoint differ by these numbers.
+    """
+
+    # control steps until truncation, by the suite a task comes from
+    max_episode_steps: dict[str, int]
     settle_steps: int  # idle steps, gripper open, after every reset; they do not count
     replan_steps: int | None  # executed actions per decision; None: the policy's own chunk
+
+
+PROTOCOLS = {
+    # RLinf's LIBERO configurations; they leave libero_90 out, whose limit is openpi's.
+    "rlinf": Protocol(
+        max_episode_steps={
+            "libero_spatial": 240,
+            "libero_object": 240,
+            "libero_goal": 320,
+            "libero_10": 480,
+            "libero_90": 400,
+        },
+        settle_steps=15,
+        replan_steps=None,
+    ),
+    # openpi's examples/libero/main.py
+    "openpi": Protocol(
+        max_episode_steps={
+            "libero_spatial": 220,
+            "libero_object": 280,
+            "libero_goal": 300,
+            "libero_10": 520,
+            "libero_90": 400,
+        },
+        settle_steps=10,
+        replan_steps=5,
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,23 +88,47 @@ class Task:
 
 
 @functools.cache
+def package() -> pathlib.Path:
+    """Folder of the installed package `libero.libero`, found without importing it.
+
+    Raises:
+        ValueError: LIBERO is not installed.
+    """
+    outer = importlib.util.find_spec("libero")
+    if outer is None:
+        raise ValueError(
+            "LIBERO is not installed; run: pip install --no-deps -r requirements-sim.txt"
+        )
+    return pathlib.Path(outer.submodule_search_locations[0], "libero")
+
+
+@functools.cache
 def tasks(suite: str) -> tuple[Task, ...]:
     """A suite's tasks in the benchmark's order; libero_130 is the five suites one after another."""
     path = package() / "benchmark" / "libero_suite_task_map.py"  # its package would import torch
-    names = _load(path, "libero_suite_task_map").libero_task_map
-    return tuple(Task(member, name) for member in SUITES[suite] for name in names[member])
+    names = run_file(path, "libero_suite_task_map").libero_task_map
+    found = []
+    for member in SUITES[suite]:
+        found += [Task(member, name) for name in names[member]]
+    return tuple(found)
 
 
 def instruction(task_name: str) -> str:
-    """The benchmark's wording: the file name without its scene prefix (the BDDL file's own wording differs)."""
+    """The benchmark's wording: the file name without its scene prefix.
+
+    The BDDL file's own wording differs.
+    """
     words = task_name.split("_")
-    scene = [i for i, word in enumerate(words) if word.startswith("SCENE")]
-    return " ".join(words[scene[0] + 1 :] if scene else words)
+    for i, word in enumerate(words):
+        if word.startswith("SCENE"):
+            return " ".join(words[i + 1 :])
+    return " ".join(words)
 
 
 def bddl_file(suite: str, task: int) -> pathlib.Path:
-    one = tasks(suite)[task]
-    return package() / "bddl_files" / one.suite / f"{one.name}.bddl"
+    """The file that describes the task's scene and goal."""
+    stored = tasks(suite)[task]
+    return package() / "bddl_files" / stored.suite / f"{stored.name}.bddl"
 
 
 @functools.cache
@@ -86,25 +136,31 @@ def init_states(suite: str, task: int) -> np.ndarray:
     """[init states, 1 + nq + nv] float64: time (s), joint positions, joint velocities.
 
     The file is a zip archive written by torch.save with one pickle of one numpy array.
+
+    Raises:
+        ValueError: the pickle asks for anything but an array.
     """
-    one = tasks(suite)[task]
-    path = package() / "init_files" / one.suite / f"{one.name}.pruned_init"
+    stored = tasks(suite)[task]
+    path = package() / "init_files" / stored.suite / f"{stored.name}.pruned_init"
     with zipfile.ZipFile(path) as archive:
-        (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        return _ArrayUnpickler(io.BytesIO(archive.read(name))).load()
+        (pickled,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        content = archive.read(pickled)
+    return _ArrayUnpickler(io.BytesIO(content)).load()
 
 
 class _ArrayUnpickler(pickle.Unpickler):
     """Builds numpy arrays and nothing else; also reads the module names of numpy 1."""
 
-    ALLOWED = {
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-    }
+    ALLOWED = frozenset(
+        {
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }
+    )
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> object:
         module = module.replace("numpy.core", "numpy._core")
         if (module, name) not in self.ALLOWED:
             raise ValueError(
@@ -114,9 +170,15 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:
-    """The folder of meshes and scenes: the argument, $PIRL_LIBERO_ASSETS, or where LIBERO itself keeps them."""
+    """The folder of meshes and scenes.
+
+    It is the argument, $PIRL_LIBERO_ASSETS, or where LIBERO itself keeps them.
+
+    Raises:
+        ValueError: it is not there, or not complete.
+    """
     wanted = assets or os.environ.get(ASSETS_VARIABLE)
-    own = (package() / "assets", downloaded_assets())
+    own = [package() / "assets", downloaded_assets()]
     candidates = [pathlib.Path(wanted)] if wanted else own
     for folder in candidates:
         if all((folder / name).is_dir() for name in ASSET_FOLDERS):
@@ -134,9 +196,12 @@ def downloaded_assets() -> pathlib.Path:
 
 
 def import_libero(assets: pathlib.Path) -> tuple[type, type[Exception]]:
-    """Import LIBERO so that it uses these assets, asks nothing, downloads nothing and writes no log.
+    """Import LIBERO: it uses these assets, asks nothing, downloads nothing and writes no log.
 
     Returns its simulator class and the exception of a failed draw of poses.
+
+    Raises:
+        ValueError: robosuite or LIBERO is not installed, or nothing here can render.
     """
     backends.require(os.environ.get("MUJOCO_GL", "egl"))
     if "robosuite" not in sys.modules:
@@ -144,9 +209,8 @@ def import_libero(assets: pathlib.Path) -> tuple[type, type[Exception]]:
     os.environ["LIBERO_CONFIG_PATH"] = str(_config_folder(assets))
     import libero.libero
 
-    libero.libero._assets_path_cache = str(
-        assets
-    )  # else it downloads; it ignores its config file's entry
+    # else it downloads; it ignores its config file's entry
+    libero.libero._assets_path_cache = str(assets)
     from libero.libero.envs import OffScreenRenderEnv
     from robosuite.utils.errors import RandomizationError
 
@@ -154,15 +218,17 @@ def import_libero(assets: pathlib.Path) -> tuple[type, type[Exception]]:
 
 
 def _silence_robosuite() -> None:
-    """Before robosuite's first import: no log file in /tmp, which another user may own, and no warning about macros."""
+    """Before robosuite's first import.
+
+    No log file in /tmp, which another user may own, and no warning about macros.
+    """
     outer = importlib.util.find_spec("robosuite")
     if outer is None:
         raise ValueError(
             "robosuite is not installed; run: pip install --no-deps -r requirements-sim.txt"
         )
-    macros = _load(
-        pathlib.Path(outer.submodule_search_locations[0], "macros.py"), "robosuite.macros"
-    )
+    path = pathlib.Path(outer.submodule_search_locations[0], "macros.py")
+    macros = run_file(path, "robosuite.macros")
     macros.FILE_LOGGING_LEVEL = None
     sys.modules["robosuite.macros"] = macros
     sys.modules["robosuite.macros_private"] = types.ModuleType("robosuite.macros_private")
@@ -172,7 +238,10 @@ def _silence_robosuite() -> None:
 
 
 def _config_folder(assets: pathlib.Path) -> pathlib.Path:
-    """A folder of ours with LIBERO's config.yaml, named by its content: workers that start at once write the same."""
+    """A folder of ours with LIBERO's config.yaml.
+
+    Named by its content: workers that start at once write the same.
+    """
     root = package()
     paths = {
         "benchmark_root": root,
@@ -182,7 +251,8 @@ def _config_folder(assets: pathlib.Path) -> pathlib.Path:
         "assets": assets,
     }
     text = "".join(f'{key}: "{path}"\n' for key, path in paths.items())
-    folder = cache_folder(f"libero-{hashlib.sha256(text.encode()).hexdigest()[:12]}")
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    folder = cache_folder(f"libero-{digest}")
     if not (folder / "config.yaml").exists():
         write_whole(folder / "config.yaml", text.encode())
     return folder
@@ -202,27 +272,9 @@ def write_whole(path: pathlib.Path, content: bytes) -> None:
     os.replace(file.name, path)
 
 
-def _load(path: pathlib.Path, name: str) -> types.ModuleType:
-    """Execute one file as a module, without the package around it."""
+def run_file(path: pathlib.Path, name: str) -> types.ModuleType:
+    """One file as a module of that name, without the package around it."""
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-OWN_FILES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
-WITH_EXPERT = ("libero_spatial", "libero_object")  # suites that libero_experts.py can play
-SUITES = {
-    **{name: (name,) for name in OWN_FILES},
-    "libero_130": OWN_FILES,
-}  # suite -> where its tasks come from
-
-# openpi: examples/libero/main.py.  RLinf: its LIBERO configurations; it leaves libero_90 out, whose limit is openpi's.
-PROTOCOLS = {
-    "rlinf": Protocol(
-        dict(zip(OWN_FILES, (240, 240, 320, 480, 400))), settle_steps=15, replan_steps=None
-    ),
-    "openpi": Protocol(
-        dict(zip(OWN_FILES, (220, 280, 300, 520, 400))), settle_steps=10, replan_steps=5
-    ),
-}

@@ -1,12 +1,16 @@
-"""Compile a LIBERO scene so that only the model stays in memory, with its own or with lighter visual meshes.
+"""Compile a LIBERO scene so that only the model stays in memory, with its own or lighter meshes.
 
-Lighter means fewer triangles, made once per mesh file and kept in the user's cache.  Only meshes that neither touch
-nor weigh anything are replaced, so that physics is the same to the last bit.  Refuses to know tasks and cameras.
+Lighter means fewer triangles, made once per mesh file and kept in the user's cache.  Only meshes
+that neither touch nor weigh anything are replaced, so that physics is the same to the last bit.
+Refuses to know tasks and cameras.
+
+Shapes: P points, Q triangles of a mesh, R triangles of the lighter one, W samples on its surface.
 """
 
 import ctypes
 import hashlib
 import pathlib
+from typing import NamedTuple
 import xml.etree.ElementTree as ElementTree
 
 import mujoco
@@ -17,34 +21,57 @@ from scipy.sparse import csgraph
 from pirl_jax.envs.libero import files
 
 KEPT_SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)  # of a mesh's triangles: the first that looks the same
-MIN_FACES = 800  # meshes up to this size stay as they are
-SURFACE_ERROR, SURFACE_ERROR_M = (
-    0.003,
-    0.001,
-)  # of a mesh's diagonal, but no less than that; a pixel sees 3 mm
+MIN_TRIANGLES = 800  # meshes up to this size stay as they are
+SURFACE_ERROR = 0.003  # of a mesh's diagonal
+SURFACE_ERROR_M = 0.001  # the same, at least: a pixel sees 3 mm
 TEXTURE_ERROR = 0.02  # of the texture's side
 GOOD_SHARE = 0.93  # of the surface within those errors
-CREASE_COSINE = 0.7  # faces that meet at a sharper angle than 45 degrees are shaded as an edge
+CREASE_COSINE = 0.7  # triangles that meet at a sharper angle than 45 degrees are shaded as an edge
+SAMPLES_PER_EDGE = 6  # of a triangle, less one
+NEIGHBOURS = 4  # samples that are compared with an old corner
 CODE = 1  # counts changes of `lightest` and what it calls: cached files of other code are not read
+
+# What a cached file depends on, besides its source.
 RECIPE = (
     CODE,
     KEPT_SHARES,
-    MIN_FACES,
+    MIN_TRIANGLES,
     SURFACE_ERROR,
     SURFACE_ERROR_M,
     TEXTURE_ERROR,
     GOOD_SHARE,
     CREASE_COSINE,
 )
-PLACED = (
-    "scale",
-    "refpos",
-    "refquat",
-)  # MJCF attributes already applied to the vertices of a cached file
+# MJCF attributes already applied to the vertices of a cached file
+PLACED = ("scale", "refpos", "refquat")
+
+
+class Mesh(NamedTuple):
+    """A mesh whose triangles share their points."""
+
+    points_P3: np.ndarray  # m
+    triangles_Q3: np.ndarray  # places in points_P3
+    texture_Q32: np.ndarray  # texture coordinates of the corners; [Q,3,0] without a texture
+
+    @property
+    def corners_Q33(self) -> np.ndarray:
+        """Positions (m) of each triangle's corners."""
+        return self.points_P3[self.triangles_Q3]
+
+
+class Corners(NamedTuple):
+    """A mesh whose triangles have corners of their own: that of a lighter mesh."""
+
+    position_R33: np.ndarray  # m
+    normal_R33: np.ndarray  # unit length
+    texture_R32: np.ndarray  # [R,3,0] without a texture
 
 
 def compile_model(xml: str) -> mujoco.MjModel:
-    """The compiled model of MJCF text, and nothing else: parsed files and their copies take 4 times its memory."""
+    """The compiled model of MJCF text, and nothing else.
+
+    Parsed files and their copies take 4 times its memory.
+    """
     spec = mujoco.MjSpec.from_string(xml)
     model = spec.compile()
     del spec
@@ -61,199 +88,248 @@ def return_freed_memory() -> None:
 
 
 def lighten(xml: str) -> str:
-    """MJCF text (mesh files by absolute path) with lighter meshes where only the eye can tell."""
-    root, textured = ElementTree.fromstring(xml), visual_meshes(xml)
+    """MJCF text with lighter meshes where only the eye can tell.
+
+    Raises:
+        ValueError: a mesh file is not named by its absolute path.
+    """
+    root = ElementTree.fromstring(xml)
+    textured = visual_meshes(xml)
     for element in root.iter("mesh"):
-        if element.get("name") in textured and "file" in element.keys():
-            lighter = _cached(element, textured[element.get("name")])
-            if lighter is not None:
-                element.attrib = {k: v for k, v in element.attrib.items() if k not in PLACED}
-                element.attrib |= {
-                    "file": str(lighter),
-                    "inertia": "shell",
-                }  # a shell may have holes
+        name = element.get("name")
+        if name not in textured or element.get("file") is None:
+            continue
+        lighter = _cached(element, textured[name])
+        if lighter is not None:
+            attributes = {key: value for key, value in element.items() if key not in PLACED}
+            attributes["file"] = str(lighter)
+            attributes["inertia"] = "shell"  # which may have holes
+            element.attrib = attributes
     return ElementTree.tostring(root, encoding="unicode")
 
 
 def visual_meshes(xml: str) -> dict[str, bool]:
-    """The meshes whose every geom is a picture only, touching nothing and without mass -> whether it has a texture."""
+    """The meshes whose every geom is a picture only -> whether it has a texture.
+
+    A picture touches nothing and has no mass.
+    """
     spec = mujoco.MjSpec.from_string(xml)
-    low, high = spec.compiler.inertiagrouprange
-    materials = {material.name for material in spec.materials if any(material.textures)}
-    pictures, others = {}, set()
+    lowest, highest = spec.compiler.inertiagrouprange
+    with_texture = {material.name for material in spec.materials if any(material.textures)}
+    pictures = {}
+    others = set()
     for geom in spec.geoms:
+        is_mesh = geom.type == mujoco.mjtGeom.mjGEOM_MESH
         touches = geom.contype or geom.conaffinity
-        if (
-            geom.type == mujoco.mjtGeom.mjGEOM_MESH
-            and not touches
-            and not low <= geom.group <= high
-        ):
-            pictures[geom.meshname] = (
-                pictures.get(geom.meshname, False) or geom.material in materials
-            )
+        weighs = lowest <= geom.group <= highest
+        if is_mesh and not touches and not weighs:
+            before = pictures.get(geom.meshname, False)
+            pictures[geom.meshname] = before or geom.material in with_texture
         else:
             others.add(geom.meshname)
     return {name: textured for name, textured in pictures.items() if name not in others}
 
 
 def _cached(element: ElementTree.Element, textured: bool) -> pathlib.Path | None:
-    """The file of the lighter mesh, made if it is not there; None if the mesh is small enough.
+    """The file of the lighter mesh, made if it is not there; None if none looks the same.
 
-    Named by content and recipe, and moved into place when complete: workers that start at once write the same.
+    Named by content and recipe, and moved into place when complete: workers that start at once
+    write the same.
     """
     source = pathlib.Path(element.get("file"))
     if not source.is_absolute():
         raise ValueError(
-            f"mesh file {source} is not an absolute path; pass the text of robosuite's model.get_xml()"
+            f"mesh file {source} is not an absolute path; pass the text of robosuite's"
+            " model.get_xml()"
         )
-    key = hashlib.sha256(source.read_bytes())
-    attributes = sorted((k, v) for k, v in element.items() if k != "file")
-    key.update(repr((RECIPE, textured, source.suffix, attributes)).encode())
-    path = files.cache_folder("meshes") / f"{key.hexdigest()[:24]}.msh"
+    attributes = sorted((name, value) for name, value in element.items() if name != "file")
+    digest = hashlib.sha256(source.read_bytes())
+    digest.update(repr((RECIPE, textured, source.suffix, attributes)).encode())
+    path = files.cache_folder("meshes") / f"{digest.hexdigest()[:24]}.msh"
     if not path.exists():
-        vertices_V3, faces_F3, uv_F32 = read(element)
-        lighter = lightest(vertices_V3, faces_F3, uv_F32 if textured else uv_F32[:, :, :0])
-        files.write_whole(path, to_msh(*lighter) if lighter else b"")
-    return path if path.stat().st_size else None
+        mesh = read(element)
+        if not textured:
+            mesh = mesh._replace(texture_Q32=mesh.texture_Q32[:, :, :0])
+        lighter = lightest(mesh)
+        files.write_whole(path, to_msh(lighter) if lighter else b"")
+    return path if path.stat().st_size else None  # an empty file: the mesh stays as it is
 
 
-def read(element: ElementTree.Element) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As MuJoCo reads it: vertices [V,3] (m), faces [F,3], texture coordinates of the corners [F,3,2] (or [F,3,0])."""
+def read(element: ElementTree.Element) -> Mesh:
+    """The mesh of an MJCF element as MuJoCo reads it, placed and scaled."""
     root = ElementTree.Element("mujoco")
-    assets, world = ElementTree.SubElement(root, "asset"), ElementTree.SubElement(root, "worldbody")
-    attributes = {k: v for k, v in element.items() if k != "class"} | {
-        "name": "mesh",
-        "inertia": "shell",
-    }
+    attributes = {name: value for name, value in element.items() if name != "class"}
+    attributes["name"] = "mesh"
+    attributes["inertia"] = "shell"  # which may have holes
+    geom = {"type": "mesh", "mesh": "mesh", "contype": "0", "conaffinity": "0"}
+    assets = ElementTree.SubElement(root, "asset")
+    world = ElementTree.SubElement(root, "worldbody")
     ElementTree.SubElement(assets, "mesh", attributes)
-    ElementTree.SubElement(
-        world, "geom", {"type": "mesh", "mesh": "mesh", "contype": "0", "conaffinity": "0"}
-    )
+    ElementTree.SubElement(world, "geom", geom)
     model = mujoco.MjModel.from_xml_string(ElementTree.tostring(root, encoding="unicode"))
-    axes = np.empty(9)
-    mujoco.mju_quat2Mat(axes, model.mesh_quat[0])  # undo the compiler's move to the center of mass
-    vertices_V3 = model.mesh_vert @ axes.reshape(3, 3).T + model.mesh_pos[0]
-    if not model.mesh_texcoordnum[0]:
-        return vertices_V3, model.mesh_face.copy(), np.empty((model.nmeshface, 3, 0))
-    return vertices_V3, model.mesh_face.copy(), model.mesh_texcoord[model.mesh_facetexcoord]
+    # undo the compiler's move to the center of mass
+    axes_9 = np.empty(9)
+    mujoco.mju_quat2Mat(axes_9, model.mesh_quat[0])
+    points_P3 = model.mesh_vert @ axes_9.reshape(3, 3).T + model.mesh_pos[0]
+    if model.mesh_texcoordnum[0]:
+        texture_Q32 = model.mesh_texcoord[model.mesh_facetexcoord]
+    else:
+        texture_Q32 = np.empty((model.nmeshface, 3, 0))
+    return Mesh(points_P3, model.mesh_face.copy(), texture_Q32)
 
 
-def lightest(vertices_V3, faces_F3, uv_F32) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """The mesh of the fewest faces that looks the same, as `decimate` gives it; None: only the whole one does."""
-    for share in KEPT_SHARES if len(faces_F3) > MIN_FACES else ():
-        lighter = decimate(vertices_V3, faces_F3, uv_F32, share)
-        if looks_same(vertices_V3[faces_F3], uv_F32, *lighter):
+def lightest(mesh: Mesh) -> Corners | None:
+    """The mesh of the fewest triangles that looks the same; None: only the whole one does."""
+    if len(mesh.triangles_Q3) <= MIN_TRIANGLES:
+        return None
+    for share in KEPT_SHARES:
+        lighter = decimate(mesh, share)
+        if looks_same(mesh, lighter):
             return lighter
     return None
 
 
-def looks_same(old_F33, old_uv_F32, corners_G33, normals_G33, uv_G32) -> bool:
-    """Whether nearly all old corners, by area, lie on the new surface and wear the texture that it has there."""
-    old_N3, area_F = old_F33.reshape(-1, 3), np.linalg.norm(_area(old_F33), axis=1)
-    steps = (
-        np.array([(i, j, 6 - i - j) for i in range(7) for j in range(7 - i)]) / 6
-    )  # 28 samples of a face
-    samples_M3 = np.einsum("sk,gki->gsi", steps, corners_G33).reshape(-1, 3)
-    uv_M2 = np.einsum("sk,gki->gsi", steps, uv_G32).reshape(len(samples_M3), -1)
-    error_m = max(SURFACE_ERROR_M, SURFACE_ERROR * np.linalg.norm(np.ptp(old_N3, axis=0)))
-    normal_M3 = _unit(_area(corners_G33)).repeat(len(steps), axis=0)
-    near_N4 = spatial.cKDTree(samples_M3).query(old_N3, k=4)[1]
-    away_N43 = old_N3[:, None] - samples_M3[near_N4]
-    spacing_m = (
-        np.linalg.norm(corners_G33[:, 1] - corners_G33[:, 0], axis=1).repeat(len(steps))[near_N4]
-        / 6
-    )
-    good_N4 = np.abs(np.einsum("nki,nki->nk", away_N43, normal_M3[near_N4])) < error_m
-    good_N4 &= (
-        np.linalg.norm(away_N43, axis=2) < error_m + spacing_m
-    )  # beside the face's edge is not on it
-    if old_uv_F32.size:
-        good_N4 &= (
-            np.linalg.norm(old_uv_F32.reshape(-1, 1, 2) - uv_M2[near_N4], axis=2) < TEXTURE_ERROR
-        )
-    return np.average(good_N4.any(axis=1), weights=area_F.repeat(3)) >= GOOD_SHARE
+def looks_same(mesh: Mesh, lighter: Corners) -> bool:
+    """Whether the lighter mesh cannot be told from the other.
+
+    Nearly all old corners, by area, lie on the new surface and wear the texture that it has there.
+    """
+    old_P3 = mesh.corners_Q33.reshape(-1, 3)
+    area_Q = np.linalg.norm(_double_area(mesh.corners_Q33), axis=1)
+    weights = _sample_weights()
+    samples_W3 = np.einsum("sk,gki->gsi", weights, lighter.position_R33).reshape(-1, 3)
+    texture = np.einsum("sk,gki->gsi", weights, lighter.texture_R32)
+    texture_W2 = texture.reshape(len(samples_W3), -1)
+    normal_R3 = _unit(_double_area(lighter.position_R33))
+    normal_W3 = normal_R3.repeat(len(weights), axis=0)
+    edge_R3 = lighter.position_R33[:, 1] - lighter.position_R33[:, 0]
+    edge_W = np.linalg.norm(edge_R3, axis=1).repeat(len(weights))
+
+    diagonal_m = np.linalg.norm(np.ptp(old_P3, axis=0))
+    error_m = max(SURFACE_ERROR_M, SURFACE_ERROR * diagonal_m)
+    near_P4 = spatial.cKDTree(samples_W3).query(old_P3, k=NEIGHBOURS)[1]
+    away_P43 = old_P3[:, None] - samples_W3[near_P4]
+    spacing_P4 = edge_W[near_P4] / SAMPLES_PER_EDGE
+    height_P4 = np.abs(np.einsum("nki,nki->nk", away_P43, normal_W3[near_P4]))
+    good_P4 = height_P4 < error_m
+    # beside the triangle's edge is not on it
+    good_P4 &= np.linalg.norm(away_P43, axis=2) < error_m + spacing_P4
+    if mesh.texture_Q32.size:
+        apart_P42 = mesh.texture_Q32.reshape(-1, 1, 2) - texture_W2[near_P4]
+        good_P4 &= np.linalg.norm(apart_P42, axis=2) < TEXTURE_ERROR
+    return np.average(good_P4.any(axis=1), weights=area_Q.repeat(3)) >= GOOD_SHARE
 
 
-def decimate(
-    vertices_V3, faces_F3, uv_F32, share: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """That share of the faces: corners' positions [G,3,3], normals [G,3,3], texture coordinates [G,3,2 or 0]."""
+def _sample_weights() -> np.ndarray:
+    """[28,3]: samples of a triangle as weights of its corners."""
+    weights = []
+    for i in range(SAMPLES_PER_EDGE + 1):
+        for j in range(SAMPLES_PER_EDGE + 1 - i):
+            weights.append((i, j, SAMPLES_PER_EDGE - i - j))
+    return np.array(weights) / SAMPLES_PER_EDGE
+
+
+def decimate(mesh: Mesh, share: float) -> Corners:
+    """The mesh with that share of its triangles."""
     import fast_simplification  # only where a mesh is not in the cache yet
 
-    points_V3, welded_V = np.unique(vertices_V3.astype(np.float32), axis=0, return_inverse=True)
-    welded_F3 = welded_V.reshape(-1)[faces_F3]
-    whole_F = (welded_F3 != np.roll(welded_F3, 1, axis=1)).all(axis=1)
-    welded_F3, uv_F32 = welded_F3[whole_F], uv_F32[whole_F]
-    count = int(share * len(welded_F3))
+    # Corners in one place become one point, else the seams of the texture open.
+    single = mesh.points_P3.astype(np.float32)
+    points_P3, point_of = np.unique(single, axis=0, return_inverse=True)
+    triangles_Q3 = point_of.reshape(-1)[mesh.triangles_Q3]
+    whole_Q = _is_whole(triangles_Q3)
+    welded = Mesh(points_P3, triangles_Q3[whole_Q], mesh.texture_Q32[whole_Q])
     _, _, collapses = fast_simplification.simplify(
-        points_V3, welded_F3, target_count=count, return_collapses=True
+        welded.points_P3,
+        welded.triangles_Q3,
+        target_count=int(share * len(welded.triangles_Q3)),
+        return_collapses=True,
     )
-    new_P3, _, moved_V = fast_simplification.replay_simplification(points_V3, welded_F3, collapses)
-    left_F3 = moved_V[welded_F3]  # a face that keeps three different corners is still there
-    alive = np.flatnonzero((left_F3 != np.roll(left_F3, 1, axis=1)).all(axis=1))
-    left_G3 = left_F3[alive]
-    uv_G32 = (
-        _textured(points_V3, welded_F3, uv_F32, alive, new_P3[left_G3])
-        if uv_F32.size
-        else uv_F32[alive]
+    moved_P3, _, moved_to = fast_simplification.replay_simplification(
+        welded.points_P3, welded.triangles_Q3, collapses
     )
-    return new_P3[left_G3], _normals(new_P3, left_G3), uv_G32
+    left_Q3 = moved_to[welded.triangles_Q3]
+    alive = np.flatnonzero(_is_whole(left_Q3))
+    left_R3 = left_Q3[alive]
+    position_R33 = moved_P3[left_R3]
+    texture_R32 = welded.texture_Q32[alive]
+    if texture_R32.size:
+        texture_R32 = _texture(welded, alive, position_R33)
+    return Corners(position_R33, _normals(moved_P3, left_R3), texture_R32)
 
 
-def _textured(points_V3, faces_F3, uv_F32, alive_G, corners_G33) -> np.ndarray:
-    """[G,3,2] texture coordinates at the moved corners: those of the nearest old corner of the same patch.
+def _is_whole(triangles_Q3: np.ndarray) -> np.ndarray:
+    """[Q] bool: triangles that have three different corners."""
+    return (triangles_Q3 != np.roll(triangles_Q3, 1, axis=1)).all(axis=1)
 
-    A patch is what hangs together in space and in the texture; across its border the texture jumps.
+
+def _texture(mesh: Mesh, alive: np.ndarray, position_R33: np.ndarray) -> np.ndarray:
+    """[R,3,2] texture coordinates at the moved corners of the triangles `alive` [R].
+
+    Those of the nearest old corner of the same patch.  A patch is what hangs together in space
+    and in the texture; across its border the texture jumps.
     """
-    corners = np.column_stack([faces_F3.ravel(), uv_F32.reshape(-1, 2)])
-    unique, corner_of = np.unique(corners, axis=0, return_inverse=True)
-    corner_F3 = corner_of.reshape(-1, 3)
-    edges = np.concatenate([corner_F3[:, :2], corner_F3[:, 1:]])
-    graph = sparse.coo_matrix((np.ones(len(edges)), edges.T), shape=(len(unique),) * 2)
-    patch = csgraph.connected_components(graph, directed=False)[1]
-    apart_m = 10 * np.ptp(points_V3, axis=0).max()  # patches become layers that far from each other
-    old = np.column_stack([points_V3[unique[:, 0].astype(int)], apart_m * patch])
-    new = np.column_stack([corners_G33.reshape(-1, 3), apart_m * patch[corner_F3[alive_G]].ravel()])
-    return unique[spatial.cKDTree(old).query(new)[1], 1:].reshape(-1, 3, 2)
+    old = np.column_stack([mesh.triangles_Q3.ravel(), mesh.texture_Q32.reshape(-1, 2)])
+    corners, corner_of = np.unique(old, axis=0, return_inverse=True)  # columns: point, texture
+    corner_Q3 = corner_of.reshape(-1, 3)
+    edges = np.concatenate([corner_Q3[:, :2], corner_Q3[:, 1:]])
+    size = (len(corners), len(corners))
+    graph = sparse.coo_matrix((np.ones(len(edges)), edges.T), shape=size)
+    _, patch = csgraph.connected_components(graph, directed=False)
+    # Patches become layers of a fourth dimension, far from each other.
+    apart_m = 10 * np.ptp(mesh.points_P3, axis=0).max()
+    corner_m = mesh.points_P3[corners[:, 0].astype(int)]
+    old_layer = apart_m * patch
+    new_layer = apart_m * patch[corner_Q3[alive]].ravel()
+    tree = spatial.cKDTree(np.column_stack([corner_m, old_layer]))
+    _, nearest = tree.query(np.column_stack([position_R33.reshape(-1, 3), new_layer]))
+    return corners[nearest, 1:].reshape(-1, 3, 2)
 
 
-def _normals(points_P3, faces_G3) -> np.ndarray:
-    """[G,3,3] unit normals of corners: the mean over faces that meet there at less than the crease angle."""
-    area_G3 = _area(points_P3[faces_G3].astype(np.float64))
-    unit_G3 = _unit(area_G3)
-    num_corners = faces_G3.size
-    at = sparse.csr_matrix((np.ones(num_corners), (np.arange(num_corners), faces_G3.ravel())))
+def _normals(points_P3: np.ndarray, triangles_R3: np.ndarray) -> np.ndarray:
+    """[R,3,3] unit normals of corners.
+
+    The mean, by area, over the triangles that meet there at less than the crease angle.
+    """
+    area_R3 = _double_area(points_P3[triangles_R3].astype(np.float64))
+    unit_R3 = _unit(area_R3)
+    num_corners = triangles_R3.size
+    point_of = (np.arange(num_corners), triangles_R3.ravel())
+    at = sparse.csr_matrix((np.ones(num_corners), point_of))
     here, there = (at @ at.T).nonzero()  # pairs of corners in one place
-    smooth = np.einsum("ij,ij->i", unit_G3[here // 3], unit_G3[there // 3]) > CREASE_COSINE
-    here, there = here[smooth], there[smooth]
-    total = sparse.csr_matrix(
-        (np.ones(len(here)), (here, there)), shape=(num_corners,) * 2
-    ) @ area_G3.repeat(3, axis=0)
+    cosine = np.einsum("ij,ij->i", unit_R3[here // 3], unit_R3[there // 3])
+    smooth = cosine > CREASE_COSINE
+    pairs = (here[smooth], there[smooth])
+    ones = np.ones(len(pairs[0]))
+    sums = sparse.csr_matrix((ones, pairs), shape=(num_corners, num_corners))
+    total = sums @ area_R3.repeat(3, axis=0)
     return _unit(total).reshape(-1, 3, 3)
 
 
-def _area(corners_F33) -> np.ndarray:
-    """[F,3] normals, twice as long as the faces are large."""
-    return np.cross(corners_F33[:, 1] - corners_F33[:, 0], corners_F33[:, 2] - corners_F33[:, 0])
+def _double_area(corners_Q33: np.ndarray) -> np.ndarray:
+    """[Q,3] normals, twice as long as the triangles are large."""
+    first = corners_Q33[:, 1] - corners_Q33[:, 0]
+    second = corners_Q33[:, 2] - corners_Q33[:, 0]
+    return np.cross(first, second)
 
 
-def _unit(vectors_N3) -> np.ndarray:
-    length_N1 = np.linalg.norm(vectors_N3, axis=1, keepdims=True)
-    return np.where(
-        length_N1 > 0, vectors_N3 / np.where(length_N1 > 0, length_N1, 1), (0.0, 0.0, 1.0)
-    )
+def _unit(vectors_P3: np.ndarray) -> np.ndarray:
+    """Of unit length; what has no direction points up."""
+    length_P1 = np.linalg.norm(vectors_P3, axis=1, keepdims=True)
+    divisor_P1 = np.where(length_P1 > 0, length_P1, 1)
+    return np.where(length_P1 > 0, vectors_P3 / divisor_P1, (0.0, 0.0, 1.0))
 
 
-def to_msh(corners_G33, normals_G33, uv_G32) -> bytes:
-    """MuJoCo's legacy binary mesh: four int32 counts, float32 positions, normals, texture coordinates, int32 faces."""
-    records = np.concatenate([corners_G33, normals_G33, uv_G32], axis=2).reshape(
-        len(corners_G33) * 3, -1
-    )
+def to_msh(mesh: Corners) -> bytes:
+    """MuJoCo's legacy binary mesh.
+
+    Four int32 counts, float32 positions, normals and texture coordinates, int32 triangles.
+    """
+    num_triangles = len(mesh.position_R33)
+    records = np.concatenate(mesh, axis=2).reshape(num_triangles * 3, -1)
     unique, index = np.unique(records.astype(np.float32), axis=0, return_inverse=True)
-    textured = uv_G32.shape[2] > 0
-    counts = np.array(
-        [len(unique), len(unique), len(unique) * textured, len(corners_G33)], np.int32
-    )
+    num_textured = len(unique) * (mesh.texture_R32.shape[2] > 0)
+    counts = np.array([len(unique), len(unique), num_textured, num_triangles], np.int32)
     parts = (
         counts,
         unique[:, :3],

@@ -1,27 +1,30 @@
 """The one LIBERO adapter: stock LIBERO physics behind the contract of `base.py`.
 
-A chunk is rendered once, from the state after its last step (stock observations lag that state by one 2 ms physics
-step); an episode ends at success.  Physics is the business of `libero_sim.py`, sharing simulators that of
-`libero_cache.py`, files and imports that of `libero_files.py`.
+A chunk is rendered once, from the state after its last step (stock observations lag that state
+by one 2 ms physics step); an episode ends at success.  Physics is the business of
+`simulator.py`, sharing simulators that of `cache.py`, files that of `files.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import itertools
 import os
 import pathlib
 
 import numpy as np
 
-from pirl_jax.envs import base
+from pirl_jax.envs import base, panda
 from pirl_jax.envs.libero import cache, files, render
-from pirl_jax.envs.libero import simulator as libero_sim
+from pirl_jax.envs.libero import simulator as simulators
 
-CAMERAS = ("agentview", "robot0_eye_in_hand")
+CAMERAS = panda.CAMERAS
 NUM_INIT_STATES = 50  # stored per task
 
 
 class Libero:
-    """One suite.  All Libero envs of a process share their simulators, one for each of the last few tasks."""
+    """One suite.
+
+    All Libero envs of a process share their simulators, one for each of the last few tasks.
+    """
 
     def __init__(
         self,
@@ -33,46 +36,68 @@ class Libero:
         cached_tasks: int,
         render_quality: str,
     ):
+        """`limits` are control steps until truncation, by task; `make` knows the rest.
+
+        Raises:
+            ValueError: cached_tasks is less than 1.
+        """
         if cached_tasks < 1:
             raise ValueError(
                 f"cached_tasks {cached_tasks} leaves no simulator to play in; choose 1 or more"
             )
         self.spec = spec
-        self._assets, self._settle_steps, self._seed = assets, settle_steps, seed
-        self._limits = limits  # control steps until truncation, by task
-        self._cached_tasks, self._light = cached_tasks, render_quality == "light"
-        self._task = None
-        self._elapsed = None  # control steps of the episode; None: no episode is under way
-        self.saved: libero_sim.Snapshot | None = (
-            None  # our episode, while another's stands in the simulator
-        )
+        self._assets = assets
+        self._limits = limits
+        self._settle_steps = settle_steps
+        self._seed = seed
+        self._cached_tasks = cached_tasks
+        self._light = render_quality == "light"
+        self._task: int | None = None
+        # Control steps of the episode; None: no episode is under way.
+        self._elapsed: int | None = None
+        # Our episode, while another's stands in the simulator.
+        self.saved: simulators.Snapshot | None = None
 
     @property
-    def simulator(self) -> libero_sim.Simulator:
-        """The simulator, with the state of this env's episode in it, until another env of this process runs."""
+    def simulator(self) -> simulators.Simulator:
+        """The simulator with this env's episode in it, until another env of this process runs."""
         return self._hold().simulator
 
     def reset(self, task: int, init_state: int) -> base.TimeStep:
+        """Start the episode (task, init_state).
+
+        Raises:
+            ValueError: there is no such task or init state.
+        """
         if task not in range(self.spec.num_tasks):
             raise base.error("task", task, range(self.spec.num_tasks))
         if init_state not in range(self.spec.num_init_states):
             raise base.error("init state", init_state, range(self.spec.num_init_states))
-        self._elapsed, self._task = None, task
-        cache.SHARED.start(self, self._key(), self._cached_tasks, init_state)
+        self._task = task
+        self._elapsed = None  # should the start fail
+        cache.SIMULATORS.start(self, self._setup(), init_state, self._cached_tasks)
         self._elapsed = 0
         return self._observe(success=False, num_steps=0, frames=None)
 
-    def step_chunk(self, actions_IA: np.ndarray, record: bool = False) -> base.TimeStep:
+    def step_chunk(self, actions_IA: Iterable[np.ndarray], record: bool = False) -> base.TimeStep:
+        """Execute up to I actions [7]; see base.Env.
+
+        Raises:
+            RuntimeError: no episode is under way.
+            ValueError: an action is not finite.
+        """
         if self._elapsed is None:
             raise RuntimeError("no episode is under way; call reset first")
-        simulator, frames = self.simulator, [] if record else None
-        success, num_steps = False, 0
-        for action in itertools.islice(actions_IA, self._limits[self._task] - self._elapsed):
-            if not np.isfinite(action).all():
-                raise ValueError(
-                    "an action is not finite; look for a policy that diverged"
-                )  # MuJoCo would silently reset
-            success = simulator.step(action)
+        simulator = self.simulator
+        frames = [] if record else None
+        success = False
+        num_steps = 0
+        still_allowed = self._limits[self._task] - self._elapsed
+        for action_A in itertools.islice(actions_IA, still_allowed):
+            if not np.isfinite(action_A).all():
+                # MuJoCo would silently reset
+                raise ValueError("an action is not finite; look for a policy that diverged")
+            success = simulator.step(action_A)
             num_steps += 1
             if record:
                 frames.append(self._render(CAMERAS[0]))
@@ -85,10 +110,15 @@ class Libero:
         return step
 
     def close(self) -> None:
-        self._task = self._elapsed = self.saved = None
-        cache.SHARED.leave(self)
+        """Give up the episode; the last env of the process frees the simulators."""
+        self._task = None
+        self._elapsed = None
+        self.saved = None
+        cache.SIMULATORS.leave(self)
 
-    def _observe(self, success: bool, num_steps: int, frames: list | None) -> base.TimeStep:
+    def _observe(
+        self, success: bool, num_steps: int, frames: list[np.ndarray] | None
+    ) -> base.TimeStep:
         return base.TimeStep(
             images=np.stack([self._render(camera) for camera in CAMERAS]),
             state=self.simulator.state(),
@@ -102,19 +132,19 @@ class Libero:
     def _render(self, camera: str) -> np.ndarray:
         return self._hold().render(camera, self.spec.image_size_px)
 
-    def _hold(self) -> cache.Built:
+    def _hold(self) -> cache.Shared:
         if self._task is None:
             raise RuntimeError("no simulator is built yet; call reset first")
-        return cache.SHARED.hold(self, self._key(), self._cached_tasks)
+        return cache.SIMULATORS.hold(self, self._setup(), self._cached_tasks)
 
-    def _key(self) -> tuple:
-        return (
-            self.spec.suite,
-            self._task,
-            self._assets,
-            self._settle_steps,
-            self._seed,
-            self._light,
+    def _setup(self) -> simulators.Setup:
+        return simulators.Setup(
+            suite=self.spec.suite,
+            task=self._task,
+            assets=self._assets,
+            settle_steps=self._settle_steps,
+            seed=self._seed,
+            light=self._light,
         )
 
 
@@ -130,9 +160,13 @@ def make(
 ) -> Libero:
     """An env of one suite.
 
-    `max_episode_steps` defaults to the protocol's, `assets` to $PIRL_LIBERO_ASSETS or LIBERO's own; `render_quality` is
-    exact (stock LIBERO's pictures) or light (fewer triangles, no multisampling, no reflection; the same physics);
-    `cached_tasks` is the number of simulators this process keeps, 0.3 to 0.5 GB each.
+    `max_episode_steps` defaults to the protocol's, `assets` to $PIRL_LIBERO_ASSETS or LIBERO's own;
+    `render_quality` is exact (stock LIBERO's pictures) or light (fewer triangles, no multisampling,
+    no reflection; the same physics); `cached_tasks` is the number of simulators this process keeps,
+    0.3 to 0.5 GB each.
+
+    Raises:
+        ValueError: a name does not exist, or the assets are absent; the sentence has the remedy.
     """
     if suite not in files.SUITES:
         raise base.error("suite", suite, files.SUITES)
@@ -140,7 +174,8 @@ def make(
         raise base.error("protocol", protocol, files.PROTOCOLS)
     if render_quality not in render.QUALITIES:
         raise base.error("render_quality", render_quality, render.QUALITIES)
-    rules, tasks = files.PROTOCOLS[protocol], files.tasks(suite)
+    rules = files.PROTOCOLS[protocol]
+    tasks = files.tasks(suite)
     limits = [max_episode_steps or rules.max_episode_steps[task.suite] for task in tasks]
     spec = base.EnvSpec(
         suite=suite,
@@ -151,10 +186,10 @@ def make(
     )
     return Libero(
         spec,
-        files.find_assets(assets),
-        limits,
-        rules.settle_steps,
-        seed,
-        cached_tasks,
-        render_quality,
+        assets=files.find_assets(assets),
+        limits=limits,
+        settle_steps=rules.settle_steps,
+        seed=seed,
+        cached_tasks=cached_tasks,
+        render_quality=render_quality,
     )

@@ -5,38 +5,32 @@ import shutil
 
 import pytest
 
-from pirl_jax.envs.libero import assets as libero_assets
+from pirl_jax.envs.libero import assets
+
+
+def _link(source, target):
+    pathlib.Path(target).symlink_to(source)
 
 
 @pytest.fixture
-def assets(libero_assets):
-    return libero_assets
-
-
-@pytest.fixture
-def copy(assets, tmp_path):
+def copy(libero_assets, tmp_path):
     """Links to all files: each test breaks some."""
-    shutil.copytree(
-        assets, tmp_path / "assets", copy_function=lambda a, b: pathlib.Path(b).symlink_to(a)
-    )
-    return tmp_path / "assets"
+    return shutil.copytree(libero_assets, tmp_path / "assets", copy_function=_link)
 
 
 def test_what_the_tasks_name():
-    assert len(libero_assets.categories()) == 33
-    assert {"akita_black_bowl", "flat_stove", "wooden_cabinet"} < libero_assets.categories()
-    assert "kitchen_table" not in libero_assets.categories(), "part of the scene"
-    scenes = dict(libero_assets.scenes())
+    assert len(assets.categories()) == 33
+    assert {"akita_black_bowl", "flat_stove", "wooden_cabinet"} < assets.categories()
+    assert "kitchen_table" not in assets.categories(), "part of the scene"
+    scenes = dict(assets.scenes())
     assert len(scenes) == 5
-    assert (
-        scenes["scenes/libero_kitchen_tabletop_base_style.xml"]["texplane"]
-        == "gray_ceramic_tile.png"
-    )
+    kitchen = scenes["scenes/libero_kitchen_tabletop_base_style.xml"]
+    assert kitchen["texplane"] == "gray_ceramic_tile.png"
 
 
-def test_the_complete_folder(assets):
+def test_the_complete_folder(libero_assets):
     """All 130 tasks are known to build from it."""
-    assert libero_assets.missing(assets) == []
+    assert assets.missing(libero_assets) == []
 
 
 @pytest.mark.parametrize(
@@ -51,18 +45,20 @@ def test_the_complete_folder(assets):
 )
 def test_each_absent_file_is_named(copy, name, said):
     (copy / name).unlink()
-    assert libero_assets.missing(copy) == [said or name]
+    assert assets.missing(copy) == [said or name]
 
 
 def test_empty_files_and_lfs_pointers_are_absent(copy):
-    names = ["textures/gray_ceramic_tile.png", "articulated_objects/meshes/microwave/micro.stl"]
-    for name, text in zip(
-        names, ("", "version https://git-lfs.github.com/spec/v1\noid sha256:00\n"), strict=True
-    ):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\n"
+    damaged = {
+        "textures/gray_ceramic_tile.png": "",
+        "articulated_objects/meshes/microwave/micro.stl": pointer,
+    }
+    for name, text in damaged.items():
         (copy / name).unlink()
         (copy / name).write_text(text)
-    assert libero_assets.missing(copy) == sorted(names)
+    assert assets.missing(copy) == sorted(damaged)
 
 
 def test_an_empty_folder_lacks_every_object_and_scene(tmp_path):
-    assert len(libero_assets.missing(tmp_path)) == 33 + 5
+    assert len(assets.missing(tmp_path)) == 33 + 5

@@ -1,4 +1,4 @@
-"""LIBERO's files: all suites, the benchmark's wording, init states without torch, sentences for what is missing."""
+"""LIBERO's files: all suites, the benchmark's wording, init states without torch; its import."""
 
 import ast
 import io
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pirl_jax.envs.libero import files
-from pirl_jax.envs.libero import suite as libero
+from pirl_jax.envs.libero import suite as suites
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -39,7 +39,7 @@ def test_instructions_are_the_benchmarks(suite):
 def test_init_states_of_every_task(suite):
     for task in range(len(files.tasks(suite))):
         states = files.init_states(suite, task)
-        assert states.shape[0] == libero.NUM_INIT_STATES and states.dtype == np.float64
+        assert states.shape[0] == suites.NUM_INIT_STATES and states.dtype == np.float64
         assert np.isfinite(states).all()
         assert files.bddl_file(suite, task).is_file()
     assert "torch" not in sys.modules
@@ -56,7 +56,7 @@ def test_an_init_state_file_cannot_run_code(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     with zipfile.ZipFile(folder / "evil.pruned_init", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(Evil(), protocol=2))
-    with pytest.raises(ValueError, match="asks for (posix|nt).system"):
+    with pytest.raises(ValueError, match=r"asks for (posix|nt)\.system"):
         files.init_states("libero_evil", 0)
 
 
@@ -82,7 +82,7 @@ def test_assets_come_from_argument_then_variable(tmp_path, monkeypatch):
 
 def test_missing_assets_are_named_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.delenv("PIRL_LIBERO_ASSETS", raising=False)
-    with pytest.raises(ValueError, match="nowhere.*set PIRL_LIBERO_ASSETS"):
+    with pytest.raises(ValueError, match=r"nowhere.*set PIRL_LIBERO_ASSETS"):
         files.find_assets(tmp_path / "nowhere")
     monkeypatch.setattr(files, "package", lambda: tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -106,7 +106,7 @@ def test_config_folder_is_private_complete_and_written_once(tmp_path, monkeypatc
 
 
 def test_import_asks_nothing_and_needs_nothing_heavy(libero_assets, tmp_path):
-    """A fresh process with stdin closed and an empty home: no question, no output, no log file, no torch."""
+    """A fresh process, stdin closed, an empty home: no question, output, log file or torch."""
     code = f"""
 import builtins, logging, sys
 sys.path.insert(0, {str(ROOT)!r})

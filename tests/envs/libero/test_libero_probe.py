@@ -1,4 +1,4 @@
-"""The physics probe: passes with the pinned mujoco, and notices a bowl that lies where mujoco 3.4.0 leaves it."""
+"""The physics probe passes with the pinned mujoco and notices where 3.4.0 leaves the bowl."""
 
 import mujoco
 import numpy as np

@@ -7,10 +7,9 @@ import mujoco
 import numpy as np
 import pytest
 
-from pirl_jax.envs import base
+from pirl_jax.envs import base, panda
 from pirl_jax.envs.libero import files, render
-from pirl_jax.envs.libero import simulator as libero_sim
-from pirl_jax.envs.libero import suite as libero
+from pirl_jax.envs.libero import suite as suites
 from tests import pools
 
 # robosuite, LIBERO and numba warn about themselves when they are imported.
@@ -19,12 +18,15 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (10, 7))
 
 
-class Scripted(libero.Libero):
+class Scripted(suites.Libero):
     """The adapter's own chunk rules on scripted success flags, without a simulator."""
 
     def __init__(self, flags, limit):
         self.spec = base.EnvSpec("scripted", ("",), 1, limit, image_size_px=2)
-        self._flags, self._elapsed, self._task, self._limits = iter(flags), 0, 0, [limit]
+        self._flags = iter(flags)
+        self._limits = [limit]
+        self._task = 0
+        self._elapsed = 0
 
     @property
     def simulator(self):
@@ -40,21 +42,32 @@ class Scripted(libero.Libero):
         return np.zeros((2, 2, 3), np.uint8)
 
 
+class Listening(Scripted):
+    """Keeps the actions that reach the simulator."""
+
+    def __init__(self, flags, limit):
+        super().__init__(flags, limit)
+        self.received = []
+
+    def step(self, action):
+        self.received.append(action)
+        return super().step(action)
+
+
 def test_axis_angle_matches_the_reference(vectors):
     data = np.load(vectors / "rlinf" / "f_libero.npz")
-    ours = [libero_sim.axis_angle(quat) for quat in data["quat2axisangle/in/quat_xyzw"]]
+    ours = [panda.axis_angle(quat) for quat in data["quat2axisangle/in/quat_xyzw"]]
     np.testing.assert_allclose(ours, data["quat2axisangle/out/axisangle"], rtol=1e-12, atol=1e-12)
 
 
 def test_state_and_images_match_the_reference(vectors):
     data = np.load(vectors / "rlinf" / "f_libero.npz")
     for b in range(3):
-        state = libero_sim.state_vector(
-            *[
-                data[f"wrap_obs/in/robot0_{name}"][b]
-                for name in ("eef_pos", "eef_quat", "gripper_qpos")
-            ]
-        )
+        robot = {
+            name: data[f"wrap_obs/in/robot0_{name}"][b]
+            for name in ("eef_pos", "eef_quat", "gripper_qpos")
+        }
+        state = panda.state_vector(robot["eef_pos"], robot["eef_quat"], robot["gripper_qpos"])
         assert state.dtype == np.float32
         np.testing.assert_array_equal(state, data["wrap_obs/out/states"][b])
         for key, out in (
@@ -66,33 +79,38 @@ def test_state_and_images_match_the_reference(vectors):
             np.testing.assert_array_equal(image, data[f"wrap_obs/out/{out}"][b])
 
 
+CHUNK_RESULTS = (
+    "rewards",
+    "terminations",
+    "truncations",
+    "episode_success_once",
+    "episode_len",
+    "has_final_info",
+)
+
+
 @pytest.mark.parametrize("case", range(16))
 def test_chunks_match_the_reference_up_to_the_first_success(vectors, case):
     """The reference steps on after success and past the limit and masks the rest later; we stop.
 
-    So rewards and flags agree for the steps we execute: up to the first success, at most up to the limit.  Where it
-    resets by itself, its next chunk starts the next episode, as in our slots; where it ignores successes, the first
-    is compared.
+    So rewards and flags agree for the steps we execute: up to the first success, at most up to
+    the limit.  Where it resets by itself, its next chunk starts the next episode, as in our
+    slots; where it ignores successes, the first is compared.
     """
     data = np.load(vectors / "rlinf" / "f_libero.npz")
     prefix = f"chunk_step_{case:02d}"
     meta = json.loads(str(data[f"{prefix}/meta"]))
-    limit, chunk, ignores = meta["max_episode_steps"], meta["C"], meta["ignore_terminations"]
-    flags_KBC, out = data[f"{prefix}/in/sim_success_flags"], {}
-    for name in (
-        "rewards",
-        "terminations",
-        "truncations",
-        "episode_success_once",
-        "episode_len",
-        "has_final_info",
-    ):
-        out[name] = data[f"{prefix}/out/{name}"]
+    limit = meta["max_episode_steps"]
+    chunk = meta["C"]
+    ignores = meta["ignore_terminations"]
+    flags = data[f"{prefix}/in/sim_success_flags"]  # [chunks, envs, steps]
+    out = {name: data[f"{prefix}/out/{name}"] for name in CHUNK_RESULTS}
     for b in range(meta["B"]):
         env = None
         for k in range(meta["K"]):
             if env is None:
-                env, elapsed = Scripted(flags_KBC[k:, b].ravel(), limit), 0
+                env = Scripted(flags[k:, b].ravel(), limit)
+                elapsed = 0
             step = env.step_chunk(np.zeros((chunk, 7)))
             elapsed += step.num_steps
             executed = slice(0, step.num_steps)
@@ -114,38 +132,39 @@ def test_chunks_match_the_reference_up_to_the_first_success(vectors, case):
 
 def test_actions_reach_the_simulator_unchanged(vectors):
     data = np.load(vectors / "rlinf" / "f_libero.npz")
-    for given, wanted in zip(
-        *[data[f"prepare_actions_openpi/{side}/actions"] for side in ("in", "out")], strict=True
-    ):
-        received = []
-        env = Scripted([False] * len(given), limit=100)
-        env.step = lambda action: bool(received.append(action))
+    given_BIA = data["prepare_actions_openpi/in/actions"]
+    wanted_BIA = data["prepare_actions_openpi/out/actions"]
+    for given, wanted in zip(given_BIA, wanted_BIA, strict=True):
+        env = Listening([False] * len(given), limit=100)
         env.step_chunk(given)
-        np.testing.assert_array_equal(received, wanted)
+        np.testing.assert_array_equal(env.received, wanted)
 
 
 @pytest.mark.parametrize("relative", [0, 1])
 def test_rewards_match_the_reference_up_to_the_first_success(vectors, relative):
-    """Reward coefficients are the caller's: ours is 1.  Step penalties (pen1) are not the simulator's business."""
+    """Reward coefficients are the caller's: ours is 1.
+
+    Step penalties (pen1) are not the simulator's business.
+    """
     data = np.load(vectors / "rlinf" / "f_libero.npz")
     prefix = f"step_reward_rel{relative}_pen0"
-    flags_KB = data[f"{prefix}/in/terminations"]
-    for b in range(flags_KB.shape[1]):
-        step = Scripted(flags_KB[:, b], limit=100).step_chunk(np.zeros((len(flags_KB), 7)))
+    meta = json.loads(str(data[f"{prefix}/meta"]))
+    flags = data[f"{prefix}/in/terminations"]  # [steps, envs]
+    for b in range(flags.shape[1]):
+        step = Scripted(flags[:, b], limit=100).step_chunk(np.zeros((len(flags), 7)))
         reference = data[f"{prefix}/out/step_reward"][: step.num_steps, b].sum()
-        assert step.reward == reference / json.loads(str(data[f"{prefix}/meta"]))["reward_coef"]
+        assert step.reward == reference / meta["reward_coef"]
 
 
 def test_wrong_names():
-    with pytest.raises(
-        ValueError, match="suite 'libero_30' does not exist; choose one of: libero_spatial"
-    ):
-        libero.make("libero_30")
+    sentence = "suite 'libero_30' does not exist; choose one of: libero_spatial"
+    with pytest.raises(ValueError, match=sentence):
+        suites.make("libero_30")
 
 
 @pytest.fixture(scope="module")
 def spatial(libero_assets):
-    env = libero.make("libero_spatial", libero_assets, image_size_px=64, max_episode_steps=25)
+    env = suites.make("libero_spatial", libero_assets, image_size_px=64, max_episode_steps=25)
     env.reset(0, 0)
     yield env
     env.close()
@@ -153,22 +172,13 @@ def spatial(libero_assets):
 
 def test_reset(spatial):
     step = spatial.reset(0, 0)
-    assert spatial.spec.instructions[0].startswith(
-        "pick up the black bowl between the plate and the ramekin"
-    )
-    assert (
-        step.images.shape == (2, 64, 64, 3)
-        and step.images.dtype == np.uint8
-        and step.images.flags.c_contiguous
-    )
+    instruction = spatial.spec.instructions[0]
+    assert instruction.startswith("pick up the black bowl between the plate and the ramekin")
+    assert step.images.shape == (2, 64, 64, 3) and step.images.dtype == np.uint8
+    assert step.images.flags.c_contiguous
     assert step.images.reshape(2, -1).std(1).min() > 20, "a camera shows nothing"
-    assert (step.reward, step.terminated, step.truncated, step.num_steps, step.frames) == (
-        0,
-        False,
-        False,
-        0,
-        None,
-    )
+    assert step.reward == 0 and step.num_steps == 0 and step.frames is None
+    assert not step.terminated and not step.truncated
     assert step.state.shape == (8,) and step.state.dtype == np.float32
     stored = files.init_states("libero_spatial", 0)[0]
     assert abs(step.state[7] + step.state[6]) < 1e-4 and step.state[6] > 0.03, "the gripper is open"
@@ -176,7 +186,10 @@ def test_reset(spatial):
 
 
 def test_the_name_of_an_episode_is_all_that_matters(spatial):
-    """Same (task, init state): same images, state and trajectory, whatever ran before; the other init state differs."""
+    """Same (task, init state): same images, state and trajectory, whatever ran before.
+
+    The other init state differs.  numpy's global generator is not ours to move.
+    """
 
     def episode(init_state, *chunks, record=False):
         first = spatial.reset(0, init_state)
@@ -184,20 +197,19 @@ def test_the_name_of_an_episode_is_all_that_matters(spatial):
             last = spatial.step_chunk(chunk, record)
         return first, last, spatial.simulator.snapshot().physics
 
-    np.random.seed(1)
+    np.random.seed(1)  # noqa: NPY002  (the generator that LIBERO draws from)
     first, last, end = episode(1, ACTIONS[:6])
     other = episode(0, -ACTIONS[:3])
-    np.random.seed(2)
-    drawn = np.random.get_state()[1].copy()
+    np.random.seed(2)  # noqa: NPY002  (as above)
+    before = np.random.get_state()[1].copy()  # noqa: NPY002  (as above)
     again, split, split_end = episode(1, ACTIONS[:4], ACTIONS[4:6], record=True)
     np.testing.assert_array_equal(first.images, again.images)
     np.testing.assert_array_equal(first.state, again.state)
     np.testing.assert_array_equal(end, split_end)
     np.testing.assert_array_equal(last.images, split.images)
     assert not np.array_equal(first.images, other[0].images)
-    np.testing.assert_array_equal(
-        np.random.get_state()[1], drawn
-    )  # the global generator is not ours to move
+    after = np.random.get_state()[1]  # noqa: NPY002  (as above)
+    np.testing.assert_array_equal(after, before)
 
 
 def test_frames_are_the_executed_steps(spatial):
@@ -244,7 +256,7 @@ def test_wrong_episode(spatial):
 def test_two_envs_in_one_process_do_not_swap_images(spatial, libero_assets):
     """A second GL context is created, used and freed; the first env's images must not notice."""
     before = spatial.reset(0, 2)
-    other = libero.make("libero_object", libero_assets, image_size_px=64)
+    other = suites.make("libero_object", libero_assets, image_size_px=64)
     there = other.reset(0, 2)
     between = spatial.reset(0, 2)
     np.testing.assert_array_equal(other.reset(0, 2).images, there.images)
@@ -257,7 +269,7 @@ def test_two_envs_in_one_process_do_not_swap_images(spatial, libero_assets):
 @pytest.mark.slow
 def test_in_a_pool(spatial, libero_assets):
     """Two slots in one worker on different tasks: the images are those of this process."""
-    make = functools.partial(libero.make, "libero_spatial", libero_assets, 64)
+    make = functools.partial(suites.make, "libero_spatial", libero_assets, 64)
     with pools.start(make, num_envs=2, num_workers=1, timeout_s=120) as envs:
         envs.reset([0, 1], [0, 4], [1, 1])
         first = envs.recv([0, 1])

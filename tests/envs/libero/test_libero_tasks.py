@@ -1,11 +1,11 @@
-"""All 130 tasks of LIBERO live: built, reset, stepped and rendered in workers, as a training run would."""
+"""All 130 tasks of LIBERO live: built, reset, stepped and rendered in workers, as in training."""
 
 import functools
 
 import numpy as np
 import pytest
 
-from pirl_jax.envs.libero import suite as libero
+from pirl_jax.envs.libero import suite
 from tests import pools
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 def test_every_task_of_libero(libero_assets):
     make = functools.partial(
-        libero.make, "libero_130", libero_assets, image_size_px=64, cached_tasks=1
+        suite.make, "libero_130", libero_assets, image_size_px=64, cached_tasks=1
     )
     actions = np.random.default_rng(0).uniform(-1, 1, (2, 5, 7))
     first_images, ends = [], []

@@ -1,11 +1,13 @@
 """The embedded suite: contract, determinism, goals, controller law, pictures."""
 
+import itertools
 import logging
 
 import mujoco
 import numpy as np
 import pytest
 
+from pirl_jax.envs import panda, servo
 from pirl_jax.envs.tabletop import scene
 from pirl_jax.envs.tabletop import suite as tabletop
 
@@ -33,17 +35,13 @@ def replay(env, task, init_state, actions_IA):
 
 def test_contract(env):
     step = env.reset(0, 0)
-    assert (
-        env.spec.num_tasks == len(tabletop.TASKS)
-        and env.spec.instructions[0] == "lift the red cube"
-    )
-    assert (
-        step.images.shape == (2, 64, 64, 3)
-        and step.images.dtype == np.uint8
-        and step.images.flags.c_contiguous
-    )
+    assert env.spec.num_tasks == len(tabletop.TASKS)
+    assert env.spec.instructions[0] == "lift the red cube"
+    assert step.images.shape == (2, 64, 64, 3) and step.images.dtype == np.uint8
+    assert step.images.flags.c_contiguous
     assert step.state.shape == (8,) and step.state.dtype == np.float32
-    assert (step.reward, step.terminated, step.truncated, step.num_steps) == (0.0, False, False, 0)
+    assert step.reward == 0.0 and step.num_steps == 0
+    assert not step.terminated and not step.truncated
     step = env.step_chunk(np.tile(STILL, (3, 1)), record=True)
     assert step.num_steps == 3 and len(step.frames) == 3
     np.testing.assert_array_equal(step.frames[-1], step.images[0])
@@ -57,25 +55,25 @@ def test_an_episode_is_a_function_of_its_name_and_actions(env):
     other = tabletop.make(tasks=("move", "stack"), image_size_px=64)
     for again, state_again in (replay(env, 2, 7, actions_IA), replay(other, 1, 7, actions_IA)):
         np.testing.assert_array_equal(state, state_again)
-        for one, two in zip(first, again):
-            np.testing.assert_array_equal(one.images, two.images)
-            np.testing.assert_array_equal(one.state, two.state)
+        for step, repeated in zip(first, again, strict=True):
+            np.testing.assert_array_equal(step.images, repeated.images)
+            np.testing.assert_array_equal(step.state, repeated.state)
     other.close()
 
 
+def places_m(task, init_state, spread=1.0):
+    """[3,2] x and y of the three objects."""
+    return [place[:2] for place in tabletop.placement(task, init_state, spread).values()]
+
+
 def test_placements_keep_their_distance_and_differ():
-    names = [
-        (task, init_state)
-        for task in range(len(tabletop.TASKS))
-        for init_state in range(0, 1000, 10)
-    ]
-    xy = np.array(
-        [[placed[:2] for placed in tabletop.placement(*name).values()] for name in names]
-    )  # [N,3,2]
-    for one, two in ((0, 1), (0, 2), (1, 2)):
-        assert np.linalg.norm(xy[:, one] - xy[:, two], axis=-1).min() >= tabletop.CLEARANCE_M
-    assert np.all(np.abs(xy) <= np.array(list(tabletop.REACH_M.values())))
-    assert len({tuple(row.ravel()) for row in xy}) == len(names)
+    episodes = list(itertools.product(range(len(tabletop.TASKS)), range(0, 1000, 10)))
+    xy_m = np.array([places_m(*episode) for episode in episodes])
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        apart_m = np.linalg.norm(xy_m[:, first] - xy_m[:, second], axis=-1)
+        assert apart_m.min() >= tabletop.CLEARANCE_M
+    assert np.all(np.abs(xy_m) <= np.array(list(tabletop.REACH_M.values())))
+    assert len({tuple(row.ravel()) for row in xy_m}) == len(episodes)
 
 
 def test_everything_rests_after_a_reset(env):
@@ -93,19 +91,19 @@ def test_a_delta_action_moves_the_gripper_along_its_axis(env, axis, sign):
     action_A = STILL.copy()
     action_A[axis] = sign * 0.3
     moved = env.step_chunk(np.tile(action_A, (6, 1))).state[:3] - before[:3]
-    assert (
-        0.015 < sign * moved[axis] < 0.09
-    )  # of 6 x 15 mm: each goal starts from the pose that lags behind
+    # of 6 x 15 mm: each goal starts from the pose that lags behind
+    assert 0.015 < sign * moved[axis] < 0.09
     assert np.abs(np.delete(moved, axis)).max() < 0.01
 
 
 def test_actions_beyond_one_are_clipped_and_the_gripper_takes_eight_steps(env):
-    wild, tame = np.array([3, -2, 0, 0, 0, 0, 0.1]), np.array([1, -1, 0, 0, 0, 0, 1.0])
+    wild = np.array([3, -2, 0, 0, 0, 0, 0.1])
+    tame = np.array([1, -1, 0, 0, 0, 0, 1.0])
     env.reset(0, 0)
-    one = env.step_chunk(np.tile(wild, (7, 1))).state
+    state = env.step_chunk(np.tile(wild, (7, 1))).state
     assert env._grip < 1.0
     env.reset(0, 0)
-    np.testing.assert_array_equal(one, env.step_chunk(np.tile(tame, (7, 1))).state)
+    np.testing.assert_array_equal(state, env.step_chunk(np.tile(tame, (7, 1))).state)
     env.step_chunk(tame[None])
     assert env._grip == pytest.approx(1.0)
 
@@ -120,7 +118,7 @@ def test_success_predicates(env):
         assert env.tasks[task].success(env)
     env.reset(2, 0)
     green = env.position("green").copy()
-    place(env, "red", green + [0, 0, 2 * scene.CUBE_HALF_M + 0.001])
+    place(env, "red", servo.raised(green, 2 * scene.CUBE_HALF_M + 0.001))
     assert not env.tasks[2].success(env)  # above, not on it
     step = env.step_chunk(np.tile(STILL, (10, 1)))
     assert step.terminated and step.reward == 1.0 and step.num_steps < 10 and not step.truncated
@@ -171,16 +169,16 @@ def test_cubes_target_and_fingers_are_seen(quality):
         red, green, blue = (view[..., i] - view.sum(-1) / 3 > 50 for i in range(3))
         assert red.sum() > 20 and green.sum() > 20 and blue.sum() > 20
     columns = np.nonzero(agent[..., 0] - agent.sum(-1) / 3 > 50)[1]
-    assert (columns.mean() > 32) == (
-        tabletop.placement(0, 800)["red"][1] < 0
-    )  # mirrored, as LIBERO's rotated pictures
+    # mirrored, as LIBERO's rotated pictures
+    assert (columns.mean() > 32) == (tabletop.placement(0, 800)["red"][1] < 0)
     dark = agent[:20].max(-1) < 90  # the fingers, against the table
     assert dark.sum() > 5 or quality == "exact"
     assert np.isfinite(states[0]).all()
 
 
 def test_both_qualities_have_the_same_physics():
-    actions_IA, states = np.random.default_rng(2).uniform(-1, 1, (10, 7)), []
+    actions_IA = np.random.default_rng(2).uniform(-1, 1, (10, 7))
+    states = []
     for quality in scene.QUALITIES:
         env = tabletop.make(image_size_px=16, render_quality=quality)
         env.reset(0, 5)
@@ -189,33 +187,32 @@ def test_both_qualities_have_the_same_physics():
     np.testing.assert_array_equal(*states)
 
 
-def test_axis_angle():
-    np.testing.assert_array_equal(tabletop.axis_angle([1, 0, 0, 0]), np.zeros(3))
-    np.testing.assert_allclose(
-        tabletop.axis_angle([np.cos(0.3), 0, np.sin(0.3), 0]), [0, 0.6, 0], atol=1e-12
-    )
-    long_way = tabletop.axis_angle([-np.cos(0.3), 0, -np.sin(0.3), 0])
-    np.testing.assert_allclose(long_way, [0, 0.6 - 2 * np.pi, 0], atol=1e-12)
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of robosuite at import
 def test_torques_equal_robosuite(env):
-    """The same state and goals give the torques of robosuite's OSC_POSE (its rotations pass through float32)."""
+    """The same state and goals give the torques of robosuite's OSC_POSE.
+
+    Its rotations pass through float32.
+    """
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     theirs_module = pytest.importorskip("robosuite.controllers.osc")
     from robosuite.utils.binding_utils import MjSim
 
     env.reset(0, 0)
-    sim, arm = MjSim(env.model), list(range(7))
+    sim = MjSim(env.model)
     data = sim.data._data
     data.qpos[:] = env.data.qpos
-    theirs = theirs_module.OperationalSpaceController(
-        sim, tabletop.SITE, {"joints": arm, "qpos": arm, "qvel": arm}, (-np.ones(7), np.ones(7))
-    )
+    arm = list(range(7))
+    places = {"joints": arm, "qpos": arm, "qvel": arm}
+    limits = (-np.ones(7), np.ones(7))
+    theirs = theirs_module.OperationalSpaceController(sim, panda.GRIP_SITE, places, limits)
     rng = np.random.default_rng(0)
     for i in range(8):
-        action_A = rng.uniform(-1.5, 1.5, 7) * ([1] * 7 if i % 3 else [1, 1, 1, 0, 0, 0, 1])
-        data.qpos[:], data.qvel[:], theirs.new_update = env.data.qpos, env.data.qvel, True
+        action_A = rng.uniform(-1.5, 1.5, 7)
+        if i % 3 == 0:
+            action_A[3:6] = 0  # no rotation: the goal's is kept
+        data.qpos[:] = env.data.qpos
+        data.qvel[:] = env.data.qvel
+        theirs.new_update = True
         theirs.set_goal(action_A[:6])
         env._arm.set_goal(action_A[:6])
         np.testing.assert_allclose(
@@ -226,10 +223,8 @@ def test_torques_equal_robosuite(env):
 
 @pytest.mark.parametrize("task", range(len(tabletop.TASKS)))
 def test_every_start_state_has_room_for_all(task):
-    """A shrunk area may lie within the clearance of what was placed first: then all are placed anew."""
+    """A shrunk area may lie within the clearance of what was placed first: all are placed anew."""
     for init_state in [*range(0, 1000, 50), 800]:
-        places = np.array(
-            [place[:2] for place in tabletop.placement(task, init_state, spread=0.5).values()]
-        )
-        apart_m = np.linalg.norm(places[:, None] - places[None], axis=-1) + np.eye(len(places))
+        xy_m = np.array(places_m(task, init_state, spread=0.5))
+        apart_m = np.linalg.norm(xy_m[:, None] - xy_m[None], axis=-1) + np.eye(len(xy_m))
         assert apart_m.min() >= tabletop.CLEARANCE_M - 1e-12

@@ -1,0 +1,95 @@
+"""LIBERO's own environment of one task, changed where we must.
+
+Knows no episodes; `simulator.py` plays them.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from pirl_jax.envs.libero import files, meshes
+
+# Of the model; a reset moves fixtures and hides sites.
+RESET_FIELDS = ("body_pos", "body_quat", "site_rgba")
+
+
+def build_task(suite: str, task: int, light: bool) -> Any:
+    """LIBERO's environment of one task, without cameras; `files.import_libero` comes first.
+
+    `light` gives it lighter visual meshes.  Draws poses from numpy's global generator.
+    """
+    from libero.libero.envs import bddl_utils
+    import robosuite
+
+    path = str(files.bddl_file(suite, task))
+    problem_name = bddl_utils.get_problem_info(path)["problem_name"]
+    task_env = _task_class(problem_name, light)(
+        path,
+        robots=["Panda"],
+        controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
+        initialization_noise=None,
+        use_camera_obs=False,
+        has_offscreen_renderer=False,
+        control_freq=20,
+        hard_reset=False,  # a hard reset compiles the model again: seconds, and leaked memory
+        ignore_done=True,  # the time limit is ours
+    )
+    task_env.check_contact = _ContactCheck(task_env)
+    return task_env
+
+
+@functools.cache
+def _task_class(problem_name: str, light: bool) -> type:
+    """LIBERO's class for this kind of scene.
+
+    Its model is compiled by us, and what it held before a reset is kept.
+    """
+    from libero.libero.envs import bddl_base_domain
+    from robosuite.utils import binding_utils
+
+    problem = bddl_base_domain.TASK_MAPPING[problem_name]
+
+    class Task(problem):
+        def _initialize_sim(self, xml_string: str | None = None) -> None:
+            xml = self.model.get_xml()
+            if light:
+                xml = meshes.lighten(xml)
+            self.sim = binding_utils.MjSim(meshes.compile_model(xml))
+            self.sim.forward()
+            self.initialize_time(self.control_freq)
+            self.compiled = tuple(getattr(self.sim.model, name).copy() for name in RESET_FIELDS)
+
+    Task.__name__ = problem.__name__  # LIBERO compares it to the file's
+    return Task
+
+
+class _ContactCheck:
+    """`task_env.check_contact` of two models in one numpy expression.
+
+    LIBERO's predicates spend their time in it.
+    """
+
+    def __init__(self, task_env: Any):
+        self._sim = task_env.sim
+        self._stock = task_env.check_contact
+        self._members = {}  # model -> its geoms
+
+    def __call__(self, model: Any, other: Any = None) -> bool:
+        """Whether two of robosuite's models touch; whatever else is asked is stock's business."""
+        if not (hasattr(model, "contact_geoms") and hasattr(other, "contact_geoms")):
+            return self._stock(model, other)
+        ours = self._geoms(model)
+        theirs = self._geoms(other)
+        first, second = self._sim.data._data.contact.geom.T  # of every contact
+        either = ours[first] & theirs[second] | theirs[first] & ours[second]
+        return bool(np.any(either))
+
+    def _geoms(self, model: Any) -> np.ndarray:
+        """[geoms] bool: those that count as this model's contacts."""
+        if model not in self._members:
+            ids = [self._sim.model.geom_name2id(name) for name in model.contact_geoms]
+            geoms = np.zeros(self._sim.model.ngeom, bool)
+            geoms[ids] = True
+            self._members[model] = geoms
+        return self._members[model]
