@@ -1,97 +1,121 @@
-"""Small networks on top of the policy: value head and noise head.  Both run in float32 whatever the policy's compute dtype."""
+"""Small networks on top of the policy: value head and noise head.
 
+Both run in float32 whatever the policy's compute dtype.  Knows no rollout and no loss.
+"""
+
+from collections.abc import Callable
 import math
 
 import jax
+from jax import Array
 import jax.numpy as jnp
 
-from pirl_jax.core import spec, types
+from pirl_jax.core import types
+from pirl_jax.models import linear
 
 NOISE_HIDDEN = (128, 64)  # RLinf's noise network
 
 
 def value_specs(width: int, hidden: tuple[int, ...] = (512, 256, 128)) -> dict:
-    """{'value_head': {'layer_0': {kernel [in,out], bias [out]}, ..., 'out': {kernel [hidden,1], bias [1]}}}."""
-    tree = {}
-    sizes = (width, *hidden)
-    for i, (fan_in, fan_out) in enumerate(zip(sizes, hidden)):
+    """Parameters of the value head.
+
+    {'value_head': {'layer_0': {kernel [in,out], bias [out]}, ..., 'out': to one number}}
+    """
+    layers = {}
+    fan_in = width
+    for number, fan_out in enumerate(hidden):
         init = ("normal", math.sqrt(2 / fan_out))
-        tree[f"layer_{i}"] = {
-            "kernel": spec.Spec((fan_in, fan_out), ("embed", "mlp"), init),
-            "bias": spec.Spec((fan_out,), ("mlp",)),
-        }
-    tree["out"] = {
-        "kernel": spec.Spec((sizes[-1], 1), ("mlp", None), ("normal", 0.02)),
-        "bias": spec.Spec((1,), (None,)),
-    }
-    return {"value_head": tree}
+        layers[f"layer_{number}"] = linear.specs((fan_in, fan_out), ("embed", "mlp"), init)
+        fan_in = fan_out
+    layers["out"] = linear.specs((fan_in, 1), ("mlp", None), ("normal", 0.02))
+    return {"value_head": layers}
 
 
 def noise_specs(width: int, action_dim: int, hidden: tuple[int, ...] = NOISE_HIDDEN) -> dict:
-    """{'noise_head': {'layer_0': {kernel [in,out], bias [out]}, ..., 'out': {kernel [hidden,A], bias [A]}}}."""
-    sizes = (width, *hidden, action_dim)
-    names = [*(f"layer_{i}" for i in range(len(hidden))), "out"]
-    tree = {}
-    for name, fan_in, fan_out in zip(names, sizes, sizes[1:]):
-        init = ("uniform", 1 / math.sqrt(fan_in))
-        axes = ("embed", "action" if name == "out" else "mlp")
-        tree[name] = {
-            "kernel": spec.Spec((fan_in, fan_out), axes, init),
-            "bias": spec.Spec((fan_out,), axes[1:], init),
-        }
-    return {"noise_head": tree}
+    """Parameters of the noise head.
+
+    {'noise_head': {'layer_0': {kernel [in,out], bias [out]}, ..., 'out': to A numbers}}
+    """
+    layers = {}
+    fan_in = width
+    for number, fan_out in enumerate(hidden):
+        layers[f"layer_{number}"] = _noise_layer(fan_in, fan_out, "mlp")
+        fan_in = fan_out
+    layers["out"] = _noise_layer(fan_in, action_dim, "action")
+    return {"noise_head": layers}
 
 
-def value(params: dict, x_BD: jax.Array) -> jax.Array:
+def _noise_layer(fan_in: int, fan_out: int, out_axis: str) -> dict:
+    # torch's default initialisation of a linear layer, which RLinf leaves as it is.
+    init = ("uniform", 1 / math.sqrt(fan_in))
+    return linear.specs((fan_in, fan_out), ("embed", out_axis), init, bias_init=init)
+
+
+def value(params: dict, x_BD: Array) -> Array:
     """ReLU network of value_specs: features [B,D] -> value [B] float32."""
     return _stack(params["value_head"], x_BD, jax.nn.relu)[:, 0]
 
 
 def suffix_value(
-    params: dict, feature_BHD: jax.Array, *, chunk: int | None = None, detach: bool = False
-) -> jax.Array:
+    params: dict, feature_BHD: Array, *, chunk: int | None = None, detach: bool = False
+) -> Array:
     """Value [B] of the mean action feature: over all H positions, or over the first `chunk`.
 
     `detach` keeps the gradient of the value loss out of the policy.
     """
-    x_BD = feature_BHD[:, :chunk].astype(jnp.float32).mean(1)
-    return value(params, jax.lax.stop_gradient(x_BD) if detach else x_BD)
+    pooled_BD = feature_BHD[:, :chunk].astype(jnp.float32).mean(1)
+    if detach:
+        pooled_BD = jax.lax.stop_gradient(pooled_BD)
+    return value(params, pooled_BD)
 
 
-def pool(hidden_BSD: jax.Array, mask_BS: jax.Array, mode: str) -> jax.Array:
-    """One state per row out of the tokens that exist: mean_token | first_token | last_token -> [B,D] float32."""
+def pool(hidden_BSD: Array, mask_BS: Array, mode: str) -> Array:
+    """One state per row out of the tokens that exist, by a line of POOLS -> [B,D] float32."""
     if mode not in POOLS:
         raise types.unknown("value_vlm_mode", mode, POOLS)
-    S = mask_BS.shape[1]
-    weight_BS = {
-        "mean_token": lambda: mask_BS / mask_BS.sum(1, keepdims=True),
-        "first_token": lambda: jax.nn.one_hot(jnp.argmax(mask_BS, axis=1), S),
-        "last_token": lambda: jax.nn.one_hot(S - 1 - jnp.argmax(mask_BS[:, ::-1], axis=1), S),
-    }[mode]()
+    weight_BS = POOLS[mode](mask_BS).astype(jnp.float32)
     # Selection, not multiplication by 0: what stands in padding is nobody's business.
     hidden_BSD = jnp.where(mask_BS[:, :, None], hidden_BSD.astype(jnp.float32), 0.0)
-    return jnp.einsum("BSD,BS->BD", hidden_BSD, weight_BS.astype(jnp.float32))
+    return jnp.einsum("BSD,BS->BD", hidden_BSD, weight_BS)
 
 
-POOLS = ("mean_token", "first_token", "last_token")
+def _mean_token(mask_BS: Array) -> Array:
+    return mask_BS / mask_BS.sum(1, keepdims=True)
 
 
-def noise_std(params: dict, feature_BHD: jax.Array, bounds: tuple[float, float]) -> jax.Array:
-    """Learned std of every action entry [B,H,A] float32, between `bounds` (of the std, not of its logarithm):
-    log std = log low + (log high - log low) (tanh(y) + 1) / 2 with y a tanh network of noise_specs."""
+def _first_token(mask_BS: Array) -> Array:
+    first_B = jnp.argmax(mask_BS, axis=1)
+    return jax.nn.one_hot(first_B, mask_BS.shape[1])
+
+
+def _last_token(mask_BS: Array) -> Array:
+    S = mask_BS.shape[1]
+    from_the_end_B = jnp.argmax(mask_BS[:, ::-1], axis=1)
+    last_B = S - 1 - from_the_end_B
+    return jax.nn.one_hot(last_B, S)
+
+
+# How much each token counts.
+POOLS = {"mean_token": _mean_token, "first_token": _first_token, "last_token": _last_token}
+
+
+def noise_std(params: dict, feature_BHD: Array, bounds: tuple[float, float]) -> Array:
+    """Learned std of every action entry [B,H,A] float32, between `bounds`.
+
+    They bound the std, not its logarithm: log std = log low + (log high - log low) (tanh(y) + 1) /
+    2 with y a tanh network of noise_specs.
+    """
+    low, high = bounds
+    log_low = math.log(low)
+    log_range = math.log(high) - log_low
     y_BHA = jnp.tanh(_stack(params["noise_head"], feature_BHD, jnp.tanh))
-    low, high = (math.log(bound) for bound in bounds)
-    return jnp.exp(low + (high - low) * (y_BHA + 1) / 2)
+    return jnp.exp(log_low + log_range * (y_BHA + 1) / 2)
 
 
-def _stack(layers: dict, x: jax.Array, activation) -> jax.Array:
+def _stack(layers: dict, x: Array, activation: Callable[[Array], Array]) -> Array:
     """layer_0, layer_1, ... with the activation between, then `out`."""
+    layers = jax.tree.map(lambda weight: weight.astype(jnp.float32), layers)
     x = x.astype(jnp.float32)
-    for i in range(len(layers) - 1):
-        x = activation(_linear(layers[f"layer_{i}"], x))
-    return _linear(layers["out"], x)
-
-
-def _linear(params: dict, x: jax.Array) -> jax.Array:
-    bias = params["bias"].astype(jnp.float32)
-    return x @ params["kernel"].astype(jnp.float32) + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+    for number in range(len(layers) - 1):
+        x = activation(linear.affine(layers[f"layer_{number}"], x))
+    return linear.affine(layers["out"], x)

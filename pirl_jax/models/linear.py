@@ -1,18 +1,64 @@
-"""Weight contractions over rows.  One place, because how rows are laid out decides how fast the gradient is."""
+"""Weight contractions over rows, and the affine layer made of one.
 
-import jax
+One place, because how rows are laid out decides how fast the gradient is.  Knows no network.
+"""
+
+from jax import Array
 import jax.numpy as jnp
 
+from pirl_jax.core import spec
 
-def einsum(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
-    """jnp.einsum(equation, x, w) for x with two leading row axes (batch, token) that w does not have.
 
-    The two are merged into one axis: XLA on CPU has no fast kernel for the weight gradient of a contraction over two axes
-    (5 to 7 times slower at the sizes of the embedded suite); elsewhere the merge costs nothing.
+def specs(
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    init: str | tuple = "zeros",
+    *,
+    inputs: int = 1,
+    bias_init: str | tuple = "zeros",
+    depth: int | None = None,
+) -> dict:
+    """Kernel and bias of an affine layer; `depth` of them stacked, if given.
+
+    The first `inputs` axes of `shape` are contracted with the input; the bias has the others.
     """
-    rows, weight = equation[:2], equation.split(",")[1].split("->")[0]
-    assert not set(rows) & set(weight), f"{equation}: w has a row axis"
-    out = equation.split("->")[1]
-    y = jnp.einsum(equation.replace(rows, "R"), x.reshape(-1, *x.shape[2:]), w)
+    lead = () if depth is None else (depth,)
+    lead_axes = () if depth is None else ("layers",)
+    return {
+        "kernel": spec.Spec((*lead, *shape), (*lead_axes, *axes), init),
+        "bias": spec.Spec((*lead, *shape[inputs:]), (*lead_axes, *axes[inputs:]), bias_init),
+    }
+
+
+def affine(params: dict, x: Array, equation: str | None = None) -> Array:
+    """Kernel and bias on x, in the wider of their dtypes.
+
+    `equation` as in einsum; None is x @ kernel.
+    """
+    kernel = params["kernel"]
+    y = x @ kernel if equation is None else einsum(equation, x, kernel)
+    return add_bias(y, params["bias"])
+
+
+def add_bias(y: Array, bias: Array) -> Array:
+    """y + bias over the last axes of y; explicit, because rank promotion is an error here."""
+    lead = (1,) * (y.ndim - bias.ndim)
+    return y + bias.reshape(*lead, *bias.shape)
+
+
+def einsum(equation: str, x: Array, w: Array) -> Array:
+    """jnp.einsum(equation, x, w) for x with two leading row axes (batch, token) that w has not.
+
+    The two are merged into one axis R.  XLA on CPU has no fast kernel for the weight gradient of a
+    contraction over two axes (5 to 7 times slower at the sizes of the embedded suite); elsewhere
+    the merge costs nothing.
+    """
+    inputs, out = equation.split("->")
+    x_letters, w_letters = inputs.split(",")
+    rows = x_letters[:2]
+    assert not set(rows) & set(w_letters), f"{equation}: w has a row axis"
+
+    merged_x = x.reshape(-1, *x.shape[2:])
+    y = jnp.einsum(equation.replace(rows, "R"), merged_x, w)
     at = out.index(rows)
     return y.reshape(*y.shape[:at], *x.shape[:2], *y.shape[at + 1 :])

@@ -4,51 +4,63 @@ The numbers follow the published adapter checkpoints, quirks included (each is m
 """
 
 import jax
+from jax import Array
 import jax.numpy as jnp
 
 from pirl_jax.core import spec
 from pirl_jax.models import linear, variants
 
-_RANDOM = (
-    "normal",
-    0.01,
-)  # factor A; with init="openpi" factor B too, so that a fresh adapter changes the base model slightly
+# Factor A; with init="openpi" factor B too, so that a fresh adapter changes the base model
+# slightly.
+_RANDOM = ("normal", 0.01)
 
 
-def einsum_specs(shape: tuple, axes: tuple, fan_in: int, cfg: variants.LoraConfig | None) -> dict:
-    """`w` of the given shape; with adapters `lora_a` (last axis -> rank) and `lora_b` (second-to-last axis -> rank)."""
+def einsum_specs(
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    fan_in: int,
+    cfg: variants.LoraConfig | None,
+) -> dict:
+    """`w` of the given shape, and with adapters `lora_a` and `lora_b`.
+
+    lora_a has the rank in place of the last axis of w, lora_b in place of the one before.
+    """
     specs = {"w": spec.Spec(shape, axes, ("lecun", fan_in))}
     if cfg is not None:
-        specs["lora_a"] = spec.Spec((*shape[:-1], cfg.attn_rank), (*axes[:-1], "rank"), _RANDOM)
-        specs["lora_b"] = spec.Spec(
-            (*shape[:-2], cfg.attn_rank, shape[-1]), (*axes[:-2], "rank", axes[-1]), _init_b(cfg)
-        )
+        specs["lora_a"], specs["lora_b"] = _factors(shape, axes, cfg.attn_rank, cfg)
     return specs
 
 
-def _init_b(cfg):
-    return _RANDOM if cfg.init == "openpi" else "zeros"
+def _factors(
+    shape: tuple, axes: tuple, rank: int, cfg: variants.LoraConfig
+) -> tuple[spec.Spec, spec.Spec]:
+    init_b = _RANDOM if cfg.init == "openpi" else "zeros"
+    a = spec.Spec((*shape[:-1], rank), (*axes[:-1], "rank"), _RANDOM)
+    b = spec.Spec((*shape[:-2], rank, shape[-1]), (*axes[:-2], "rank", axes[-1]), init_b)
+    return a, b
 
 
-def einsum(params: dict, equation: str, x: jax.Array, cfg: variants.LoraConfig | None) -> jax.Array:
+def einsum(params: dict, equation: str, x: Array, cfg: variants.LoraConfig | None) -> Array:
     """einsum(equation, x, w) in the dtype of x, plus the adapter if there is one.
 
-    Factor A replaces the weight's last letter by the rank letter, factor B its second-to-last.  Quirk: for the
-    attention output (BTNh,NhD->BTD) the head letter N is not in the rank activations BTr, so B is summed over heads.
+    Factor A replaces the weight's last letter by the rank letter, factor B its second-to-last.
+    Quirk: for the attention output (BTNh,NhD->BTD) the head letter N is not in the rank activations
+    BTr, so B is summed over heads.
     """
     y = linear.einsum(equation, x, params["w"].astype(x.dtype))
     if cfg is None:
         return y
-    x_letters, weight, out = equation.replace("->", ",").split(",")
-    inner, outer = weight[-2:]
-    rank_out = out.replace(outer, "r")
-    low = linear.einsum(
-        f"{x_letters},{weight.replace(outer, 'r')}->{rank_out}", x, params["lora_a"].astype(x.dtype)
-    )
+    factor_a = params["lora_a"].astype(x.dtype)
+    factor_b = params["lora_b"].astype(x.dtype)
+    x_letters, w_letters, out = equation.replace("->", ",").split(",")
+    inner, outer = w_letters[-2:]
+    a_letters = w_letters.replace(outer, "r")
+    b_letters = w_letters.replace(inner, "r")
+    low_letters = out.replace(outer, "r")
+
+    low = linear.einsum(f"{x_letters},{a_letters}->{low_letters}", x, factor_a)
     # Not linear.einsum: the rank activations of kv_einsum start with the k/v axis, which B has too.
-    delta = jnp.einsum(
-        f"{rank_out},{weight.replace(inner, 'r')}->{out}", low, params["lora_b"].astype(x.dtype)
-    )
+    delta = jnp.einsum(f"{low_letters},{b_letters}->{out}", low, factor_b)
     return y + delta * cfg.attn_scale
 
 
@@ -56,33 +68,32 @@ def feed_forward_specs(
     depth: int, width: int, mlp_dim: int, cfg: variants.LoraConfig | None
 ) -> dict:
     """Stacked over layers.  gating_einsum [L,2,D,F] (0 = gate, 1 = up), linear [L,F,D]."""
-    shapes = {
-        "gating_einsum": ((depth, 2, width, mlp_dim), ("layers", None, "embed", "mlp"), width),
-        "linear": ((depth, mlp_dim, width), ("layers", "mlp", "embed"), mlp_dim),
-    }
+    gating_axes = ("layers", None, "embed", "mlp")
+    gating = spec.Spec((depth, 2, width, mlp_dim), gating_axes, ("lecun", width))
+    down = spec.Spec((depth, mlp_dim, width), ("layers", "mlp", "embed"), ("lecun", mlp_dim))
     specs = {}
-    for name, (shape, axes, fan_in) in shapes.items():
-        specs[name] = spec.Spec(shape, axes, ("lecun", fan_in))
+    for name, weight in (("gating_einsum", gating), ("linear", down)):
+        specs[name] = weight
         if cfg is not None:
-            specs[f"{name}_lora_a"] = spec.Spec(
-                (*shape[:-1], cfg.ffn_rank), (*axes[:-1], "rank"), _RANDOM
-            )
-            specs[f"{name}_lora_b"] = spec.Spec(
-                (*shape[:-2], cfg.ffn_rank, shape[-1]), (*axes[:-2], "rank", axes[-1]), _init_b(cfg)
-            )
+            a, b = _factors(weight.shape, weight.axes, cfg.ffn_rank, cfg)
+            specs[f"{name}_lora_a"] = a
+            specs[f"{name}_lora_b"] = b
     return specs
 
 
-def feed_forward(params: dict, x: jax.Array, cfg: variants.LoraConfig | None) -> jax.Array:
-    """Gated feed-forward, x [B,T,D] -> [B,T,D].  Quirk: its adapters ignore alpha and rank."""
+def feed_forward(params: dict, x_BTD: Array, cfg: variants.LoraConfig | None) -> Array:
+    """Gated feed-forward, [B,T,D] -> [B,T,D].  Quirk: its adapters ignore alpha and rank."""
 
-    def project(x, name, index=()):
-        y = linear.einsum("BTD,DF->BTF", x, params[name][index].astype(x.dtype))
+    def project(x: Array, name: str, index: int | tuple = ()) -> Array:
+        weight = params[name][index].astype(x.dtype)
+        y = linear.einsum("BTD,DW->BTW", x, weight)
         if cfg is None:
             return y
-        a, b = params[f"{name}_lora_a"][index], params[f"{name}_lora_b"][index]
-        low = linear.einsum("BTD,Dr->BTr", x, a.astype(x.dtype))
-        return y + linear.einsum("BTr,rF->BTF", low, b.astype(x.dtype))
+        factor_a = params[f"{name}_lora_a"][index].astype(x.dtype)
+        factor_b = params[f"{name}_lora_b"][index].astype(x.dtype)
+        low_BTr = linear.einsum("BTD,Dr->BTr", x, factor_a)
+        return y + linear.einsum("BTr,rW->BTW", low_BTr, factor_b)
 
-    gate = jax.nn.gelu(project(x, "gating_einsum", 0), approximate=True)
-    return project(gate * project(x, "gating_einsum", 1), "linear")
+    gate_BTF = jax.nn.gelu(project(x_BTD, "gating_einsum", 0), approximate=True)
+    up_BTF = project(x_BTD, "gating_einsum", 1)
+    return project(gate_BTF * up_BTF, "linear")

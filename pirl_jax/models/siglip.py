@@ -1,9 +1,11 @@
 """SigLIP vision tower: images -> one token per patch, in the width of the language model.
 
-No class token, no pooling.  Attention softmax runs in the compute dtype, unlike in the language model.
+No class token, no pooling.  Attention softmax runs in the compute dtype, unlike in the language
+model.
 """
 
 import jax
+from jax import Array
 import jax.numpy as jnp
 
 from pirl_jax.core import spec
@@ -12,123 +14,148 @@ from pirl_jax.models import linear, remat, variants
 
 def specs(cfg: variants.SiglipConfig, image_tokens: int, out_width: int) -> dict:
     """Parameters; those of the blocks are stacked over layers."""
-    L, D, F, N, P = cfg.depth, cfg.width, cfg.mlp_dim, cfg.num_heads, cfg.patch
+    D = cfg.width
+    patch_entries = cfg.patch * cfg.patch * 3
+    return {
+        "embedding": linear.specs(
+            (cfg.patch, cfg.patch, 3, D),
+            (None, None, None, "embed"),
+            ("lecun", patch_entries),
+            inputs=3,
+        ),
+        "pos_embedding": spec.Spec(
+            (1, image_tokens, D), (None, None, "embed"), ("normal", D**-0.5)
+        ),
+        "Transformer": {"encoderblock": _block_specs(cfg), "encoder_norm": _norm_specs(D)},
+        # openpi starts this kernel at zero, where the slope of the RMS norm behind it is 1000: no
+        # start for training from scratch.
+        "head": linear.specs((D, out_width), (None, "embed"), ("lecun", D)),
+    }
+
+
+def _block_specs(cfg: variants.SiglipConfig) -> dict:
+    L, D, F, N = cfg.depth, cfg.width, cfg.mlp_dim, cfg.num_heads
     h = D // N
+    up = ("xavier", D, F)
+    down = ("xavier", F, D)
+    square = ("xavier", D, D)
+    small = ("normal", 1e-6)  # ViT's start of the biases of the feed-forward
 
-    def norm(*lead):
-        axes = ("layers",) * len(lead) + ("embed",)
-        return {"scale": spec.Spec((*lead, D), axes, "ones"), "bias": spec.Spec((*lead, D), axes)}
+    def project() -> dict:
+        return linear.specs((D, N, h), ("embed", "heads", "head_dim"), square, depth=L)
 
-    def dense(shape, axes, bias_axes, fan_in, fan_out, bias="zeros"):
-        bias_shape = tuple(size for size, axis in zip(shape, axes) if axis in bias_axes)
-        return {
-            "kernel": spec.Spec((L, *shape), ("layers", *axes), ("xavier", fan_in, fan_out)),
-            "bias": spec.Spec((L, *bias_shape), ("layers", *bias_axes), bias),
-        }
-
-    def project():
-        return dense((D, N, h), ("embed", "heads", "head_dim"), ("heads", "head_dim"), D, D)
-
-    block = {
-        "LayerNorm_0": norm(L),
-        "LayerNorm_1": norm(L),
+    out_axes = ("heads", "head_dim", "embed")
+    return {
+        "LayerNorm_0": _norm_specs(D, L),
+        "LayerNorm_1": _norm_specs(D, L),
         "MlpBlock_0": {
-            "Dense_0": dense((D, F), ("embed", "mlp"), ("mlp",), D, F, ("normal", 1e-6)),
-            "Dense_1": dense((F, D), ("mlp", "embed"), ("embed",), F, D, ("normal", 1e-6)),
+            "Dense_0": linear.specs((D, F), ("embed", "mlp"), up, bias_init=small, depth=L),
+            "Dense_1": linear.specs((F, D), ("mlp", "embed"), down, bias_init=small, depth=L),
         },
         "MultiHeadDotProductAttention_0": {
             "query": project(),
             "key": project(),
             "value": project(),
-            "out": dense((N, h, D), ("heads", "head_dim", "embed"), ("embed",), D, D),
+            "out": linear.specs((N, h, D), out_axes, square, inputs=2, depth=L),
         },
     }
-    return {
-        "embedding": {
-            "kernel": spec.Spec((P, P, 3, D), (None, None, None, "embed"), ("lecun", P * P * 3)),
-            "bias": spec.Spec((D,), ("embed",)),
-        },
-        "pos_embedding": spec.Spec(
-            (1, image_tokens, D), (None, None, "embed"), ("normal", D**-0.5)
-        ),
-        "Transformer": {"encoderblock": block, "encoder_norm": norm()},
-        # openpi starts this kernel at zero, where the slope of the RMS norm behind it is 1000: no start for training from scratch.
-        "head": {
-            "kernel": spec.Spec((D, out_width), (None, "embed"), ("lecun", D)),
-            "bias": spec.Spec((out_width,), ("embed",)),
-        },
-    }
+
+
+def _norm_specs(width: int, *lead: int) -> dict:
+    shape = (*lead, width)
+    axes = ("layers",) * len(lead) + ("embed",)
+    return {"scale": spec.Spec(shape, axes, "ones"), "bias": spec.Spec(shape, axes)}
 
 
 def encode(
-    params: dict, image_BYXC: jax.Array, cfg: variants.SiglipConfig, dtype: str, remat_policy: str
-) -> jax.Array:
-    """float32 images in [-1, 1] -> tokens [B,T,W], T = patches row by row, W = width of the language model."""
-    x = add_position(params, patches(params, image_BYXC)).astype(dtype)
-    layer = remat.wrap(lambda x, layer_params: (block(layer_params, x), None), remat_policy)
-    x, _ = jax.lax.scan(
-        layer, x, params["Transformer"]["encoderblock"], unroll=remat.unroll(cfg.depth)
+    params: dict, image_BYX3: Array, cfg: variants.SiglipConfig, dtype: str, remat_policy: str
+) -> Array:
+    """float32 images in [-1, 1] -> tokens [B,T,W].
+
+    T = patches row by row, W = width of the language model.
+    """
+    transformer = params["Transformer"]
+
+    def layer(x_BTD: Array, layer_params: dict) -> tuple[Array, None]:
+        return block(layer_params, x_BTD), None
+
+    x_BTD = add_position(params, patches(params, image_BYX3)).astype(dtype)
+    x_BTD, _ = jax.lax.scan(
+        remat.wrap(layer, remat_policy),
+        x_BTD,
+        transformer["encoderblock"],
+        unroll=remat.unroll(cfg.depth),
     )
-    return head(params, layer_norm(params["Transformer"]["encoder_norm"], x))
+    return head(params, layer_norm(transformer["encoder_norm"], x_BTD))
 
 
-def patches(params: dict, image_BYXC: jax.Array) -> jax.Array:
+def patches(params: dict, image_BYX3: Array) -> Array:
     """Patch embedding [B,y,x,D], in float32 whatever the compute dtype."""
     kernel = params["embedding"]["kernel"].astype(jnp.float32)
-    P, _, C, D = kernel.shape
-    B, Y, X, _ = image_BYXC.shape
-    # Stride equals kernel, so the convolution is one matrix product over cut-out patches (whose gradient is fast everywhere).
-    cut = (
-        image_BYXC.astype(jnp.float32)
-        .reshape(B, Y // P, P, X // P, P, C)
-        .swapaxes(2, 3)
-        .reshape(B, -1, P * P * C)
-    )
-    y = linear.einsum("BTP,PD->BTD", cut, kernel.reshape(-1, D)).reshape(B, Y // P, X // P, D)
-    return y + params["embedding"]["bias"].astype(jnp.float32)[None, None, None]
+    bias = params["embedding"]["bias"].astype(jnp.float32)
+    patch, _, _, width = kernel.shape
+    B, Y, X, _ = image_BYX3.shape
+    y = Y // patch
+    x = X // patch
+    # Stride equals kernel, so the convolution is one matrix product over cut-out patches (whose
+    # gradient is fast everywhere).
+    cut = image_BYX3.astype(jnp.float32).reshape(B, y, patch, x, patch, 3)
+    cut_BTD = cut.swapaxes(2, 3).reshape(B, y * x, patch * patch * 3)
+    stem_BTW = linear.einsum("BTD,DW->BTW", cut_BTD, kernel.reshape(-1, width))
+    return linear.add_bias(stem_BTW.reshape(B, y, x, width), bias)
 
 
-def add_position(params: dict, x_ByxD: jax.Array) -> jax.Array:
+def add_position(params: dict, x_ByxD: Array) -> Array:
     """[B,y,x,D] -> [B,T,D] float32."""
-    x_BTD = x_ByxD.reshape(x_ByxD.shape[0], -1, x_ByxD.shape[-1])
-    return x_BTD + params["pos_embedding"].astype(jnp.float32)
+    B, y, x, D = x_ByxD.shape
+    return x_ByxD.reshape(B, y * x, D) + params["pos_embedding"].astype(jnp.float32)
 
 
-def block(params: dict, x_BTD: jax.Array) -> jax.Array:
+def block(params: dict, x_BTD: Array) -> Array:
     """One pre-norm encoder block, parameters of one layer."""
-    x = x_BTD + _attention(
-        params["MultiHeadDotProductAttention_0"], layer_norm(params["LayerNorm_0"], x_BTD)
-    )
-    mlp = params["MlpBlock_0"]
-    hidden = jax.nn.gelu(
-        _dense(mlp["Dense_0"], layer_norm(params["LayerNorm_1"], x), "BTD,DF->BTF"),
-        approximate=True,
-    )
-    return x + _dense(mlp["Dense_1"], hidden, "BTF,FD->BTD")
+    normed_BTD = layer_norm(params["LayerNorm_0"], x_BTD)
+    x_BTD = x_BTD + _attention(params["MultiHeadDotProductAttention_0"], normed_BTD)
+    normed_BTD = layer_norm(params["LayerNorm_1"], x_BTD)
+    return x_BTD + _feed_forward(params["MlpBlock_0"], normed_BTD)
 
 
-def layer_norm(params: dict, x_BTD: jax.Array) -> jax.Array:
-    """Statistics in float32 with the one-pass variance E[x^2] - E[x]^2, output in the dtype of x."""
+def layer_norm(params: dict, x_BTD: Array) -> Array:
+    """Statistics in float32, variance in one pass: E[x^2] - E[x]^2; output in the dtype of x."""
     x = x_BTD.astype(jnp.float32)
     mean = x.mean(-1, keepdims=True)
-    variance = jnp.maximum(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
-    scale = jax.lax.rsqrt(variance + 1e-6) * params["scale"].astype(jnp.float32)[None, None]
-    return ((x - mean) * scale + params["bias"].astype(jnp.float32)[None, None]).astype(x_BTD.dtype)
+    mean_square = jnp.square(x).mean(-1, keepdims=True)
+    # Rounding may leave a difference of two near-equal numbers below zero.
+    variance = jnp.maximum(mean_square - jnp.square(mean), 0.0)
+    gain = params["scale"].astype(jnp.float32)[None, None]
+    bias = params["bias"].astype(jnp.float32)[None, None]
+    scale = jax.lax.rsqrt(variance + 1e-6) * gain
+    return ((x - mean) * scale + bias).astype(x_BTD.dtype)
 
 
-def head(params: dict, x_BTD: jax.Array) -> jax.Array:
+def head(params: dict, x_BTD: Array) -> Array:
     """To the width of the language model; image tokens are not rescaled."""
     return _dense(params["head"], x_BTD, "BTD,DW->BTW")
 
 
-def _attention(params: dict, x_BTD: jax.Array) -> jax.Array:
-    q, k, v = (_dense(params[name], x_BTD, "BTD,DNh->BTNh") for name in ("query", "key", "value"))
-    q = q / jnp.sqrt(q.shape[-1]).astype(q.dtype)
-    probs = jax.nn.softmax(jnp.einsum("BTNh,BSNh->BNTS", q, k), axis=-1)
-    return _dense(params["out"], jnp.einsum("BNTS,BSNh->BTNh", probs, v), "BTNh,NhD->BTD")
+def _feed_forward(params: dict, x_BTD: Array) -> Array:
+    hidden_BTF = _dense(params["Dense_0"], x_BTD, "BTD,DF->BTF")
+    hidden_BTF = jax.nn.gelu(hidden_BTF, approximate=True)
+    return _dense(params["Dense_1"], hidden_BTF, "BTF,FD->BTD")
 
 
-def _dense(params: dict, x: jax.Array, equation: str) -> jax.Array:
-    y = linear.einsum(equation, x, params["kernel"].astype(x.dtype))
-    bias = params["bias"].astype(x.dtype)
-    return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+def _attention(params: dict, x_BTD: Array) -> Array:
+    q_BTNh = _dense(params["query"], x_BTD, "BTD,DNh->BTNh")
+    k_BSNh = _dense(params["key"], x_BTD, "BTD,DNh->BTNh")
+    v_BSNh = _dense(params["value"], x_BTD, "BTD,DNh->BTNh")
+    head_dim = q_BTNh.shape[-1]
+    q_BTNh = q_BTNh / jnp.sqrt(head_dim).astype(q_BTNh.dtype)
+    logits_BNTS = jnp.einsum("BTNh,BSNh->BNTS", q_BTNh, k_BSNh)
+    probs_BNTS = jax.nn.softmax(logits_BNTS, axis=-1)
+    mixed_BTNh = jnp.einsum("BNTS,BSNh->BTNh", probs_BNTS, v_BSNh)
+    return _dense(params["out"], mixed_BTNh, "BTNh,NhD->BTD")
+
+
+def _dense(params: dict, x: Array, equation: str) -> Array:
+    """An affine layer in the dtype of x."""
+    params = jax.tree.map(lambda weight: weight.astype(x.dtype), params)
+    return linear.affine(params, x, equation)

@@ -2,21 +2,28 @@
 
 import dataclasses
 import math
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters of one expert.  Those of the feed-forward are not scaled, so they have no alpha."""
+    """Low-rank adapters of one expert.
+
+    Those of the feed-forward are not scaled, so they have no alpha.
+    """
 
     attn_rank: int
     attn_alpha: float
     ffn_rank: int
     rslora: bool = False  # divide alpha by sqrt(rank) instead of rank
-    init: str = "zeros"  # of fresh adapters: zeros (B is 0, they change nothing) | openpi (both factors random)
+    # Of fresh adapters: zeros (B is 0, they change nothing) | openpi (both factors random).
+    init: str = "zeros"
 
     @property
     def attn_scale(self) -> float:
-        return self.attn_alpha / (math.sqrt(self.attn_rank) if self.rslora else self.attn_rank)
+        """What the adapter of an attention map is multiplied with."""
+        divisor = math.sqrt(self.attn_rank) if self.rslora else self.attn_rank
+        return self.attn_alpha / divisor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +69,17 @@ class Pi0Config:
 
     def __post_init__(self):
         for field in ("depth", "num_heads", "num_kv_heads", "head_dim"):
-            one, other = getattr(self.paligemma, field), getattr(self.expert, field)
+            one = getattr(self.paligemma, field)
+            other = getattr(self.expert, field)
             if one != other:
                 raise ValueError(
-                    f"the two experts share attention, so {field} must agree; it is {one} and {other}"
+                    f"the two experts share attention, so {field} must agree;"
+                    f" it is {one} and {other}"
                 )
         if any(size % self.siglip.patch for size in self.image_size):
             raise ValueError(
-                f"image_size {self.image_size} must be a multiple of the patch of {self.siglip.patch} px"
+                f"image_size {self.image_size} must be a multiple of the patch"
+                f" of {self.siglip.patch} px"
             )
         if self.paligemma.num_heads % self.paligemma.num_kv_heads:
             raise ValueError(
@@ -87,10 +97,11 @@ class Pi0Config:
         return math.prod(size // self.siglip.patch for size in self.image_size)
 
 
-# Gemma 2B of the Gemma report (arXiv:2403.08295, table 1); the 300M action expert keeps its depth and heads so that
-# both can share attention, with a narrower residual stream and feed-forward (pi0 report, arXiv:2410.24164, appendix B).
-# Adapter ranks are those of the published low-memory recipes.  "tiny" is ours: the smallest that has every part;
-# "small" learns the embedded suite on a CPU.
+# Gemma 2B of the Gemma report (arXiv:2403.08295, table 1); the 300M action expert keeps its depth
+# and heads so that both can share attention, with a narrower residual stream and feed-forward (pi0
+# report, arXiv:2410.24164, appendix B).  Adapter ranks are those of the published low-memory
+# recipes.  "tiny" is ours: the smallest that has every part; "small" learns the embedded suite on a
+# CPU.
 GEMMA = {
     "gemma_2b": GemmaConfig(2048, 18, 16384, 8, 1, 256),
     "gemma_300m": GemmaConfig(1024, 18, 4096, 8, 1, 256),
@@ -103,79 +114,89 @@ GEMMA = {
     "tiny_expert": GemmaConfig(32, 2, 64, 4, 1, 16),
 }
 
-# So400m: the shape-optimised ViT (arXiv:2305.13035) that PaliGemma uses with patches of 14 px (arXiv:2407.07726).
+# So400m: the shape-optimised ViT (arXiv:2305.13035) that PaliGemma uses with patches of 14 px
+# (arXiv:2407.07726).
 SIGLIP = {
     "so400m": SiglipConfig(1152, 27, 4304, 16, 14),
     "tiny": SiglipConfig(32, 2, 64, 2, 8),
     "small": SiglipConfig(96, 2, 192, 2, 16),
 }
 
-# 257152 = 256000 Gemma tokens + 1024 location + 128 segmentation tokens (PaliGemma).  Horizons: 50 is pi0_base; 10 is
-# what the published pi0.5 LIBERO checkpoint was trained with.  32 is the padded action (and state) dimension of both.
+# 257152 = 256000 Gemma tokens + 1024 location + 128 segmentation tokens (PaliGemma).  Horizons: 50
+# is pi0_base; 10 is what the published pi0.5 LIBERO checkpoint was trained with.  32 is the padded
+# action (and state) dimension of both.
 _VOCAB = 257152
 
 
-def _pi0(paligemma: str, expert: str) -> Pi0Config:
-    return Pi0Config(False, GEMMA[paligemma], GEMMA[expert], SIGLIP["so400m"], _VOCAB, 32, 50, 48)
-
-
-def _pi05(paligemma: str, expert: str) -> Pi0Config:
-    return Pi0Config(True, GEMMA[paligemma], GEMMA[expert], SIGLIP["so400m"], _VOCAB, 32, 10, 200)
+def _full(pi05: bool, paligemma: str, expert: str) -> Pi0Config:
+    return Pi0Config(
+        pi05=pi05,
+        paligemma=GEMMA[paligemma],
+        expert=GEMMA[expert],
+        siglip=SIGLIP["so400m"],
+        vocab_size=_VOCAB,
+        action_dim=32,
+        action_horizon=10 if pi05 else 50,
+        max_token_len=200 if pi05 else 48,
+    )
 
 
 def _tiny(pi05: bool) -> Pi0Config:
     return Pi0Config(
-        pi05,
-        GEMMA["tiny"],
-        GEMMA["tiny_expert"],
-        SIGLIP["tiny"],
-        512,
-        8,
-        10,
-        16,
-        (16, 16),
-        "float32",
+        pi05=pi05,
+        paligemma=GEMMA["tiny"],
+        expert=GEMMA["tiny_expert"],
+        siglip=SIGLIP["tiny"],
+        vocab_size=512,
+        action_dim=8,
+        action_horizon=10,
+        max_token_len=16,
+        image_size=(16, 16),
+        dtype="float32",
     )
 
 
 def _small(pi05: bool) -> Pi0Config:
     return Pi0Config(
-        pi05,
-        GEMMA["small"],
-        GEMMA["small_expert"],
-        SIGLIP["small"],
-        266,
-        8,
-        10,
-        20,
-        (64, 64),
-        "float32",
+        pi05=pi05,
+        paligemma=GEMMA["small"],
+        expert=GEMMA["small_expert"],
+        siglip=SIGLIP["small"],
+        vocab_size=266,  # of the byte tokenizer
+        action_dim=8,
+        action_horizon=10,
+        max_token_len=20,
+        image_size=(64, 64),
+        dtype="float32",
     )
 
 
-def pi0_config(name: str, **changes) -> Pi0Config:
-    """A whole network by name; `changes` replace fields of Pi0Config."""
+def pi0_config(name: str, **changes: Any) -> Pi0Config:
+    """A whole network by name; `changes` replace fields of Pi0Config.
+
+    Raises: ValueError for an unknown name.
+    """
     if name not in PI0:
         raise ValueError(f"unknown model {name!r}; choose one of {sorted(PI0)}")
     return dataclasses.replace(PI0[name], **changes)
 
 
 def with_lora(cfg: Pi0Config, rank: int) -> Pi0Config:
-    """Adapters in the VLM's language layers, alpha = rank (scale 1); the action expert keeps its own weights."""
-    return dataclasses.replace(
-        cfg, paligemma=dataclasses.replace(cfg.paligemma, lora=LoraConfig(rank, float(rank), rank))
-    )
+    """Adapters in the VLM's language layers, alpha = rank (scale 1).
+
+    The action expert keeps its own weights.
+    """
+    lora = LoraConfig(rank, float(rank), rank)
+    return dataclasses.replace(cfg, paligemma=dataclasses.replace(cfg.paligemma, lora=lora))
 
 
 def with_lora_init(cfg: Pi0Config, init: str) -> Pi0Config:
     """Another initialisation of the adapters that there are; a line of LORA_INITS."""
 
-    def changed(expert):
-        return (
-            expert
-            if expert.lora is None
-            else dataclasses.replace(expert, lora=dataclasses.replace(expert.lora, init=init))
-        )
+    def changed(expert: GemmaConfig) -> GemmaConfig:
+        if expert.lora is None:
+            return expert
+        return dataclasses.replace(expert, lora=dataclasses.replace(expert.lora, init=init))
 
     return dataclasses.replace(cfg, paligemma=changed(cfg.paligemma), expert=changed(cfg.expert))
 
@@ -183,10 +204,10 @@ def with_lora_init(cfg: Pi0Config, init: str) -> Pi0Config:
 LORA_INITS = ("zeros", "openpi")
 
 PI0 = {
-    "pi0": _pi0("gemma_2b", "gemma_300m"),
-    "pi05": _pi05("gemma_2b", "gemma_300m"),
-    "pi0_lora": _pi0("gemma_2b_lora", "gemma_300m_lora"),
-    "pi05_lora": _pi05("gemma_2b_lora", "gemma_300m_lora"),
+    "pi0": _full(False, "gemma_2b", "gemma_300m"),
+    "pi05": _full(True, "gemma_2b", "gemma_300m"),
+    "pi0_lora": _full(False, "gemma_2b_lora", "gemma_300m_lora"),
+    "pi05_lora": _full(True, "gemma_2b_lora", "gemma_300m_lora"),
     "small": _small(False),
     "small_pi05": _small(True),
     "tiny": _tiny(False),

@@ -1,10 +1,12 @@
-"""Arithmetic of the policy, counted from shapes: FLOPs of matrix products, a multiply-add being two.
+"""Arithmetic of the policy, counted from shapes.
 
-What a row (one decision) costs in each pass, ours and the straightforward one.  Model FLOPs: what gradient checkpointing computes
-a second time is not counted, nor are norms, softmaxes and the like (a few per cent).  Knows shapes only.
+FLOPs of matrix products, a multiply-add being two: what a row (one decision) costs in each pass,
+ours and the straightforward one.  Model FLOPs: what gradient checkpointing computes a second time
+is not counted, nor are norms, softmaxes and the like (a few per cent).  Knows shapes only.
 """
 
 import dataclasses
+import itertools
 
 from pirl_jax.models import heads, variants
 from pirl_jax.policy import flow
@@ -18,26 +20,35 @@ class Tokens:
     prompt: int  # tokens that the prompt is padded to
 
     def count(self, cfg: variants.Pi0Config) -> int:
+        """All of them."""
         return self.cameras * cfg.image_tokens + self.prompt
 
 
 def vision(cfg: variants.Pi0Config) -> int:
     """The vision tower, one image."""
-    tower, T = cfg.siglip, cfg.image_tokens
-    block = (
-        _dense(4 * tower.width, tower.width)
-        + _dense(2 * tower.width, tower.mlp_dim)
-        + 4 * T * tower.width
-    )
-    ends = _dense(tower.patch**2 * 3, tower.width) + _dense(tower.width, cfg.paligemma.width)
-    return T * (tower.depth * block + ends)
+    T = cfg.image_tokens
+    tower = cfg.siglip
+    projections = _dense(4 * tower.width, tower.width)
+    attention = 4 * T * tower.width
+    feed_forward = _dense(2 * tower.width, tower.mlp_dim)
+    block = projections + feed_forward + attention
+    stem = _dense(tower.patch**2 * 3, tower.width)
+    head = _dense(tower.width, cfg.paligemma.width)
+    return T * (tower.depth * block + stem + head)
 
 
 def language(cfg: variants.GemmaConfig, tokens: int, keys: int, skip_last: bool = False) -> int:
-    """All layers of one expert over `tokens` that attend to `keys`; skip_last: of the last layer only its keys and values."""
-    D, N, K, h = cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+    """All layers of one expert over `tokens` that attend to `keys`.
+
+    skip_last: of the last layer only its keys and values.
+    """
+    D, h = cfg.width, cfg.head_dim
+    N, K = cfg.num_heads, cfg.num_kv_heads
     keys_values = _dense(D, 2 * K * h)
-    rest = 2 * _dense(D, N * h) + 3 * _dense(D, cfg.mlp_dim) + 4 * keys * N * h
+    queries_and_out = 2 * _dense(D, N * h)
+    attention = 4 * keys * N * h
+    feed_forward = 3 * _dense(D, cfg.mlp_dim)
+    rest = queries_and_out + feed_forward + attention
     return tokens * (cfg.depth * keys_values + (cfg.depth - skip_last) * rest)
 
 
@@ -45,58 +56,74 @@ def adapters(cfg: variants.GemmaConfig, tokens: int) -> int:
     """The low-rank part of an expert's linear maps."""
     if cfg.lora is None:
         return 0
-    D, N, K, h, r = cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.lora.attn_rank
-    attention = (N + 2 * K) * (_dense(D, r) + _dense(r, h)) + N * _dense(h, r) + _dense(r, D)
-    return tokens * cfg.depth * (attention + 3 * _dense(D + cfg.mlp_dim, cfg.lora.ffn_rank))
+    D, h, r = cfg.width, cfg.head_dim, cfg.lora.attn_rank
+    N, K = cfg.num_heads, cfg.num_kv_heads
+    inputs = (N + 2 * K) * (_dense(D, r) + _dense(r, h))
+    # The rank activations of the output are summed over heads (models/lora.py), so B is used once.
+    output = N * _dense(h, r) + _dense(r, D)
+    feed_forward = 3 * _dense(D + cfg.mlp_dim, cfg.lora.ffn_rank)
+    return tokens * cfg.depth * (inputs + output + feed_forward)
 
 
 def prefix(cfg: variants.Pi0Config, tokens: Tokens, hidden: bool) -> int:
-    """Vision tower and expert 0; hidden: the last layer too, which only a critic on the VLM reads."""
+    """Vision tower and expert 0.
+
+    hidden: the last layer too, which only a critic on the VLM reads.
+    """
     S = tokens.count(cfg)
-    return (
-        tokens.cameras * vision(cfg)
-        + language(cfg.paligemma, S, S, not hidden)
-        + adapters(cfg.paligemma, S)
-    )
+    tower = tokens.cameras * vision(cfg)
+    layers = language(cfg.paligemma, S, S, not hidden)
+    return tower + layers + adapters(cfg.paligemma, S)
 
 
 def denoise(cfg: variants.Pi0Config, prefix_tokens: int, conditions: float = 1.0) -> float:
-    """Expert 1 once: one denoise step.  conditions: flow times per row that pi0.5 makes conditions of; J / B where shared."""
-    D, A, H = cfg.expert.width, cfg.action_dim, cfg.action_horizon
-    T = H if cfg.pi05 else H + 1
+    """Expert 1 once: one denoise step.
+
+    conditions: flow times per row that pi0.5 makes conditions of; J / B where shared.
+    """
+    H, A = cfg.action_horizon, cfg.action_dim
+    D = cfg.expert.width
     ends = 2 * H * _dense(A, D)
     if cfg.pi05:
-        ends += conditions * (2 * _dense(D, D) + (2 * cfg.expert.depth + 1) * _dense(D, 3 * D))
+        T = H
+        norms = 2 * cfg.expert.depth + 1
+        ends += conditions * (2 * _dense(D, D) + norms * _dense(D, 3 * D))
     else:
+        T = H + 1  # the state token
         ends += H * _dense(3 * D, D) + _dense(A, D)
-    return ends + language(cfg.expert, T, prefix_tokens + T) + adapters(cfg.expert, T)
+    layers = language(cfg.expert, T, prefix_tokens + T)
+    return ends + layers + adapters(cfg.expert, T)
 
 
 def critic(cfg: flow.PolicyConfig) -> int:
     """The value head, one row."""
     if not cfg.add_value_head:
         return 0
-    width = cfg.model.paligemma.width if cfg.value_after_vlm else cfg.model.expert.width
-    sizes = (width, *cfg.value_hidden, 1)
-    return sum(_dense(fan_in, fan_out) for fan_in, fan_out in zip(sizes, sizes[1:]))
+    reader = cfg.model.paligemma if cfg.value_after_vlm else cfg.model.expert
+    return _stack(reader.width, *cfg.value_hidden, 1)
 
 
 def noise_head(cfg: flow.PolicyConfig) -> int:
     """The learned std of flow_noise, one row."""
-    sizes = (cfg.model.expert.width, *heads.NOISE_HIDDEN, cfg.model.action_dim)
-    entries = sum(_dense(fan_in, fan_out) for fan_in, fan_out in zip(sizes, sizes[1:]))
-    return cfg.model.action_horizon * entries if cfg.noise_method == "flow_noise" else 0
+    if cfg.noise_method != "flow_noise":
+        return 0
+    one_action = _stack(cfg.model.expert.width, *heads.NOISE_HIDDEN, cfg.model.action_dim)
+    return cfg.model.action_horizon * one_action
 
 
 def step(cfg: flow.PolicyConfig, tokens: Tokens, conditions: float = 1.0) -> float:
     """A denoise step with its heads, forward."""
-    return denoise(cfg.model, tokens.count(cfg.model), conditions) + critic(cfg) + noise_head(cfg)
+    network = denoise(cfg.model, tokens.count(cfg.model), conditions)
+    return network + critic(cfg) + noise_head(cfg)
 
 
 def rollout(
     cfg: flow.PolicyConfig, tokens: Tokens, hidden: bool | None = None, conditions: float = 1.0
 ) -> float:
-    """One decision: prefix and J denoise steps.  hidden: None asks whether the critic reads the VLM's output."""
+    """One decision: prefix and J denoise steps.
+
+    hidden: None asks whether the critic reads the VLM's output.
+    """
     hidden = reads_vlm(cfg) if hidden is None else hidden
     return prefix(cfg.model, tokens, hidden) + cfg.num_steps * step(cfg, tokens, conditions)
 
@@ -110,7 +137,10 @@ def update(
 ) -> float:
     """One row of one update epoch, forward and backward.  vlm: a line of VLM.
 
-    What trains costs twice its forward pass in the backward pass; frozen weights that gradients pass through cost it once.
+    What trains costs twice its forward pass in the backward pass; frozen weights that gradients
+    pass through cost it once.
+
+    Raises: ValueError for an unknown vlm.
     """
     if vlm not in VLM:
         raise ValueError(f"vlm={vlm!r} does not exist; choose one of: {', '.join(VLM)}")
@@ -119,13 +149,16 @@ def update(
     total = 3 * scored * step(cfg, tokens, conditions)
     if vlm == "kept":
         return total
-    model, S = cfg.model, tokens.count(cfg.model)
-    low = adapters(model.paligemma, S)
-    passes = {"frozen": (1, 1, 0), "lora": (1, 2, 3), "trained": (3, 3, 0)}[
-        vlm
-    ]  # tower, language layers, adapters
-    parts = tokens.cameras * vision(model), language(model.paligemma, S, S, not hidden), low
-    return total + sum(times * part for times, part in zip(passes, parts))
+    model = cfg.model
+    S = tokens.count(model)
+    tower = tokens.cameras * vision(model)
+    layers = language(model.paligemma, S, S, not hidden)
+    if vlm == "trained":
+        return total + 3 * (tower + layers)
+    if vlm == "lora":
+        # Gradients pass through the frozen layers on their way to the adapters.
+        return total + (tower + 2 * layers + 3 * adapters(model.paligemma, S))
+    return total + (tower + layers)
 
 
 def reads_vlm(cfg: flow.PolicyConfig) -> bool:
@@ -141,28 +174,39 @@ def baseline(cfg: flow.PolicyConfig) -> Tokens:
 def savings(
     cfg: flow.PolicyConfig, tokens: Tokens, vlm: str, batch: int
 ) -> dict[str, dict[str, float]]:
-    """FLOPs per row, {pass: {baseline, ours, ratio}}.  The baseline computes three cameras, full padding, the whole prefix and
-    every condition for each row, decision and epoch; that it also does so for rows after an episode's end is not counted.
+    """FLOPs per row, {pass: {baseline, ours, ratio}}.
+
+    The baseline computes three cameras, full padding, the whole prefix and every condition for each
+    row, decision and epoch; that it also does so for rows after an episode's end is not counted.
 
     vlm: what ours does in the update; batch: rows that share the conditions of the J flow times.
     """
     wide = baseline(cfg)
-    pairs = {
-        "rollout": (rollout(cfg, wide, True), rollout(cfg, tokens, conditions=1 / batch)),
-        "update": (
-            update(cfg, wide, "frozen" if vlm == "kept" else vlm, True),
+    recomputed = "frozen" if vlm == "kept" else vlm
+    return {
+        "rollout": _compared(
+            rollout(cfg, wide, hidden=True),
+            rollout(cfg, tokens, conditions=1 / batch),
+        ),
+        "update": _compared(
+            update(cfg, wide, recomputed, hidden=True),
             update(cfg, tokens, vlm, conditions=cfg.num_steps / batch),
         ),
     }
-    return {
-        name: {"baseline": old, "ours": new, "ratio": old / new}
-        for name, (old, new) in pairs.items()
-    }
+
+
+def _compared(baseline: float, ours: float) -> dict[str, float]:
+    return {"baseline": baseline, "ours": ours, "ratio": baseline / ours}
+
+
+def _stack(*sizes: int) -> int:
+    return sum(_dense(fan_in, fan_out) for fan_in, fan_out in itertools.pairwise(sizes))
 
 
 def _dense(fan_in: int, fan_out: int) -> int:
     return 2 * fan_in * fan_out
 
 
-# What an update does with the VLM: nothing (its prefix was kept) | forward | forward, adapters learn | all of it learns.
+# What an update does with the VLM: nothing (its prefix was kept) | forward | forward, adapters
+# learn | all of it learns.
 VLM = ("kept", "frozen", "lora", "trained")

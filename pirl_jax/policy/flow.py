@@ -1,9 +1,10 @@
 """The policy: a flow-matching network with stochastic denoise steps.
 
-A decision denoises an action chunk in J steps.  By default J - 1 of them are deterministic (ODE); one, drawn per row, adds
-Gaussian noise and carries the log-probability: log pi(chunk | obs) := log N(x_{j+1}; mean(x_j), std(j)).  With joint_logprob all
-J steps are stochastic and their log-probabilities add up.  Sampling and learning go through the same `denoise_step`, so right
-after a rollout the probability ratio is 1 up to rounding.
+A decision denoises an action chunk in J steps.  By default J - 1 of them are deterministic (ODE);
+one, drawn per row, adds Gaussian noise and carries the log-probability: log pi(chunk | obs) := log
+N(x_{j+1}; mean(x_j), std(j)).  With joint_logprob all J steps are stochastic and their
+log-probabilities add up.  Sampling and learning go through the same `denoise_step`, so right after
+a rollout the probability ratio is 1 up to rounding.
 
 Knows networks and probabilities; refuses to know advantages, simulators and optimisers.
 """
@@ -13,6 +14,7 @@ import dataclasses
 import chex
 from flax import struct
 import jax
+from jax import Array
 import jax.numpy as jnp
 
 from pirl_jax.core import types
@@ -53,265 +55,361 @@ class PolicyConfig:
 class Step:
     """One denoise step of a batch whose rows may stand at different denoise indices."""
 
-    velocity: jax.Array  # [B,H,A]
-    mean: jax.Array  # [B,H,A] of x_{j+1} given x_j
-    std: jax.Array  # [B,H,A]
-    value: jax.Array  # [B]
+    velocity: Array  # [B,H,A]
+    mean: Array  # [B,H,A] of x_{j+1} given x_j
+    std: Array  # [B,H,A]
+    value: Array  # [B]
 
 
 def specs(cfg: PolicyConfig) -> dict:
     """Parameter specs of network and heads in one tree."""
     tree = dict(pi0.specs(cfg.model))
     if cfg.add_value_head:
-        width = cfg.model.paligemma.width if cfg.value_after_vlm else cfg.model.expert.width
-        tree |= heads.value_specs(width, cfg.value_hidden)
+        reader = cfg.model.paligemma if cfg.value_after_vlm else cfg.model.expert
+        tree |= heads.value_specs(reader.width, cfg.value_hidden)
     if cfg.noise_method == "flow_noise":
         tree |= heads.noise_specs(cfg.model.expert.width, cfg.model.action_dim)
     return tree
 
 
-def prefill(params, obs: types.Observation, cfg: PolicyConfig) -> pi0.Prefix:
-    """The prefix as this policy needs it: with a critic on the VLM's output it carries one pooled state per row."""
+def prefill(params: dict, obs: types.Observation, cfg: PolicyConfig) -> pi0.Prefix:
+    """The prefix as this policy needs it.
+
+    With a critic on the VLM's output it carries one pooled state per row.
+    """
     if not (cfg.add_value_head and cfg.value_after_vlm):
         return pi0.prefill(params, obs, cfg.model)
     prefix = pi0.prefill(params, obs, cfg.model, hidden=True)
-    return prefix.replace(
-        hidden=None, pooled=heads.pool(prefix.hidden, prefix.mask, cfg.value_vlm_mode)
-    )
+    pooled_BD = heads.pool(prefix.hidden, prefix.mask, cfg.value_vlm_mode)
+    # The states of all tokens are as large as the cache; nobody else reads them.
+    return prefix.replace(hidden=None, pooled=pooled_BD)
 
 
-def flow_time(j, cfg: PolicyConfig):
+def flow_time(j: Array, cfg: PolicyConfig) -> Array:
     """Where denoise step j starts."""
     return (cfg.num_steps - j).astype(jnp.float32) * (1 / cfg.num_steps)
 
 
-def modulations(params, cfg: PolicyConfig):
-    """What pi0.5's norms make of the J flow times: the only ones there are, so they are computed once, not once per row and step."""
-    return pi0.modulations(params, flow_time(jnp.arange(cfg.num_steps), cfg), cfg.model)
+def modulations(params: dict, cfg: PolicyConfig) -> dict | None:
+    """What pi0.5's norms make of the J flow times.
+
+    They are the only times there are, so they are computed once, not once per row and step.
+    """
+    t_J = flow_time(jnp.arange(cfg.num_steps), cfg)
+    return pi0.modulations(params, t_J, cfg.model)
 
 
-def _velocity(params, prefix, modulation_J, x_BHA, j_B, cfg):
+def _velocity(
+    params: dict,
+    prefix: pi0.Prefix,
+    modulation_J: dict | None,
+    x_BHA: Array,
+    j_B: Array,
+    cfg: PolicyConfig,
+) -> tuple[Array, Array]:
     """Velocity and action features where denoise step j of each row starts."""
-    modulation = jax.tree.map(lambda x: x[j_B], modulation_J)
+    modulation = jax.tree.map(lambda leaf_J: leaf_J[j_B], modulation_J)
     return pi0.velocity(params, prefix, x_BHA, flow_time(j_B, cfg), cfg.model, modulation)
 
 
 def denoise_step(
-    params, prefix: pi0.Prefix, modulation_J, x_BHA, j_B, level_B, cfg: PolicyConfig
+    params: dict,
+    prefix: pi0.Prefix,
+    modulation_J: dict | None,
+    x_BHA: Array,
+    j_B: Array,
+    level_B: Array,
+    cfg: PolicyConfig,
 ) -> Step:
-    """The one definition of a denoise step; modulation_J from modulations(), j_B int32 in [0, J), level_B the noise level."""
-    dt, t_B = 1 / cfg.num_steps, flow_time(j_B, cfg)
+    """The one definition of a denoise step.
+
+    Args:
+      modulation_J: from modulations().
+      j_B: int32 in [0, J).
+      level_B: the noise level.
+    """
+    dt = 1 / cfg.num_steps
+    t_B = flow_time(j_B, cfg)
     velocity_BHA, feature_BHD = _velocity(params, prefix, modulation_J, x_BHA, j_B, cfg)
     if cfg.noise_method == "flow_noise":
         scale = heads.noise_std(params, feature_BHD, cfg.noise_logvar_range)
     else:
         scale = level_B[:, None, None]
     mean_BHA, std = noise.step(cfg.noise_method, x_BHA, velocity_BHA, t_B, dt, scale)
-    value_B = _value(params, prefix, feature_BHD, cfg)
     return Step(
         velocity=velocity_BHA,
         mean=mean_BHA,
         std=jnp.broadcast_to(std, mean_BHA.shape),
-        value=value_B,
+        value=_value(params, prefix, feature_BHD, cfg),
     )
 
 
-def _value(params, prefix, feature_BHD, cfg):
+def _value(params: dict, prefix: pi0.Prefix, feature_BHD: Array, cfg: PolicyConfig) -> Array:
     if not cfg.add_value_head:
         return jnp.zeros(feature_BHD.shape[0], jnp.float32)
     if cfg.value_after_vlm:
-        return heads.value(
-            params,
-            jax.lax.stop_gradient(prefix.pooled) if cfg.detach_critic_input else prefix.pooled,
-        )
+        pooled_BD = prefix.pooled
+        if cfg.detach_critic_input:
+            pooled_BD = jax.lax.stop_gradient(pooled_BD)
+        return heads.value(params, pooled_BD)
     chunk = cfg.action_chunk if cfg.chunk_critic_input else None
     return heads.suffix_value(params, feature_BHD, chunk=chunk, detach=cfg.detach_critic_input)
 
 
-# ---- probability of a step: entries [B,I,A'] that are executed ------------------------------------------------------------
+# ---- probability of a step: entries [B,I,a] that are executed -----------------------------------
 
 
-def executed(x_BHA, cfg: PolicyConfig):
-    """The entries that reach the simulator [B,I,A']; only these are scored."""
+def executed(x_BHA: Array, cfg: PolicyConfig) -> Array:
+    """The entries that reach the simulator [B,I,a]; only these are scored."""
     return x_BHA[:, : cfg.action_chunk, : cfg.action_env_dim]
 
 
-def gaussian_log_prob(x, mean, std):
+def gaussian_log_prob(x: Array, mean: Array | float, std: Array) -> Array:
     """log N(x; mean, std) of every entry; 0 where std is 0."""
     safe = jnp.where(std > 0, std, 1.0)  # double where: no NaN gradient from a deterministic entry
     log_prob = -0.5 * ((x - mean) / safe) ** 2 - jnp.log(safe) - 0.5 * jnp.log(2 * jnp.pi)
     return jnp.where(std > 0, log_prob, 0.0)
 
 
-def gaussian_entropy(std):
+def gaussian_entropy(std: Array) -> Array:
     """Nats per entry; 0 where std is 0."""
     safe = jnp.where(std > 0, std, 1.0)
     return jnp.where(std > 0, jnp.log(safe) + 0.5 * jnp.log(2 * jnp.pi * jnp.e), 0.0)
 
 
-def gaussian_kl(mean, std, other_mean, other_std):
+def gaussian_kl(mean: Array, std: Array, other_mean: Array, other_std: Array) -> Array:
     """KL(N(mean, std) || N(other_mean, other_std)) of every entry; 0 where std is 0."""
-    std, other_std = (jnp.where(std > 0, x, 1.0) for x in (std, other_std))
+    is_random = std > 0
+    std = jnp.where(is_random, std, 1.0)
+    other_std = jnp.where(is_random, other_std, 1.0)
     spread = (std**2 + (mean - other_mean) ** 2) / (2 * other_std**2)
     return jnp.where(std > 0, jnp.log(other_std / std) + spread - 0.5, 0.0)
 
 
-def _over_steps(terms: list, start, cfg: PolicyConfig):
-    """What the K steps of a chain come to.  joint_mean adds the start noise as a term and takes the mean (RLinf's choice: the
-    ratio of two policies is then the (J+1)-th root of the true one); otherwise the sum, which is the likelihood."""
-    return (
-        sum(terms, start) / (len(terms) + 1) if cfg.joint_logprob and cfg.joint_mean else sum(terms)
-    )
+def _executed_log_prob(x_BHA: Array, mean_BHA: Array, std_BHA: Array, cfg: PolicyConfig) -> Array:
+    x_BIa = executed(x_BHA, cfg)
+    mean_BIa = executed(mean_BHA, cfg)
+    std_BIa = executed(std_BHA, cfg)
+    return gaussian_log_prob(x_BIa, mean_BIa, std_BIa)
 
 
-# ---- sampling ------------------------------------------------------------------------------------------------------------
+def _start_log_prob(start_BHA: Array, cfg: PolicyConfig) -> Array:
+    """Of the noise a chain starts from, which is standard normal."""
+    return gaussian_log_prob(executed(start_BHA, cfg), 0.0, jnp.ones(()))
+
+
+def _over_steps(terms: list[Array], start: Array | float, cfg: PolicyConfig) -> Array:
+    """What the U steps of a chain come to: the sum, which is the likelihood.
+
+    joint_mean adds the start noise as a term and takes the mean (RLinf's choice: the ratio of two
+    policies is then the (J+1)-th root of the true one).
+    """
+    if cfg.joint_logprob and cfg.joint_mean:
+        return sum(terms, start) / (len(terms) + 1)
+    return sum(terms)
+
+
+# ---- sampling -----------------------------------------------------------------------------------
 
 
 def num_choices(cfg: PolicyConfig) -> int:
-    """Denoise steps that may be the stochastic one.  A step that is deterministic anyway would carry no gradient."""
-    return cfg.num_steps - (cfg.ignore_last or cfg.noise_method in noise.LAST_STEP_DETERMINISTIC)
+    """Denoise steps that may be the stochastic one.
+
+    A step that is deterministic anyway would carry no gradient.
+    """
+    last_is_fixed = cfg.ignore_last or cfg.noise_method in noise.LAST_STEP_DETERMINISTIC
+    return cfg.num_steps - last_is_fixed
 
 
-def draw(key_B, cfg: PolicyConfig):
-    """Per-row randomness: start x_0 [B,H,A], stochastic steps j [B,K], their noise [B,K,H,A].  One key per row makes a
-    decision independent of the batch it is served in."""
+def draw(key_B: Array, cfg: PolicyConfig) -> tuple[Array, Array, Array]:
+    """Per-row randomness: start x_0 [B,H,A], stochastic steps j [B,U], their noise [B,U,H,A].
+
+    One key per row makes a decision independent of the batch it is served in.
+    """
     shape = (cfg.model.action_horizon, cfg.model.action_dim)
 
-    def row(key):
-        start, index, eps = jax.random.split(key, 3)
+    def row(key: Array) -> tuple[Array, Array, Array]:
+        start_key, index_key, noise_key = jax.random.split(key, 3)
         if cfg.joint_logprob:
-            j_K = jnp.arange(cfg.num_steps)
+            j_U = jnp.arange(cfg.num_steps)
         else:
-            j_K = jax.random.randint(index, (1,), 0, num_choices(cfg))
-        return jax.random.normal(start, shape), j_K, jax.random.normal(eps, (len(j_K), *shape))
+            j_U = jax.random.randint(index_key, (1,), 0, num_choices(cfg))
+        start_HA = jax.random.normal(start_key, shape)
+        noise_UHA = jax.random.normal(noise_key, (len(j_U), *shape))
+        return start_HA, j_U, noise_UHA
 
     return jax.vmap(row)(key_B)
 
 
 def sample_chain(
-    params, key_B, prefix: pi0.Prefix, cfg: PolicyConfig, level=None
-) -> tuple[types.Chain, jax.Array]:
-    """Denoise one action chunk per row with noise -> (Chain, actions_BHA in normalised space).  level: scalar noise level of
-    the moment; None is the configured one."""
+    params: dict,
+    key_B: Array,
+    prefix: pi0.Prefix,
+    cfg: PolicyConfig,
+    level: Array | float | None = None,
+) -> tuple[types.Chain, Array]:
+    """Denoise one action chunk per row with noise -> (Chain, actions_BHA in normalised space).
+
+    level: scalar noise level of the moment; None is the configured one.
+    """
     chex.assert_rank(key_B, 1)
-    level_B = jnp.full(key_B.shape, cfg.noise_level if level is None else level, jnp.float32)
-    return integrate(params, *draw(key_B, cfg), prefix, level_B, cfg)
+    level = cfg.noise_level if level is None else level
+    level_B = jnp.full(key_B.shape, level, jnp.float32)
+    start_BHA, j_BU, noise_BUHA = draw(key_B, cfg)
+    return integrate(params, start_BHA, j_BU, noise_BUHA, prefix, level_B, cfg)
 
 
-def integrate(params, start_BHA, j_BK, eps_BKHA, prefix: pi0.Prefix, level_B, cfg: PolicyConfig):
+def integrate(
+    params: dict,
+    start_BHA: Array,
+    j_BU: Array,
+    noise_BUHA: Array,
+    prefix: pi0.Prefix,
+    level_B: Array,
+    cfg: PolicyConfig,
+) -> tuple[types.Chain, Array]:
     """sample_chain with its randomness given."""
-    K, modulation_J = j_BK.shape[1], modulations(params, cfg)
-    # Step j of the joint case has its own noise; otherwise the one noise is used wherever the row's stochastic step is.
-    eps_JBHA = jnp.broadcast_to(jnp.moveaxis(eps_BKHA, 1, 0), (cfg.num_steps, *start_BHA.shape))
+    B, U = j_BU.shape
+    modulation_J = modulations(params, cfg)
+    # Step j of the joint case has its own noise; otherwise the one noise is used wherever the row's
+    # stochastic step is.
+    noise_UBHA = jnp.moveaxis(noise_BUHA, 1, 0)
+    noise_JBHA = jnp.broadcast_to(noise_UBHA, (cfg.num_steps, *start_BHA.shape))
 
-    def body(x_BHA, now):
-        j, eps_BHA = now
-        step = denoise_step(
-            params, prefix, modulation_J, x_BHA, jnp.full(x_BHA.shape[0], j), level_B, cfg
-        )
-        noisy_BHA = step.mean + step.std * eps_BHA
-        stochastic_B = (j_BK == j).any(1)
-        next_BHA = jnp.where(
-            stochastic_B[:, None, None], noisy_BHA, x_BHA - step.velocity / cfg.num_steps
-        )
-        log_prob = gaussian_log_prob(*(executed(x, cfg) for x in (noisy_BHA, step.mean, step.std)))
-        return next_BHA, (x_BHA, next_BHA, log_prob, step.value)
+    def body(x_BHA: Array, now: tuple[Array, Array]) -> tuple[Array, tuple]:
+        j, noise_BHA = now
+        j_B = jnp.full(B, j)
+        step = denoise_step(params, prefix, modulation_J, x_BHA, j_B, level_B, cfg)
+        noisy_BHA = step.mean + step.std * noise_BHA
+        is_stochastic_B11 = (j_BU == j).any(1)[:, None, None]
+        plain_BHA = x_BHA - step.velocity / cfg.num_steps
+        next_BHA = jnp.where(is_stochastic_B11, noisy_BHA, plain_BHA)
+        log_prob_BIa = _executed_log_prob(noisy_BHA, step.mean, step.std, cfg)
+        return next_BHA, (x_BHA, next_BHA, log_prob_BIa, step.value)
 
-    actions_BHA, path = jax.lax.scan(body, start_BHA, (jnp.arange(cfg.num_steps), eps_JBHA))
-    x, x_next, log_prob, value = jax.tree.map(lambda leaf: _select(leaf, j_BK), path)
-    start = gaussian_log_prob(executed(start_BHA, cfg), 0.0, jnp.ones(()))
+    steps = (jnp.arange(cfg.num_steps), noise_JBHA)
+    actions_BHA, path = jax.lax.scan(body, start_BHA, steps)
+    kept = jax.tree.map(lambda leaf_JB: _select(leaf_JB, j_BU), path)
+    x_BUHA, x_next_BUHA, log_prob_BUIa, value_BU = kept
+    log_probs = [log_prob_BUIa[:, u] for u in range(U)]
     chain = types.Chain(
-        x=x,
-        x_next=x_next,
-        j=j_BK,
+        x=x_BUHA,
+        x_next=x_next_BUHA,
+        j=j_BU,
         level=level_B,
-        value=value.mean(1),
-        log_prob=_over_steps([log_prob[:, k] for k in range(K)], start, cfg),
+        value=value_BU.mean(1),
+        log_prob=_over_steps(log_probs, _start_log_prob(start_BHA, cfg), cfg),
     )
     return chain, actions_BHA
 
 
-def _select(path_J, j_BK):
-    """[J,B,...] -> [B,K,...]: the steps j of each row."""
-    return jax.vmap(lambda row_J, j_K: row_J[j_K], in_axes=(1, 0))(path_J, j_BK)
+def _select(path_JB: Array, j_BU: Array) -> Array:
+    """[J,B,...] -> [B,U,...]: the steps j of each row."""
+    return jax.vmap(lambda row_J, j_U: row_J[j_U], in_axes=(1, 0))(path_JB, j_BU)
 
 
-def sample_actions(params, key_B, prefix: pi0.Prefix, cfg: PolicyConfig) -> jax.Array:
-    """Deterministic denoising (given the start noise) for evaluation -> actions_BHA in normalised space."""
+def sample_actions(params: dict, key_B: Array, prefix: pi0.Prefix, cfg: PolicyConfig) -> Array:
+    """Deterministic denoising for evaluation -> actions_BHA in normalised space.
+
+    Only the start noise is drawn.
+    """
     shape = (cfg.model.action_horizon, cfg.model.action_dim)
-    x_BHA, modulation_J = (
-        jax.vmap(lambda key: jax.random.normal(key, shape))(key_B),
-        modulations(params, cfg),
-    )
+    start_BHA = jax.vmap(lambda key: jax.random.normal(key, shape))(key_B)
+    modulation_J = modulations(params, cfg)
 
-    def body(x_BHA, j):
-        velocity_BHA, _ = _velocity(
-            params, prefix, modulation_J, x_BHA, jnp.full(x_BHA.shape[0], j), cfg
-        )
+    def body(x_BHA: Array, j: Array) -> tuple[Array, None]:
+        j_B = jnp.full(x_BHA.shape[0], j)
+        velocity_BHA, _ = _velocity(params, prefix, modulation_J, x_BHA, j_B, cfg)
         return x_BHA - velocity_BHA / cfg.num_steps, None
 
-    return jax.lax.scan(body, x_BHA, jnp.arange(cfg.num_steps))[0]
+    actions_BHA, _ = jax.lax.scan(body, start_BHA, jnp.arange(cfg.num_steps))
+    return actions_BHA
 
 
-# ---- learning ------------------------------------------------------------------------------------------------------------
+# ---- learning -----------------------------------------------------------------------------------
 
 
-def chain_steps(params, chain: types.Chain, context, cfg: PolicyConfig) -> list[Step]:
-    """The K stochastic steps of stored decisions under `params`.
+def chain_steps(
+    params: dict,
+    chain: types.Chain,
+    context: types.Observation | pi0.Prefix,
+    cfg: PolicyConfig,
+) -> list[Step]:
+    """The U stochastic steps of stored decisions under `params`.
 
-    context: the Observation, or its Prefix when the VLM is frozen and the prefix was kept from the rollout.
+    context: the Observation, or its Prefix when the VLM is frozen and the prefix was kept from the
+    rollout.
     """
     prefix = prefill(params, context, cfg) if isinstance(context, types.Observation) else context
     modulation_J = modulations(params, cfg)
-    return [
-        denoise_step(params, prefix, modulation_J, chain.x[:, k], chain.j[:, k], chain.level, cfg)
-        for k in range(chain.j.shape[1])
-    ]
+    steps = []
+    for u in range(chain.j.shape[1]):
+        x_BHA = chain.x[:, u]
+        j_B = chain.j[:, u]
+        step = denoise_step(params, prefix, modulation_J, x_BHA, j_B, chain.level, cfg)
+        steps.append(step)
+    return steps
 
 
-def chain_log_prob(params, chain: types.Chain, context, cfg: PolicyConfig):
-    """Re-evaluate stored decisions under `params` -> (log_prob_BIA, entropy_B, value_B); context as in chain_steps.
+def chain_log_prob(
+    params: dict,
+    chain: types.Chain,
+    context: types.Observation | pi0.Prefix,
+    cfg: PolicyConfig,
+) -> tuple[Array, Array, Array]:
+    """Re-evaluate stored decisions under `params`; context as in chain_steps.
 
-    The entropy is the mean over the scored entries, nats per action entry (constant in the parameters but for flow_noise).
+    Returns: log_prob_BIa, entropy_B, value_B.  The entropy is the mean over the scored entries,
+    nats per action entry (constant in the parameters but for flow_noise).
     """
     return score(chain, chain_steps(params, chain, context, cfg), cfg)
 
 
-def score(chain: types.Chain, steps: list[Step], cfg: PolicyConfig):
-    """(log_prob_BIA, entropy_B, value_B) of stored decisions from their steps."""
-    log_probs = [
-        gaussian_log_prob(*(executed(x, cfg) for x in (chain.x_next[:, k], step.mean, step.std)))
-        for k, step in enumerate(steps)
-    ]
-    start = gaussian_log_prob(executed(chain.x[:, 0], cfg), 0.0, jnp.ones(()))
+def score(chain: types.Chain, steps: list[Step], cfg: PolicyConfig) -> tuple[Array, Array, Array]:
+    """(log_prob_BIa, entropy_B, value_B) of stored decisions from their steps."""
+    log_probs = []
+    for u, step in enumerate(steps):
+        log_probs.append(_executed_log_prob(chain.x_next[:, u], step.mean, step.std, cfg))
+    log_prob_BIa = _over_steps(log_probs, _start_log_prob(chain.x[:, 0], cfg), cfg)
     entropies = [gaussian_entropy(executed(step.std, cfg)) for step in steps]
-    entropy_BIA = _over_steps(entropies, gaussian_entropy(jnp.ones(())), cfg)
+    entropy_BIa = _over_steps(entropies, gaussian_entropy(jnp.ones(())), cfg)
     value_B = sum(step.value for step in steps) / len(steps)
-    return _over_steps(log_probs, start, cfg), entropy_BIA.mean((1, 2)), value_B
+    return log_prob_BIa, entropy_BIa.mean((1, 2)), value_B
 
 
-def distance(steps: list[Step], others: list[Step], kind: str, cfg: PolicyConfig):
-    """How far a policy's decisions lie from those of a fixed one [B].  kl: of the chunk, summed over steps and scored entries;
-    velocity_mse: mean squared difference of the velocities over all entries."""
+def distance(steps: list[Step], others: list[Step], kind: str, cfg: PolicyConfig) -> Array:
+    """How far a policy's decisions lie from those of a fixed one [B], by a line of ANCHORS.
+
+    kl: of the chunk, summed over steps and scored entries.  velocity_mse: mean squared difference
+      of
+    the velocities over all entries.
+    """
     if kind not in ANCHORS:
         raise types.unknown("anchor", kind, ANCHORS)
+    pairs = list(zip(steps, others, strict=True))
     if kind == "velocity_mse":
-        return sum(
-            ((a.velocity - b.velocity) ** 2).mean((1, 2))
-            for a, b in zip(steps, others, strict=True)
-        ) / len(steps)
-    pairs = [
-        [executed(x, cfg) for x in (a.mean, a.std, b.mean, b.std)]
-        for a, b in zip(steps, others, strict=True)
-    ]
-    return sum(gaussian_kl(*pair).sum((1, 2)) for pair in pairs)
+        errors = [(step.velocity - other.velocity) ** 2 for step, other in pairs]
+        return sum(error_BHA.mean((1, 2)) for error_BHA in errors) / len(steps)
+    return sum(_executed_kl(step, other, cfg).sum((1, 2)) for step, other in pairs)
+
+
+def _executed_kl(step: Step, other: Step, cfg: PolicyConfig) -> Array:
+    return gaussian_kl(
+        executed(step.mean, cfg),
+        executed(step.std, cfg),
+        executed(other.mean, cfg),
+        executed(other.std, cfg),
+    )
 
 
 ANCHORS = ("kl", "velocity_mse")
 
 
 def prefix_to_rows(prefix: pi0.Prefix) -> pi0.Prefix:
-    """Layer-major cache [L,B,...] -> row-major [B,L,...], so that rows of a rollout can be gathered like any other array."""
+    """Layer-major cache [L,B,...] -> row-major [B,L,...].
+
+    Rows of a rollout can then be gathered like those of any other array.
+    """
     return prefix.replace(k=jnp.swapaxes(prefix.k, 0, 1), v=jnp.swapaxes(prefix.v, 0, 1))
 
 

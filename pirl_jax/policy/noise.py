@@ -1,60 +1,81 @@
-"""Mean and standard deviation of one denoise step, per noise method.  Nothing else in the project defines them.
+"""Mean and standard deviation of one denoise step, per noise method.
 
-Every method maps (x_BHA, v_BHA, t_B11, dt, scale) to (mean_BHA, std) in float32.  t = 1 is noise, t = 0 is action; one step
-goes from t to t - dt with dt = 1 / num_steps.  `scale` is what sets the size of the noise: the noise level [B,1,1], or for
-flow_noise the std that a network has learned [B,H,A]; std has its shape.  All methods share the endpoint estimates
+Nothing else in the project defines them.
+
+Every method maps (x_BHA, v_BHA, t_B11, dt, scale) to (mean_BHA, std) in float32.
+t = 1 is noise, t = 0 is action; one step goes from t to t - dt with dt = 1 / num_steps.
+`scale` is what sets the size of the noise: the noise level [B,1,1], or for flow_noise the std that
+a network has learned [B,H,A]; std has its shape.  All methods share the endpoint estimates
 
     x0 = x - t v          the action the velocity points at
     x1 = x + (1 - t) v    the noise it comes from
 
-and mix them: mean = (1 - (t - dt)) x0 + w1 x1.  Formulas: pi_RL / Flow-GRPO, restated in docs/algorithms.md.
+and mix them: mean = (1 - (t - dt)) x0 + w1 x1.  Formulas: pi_RL / Flow-GRPO, restated
+in docs/algorithms.md.
 """
 
-import jax
+from jax import Array
 import jax.numpy as jnp
 
 from pirl_jax.core import types
 
 
-def _mix(x_BHA, v_BHA, t_B11, dt, w1_B11):
+def _mix(x_BHA: Array, v_BHA: Array, t_B11: Array, dt: float, w1_B11: Array) -> Array:
     x0_BHA = x_BHA - t_B11 * v_BHA
     x1_BHA = x_BHA + (1 - t_B11) * v_BHA
     return (1 - t_B11 + dt) * x0_BHA + w1_B11 * x1_BHA
 
 
-def flow_ode(x_BHA, v_BHA, t_B11, dt, scale):
+def flow_ode(
+    x_BHA: Array, v_BHA: Array, t_B11: Array, dt: float, scale: Array
+) -> tuple[Array, Array]:
     """Euler step x - dt v; no noise, whatever the level."""
-    return _mix(x_BHA, v_BHA, t_B11, dt, t_B11 - dt), jnp.zeros_like(scale)
+    mean_BHA = _mix(x_BHA, v_BHA, t_B11, dt, t_B11 - dt)
+    return mean_BHA, jnp.zeros_like(scale)
 
 
-def sde_sigma(t, dt, level):
-    """Diffusion sigma(t) = level sqrt(t / (1 - t)); at t = 1 the pole is replaced by the next grid point (1 - t := dt)."""
+def sde_sigma(t: Array, dt: float, level: Array) -> Array:
+    """Diffusion sigma(t) = level sqrt(t / (1 - t)).
+
+    At t = 1 the pole is replaced by the next grid point (1 - t := dt).
+    """
     return level * jnp.sqrt(t / jnp.where(t >= 1, dt, 1 - t))
 
 
-def flow_sde(x_BHA, v_BHA, t_B11, dt, scale):
-    """Euler-Maruyama step of the SDE that has the ODE's marginals (Flow-GRPO): std = sigma sqrt(dt), and the drift
-    correction lowers the noise weight by sigma^2 dt / (2 t)."""
+def flow_sde(
+    x_BHA: Array, v_BHA: Array, t_B11: Array, dt: float, scale: Array
+) -> tuple[Array, Array]:
+    """Euler-Maruyama step of the SDE that has the ODE's marginals (Flow-GRPO).
+
+    std = sigma sqrt(dt), and the drift correction lowers the noise weight by sigma^2 dt / (2 t).
+    """
     sigma_B11 = sde_sigma(t_B11, dt, scale)
     w1_B11 = t_B11 - dt - sigma_B11**2 * dt / (2 * t_B11)
-    return _mix(x_BHA, v_BHA, t_B11, dt, w1_B11), sigma_B11 * jnp.sqrt(jnp.float32(dt))
+    mean_BHA = _mix(x_BHA, v_BHA, t_B11, dt, w1_B11)
+    return mean_BHA, sigma_B11 * jnp.sqrt(jnp.float32(dt))
 
 
-def flow_cps(x_BHA, v_BHA, t_B11, dt, scale):
-    """Coefficient-preserving sampling (Flow-CPS): turns part of the old noise x1 into fresh noise by an angle, so that
-    their squared weights still add up to (t - dt)^2.  The last step, t = dt, is deterministic."""
-    angle_B11, next_B11 = (
-        scale * (jnp.pi / 2),
-        jnp.where(t_B11 > 1.5 * dt, t_B11 - dt, 0.0),
-    )  # no rounding left at 0
-    return _mix(x_BHA, v_BHA, t_B11, dt, next_B11 * jnp.cos(angle_B11)), next_B11 * jnp.sin(
-        angle_B11
-    )
+def flow_cps(
+    x_BHA: Array, v_BHA: Array, t_B11: Array, dt: float, scale: Array
+) -> tuple[Array, Array]:
+    """Coefficient-preserving sampling (Flow-CPS).
+
+    Turns part of the old noise x1 into fresh noise by an angle, so that their squared weights still
+    add up to (t - dt)^2.  The last step, t = dt, is deterministic.
+    """
+    angle_B11 = scale * (jnp.pi / 2)
+    # An exact 0 after the last step, where t - dt would leave its rounding.
+    next_B11 = jnp.where(t_B11 > 1.5 * dt, t_B11 - dt, 0.0)
+    mean_BHA = _mix(x_BHA, v_BHA, t_B11, dt, next_B11 * jnp.cos(angle_B11))
+    return mean_BHA, next_B11 * jnp.sin(angle_B11)
 
 
-def flow_noise(x_BHA, v_BHA, t_B11, dt, scale):
-    """Euler step plus noise whose std a network has learned (ReinFlow; models/heads.py noise_std)."""
-    return _mix(x_BHA, v_BHA, t_B11, dt, t_B11 - dt), scale
+def flow_noise(
+    x_BHA: Array, v_BHA: Array, t_B11: Array, dt: float, scale: Array
+) -> tuple[Array, Array]:
+    """Euler step plus noise of a learned std (ReinFlow; models/heads.py noise_std)."""
+    mean_BHA = _mix(x_BHA, v_BHA, t_B11, dt, t_B11 - dt)
+    return mean_BHA, scale
 
 
 METHODS = {
@@ -68,8 +89,8 @@ LAST_STEP_DETERMINISTIC = {"flow_cps"}
 
 
 def step(
-    method: str, x_BHA: jax.Array, v_BHA: jax.Array, t_B: jax.Array, dt: float, scale: jax.Array
-):
+    method: str, x_BHA: Array, v_BHA: Array, t_B: Array, dt: float, scale: Array
+) -> tuple[Array, Array]:
     """(mean_BHA, std) of one step of `method`; an unknown method lists the choices."""
     if method not in METHODS:
         raise types.unknown("noise_method", method, METHODS)

@@ -1,9 +1,11 @@
 """What environments speak <-> what the model reads: images, state and instruction in, actions out.
 
-Host code in numpy, once per decision for all rows together.  Knows no network and no simulator.  The order of the steps
-is openpi's: delta actions in robot units, then normalise, then pad; the discrete state is normalised and not padded.
+Host code in numpy, once per decision for all rows together.  Knows no network and no simulator.
+The order of the steps is openpi's: delta actions in robot units, then normalise, then pad; the
+discrete state is normalised and not padded.
 """
 
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 
@@ -17,25 +19,29 @@ from pirl_jax.policy import tokenizer as tokenizers
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Transform:
-    tokenizer: tokenizers.ByteTokenizer | tokenizers.SentencePieceTokenizer
+    """What one policy's observations and actions go through."""
+
+    tokenizer: tokenizers.Tokenizer
     stats: normalize.NormStats
     norm_mode: str = "quantile"  # "zscore" for pi0, "quantile" for pi0.5
-    delta_actions: bool = (
-        False  # the model predicts offsets from the current state (openpi's pi0_libero)
-    )
-    discrete_state: bool = (
-        False  # the state is part of the prompt (pi0.5, not openpi's pi05_libero)
-    )
+    # The model predicts offsets from the current state (openpi's pi0_libero).
+    delta_actions: bool = False
+    # The state is part of the prompt (pi0.5, not openpi's pi05_libero).
+    discrete_state: bool = False
     image_size_px: int = 224
-    resize: str = "host"  # Pillow, here | device: images are handed on as they are, and the model resizes them
+    # host: Pillow, here | device: images are handed on as they are, and the model resizes them.
+    resize: str = "host"
     max_token_len: int = 48
     action_dim: int = 32  # of the model: state and actions are zero-padded to it
     env_state_dim: int = 8
     env_action_dim: int = 7
 
 
-def check(transform: Transform, instructions) -> int:
-    """Start-up check that every prompt fits; returns the length in tokens of the longest."""
+def check(transform: Transform, instructions: Iterable[str]) -> int:
+    """Start-up check that every prompt fits; returns the length in tokens of the longest.
+
+    Raises: ValueError when one does not.
+    """
     state_dim = transform.env_state_dim if transform.discrete_state else 0
     return tokenizers.check_prompts(
         transform.tokenizer, instructions, transform.max_token_len, state_dim
@@ -43,67 +49,72 @@ def check(transform: Transform, instructions) -> int:
 
 
 def encode(
-    transform: Transform, images_BVYX3: np.ndarray, state_BS: np.ndarray, instructions
+    transform: Transform,
+    images_BVYX3: np.ndarray,
+    state_BQ: np.ndarray,
+    instructions: Sequence[str],
 ) -> types.Observation:
     """uint8 images, raw state, one instruction per row -> Observation of numpy arrays."""
     chex.assert_shape(images_BVYX3, (len(instructions), None, None, None, 3))
-    chex.assert_shape(state_BS, (len(instructions), transform.env_state_dim))
+    chex.assert_shape(state_BQ, (len(instructions), transform.env_state_dim))
     chex.assert_type(images_BVYX3, np.uint8)
     if transform.resize == "host":
-        images_BVYX3 = images.resize_with_pad(
-            images_BVYX3, transform.image_size_px, transform.image_size_px
-        )
-    state_BS = normalize.normalize(state_BS, transform.stats.state, transform.norm_mode)
-    tokens_BL, token_mask_BL = _tokenize(transform, instructions, state_BS)
+        size_px = transform.image_size_px
+        images_BVYX3 = images.resize_with_pad(images_BVYX3, size_px, size_px)
+    state_BQ = normalize.normalize(state_BQ, transform.stats.state, transform.norm_mode)
+    tokens_BP, token_mask_BP = _tokenize(transform, instructions, state_BQ)
     return types.Observation(
         images=images_BVYX3,
         image_mask=np.ones(images_BVYX3.shape[:2], bool),
-        state=_pad(state_BS, transform.action_dim),
-        tokens=tokens_BL,
-        token_mask=token_mask_BL,
+        state=_pad(state_BQ, transform.action_dim),
+        tokens=tokens_BP,
+        token_mask=token_mask_BP,
     )
 
 
 def encode_actions(
-    transform: Transform, actions_BHA: np.ndarray, state_BS: np.ndarray
+    transform: Transform, actions_BHA: np.ndarray, state_BQ: np.ndarray
 ) -> np.ndarray:
-    """Environment actions and the raw state they start from -> float32 training targets [B,H,action_dim]."""
+    """Environment actions [B,H,a] and the raw state they start from -> float32 targets [B,H,A]."""
     if transform.delta_actions:
-        actions_BHA = normalize.delta_actions(actions_BHA, state_BS)
-    return _pad(
-        normalize.normalize(actions_BHA, transform.stats.actions, transform.norm_mode),
-        transform.action_dim,
-    )
+        actions_BHA = normalize.delta_actions(actions_BHA, state_BQ)
+    actions_BHA = normalize.normalize(actions_BHA, transform.stats.actions, transform.norm_mode)
+    return _pad(actions_BHA, transform.action_dim)
 
 
-def decode(transform: Transform, actions_BHA: np.ndarray, state_BS: np.ndarray) -> np.ndarray:
-    """Model output and the raw state it was computed from -> float32 environment actions [B,H,env_action_dim]."""
+def decode(transform: Transform, actions_BHA: np.ndarray, state_BQ: np.ndarray) -> np.ndarray:
+    """Model output -> float32 environment actions [B,H,a].
+
+    state_BQ: the raw state that the output was computed from.
+    """
     actions_BHA = np.asarray(actions_BHA)[..., : transform.env_action_dim]
     actions_BHA = normalize.unnormalize(actions_BHA, transform.stats.actions, transform.norm_mode)
     if transform.delta_actions:
-        actions_BHA = normalize.absolute_actions(actions_BHA, state_BS)
+        actions_BHA = normalize.absolute_actions(actions_BHA, state_BQ)
     return actions_BHA.astype(np.float32)
 
 
-def _pad(x, dim):
+def _pad(x: np.ndarray, dim: int) -> np.ndarray:
     """Zero-pad the last axis to dim; float32."""
     out = np.zeros((*x.shape[:-1], dim), np.float32)
     out[..., : x.shape[-1]] = x
     return out
 
 
-def _tokenize(transform, instructions, state_BS):
-    if transform.discrete_state:
-        rows = [
-            tokenizers.tokenize(transform.tokenizer, text, transform.max_token_len, state_S)
-            for text, state_S in zip(instructions, state_BS)
-        ]
-    else:
-        rows = [
-            _cached_tokenize(transform.tokenizer, text, transform.max_token_len)
-            for text in instructions
-        ]
-    tokens, masks = zip(*rows)
+def _tokenize(
+    transform: Transform, instructions: Sequence[str], state_BQ: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    tokenizer = transform.tokenizer
+    max_len = transform.max_token_len
+    tokens = []
+    masks = []
+    for text, state_Q in zip(instructions, state_BQ, strict=True):
+        if transform.discrete_state:
+            tokens_P, mask_P = tokenizers.tokenize(tokenizer, text, max_len, state_Q)
+        else:
+            tokens_P, mask_P = _cached_tokenize(tokenizer, text, max_len)
+        tokens.append(tokens_P)
+        masks.append(mask_P)
     return np.stack(tokens), np.stack(masks)
 
 

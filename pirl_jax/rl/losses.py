@@ -1,44 +1,59 @@
-"""The PPO objective on arrays: clipped surrogate, clipped value loss, entropy, and what to report about them.
+"""The PPO objective on arrays: clipped surrogate, clipped value loss, entropy, and their metrics.
 
-Every function takes a `weight` of the shape of its rows: 0 marks a row that must not exist (padding, after the end of
-a trajectory), anything else says how much the row counts:
-loss = sum(w * L) / normalizer, with normalizer = sum(w) by default.
-Metrics are plain means over the rows with weight > 0.  A row of weight 0 may hold anything, NaN and inf included: it is
-replaced before the arithmetic, so that neither the loss nor its gradient sees it.
+Every function takes a `weight` of the shape of its rows: 0 marks a row that must not exist
+(padding, after the end of a trajectory), anything else says how much the row counts: loss = sum(w *
+L) / normalizer, with normalizer = sum(w) by default.
+
+Metrics are plain means over the rows with weight > 0.  A row of weight 0 may hold anything, NaN and
+  inf
+included: it is replaced before the arithmetic, so that neither the loss nor its gradient sees it.
+Knows no network and no rollout.
 """
+
+from collections.abc import Iterable
 
 import chex
 import jax
+from jax import Array
 import jax.numpy as jnp
 
+# Axes of [B,I,a] that are summed.
 LOG_PROB_LEVELS = {"chunk": (-2, -1), "action": (-1,), "token": ()}
 
 
-def reduce_log_prob(log_prob_BIA, level):
-    """Sum the log-probs of action coordinates: one ratio per chunk [B], per action [B,I] or per token [B,I,A]."""
+def reduce_log_prob(log_prob_BIa: Array, level: str) -> Array:
+    """Sum the log-probs of action entries.
+
+    One ratio per chunk [B], per action [B,I] or per token [B,I,a].
+
+    Raises: ValueError for an unknown level.
+    """
     if level not in LOG_PROB_LEVELS:
         raise ValueError(f"log-prob level is {level!r}; choose one of {sorted(LOG_PROB_LEVELS)}")
-    chex.assert_rank(log_prob_BIA, 3)
-    return log_prob_BIA.sum(axis=LOG_PROB_LEVELS[level])
+    chex.assert_rank(log_prob_BIa, 3)
+    return log_prob_BIa.sum(axis=LOG_PROB_LEVELS[level])
 
 
-def weighted_mean(x, weight, normalizer=None):
-    """sum(w * x) / normalizer over all entries; 0 when nothing has weight.  x must be finite where the weight is 0."""
+def weighted_mean(x: Array, weight: Array, normalizer: Array | None = None) -> Array:
+    """sum(w * x) / normalizer over all entries; 0 when nothing has weight.
+
+    x must be finite where the weight is 0.
+    """
     normalizer = weight.sum() if normalizer is None else normalizer
     return (x * weight).sum() / jnp.where(normalizer > 0, normalizer, 1.0)
 
 
 def clipped_surrogate(
-    log_prob,
-    old_log_prob,
-    advantage,
-    weight,
-    clip_low,
-    clip_high,
-    dual_clip=None,
-    log_ratio_range=(None, None),
-    normalizer=None,
-):
+    log_prob: Array,
+    old_log_prob: Array,
+    advantage: Array,
+    weight: Array,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+    log_ratio_range: tuple[float | None, float | None] = (None, None),
+    normalizer: Array | None = None,
+) -> tuple[Array, dict[str, Array]]:
     """PPO's clipped policy loss (Schulman et al. 2017, eq. 7), to be minimised.
 
         r = exp(log_prob - old_log_prob)
@@ -48,10 +63,11 @@ def clipped_surrogate(
     Args:
       log_prob, old_log_prob, advantage, weight: one shape, [B] or finer (see reduce_log_prob).
       log_ratio_range: bounds (low, high) of the log-ratio before exp; None is no bound.
-      normalizer: what sum(w * L) is divided by; a microbatch passes the sum of weights of its whole minibatch.
+      normalizer: what sum(w * L) is divided by; a microbatch passes the sum of weights of its whole
+        minibatch.
 
-    Returns: loss, metrics.  approx_kl is the estimator k1 = mean(-log r), approx_kl3 = mean(r - 1 - log r), which is
-    never negative (Schulman 2020, "Approximating KL divergence").
+    Returns: loss, metrics.  approx_kl is the estimator k1 = mean(-log r), approx_kl3 =
+    mean(r - 1 - log r), which is never negative (Schulman 2020, "Approximating KL divergence").
     """
     chex.assert_equal_shape([log_prob, old_log_prob, advantage, weight])
     valid = weight > 0
@@ -69,11 +85,11 @@ def clipped_surrogate(
         dual = bound < loss
         loss = jnp.minimum(loss, bound)
 
-    def mean(x):
-        return weighted_mean(
-            jax.lax.stop_gradient(x).astype(jnp.float32), valid.astype(jnp.float32)
-        )
+    def mean(x: Array) -> Array:
+        x = jax.lax.stop_gradient(x).astype(jnp.float32)
+        return weighted_mean(x, valid.astype(jnp.float32))
 
+    # Without gradient: a metric must not cost a backward pass.
     metrics = {
         "approx_kl": mean(-log_ratio),
         "approx_kl3": mean(jnp.where(valid, ratio - 1.0 - log_ratio, 0.0)),
@@ -85,56 +101,68 @@ def clipped_surrogate(
     return weighted_mean(loss, weight, normalizer), metrics
 
 
-def huber(error, delta):
+def huber(error: Array, delta: float) -> Array:
     """0.5 e^2 where |e| < delta, else delta (|e| - delta / 2)."""
     size = jnp.abs(error)
     return jnp.where(size < delta, 0.5 * error**2, delta * (size - 0.5 * delta))
 
 
-def clipped_value(value, old_value, return_, weight, value_clip, huber_delta, normalizer=None):
-    """Value loss with a clipped step (PPO2):  L = max(huber(R - V), huber(R - V_old - clip(V - V_old, +-value_clip))).
+def clipped_value(
+    value: Array,
+    old_value: Array,
+    return_: Array,
+    weight: Array,
+    value_clip: float,
+    huber_delta: float,
+    normalizer: Array | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """Value loss with a clipped step (PPO2).
 
-    Returns: loss, metrics.  value_clip_ratio is the fraction of rows whose value moved further than value_clip.
+        L = max(huber(R - V), huber(R - V_old - clip(V - V_old, +-value_clip)))
+
+    Returns: loss, metrics.  value_clip_ratio is the fraction of rows whose value moved further than
+    value_clip.
     """
     chex.assert_equal_shape([value, old_value, return_, weight])
     valid = weight > 0
-    value, old_value, return_ = (jnp.where(valid, x, 0.0) for x in (value, old_value, return_))
+    value = jnp.where(valid, value, 0.0)
+    old_value = jnp.where(valid, old_value, 0.0)
+    return_ = jnp.where(valid, return_, 0.0)
     move = value - old_value
-    clipped_value_ = old_value + jnp.clip(move, -value_clip, value_clip)
-    loss = jnp.maximum(
-        huber(return_ - value, huber_delta), huber(return_ - clipped_value_, huber_delta)
-    )
-    beyond = (jnp.abs(move) > value_clip) & valid
-    metrics = {
-        "value_clip_ratio": weighted_mean(beyond.astype(jnp.float32), valid.astype(jnp.float32))
-    }
-    return weighted_mean(loss, weight, normalizer), metrics
+    near_value = old_value + jnp.clip(move, -value_clip, value_clip)
+    plain = huber(return_ - value, huber_delta)
+    clipped = huber(return_ - near_value, huber_delta)
+    loss = jnp.maximum(plain, clipped)
+    beyond = ((jnp.abs(move) > value_clip) & valid).astype(jnp.float32)
+    clip_ratio = weighted_mean(beyond, valid.astype(jnp.float32))
+    return weighted_mean(loss, weight, normalizer), {"value_clip_ratio": clip_ratio}
 
 
-def mean_entropy(entropy, weight, normalizer=None):
+def mean_entropy(entropy: Array, weight: Array, normalizer: Array | None = None) -> Array:
     """Weighted mean of the rows' entropies: the loss subtracts entropy_bonus times this."""
     chex.assert_equal_shape([entropy, weight])
     return weighted_mean(jnp.where(weight > 0, entropy, 0.0), weight, normalizer)
 
 
-def explained_variance_sums(value, return_, weight):
-    """[5] float32: count, sum R, sum R^2, sum e, sum e^2 with e = R - V, over the rows with weight > 0.
+def explained_variance_sums(value: Array, return_: Array, weight: Array) -> Array:
+    """[5] float32: count, sum R, sum R^2, sum e, sum e^2 with e = R - V, over rows with weight > 0.
 
-    Sums of disjoint sets of rows add up; a mean of explained variances of minibatches would mean nothing.
+    Sums of disjoint sets of rows add up; a mean of explained variances of minibatches would mean
+    nothing.
     """
     chex.assert_equal_shape([value, return_, weight])
     valid = (weight > 0).astype(jnp.float32)
     return_ = jnp.where(weight > 0, return_, 0.0)
     error = jnp.where(weight > 0, return_ - value, 0.0)
-    return jnp.stack(
-        [valid.sum(), return_.sum(), (return_**2).sum(), error.sum(), (error**2).sum()]
-    )
+    sums = [valid.sum(), return_.sum(), (return_**2).sum(), error.sum(), (error**2).sum()]
+    return jnp.stack(sums)
 
 
-def explained_variance(sums):
-    """1 - Var(R - V) / Var(R) from added explained_variance_sums; NaN for fewer than two rows or a constant return.
+def explained_variance(sums: Iterable[float]) -> float:
+    """1 - Var(R - V) / Var(R) from added explained_variance_sums.
 
-    1 is a perfect critic, 0 one that predicts the mean, negative one that is worse than that.
+    1 is a perfect critic, 0 one that predicts the mean, negative one that is worse than that.  NaN
+    for fewer than two rows or a constant return.
     """
     count, return_sum, return_square, error_sum, error_square = (float(x) for x in sums)
     if count < 2:
