@@ -64,7 +64,7 @@ def make_run(folder, **fields):
     page = quickstart.get_config()
     page.update_from_flattened_dict(FIELDS | fields)
     settings = config.settings(page)
-    cfg, draw = settings.policy.model, np.random.default_rng(0)
+    cfg, draw = settings.policy.network, np.random.default_rng(0)
     shapes = specs.flatten(pi0.specs(cfg))
     params = {
         path: 0.1 * draw.standard_normal(leaf.shape, np.float32) for path, leaf in shapes.items()
@@ -185,13 +185,13 @@ def test_tabletop_through_openpis_keys_gives_the_actions_of_the_in_process_polic
     assert expected.std(axis=0).min() > 1e-3, (
         "rows and their actions must differ for this to mean something"
     )
-    remote = by_remote(turn, env.spec, settings.policy.action_chunk, port)
+    remote = by_remote(turn, env.spec, settings.policy.model.action_chunk, port)
     np.testing.assert_allclose(
         remote, expected, rtol=0, atol=1e-5
     )  # batches form by timing: rounding
     engine.batch_sizes, whole = (4,), engine.batch_sizes
-    remote = by_remote(turn, env.spec, settings.policy.action_chunk, port)
-    single = through_openpis_keys(turn, env.spec, settings.policy.action_chunk, port)
+    remote = by_remote(turn, env.spec, settings.policy.model.action_chunk, port)
+    single = through_openpis_keys(turn, env.spec, settings.policy.model.action_chunk, port)
     engine.batch_sizes = whole
     np.testing.assert_array_equal(remote, expected)  # one batch size: bit for bit
     np.testing.assert_array_equal(single, expected)
@@ -216,7 +216,7 @@ def test_libero_through_openpis_keys_gives_the_actions_of_the_in_process_policy(
     )
     steps = [env.reset(task=0, init_state=40), env.step_chunk(np.full((5, 7), 0.3))]
     env.close()
-    turn, chunk = turn_of(steps, env.spec), settings.policy.action_chunk
+    turn, chunk = turn_of(steps, env.spec), settings.policy.model.action_chunk
     expected = in_process(tmp_path, settings, env.spec, 2)(turn)
     assert np.abs(expected[0] - expected[1]).max() > 1e-2
     engine, metadata = prepare(tmp_path, settings)

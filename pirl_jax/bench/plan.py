@@ -69,8 +69,9 @@ def _recipe(name: str, one, options) -> dict:
     env_spec = base.EnvSpec(env.suite, (), NUM_INIT_STATES, limit, env.image_size_px)
     memory = {}
     for size, changes in {"as published": {}, "small": SMALL}.items():
-        if settings.update.group_size > 1 and changes:
-            changes = changes | {"rollout.episodes_per_iteration": 8 * settings.update.group_size}
+        if settings.raw.algorithm.group_size > 1 and changes:
+            episodes = 8 * settings.raw.algorithm.group_size
+            changes = changes | {"rollout.episodes_per_iteration": episodes}
         changed = config.changed(settings, changes)
         made = plan.measure(
             changed,
@@ -85,7 +86,7 @@ def _recipe(name: str, one, options) -> dict:
             "fits": made.total <= made.limit
         }
     tokens = flops.Tokens(len(env_spec.cameras), options.prompt_tokens)
-    batch = settings.raw.rollout.num_envs // settings.raw.rollout.num_groups
+    batch = settings.decision_batch(settings.raw.rollout.num_envs)
     return {
         "memory, GB": memory,
         "FLOP per row": flops.savings(settings.policy, tokens, "kept", batch),

@@ -102,14 +102,12 @@ def prepare(recipe: str, options) -> Case:
     )
     prompt, cfg = PROMPT, settings.policy
     if size == "scaled":
-        model = cfg.model
-        fewer = dict(
-            max_token_len=model.max_token_len // 4, action_horizon=model.action_horizon // 4
-        )
-        cfg = dataclasses.replace(
-            cfg,
-            model=dataclasses.replace(model, **SCALED, **fewer),
-            action_chunk=min(cfg.action_chunk, model.action_horizon // 4),
+        network, horizon = cfg.network, cfg.network.action_horizon // 4
+        fewer = dict(max_token_len=network.max_token_len // 4, action_horizon=horizon)
+        chunk = min(cfg.model.action_chunk, horizon)
+        cfg = flow.Policy(
+            dataclasses.replace(network, **SCALED, **fewer),
+            dataclasses.replace(cfg.model, action_chunk=chunk),
         )
         prompt = PROMPT // 4
         settings = config.changed(settings, {"model.frozen_dtype": "float32"})
@@ -121,7 +119,7 @@ def prepare(recipe: str, options) -> Case:
         mesh,
         params,
         flops.Tokens(CAMERAS, prompt),
-        *_observations(cfg.model, options.batch, prompt),
+        *_observations(cfg.network, options.batch, prompt),
     )
 
 
@@ -261,9 +259,9 @@ def _result(case: Case, times: dict, counted: dict, rows: int) -> dict:
 
 def _proportions(case: Case):
     """How many denoise steps the straightforward prefix costs, here and at full size."""
-    full = variants.pi0_config("pi05" if case.settings.policy.model.pi05 else "pi0")
+    full = variants.pi0_config("pi05" if case.settings.policy.network.pi05 else "pi0")
     out = {}
-    for name, model in (("this model", case.settings.policy.model), ("full size", full)):
+    for name, model in (("this model", case.settings.policy.network), ("full size", full)):
         wide = flops.Tokens(3, model.max_token_len)
         out[name] = flops.prefix(model, wide, True) / flops.denoise(model, wide.count(model))
     return out

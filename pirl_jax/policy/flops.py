@@ -72,37 +72,39 @@ def denoise(cfg: variants.Pi0Config, prefix_tokens: int, conditions: float = 1.0
     return ends + language(cfg.expert, T, prefix_tokens + T) + adapters(cfg.expert, T)
 
 
-def critic(cfg: flow.PolicyConfig) -> int:
+def critic(cfg: flow.Policy) -> int:
     """The value head, one row."""
-    if not cfg.add_value_head:
+    if not cfg.model.add_value_head:
         return 0
-    width = cfg.model.paligemma.width if cfg.value_after_vlm else cfg.model.expert.width
-    sizes = (width, *cfg.value_hidden, 1)
+    width = cfg.network.paligemma.width if cfg.model.value_after_vlm else cfg.network.expert.width
+    sizes = (width, *cfg.model.value_hidden, 1)
     return sum(_dense(fan_in, fan_out) for fan_in, fan_out in zip(sizes, sizes[1:]))
 
 
-def noise_head(cfg: flow.PolicyConfig) -> int:
+def noise_head(cfg: flow.Policy) -> int:
     """The learned std of flow_noise, one row."""
-    sizes = (cfg.model.expert.width, *heads.NOISE_HIDDEN, cfg.model.action_dim)
+    sizes = (cfg.network.expert.width, *heads.NOISE_HIDDEN, cfg.network.action_dim)
     entries = sum(_dense(fan_in, fan_out) for fan_in, fan_out in zip(sizes, sizes[1:]))
-    return cfg.model.action_horizon * entries if cfg.noise_method == "flow_noise" else 0
+    return cfg.network.action_horizon * entries if cfg.model.noise_method == "flow_noise" else 0
 
 
-def step(cfg: flow.PolicyConfig, tokens: Tokens, conditions: float = 1.0) -> float:
+def step(cfg: flow.Policy, tokens: Tokens, conditions: float = 1.0) -> float:
     """A denoise step with its heads, forward."""
-    return denoise(cfg.model, tokens.count(cfg.model), conditions) + critic(cfg) + noise_head(cfg)
+    return (
+        denoise(cfg.network, tokens.count(cfg.network), conditions) + critic(cfg) + noise_head(cfg)
+    )
 
 
 def rollout(
-    cfg: flow.PolicyConfig, tokens: Tokens, hidden: bool | None = None, conditions: float = 1.0
+    cfg: flow.Policy, tokens: Tokens, hidden: bool | None = None, conditions: float = 1.0
 ) -> float:
     """One decision: prefix and J denoise steps.  hidden: None asks whether the critic reads the VLM's output."""
     hidden = reads_vlm(cfg) if hidden is None else hidden
-    return prefix(cfg.model, tokens, hidden) + cfg.num_steps * step(cfg, tokens, conditions)
+    return prefix(cfg.network, tokens, hidden) + cfg.model.num_steps * step(cfg, tokens, conditions)
 
 
 def update(
-    cfg: flow.PolicyConfig,
+    cfg: flow.Policy,
     tokens: Tokens,
     vlm: str,
     hidden: bool | None = None,
@@ -115,11 +117,11 @@ def update(
     if vlm not in VLM:
         raise ValueError(f"vlm={vlm!r} does not exist; choose one of: {', '.join(VLM)}")
     hidden = reads_vlm(cfg) if hidden is None else hidden
-    scored = cfg.num_steps if cfg.joint_logprob else 1
+    scored = cfg.model.num_steps if cfg.model.joint_logprob else 1
     total = 3 * scored * step(cfg, tokens, conditions)
     if vlm == "kept":
         return total
-    model, S = cfg.model, tokens.count(cfg.model)
+    model, S = cfg.network, tokens.count(cfg.network)
     low = adapters(model.paligemma, S)
     passes = {"frozen": (1, 1, 0), "lora": (1, 2, 3), "trained": (3, 3, 0)}[
         vlm
@@ -128,19 +130,17 @@ def update(
     return total + sum(times * part for times, part in zip(passes, parts))
 
 
-def reads_vlm(cfg: flow.PolicyConfig) -> bool:
+def reads_vlm(cfg: flow.Policy) -> bool:
     """A critic on the VLM's output needs its last layer."""
-    return cfg.add_value_head and cfg.value_after_vlm
+    return cfg.model.add_value_head and cfg.model.value_after_vlm
 
 
-def baseline(cfg: flow.PolicyConfig) -> Tokens:
+def baseline(cfg: flow.Policy) -> Tokens:
     """The straightforward prefix: three cameras, prompts padded to their limit."""
-    return Tokens(3, cfg.model.max_token_len)
+    return Tokens(3, cfg.network.max_token_len)
 
 
-def savings(
-    cfg: flow.PolicyConfig, tokens: Tokens, vlm: str, batch: int
-) -> dict[str, dict[str, float]]:
+def savings(cfg: flow.Policy, tokens: Tokens, vlm: str, batch: int) -> dict[str, dict[str, float]]:
     """FLOPs per row, {pass: {baseline, ours, ratio}}.  The baseline computes three cameras, full padding, the whole prefix and
     every condition for each row, decision and epoch; that it also does so for rows after an episode's end is not counted.
 
@@ -151,7 +151,7 @@ def savings(
         "rollout": (rollout(cfg, wide, True), rollout(cfg, tokens, conditions=1 / batch)),
         "update": (
             update(cfg, wide, "frozen" if vlm == "kept" else vlm, True),
-            update(cfg, tokens, vlm, conditions=cfg.num_steps / batch),
+            update(cfg, tokens, vlm, conditions=cfg.model.num_steps / batch),
         ),
     }
     return {

@@ -282,10 +282,10 @@ def learned(request):
             rollout, _ = collector.collect(
                 actor, params, key, pool, names, TWO_GROUPS, timeline.Timers()
             )
-    trains = optimizer.trainable(settings.policy.model, page.model.train_expert_only)
-    state = states.create(params, settings.optim, trains, mesh)
+    trains = optimizer.trainable(settings.policy.network, page.model.train_expert_only)
+    state = states.create(params, settings.raw.optim, trains, mesh)
     update_minibatch = update.make_update(
-        steps.log_prob_fn(settings), settings.update, settings.optim, trains, mesh
+        steps.log_prob_fn(settings), settings.raw.algorithm, settings.raw.optim, trains, mesh
     )
     data = update.rows(rollout, settings.update)
     with jax.transfer_guard("disallow"):

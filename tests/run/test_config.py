@@ -201,8 +201,13 @@ def test_users_names_reach_the_policy():
         noise_method="reinflow", joint_logprob=True, is_lora=True, lora_rank=4, value_after_vlm=True
     )
     settings = config.settings(page)
-    assert settings.policy.noise_method == "flow_noise" and settings.policy.joint_logprob
-    assert settings.policy.model.paligemma.lora.attn_rank == 4 and settings.policy.value_after_vlm
+    assert (
+        settings.policy.model.noise_method == "flow_noise" and settings.policy.model.joint_logprob
+    )
+    assert (
+        settings.policy.network.paligemma.lora.attn_rank == 4
+        and settings.policy.model.value_after_vlm
+    )
     assert not settings.keep_prefix, "an adapter of the VLM changes the prefix with every update"
 
 
@@ -212,8 +217,8 @@ def test_adapters_under_openpis_names():
         paligemma_variant="gemma_2b", action_expert_variant="gemma_300m_lora", lora_init="openpi"
     )
     settings = config.settings(page)
-    assert settings.policy.model.expert.lora == variants.LoraConfig(32, 32.0, 32, init="openpi")
-    assert settings.policy.model.paligemma.lora is None and settings.keep_prefix, (
+    assert settings.policy.network.expert.lora == variants.LoraConfig(32, 32.0, 32, init="openpi")
+    assert settings.policy.network.paligemma.lora is None and settings.keep_prefix, (
         "the expert's adapters leave the prefix alone"
     )
     page.model.paligemma_variant = "gemma_2b_lora"
