@@ -1,4 +1,4 @@
-"""The page of fields (pirl_jax/core/page.py) as recipes and flags see it: a locked ml_collections.ConfigDict."""
+"""The page of fields (pirl_jax/core/page.py) as recipes and flags see it, locked."""
 
 import ml_collections
 

@@ -96,8 +96,8 @@ def test_the_agent_solves(name, error, solved, iterations, agent):
             errors.append(error(agent, rollout, results))
             if errors[-1] < solved:
                 return
-            data = update.rows(rollout, agent.settings.update)
-            state, _ = update.update(agent.update, state, data, key, agent.settings.update)
+            data = update.rows(rollout, agent.settings.raw.algorithm)
+            state, _ = update.update(agent.update, state, data, key, agent.settings.raw.algorithm)
     pytest.fail(
         f"broken: {probes.PROBES[name].broken_part}; probe {name!r} has errors {np.round(errors, 2)}"
     )

@@ -1,7 +1,7 @@
 """What a value may be: a bound per field, and the one sentence that refuses a value.
 
-A field is declared with one of the helpers (`at_least(0.0, 0.5, "meaning")`), which keep bound, unit and meaning in its
-metadata.  Knows no field.
+A field is declared with one of the helpers (`at_least(0, 0.5, "meaning", "unit")`), which keep
+bound, meaning and unit in its metadata.  Knows no field.
 """
 
 import dataclasses
@@ -116,7 +116,7 @@ def tuple_of(
     length: int | None = None,
     distinct: bool = False,
 ) -> typing.Any:
-    """A tuple whose elements are at least `low`, or above it; `unit` says in the plural what they are."""
+    """A tuple whose elements are at least `low`, or above it; `unit` names them in the plural."""
     bound = Bound(low=low, open_low=open_low, length=length, distinct=distinct)
     return _field(bound, default, meaning, unit)
 
@@ -133,14 +133,15 @@ def check(section: object, prefix: str = "") -> None:
     for field in dataclasses.fields(section):
         if "bound" not in field.metadata:
             continue
+        bound = field.metadata["bound"]
         name = prefix + field.name
         value = getattr(section, field.name)
         if typing.get_origin(field.type) is tuple:
             _check_tuple(name, value, field)
+        elif bound.choices and value not in bound.choices:
+            raise types.unknown(name, value, bound.choices)
         else:
-            fault = _fault(value, field.type, field.metadata["bound"])
-            if fault == "choice":
-                raise types.unknown(name, value, field.metadata["bound"].choices)
+            fault = _fault(value, field.type, bound)
             if fault:
                 raise ValueError(f"{name}={value!r} must be {fault}")
 
@@ -150,52 +151,42 @@ def element_kind(kind: object) -> type:
     return typing.get_args(kind)[0]
 
 
-def _check_tuple(name, value, field):
+def in_words(kind: type, bound: Bound) -> str:
+    """Kind and bound of a value."""
+    return _both(KINDS[kind], bound.text())
+
+
+def _check_tuple(name: str, value: object, field: dataclasses.Field):
     bound = field.metadata["bound"]
-    number = "" if bound.length is None else f"{bound.length} "
-    wanted = f"{number}{field.metadata['unit']}"
     kind = element_kind(field.type)
-    each = f"each {_in_words(kind, bound)}"
+    wanted = f"{bound.length or ''} {field.metadata['unit']}".strip()
+    sentence = f"{name}={value!r} must hold {wanted}, each {in_words(kind, bound)}"
     if not isinstance(value, tuple) or bound.length not in (None, len(value)):
-        raise ValueError(f"{name}={value!r} must hold {wanted}, {each}")
+        raise ValueError(sentence)
     for element in value:
         if _fault(element, kind, bound):
-            raise ValueError(
-                f"{name}={value!r} must hold {wanted}, {each}; {element!r} is not,"
-                f" and an example is --config.{name}={_example(bound)}"
-            )
+            raise ValueError(f"{sentence}, and {element!r} is not")
     if bound.distinct and len(set(value)) < len(value):
-        raise ValueError(f"{name}={value!r} must hold {wanted}, each of them once")
+        raise ValueError(f"{sentence}, and none of them twice")
 
 
-def _example(bound):
-    return ",".join(str(int(bound.low) + 1 + index) for index in range(bound.length or 2))
-
-
-def _fault(value, kind, bound) -> str:
-    """What a value must be and is not; "" where nothing is wrong, "choice" for an unknown name."""
+def _fault(value: object, kind: type, bound: Bound) -> str:
+    """What a value must be and is not; "" where nothing is wrong."""
     accepted = (int, float) if kind is float else kind
-    wrong_kind = not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool)
-    if bound.choices:
-        return "choice" if wrong_kind or value not in bound.choices else ""
-    if wrong_kind:
-        return _in_words(kind, bound)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        return in_words(kind, bound)
     if kind is str:
-        return "not empty" if bound.filled and not value.strip() else ""
+        return bound.text() if bound.filled and not value.strip() else ""
     if kind is bool:
         return ""
-    return _numeric_fault(value, kind, bound)
-
-
-def _numeric_fault(value, kind, bound) -> str:
     if kind is float and not abs(value) < MOST_FLOAT:  # nan is not smaller either
-        return " and ".join(filter(None, ("finite", bound.text())))
+        return _both("finite", bound.text())
     if not bound.holds(value):
         return bound.text()
-    if kind is int and value > MOST and bound.high == math.inf:
+    if kind is int and bound.high == math.inf and value > MOST:
         return f"at most {MOST}"
     return ""
 
 
-def _in_words(kind, bound) -> str:
-    return " and ".join(filter(None, (KINDS[kind], bound.text())))
+def _both(first: str, second: str) -> str:
+    return f"{first} and {second}" if second else first

@@ -1,8 +1,9 @@
-"""Every field of a configuration, once: default, unit, meaning and bound.  Knows nothing that reads it.
+"""Every field of a configuration, once: bound, default, meaning, unit.  Knows no reader.
 
-A recipe overrides at most ~25 of them (configs/base.py), a command line any.  A page that exists has been checked, value by
-value; what two fields may not be together, and what is derived of them, stands in pirl_jax/run/config.py.  The names under
-`model` and `algorithm` are those that users of RLinf and openpi know.  docs/config.md is made from this file.
+A recipe overrides at most ~25 of them, a command line any.  A page that exists has been checked,
+value by value; what two fields may not be together, and what is derived of them, stands in
+run/config.py.  The names under `model` and `algorithm` are those that users of RLinf and openpi
+know.  docs/config.md is made from this file (`python -m pirl_jax.run.reference`).
 """
 
 from collections.abc import Mapping
@@ -21,6 +22,14 @@ from pirl_jax.core.bounds import (
     tuple_of,
 )
 
+# More than a host holds, whatever the suite; its own memory is checked where simulators start.
+MOST_ENVS = 65_536
+# Rows of models/variants.py GEMMA; no name is the one of the model's size.
+VARIANTS = (
+    *("", "gemma_2b", "gemma_300m", "gemma_2b_lora", "gemma_300m_lora"),
+    *("dummy", "small", "small_expert", "tiny", "tiny_expert"),
+)
+
 
 class Section:
     """A group of fields; what is constructed is checked."""
@@ -35,18 +44,9 @@ class Env(Section):
 
     suite: str = one_of(
         (
-            "libero_spatial",
-            "libero_object",
-            "libero_goal",
-            "libero_90",
-            "libero_10",
-            "libero_130",
-            "tabletop",
-            "probe_constant",
-            "probe_observed",
-            "probe_delayed",
-            "probe_action",
-            "probe_conditioned",
+            *("libero_spatial", "libero_object", "libero_goal", "libero_90", "libero_10"),
+            *("libero_130", "tabletop", "probe_constant", "probe_observed", "probe_delayed"),
+            *("probe_action", "probe_conditioned"),
         ),
         "libero_spatial",
         "libero_130 is all of LIBERO; tabletop is ours; a probe_ needs no physics",
@@ -58,7 +58,7 @@ class Env(Section):
         256, "both cameras as rendered; resized to model.image_size_px with padding", "px"
     )
     max_episode_steps: int = at_least(
-        0, 0, "until truncation; 0 = the protocol's, or the suite's own", "control steps"
+        0, 0, "until truncation; 0 = protocol's or suite's", "control steps"
     )
     protocol: str = one_of(
         ("rlinf", "openpi"),
@@ -67,8 +67,7 @@ class Env(Section):
     )
     assets: str = plain(
         "",
-        "LIBERO: folder of meshes and scenes; empty = $PIRL_LIBERO_ASSETS, else what the libero"
-        " package downloads",
+        "of LIBERO's meshes and scenes; empty = $PIRL_LIBERO_ASSETS, else libero's own download",
     )
     render_quality: str = one_of(
         ("exact", "light"),
@@ -81,8 +80,7 @@ class Env(Section):
     split: str = one_of(
         ("held_out", "published"),
         "held_out",
-        "held_out: 80 % of each task's start states train, the others evaluate; published: all"
-        " do both",
+        "held_out: 80 % of a task's start states train, others evaluate; published: all do both",
     )
     num_workers: int = positive(8, "simulator processes of each host")
     render_devices: tuple[int, ...] = tuple_of(
@@ -90,18 +88,15 @@ class Env(Section):
     )
     cached_tasks: int = positive(
         2,
-        "tasks whose simulators a process keeps (LIBERO: about 0.5 GB each); episodes go where"
-        " theirs is kept",
+        "tasks whose simulators a process keeps; episodes go where theirs is (LIBERO: 0.5 GB each)",
     )
     timeout_s: float = positive(120.0, "a simulator that answers later is replaced", "s")
     restarts_per_hour: int = at_least(
-        0, 20, "replaced simulator processes before the run stops with the first cause"
+        0, 20, "replaced processes before the run stops with the first cause"
     )
-    recycle_episodes: int = at_least(
-        0, 0, "a worker is replaced after so many; 0 = never", "episodes"
-    )
+    recycle_episodes: int = at_least(0, 0, "a worker is replaced after; 0 = never", "episodes")
     recycle_growth_gb: float = at_least(
-        0, 0.0, "a worker is replaced once its memory has grown by so much; 0 = never", "GB"
+        0, 0.0, "a worker is replaced once it has grown by; 0 = never", "GB"
     )
 
 
@@ -115,7 +110,7 @@ class Model(Section):
         "openpi's choices of the fields below (pirl_jax/weights/presets.py); empty = none",
     )
     size: str = one_of(("full", "small", "tiny"), "full", "see pirl_jax/models/variants.py")
-    pi05: bool = plain(False, "time conditions every expert norm (adaRMS), no state token")
+    pi05: bool = plain(False, "time conditions every expert norm (adaRMS); no state token")
     dtype: str = one_of(("float32", "bfloat16"), "bfloat16", "compute dtype")
     frozen_dtype: str = one_of(
         ("float32", "bfloat16"), "float32", "of the weights that do not train, in training"
@@ -139,8 +134,7 @@ class Model(Section):
     )
     norm_stats: str = plain(
         "",
-        "path of norm_stats.json, or identity; empty = next to the weights, or from the SFT"
-        " demonstrations",
+        "norm_stats.json, or identity; empty = next to the weights, or from the demonstrations",
     )
     norm_mode: str = one_of(("zscore", "quantile"), "zscore", "pi0: zscore, pi0.5: quantile")
     delta_actions: bool = plain(
@@ -149,8 +143,7 @@ class Model(Section):
     discrete_state: bool = plain(False, "pi0.5: write the state into the prompt")
     checkpoint: str = plain(
         "",
-        "run directory, or a checkpoint of openpi, RLinf or LeRobot, to start from; empty = fresh"
-        " weights, then sft",
+        "to start from: run directory, or openpi's, RLinf's, LeRobot's; empty = fresh, then sft",
     )
     gradient_checkpointing: str = one_of(
         ("none", "dots", "full"), "none", "what the backward pass recomputes"
@@ -167,35 +160,12 @@ class Model(Section):
         "fresh adapters; zeros: factor B is 0, they change nothing; openpi: both factors random",
     )
     paligemma_variant: str = one_of(
-        (
-            "",
-            "gemma_2b",
-            "gemma_300m",
-            "gemma_2b_lora",
-            "gemma_300m_lora",
-            "dummy",
-            "small",
-            "small_expert",
-            "tiny",
-            "tiny_expert",
-        ),
+        VARIANTS,
         "",
-        "openpi's names instead of is_lora: gemma_2b, or gemma_2b_lora (rank 16); empty = that"
-        " of size",
+        "openpi's name instead of is_lora: gemma_2b, gemma_2b_lora (rank 16); empty = by size",
     )
     action_expert_variant: str = one_of(
-        (
-            "",
-            "gemma_2b",
-            "gemma_300m",
-            "gemma_2b_lora",
-            "gemma_300m_lora",
-            "dummy",
-            "small",
-            "small_expert",
-            "tiny",
-            "tiny_expert",
-        ),
+        VARIANTS,
         "",
         "gemma_300m, or gemma_300m_lora (rank 32), whose other language weights are frozen",
     )
@@ -226,17 +196,13 @@ class Model(Section):
     )
     num_steps: int = positive(4, "J of the flow", "denoise steps")
     ignore_last: bool = plain(False, "the last denoise step is never the stochastic one")
-    joint_logprob: bool = plain(
-        False, "all denoise steps are stochastic and scored; False: one, drawn per decision"
-    )
+    joint_logprob: bool = plain(False, "all denoise steps are stochastic; False: one, by decision")
     joint_mean: bool = plain(
         False,
-        "joint_logprob: mean over start noise and steps (RLinf) instead of the sum over the steps",
+        "joint_logprob: mean over start noise and steps (RLinf), not the sum over the steps",
     )
     action_chunk: int = positive(5, "I, executed open loop per decision", "actions")
-    action_env_dim: int = positive(
-        7, "which the simulator reads; only these enter the log-prob", "action dims"
-    )
+    action_env_dim: int = positive(7, "read by the simulator, and scored", "action dims")
     add_value_head: bool = plain(True, "the critic that adv_type=gae needs")
     value_hidden: tuple[int, ...] = tuple_of(
         1, (512, 256, 128), "hidden layers of the value head", "widths"
@@ -247,7 +213,7 @@ class Model(Section):
     value_vlm_mode: str = one_of(
         ("mean_token", "first_token", "last_token"), "mean_token", "of the VLM's valid tokens"
     )
-    detach_critic_input: bool = plain(True, "no gradient from the value loss into the network")
+    detach_critic_input: bool = plain(True, "no gradient of the value loss into the network")
     chunk_critic_input: bool = plain(
         False, "the value pools the first I action features instead of all H"
     )
@@ -257,23 +223,19 @@ class Model(Section):
 class Rollout(Section):
     """How episodes are played."""
 
-    num_envs: int = positive(64, "simulators stepping at a time (slots), of each host")
+    num_envs: int = between(1, MOST_ENVS, 64, "simulators stepping at a time, of each host")
     num_groups: int = positive(
         2,
-        "RLinf's pipeline_stage_num: the policy serves the first 1 / num_groups of the slots that"
-        " are ready",
+        "the policy serves the first 1 / num_groups of the ready slots (RLinf: pipeline_stage_num)",
     )
-    lockstep: bool = plain(
-        False, "fixed groups of slots take turns: slower, and runs repeat bit for bit"
-    )
+    lockstep: bool = plain(False, "fixed groups take turns: slower; runs repeat bit for bit")
     episodes_per_iteration: int = positive(
         512, "whole ones per rollout, of all hosts together", "episodes"
     )
     prefix_cache: str = one_of(
         ("auto", "device", "host", "recompute"),
         "auto",
-        "where the prefix of a frozen VLM waits for the update (recompute: nowhere, once per"
-        " microbatch); auto = by memory",
+        "where a frozen VLM's prefix waits for the update; recompute: nowhere; auto = by memory",
     )
     start_order: str = one_of(
         ("uniform", "ordered"),
@@ -289,13 +251,10 @@ class Algorithm(Section):
     adv_type: str = one_of(
         ("gae", "grpo", "rloo", "dr_grpo"),
         "gae",
-        "gae needs a critic; the others go against the group's scores and need"
-        " add_value_head=False",
+        "gae has a critic; the others compare with the group's scores: add_value_head=False",
     )
-    group_size: int = positive(1, "consecutive ones that share task and start state", "episodes")
-    filter_rewards: bool = plain(
-        False, "learn from groups only whose mean score lies in the bounds"
-    )
+    group_size: int = positive(1, "consecutive, of one task and start state", "episodes")
+    filter_rewards: bool = plain(False, "only of groups whose mean score lies in the bounds")
     rewards_lower_bound: float = plain(0.1, "of filter_rewards")
     rewards_upper_bound: float = plain(0.9, "of filter_rewards")
     max_episodes_per_iteration: int = at_least(
@@ -339,13 +298,13 @@ class Algorithm(Section):
         0, 0.0, "reward for the mean entropy of one action entry", "per nat"
     )
     trajectory_weighting: bool = plain(
-        True, "every trajectory weighs the same; False: every decision weighs the same"
+        True, "every trajectory weighs the same; False: every decision"
     )
     target_kl: float = at_least(
-        0, 0.0, "no further epoch after one whose mean approximate KL is above; 0 = off", "nats"
+        0, 0.0, "no more epochs after a mean KL above this; 0 = off", "nats"
     )
     critic_warmup_iterations: int = at_least(
-        0, 0, "the first ones, which only fit the value head", "iterations"
+        0, 0, "that fit the value head alone", "first iterations"
     )
     anchor: str = one_of(
         ("kl", "velocity_mse"), "kl", "distance to the policy that training starts from"
@@ -354,11 +313,9 @@ class Algorithm(Section):
     sft_loss_weight: float = at_least(
         0,
         0.0,
-        "weight of the flow-matching loss on sft.demonstrations in every update; 0 = off",
+        "weight of the flow-matching loss on sft.demonstrations; 0 = off",
     )
-    ema_decay: float = fraction_below_one(
-        0.0, "of the averaged weights that are evaluated; 0 = off"
-    )
+    ema_decay: float = fraction_below_one(0.0, "of averaged weights to evaluate; 0 = off")
 
     @property
     def uses_critic(self) -> bool:
@@ -380,12 +337,10 @@ class Optim(Section):
     schedule: str = one_of(
         ("constant", "cosine", "openpi_cosine"),
         "constant",
-        "counts iterations, scales both rates",
+        "of both rates, by iteration",
     )
     warmup_steps: int = at_least(0, 0, "from 0 to the full rate", "iterations")
-    decay_steps: int = at_least(
-        0, 0, "at which a cosine reaches its minimum, warm-up included", "iterations"
-    )
+    decay_steps: int = at_least(0, 0, "until a cosine is lowest, warm-up included", "iterations")
     min_lr_ratio: float = between(0, 1, 0.0, "that minimum, as a fraction of the peak")
 
 
@@ -394,11 +349,9 @@ class Sft(Section):
     """Supervised fine-tuning of a fresh model, before reinforcement learning."""
 
     demonstrations: int = at_least(
-        0, 0, "scripted, per task, that teach a fresh model first; 0 = no SFT stage", "episodes"
+        0, 0, "scripted, per task, for a fresh model; 0 = no SFT", "episodes"
     )
-    action_noise: float = at_least(
-        0, 0.0, "std on the executed expert actions; the clean action is the label"
-    )
+    action_noise: float = at_least(0, 0.0, "std on executed expert actions; the label is clean")
     steps: int = at_least(0, 1000, "optimiser steps")
     batch_size: int = at_least(0, 64, "per step", "control steps")
     lr: float = at_least(0, 1e-3, "peak of the warm-up and cosine of openpi")
@@ -413,22 +366,18 @@ class Eval(Section):
     """Evaluation: during training, at its ends, and by the evaluate command."""
 
     episodes_per_task: int = at_least(
-        0, 0, "start states of env.split used per task, in order; 0 = all", "episodes"
+        0, 0, "start states of env.split, in order; 0 = all", "per task"
     )
-    num_envs: int = at_least(
+    num_envs: int = between(
         0,
+        MOST_ENVS,
         0,
-        "simulators of the evaluate command; 0 = as in the rollout, whose simulators training"
-        " evaluates on",
+        "simulators of the evaluate command; 0 = as in the rollout, which training evaluates on",
     )
-    every: int = at_least(0, 0, "between evaluations in training; 0 = at the end", "iterations")
-    episodes_during_training: int = at_least(
-        0, 0, "per task of those; 0 = as episodes_per_task", "episodes"
-    )
+    every: int = at_least(0, 0, "between evaluations; 0 = at the end", "iterations")
+    episodes_during_training: int = at_least(0, 0, "of those; 0 = as episodes_per_task", "per task")
     num_videos: int = at_least(0, 1, "the first of an evaluation, recorded", "episodes")
-    baseline: bool = plain(
-        True, "also evaluate the policy before reinforcement learning, for the final table"
-    )
+    baseline: bool = plain(True, "evaluate before reinforcement learning too")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -436,9 +385,7 @@ class Mesh(Section):
     """How many devices share what."""
 
     data: int = at_least(1, -1, "along the batch; -1: all that fsdp leaves", "devices", (-1,))
-    fsdp: int = positive(
-        1, "over which parameters and optimiser state are split; at most those of a host", "devices"
-    )
+    fsdp: int = positive(1, "that share parameters and moments; at most a host's", "devices")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,8 @@
-"""From the page of fields to what each part of the system needs: what two fields may not be together, and every derived
-number, each once.  What one value may be alone stands on the page (pirl_jax/core/page.py)."""
+"""From the page of fields to what each part of the system needs.
+
+Says once what two fields may not be together, and every number that is derived of them.  What one
+value may be stands on the page itself (core/page.py); of the machine it knows nothing.
+"""
 
 from collections.abc import Mapping
 import dataclasses
@@ -36,7 +39,7 @@ class Settings:
 
     @property
     def prefix_cache(self) -> str:
-        """Where the prefix of a decision lies from rollout to update: device | host | recompute (nowhere)."""
+        """Where a decision's prefix waits for the update: device | host | recompute (nowhere)."""
         chosen = self.raw.rollout.prefix_cache
         if chosen != "auto":
             return chosen
@@ -44,7 +47,7 @@ class Settings:
 
     @property
     def keep_prefix(self) -> bool:
-        """Whether the prefix is computed once per decision, at the rollout, and kept for the updates."""
+        """Whether the prefix is computed once per decision, at the rollout, and kept."""
         return self.prefix_cache != "recompute"
 
     @property
@@ -104,12 +107,12 @@ def changed(current: Settings, changes: dict) -> Settings:
 # ---- what two fields may not be together ------------------------------------------------------
 
 
-def _value(raw, name):
+def _value(raw: page.Page, name: str) -> int:
     section, _, field = name.partition(".")
     return getattr(getattr(raw, section), field)
 
 
-def _check_multiples(raw):
+def _check_multiples(raw: page.Page):
     for name, divisor_name in MULTIPLES:
         value = _value(raw, name)
         divisor = _value(raw, divisor_name)
@@ -117,7 +120,7 @@ def _check_multiples(raw):
             raise ValueError(f"{name}={value} must be a multiple of {divisor_name}={divisor}")
 
 
-def _check_actions(raw):
+def _check_actions(raw: page.Page):
     """What is executed of what the model predicts."""
     model = raw.model
     chunk = _action_chunk(raw)
@@ -133,7 +136,7 @@ def _check_actions(raw):
         )
 
 
-def _check_demonstrations(raw):
+def _check_demonstrations(raw: page.Page):
     """What an SFT stage needs."""
     section = raw.sft
     if not section.demonstrations:
@@ -150,7 +153,7 @@ def _check_demonstrations(raw):
         )
 
 
-def _check_model(raw):
+def _check_model(raw: page.Page):
     """Presets, adapters, and what is kept of a frozen VLM."""
     model = raw.model
     cache = raw.rollout.prefix_cache
@@ -173,7 +176,7 @@ def _check_model(raw):
         )
 
 
-def _check_noise(raw):
+def _check_noise(raw: page.Page):
     """Which denoise steps are stochastic, and how much."""
     model = raw.model
     if model.joint_logprob and model.ignore_last:
@@ -184,8 +187,8 @@ def _check_noise(raw):
     if flow.num_choices(_policy(raw)) < 1:
         raise ValueError(
             f"model.num_steps={model.num_steps} leaves no stochastic step to"
-            f" model.noise_method={model.noise_method!r} with model.ignore_last={model.ignore_last};"
-            f" set num_steps to at least 2"
+            f" model.noise_method={model.noise_method!r}"
+            f" with model.ignore_last={model.ignore_last}; set num_steps to at least 2"
         )
     low, high = model.noise_logvar_range
     if low >= high:
@@ -195,7 +198,7 @@ def _check_noise(raw):
         )
 
 
-def _check_learning(raw):
+def _check_learning(raw: page.Page):
     """Pairs of numbers that must be in order."""
     optim = raw.optim
     if optim.schedule != "constant" and optim.decay_steps <= optim.warmup_steps:
@@ -236,9 +239,9 @@ def check_training(raw: page.Page) -> None:
         )
 
 
-def _check_critic(raw):
+def _check_critic(raw: page.Page):
     algorithm = raw.algorithm
-    critic = algorithm.adv_type == "gae"
+    critic = algorithm.uses_critic
     if critic != raw.model.add_value_head:
         raise ValueError(
             f"algorithm.adv_type={algorithm.adv_type!r}"
@@ -252,10 +255,11 @@ def _check_critic(raw):
         )
 
 
-def _check_groups(raw):
+def _check_groups(raw: page.Page):
     algorithm = raw.algorithm
-    critic = algorithm.adv_type == "gae"
-    if (critic and algorithm.filter_rewards) or (not critic and algorithm.group_size == 1):
+    critic = algorithm.uses_critic
+    alone = algorithm.group_size == 1
+    if (critic and algorithm.filter_rewards) or (alone and not critic):
         raise ValueError(
             f"algorithm.adv_type={algorithm.adv_type!r} does not go with"
             f" algorithm.group_size={algorithm.group_size} and"
@@ -273,7 +277,9 @@ def _check_groups(raw):
 
 
 def check_batches(raw: page.Page, num_devices: int, hosts: int = 1) -> None:
-    """Batches are split over the devices of the mesh, those of a rollout over the host's own; episodes over the hosts.
+    """Batches are split over the devices of the mesh, those of a rollout over the host's own.
+
+    Episodes are split over the hosts.
 
     Raises:
       ValueError: one sentence with the value and the divisor.
@@ -295,7 +301,7 @@ def check_batches(raw: page.Page, num_devices: int, hosts: int = 1) -> None:
         _check_multiple(name, _value(raw, name), hosts * group_size, groups_text)
 
 
-def _check_multiple(name, size, divisor, what):
+def _check_multiple(name: str, size: int, divisor: int, what: str):
     if size % divisor:
         raise ValueError(f"{name}={size} must be a multiple of the {what}")
 
@@ -342,7 +348,7 @@ def rules(raw: page.Page) -> files.Protocol | None:
     return files.PROTOCOLS[raw.env.protocol] if raw.env.suite in files.SUITES else None
 
 
-def _action_chunk(raw) -> int:
+def _action_chunk(raw: page.Page) -> int:
     """Executed actions per decision: the protocol's, or the model's own."""
     protocol = rules(raw)
     if protocol is None or protocol.replan_steps is None:
@@ -350,12 +356,12 @@ def _action_chunk(raw) -> int:
     return protocol.replan_steps
 
 
-def _frozen_vlm(raw) -> bool:
+def _frozen_vlm(raw: page.Page) -> bool:
     """Whether no update changes what the VLM computes."""
     return raw.model.train_expert_only and _network(raw.model).paligemma.lora is None
 
 
-def _policy(raw) -> flow.Policy:
+def _policy(raw: page.Page) -> flow.Policy:
     model = dataclasses.replace(
         raw.model,
         noise_method=noise.ALIASES.get(raw.model.noise_method, raw.model.noise_method),

@@ -37,9 +37,9 @@ def differences(expected: Mapping, found: Mapping) -> list[str]:
 
 
 class Store:
-    """The checkpoints of one run, one folder per iteration; the newest `keep` of them stay."""
+    """The checkpoints of one run, one folder per iteration; the newest `keep` stay, None: all."""
 
-    def __init__(self, directory: str | os.PathLike, keep: int = 3, create: bool = True):
+    def __init__(self, directory: str | os.PathLike, keep: int | None = None, create: bool = True):
         self.directory = pathlib.Path(directory).absolute()
         if not create and not self.directory.is_dir():
             raise ValueError(

@@ -228,9 +228,13 @@ def collect(recorded, params, iteration):
         tokenizer.ByteTokenizer(),
         normalize.identity(8, 7),
         norm_mode="zscore",
+        delta_actions=False,
+        discrete_state=False,
         image_size_px=2,
+        resize="host",
         max_token_len=8,
         action_dim=10,
+        env_action_dim=7,
     )
     first = recorded.calls(iteration)[0]
 

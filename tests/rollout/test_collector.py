@@ -31,9 +31,13 @@ def actor():
         tokenizer.ByteTokenizer(),
         normalize.identity(8, 7),
         norm_mode="zscore",
+        delta_actions=False,
+        discrete_state=False,
         image_size_px=2,
+        resize="host",
         max_token_len=8,
         action_dim=8,
+        env_action_dim=7,
     )
 
     def explore(params, key, id_B, obs):

@@ -223,7 +223,7 @@ def test_adapters_under_openpis_names():
     )
     page.model.paligemma_variant = "gemma_2b_lora"
     assert (
-        config.settings(page).policy.model.paligemma.lora.attn_rank == 16
+        config.settings(page).policy.network.paligemma.lora.attn_rank == 16
         and not config.settings(page).keep_prefix
     )
     page.model.is_lora = True
@@ -325,11 +325,11 @@ def test_no_start_state_is_played_twice(name, count, first, last):
 def test_the_openpi_protocol_replans_every_five_actions():
     page = base.get_config()
     page.model.action_chunk, page.env.protocol = 10, "openpi"
-    assert config.settings(page).policy.action_chunk == 5
+    assert config.settings(page).policy.model.action_chunk == 5
     page.env.protocol = "rlinf"
-    assert config.settings(page).policy.action_chunk == 10
+    assert config.settings(page).policy.model.action_chunk == 10
     page.env.update(suite="tabletop", protocol="openpi")
-    assert config.settings(page).policy.action_chunk == 10, "a protocol of LIBERO alone"
+    assert config.settings(page).policy.model.action_chunk == 10, "a protocol of LIBERO alone"
     page.env.suite, page.model.action_horizon = "libero_goal", 4
     with pytest.raises(ValueError, match="model.action_chunk=5 exceeds model.action_horizon=4"):
         config.settings(page)
@@ -562,5 +562,5 @@ def test_the_update_gets_the_whole_section():
     page = quickstart.get_config()
     page.model.add_value_head = False
     page.algorithm.update(adv_type="rloo", group_size=8, critic_warmup_iterations=0)
-    got = config.settings(page).update
+    got = config.settings(page).raw.algorithm
     assert {name: getattr(got, name) for name in page.algorithm} == page.algorithm.to_dict()
