@@ -176,7 +176,7 @@ def _fault(value: object, kind: type, bound: Bound) -> str:
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         return in_words(kind, bound)
     if kind is str:
-        return bound.text() if bound.filled and not value.strip() else ""
+        return in_words(kind, bound) if bound.filled and not value.strip() else ""
     if kind is bool:
         return ""
     if kind is float and not abs(value) < MOST_FLOAT:  # nan is not smaller either

@@ -67,7 +67,7 @@ class Env(Section):
     )
     assets: str = plain(
         "",
-        "of LIBERO's meshes and scenes; empty = $PIRL_LIBERO_ASSETS, else libero's own download",
+        "folder of LIBERO's meshes; empty = $PIRL_LIBERO_ASSETS, else libero's own download",
     )
     render_quality: str = one_of(
         ("exact", "light"),
@@ -94,9 +94,11 @@ class Env(Section):
     restarts_per_hour: int = at_least(
         0, 20, "replaced processes before the run stops with the first cause"
     )
-    recycle_episodes: int = at_least(0, 0, "a worker is replaced after; 0 = never", "episodes")
+    recycle_episodes: int = at_least(
+        0, 0, "a worker is replaced after so many; 0 = never", "episodes"
+    )
     recycle_growth_gb: float = at_least(
-        0, 0.0, "a worker is replaced once it has grown by; 0 = never", "GB"
+        0, 0.0, "a worker is replaced once it has grown so much; 0 = never", "GB"
     )
 
 
@@ -109,7 +111,9 @@ class Model(Section):
         "",
         "openpi's choices of the fields below (pirl_jax/weights/presets.py); empty = none",
     )
-    size: str = one_of(("full", "small", "tiny"), "full", "see pirl_jax/models/variants.py")
+    size: str = one_of(
+        ("full", "small", "tiny"), "full", "of the network (pirl_jax/models/variants.py)"
+    )
     pi05: bool = plain(False, "time conditions every expert norm (adaRMS); no state token")
     dtype: str = one_of(("float32", "bfloat16"), "bfloat16", "compute dtype")
     frozen_dtype: str = one_of(
@@ -203,7 +207,7 @@ class Model(Section):
     )
     action_chunk: int = positive(5, "I, executed open loop per decision", "actions")
     action_env_dim: int = positive(7, "read by the simulator, and scored", "action dims")
-    add_value_head: bool = plain(True, "the critic that adv_type=gae needs")
+    add_value_head: bool = plain(True, "the critic, which adv_type=gae needs")
     value_hidden: tuple[int, ...] = tuple_of(
         1, (512, 256, 128), "hidden layers of the value head", "widths"
     )
@@ -211,7 +215,9 @@ class Model(Section):
         False, "the critic reads the VLM's output (published pi0.5), not the action features"
     )
     value_vlm_mode: str = one_of(
-        ("mean_token", "first_token", "last_token"), "mean_token", "of the VLM's valid tokens"
+        ("mean_token", "first_token", "last_token"),
+        "mean_token",
+        "value_after_vlm: of its valid tokens",
     )
     detach_critic_input: bool = plain(True, "no gradient of the value loss into the network")
     chunk_critic_input: bool = plain(
@@ -254,7 +260,7 @@ class Algorithm(Section):
         "gae has a critic; the others compare with the group's scores: add_value_head=False",
     )
     group_size: int = positive(1, "consecutive, of one task and start state", "episodes")
-    filter_rewards: bool = plain(False, "only of groups whose mean score lies in the bounds")
+    filter_rewards: bool = plain(False, "learn only of groups whose mean is in the bounds")
     rewards_lower_bound: float = plain(0.1, "of filter_rewards")
     rewards_upper_bound: float = plain(0.9, "of filter_rewards")
     max_episodes_per_iteration: int = at_least(
@@ -283,7 +289,7 @@ class Algorithm(Section):
         1,
         0.0,
         "dual clip: bound of the loss of bad actions; 0 for no dual clip",
-        "of |advantage|",
+        "of the advantage",
         besides=(0,),
     )
     logprob_type: str = one_of(
@@ -291,7 +297,7 @@ class Algorithm(Section):
         "chunk",
         "one probability ratio per chunk, per action, or per token (entry of an action)",
     )
-    value_clip: float = positive(0.2, "how far a value moves from the rollout's unpunished")
+    value_clip: float = positive(0.2, "clip of a value's move away from the rollout's")
     huber_delta: float = positive(10.0, "error from which the value loss is linear")
     value_coef: float = at_least(0, 1.0, "weight of the value loss")
     entropy_bonus: float = at_least(
@@ -377,7 +383,7 @@ class Eval(Section):
     every: int = at_least(0, 0, "between evaluations; 0 = at the end", "iterations")
     episodes_during_training: int = at_least(0, 0, "of those; 0 = as episodes_per_task", "per task")
     num_videos: int = at_least(0, 1, "the first of an evaluation, recorded", "episodes")
-    baseline: bool = plain(True, "evaluate before reinforcement learning too")
+    baseline: bool = plain(True, "evaluate before learning too, for the final table")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -404,7 +410,7 @@ class Run(Section):
 class Page:
     """A whole configuration."""
 
-    seed: int = between(0, 2**32 - 1, 42, "of all that is random")
+    seed: int = between(0, 2**32 - 1, 42, "of everything random")
     num_iterations: int = at_least(0, 1000, "one rollout and its updates each", "iterations")
     env: Env = Env()
     model: Model = Model()

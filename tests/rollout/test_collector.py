@@ -239,7 +239,7 @@ def test_an_episode_that_stays_lost_never_reaches_the_learner(actor, make_pool):
     ):
         assert not array_CE[:, 0].any()
     settings = config.settings(recipe.get_config())
-    data = update.rows(rollout, settings.update)
+    data = update.rows(rollout, settings.raw.algorithm)
     assert np.isfinite(data.advantage).all() and len(data.advantage) == 2
 
 
@@ -291,9 +291,9 @@ def learned(request):
     update_minibatch = update.make_update(
         steps.log_prob_fn(settings), settings.raw.algorithm, settings.raw.optim, trains, mesh
     )
-    data = update.rows(rollout, settings.update)
+    data = update.rows(rollout, settings.raw.algorithm)
     with jax.transfer_guard("disallow"):
-        state, metrics = update.update(update_minibatch, state, data, key, settings.update)
+        state, metrics = update.update(update_minibatch, state, data, key, settings.raw.algorithm)
     return request.param, rollout, metrics, jax.device_get(state.params)
 
 
