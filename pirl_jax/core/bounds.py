@@ -159,15 +159,16 @@ def in_words(kind: type, bound: Bound) -> str:
 def _check_tuple(name: str, value: object, field: dataclasses.Field):
     bound = field.metadata["bound"]
     kind = element_kind(field.type)
-    wanted = f"{bound.length or ''} {field.metadata['unit']}".strip()
-    sentence = f"{name}={value!r} must hold {wanted}, each {in_words(kind, bound)}"
+    number = "" if bound.length is None else f"{bound.length} "
+    wanted = f"{name}={value!r} must hold {number}{field.metadata['unit']}"
     if not isinstance(value, tuple) or bound.length not in (None, len(value)):
-        raise ValueError(sentence)
+        raise ValueError(f"{wanted}, each {in_words(kind, bound)}")
     for element in value:
-        if _fault(element, kind, bound):
-            raise ValueError(f"{sentence}, and {element!r} is not")
+        fault = _fault(element, kind, bound)
+        if fault:
+            raise ValueError(f"{wanted}, each {fault}")
     if bound.distinct and len(set(value)) < len(value):
-        raise ValueError(f"{sentence}, and none of them twice")
+        raise ValueError(f"{wanted}, none of them twice")
 
 
 def _fault(value: object, kind: type, bound: Bound) -> str:

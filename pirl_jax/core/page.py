@@ -44,7 +44,7 @@ class Env(Section):
 
     suite: str = one_of(
         (
-            *("libero_spatial", "libero_object", "libero_goal", "libero_90", "libero_10"),
+            *("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"),
             *("libero_130", "tabletop", "probe_constant", "probe_observed", "probe_delayed"),
             *("probe_action", "probe_conditioned"),
         ),
