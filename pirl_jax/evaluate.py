@@ -178,7 +178,7 @@ def _network(values, settings, num_envs, stack):
         settings, norm_stats, [instructions[task] for task in chosen.tasks], only_these=True
     )
     actor = policies.actor(settings, mesh, to_model, instructions)
-    batch_size = settings.decision_batch(num_envs)
+    batch_size = config.decision_batch(settings.raw, num_envs)
     decide = policy(settings, mesh, actor, params, pool.spec, batch_size, timeline.Timers())
     own = (
         identity["iteration"] is not None
@@ -195,7 +195,7 @@ def _network(values, settings, num_envs, stack):
 def _served(values, settings, num_envs, stack):
     """The same of a policy behind openpi's protocol."""
     api_key = values.api_key or os.environ.get("PIRL_API_KEY", "")
-    count = settings.decision_batch(num_envs)
+    count = config.decision_batch(settings.raw, num_envs)
     opened, metadata = stack.enter_context(client.connections(values.policy, api_key, count))
     pool = stack.enter_context(simulators.open_envs(settings, num_envs))
     decide = client.decide(opened, metadata, pool.spec, settings.policy.model.action_chunk)

@@ -364,7 +364,7 @@ def _evaluate(run, params, iteration, name, per_task, num_videos=0):
     settings, folder = run.settings, run.directory.path / "evaluation" / name
     share = run_hosts.share()
     names = share.of(starts.evaluation(run.starts, per_task))
-    batch_size = settings.decision_batch(run.pool.num_envs)
+    batch_size = config.decision_batch(settings.raw, run.pool.num_envs)
 
     def finished(e, result):
         if result.frames:

@@ -86,7 +86,7 @@ def _recipe(name: str, one, options) -> dict:
             "fits": made.total <= made.limit
         }
     tokens = flops.Tokens(len(env_spec.cameras), options.prompt_tokens)
-    batch = settings.decision_batch(settings.raw.rollout.num_envs)
+    batch = config.decision_batch(settings.raw, settings.raw.rollout.num_envs)
     return {
         "memory, GB": memory,
         "FLOP per row": flops.savings(settings.policy, tokens, "kept", batch),

@@ -74,10 +74,6 @@ class Settings:
         )
         return sft.Stage(self.policy.network, section, optim)
 
-    def decision_batch(self, num_envs: int) -> int:
-        """Rows of the batch in which simulators are decided on, of `num_envs` in all."""
-        return decision_batch(self.raw, num_envs)
-
 
 def settings(fields: Mapping) -> Settings:
     """Check a configuration, an ml_collections page.

@@ -128,7 +128,7 @@ def measure(
         env_spec, settings.policy.model.action_chunk
     )
     args, context = _decision(settings, on_mesh, prompt_tokens, env_spec, params)
-    batch = settings.decision_batch(settings.raw.rollout.num_envs)
+    batch = config.decision_batch(settings.raw, settings.raw.rollout.num_envs)
     kept = rows * size(context) // batch  # of one device
     if settings.prefix_cache == "device":
         resident["prefix cache"] = kept
@@ -230,7 +230,7 @@ def _decision(settings, on_mesh, prompt_tokens, env_spec, params):
     """Shapes of one call of the sampler: its arguments; the context rows that it leaves."""
     raw, cfg, own = settings.raw, settings.policy.network, meshes.local(on_mesh)
     where, everywhere = meshes.batch_sharding(own), meshes.replicated(own)
-    rows, cameras = settings.decision_batch(raw.rollout.num_envs), len(env_spec.cameras)
+    rows, cameras = config.decision_batch(raw, raw.rollout.num_envs), len(env_spec.cameras)
     pixels = raw.model.image_size_px if raw.model.resize == "host" else env_spec.image_size_px
 
     def array(dtype, *shape):
