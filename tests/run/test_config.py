@@ -1,4 +1,7 @@
-"""Bad input ends in one sentence with the value and the remedy, exit code 2, no traceback; before anything is written."""
+"""Bad input ends in one sentence with the value and the remedy, exit code 2, no traceback.
+
+All of it before anything is written or started.
+"""
 
 import dataclasses
 import json
@@ -56,7 +59,7 @@ def sentence(monkeypatch, capsys, tmp_path):
     return call
 
 
-# ---- the page ----------------------------------------------------------------------------------------------------------
+# ---- the page --------------------------------------------------------------------------------
 
 WRONG = [
     ("env.suite", "libero_spatail", "choose one of: libero_spatial, libero_object"),
@@ -272,7 +275,7 @@ def test_a_prefix_is_kept_while_the_vlm_is_frozen(is_lora, frozen, kept):
     else:
         with pytest.raises(
             ValueError,
-            match="prefix_cache='device' keeps what changes .* set it to 'recompute' or 'auto'",
+            match=r"prefix_cache='device' keeps what changes .* set it to 'recompute' or 'auto'",
         ):
             config.settings(page)
 
@@ -321,11 +324,11 @@ def test_tasks_and_start_states_are_checked_against_the_suite():
     page, spec = quickstart.get_config(), probes.make("action").spec
     with pytest.raises(
         ValueError,
-        match="needs at least 2 start states per task, but the suite has 1; set env.split=published",
+        match=r"needs at least 2 start states per task, but the suite has 1; set env\.split=",
     ):
         config.playable(page, spec)
     page.env.tasks = (4,)
-    with pytest.raises(ValueError, match="env.tasks has 4; suite 'probe_action' has tasks 0 to 0"):
+    with pytest.raises(ValueError, match=r"env.tasks has 4; suite 'probe_action' has tasks 0 to 0"):
         config.playable(page, spec)
 
 
@@ -355,7 +358,7 @@ def test_the_openpi_protocol_replans_every_five_actions():
     page.env.update(suite="tabletop", protocol="openpi")
     assert config.settings(page).policy.model.action_chunk == 10, "a protocol of LIBERO alone"
     page.env.suite, page.model.action_horizon = "libero_goal", 4
-    with pytest.raises(ValueError, match="model.action_chunk=5 exceeds model.action_horizon=4"):
+    with pytest.raises(ValueError, match=r"model.action_chunk=5 exceeds model.action_horizon=4"):
         config.settings(page)
 
 
@@ -390,7 +393,7 @@ def test_the_published_recipe_has_the_published_split_and_the_default_is_held_ou
     assert base.get_config().env.split == "held_out"
 
 
-# ---- the page and what stands elsewhere --------------------------------------------------------------------------------
+# ---- the page and what stands elsewhere ------------------------------------------------------
 
 TABLES = {
     "env.suite": (*files.SUITES, "tabletop", *(f"probe_{name}" for name in probes.PROBES)),
@@ -441,7 +444,7 @@ def test_the_reference_is_that_of_the_page():
     assert (ROOT / "docs/config.md").read_text() == reference.as_markdown(), remedy
 
 
-# ---- the command line --------------------------------------------------------------------------------------------------
+# ---- the command line ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -465,7 +468,7 @@ def test_a_wrong_argument(sentence, argument, remedy):
 
 
 def nonsense(field):
-    """As typed, with what the sentence says of them: just outside of the bound, and of another kind."""
+    """Just outside of the bound, or of another kind, as typed -> what the sentence must say."""
     bound = field.metadata["bound"]
     kind = typing.get_args(field.type)[0] if typing.get_origin(field.type) else field.type
     text = bound.text()
@@ -548,7 +551,7 @@ def test_overrides_reach_the_page():
     )
 
 
-# ---- what only shows when the run is set up ----------------------------------------------------------------------------
+# ---- what only shows when the run is set up --------------------------------------------------
 
 
 @pytest.fixture
@@ -674,7 +677,8 @@ def test_a_real_process_ends_with_code_2_and_one_line():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == (
-        "error: --config.model.noise_levl is no field of the configuration; did you mean --config.model.noise_level?\n"
+        "error: --config.model.noise_levl is no field of the configuration; "
+        "did you mean --config.model.noise_level?\n"
     )
 
 
@@ -694,7 +698,7 @@ def test_a_real_process_refuses_nonsense(argument, said):
 
 
 def test_every_section_of_a_recipe_reaches_the_settings():
-    """Left out, a field would fall back to its default: with groups of one, GRPO would learn nothing."""
+    """Left out, a field would fall back to its default: GRPO in groups of one learns nothing."""
     page = quickstart.get_config()
     page.model.add_value_head = False
     page.algorithm.update(adv_type="rloo", group_size=8, critic_warmup_iterations=0)
