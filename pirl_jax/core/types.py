@@ -12,18 +12,15 @@ Dimension key (capital suffixes of array names, used in the whole project)::
 Flow time: t = 1 is noise, t = 0 is action (the code of openpi; the opposite of the pi0 paper).
 """
 
-from collections.abc import Iterable
-
 from flax import struct
 import jax
 
 
 @struct.dataclass
 class Observation:
-    """What the model reads.
+    """What the model reads.  Camera order: agentview, wrist (openpi: base_0_rgb, left_wrist_0_rgb, right_wrist_0_rgb).
 
-    Camera order: agentview, wrist (openpi: base_0_rgb, left_wrist_0_rgb, right_wrist_0_rgb).  A
-    camera that does not exist is absent from V; it is never a masked image.
+    A camera that does not exist is absent from V; it is never a masked image.
     """
 
     images: jax.Array  # [B,V,Y,X,3] uint8, or float32 in [-1, 1]
@@ -35,10 +32,7 @@ class Observation:
 
 @struct.dataclass
 class Chain:
-    """What the update needs of a sampled denoise chain: its K stochastic steps.
-
-    K = 1, or J where all steps are stochastic.
-    """
+    """What the update needs of one sampled denoise chain: its K stochastic steps.  K = 1, or J where all steps are."""
 
     x: jax.Array  # [B,K,H,A] x_j, normalised action space
     x_next: jax.Array  # [B,K,H,A] x_{j+1}
@@ -48,7 +42,7 @@ class Chain:
     value: jax.Array  # [B] value estimate of the behaviour policy (0 without value head)
 
 
-def unknown(field: str, value: object, choices: Iterable) -> ValueError:
+def unknown(field: str, value, choices) -> ValueError:
     """One sentence for a wrong name: the value and the remedy."""
     return ValueError(
         f"{field}={value!r} does not exist; choose one of: {', '.join(map(str, choices))}"
@@ -57,21 +51,16 @@ def unknown(field: str, value: object, choices: Iterable) -> ValueError:
 
 @struct.dataclass
 class Rollout:
-    """Whole episodes played by one behaviour policy; host arrays.
+    """Whole episodes played by one behaviour policy; host arrays.  R = valid decisions, in (episode, decision) order; without those of
+    groups that dynamic sampling has replaced."""
 
-    R = valid decisions, in (episode, decision) order; without those of groups that dynamic
-    sampling has replaced.
-    """
-
-    # R rows (core/rows.py) the learner conditions on: Observation, or the prefix of a frozen VLM.
-    context: object
+    context: object  # R rows (core/rows.py) the learner conditions on: Observation, or the prefix of a frozen VLM
     chain: Chain  # rows [R,...]
     decision_R: jax.Array  # int32, index c of each row in its episode
     episode_R: jax.Array  # int32, index e of each row's episode
     reward_CE: jax.Array  # float32, sum over the executed steps of the decision
     value_CE: jax.Array  # float32, behaviour policy's estimate
-    # float32, of the observation after the decision; 0 after success, or where nothing bootstraps.
-    next_value_CE: jax.Array
+    next_value_CE: jax.Array  # float32, of the observation after the decision; 0 after success, or where nothing bootstraps
     terminated_CE: jax.Array  # bool, success: nothing follows
     truncated_CE: jax.Array  # bool, time limit
     valid_CE: jax.Array  # bool, False after the end of the episode

@@ -1,11 +1,8 @@
 """How the published LIBERO policies see and act: every choice of transform, by name.
 
-In a recipe: `config.model.update(presets.named("pi05_libero"))`, which also sets `model.preset`;
-settings that contradict their preset are an error.  Source of all values: openpi's training
-configurations of these names.
+In a recipe: `config.model.update(presets.named("pi05_libero"))`, which also sets `model.preset`; settings that contradict their
+preset are an error.  Source of all values: openpi's training configurations of these names.
 """
-
-from pirl_jax.core import page
 
 
 def named(name: str) -> dict:
@@ -13,7 +10,7 @@ def named(name: str) -> dict:
     return {"preset": name} | PRESETS[name]
 
 
-def contradictions(model: page.Model) -> list[str]:
+def contradictions(model) -> list[str]:
     """Fields of a `model` section that differ from those of the preset it names."""
     preset = PRESETS[model.preset] if model.preset else {}
     return [f"{name}={value}" for name, value in preset.items() if getattr(model, name) != value]
@@ -23,8 +20,7 @@ PRESETS = {
     "pi0_libero": {
         "pi05": False,
         "norm_mode": "zscore",  # (x - mean) / std
-        # Position and rotation are relative to the state; the gripper is absolute.
-        "delta_actions": True,
+        "delta_actions": True,  # position and rotation relative to the state; the gripper is absolute
         "discrete_state": False,  # the state is a token of its own
         "action_horizon": 50,
         "max_token_len": 48,
@@ -35,8 +31,7 @@ PRESETS = {
         "pi05": True,
         "norm_mode": "quantile",  # q01..q99 -> -1..1, not clipped
         "delta_actions": False,
-        # pi0.5 has no state token either: this policy does not see the robot's state.
-        "discrete_state": False,
+        "discrete_state": False,  # and pi0.5 has no state token: this policy does not see the robot's state
         "action_horizon": 10,
         "max_token_len": 200,
         "action_dim": 32,

@@ -37,7 +37,7 @@ def differences(expected: Mapping, found: Mapping) -> list[str]:
 
 
 class Store:
-    """The checkpoints of one run, one folder per iteration; the newest `keep` stay, None: all."""
+    """The checkpoints of one run, one folder per iteration; the newest `keep` of them stay."""
 
     def __init__(self, directory: str | os.PathLike, keep: int | None = None, create: bool = True):
         self.directory = pathlib.Path(directory).absolute()
