@@ -8,7 +8,7 @@ not reproduced by us yet.
 Deviations: those of libero_spatial_ppo_pi0.py; the critic pools the tokens that exist, not the padding.
 """
 
-from configs import libero_spatial_ppo_pi05
+from pirl_jax.recipes import libero_spatial_ppo_pi05
 
 
 def get_config():

@@ -8,7 +8,7 @@ not reproduced by us yet.
 Deviations: those of libero_spatial_ppo_pi0.py; filtered groups enter no denominator and no network.
 """
 
-from configs import libero_spatial_grpo_pi0
+from pirl_jax.recipes import libero_spatial_grpo_pi0
 
 
 def get_config():

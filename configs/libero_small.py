@@ -6,7 +6,7 @@ One libero_object task, images of 64 px, light rendering (the same physics).  Al
 published protocol.  launch/learning.sh runs its variants; results: docs/results/.
 """
 
-from configs import base
+from pirl_jax.recipes import base
 
 
 def get_config():

@@ -10,7 +10,7 @@ step; a trajectory's weight is one over its decisions; advantages are normalised
 every epoch; what trains is held in float32.  The other fifteen published recipes are written as differences from this one.
 """
 
-from configs import base
+from pirl_jax.recipes import base
 from pirl_jax.weights import presets
 
 

@@ -9,7 +9,7 @@ a host that cannot spare them computes them again, which the memory plan says at
 RLinf says that these sizes reach about the success of the full recipe; not reproduced by us yet.
 """
 
-from configs import libero_spatial_ppo_pi0
+from pirl_jax.recipes import libero_spatial_ppo_pi0
 
 
 def get_config():

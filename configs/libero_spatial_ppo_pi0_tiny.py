@@ -5,7 +5,7 @@
 Minutes on two CPU cores; success stays 0 (nothing taught this model).
 """
 
-from configs import libero_spatial_ppo_pi0
+from pirl_jax.recipes import libero_spatial_ppo_pi0
 
 
 def get_config():

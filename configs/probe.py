@@ -7,7 +7,7 @@ the first probe that cannot be learned names the broken part (pirl_jax/envs/prob
 Every episode of a probe ends in success; what must grow is env/return: 0 without looking, above 0.8 after 40 iterations.
 """
 
-from configs import base
+from pirl_jax.recipes import base
 
 
 def get_config():

@@ -6,7 +6,7 @@ What made it learn in minutes: the exploration noise.  With 4 denoise steps at n
 steps hardly move the final action and the success rate rose by 0.5 points per iteration; 2 steps at level 0.8 gave 1.3.
 """
 
-from configs import base
+from pirl_jax.recipes import base
 
 
 def get_config():

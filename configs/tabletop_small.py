@@ -5,7 +5,7 @@
 Minutes per run on two CPU cores; results: docs/results/tabletop.json.
 """
 
-from configs import quickstart
+from pirl_jax.recipes import quickstart
 
 
 def get_config():

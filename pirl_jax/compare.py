@@ -6,7 +6,6 @@ One panel per suite and model, one colour per algorithm, one line per seed.  A r
 from another run's checkpoint, whose last evaluation then stands for its start.
 """
 
-import argparse
 import json
 import pathlib
 import sys
@@ -16,9 +15,7 @@ from pirl_jax.run import command
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="pirl_jax.compare", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = command.Parser("pirl compare", __doc__)
     parser.add_argument("runs", nargs="+", type=pathlib.Path, help="run directories")
     parser.add_argument(
         "--output", type=pathlib.Path, required=True, help="path of the result, without its ending"

@@ -134,11 +134,7 @@ def actions(source: sources.Source) -> np.ndarray:
 
 
 def _arguments(argv) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m pirl_jax.convert",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = command.Parser("pirl convert", __doc__)
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("folder", metavar="DST", type=pathlib.Path)
     parser.add_argument("--to", required=True, choices=targets.WRITERS)
@@ -205,8 +201,9 @@ def prepare(args: argparse.Namespace) -> sources.Source:
     return adapters.only(source) if args.adapters_only else source
 
 
-def main(argv):
-    args = _arguments(argv)
+def main(argv: list[str]) -> None:
+    """argv: as sys.argv, the program's name first."""
+    args = _arguments(argv[1:])
     with command.user_errors():
         lines = convert(
             prepare(args),
@@ -222,4 +219,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv)

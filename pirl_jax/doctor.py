@@ -17,7 +17,7 @@ from pirl_jax.envs.gl import backends
 from pirl_jax.envs.libero import assets as libero_assets
 from pirl_jax.envs.libero import files as libero_files
 from pirl_jax.envs.pool import worker
-from pirl_jax.run import machine
+from pirl_jax.run import command, machine
 
 PHYSICS_TIMEOUT_S = 300.0  # the first reset compiles; 50 start states take 25 s on one core
 JAX_DEVICES = """
@@ -233,11 +233,7 @@ def as_text(rows: Sequence[machine.Row]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m pirl_jax.doctor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.Parser("pirl doctor", __doc__)
     parser.add_argument(
         "--full", action="store_true", help="all 50 start states of the physics probe instead of 2"
     )

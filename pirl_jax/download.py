@@ -8,7 +8,6 @@ The last line says which setting the result is for.  The same command again cont
 finished one.  HF_ENDPOINT names another server than huggingface.co.
 """
 
-import argparse
 import dataclasses
 import os
 import pathlib
@@ -118,11 +117,7 @@ def _hub(name: str, hub: str, available) -> str:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m pirl_jax.download",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.Parser("pirl download", __doc__)
     parser.add_argument("name", choices=["assets", *PUBLISHED, *ALIASES])
     parser.add_argument(
         "--to",

@@ -16,7 +16,6 @@ import os
 import pathlib
 import sys
 
-from absl import flags
 import jax
 import numpy as np
 
@@ -88,41 +87,35 @@ def play(
         )
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
+    """argv: as sys.argv, the program's name first."""
     with command.user_errors():
-        values, raw = command.parse(argv, _flags)
+        values, raw = command.parse(argv, _parser())
         this = prepare(values, config.settings(raw))
     with this.resources:
         print(measure(this, values.videos))
         print(f"results in {this.output}")
 
 
-def _flags(values):
-    flags.DEFINE_string(
-        "policy",
-        "checkpoint",
-        f"checkpoint | {' | '.join(POLICIES)} | ws://HOST:PORT",
-        flag_values=values,
+def _parser() -> command.Parser:
+    parser = command.Parser("pirl evaluate", __doc__)
+    parser.add_argument(
+        "--policy",
+        default="checkpoint",
+        help=f"checkpoint | {' | '.join(POLICIES)} | ws://HOST:PORT",
     )
-    flags.DEFINE_string(
-        "api_key", None, "of the server at ws://; default $PIRL_API_KEY", flag_values=values
+    parser.add_argument("--api-key", help="of the server at ws://; default $PIRL_API_KEY")
+    parser.add_argument("--checkpoint", help="run directory that holds checkpoints/")
+    parser.add_argument(
+        "--iteration", type=int, default=-1, help="which checkpoint; -1 = the newest"
     )
-    flags.DEFINE_string(
-        "checkpoint", None, "run directory that holds checkpoints/", flag_values=values
+    parser.add_argument(
+        "--output", help="where results go; default RUN_DIR/evaluation/checkpoint_N"
     )
-    flags.DEFINE_integer("iteration", -1, "which checkpoint; -1 = the newest", flag_values=values)
-    flags.DEFINE_string(
-        "output",
-        None,
-        "where results go; default RUN_DIR/evaluation/checkpoint_N",
-        flag_values=values,
+    parser.add_argument(
+        "--videos", help="all | failures | task:init,...; default: the first eval.num_videos"
     )
-    flags.DEFINE_string(
-        "videos",
-        None,
-        "all | failures | task:init,...; default: the first eval.num_videos",
-        flag_values=values,
-    )
+    return parser
 
 
 # ---- prepare: everything a user can get wrong ends here, in one sentence -------------------------------------------------

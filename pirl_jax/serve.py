@@ -7,6 +7,7 @@ Requests of all clients are computed together, on the first device; actions carr
 compiled before the port opens.  Ends with SIGINT or SIGTERM.
 """
 
+import argparse
 import asyncio
 from concurrent import futures
 import contextlib
@@ -18,7 +19,6 @@ import socket
 import sys
 import time
 
-from absl import flags
 import jax
 import numpy as np
 
@@ -70,10 +70,12 @@ class Engine:
             self([row] * size)
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
+    """argv: as sys.argv, the program's name first."""
     with contextlib.ExitStack() as stack:
         with command.user_errors():
-            values, raw = command.parse(argv, _flags)
+            values, raw = command.parse(argv, _parser())
+            _check(values)
             listener = stack.enter_context(bind(values.host, values.port))
             engine, metadata = prepare(values, config.settings(raw))
         start_s = time.monotonic()
@@ -84,24 +86,30 @@ def main(argv):
         asyncio.run(_until_signal(engine, metadata, listener, api_key, 1e-3 * values.window_ms))
 
 
-def _flags(values):
-    flags.DEFINE_string(
-        "checkpoint", None, "run directory, or a checkpoint of a known format", flag_values=values
+def _parser() -> command.Parser:
+    parser = command.Parser("pirl serve", __doc__)
+    parser.add_argument("--checkpoint", help="run directory, or a checkpoint of a known format")
+    parser.add_argument(
+        "--iteration", type=int, default=-1, help="which checkpoint of a run; -1 = the newest"
     )
-    flags.DEFINE_integer(
-        "iteration", -1, "which checkpoint of a run; -1 = the newest", flag_values=values
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 = all")
+    parser.add_argument("--port", type=int, default=8000, help="0 = any free one")
+    parser.add_argument("--api-key", help="clients must send it; default $PIRL_API_KEY")
+    parser.add_argument("--max-batch", type=int, default=8, help="most requests computed together")
+    parser.add_argument(
+        "--window-ms", type=float, default=4.0, help="how long a request waits for companions"
     )
-    flags.DEFINE_string(
-        "host", "127.0.0.1", "address to listen on; 0.0.0.0 = all", flag_values=values
-    )
-    flags.DEFINE_integer("port", 8000, "0 = any free one", 0, 65535, flag_values=values)
-    flags.DEFINE_string(
-        "api_key", None, "clients must send it; default $PIRL_API_KEY", flag_values=values
-    )
-    flags.DEFINE_integer("max_batch", 8, "most requests computed together", 1, flag_values=values)
-    flags.DEFINE_float(
-        "window_ms", 4.0, "how long a request waits for companions", 0.0, flag_values=values
-    )
+    return parser
+
+
+def _check(values: argparse.Namespace) -> None:
+    """Numbers on the command line that make no sense."""
+    if not 0 <= values.port <= 65535:
+        raise ValueError(f"--port={values.port} must lie between 0 and 65535")
+    if values.max_batch < 1:
+        raise ValueError(f"--max-batch={values.max_batch} must be at least 1")
+    if not 0 <= values.window_ms < float("inf"):
+        raise ValueError(f"--window-ms={values.window_ms} must be a time of at least 0")
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -12,7 +12,6 @@ import itertools
 import pathlib
 import sys
 
-from absl import flags
 import jax
 import numpy as np
 
@@ -69,27 +68,29 @@ class Run:
         return self.pool.spec.instructions
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
+    """argv: as sys.argv, the program's name first."""
     with contextlib.ExitStack() as stack:
         with command.user_errors():
-            values, raw = command.parse(argv, _flags)
+            options, raw = command.parse(argv, _parser())
             settings = config.settings(raw)
             devices.setup_jax(settings)
-            stack.enter_context(hosts.joined(values.hosts))
-            run = open_run(settings, raw, values.resume)
+            stack.enter_context(hosts.joined(options.hosts))
+            run = open_run(settings, raw, options.resume)
         stack.enter_context(run.resources)
         finish(run, iterate(run, first_state(run)))
 
 
-def _flags(values):
-    hosts.define_flag(flags, values)
-    flags.DEFINE_enum(
-        "resume",
-        "never",
-        ["never", "auto"],
-        "auto: continue the run in run.directory",
-        flag_values=values,
+def _parser() -> command.Parser:
+    parser = command.Parser("pirl train", __doc__)
+    run_hosts.add_argument(parser)
+    parser.add_argument(
+        "--resume",
+        choices=("never", "auto"),
+        default="never",
+        help="auto: continue the run in run.directory",
     )
+    return parser
 
 
 # ---- prepare -----------------------------------------------------------------------------------------------------------

@@ -87,7 +87,8 @@ def own_imports(module: str) -> list[tuple[str, int]]:
 
 
 def test_every_package_has_a_floor():
-    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(FLOORS)
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders - {"recipes"} == set(FLOORS)  # a link to configs/
 
 
 def test_imports_go_only_to_the_floors_below():

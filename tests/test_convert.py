@@ -18,13 +18,13 @@ def run(tmp_path):
 
 
 def command(capsys, *arguments) -> str:
-    convert.main([str(argument) for argument in arguments])
+    convert.main(["convert", *map(str, arguments)])
     return capsys.readouterr().out
 
 
 def failure(capsys, *arguments) -> str:
     with pytest.raises(SystemExit) as caught:
-        convert.main([str(argument) for argument in arguments])
+        convert.main(["convert", *map(str, arguments)])
     assert caught.value.code == 2
     return capsys.readouterr().err
 

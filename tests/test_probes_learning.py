@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs import probe as recipe
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng
 from pirl_jax.envs import probes
@@ -16,6 +15,7 @@ from pirl_jax.envs.pool import queue
 from pirl_jax.learner import optimizer, update
 from pirl_jax.learner import state as states
 from pirl_jax.monitor import timeline
+from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import collector, stream
 from pirl_jax.run import config, policies, steps
 

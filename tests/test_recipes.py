@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from pirl_jax.envs.libero import files
-from pirl_jax.run import command, config
+from pirl_jax.run import config, recipes
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 SUITES = {
@@ -74,7 +74,7 @@ RESULTS = {
 
 @pytest.fixture(params=PUBLISHED)
 def recipe(request):
-    page = command.load_recipe(CONFIGS / f"{request.param}.py")
+    page = recipes.load_recipe(CONFIGS / f"{request.param}.py")
     *suite, algorithm, model = request.param.split("_")
     return page, "_".join(suite), algorithm, model, PUBLISHED[request.param], request.param
 

@@ -23,7 +23,6 @@ import psutil
 import pytest
 from websockets import exceptions
 
-from configs import quickstart
 from pirl_jax import evaluate, serve
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec as specs
@@ -33,6 +32,7 @@ from pirl_jax.envs.tabletop import suite as tabletop
 from pirl_jax.models import pi0
 from pirl_jax.monitor import timeline
 from pirl_jax.policy import normalize
+from pirl_jax.recipes import quickstart
 from pirl_jax.rollout import stream
 from pirl_jax.run import config, policies
 from pirl_jax.serving import client, requests

@@ -9,7 +9,6 @@ Prints a table and writes JSON with the command, the machine and the package ver
 and a ratio of interleaved repeats does not.
 """
 
-import argparse
 from collections.abc import Callable
 import functools
 import pathlib
@@ -29,9 +28,7 @@ class Benchmark(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="pirl_jax.bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = command.Parser("pirl bench", __doc__)
     commands = parser.add_subparsers(dest="benchmark", required=True)
     for name, benchmark in BENCHMARKS.items():
         one = commands.add_parser(name, help=benchmark.what)

@@ -12,7 +12,7 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.envs import base
 from pirl_jax.envs.libero import files
 from pirl_jax.policy import flops
-from pirl_jax.run import command, config, devices, plan
+from pirl_jax.run import config, devices, plan, recipes
 
 SMALL = {
     "model.frozen_dtype": "bfloat16",
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> dict:
 
 
 def _recipe(name: str, one, options) -> dict:
-    settings = config.settings(command.load_recipe(name))
+    settings = config.settings(recipes.load_recipe(name))
     devices.setup_jax(settings)
     env = settings.raw.env
     if env.suite not in files.SUITES:

@@ -20,7 +20,7 @@ from pirl_jax.core import rng, spec, types
 from pirl_jax.learner import update as updates
 from pirl_jax.models import variants
 from pirl_jax.policy import flops, flow
-from pirl_jax.run import command, config, steps
+from pirl_jax.run import config, recipes, steps
 
 CAMERAS = 2
 PROMPT = 32  # bucket that holds LIBERO's prompts
@@ -84,7 +84,7 @@ class Case:
 def prepare(recipe: str, options) -> Case:
     """Fresh weights, random observations with and without what is masked."""
     settings = config.changed(
-        config.settings(command.load_recipe(recipe)),
+        config.settings(recipes.load_recipe(recipe)),
         {
             "model.frozen_dtype": "bfloat16",
             "algorithm.minibatch_size": options.batch,

@@ -1,135 +1,192 @@
-"""The command line of every command: a recipe, overrides of its fields, the command's own flags; errors in one sentence."""
+"""The command line of every command: one dialect of flags, errors in one sentence.
 
+Flags are --like-this VALUE or --like-this=VALUE.  --config names a recipe;
+--config.section.field=VALUE overrides one of its fields.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
 import contextlib
 import difflib
-import importlib.util
-import json
-import pathlib
 import re
 import sys
+from typing import NoReturn
 
 from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
+from pirl_jax.run import recipes
 
-def parse(argv: list[str], define_flags) -> tuple[flags.FlagValues, ml_collections.ConfigDict]:
-    """Read --config FILE.py, --config.a.b=value and the command's own flags."""
-    values = flags.FlagValues()
-    define_flags(values)
-    if {"-h", "--help"} & set(argv):
-        print(sys.modules[define_flags.__module__].__doc__, values.get_help(), sep="\n")
-        sys.exit(0)
-    recipe, argv = _split(argv)
-    page = (
-        load_recipe(recipe)
-        if recipe or not (run := _split(argv, "checkpoint")[0])
-        else load_run(run)
+# What belongs to the page, and is read by absl, which ml_collections builds on.
+OVERRIDE = re.compile(r"--?(no)?config\.([\w.]+)(=.*)?", re.DOTALL)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the conventions of this package.
+
+    A wrong argument ends in one sentence and exit code 2.  Spellings of earlier versions
+    (--like_this, -like-this) are understood and named as old.
+    """
+
+    def __init__(self, prog: str, description: str = "", **options) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            formatter_class=argparse.RawTextHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse where the arguments are wrong."""
+        print(f"error: {message}; {self.prog} --help lists the arguments", file=sys.stderr)
+        sys.exit(2)
+
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """As argparse's; an argument that it does not know is named with what comes closest."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._about(unknown[0]))
+        return options
+
+    def _about(self, unknown: str) -> str:
+        if not unknown.startswith("-"):
+            return f"argument {unknown!r} belongs to no option, write --name=value"
+        name = unknown.partition("=")[0]
+        close = difflib.get_close_matches(name, self._option_string_actions, n=1)
+        return f"{name} is no option" + (f", did you mean {close[0]}?" if close else "")
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse's, after old spellings have been replaced."""
+        given = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._today(arg) for arg in given], namespace)
+
+    def _today(self, arg: str) -> str:
+        """An argument as it is spelled today."""
+        name, equals, value = arg.partition("=")
+        spelled = f"--{name.lstrip('-').replace('_', '-')}"
+        if (
+            not name.startswith("-")
+            or name == spelled
+            or spelled not in self._option_string_actions
+        ):
+            return arg
+        if name in self._option_string_actions:  # a short flag such as -h
+            return arg
+        print(f"note: {name} is the old spelling of {spelled}", file=sys.stderr)
+        return spelled + equals + value
+
+
+def parse(
+    argv: Sequence[str], parser: Parser
+) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
+    """Read --config RECIPE, --config.a.b=value and the command's own flags.
+
+    Without --config the page is that of the run that --checkpoint names.
+
+    Args:
+      argv: as sys.argv, the program's name first.
+      parser: knows the command's own flags.
+
+    Raises:
+      ValueError: an override names no field, or its value does not fit.
+    """
+    parser.add_argument(
+        "--config",
+        nargs="?",
+        default="",
+        const="",
+        metavar="RECIPE",
+        help="recipe, as a path or by its name",
     )
-    _check_overrides(argv, page)
+    parser.epilog = (
+        "--config.section.field=VALUE overrides a field of the recipe; docs/config.md lists them"
+    )
+    overrides, own = _split(argv[1:])
+    options = parser.parse_args(own)
+    run = getattr(options, "checkpoint", None)
+    if run and not options.config:
+        page = recipes.load_run(run)
+    else:
+        page = recipes.load_recipe(options.config)
+    return options, override(page, overrides)
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """-> overrides of the page, the other arguments.
+
+    `--config.a.b VALUE` in two words is one override.
+    """
+    overrides, own = [], []
+    waiting = list(arguments)
+    while waiting:
+        arg = waiting.pop(0)
+        match = OVERRIDE.fullmatch(arg)
+        if match is None:
+            own.append(arg)
+            continue
+        negated, _, value = match.groups()
+        complete = negated or value is not None
+        if not complete and waiting and not waiting[0].startswith("--"):
+            arg += f"={waiting.pop(0)}"
+        overrides.append(arg)
+    return overrides, own
+
+
+def override(
+    page: ml_collections.ConfigDict, overrides: Sequence[str]
+) -> ml_collections.ConfigDict:
+    """The page with `--config.section.field=VALUE` carried out.
+
+    Raises:
+      ValueError: no such field, or a value of another type.
+    """
+    _check_names(page, overrides)
+    values, argv = flags.FlagValues(), ["pirl", *overrides]
     try:
         config_flags.DEFINE_config_dict("config", page, flag_values=values, sys_argv=argv)
         rest = values(argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(" ".join(str(error).replace("\n", " ").split())) from error
+        raise ValueError(" ".join(str(error).split())) from error
     if rest:
         raise ValueError(f"argument {rest[0]!r} belongs to no option; write --name=value")
-    return values, values.config
+    return values.config
 
 
-def _split(argv, name="config"):
-    """-> the value of --name, the other arguments."""
-    value, rest, arguments = "", [], iter(argv)
-    for arg in arguments:
-        if re.fullmatch(f"--?{name}", arg):
-            value = next(arguments, "")
-        elif re.match(f"--?{name}=", arg):
-            value = arg.partition("=")[2]
-        else:
-            rest.append(arg)
-    return value, rest
+def _check_names(page: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
+    """ml_collections names a wrong field without its section, and suggests few."""
+    names = recipes.field_names(page)
+    for arg in overrides:
+        wanted = OVERRIDE.fullmatch(arg)[2]
+        if wanted not in names:
+            remedy = _remedy(page, names, wanted)
+            raise ValueError(f"--config.{wanted} is no field of the configuration; {remedy}")
 
 
-def load_run(directory: str) -> ml_collections.ConfigDict:
-    """The page that a run was started with."""
-    folder = pathlib.Path(directory)
-    path = (folder.parent if folder.name == "checkpoints" else folder) / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            f"--checkpoint {directory} has no config.json beside its checkpoints; give the recipe with --config"
-        )
-    from configs import base  # recipes and their page belong to the checkout, not to the package
-
-    page = base.get_config()
-    saved = ml_collections.ConfigDict(json.loads(path.read_text(), object_hook=_tuples))
-    unlike = sorted(set(_flat_names(page)) ^ set(_flat_names(saved)))
-    if unlike:
-        raise ValueError(
-            f"{path} is of another version (fields {', '.join(unlike)}); give the recipe with --config"
-        )
-    page.update(saved)
-    return page
-
-
-def _tuples(fields: dict) -> dict:
-    """JSON has lists only."""
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-    }
-
-
-def load_recipe(name: str) -> ml_collections.ConfigDict:
-    """The page that a recipe file describes."""
-    if not name:
-        raise ValueError(
-            "--config is missing; give a recipe, for example --config configs/quickstart.py"
-        )
-    path = pathlib.Path(name)
-    if not path.is_file():
-        there = ", ".join(
-            sorted(
-                str(one) for one in path.parent.glob("*.py") if one.stem not in ("__init__", "base")
-            )
-        )
-        raise ValueError(
-            f"--config {name} does not exist; {path.parent} has: {there or 'no recipe'}"
-        )
-    spec = importlib.util.spec_from_file_location("recipe", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
-
-
-def _check_overrides(argv, page):
-    """ml_collections names a wrong field without its section, and suggests one only where the spelling is close."""
-    names = list(_flat_names(page))
-    for arg in argv[1:]:
-        match = re.match(r"--?(?:no)?config\.([\w.]+)", arg)
-        if not match or match[1] in names:
-            continue
-        field = match[1].rpartition(".")[2]
-        close = [name for name in names if name.rpartition(".")[2] == field]
-        close = close or difflib.get_close_matches(match[1], names, n=1, cutoff=0.8)
-        if close:
-            remedy = f"did you mean {' or '.join(f'--config.{name}' for name in close)}?"
-        else:
-            section = match[1].partition(".")[0]
-            here = page[section] if section in page else page
-            remedy = f"{section if section in page else 'it'} has: {', '.join(sorted(here))}"
-        raise ValueError(f"--config.{match[1]} is no field of the configuration; {remedy}")
-
-
-def _flat_names(page, prefix=""):
-    for name, value in page.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            yield from _flat_names(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
+def _remedy(page: ml_collections.ConfigDict, names: list[str], wanted: str) -> str:
+    """What somebody who wrote `wanted` may have meant."""
+    field = wanted.rpartition(".")[2]
+    close = [name for name in names if name.rpartition(".")[2] == field]
+    close = close or difflib.get_close_matches(wanted, names, n=1, cutoff=0.8)
+    if close:
+        return f"did you mean {' or '.join(f'--config.{name}' for name in close)}?"
+    section = wanted.partition(".")[0]
+    if section in page:
+        return f"{section} has: {', '.join(sorted(page[section]))}"
+    return f"it has: {', '.join(sorted(page))}"
 
 
 @contextlib.contextmanager
-def user_errors():
-    """What the user can mend (ValueError while a run is being set up) ends in one sentence and exit code 2."""
+def user_errors() -> Iterator[None]:
+    """What the user can mend ends in one sentence and exit code 2.
+
+    That is a ValueError while a command is being set up.
+    """
     try:
         yield
     except ValueError as error:

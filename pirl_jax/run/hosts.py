@@ -6,6 +6,7 @@
 Every process runs the same command on the same run directory.  The first one speaks for all.
 """
 
+import argparse
 import contextlib
 import importlib.util
 import os
@@ -37,9 +38,15 @@ def episodes_of_host(raw) -> tuple[int, int]:
     ) // jax.process_count()
 
 
-def define_flag(flags, values) -> None:
-    text = "auto (Slurm, Open MPI, Kubernetes, TPU pod) or ADDRESS:PORT,COUNT,INDEX; default: this host alone"
-    flags.DEFINE_string("hosts", "", text, flag_values=values)
+def add_argument(parser: argparse.ArgumentParser) -> None:
+    """--hosts, for commands that several hosts can run together."""
+    parser.add_argument(
+        "--hosts",
+        default="",
+        metavar="WHERE",
+        help="auto (Slurm, Open MPI, Kubernetes, TPU pod) or ADDRESS:PORT,COUNT,INDEX; "
+        "default: this host alone",
+    )
 
 
 @contextlib.contextmanager

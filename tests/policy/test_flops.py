@@ -12,7 +12,7 @@ from pirl_jax.learner import optimizer
 from pirl_jax.learner import state as states
 from pirl_jax.models import pi0, siglip, variants
 from pirl_jax.policy import flops, flow
-from pirl_jax.run import command, config
+from pirl_jax.run import config, recipes
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 B = 2
@@ -169,7 +169,7 @@ RECIPES = [
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_the_recipes_save(recipe):
     """An update does at least 15 times less arithmetic, a decision of the rollout 1.4 (pi0) and 1.6 (pi0.5) times less."""
-    settings = config.settings(command.load_recipe(CONFIGS / f"{recipe}.py"))
+    settings = config.settings(recipes.load_recipe(CONFIGS / f"{recipe}.py"))
     saved = flops.savings(settings.policy, flops.Tokens(2, 32), "kept", batch=32)
     assert saved["update"]["ratio"] > (200 if settings.policy.network.pi05 else 37)
     assert saved["rollout"]["ratio"] > (1.7 if settings.policy.network.pi05 else 1.5)

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs import probe as recipe
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rows, spec, types
 from pirl_jax.envs import probes
@@ -17,6 +16,7 @@ from pirl_jax.learner import state as states
 from pirl_jax.models import pi0
 from pirl_jax.monitor import timeline
 from pirl_jax.policy import normalize, observation, tokenizer
+from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import collector, stream
 from pirl_jax.run import config, policies, steps
 

@@ -15,7 +15,6 @@ import typing
 import jax
 import pytest
 
-from configs import base, quickstart
 from pirl_jax import evaluate, train
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page as pages
@@ -26,9 +25,10 @@ from pirl_jax.envs.libero import files
 from pirl_jax.learner import optimizer
 from pirl_jax.models import attention, heads, remat, variants
 from pirl_jax.policy import flow, noise, normalize
+from pirl_jax.recipes import base, quickstart
 from pirl_jax.rl import advantages, losses
 from pirl_jax.rollout import starts, stream
-from pirl_jax.run import command, config, reference
+from pirl_jax.run import command, config, recipes, reference
 from pirl_jax.weights import presets
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -376,20 +376,20 @@ RECIPES = sorted(
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_complete_and_right(path):
-    page = command.load_recipe(path)
-    assert set(command._flat_names(page)) == set(command._flat_names(base.get_config()))
+    page = recipes.load_recipe(path)
+    assert set(recipes.field_names(page)) == set(recipes.field_names(base.get_config()))
     config.check_training(config.settings(page).raw)
 
 
 def test_the_quickstart_is_evaluated_on_start_states_it_never_trains_on():
-    page = command.load_recipe(ROOT / "configs" / "quickstart.py")
+    page = recipes.load_recipe(ROOT / "configs" / "quickstart.py")
     chosen = config.playable(page, TABLETOP)
     assert not set(chosen.train) & set(chosen.evaluate) and len(chosen.train) == 800
 
 
 @pytest.mark.parametrize("name", ["libero_spatial_ppo_pi0", "libero_spatial_ppo_pi0_tiny"])
 def test_the_published_recipe_has_the_published_split_and_the_default_is_held_out(name):
-    assert command.load_recipe(ROOT / f"configs/{name}.py").env.split == "published"
+    assert recipes.load_recipe(ROOT / f"configs/{name}.py").env.split == "published"
     assert base.get_config().env.split == "held_out"
 
 
@@ -458,9 +458,9 @@ def test_the_reference_is_that_of_the_page():
         ("--config.xyz=1", "it has: algorithm, env, eval, "),
         ("--config.env=1", "env has: assets, cached_tasks, image_size_px, "),
         ("--config.num_iterations=many", "--config.num_iterations=many"),
-        ("--resume=always", "value should be one of <never|auto>"),
-        ("--resum=auto", "Did you mean: resume ?"),
-        ("more", "argument 'more' belongs to no option; write --name=value"),
+        ("--resume=always", "invalid choice: 'always' (choose from"),
+        ("--resum=auto", "--resum is no option, did you mean --resume?; pirl train --help"),
+        ("more", "argument 'more' belongs to no option, write --name=value"),
     ],
 )
 def test_a_wrong_argument(sentence, argument, remedy):
@@ -515,9 +515,8 @@ def test_no_command_starts_with_nonsense(sentence, monkeypatch, tmp_path, name):
 
 @pytest.mark.parametrize("arguments", [[], ["--config"], ["--config="]])
 def test_no_recipe(sentence, arguments):
-    assert (
-        "--config is missing; give a recipe, for example --config configs/quickstart.py"
-        in sentence(train, *arguments)
+    assert "--config is missing; give a recipe, for example --config quickstart" in sentence(
+        train, *arguments
     )
 
 
@@ -542,7 +541,7 @@ def test_overrides_reach_the_page():
         "--noconfig.run.tensorboard",
         "--resume=auto",
     ]
-    values, page = command.parse(argv, train._flags)
+    values, page = command.parse(argv, train._parser())
     assert (page.env.tasks, page.optim.lr, page.run.tensorboard, values.resume) == (
         (0, 2),
         0.5,
@@ -650,11 +649,11 @@ def test_a_run_brings_its_own_configuration(sentence, tmp_path):
     saved = json.loads(json.dumps(page.to_dict()))
     (tmp_path / "config.json").write_text(json.dumps(saved))
     argv = ["evaluate", f"--checkpoint={tmp_path / 'checkpoints'}", "--config.seed=8"]
-    values, read = command.parse(argv, evaluate._flags)
+    values, read = command.parse(argv, evaluate._parser())
     page.seed = 8
     assert read.to_dict() == page.to_dict() and values.checkpoint == str(tmp_path / "checkpoints")
     assert config.settings(read) == config.settings(page)
-    _, given = command.parse([*argv, PROBE], evaluate._flags)
+    _, given = command.parse([*argv, PROBE], evaluate._parser())
     assert given.env.suite == "probe_conditioned", "a recipe that is given counts"
     assert "has no config.json beside its checkpoints; give the recipe with --config" in sentence(
         evaluate, "--checkpoint=nowhere"

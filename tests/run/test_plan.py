@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from configs import probe as recipe
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng
 from pirl_jax.envs import base
 from pirl_jax.envs.libero import files
 from pirl_jax.learner import update
+from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import collector
-from pirl_jax.run import command, config, plan, policies, steps
+from pirl_jax.run import config, plan, policies, recipes, steps
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 ENV = base.EnvSpec("probe_conditioned", ("go",), 50, 8, 16)
@@ -66,7 +66,8 @@ def test_the_run_uses_what_the_plan_compiled(shape, anneal):
     mesh = meshes.make_mesh(*shape, jax.devices()[: math.prod(shape)])
     settings = _settings(rollout__prefix_cache="host", model__noise_anneal=anneal)
     plan.measure(settings, mesh, PROMPT, ENV)
-    cfg, rows = settings.policy, settings.raw.rollout.num_envs // settings.raw.rollout.num_groups
+    cfg = settings.policy
+    rows = config.decision_batch(settings.raw, settings.raw.rollout.num_envs)
     params, state = plan._state(settings, mesh)
     (_, _, id_B, obs, *_), _ = plan._decision(settings, mesh, PROMPT, ENV, params)
     state = steps.train_state(
@@ -159,7 +160,7 @@ def test_a_trained_vlm_keeps_no_prefix(mesh):
 
 def test_pi0_ppo_with_a_frozen_vlm_fits_24_gb(mesh):
     """At full size, from shapes."""
-    settings = config.settings(command.load_recipe(CONFIGS / "libero_spatial_ppo_pi0_24gb.py"))
+    settings = config.settings(recipes.load_recipe(CONFIGS / "libero_spatial_ppo_pi0_24gb.py"))
     rules = files.PROTOCOLS[settings.raw.env.protocol]
     env = base.EnvSpec(
         "libero_spatial", ("go",), 50, rules.max_episode_steps["libero_spatial"], 256

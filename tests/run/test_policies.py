@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs import probe as recipe
 from pirl_jax.core import mesh as meshes
 from pirl_jax.policy import normalize, observation
+from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import collector
 from pirl_jax.run import config, policies
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from configs import base, quickstart
 from pirl_jax.envs import base as envs
 from pirl_jax.envs.libero import files
+from pirl_jax.recipes import base, quickstart
 from pirl_jax.rollout import starts, stream
 from pirl_jax.run import config, results
 

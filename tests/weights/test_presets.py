@@ -1,6 +1,6 @@
 import pytest
 
-from configs import base
+from pirl_jax.recipes import base
 from pirl_jax.run import config
 from pirl_jax.weights import presets, sources
 

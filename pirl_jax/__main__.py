@@ -1,0 +1,46 @@
+"""`pirl COMMAND ...`, the same as `python -m pirl_jax COMMAND ...`.
+
+The only file that names the commands; it loads none but the one asked for.
+"""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train": "fine-tune a policy by reinforcement learning",
+    "evaluate": "play every start state of a protocol with a policy",
+    "serve": "answer openpi's clients with a policy",
+    "convert": "turn a checkpoint into another format",
+    "download": "fetch published weights, the tokenizer or LIBERO's assets",
+    "doctor": "say what on this machine would stop a run, and the remedy",
+    "compare": "put several runs on one sheet",
+    "bench": "measure ours against a baseline",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """argv: as sys.argv, the program's name first."""
+    argv = sys.argv if argv is None else argv
+    if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
+        print(overview())
+        return
+    name = argv[1]
+    if name not in COMMANDS:
+        print(f"error: {name!r} is no command; pirl has: {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    module = "pirl_jax.bench.__main__" if name == "bench" else f"pirl_jax.{name}"
+    importlib.import_module(module).main([f"pirl {name}", *argv[2:]])
+
+
+def overview() -> str:
+    """What there is, one line per command."""
+    lines = ["Reinforcement learning of pi0 and pi0.5 in LIBERO.", ""]
+    for name, what in COMMANDS.items():
+        lines.append(f"  pirl {name:<9} {what}")
+    return "\n".join(
+        [*lines, "", "pirl COMMAND --help tells more; pirl train --config quickstart is a start."]
+    )
+
+
+if __name__ == "__main__":
+    main()

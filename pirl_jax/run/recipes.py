@@ -1,0 +1,120 @@
+"""Where a configuration page comes from: a recipe, or the run that wrote it down.
+
+Refuses to know what the fields mean.
+"""
+
+import ast
+import importlib.util
+import json
+import pathlib
+
+import ml_collections
+
+PACKAGE = "pirl_jax.recipes"
+NOT_RECIPES = ("__init__", "base")
+
+
+def load_recipe(name: str | pathlib.Path) -> ml_collections.ConfigDict:
+    """The page that a recipe describes.
+
+    Args:
+      name: path of a Python file with get_config(), or the name of a recipe of this package.
+
+    Raises:
+      ValueError: there is no such recipe, or it is written for an earlier version.
+    """
+    if not name:
+        raise ValueError("--config is missing; give a recipe, for example --config quickstart")
+    path = _find(str(name))
+    _check_imports(path)
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def names() -> list[str]:
+    """The recipes of this package."""
+    files = _folder().glob("*.py")
+    return sorted(file.stem for file in files if file.stem not in NOT_RECIPES)
+
+
+def _folder() -> pathlib.Path:
+    return pathlib.Path(importlib.util.find_spec(PACKAGE).origin).parent
+
+
+def _find(name: str) -> pathlib.Path:
+    path = pathlib.Path(name)
+    if path.suffix == ".py" and path.is_file():
+        return path
+    if name in names():
+        return _folder() / f"{name}.py"
+    if path.parent.is_dir() and path.suffix == ".py":
+        here = sorted(path.parent.glob("*.py"))
+        there = ", ".join(str(file) for file in here if file.stem not in NOT_RECIPES)
+        raise ValueError(
+            f"--config {name} does not exist; {path.parent} has: {there or 'no recipe'}"
+        )
+    raise ValueError(
+        f"--config {name} is no file and no recipe of this package; it has: {', '.join(names())}"
+    )
+
+
+def _check_imports(path: pathlib.Path) -> None:
+    """Recipes used to import each other as `configs`, which is no package outside of a checkout."""
+    for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
+        if isinstance(node, ast.ImportFrom):
+            imported = [node.module or ""]
+        elif isinstance(node, ast.Import):
+            imported = [alias.name for alias in node.names]
+        else:
+            continue
+        if any(module.partition(".")[0] == "configs" for module in imported):
+            raise ValueError(
+                f"{path}:{node.lineno} imports configs, which is now {PACKAGE}; "
+                f"write `from {PACKAGE} import base`"
+            )
+
+
+def load_run(directory: str | pathlib.Path) -> ml_collections.ConfigDict:
+    """The page that a run was started with.
+
+    Raises:
+      ValueError: the folder holds no run, or one with other fields than today's page.
+    """
+    folder = pathlib.Path(directory)
+    path = (folder.parent if folder.name == "checkpoints" else folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"--checkpoint {directory} has no config.json beside its checkpoints; "
+            f"give the recipe with --config"
+        )
+    page = importlib.import_module(f"{PACKAGE}.base").get_config()
+    saved = ml_collections.ConfigDict(json.loads(path.read_text(), object_hook=_with_tuples))
+    unlike = sorted(set(field_names(page)) ^ set(field_names(saved)))
+    if unlike:
+        raise ValueError(
+            f"{path} is of another version (fields {', '.join(unlike)}); "
+            f"give the recipe with --config"
+        )
+    page.update(saved)
+    return page
+
+
+def field_names(page: ml_collections.ConfigDict) -> list[str]:
+    """Every field as "section.field"."""
+    found = []
+    for name, value in page.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            found += [f"{name}.{inner}" for inner in field_names(value)]
+        else:
+            found.append(name)
+    return found
+
+
+def _with_tuples(fields: dict) -> dict:
+    """JSON has lists only."""
+    for name, value in fields.items():
+        if isinstance(value, list):
+            fields[name] = tuple(value)
+    return fields

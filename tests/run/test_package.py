@@ -1,0 +1,77 @@
+"""The wheel: recipes inside, tests outside, and it works from a folder that is no checkout."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from pirl_jax import __main__ as pirl
+from pirl_jax.run import recipes
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(*command, **options):
+    options = {"capture_output": True, "text": True, "check": False} | options
+    return subprocess.run([str(word) for word in command], **options)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from a copy: setuptools leaves build/ beside what it builds."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "pirl_jax", "configs"):
+        run("cp", "-rP", ROOT / name, source / name, check=True)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = run(*pip, "--wheel-dir", folder, source)
+    assert done.returncode == 0, done.stderr
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A folder with the package and nothing else of ours -> environment variables that use it."""
+    folder = tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder]
+    done = run(*pip, wheel)
+    assert done.returncode == 0, done.stderr
+    return os.environ | {"PYTHONPATH": str(folder)}
+
+
+@pytest.mark.slow
+def test_what_is_in_the_wheel(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    packed = {pathlib.Path(name).stem for name in names if name.startswith("pirl_jax/recipes/")}
+    assert packed == {*recipes.names(), "base", "__init__"}
+    assert not [name for name in names if name.startswith(("tests", "configs", "docs"))]
+    assert [name for name in names if name.endswith("licenses/LICENSE")]
+
+
+@pytest.mark.slow
+def test_it_works_from_a_folder_that_is_no_checkout(installed, tmp_path):
+    there = {"cwd": tmp_path, "env": installed}
+    where = run(sys.executable, "-c", "import pirl_jax; print(pirl_jax.__file__)", **there)
+    assert str(ROOT) not in where.stdout
+    python = [sys.executable, "-m"]
+    done = run(*python, "pirl_jax", **there)
+    assert done.returncode == 0 and all(name in done.stdout for name in pirl.COMMANDS)
+    train = [*python, "pirl_jax.train", "--config", "libero_spatial_ppo_pi0"]
+    done = run(*train, "--config.optim.lr=-0.001", **there)
+    assert done.returncode == 2 and "optim.lr=-0.001" in done.stderr
+    (tmp_path / "old.py").write_text("from configs import base\n\nget_config = base.get_config\n")
+    done = run(*python, "pirl_jax.train", "--config", "old.py", **there)
+    assert done.returncode == 2 and "write `from pirl_jax.recipes import base`" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_probe_trains_there(installed, tmp_path):
+    command = [sys.executable, "-m", "pirl_jax", "train", "--config", "probe"]
+    small = ["--config.num_iterations=1", "--config.run.directory=run"]
+    done = run(*command, *small, cwd=tmp_path, env=installed)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "metrics.jsonl").is_file()
