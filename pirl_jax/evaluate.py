@@ -171,7 +171,7 @@ def _network(values, settings, num_envs, stack):
         settings, norm_stats, [instructions[task] for task in chosen.tasks], only_these=True
     )
     actor = policies.actor(settings, mesh, to_model, instructions)
-    batch_size = num_envs // settings.schedule.num_groups
+    batch_size = config.decision_batch(settings.raw, num_envs)
     decide = policy(settings, mesh, actor, params, pool.spec, batch_size, timeline.Timers())
     own = (
         identity["iteration"] is not None
@@ -181,17 +181,17 @@ def _network(values, settings, num_envs, stack):
         if own
         else pathlib.Path("runs", run_dir.name)
     )
-    named = {"name": "checkpoint", **identity, "model": settings.raw.model.to_dict()}
+    named = {"name": "checkpoint", **identity, "model": dataclasses.asdict(settings.raw.model)}
     return pool, decide, settings.schedule, named, output
 
 
 def _served(values, settings, num_envs, stack):
     """The same of a policy behind openpi's protocol."""
     api_key = values.api_key or os.environ.get("PIRL_API_KEY", "")
-    count = num_envs // settings.schedule.num_groups
+    count = config.decision_batch(settings.raw, num_envs)
     opened, metadata = stack.enter_context(client.connections(values.policy, api_key, count))
     pool = stack.enter_context(simulators.open_envs(settings, num_envs))
-    decide = client.decide(opened, metadata, pool.spec, settings.policy.action_chunk)
+    decide = client.decide(opened, metadata, pool.spec, settings.policy.model.action_chunk)
     named = {
         "name": values.policy,
         "server": json.loads(json.dumps(metadata, default=str)),
@@ -207,7 +207,7 @@ def _served(values, settings, num_envs, stack):
 
 def _random(settings, spec) -> stream.Decide:
     """Uniform actions, drawn by seed, episode and decision: an episode is the same whichever others are played beside it."""
-    shape_IA = settings.policy.action_chunk, spec.action_dim
+    shape_IA = settings.policy.model.action_chunk, spec.action_dim
 
     def decide(turn):
         names = zip(turn.episode.tolist(), turn.decision.tolist(), strict=True)
@@ -223,7 +223,7 @@ def _random(settings, spec) -> stream.Decide:
 
 def _expert(settings, spec) -> stream.Decide:
     """The simulators of expert_factory choose themselves; they want a chunk of any numbers."""
-    chunk_IA = np.zeros((settings.policy.action_chunk, spec.action_dim))
+    chunk_IA = np.zeros((settings.policy.model.action_chunk, spec.action_dim))
     return lambda turn: np.repeat(chunk_IA[None], len(turn.row), 0)
 
 

@@ -169,8 +169,8 @@ def prepare(values: argparse.Namespace, settings: config.Settings) -> tuple[Engi
         "server": "pirl_jax",
         "checkpoint": policies.checkpoint_identity(values.checkpoint, values.iteration),
         "seed": settings.raw.seed,
-        "action_horizon": settings.policy.model.action_horizon,
-        "action_chunk": settings.policy.action_chunk,
+        "action_horizon": settings.policy.network.action_horizon,
+        "action_chunk": settings.policy.model.action_chunk,
         "image_size_px": settings.raw.model.image_size_px,
         "accepts": [requests.NOISE_ID],
     }

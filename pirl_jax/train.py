@@ -257,7 +257,7 @@ def iterate(run: Run, state: states.TrainState) -> states.TrainState:
 
 def _encoded_demonstrations(run):
     """What co-training draws from, or None.  A resumed run plays the same demonstrations again."""
-    if not run.settings.update.sft_loss_weight:
+    if not run.settings.raw.algorithm.sft_loss_weight:
         return None
     if run.demonstrations is None:
         run.demonstrations = teach.collect(run.settings, run.starts)
@@ -268,7 +268,7 @@ def _iteration(run, update_minibatch, state, iteration, step, encoded):
     """One rollout and its updates -> state, metrics."""
     key, cfg, faults = (
         rng.named(run.key, "iteration", iteration),
-        run.settings.update,
+        run.settings.raw.algorithm,
         run.pool.counters(),
     )
     raw, (count, most) = run.settings.raw, run_hosts.episodes_of_host(run.settings.raw)
@@ -306,7 +306,12 @@ def _evaluation_due(raw, iteration):
 
 def _rollout(run, actor, params, key, iteration, step):
     """Episodes of one iteration; where the algorithm has a budget for it, groups without a signal are replaced by fresh ones."""
-    raw, cfg, done, begun = run.settings.raw, run.settings.update, itertools.count(1), run.begun
+    raw, cfg, done, begun = (
+        run.settings.raw,
+        run.settings.raw.algorithm,
+        itertools.count(1),
+        run.begun,
+    )
     (count, most), group_size, run.begun = run_hosts.episodes_of_host(raw), cfg.group_size, None
 
     def more(results):
@@ -360,7 +365,7 @@ def _evaluate(run, params, iteration, name, per_task, num_videos=0):
     settings, folder = run.settings, run.directory.path / "evaluation" / name
     share = run_hosts.share()
     names = share.of(starts.evaluation(run.starts, per_task))
-    batch_size = run.pool.num_envs // settings.schedule.num_groups
+    batch_size = config.decision_batch(settings.raw, run.pool.num_envs)
 
     def finished(e, result):
         if result.frames:

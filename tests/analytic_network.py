@@ -8,7 +8,7 @@ It stands in for pi0.velocity; everything else is the repository's own code.
 import jax.numpy as jnp
 import numpy as np
 
-from pirl_jax.core import spec
+from pirl_jax.core import page, spec
 from pirl_jax.models import heads, pi0, variants
 from pirl_jax.policy import flow
 
@@ -29,12 +29,14 @@ def velocity(params, prefix, x_BHA, t_B, cfg, modulation):
     return feature_BHW @ out["kernel"] + out["bias"][None, None], feature_BHW
 
 
-def prefix(state_BS, fixed: dict, cfg: flow.PolicyConfig) -> pi0.Prefix:
+def prefix(state_BS, fixed: dict, cfg: flow.Policy) -> pi0.Prefix:
     """What prefill would give; a critic on the VLM sees the reference's tokens."""
     hidden = jnp.tanh((state_BS @ fixed["prefix_W"])[:, None] + fixed["prefix_P"][None])
     none = jnp.zeros((len(state_BS), 0))
     mask_BS = jnp.broadcast_to(reference_tokens(hidden.shape[1]), hidden.shape[:2])
-    pooled = heads.pool(hidden, mask_BS, cfg.value_vlm_mode) if cfg.value_after_vlm else None
+    pooled = (
+        heads.pool(hidden, mask_BS, cfg.model.value_vlm_mode) if cfg.model.value_after_vlm else None
+    )
     return pi0.Prefix(k=none, v=none, mask=none, state=state_BS, pooled=pooled)
 
 
@@ -72,7 +74,7 @@ def _path(name, flat):
     return name.split(".")[0]
 
 
-def policy(meta: dict) -> flow.PolicyConfig:
+def policy(meta: dict) -> flow.Policy:
     """The recorded settings, RLinf's choices included: in the joint mode the mean over start noise and steps."""
     base = variants.pi0_config(
         "tiny", action_dim=meta["action_dim"], action_horizon=meta["action_horizon"]
@@ -91,17 +93,17 @@ def policy(meta: dict) -> flow.PolicyConfig:
         "detach_critic_input",
         "chunk_critic_input",
     )
-    return flow.PolicyConfig(
-        model=base,
+    model = page.Model(
         joint_mean=True,
         noise_logvar_range=tuple(meta["noise_logvar_range"]),
         **{n: meta[n] for n in names},
     )
+    return flow.Policy(base, model)
 
 
-def randomness(noise, denoise_inds, cfg: flow.PolicyConfig):
+def randomness(noise, denoise_inds, cfg: flow.Policy):
     """Recorded noise [J+1,B,H,A] and indices [B,J] -> start_BHA, j_BK, eps_BKHA of flow.integrate."""
-    j_BK = np.asarray(denoise_inds if cfg.joint_logprob else denoise_inds[:, :1], np.int32)
+    j_BK = np.asarray(denoise_inds if cfg.model.joint_logprob else denoise_inds[:, :1], np.int32)
     eps_BJHA = np.moveaxis(noise[1:], 0, 1)
     eps_BKHA = np.take_along_axis(eps_BJHA, np.maximum(j_BK, 0)[:, :, None, None], axis=1)
     return noise[0], j_BK, eps_BKHA

@@ -33,17 +33,17 @@ def agent():
         policies.transform(settings, policies.given_stats(settings), instructions),
         instructions,
     )
-    trains = optimizer.trainable(settings.policy.model, page.model.train_expert_only)
+    trains = optimizer.trainable(settings.policy.network, page.model.train_expert_only)
     params = jax.device_get(policies.fresh_params(settings, mesh, jax.random.key(0)))
     return types.SimpleNamespace(
         settings=settings,
         page=page,
         actor=actor,
         fresh_state=lambda: states.create(
-            meshes.replicate(params, mesh), settings.optim, trains, mesh
+            meshes.replicate(params, mesh), settings.raw.optim, trains, mesh
         ),
         update=update.make_update(
-            steps.log_prob_fn(settings), settings.update, settings.optim, trains, mesh
+            steps.log_prob_fn(settings), settings.raw.algorithm, settings.raw.optim, trains, mesh
         ),
     )
 
@@ -62,7 +62,9 @@ def value_error(agent, rollout, results):
     """RMS distance of the values from the discounted rewards that followed; in the first three probes it can vanish."""
     future_E, target_CE = 0.0, np.zeros_like(rollout.reward_CE)
     for c in reversed(range(len(target_CE))):
-        target_CE[c] = future_E = rollout.reward_CE[c] + agent.settings.update.gamma * future_E
+        target_CE[c] = future_E = (
+            rollout.reward_CE[c] + agent.settings.raw.algorithm.gamma * future_E
+        )
     return float(np.sqrt(np.mean((rollout.value_CE - target_CE)[rollout.valid_CE] ** 2)))
 
 
@@ -94,8 +96,8 @@ def test_the_agent_solves(name, error, solved, iterations, agent):
             errors.append(error(agent, rollout, results))
             if errors[-1] < solved:
                 return
-            data = update.rows(rollout, agent.settings.update)
-            state, _ = update.update(agent.update, state, data, key, agent.settings.update)
+            data = update.rows(rollout, agent.settings.raw.algorithm)
+            state, _ = update.update(agent.update, state, data, key, agent.settings.raw.algorithm)
     pytest.fail(
         f"broken: {probes.PROBES[name].broken_part}; probe {name!r} has errors {np.round(errors, 2)}"
     )

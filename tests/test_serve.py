@@ -65,7 +65,7 @@ def make_run(folder, **fields):
     page = quickstart.get_config()
     page.update_from_flattened_dict(FIELDS | fields)
     settings = config.settings(page)
-    cfg = settings.policy.model
+    cfg = settings.policy.network
     draw = np.random.default_rng(0)
     params = {}
     for path, leaf in specs.flatten(pi0.specs(cfg)).items():
@@ -187,7 +187,7 @@ def test_tabletop_through_openpis_keys_gives_the_actions_of_the_in_process_polic
     env.close()
     expected = in_process(folder, settings, env.spec, 4)(turn)
     assert expected.std(axis=0).min() > 1e-3, "rows and actions must differ to mean something"
-    chunk = settings.policy.action_chunk
+    chunk = settings.policy.model.action_chunk
     # Batches form by timing: equal up to rounding.
     remote = by_remote(turn, env.spec, chunk, port)
     np.testing.assert_allclose(remote, expected, rtol=0, atol=1e-5)
@@ -221,7 +221,7 @@ def test_libero_through_openpis_keys_gives_the_actions_of_the_in_process_policy(
     steps = [env.reset(task=0, init_state=40), env.step_chunk(np.full((5, 7), 0.3))]
     env.close()
     turn = turn_of(steps, env.spec)
-    chunk = settings.policy.action_chunk
+    chunk = settings.policy.model.action_chunk
     expected = in_process(tmp_path, settings, env.spec, 2)(turn)
     assert np.abs(expected[0] - expected[1]).max() > 1e-2
     engine, metadata = prepare(tmp_path, settings)

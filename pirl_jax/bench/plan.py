@@ -91,7 +91,7 @@ def _recipe(recipe: str, mesh: jax.sharding.Mesh, options: argparse.Namespace) -
         )
         memory[size] = _in_gb(needed)
     tokens = flops.Tokens(len(env_spec.cameras), options.prompt_tokens)
-    batch = settings.raw.rollout.num_envs // settings.raw.rollout.num_groups
+    batch = config.decision_batch(settings.raw, settings.raw.rollout.num_envs)
     return {
         "memory, GB": memory,
         "FLOP per row": flops.savings(settings.policy, tokens, "kept", batch),

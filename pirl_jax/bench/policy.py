@@ -107,7 +107,7 @@ def prepare(recipe: str, options: argparse.Namespace) -> Case:
         settings = _scaled(settings)
         prompt = PROMPT // FEWER_TOKENS
     mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
-    wide = _observation(settings.policy.model, options.batch, prompt)
+    wide = _observation(settings.policy.network, options.batch, prompt)
     return Case(
         settings=settings,
         mesh=mesh,
@@ -126,18 +126,18 @@ def _is_scaled(size: str) -> bool:
 
 def _scaled(settings: config.Settings) -> config.Settings:
     """With a model that a CPU can run."""
-    policy = settings.policy
-    model = dataclasses.replace(
-        policy.model,
-        max_token_len=policy.model.max_token_len // FEWER_TOKENS,
-        action_horizon=policy.model.action_horizon // FEWER_TOKENS,
+    full = settings.policy
+    network = dataclasses.replace(
+        full.network,
+        max_token_len=full.network.max_token_len // FEWER_TOKENS,
+        action_horizon=full.network.action_horizon // FEWER_TOKENS,
         **SCALED,
     )
-    chunk = min(policy.action_chunk, model.action_horizon)
-    policy = dataclasses.replace(policy, model=model, action_chunk=chunk)
+    chunk = min(full.model.action_chunk, network.action_horizon)
+    model = dataclasses.replace(full.model, action_chunk=chunk)
     # XLA on CPU would widen bfloat16 to float32 in every product.
     settings = config.changed(settings, {"model.frozen_dtype": "float32"})
-    return dataclasses.replace(settings, policy=policy)
+    return dataclasses.replace(settings, policy=flow.Policy(network, model))
 
 
 def _weights(declared: dict, mesh: jax.sharding.Mesh) -> dict:
@@ -341,7 +341,7 @@ def _peak(device: str) -> float | None:
 
 def _proportions(case: Case) -> dict[str, float]:
     """How many denoise steps the straightforward prefix costs, here and at full size."""
-    here = case.settings.policy.model
+    here = case.settings.policy.network
     full = variants.pi0_config("pi05" if here.pi05 else "pi0")
     return {"this model": _prefix_in_steps(here), "full size": _prefix_in_steps(full)}
 

@@ -5,56 +5,29 @@ that the optimiser sees, so it has neither moments nor gradients.
 """
 
 from collections.abc import Callable
-import dataclasses
 import re
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from pirl_jax.core import spec, types
+from pirl_jax.core import page, spec
 from pirl_jax.models import pi0, variants
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """Names as in the `optim` section of the configuration."""
-
-    lr: float = 5e-6
-    value_lr: float = 1e-4  # value head
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.01  # on everything that trains
-    clip_grad: float = 1.0  # global norm over everything that trains
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    decay_steps: int = 0  # step at which a cosine reaches its minimum, warm-up included
-    min_lr_ratio: float = 0.0  # that minimum, as a fraction of the peak
-
-    def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise types.unknown("schedule", self.schedule, SCHEDULES)
-        if self.schedule != "constant" and self.decay_steps <= self.warmup_steps:
-            raise ValueError(
-                f"decay_steps={self.decay_steps} must exceed warmup_steps={self.warmup_steps}"
-                f" for schedule={self.schedule!r}"
-            )
-
-
-def learning_rates(cfg: OptimizerConfig, step) -> dict[str, jax.Array]:
+def learning_rates(cfg: page.Optim, step) -> dict[str, jax.Array]:
     """Learning rate of each parameter group at a step (of what the caller counts, from 0); both follow one curve."""
     factor = SCHEDULES[cfg.schedule](cfg, jnp.asarray(step, jnp.float32))
     return {"policy": cfg.lr * factor, "value": cfg.value_lr * factor}
 
 
-def init(cfg: OptimizerConfig, params: dict):
+def init(cfg: page.Optim, params: dict):
     """Optimiser state of the parameters that train."""
     return _transform(cfg).init(params)
 
 
 def apply(
-    cfg: OptimizerConfig,
+    cfg: page.Optim,
     grads: dict,
     opt_state,
     params: dict,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from pirl_jax.core import mesh as meshes
+from pirl_jax.core import page as pages
 from pirl_jax.core import rng, spec, types
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import state as states
@@ -20,27 +21,25 @@ from pirl_jax.policy import augment
 
 
 @dataclasses.dataclass(frozen=True)
-class SftConfig:
-    """What an SFT step needs to know."""
+class Stage:
+    """Supervised fine-tuning of a network: what its steps need to know."""
 
-    model: variants.Pi0Config
-    optimizer: optimizer.OptimizerConfig
-    train_expert_only: bool = False
-    ema_decay: float = 0.0  # of the averaged weights; 0 = no average
-    augment: bool = False  # openpi's crop, rotation and colour jitter
+    network: variants.Pi0Config
+    page: pages.Sft
+    optim: pages.Optim  # with openpi's schedule, derived from the page (run/config.py)
 
 
 def create_state(
-    params: dict, cfg: SftConfig, mesh: jax.sharding.Mesh, frozen_dtype=None
+    params: dict, cfg: Stage, mesh: jax.sharding.Mesh, frozen_dtype=None
 ) -> states.TrainState:
     """Fresh state for SFT around `params` (see state.create); the heads stay as they are."""
-    ema = cfg.ema_decay > 0
+    ema = cfg.page.ema > 0
     return states.create(
-        params, cfg.optimizer, _trainable(cfg), mesh, ema=ema, frozen_dtype=frozen_dtype
+        params, cfg.optim, _trainable(cfg), mesh, ema=ema, frozen_dtype=frozen_dtype
     )
 
 
-def make_sft_step(cfg: SftConfig, mesh: jax.sharding.Mesh) -> Callable:
+def make_sft_step(cfg: Stage, mesh: jax.sharding.Mesh) -> Callable:
     """step(state, Observation [B], actions_BHA, key) -> state, metrics on the device.  The state is donated.
 
     `key` is that of the whole run: each step folds its number in, so a resumed run draws what it would have drawn.
@@ -55,14 +54,14 @@ def make_sft_step(cfg: SftConfig, mesh: jax.sharding.Mesh) -> Callable:
         def loss(learned):
             params = states.merge(learned, frozen)
             return pi0.flow_matching_loss(
-                params, obs, actions_BHA, noise_BHA, time_B, cfg.model
+                params, obs, actions_BHA, noise_BHA, time_B, cfg.network
             ).mean()
 
         value, grads = jax.value_and_grad(loss)(learned)
         learned, opt_state, metrics = optimizer.apply(
-            cfg.optimizer, grads, state.opt_state, learned, state.step
+            cfg.optim, grads, state.opt_state, learned, state.step
         )
-        ema = states.averaged(state.ema, learned, cfg.ema_decay)
+        ema = states.averaged(state.ema, learned, cfg.page.ema)
         params = states.merge(learned, frozen)
         metrics = {name: metrics[name] for name in ("grad_norm", "lr")}
         metrics |= {"loss": value, "param_norm": _weight_norm(params)}
@@ -76,29 +75,29 @@ def make_sft_step(cfg: SftConfig, mesh: jax.sharding.Mesh) -> Callable:
     )
 
 
-def make_loss(cfg: SftConfig, seed: int) -> Callable:
+def make_loss(cfg: Stage, seed: int) -> Callable:
     """loss(params, (Observation [B], actions_BHA), step) -> scalar: the SFT term of co-training (learner/update.py)."""
 
     def loss(params, demonstrations, step):
         key = jax.random.fold_in(rng.named(jax.random.key(seed), "sft_term"), step)
         obs, noise_BHA, time_B = _draw(key, *demonstrations, cfg)
         return pi0.flow_matching_loss(
-            params, obs, demonstrations[1], noise_BHA, time_B, cfg.model
+            params, obs, demonstrations[1], noise_BHA, time_B, cfg.network
         ).mean()
 
     return loss
 
 
 def _trainable(cfg):
-    of_model = optimizer.trainable(cfg.model, cfg.train_expert_only)
+    of_model = optimizer.trainable(cfg.network, train_expert_only=False)
     return lambda path: of_model(path) and not path.startswith(("value_head/", "noise_head/"))
 
 
 def _draw(key, obs: types.Observation, actions_BHA, cfg):
     """Augmented observation, flow noise and flow time of one step."""
     augment_key, noise_key, time_key = jax.random.split(key, 3)
-    if cfg.augment:
-        images = resize.with_pad(obs.images, *cfg.model.image_size)
+    if cfg.page.augment:
+        images = resize.with_pad(obs.images, *cfg.network.image_size)
         obs = obs.replace(images=augment.augment(augment_key, pi0.to_float(images)))
     noise_BHA = jax.random.normal(noise_key, actions_BHA.shape)
     return obs, noise_BHA, pi0.sample_time(time_key, actions_BHA.shape[0])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import spec
+from pirl_jax.core import page, spec
 from pirl_jax.learner import optimizer
 
 
@@ -29,7 +29,7 @@ class TrainState:
 
 def create(
     params: dict,
-    cfg: optimizer.OptimizerConfig,
+    cfg: page.Optim,
     trainable: Callable[[str], bool],
     mesh: jax.sharding.Mesh,
     *,
@@ -68,7 +68,7 @@ def create(
 
 def abstract(
     params: dict,
-    cfg: optimizer.OptimizerConfig,
+    cfg: page.Optim,
     trainable,
     mesh,
     *,

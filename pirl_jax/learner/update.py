@@ -8,7 +8,6 @@ None).  Rows stay where the rollout left them and are taken one microbatch at a 
 
 import collections
 from collections.abc import Callable
-import dataclasses
 import functools
 
 from flax import struct
@@ -17,64 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import rng, types
+from pirl_jax.core import page, rng, types
 from pirl_jax.core import rows as context_rows
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import state as states
 from pirl_jax.rl import advantages, groups, losses, minibatch
-
-
-@dataclasses.dataclass(frozen=True)
-class UpdateConfig:
-    """Names as in the `algorithm` section of the configuration.  Sizes count rows of all hosts together."""
-
-    adv_type: str = "gae"  # gae (with a critic), or a line of advantages.GROUP_BASELINES
-    group_size: int = 1  # consecutive episodes that share (task, init state)
-    filter_rewards: bool = False  # learn from groups only whose mean score lies in the bounds
-    rewards_lower_bound: float = 0.1
-    rewards_upper_bound: float = 0.9
-    max_episodes_per_iteration: int = (
-        0  # filtered groups and such of equal scores are replaced up to here (DAPO); 0 = off
-    )
-    gamma: float = 0.99  # per decision
-    gae_lambda: float = 0.95
-    bootstrap_truncated: bool = False  # False: a time limit counts as an end of value 0
-    normalize_advantages: bool = True
-    update_epochs: int = 4
-    minibatch_size: int = 2048
-    microbatch_size: int = 128
-    clip_ratio_low: float = 0.2
-    clip_ratio_high: float = 0.2
-    clip_ratio_c: float = (
-        0.0  # dual clip: bound of the loss of bad actions in units of |advantage|; 0 = unbounded
-    )
-    logprob_type: str = "chunk"  # one ratio per chunk | action | token
-    value_clip: float = 0.2
-    huber_delta: float = 10.0
-    value_coef: float = 1.0
-    entropy_bonus: float = 0.0
-    trajectory_weighting: bool = (
-        True  # every trajectory weighs the same; False: every decision does
-    )
-    target_kl: float = (
-        0.0  # no further epoch after one whose mean approx_kl3 is above this; 0 = off
-    )
-    critic_warmup_iterations: int = 0  # first iterations that fit the value head alone
-    anchor: str = "kl"  # distance to the policy that training started from: kl | velocity_mse
-    anchor_coef: float = 0.0  # its weight in the loss; 0 = off
-    sft_loss_weight: float = 0.0  # weight of the flow-matching loss on demonstrations; 0 = off
-    ema_decay: float = 0.0  # of the averaged weights that are evaluated and exported; 0 = off
-
-    def __post_init__(self):
-        if self.adv_type not in ADV_TYPES:
-            raise types.unknown("adv_type", self.adv_type, ADV_TYPES)
-        if self.logprob_type not in losses.LOG_PROB_LEVELS:
-            raise types.unknown("logprob_type", self.logprob_type, losses.LOG_PROB_LEVELS)
-
-    @property
-    def uses_critic(self) -> bool:
-        return self.adv_type == "gae"
-
 
 ADV_TYPES = ("gae", *advantages.GROUP_BASELINES)
 
@@ -103,7 +49,7 @@ class Sums:
     variance: jax.Array  # [5], losses.explained_variance_sums
 
 
-def rows(rollout: types.Rollout, cfg: UpdateConfig) -> Minibatch:
+def rows(rollout: types.Rollout, cfg: page.Algorithm) -> Minibatch:
     """Advantages, returns and weights of all R decisions of a rollout; without a critic the return is the episode's score."""
     advantage_CE, return_CE, keep_E = (_critic if cfg.uses_critic else _group_relative)(
         rollout, cfg
@@ -158,7 +104,7 @@ def _group_relative(rollout, cfg):
     return spread(advantage_E), spread(score_E), keep_E
 
 
-def useful(score_E, valid_E, cfg: UpdateConfig):
+def useful(score_E, valid_E, cfg: page.Algorithm):
     """Episodes [E] that an update learns from; score_E: their rewards, valid_E: False where lost."""
     group_E, keep_E = groups.of_episodes(len(score_E), cfg.group_size), np.asarray(valid_E)
     if cfg.filter_rewards:
@@ -171,7 +117,7 @@ def useful(score_E, valid_E, cfg: UpdateConfig):
 
 
 def objective(
-    log_prob_fn: Callable, cfg: UpdateConfig, params, batch: Minibatch, freeze_policy, anchor=None
+    log_prob_fn: Callable, cfg: page.Algorithm, params, batch: Minibatch, freeze_policy, anchor=None
 ):
     """sum(w * L) of a microbatch, and its Sums without gradients."""
     log_prob_BIA, entropy, value, distance = log_prob_fn(params, batch.chain, batch.context, anchor)
@@ -231,8 +177,8 @@ def objective(
 
 def make_update(
     log_prob_fn: Callable,
-    cfg: UpdateConfig,
-    optim: optimizer.OptimizerConfig,
+    cfg: page.Algorithm,
+    optim: page.Optim,
     trainable: Callable[[str], bool],
     mesh: jax.sharding.Mesh,
     sft_loss: Callable | None = None,
@@ -367,7 +313,7 @@ def update(
     state: states.TrainState,
     data: Minibatch,
     key,
-    cfg: UpdateConfig,
+    cfg: page.Algorithm,
     demonstrations=lambda: None,
 ):
     """All epochs over the rows of one rollout -> state, metrics (floats).  Waits for the device once, at the end.
@@ -422,7 +368,7 @@ def _increment(x):
     return x + 1
 
 
-def _summary(history: list[dict], cfg: UpdateConfig) -> dict[str, float]:
+def _summary(history: list[dict], cfg: page.Algorithm) -> dict[str, float]:
     """Means over the minibatches; but the largest ratio_max_dev, the first one (rounding noise if sampling and learning
     agree), the number of skipped updates, and one explained variance of all rows."""
     metrics = {name: np.stack([m[name] for m in history]) for name in history[0]}

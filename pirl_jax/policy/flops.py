@@ -95,41 +95,41 @@ def denoise(cfg: variants.Pi0Config, prefix_tokens: int, conditions: float = 1.0
     return ends + layers + adapters(cfg.expert, T)
 
 
-def critic(cfg: flow.PolicyConfig) -> int:
+def critic(cfg: flow.Policy) -> int:
     """The value head, one row."""
-    if not cfg.add_value_head:
+    if not cfg.model.add_value_head:
         return 0
-    reader = cfg.model.paligemma if cfg.value_after_vlm else cfg.model.expert
-    return _stack(reader.width, *cfg.value_hidden, 1)
+    reader = cfg.network.paligemma if cfg.model.value_after_vlm else cfg.network.expert
+    return _stack(reader.width, *cfg.model.value_hidden, 1)
 
 
-def noise_head(cfg: flow.PolicyConfig) -> int:
+def noise_head(cfg: flow.Policy) -> int:
     """The learned std of flow_noise, one row."""
-    if cfg.noise_method != "flow_noise":
+    if cfg.model.noise_method != "flow_noise":
         return 0
-    one_action = _stack(cfg.model.expert.width, *heads.NOISE_HIDDEN, cfg.model.action_dim)
-    return cfg.model.action_horizon * one_action
+    one_action = _stack(cfg.network.expert.width, *heads.NOISE_HIDDEN, cfg.network.action_dim)
+    return cfg.network.action_horizon * one_action
 
 
-def step(cfg: flow.PolicyConfig, tokens: Tokens, conditions: float = 1.0) -> float:
+def step(cfg: flow.Policy, tokens: Tokens, conditions: float = 1.0) -> float:
     """A denoise step with its heads, forward."""
-    network = denoise(cfg.model, tokens.count(cfg.model), conditions)
+    network = denoise(cfg.network, tokens.count(cfg.network), conditions)
     return network + critic(cfg) + noise_head(cfg)
 
 
 def rollout(
-    cfg: flow.PolicyConfig, tokens: Tokens, hidden: bool | None = None, conditions: float = 1.0
+    cfg: flow.Policy, tokens: Tokens, hidden: bool | None = None, conditions: float = 1.0
 ) -> float:
     """One decision: prefix and J denoise steps.
 
     hidden: None asks whether the critic reads the VLM's output.
     """
     hidden = reads_vlm(cfg) if hidden is None else hidden
-    return prefix(cfg.model, tokens, hidden) + cfg.num_steps * step(cfg, tokens, conditions)
+    return prefix(cfg.network, tokens, hidden) + cfg.model.num_steps * step(cfg, tokens, conditions)
 
 
 def update(
-    cfg: flow.PolicyConfig,
+    cfg: flow.Policy,
     tokens: Tokens,
     vlm: str,
     hidden: bool | None = None,
@@ -145,11 +145,11 @@ def update(
     if vlm not in VLM:
         raise ValueError(f"vlm={vlm!r} does not exist; choose one of: {', '.join(VLM)}")
     hidden = reads_vlm(cfg) if hidden is None else hidden
-    scored = cfg.num_steps if cfg.joint_logprob else 1
+    scored = cfg.model.num_steps if cfg.model.joint_logprob else 1
     total = 3 * scored * step(cfg, tokens, conditions)
     if vlm == "kept":
         return total
-    model = cfg.model
+    model = cfg.network
     S = tokens.count(model)
     tower = tokens.cameras * vision(model)
     layers = language(model.paligemma, S, S, not hidden)
@@ -161,19 +161,17 @@ def update(
     return total + (tower + layers)
 
 
-def reads_vlm(cfg: flow.PolicyConfig) -> bool:
+def reads_vlm(cfg: flow.Policy) -> bool:
     """A critic on the VLM's output needs its last layer."""
-    return cfg.add_value_head and cfg.value_after_vlm
+    return cfg.model.add_value_head and cfg.model.value_after_vlm
 
 
-def baseline(cfg: flow.PolicyConfig) -> Tokens:
+def baseline(cfg: flow.Policy) -> Tokens:
     """The straightforward prefix: three cameras, prompts padded to their limit."""
-    return Tokens(3, cfg.model.max_token_len)
+    return Tokens(3, cfg.network.max_token_len)
 
 
-def savings(
-    cfg: flow.PolicyConfig, tokens: Tokens, vlm: str, batch: int
-) -> dict[str, dict[str, float]]:
+def savings(cfg: flow.Policy, tokens: Tokens, vlm: str, batch: int) -> dict[str, dict[str, float]]:
     """FLOPs per row, {pass: {baseline, ours, ratio}}.
 
     The baseline computes three cameras, full padding, the whole prefix and every condition for each
@@ -190,7 +188,7 @@ def savings(
         ),
         "update": _compared(
             update(cfg, wide, recomputed, hidden=True),
-            update(cfg, tokens, vlm, conditions=cfg.num_steps / batch),
+            update(cfg, tokens, vlm, conditions=cfg.model.num_steps / batch),
         ),
     }
 

@@ -17,38 +17,20 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
-from pirl_jax.core import types
+from pirl_jax.core import page, types
 from pirl_jax.models import heads, pi0, variants
 from pirl_jax.policy import noise
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyConfig:
-    """How the network acts.  Names as users of RLinf know them."""
+class Policy:
+    """A network and how it acts.
 
-    model: variants.Pi0Config
-    num_steps: int = 4  # denoise steps J
-    noise_method: str = "flow_sde"
-    noise_level: float = 0.5
-    noise_logvar_range: tuple[float, float] = (
-        0.08,
-        0.16,
-    )  # flow_noise: bounds of the std (the name is RLinf's)
-    ignore_last: bool = False  # the last denoise step is never the stochastic one
-    joint_logprob: bool = False  # all steps are stochastic
-    joint_mean: bool = (
-        False  # joint: RLinf's mean over start noise and steps instead of the sum over the steps
-    )
-    action_chunk: int = 5  # executed actions I per decision
-    action_env_dim: int = 7  # action dims the simulator reads; only these enter the log-prob
-    add_value_head: bool = True
-    value_hidden: tuple[int, ...] = (512, 256, 128)
-    value_after_vlm: bool = (
-        False  # the critic reads the VLM's output instead of the action features
-    )
-    value_vlm_mode: str = "mean_token"
-    detach_critic_input: bool = False
-    chunk_critic_input: bool = False  # pool the first I suffix features instead of all H
+    On its page aliases and the protocol are resolved (run/config.py).
+    """
+
+    network: variants.Pi0Config
+    model: page.Model = page.Model()
 
 
 @struct.dataclass
@@ -61,42 +43,42 @@ class Step:
     value: Array  # [B]
 
 
-def specs(cfg: PolicyConfig) -> dict:
+def specs(cfg: Policy) -> dict:
     """Parameter specs of network and heads in one tree."""
-    tree = dict(pi0.specs(cfg.model))
-    if cfg.add_value_head:
-        reader = cfg.model.paligemma if cfg.value_after_vlm else cfg.model.expert
-        tree |= heads.value_specs(reader.width, cfg.value_hidden)
-    if cfg.noise_method == "flow_noise":
-        tree |= heads.noise_specs(cfg.model.expert.width, cfg.model.action_dim)
+    tree = dict(pi0.specs(cfg.network))
+    if cfg.model.add_value_head:
+        reader = cfg.network.paligemma if cfg.model.value_after_vlm else cfg.network.expert
+        tree |= heads.value_specs(reader.width, cfg.model.value_hidden)
+    if cfg.model.noise_method == "flow_noise":
+        tree |= heads.noise_specs(cfg.network.expert.width, cfg.network.action_dim)
     return tree
 
 
-def prefill(params: dict, obs: types.Observation, cfg: PolicyConfig) -> pi0.Prefix:
+def prefill(params: dict, obs: types.Observation, cfg: Policy) -> pi0.Prefix:
     """The prefix as this policy needs it.
 
     With a critic on the VLM's output it carries one pooled state per row.
     """
-    if not (cfg.add_value_head and cfg.value_after_vlm):
-        return pi0.prefill(params, obs, cfg.model)
-    prefix = pi0.prefill(params, obs, cfg.model, hidden=True)
-    pooled_BD = heads.pool(prefix.hidden, prefix.mask, cfg.value_vlm_mode)
+    if not (cfg.model.add_value_head and cfg.model.value_after_vlm):
+        return pi0.prefill(params, obs, cfg.network)
+    prefix = pi0.prefill(params, obs, cfg.network, hidden=True)
+    pooled_BD = heads.pool(prefix.hidden, prefix.mask, cfg.model.value_vlm_mode)
     # The states of all tokens are as large as the cache; nobody else reads them.
     return prefix.replace(hidden=None, pooled=pooled_BD)
 
 
-def flow_time(j: Array, cfg: PolicyConfig) -> Array:
+def flow_time(j: Array, cfg: Policy) -> Array:
     """Where denoise step j starts."""
-    return (cfg.num_steps - j).astype(jnp.float32) * (1 / cfg.num_steps)
+    return (cfg.model.num_steps - j).astype(jnp.float32) * (1 / cfg.model.num_steps)
 
 
-def modulations(params: dict, cfg: PolicyConfig) -> dict | None:
+def modulations(params: dict, cfg: Policy) -> dict | None:
     """What pi0.5's norms make of the J flow times.
 
     They are the only times there are, so they are computed once, not once per row and step.
     """
-    t_J = flow_time(jnp.arange(cfg.num_steps), cfg)
-    return pi0.modulations(params, t_J, cfg.model)
+    t_J = flow_time(jnp.arange(cfg.model.num_steps), cfg)
+    return pi0.modulations(params, t_J, cfg.network)
 
 
 def _velocity(
@@ -105,11 +87,11 @@ def _velocity(
     modulation_J: dict | None,
     x_BHA: Array,
     j_B: Array,
-    cfg: PolicyConfig,
+    cfg: Policy,
 ) -> tuple[Array, Array]:
     """Velocity and action features where denoise step j of each row starts."""
     modulation = jax.tree.map(lambda leaf_J: leaf_J[j_B], modulation_J)
-    return pi0.velocity(params, prefix, x_BHA, flow_time(j_B, cfg), cfg.model, modulation)
+    return pi0.velocity(params, prefix, x_BHA, flow_time(j_B, cfg), cfg.network, modulation)
 
 
 def denoise_step(
@@ -119,7 +101,7 @@ def denoise_step(
     x_BHA: Array,
     j_B: Array,
     level_B: Array,
-    cfg: PolicyConfig,
+    cfg: Policy,
 ) -> Step:
     """The one definition of a denoise step.
 
@@ -128,14 +110,14 @@ def denoise_step(
       j_B: int32 in [0, J).
       level_B: the noise level.
     """
-    dt = 1 / cfg.num_steps
+    dt = 1 / cfg.model.num_steps
     t_B = flow_time(j_B, cfg)
     velocity_BHA, feature_BHD = _velocity(params, prefix, modulation_J, x_BHA, j_B, cfg)
-    if cfg.noise_method == "flow_noise":
-        scale = heads.noise_std(params, feature_BHD, cfg.noise_logvar_range)
+    if cfg.model.noise_method == "flow_noise":
+        scale = heads.noise_std(params, feature_BHD, cfg.model.noise_logvar_range)
     else:
         scale = level_B[:, None, None]
-    mean_BHA, std = noise.step(cfg.noise_method, x_BHA, velocity_BHA, t_B, dt, scale)
+    mean_BHA, std = noise.step(cfg.model.noise_method, x_BHA, velocity_BHA, t_B, dt, scale)
     return Step(
         velocity=velocity_BHA,
         mean=mean_BHA,
@@ -144,24 +126,26 @@ def denoise_step(
     )
 
 
-def _value(params: dict, prefix: pi0.Prefix, feature_BHD: Array, cfg: PolicyConfig) -> Array:
-    if not cfg.add_value_head:
+def _value(params: dict, prefix: pi0.Prefix, feature_BHD: Array, cfg: Policy) -> Array:
+    if not cfg.model.add_value_head:
         return jnp.zeros(feature_BHD.shape[0], jnp.float32)
-    if cfg.value_after_vlm:
+    if cfg.model.value_after_vlm:
         pooled_BD = prefix.pooled
-        if cfg.detach_critic_input:
+        if cfg.model.detach_critic_input:
             pooled_BD = jax.lax.stop_gradient(pooled_BD)
         return heads.value(params, pooled_BD)
-    chunk = cfg.action_chunk if cfg.chunk_critic_input else None
-    return heads.suffix_value(params, feature_BHD, chunk=chunk, detach=cfg.detach_critic_input)
+    chunk = cfg.model.action_chunk if cfg.model.chunk_critic_input else None
+    return heads.suffix_value(
+        params, feature_BHD, chunk=chunk, detach=cfg.model.detach_critic_input
+    )
 
 
 # ---- probability of a step: entries [B,I,a] that are executed -----------------------------------
 
 
-def executed(x_BHA: Array, cfg: PolicyConfig) -> Array:
+def executed(x_BHA: Array, cfg: Policy) -> Array:
     """The entries that reach the simulator [B,I,a]; only these are scored."""
-    return x_BHA[:, : cfg.action_chunk, : cfg.action_env_dim]
+    return x_BHA[:, : cfg.model.action_chunk, : cfg.model.action_env_dim]
 
 
 def gaussian_log_prob(x: Array, mean: Array | float, std: Array) -> Array:
@@ -186,25 +170,25 @@ def gaussian_kl(mean: Array, std: Array, other_mean: Array, other_std: Array) ->
     return jnp.where(std > 0, jnp.log(other_std / std) + spread - 0.5, 0.0)
 
 
-def _executed_log_prob(x_BHA: Array, mean_BHA: Array, std_BHA: Array, cfg: PolicyConfig) -> Array:
+def _executed_log_prob(x_BHA: Array, mean_BHA: Array, std_BHA: Array, cfg: Policy) -> Array:
     x_BIa = executed(x_BHA, cfg)
     mean_BIa = executed(mean_BHA, cfg)
     std_BIa = executed(std_BHA, cfg)
     return gaussian_log_prob(x_BIa, mean_BIa, std_BIa)
 
 
-def _start_log_prob(start_BHA: Array, cfg: PolicyConfig) -> Array:
+def _start_log_prob(start_BHA: Array, cfg: Policy) -> Array:
     """Of the noise a chain starts from, which is standard normal."""
     return gaussian_log_prob(executed(start_BHA, cfg), 0.0, jnp.ones(()))
 
 
-def _over_steps(terms: list[Array], start: Array | float, cfg: PolicyConfig) -> Array:
+def _over_steps(terms: list[Array], start: Array | float, cfg: Policy) -> Array:
     """What the U steps of a chain come to: the sum, which is the likelihood.
 
     joint_mean adds the start noise as a term and takes the mean (RLinf's choice: the ratio of two
     policies is then the (J+1)-th root of the true one).
     """
-    if cfg.joint_logprob and cfg.joint_mean:
+    if cfg.model.joint_logprob and cfg.model.joint_mean:
         return sum(terms, start) / (len(terms) + 1)
     return sum(terms)
 
@@ -212,26 +196,26 @@ def _over_steps(terms: list[Array], start: Array | float, cfg: PolicyConfig) -> 
 # ---- sampling -----------------------------------------------------------------------------------
 
 
-def num_choices(cfg: PolicyConfig) -> int:
+def num_choices(cfg: Policy) -> int:
     """Denoise steps that may be the stochastic one.
 
     A step that is deterministic anyway would carry no gradient.
     """
-    last_is_fixed = cfg.ignore_last or cfg.noise_method in noise.LAST_STEP_DETERMINISTIC
-    return cfg.num_steps - last_is_fixed
+    last_is_fixed = cfg.model.ignore_last or cfg.model.noise_method in noise.LAST_STEP_DETERMINISTIC
+    return cfg.model.num_steps - last_is_fixed
 
 
-def draw(key_B: Array, cfg: PolicyConfig) -> tuple[Array, Array, Array]:
+def draw(key_B: Array, cfg: Policy) -> tuple[Array, Array, Array]:
     """Per-row randomness: start x_0 [B,H,A], stochastic steps j [B,U], their noise [B,U,H,A].
 
     One key per row makes a decision independent of the batch it is served in.
     """
-    shape = (cfg.model.action_horizon, cfg.model.action_dim)
+    shape = (cfg.network.action_horizon, cfg.network.action_dim)
 
     def row(key: Array) -> tuple[Array, Array, Array]:
         start_key, index_key, noise_key = jax.random.split(key, 3)
-        if cfg.joint_logprob:
-            j_U = jnp.arange(cfg.num_steps)
+        if cfg.model.joint_logprob:
+            j_U = jnp.arange(cfg.model.num_steps)
         else:
             j_U = jax.random.randint(index_key, (1,), 0, num_choices(cfg))
         start_HA = jax.random.normal(start_key, shape)
@@ -245,7 +229,7 @@ def sample_chain(
     params: dict,
     key_B: Array,
     prefix: pi0.Prefix,
-    cfg: PolicyConfig,
+    cfg: Policy,
     level: Array | float | None = None,
 ) -> tuple[types.Chain, Array]:
     """Denoise one action chunk per row with noise -> (Chain, actions_BHA in normalised space).
@@ -253,7 +237,7 @@ def sample_chain(
     level: scalar noise level of the moment; None is the configured one.
     """
     chex.assert_rank(key_B, 1)
-    level = cfg.noise_level if level is None else level
+    level = cfg.model.noise_level if level is None else level
     level_B = jnp.full(key_B.shape, level, jnp.float32)
     start_BHA, j_BU, noise_BUHA = draw(key_B, cfg)
     return integrate(params, start_BHA, j_BU, noise_BUHA, prefix, level_B, cfg)
@@ -266,7 +250,7 @@ def integrate(
     noise_BUHA: Array,
     prefix: pi0.Prefix,
     level_B: Array,
-    cfg: PolicyConfig,
+    cfg: Policy,
 ) -> tuple[types.Chain, Array]:
     """sample_chain with its randomness given."""
     B, U = j_BU.shape
@@ -274,7 +258,7 @@ def integrate(
     # Step j of the joint case has its own noise; otherwise the one noise is used wherever the row's
     # stochastic step is.
     noise_UBHA = jnp.moveaxis(noise_BUHA, 1, 0)
-    noise_JBHA = jnp.broadcast_to(noise_UBHA, (cfg.num_steps, *start_BHA.shape))
+    noise_JBHA = jnp.broadcast_to(noise_UBHA, (cfg.model.num_steps, *start_BHA.shape))
 
     def body(x_BHA: Array, now: tuple[Array, Array]) -> tuple[Array, tuple]:
         j, noise_BHA = now
@@ -282,12 +266,12 @@ def integrate(
         step = denoise_step(params, prefix, modulation_J, x_BHA, j_B, level_B, cfg)
         noisy_BHA = step.mean + step.std * noise_BHA
         is_stochastic_B11 = (j_BU == j).any(1)[:, None, None]
-        plain_BHA = x_BHA - step.velocity / cfg.num_steps
+        plain_BHA = x_BHA - step.velocity / cfg.model.num_steps
         next_BHA = jnp.where(is_stochastic_B11, noisy_BHA, plain_BHA)
         log_prob_BIa = _executed_log_prob(noisy_BHA, step.mean, step.std, cfg)
         return next_BHA, (x_BHA, next_BHA, log_prob_BIa, step.value)
 
-    steps = (jnp.arange(cfg.num_steps), noise_JBHA)
+    steps = (jnp.arange(cfg.model.num_steps), noise_JBHA)
     actions_BHA, path = jax.lax.scan(body, start_BHA, steps)
     kept = jax.tree.map(lambda leaf_JB: _select(leaf_JB, j_BU), path)
     x_BUHA, x_next_BUHA, log_prob_BUIa, value_BU = kept
@@ -308,21 +292,21 @@ def _select(path_JB: Array, j_BU: Array) -> Array:
     return jax.vmap(lambda row_J, j_U: row_J[j_U], in_axes=(1, 0))(path_JB, j_BU)
 
 
-def sample_actions(params: dict, key_B: Array, prefix: pi0.Prefix, cfg: PolicyConfig) -> Array:
+def sample_actions(params: dict, key_B: Array, prefix: pi0.Prefix, cfg: Policy) -> Array:
     """Deterministic denoising for evaluation -> actions_BHA in normalised space.
 
     Only the start noise is drawn.
     """
-    shape = (cfg.model.action_horizon, cfg.model.action_dim)
+    shape = (cfg.network.action_horizon, cfg.network.action_dim)
     start_BHA = jax.vmap(lambda key: jax.random.normal(key, shape))(key_B)
     modulation_J = modulations(params, cfg)
 
     def body(x_BHA: Array, j: Array) -> tuple[Array, None]:
         j_B = jnp.full(x_BHA.shape[0], j)
         velocity_BHA, _ = _velocity(params, prefix, modulation_J, x_BHA, j_B, cfg)
-        return x_BHA - velocity_BHA / cfg.num_steps, None
+        return x_BHA - velocity_BHA / cfg.model.num_steps, None
 
-    actions_BHA, _ = jax.lax.scan(body, start_BHA, jnp.arange(cfg.num_steps))
+    actions_BHA, _ = jax.lax.scan(body, start_BHA, jnp.arange(cfg.model.num_steps))
     return actions_BHA
 
 
@@ -333,7 +317,7 @@ def chain_steps(
     params: dict,
     chain: types.Chain,
     context: types.Observation | pi0.Prefix,
-    cfg: PolicyConfig,
+    cfg: Policy,
 ) -> list[Step]:
     """The U stochastic steps of stored decisions under `params`.
 
@@ -355,7 +339,7 @@ def chain_log_prob(
     params: dict,
     chain: types.Chain,
     context: types.Observation | pi0.Prefix,
-    cfg: PolicyConfig,
+    cfg: Policy,
 ) -> tuple[Array, Array, Array]:
     """Re-evaluate stored decisions under `params`; context as in chain_steps.
 
@@ -365,7 +349,7 @@ def chain_log_prob(
     return score(chain, chain_steps(params, chain, context, cfg), cfg)
 
 
-def score(chain: types.Chain, steps: list[Step], cfg: PolicyConfig) -> tuple[Array, Array, Array]:
+def score(chain: types.Chain, steps: list[Step], cfg: Policy) -> tuple[Array, Array, Array]:
     """(log_prob_BIa, entropy_B, value_B) of stored decisions from their steps."""
     log_probs = []
     for u, step in enumerate(steps):
@@ -377,7 +361,7 @@ def score(chain: types.Chain, steps: list[Step], cfg: PolicyConfig) -> tuple[Arr
     return log_prob_BIa, entropy_BIa.mean((1, 2)), value_B
 
 
-def distance(steps: list[Step], others: list[Step], kind: str, cfg: PolicyConfig) -> Array:
+def distance(steps: list[Step], others: list[Step], kind: str, cfg: Policy) -> Array:
     """How far a policy's decisions lie from those of a fixed one [B], by a line of ANCHORS.
 
     kl: of the chunk, summed over steps and scored entries.  velocity_mse: mean squared difference
@@ -393,7 +377,7 @@ def distance(steps: list[Step], others: list[Step], kind: str, cfg: PolicyConfig
     return sum(_executed_kl(step, other, cfg).sum((1, 2)) for step, other in pairs)
 
 
-def _executed_kl(step: Step, other: Step, cfg: PolicyConfig) -> Array:
+def _executed_kl(step: Step, other: Step, cfg: Policy) -> Array:
     return gaussian_kl(
         executed(step.mean, cfg),
         executed(step.std, cfg),

@@ -19,22 +19,19 @@ from pirl_jax.policy import tokenizer as tokenizers
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Transform:
-    """What one policy's observations and actions go through."""
+    """How a policy sees and acts; fields of the page's section `model` under their names."""
 
     tokenizer: tokenizers.Tokenizer
     stats: normalize.NormStats
-    norm_mode: str = "quantile"  # "zscore" for pi0, "quantile" for pi0.5
-    # The model predicts offsets from the current state (openpi's pi0_libero).
-    delta_actions: bool = False
-    # The state is part of the prompt (pi0.5, not openpi's pi05_libero).
-    discrete_state: bool = False
-    image_size_px: int = 224
-    # host: Pillow, here | device: images are handed on as they are, and the model resizes them.
-    resize: str = "host"
-    max_token_len: int = 48
-    action_dim: int = 32  # of the model: state and actions are zero-padded to it
+    norm_mode: str
+    delta_actions: bool
+    discrete_state: bool
+    image_size_px: int
+    resize: str  # device: images are handed on as they are, and the model resizes them
+    max_token_len: int
+    action_dim: int  # of the model: state and actions are zero-padded to it
+    env_action_dim: int
     env_state_dim: int = 8
-    env_action_dim: int = 7
 
 
 def check(transform: Transform, instructions: Iterable[str]) -> int:

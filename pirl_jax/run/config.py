@@ -1,72 +1,53 @@
-"""ConfigDict -> what each part of the system needs.  Every check of a user's value and every derived number, once."""
+"""From the page of fields to what each part of the system needs.
 
+Says once what two fields may not be together, and every number that is derived of them.  What one
+value may be stands on the page itself (core/page.py); of the machine it knows nothing.
+"""
+
+from collections.abc import Mapping
 import dataclasses
 
-import ml_collections
-
-from pirl_jax.core import types
-from pirl_jax.envs import probes
+from pirl_jax.core import page
+from pirl_jax.envs import base
 from pirl_jax.envs.libero import files
-from pirl_jax.learner import optimizer, sft, update
-from pirl_jax.models import attention, heads, remat, variants
-from pirl_jax.policy import flow, noise, normalize, tokenizer
-from pirl_jax.rl import losses
+from pirl_jax.learner import sft
+from pirl_jax.models import variants
+from pirl_jax.policy import flow, noise, tokenizer
 from pirl_jax.rollout import starts, stream
 from pirl_jax.weights import presets
 
-POSITIVE = (
-    ("env", "num_workers"),
-    ("env", "cached_tasks"),
-    ("model", "action_env_dim"),
-    ("model", "action_chunk"),
-    ("model", "num_steps"),
-    ("rollout", "num_envs"),
-    ("rollout", "num_groups"),
-    ("rollout", "episodes_per_iteration"),
-    ("model", "lora_rank"),
-    ("algorithm", "group_size"),
-    ("algorithm", "update_epochs"),
-    ("algorithm", "minibatch_size"),
-    ("run", "save_every"),
-    ("run", "keep"),
-)
-NOT_NEGATIVE = (
-    ("env", "restarts_per_hour"),
-    ("env", "recycle_episodes"),
-    ("env", "recycle_growth_gb"),
-    ("eval", "episodes_per_task"),
-    ("eval", "episodes_during_training"),
-    ("algorithm", "max_episodes_per_iteration"),
-    ("algorithm", "microbatch_size"),
-)
-SUITES = (*files.SUITES, "tabletop", *(f"probe_{name}" for name in probes.PROBES))
-PREFIX_CACHES = ("auto", "device", "host", "recompute")
 MODEL_SIZES = {
     "full": ("pi0", "pi05"),
     "small": ("small", "small_pi05"),
     "tiny": ("tiny", "tiny_pi05"),
 }
+MULTIPLES = (  # field, what it must be a multiple of
+    ("rollout.num_envs", "rollout.num_groups"),
+    ("eval.num_envs", "rollout.num_groups"),
+    ("algorithm.minibatch_size", "algorithm.microbatch_size"),
+    ("rollout.episodes_per_iteration", "algorithm.group_size"),
+    ("algorithm.max_episodes_per_iteration", "algorithm.group_size"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """A checked configuration.  `raw` keeps the page for what is read only once."""
+    """A checked configuration: its page, and what is derived of it."""
 
-    raw: ml_collections.FrozenConfigDict
-    policy: flow.PolicyConfig
-    update: update.UpdateConfig
-    optim: optimizer.OptimizerConfig
-    sft: sft.SftConfig
+    raw: page.Page
+    policy: flow.Policy
 
     @property
     def prefix_cache(self) -> str:
-        """Where the prefix of a decision lies between rollout and update: device | host | recompute (nowhere)."""
+        """Where a decision's prefix waits for the update: device | host | recompute (nowhere)."""
         chosen = self.raw.rollout.prefix_cache
-        return ("host" if _frozen_vlm(self.raw) else "recompute") if chosen == "auto" else chosen
+        if chosen != "auto":
+            return chosen
+        return "host" if _frozen_vlm(self.raw) else "recompute"
 
     @property
     def keep_prefix(self) -> bool:
-        """With a frozen VLM the prefix is computed once per decision, at the rollout, and kept for the updates."""
+        """Whether the prefix is computed once per decision, at the rollout, and kept."""
         return self.prefix_cache != "recompute"
 
     @property
@@ -75,216 +56,258 @@ class Settings:
         rollout = self.raw.rollout
         return stream.Schedule(rollout.num_groups, rollout.lockstep, self.raw.env.cached_tasks)
 
+    @property
+    def sft(self) -> sft.Stage:
+        """openpi's schedule: linear warm-up, cosine to a tenth of the peak at the last step.
 
-def settings(raw: ml_collections.ConfigDict) -> Settings:
-    """Check a configuration page -> Settings; ValueError is one sentence with the value and the remedy."""
-    raw = ml_collections.FrozenConfigDict(raw)
-    for name, value, choices in (
-        ("env.suite", raw.env.suite, SUITES),
-        ("model.size", raw.model.size, MODEL_SIZES),
-        ("model.preset", raw.model.preset, ("", *presets.PRESETS)),
-        ("model.noise_method", raw.model.noise_method, (*noise.METHODS, *noise.ALIASES)),
-        ("model.value_vlm_mode", raw.model.value_vlm_mode, heads.POOLS),
-        ("algorithm.adv_type", raw.algorithm.adv_type, update.ADV_TYPES),
-        ("algorithm.logprob_type", raw.algorithm.logprob_type, losses.LOG_PROB_LEVELS),
-        ("algorithm.anchor", raw.algorithm.anchor, flow.ANCHORS),
-        ("model.norm_mode", raw.model.norm_mode, normalize.MODES),
-        ("model.dtype", raw.model.dtype, ("float32", "bfloat16")),
-        ("model.lora_init", raw.model.lora_init, variants.LORA_INITS),
-        ("model.paligemma_variant", raw.model.paligemma_variant, ("", *variants.GEMMA)),
-        ("model.action_expert_variant", raw.model.action_expert_variant, ("", *variants.GEMMA)),
-        ("model.frozen_dtype", raw.model.frozen_dtype, ("float32", "bfloat16")),
-        ("model.resize", raw.model.resize, ("host", "device")),
-        ("model.attention", raw.model.attention, ("auto", *attention.IMPLEMENTATIONS)),
-        ("model.gradient_checkpointing", raw.model.gradient_checkpointing, remat.POLICIES),
-        ("env.render_quality", raw.env.render_quality, ("exact", "light")),
-        ("env.protocol", raw.env.protocol, files.PROTOCOLS),
-        ("env.split", raw.env.split, starts.SPLITS),
-        ("rollout.start_order", raw.rollout.start_order, starts.ORDERS),
-        ("rollout.prefix_cache", raw.rollout.prefix_cache, PREFIX_CACHES),
-    ):
-        if value not in choices:
-            raise types.unknown(name, value, choices)
-    _check_counts(raw)
-    _check_ranges(raw)
-    _check_algorithm(raw)
-    return Settings(
-        raw=raw, policy=_policy(raw), update=_update(raw), optim=_optim(raw), sft=_sft(raw)
-    )
+        SFT trains the whole network.
+        """
+        section = self.raw.sft
+        optim = page.Optim(
+            lr=section.lr,
+            value_lr=0.0,
+            weight_decay=section.weight_decay,
+            schedule="openpi_cosine",
+            warmup_steps=section.warmup_steps,
+            decay_steps=max(section.steps, section.warmup_steps + 1),
+            min_lr_ratio=0.1,
+        )
+        return sft.Stage(self.policy.network, section, optim)
 
 
-def _check_counts(raw):
-    """What must be at least 1, and everything that must divide something else."""
-    for section, name in POSITIVE:
-        if raw[section][name] < 1:
-            raise ValueError(f"{section}.{name}={raw[section][name]} must be at least 1")
-    divisions = (
-        ("rollout.num_envs", raw.rollout.num_envs, "rollout.num_groups", raw.rollout.num_groups),
-        ("eval.num_envs", raw.eval.num_envs, "rollout.num_groups", raw.rollout.num_groups),
-        (
-            "algorithm.minibatch_size",
-            raw.algorithm.minibatch_size,
-            "algorithm.microbatch_size",
-            raw.algorithm.microbatch_size or 1,
-        ),
-        (
-            "rollout.episodes_per_iteration",
-            raw.rollout.episodes_per_iteration,
-            "algorithm.group_size",
-            raw.algorithm.group_size,
-        ),
-        (
-            "algorithm.max_episodes_per_iteration",
-            raw.algorithm.max_episodes_per_iteration,
-            "algorithm.group_size",
-            raw.algorithm.group_size,
-        ),
-    )
-    for name, value, divisor_name, divisor in divisions:
-        if value % divisor:
+def settings(fields: Mapping) -> Settings:
+    """Check a configuration, an ml_collections page.
+
+    Raises:
+      ValueError: one sentence with the value and the remedy.
+    """
+    raw = page.from_dict(fields)
+    _check_multiples(raw)
+    _check_actions(raw)
+    _check_demonstrations(raw)
+    _check_model(raw)
+    _check_noise(raw)
+    _check_learning(raw)
+    return Settings(raw, _policy(raw))
+
+
+def changed(current: Settings, changes: dict) -> Settings:
+    """With other values of some fields, {"section.field": value}, checked again."""
+    fields = current.raw.as_dict()
+    for name, value in changes.items():
+        section, _, field = name.partition(".")
+        fields[section][field] = value
+    return settings(fields)
+
+
+# ---- what two fields may not be together ------------------------------------------------------
+
+
+def _value(raw: page.Page, name: str) -> int:
+    section, _, field = name.partition(".")
+    return getattr(getattr(raw, section), field)
+
+
+def _check_multiples(raw: page.Page):
+    for name, divisor_name in MULTIPLES:
+        value = _value(raw, name)
+        divisor = _value(raw, divisor_name)
+        if divisor and value % divisor:
             raise ValueError(f"{name}={value} must be a multiple of {divisor_name}={divisor}")
-    if _action_chunk(raw) > raw.model.action_horizon:
+
+
+def _check_actions(raw: page.Page):
+    """What is executed of what the model predicts."""
+    model = raw.model
+    chunk = _action_chunk(raw)
+    if chunk > model.action_horizon:
         raise ValueError(
-            f"model.action_chunk={_action_chunk(raw)} exceeds model.action_horizon={raw.model.action_horizon}; "
+            f"model.action_chunk={chunk} exceeds model.action_horizon={model.action_horizon}; "
             f"execute at most as many actions as the model predicts"
         )
-    if raw.model.action_env_dim > raw.model.action_dim or raw.model.action_dim < 8:
+    if model.action_dim < max(model.action_env_dim, base.EnvSpec.state_dim):
         raise ValueError(
-            f"model.action_dim={raw.model.action_dim} must hold the 8-D state and the simulator's actions"
+            f"model.action_dim={model.action_dim} must hold the {base.EnvSpec.state_dim}-D state"
+            f" and the simulator's model.action_env_dim={model.action_env_dim} actions"
         )
 
 
-def _check_ranges(raw):
-    """Lists of numbers, and what depends on the suite."""
-    for name, meaning in (("tasks", "task indices"), ("render_devices", "EGL devices")):
-        values = raw.env[name]
-        if not all(isinstance(value, int) and value >= 0 for value in values):
-            raise ValueError(
-                f"env.{name}={values} must hold {meaning}, for example --config.env.{name}=0,1"
-            )
-    for section, name in NOT_NEGATIVE:
-        if raw[section][name] < 0:
-            raise ValueError(f"{section}.{name}={raw[section][name]} must be at least 0")
-    if raw.sft.demonstrations and raw.env.suite not in ("tabletop", *files.WITH_EXPERT):
+def _check_demonstrations(raw: page.Page):
+    """What an SFT stage needs."""
+    section = raw.sft
+    if not section.demonstrations:
+        return
+    if raw.env.suite not in ("tabletop", *files.WITH_EXPERT):
         raise ValueError(
-            f"env.suite={raw.env.suite!r} has no scripted expert; set sft.demonstrations=0 and model.checkpoint"
+            f"env.suite={raw.env.suite!r} has no scripted expert;"
+            f" set sft.demonstrations=0 and model.checkpoint"
         )
-    if raw.sft.demonstrations and not (raw.sft.steps and raw.sft.batch_size):
+    if not (section.steps and section.batch_size):
         raise ValueError(
-            f"sft.demonstrations={raw.sft.demonstrations} needs sft.steps={raw.sft.steps} and "
-            f"sft.batch_size={raw.sft.batch_size} to be at least 1"
+            f"sft.demonstrations={section.demonstrations} needs sft.steps={section.steps} and "
+            f"sft.batch_size={section.batch_size} to be at least 1"
         )
 
 
-def _check_algorithm(raw):
-    """Which options of model and algorithm exclude each other."""
-    model, algorithm = raw.model, raw.algorithm
-    if model.joint_logprob and model.ignore_last:
+def _check_model(raw: page.Page):
+    """Presets, adapters, and what is kept of a frozen VLM."""
+    model = raw.model
+    cache = raw.rollout.prefix_cache
+    if cache in ("device", "host") and not _frozen_vlm(raw):
         raise ValueError(
-            f"model.ignore_last={model.ignore_last} has no meaning with model.joint_logprob=True, where every step is stochastic; "
-            f"drop one"
-        )
-    if raw.rollout.prefix_cache in ("device", "host") and not _frozen_vlm(raw):
-        raise ValueError(
-            f"rollout.prefix_cache={raw.rollout.prefix_cache!r} keeps what changes with every update while the VLM trains "
-            f"(model.train_expert_only={model.train_expert_only}, model.is_lora={model.is_lora}); set it to 'recompute' or 'auto'"
-        )
-    if flow.num_choices(_policy(raw)) < 1:
-        raise ValueError(
-            f"model.num_steps={model.num_steps} leaves no stochastic step to model.noise_method={model.noise_method!r} with "
-            f"model.ignore_last={model.ignore_last}; set num_steps to at least 2"
+            f"rollout.prefix_cache={cache!r} keeps what changes with every update while the VLM"
+            f" trains (model.train_expert_only={model.train_expert_only},"
+            f" model.is_lora={model.is_lora}); set it to 'recompute' or 'auto'"
         )
     if model.is_lora and model.paligemma_variant:
         raise ValueError(
-            f"model.is_lora={model.is_lora} and model.paligemma_variant={model.paligemma_variant!r} both say which "
-            f"adapters the VLM has; drop one"
+            f"model.is_lora={model.is_lora} and model.paligemma_variant={model.paligemma_variant!r}"
+            f" both say which adapters the VLM has; drop one"
         )
-    if wrong := presets.contradictions(model):
+    wrong = presets.contradictions(model)
+    if wrong:
         raise ValueError(
-            f"model.preset={model.preset!r} has {', '.join(wrong)}; leave these fields alone or set model.preset="
+            f"model.preset={model.preset!r} has {', '.join(wrong)};"
+            f" leave these fields alone or set model.preset="
+        )
+
+
+def _check_noise(raw: page.Page):
+    """Which denoise steps are stochastic, and how much."""
+    model = raw.model
+    if model.joint_logprob and model.ignore_last:
+        raise ValueError(
+            f"model.ignore_last={model.ignore_last} has no meaning with model.joint_logprob=True,"
+            f" where every step is stochastic; drop one"
+        )
+    if flow.num_choices(_policy(raw)) < 1:
+        raise ValueError(
+            f"model.num_steps={model.num_steps} leaves no stochastic step to"
+            f" model.noise_method={model.noise_method!r}"
+            f" with model.ignore_last={model.ignore_last}; set num_steps to at least 2"
         )
     low, high = model.noise_logvar_range
-    if not 0 < low < high:
+    if low >= high:
         raise ValueError(
-            f"model.noise_logvar_range={(low, high)} must be (lowest, highest) std with 0 < lowest < highest"
-        )
-    if model.noise_anneal and (len(model.noise_params) != 3 or min(model.noise_params) <= 0):
-        raise ValueError(
-            f"model.noise_params={model.noise_params} must be (first level, last level, iterations), all above 0"
-        )
-    if algorithm.clip_ratio_c and algorithm.clip_ratio_c <= 1:
-        raise ValueError(
-            f"algorithm.clip_ratio_c={algorithm.clip_ratio_c} must be above 1, or 0 for no dual clip"
+            f"model.noise_logvar_range={model.noise_logvar_range} must be (lowest, highest) std"
+            f" with 0 < lowest < highest"
         )
 
 
-def check_training(raw):
-    """What evaluation may have and learning may not."""
-    critic, grouped = raw.algorithm.adv_type == "gae", raw.algorithm.group_size > 1
-    if critic != raw.model.add_value_head:
+def _check_learning(raw: page.Page):
+    """Pairs of numbers that must be in order."""
+    optim = raw.optim
+    if optim.schedule != "constant" and optim.decay_steps <= optim.warmup_steps:
         raise ValueError(
-            f"algorithm.adv_type={raw.algorithm.adv_type!r} {'needs a critic' if critic else 'has no critic'}; "
-            f"set model.add_value_head={critic}"
+            f"optim.decay_steps={optim.decay_steps} must exceed"
+            f" optim.warmup_steps={optim.warmup_steps} for optim.schedule={optim.schedule!r}"
         )
-    if (critic and raw.algorithm.filter_rewards) or (not critic and not grouped):
+    algorithm = raw.algorithm
+    if algorithm.rewards_lower_bound > algorithm.rewards_upper_bound:
         raise ValueError(
-            f"algorithm.adv_type={raw.algorithm.adv_type!r} does not go with algorithm.group_size={raw.algorithm.group_size} and "
-            f"algorithm.filter_rewards={raw.algorithm.filter_rewards}; groups of at least 2 and the filter are for adv_type=grpo"
+            f"algorithm.rewards_lower_bound={algorithm.rewards_lower_bound} must be at most"
+            f" algorithm.rewards_upper_bound={algorithm.rewards_upper_bound}"
         )
-    budget, first = raw.algorithm.max_episodes_per_iteration, raw.rollout.episodes_per_iteration
-    if budget and (budget < first or not raw.algorithm.filter_rewards):
+
+
+def check_training(raw: page.Page) -> None:
+    """What evaluation may have and learning may not.
+
+    Raises:
+      ValueError: one sentence with the values and the remedy.
+    """
+    _check_critic(raw)
+    _check_groups(raw)
+    algorithm = raw.algorithm
+    model = raw.model
+    if algorithm.sft_loss_weight and not raw.sft.demonstrations:
         raise ValueError(
-            f"algorithm.max_episodes_per_iteration={budget} replaces filtered groups: it needs algorithm.filter_rewards=True and "
-            f"at least rollout.episodes_per_iteration={first}; 0 switches it off"
-        )
-    if not critic and raw.algorithm.critic_warmup_iterations:
-        raise ValueError(
-            f"algorithm.critic_warmup_iterations={raw.algorithm.critic_warmup_iterations} needs a critic; "
-            f"set it to 0 with algorithm.adv_type={raw.algorithm.adv_type!r}"
-        )
-    if raw.algorithm.sft_loss_weight and not raw.sft.demonstrations:
-        raise ValueError(
-            f"algorithm.sft_loss_weight={raw.algorithm.sft_loss_weight} needs demonstrations; "
+            f"algorithm.sft_loss_weight={algorithm.sft_loss_weight} needs demonstrations; "
             f"set sft.demonstrations (it is {raw.sft.demonstrations}) to at least 1"
         )
-    learned, level = raw.model.noise_method in ("flow_noise", "reinflow"), raw.model.noise_level
-    if raw.model.noise_method == "flow_ode" or not (learned or raw.model.noise_anneal or level > 0):
+    learned = noise.ALIASES.get(model.noise_method, model.noise_method) == "flow_noise"
+    explores = learned or model.noise_anneal or model.noise_level > 0
+    if model.noise_method == "flow_ode" or not explores:
         raise ValueError(
-            f"model.noise_method={raw.model.noise_method!r} with model.noise_level={raw.model.noise_level} explores nothing, "
-            f"so there is nothing to learn; use flow_sde with a positive noise_level"
+            f"model.noise_method={model.noise_method!r} with model.noise_level={model.noise_level}"
+            f" explores nothing, so there is nothing to learn;"
+            f" use flow_sde with a positive noise_level"
         )
 
 
-def check_batches(raw, num_devices: int, hosts: int = 1):
-    """Batches are split over the devices of the mesh, those of a rollout over the host's own; episodes are split over the hosts."""
-    devices = num_devices, f"{num_devices} devices of the mesh"
-    own = (
-        (num_devices // hosts, f"{num_devices // hosts} devices of a host")
-        if hosts > 1
-        else devices
-    )
-    groups = (
-        hosts * raw.algorithm.group_size,
-        f"{hosts} hosts times algorithm.group_size={raw.algorithm.group_size}",
-    )
-    for name, size, (divisor, what) in (
-        (
-            "rollout.num_envs / rollout.num_groups",
-            raw.rollout.num_envs // raw.rollout.num_groups,
-            own,
-        ),
-        ("eval.num_envs / rollout.num_groups", raw.eval.num_envs // raw.rollout.num_groups, own),
-        ("algorithm.microbatch_size", raw.algorithm.microbatch_size, devices),
-        ("sft.batch_size", raw.sft.batch_size if raw.sft.demonstrations else 0, devices),
-        ("rollout.episodes_per_iteration", raw.rollout.episodes_per_iteration, groups),
-        ("algorithm.max_episodes_per_iteration", raw.algorithm.max_episodes_per_iteration, groups),
-    ):
-        if size % divisor:
-            raise ValueError(f"{name}={size} must be a multiple of the {what}")
+def _check_critic(raw: page.Page):
+    algorithm = raw.algorithm
+    critic = algorithm.uses_critic
+    if critic != raw.model.add_value_head:
+        raise ValueError(
+            f"algorithm.adv_type={algorithm.adv_type!r}"
+            f" {'needs a critic' if critic else 'has no critic'};"
+            f" set model.add_value_head={critic}"
+        )
+    if algorithm.critic_warmup_iterations and not critic:
+        raise ValueError(
+            f"algorithm.critic_warmup_iterations={algorithm.critic_warmup_iterations} needs a"
+            f" critic; set it to 0 with algorithm.adv_type={algorithm.adv_type!r}"
+        )
 
 
-def playable(raw, spec) -> starts.Starts:
-    """The configured tasks and the start states of the split, checked against the suite."""
+def _check_groups(raw: page.Page):
+    algorithm = raw.algorithm
+    critic = algorithm.uses_critic
+    alone = algorithm.group_size == 1
+    if (critic and algorithm.filter_rewards) or (alone and not critic):
+        raise ValueError(
+            f"algorithm.adv_type={algorithm.adv_type!r} does not go with"
+            f" algorithm.group_size={algorithm.group_size} and"
+            f" algorithm.filter_rewards={algorithm.filter_rewards};"
+            f" groups of at least 2 and the filter are for adv_type=grpo"
+        )
+    budget = algorithm.max_episodes_per_iteration
+    first = raw.rollout.episodes_per_iteration
+    if budget and (budget < first or not algorithm.filter_rewards):
+        raise ValueError(
+            f"algorithm.max_episodes_per_iteration={budget} replaces filtered groups: it needs"
+            f" algorithm.filter_rewards=True and at least"
+            f" rollout.episodes_per_iteration={first}; 0 switches it off"
+        )
+
+
+def check_batches(raw: page.Page, num_devices: int, hosts: int = 1) -> None:
+    """Batches are split over the devices of the mesh, those of a rollout over the host's own.
+
+    Episodes are split over the hosts.
+
+    Raises:
+      ValueError: one sentence with the value and the divisor.
+    """
+    own = num_devices // hosts
+    own_text = f"{own} devices of a host" if hosts > 1 else f"{own} devices of the mesh"
+    for section in ("rollout", "eval"):
+        name = f"{section}.num_envs / rollout.num_groups"
+        rows = decision_batch(raw, _value(raw, f"{section}.num_envs"))
+        _check_multiple(name, rows, own, own_text)
+    all_text = f"{num_devices} devices of the mesh"
+    microbatch = raw.algorithm.microbatch_size
+    _check_multiple("algorithm.microbatch_size", microbatch, num_devices, all_text)
+    if raw.sft.demonstrations:
+        _check_multiple("sft.batch_size", raw.sft.batch_size, num_devices, all_text)
+    group_size = raw.algorithm.group_size
+    groups_text = f"{hosts} hosts times algorithm.group_size={group_size}"
+    for name in ("rollout.episodes_per_iteration", "algorithm.max_episodes_per_iteration"):
+        _check_multiple(name, _value(raw, name), hosts * group_size, groups_text)
+
+
+def _check_multiple(name: str, size: int, divisor: int, what: str):
+    if size % divisor:
+        raise ValueError(f"{name}={size} must be a multiple of the {what}")
+
+
+def playable(raw: page.Page, spec: base.EnvSpec) -> starts.Starts:
+    """The configured tasks and the start states of the split.
+
+    Raises:
+      ValueError: one sentence, where the suite has fewer than the page asks for.
+    """
     chosen = tuple(raw.env.tasks) or tuple(range(spec.num_tasks))
     for task in chosen:
         if task not in range(spec.num_tasks):
@@ -292,106 +315,74 @@ def playable(raw, spec) -> starts.Starts:
                 f"env.tasks has {task}; suite {spec.suite!r} has tasks 0 to {spec.num_tasks - 1}"
             )
     train, evaluate = starts.split(raw.env.split, spec.num_init_states)
-    for name, count, states in (
-        ("eval.episodes_per_task", raw.eval.episodes_per_task, evaluate),
-        ("eval.episodes_during_training", raw.eval.episodes_during_training, evaluate),
-        ("sft.demonstrations", raw.sft.demonstrations, train),
-    ):
+    limits = {
+        "eval.episodes_per_task": evaluate,
+        "eval.episodes_during_training": evaluate,
+        "sft.demonstrations": train,
+    }
+    for name, states in limits.items():
+        count = _value(raw, name)
         if count > len(states):
             raise ValueError(
-                f"{name}={count} exceeds the {len(states)} start states ({states.start} to {states.stop - 1}) that "
-                f"env.split={raw.env.split} leaves it per task of suite {spec.suite!r}; each is played once"
+                f"{name}={count} exceeds the {len(states)} start states"
+                f" ({states.start} to {states.stop - 1}) that env.split={raw.env.split} leaves it"
+                f" per task of suite {spec.suite!r}; each is played once"
             )
     return starts.Starts(chosen, train, evaluate)
 
 
-def rules(raw) -> files.Protocol | None:
+# ---- what is derived --------------------------------------------------------------------------
+
+
+def decision_batch(raw: page.Page, num_envs: int) -> int:
+    """Rows of the batch in which simulators are decided on, of `num_envs` in all."""
+    return num_envs // raw.rollout.num_groups
+
+
+def rules(raw: page.Page) -> files.Protocol | None:
     """The protocol of a LIBERO suite; the other suites have limits of their own."""
     return files.PROTOCOLS[raw.env.protocol] if raw.env.suite in files.SUITES else None
 
 
-def changed(current: Settings, changes: dict) -> Settings:
-    """With other values of some fields, {"section.field": value}, checked again."""
-    page = ml_collections.ConfigDict(current.raw)
-    for name, value in changes.items():
-        section, _, field = name.partition(".")
-        page[section][field] = value
-    return settings(page)
-
-
-def _frozen_vlm(raw) -> bool:
-    """Whether no update changes what the VLM computes."""
-    return raw.model.train_expert_only and _policy(raw).model.paligemma.lora is None
-
-
-def _action_chunk(raw) -> int:
+def _action_chunk(raw: page.Page) -> int:
     """Executed actions per decision: the protocol's, or the model's own."""
     protocol = rules(raw)
-    return protocol.replan_steps if protocol and protocol.replan_steps else raw.model.action_chunk
+    if protocol is None or protocol.replan_steps is None:
+        return raw.model.action_chunk
+    return protocol.replan_steps
 
 
-def _policy(raw) -> flow.PolicyConfig:
-    model = raw.model
-    size = MODEL_SIZES[model.size][int(model.pi05)]
-    changes = dict(
-        dtype=model.dtype,
-        remat=model.gradient_checkpointing,
-        attention=model.attention,
-        action_dim=model.action_dim,
-        action_horizon=model.action_horizon,
-        max_token_len=model.max_token_len,
-        image_size=(model.image_size_px,) * 2,
+def _frozen_vlm(raw: page.Page) -> bool:
+    """Whether no update changes what the VLM computes."""
+    return raw.model.train_expert_only and _network(raw.model).paligemma.lora is None
+
+
+def _policy(raw: page.Page) -> flow.Policy:
+    model = dataclasses.replace(
+        raw.model,
+        noise_method=noise.ALIASES.get(raw.model.noise_method, raw.model.noise_method),
+        action_chunk=_action_chunk(raw),
     )
+    return flow.Policy(_network(raw.model), model)
+
+
+def _network(model: page.Model) -> variants.Pi0Config:
+    changes = {
+        "dtype": model.dtype,
+        "remat": model.gradient_checkpointing,
+        "attention": model.attention,
+        "action_dim": model.action_dim,
+        "action_horizon": model.action_horizon,
+        "max_token_len": model.max_token_len,
+        "image_size": (model.image_size_px, model.image_size_px),
+    }
     if model.tokenizer == "byte":
         changes["vocab_size"] = tokenizer.ByteTokenizer.vocab_size
-    for field, name in (
-        ("paligemma", model.paligemma_variant),
-        ("expert", model.action_expert_variant),
-    ):
-        if name:
-            changes[field] = variants.GEMMA[name]
-    network = variants.pi0_config(size, **changes)
+    if model.paligemma_variant:
+        changes["paligemma"] = variants.GEMMA[model.paligemma_variant]
+    if model.action_expert_variant:
+        changes["expert"] = variants.GEMMA[model.action_expert_variant]
+    network = variants.pi0_config(MODEL_SIZES[model.size][int(model.pi05)], **changes)
     if model.is_lora:
         network = variants.with_lora(network, model.lora_rank)
-    network = variants.with_lora_init(network, model.lora_init)
-    return flow.PolicyConfig(
-        model=network,
-        num_steps=model.num_steps,
-        noise_method=noise.ALIASES.get(model.noise_method, model.noise_method),
-        noise_level=model.noise_level,
-        noise_logvar_range=tuple(model.noise_logvar_range),
-        ignore_last=model.ignore_last,
-        joint_logprob=model.joint_logprob,
-        joint_mean=model.joint_mean,
-        value_after_vlm=model.value_after_vlm,
-        value_vlm_mode=model.value_vlm_mode,
-        action_chunk=_action_chunk(raw),
-        action_env_dim=model.action_env_dim,
-        add_value_head=model.add_value_head,
-        value_hidden=tuple(model.value_hidden),
-        detach_critic_input=model.detach_critic_input,
-        chunk_critic_input=model.chunk_critic_input,
-    )
-
-
-def _update(raw) -> update.UpdateConfig:
-    return update.UpdateConfig(**raw.algorithm)
-
-
-def _optim(raw) -> optimizer.OptimizerConfig:
-    return optimizer.OptimizerConfig(**raw.optim)
-
-
-def _sft(raw) -> sft.SftConfig:
-    """openpi's schedule: linear warm-up, cosine to a tenth of the peak at the last step.  SFT trains the whole network."""
-    page = raw.sft
-    optim = optimizer.OptimizerConfig(
-        lr=page.lr,
-        value_lr=0.0,
-        weight_decay=page.weight_decay,
-        schedule="openpi_cosine",
-        warmup_steps=page.warmup_steps,
-        decay_steps=max(page.steps, page.warmup_steps + 1),
-        min_lr_ratio=0.1,
-    )
-    return sft.SftConfig(_policy(raw).model, optim, ema_decay=page.ema, augment=page.augment)
+    return variants.with_lora_init(network, model.lora_init)

@@ -125,10 +125,10 @@ def measure(
     if state.ema or state.anchor:
         resident["average and anchor"] = size(state.ema) + size(state.anchor)
     rows = hosts.episodes_of_host(settings.raw)[0] * collector.max_decisions(
-        env_spec, settings.policy.action_chunk
+        env_spec, settings.policy.model.action_chunk
     )
     args, context = _decision(settings, on_mesh, prompt_tokens, env_spec, params)
-    batch = settings.raw.rollout.num_envs // settings.raw.rollout.num_groups
+    batch = config.decision_batch(settings.raw, settings.raw.rollout.num_envs)
     kept = rows * size(context) // batch  # of one device
     if settings.prefix_cache == "device":
         resident["prefix cache"] = kept
@@ -139,7 +139,7 @@ def measure(
         host,
         limit,
         host_limit,
-        settings.update.microbatch_size,
+        settings.raw.algorithm.microbatch_size,
         settings.prefix_cache,
     )
     if not plan.fits and not thorough:
@@ -228,9 +228,9 @@ def _state(settings, on_mesh):
 
 def _decision(settings, on_mesh, prompt_tokens, env_spec, params):
     """Shapes of one call of the sampler: its arguments; the context rows that it leaves."""
-    raw, cfg, own = settings.raw, settings.policy.model, meshes.local(on_mesh)
+    raw, cfg, own = settings.raw, settings.policy.network, meshes.local(on_mesh)
     where, everywhere = meshes.batch_sharding(own), meshes.replicated(own)
-    rows, cameras = raw.rollout.num_envs // raw.rollout.num_groups, len(env_spec.cameras)
+    rows, cameras = config.decision_batch(raw, raw.rollout.num_envs), len(env_spec.cameras)
     pixels = raw.model.image_size_px if raw.model.resize == "host" else env_spec.image_size_px
 
     def array(dtype, *shape):
@@ -264,7 +264,7 @@ def _work(settings, on_mesh, state, args, context) -> dict[str, int]:
     """Bytes of one device that each executable needs beyond what stays; from the shapes of _state and _decision."""
     explore, _ = steps.decisions(settings.policy, settings.keep_prefix)
     chain, _, _ = jax.eval_shape(explore, *args)
-    count = settings.update.microbatch_size
+    count = settings.raw.algorithm.microbatch_size
     chain, context = _rows(chain, count, on_mesh), _rows(context, count, on_mesh)
     batch = update.Minibatch(context, chain, chain.value, chain.value, chain.value)
     lowered = steps.updater(settings, on_mesh).lower(state, batch)

@@ -51,7 +51,7 @@ def transform(
 
 def identity_stats(settings) -> normalize.NormStats:
     """Leaves states and actions as they are."""
-    return normalize.identity(state_dim=8, action_dim=settings.policy.action_env_dim)
+    return normalize.identity(state_dim=8, action_dim=settings.policy.model.action_env_dim)
 
 
 def given_stats(settings) -> normalize.NormStats:
@@ -62,7 +62,9 @@ def given_stats(settings) -> normalize.NormStats:
             "a fresh model without SFT needs model.norm_stats: the path of a norm_stats.json, or 'identity'"
         )
     stats = identity_stats(settings) if path == "identity" else normalize.load(path)
-    assets.check(stats, settings.raw.model.norm_mode, action_dim=settings.policy.action_env_dim)
+    assets.check(
+        stats, settings.raw.model.norm_mode, action_dim=settings.policy.model.action_env_dim
+    )
     return stats
 
 
@@ -74,7 +76,7 @@ def actor(settings, on_mesh, to_model: observation.Transform, instructions) -> c
     return collector.Actor(
         transform=to_model,
         instructions=instructions,
-        action_chunk=settings.policy.action_chunk,
+        action_chunk=settings.policy.model.action_chunk,
         explore=explore,
         exploit=exploit,
         put=functools.partial(meshes.put_batch, mesh=own),
@@ -121,14 +123,16 @@ def load_policy(settings, path, iteration: int, on_mesh):
         if iteration < 0
         else run_directory(path) / "checkpoints" / str(iteration)
     )
-    source = sources.open_source(path, settings.policy.model)
+    source = sources.open_source(path, settings.policy.network)
     declared = flow.specs(settings.policy)
     layout = spec.shardings(declared, on_mesh, meshes.RULES)
     given = settings.raw.model.norm_stats
     found = (given_stats(settings), given) if given else assets.find(source.location)
     if found is None:
         raise ValueError(f"no norm_stats.json lies near {source.location}; give model.norm_stats")
-    assets.check(found[0], settings.raw.model.norm_mode, action_dim=settings.policy.action_env_dim)
+    assets.check(
+        found[0], settings.raw.model.norm_mode, action_dim=settings.policy.model.action_env_dim
+    )
     params, notes = sources.load(
         source, declared, layout, rng.named(jax.random.key(settings.raw.seed), "params")
     )

@@ -18,7 +18,10 @@ def env_factory(settings):
     if env.suite.startswith("probe_"):
         name = env.suite.removeprefix("probe_")
         return functools.partial(
-            probes.make, name, image_size_px=env.image_size_px, chunk=settings.policy.action_chunk
+            probes.make,
+            name,
+            image_size_px=env.image_size_px,
+            chunk=settings.policy.model.action_chunk,
         )
     backends.require(os.environ.get("MUJOCO_GL", "egl"))
     # Not at the top: importing mujoco without that library fails in words that do not name it.

@@ -14,7 +14,7 @@ from pirl_jax.policy import flow
 
 
 @functools.lru_cache(maxsize=4)
-def decisions(cfg: flow.PolicyConfig, keep_prefix: bool):
+def decisions(cfg: flow.Policy, keep_prefix: bool):
     """The two jitted functions that decide: explore and exploit of collector.Actor.  What the memory plan compiled is used."""
 
     def row_keys(key, id_B):
@@ -29,7 +29,7 @@ def decisions(cfg: flow.PolicyConfig, keep_prefix: bool):
     @jax.jit
     def exploit(params, key, id_B, obs):
         return flow.sample_actions(
-            params, row_keys(key, id_B), pi0.prefill(params, obs, cfg.model), cfg
+            params, row_keys(key, id_B), pi0.prefill(params, obs, cfg.network), cfg
         )
 
     return explore, exploit
@@ -39,18 +39,18 @@ def train_state(settings, params, on_mesh, make=states.create) -> states.TrainSt
     """State of reinforcement learning around parameters, or its shapes around shapes (make=states.abstract)."""
     return make(
         params,
-        settings.optim,
+        settings.raw.optim,
         trainable(settings),
         on_mesh,
-        ema=settings.update.ema_decay > 0,
-        anchor=settings.update.anchor_coef > 0,
+        ema=settings.raw.algorithm.ema_decay > 0,
+        anchor=settings.raw.algorithm.anchor_coef > 0,
         frozen_dtype=settings.raw.model.frozen_dtype,
     )
 
 
 def trainable(settings):
     """Predicate on paths: what reinforcement learning trains."""
-    return optimizer.trainable(settings.policy.model, settings.raw.model.train_expert_only)
+    return optimizer.trainable(settings.policy.network, settings.raw.model.train_expert_only)
 
 
 @functools.lru_cache(maxsize=4)
@@ -58,8 +58,8 @@ def updater(settings, on_mesh):
     """The update of one minibatch (learner/update.py make_update).  What the memory plan compiled is used."""
     return update.make_update(
         log_prob_fn(settings),
-        settings.update,
-        settings.optim,
+        settings.raw.algorithm,
+        settings.raw.optim,
         trainable(settings),
         on_mesh,
         sft_loss=sft.make_loss(settings.sft, settings.raw.seed),
@@ -76,7 +76,7 @@ def log_prob_fn(settings):
         steps, distance_B = flow.chain_steps(params, chain, context, cfg), 0.0
         if anchor is not None:
             others = flow.chain_steps(jax.lax.stop_gradient(anchor), chain, context, cfg)
-            distance_B = flow.distance(steps, others, settings.update.anchor, cfg)
+            distance_B = flow.distance(steps, others, settings.raw.algorithm.anchor, cfg)
         return *flow.score(chain, steps, cfg), distance_B
 
     return log_prob

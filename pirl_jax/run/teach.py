@@ -95,7 +95,7 @@ def statistics(episodes: list[dict]) -> normalize.NormStats:
 
 def encode(settings, to_model: observation.Transform, episodes: list[dict]):
     """Demonstrations as the model reads them: (Observation, actions [R,H,A]), one host row per control step."""
-    rows = as_rows(episodes, settings.policy.model.action_horizon)
+    rows = as_rows(episodes, settings.policy.network.action_horizon)
     obs = observation.encode(to_model, rows.images, rows.state, rows.instructions)
     return obs, observation.encode_actions(to_model, rows.actions, rows.state)
 

@@ -19,7 +19,7 @@ def contradictions(model: Any) -> list[str]:
         return []
     wrong = []
     for field, published in PRESETS[model.preset].items():
-        if model[field] != published:
+        if getattr(model, field) != published:
             wrong.append(f"{field}={published}")
     return wrong
 

@@ -33,7 +33,7 @@ def named_leaves(tree: Any, prefix: str = "") -> dict[str, jax.Array]:
 class Store:
     """The checkpoints of one run, one folder per iteration; the newest `keep` of them stay."""
 
-    def __init__(self, directory: str | os.PathLike, keep: int = 3, create: bool = True):
+    def __init__(self, directory: str | os.PathLike, keep: int | None = None, create: bool = True):
         """create: make the folder; False only reads, and refuses a folder that is not there."""
         self.directory = pathlib.Path(directory).absolute()
         if not create and not self.directory.is_dir():

@@ -150,7 +150,7 @@ def test_the_plan_of_a_recipe_as_published_and_small(monkeypatch, capsys):
 
     def measure(settings, on_mesh, prompt_tokens, env_spec, limit, thorough):
         asked.append((settings, env_spec.max_episode_steps, prompt_tokens, limit))
-        big = 10**9 * settings.update.microbatch_size
+        big = 10**9 * settings.raw.algorithm.microbatch_size
         parts = {
             "frozen weights": 3 * 10**9,
             "weights that train, float32": 10**9,
@@ -158,7 +158,7 @@ def test_the_plan_of_a_recipe_as_published_and_small(monkeypatch, capsys):
         }
         work = {"rollout": 0, "gradients, activations, microbatches": big, "optimiser step": 0}
         return plan.Plan(
-            parts, work, 7 * 10**9, limit, 10**9, settings.update.microbatch_size, "host"
+            parts, work, 7 * 10**9, limit, 10**9, settings.raw.algorithm.microbatch_size, "host"
         )
 
     monkeypatch.setattr(bench_plan.plan, "measure", measure)

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import spec, types
+from pirl_jax.core import page, spec, types
 from pirl_jax.envs import base
-from pirl_jax.learner import optimizer, update
 from pirl_jax.learner import state as states
+from pirl_jax.learner import update
 from pirl_jax.monitor import timeline
 from pirl_jax.policy import flow, noise, normalize, observation, tokenizer
 from pirl_jax.rollout import collector
@@ -51,7 +51,7 @@ class Recorded:
         self.policy, self.noise_of = analytic_network.policy(meta["pi"]), meta["pi"]
         self.params, self.fixed = analytic_network.weights(file, f"{case}/in/w0.")
         self.algorithm, optim = meta["cfg"]["algorithm"], meta["cfg"]["actor"]["optim"]
-        self.optim = optimizer.OptimizerConfig(
+        self.optim = page.Optim(
             lr=optim["lr"],
             value_lr=optim["value_lr"],
             b1=optim["adam_beta1"],
@@ -80,7 +80,7 @@ class Recorded:
         level = {"chunk_level": "chunk", "action_level": "action", "token_level": "token"}[
             self.algorithm["logprob_type"]
         ]
-        self.update = update.UpdateConfig(
+        self.update = page.Algorithm(
             update_epochs=self.algorithm["update_epoch"],
             minibatch_size=MINIBATCH,
             microbatch_size=MINIBATCH // 2,
@@ -124,7 +124,7 @@ class Recorded:
                     level_B,
                     self.policy,
                 ).value
-                for j in range(self.policy.num_steps)
+                for j in range(self.policy.model.num_steps)
             ]
             return chain.replace(value=sum(values) / len(values)), actions, prefix
 
@@ -228,9 +228,13 @@ def collect(recorded, params, iteration):
         tokenizer.ByteTokenizer(),
         normalize.identity(8, 7),
         norm_mode="zscore",
+        delta_actions=False,
+        discrete_state=False,
         image_size_px=2,
+        resize="host",
         max_token_len=8,
         action_dim=10,
+        env_action_dim=7,
     )
     first = recorded.calls(iteration)[0]
 
@@ -311,7 +315,7 @@ def check_rollout(recorded, rollout, iteration):
         )
     log_prob = get("call_prev_logprobs")[number, env]
     np.testing.assert_allclose(rollout.chain.log_prob, log_prob, rtol=1e-4, atol=1e-4)
-    if recorded.policy.add_value_head:
+    if recorded.policy.model.add_value_head:
         np.testing.assert_allclose(
             rollout.chain.value, get("call_prev_values")[number, env, 0], **TOLERANCE
         )

@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from pirl_jax.core import types
+from pirl_jax.core import page, types
 from pirl_jax.learner import update
 from pirl_jax.rl import losses
 from pirl_jax.rollout import stats, stream
@@ -56,9 +56,7 @@ def test_advantages_and_returns(file, case):
     masked = f"{case}/out/loss_mask" in file.files
     valid = get("out/loss_mask")[..., 0] if masked else np.ones(reward.shape, bool)
     rollout = make_rollout(reward, value[:-1], value[1:], done, np.zeros_like(done), valid)
-    data = update.rows(
-        rollout, update.UpdateConfig(gamma=meta["gamma"], gae_lambda=meta["gae_lambda"])
-    )
+    data = update.rows(rollout, page.Algorithm(gamma=meta["gamma"], gae_lambda=meta["gae_lambda"]))
     np.testing.assert_allclose(
         data.advantage, get("out/advantages")[..., 0][valid], rtol=1e-4, atol=1e-5
     )
@@ -83,7 +81,7 @@ def test_what_a_time_limit_adds(file, case):
     reward, final = get("in/rewards").sum(-1)[None], get("in/bootstrap_values").T
     zero = np.zeros_like(reward)
     rollout = make_rollout(reward, zero, final, ~ends, ends, np.ones(reward.shape, bool))
-    cfg = update.UpdateConfig(
+    cfg = page.Algorithm(
         gamma=meta["gamma"], bootstrap_truncated=meta["auto_reset"], normalize_advantages=False
     )
     np.testing.assert_allclose(

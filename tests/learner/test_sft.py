@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import spec, types
-from pirl_jax.learner import optimizer, sft
+from pirl_jax.core import page, spec, types
+from pirl_jax.learner import sft
 from pirl_jax.learner import state as states
 from pirl_jax.models import variants
 
@@ -39,7 +39,7 @@ CASES = {"pi0_tiny": (False, False), "pi05_tiny": (True, False), "pi0_lora_tiny"
 
 def sft_config(settings, case):
     rate, adam = settings["lr"], settings["optimizer"]
-    optim = optimizer.OptimizerConfig(
+    optim = page.Optim(
         lr=rate["peak_lr"],
         b1=adam["b1"],
         b2=adam["b2"],
@@ -51,7 +51,8 @@ def sft_config(settings, case):
         decay_steps=rate["decay_steps"],
         min_lr_ratio=rate["decay_lr"] / rate["peak_lr"],
     )
-    return sft.SftConfig(model_config(*CASES[case]), optim, ema_decay=settings["ema_decay"] or 0.0)
+    section = page.Sft(ema=settings["ema_decay"] or 0.0)
+    return sft.Stage(model_config(*CASES[case]), section, optim)
 
 
 def group(z, prefix):
@@ -110,11 +111,11 @@ def test_three_steps(vectors, fast_compile, case):
                 metrics[name], z[f"step{step}/info/{name}"], rtol=rtol, err_msg=f"{step} {name}"
             )
         if step != 1:  # not recorded
-            check(state.params, group(z, f"params{step + 1}/"), cfg.optimizer.lr)
+            check(state.params, group(z, f"params{step + 1}/"), cfg.optim.lr)
     if settings["ema_decay"] is None:
         assert state.ema is None
     else:
-        check(state.ema, group(z, "ema3/"), cfg.optimizer.lr)
+        check(state.ema, group(z, "ema3/"), cfg.optim.lr)
 
 
 def check(params, want, lr):
@@ -137,7 +138,7 @@ def test_value_head_stays_and_augmentation_moves_the_images(vectors):
     state = sft.create_state(params, cfg, mesh)
     obs, actions = batch(z, 0)
     obs = obs.replace(images=obs.images[:, :2], image_mask=obs.image_mask[:, :2])
-    augmented = dataclasses.replace(cfg, augment=True)
+    augmented = dataclasses.replace(cfg, page=dataclasses.replace(cfg.page, augment=True))
     key = jax.random.key(0)
     plain, noise, time = sft._draw(key, obs, actions, cfg)
     moved, same_noise, _ = sft._draw(key, obs, actions, augmented)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.learner import optimizer
+from pirl_jax.core import page
 from pirl_jax.learner import state as states
 
-CFG = optimizer.OptimizerConfig(lr=0.1)
+CFG = page.Optim(lr=0.1)
 
 
 def make_params(mesh):

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import types
+from pirl_jax.core import page, types
 from pirl_jax.learner import optimizer, update
 from pirl_jax.learner import state as states
 from pirl_jax.rl import losses
 
 H, A, D = 3, 2, 8
-OPTIM = optimizer.OptimizerConfig(lr=1e-2, value_lr=3e-2, clip_grad=0.5)
-CFG = update.UpdateConfig(
+OPTIM = page.Optim(lr=1e-2, value_lr=3e-2, clip_grad=0.5)
+CFG = page.Algorithm(
     update_epochs=2, minibatch_size=32, microbatch_size=16, entropy_bonus=0.01, huber_delta=1.0
 )
 
@@ -198,9 +198,7 @@ def test_metrics_are_complete():
 def test_wrong_sizes():
     mesh = meshes.make_mesh(4, 2)
     with pytest.raises(ValueError, match="microbatch_size=12 must be a multiple of the 8 devices"):
-        update.make_update(
-            log_prob_fn, update.UpdateConfig(microbatch_size=12), OPTIM, trainable, mesh
-        )
+        update.make_update(log_prob_fn, page.Algorithm(microbatch_size=12), OPTIM, trainable, mesh)
     with pytest.raises(ValueError, match="no valid decision"):
         run(4, 2, jax.tree.map(lambda x: x[:0], make_rows(4)))
 
@@ -339,7 +337,7 @@ def make_rollout(**flags):
 
 
 def test_rows_of_a_rollout():
-    cfg = update.UpdateConfig(gamma=1.0, gae_lambda=1.0, normalize_advantages=False)
+    cfg = page.Algorithm(gamma=1.0, gae_lambda=1.0, normalize_advantages=False)
     batch = update.rows(make_rollout(), cfg)
     np.testing.assert_allclose(batch.return_, [0, 0, 0, 1, 1], atol=1e-6)
     np.testing.assert_allclose(batch.advantage, [-0.5, -0.5, -0.5, 0.9, 0.8], atol=1e-6)
@@ -350,7 +348,7 @@ def test_rows_of_a_rollout():
     )
     np.testing.assert_allclose(batch.return_, [0.8, 0.8, 0.8, 1, 1], atol=1e-6)
     np.testing.assert_array_equal(batch.weight, 1)
-    batch = update.rows(make_rollout(), update.UpdateConfig())
+    batch = update.rows(make_rollout(), page.Algorithm())
     np.testing.assert_allclose(
         [batch.advantage.mean(), batch.advantage.std(ddof=1)], [0, 1], atol=1e-4
     )
@@ -373,7 +371,7 @@ def test_rows_of_a_group_relative_rollout():
         truncated_CE=none,
         valid_CE=valid,
     )
-    cfg = update.UpdateConfig(adv_type="grpo", group_size=2)
+    cfg = page.Algorithm(adv_type="grpo", group_size=2)
     batch = update.rows(rollout, cfg)
     np.testing.assert_allclose(
         batch.advantage, np.sqrt(0.5) * np.array([-1, -1, 1, 1, 0]), rtol=1e-5
@@ -393,7 +391,7 @@ def test_rows_of_a_group_relative_rollout():
 def test_what_an_update_learns_from():
     """Groups of two: lost and 0.5, equal within the bounds, above them, below them, useful."""
     score, valid = [9, 0.5, 0.5, 0.5, 1, 0.9, 0, 0.1, 0, 1], [False] + [True] * 9
-    cfg = update.UpdateConfig(adv_type="grpo", group_size=2)
+    cfg = page.Algorithm(adv_type="grpo", group_size=2)
     np.testing.assert_array_equal(update.useful(score, valid, cfg), valid)
     cfg = dataclasses.replace(cfg, filter_rewards=True)
     np.testing.assert_array_equal(update.useful(score, valid, cfg), [0, 1, 1, 1, 0, 0, 0, 0, 1, 1])
@@ -405,8 +403,8 @@ def test_wrong_names():
     with pytest.raises(
         ValueError, match="adv_type='reinforce' does not exist; choose one of: gae, grpo, rloo"
     ):
-        update.UpdateConfig(adv_type="reinforce")
+        page.Algorithm(adv_type="reinforce")
     with pytest.raises(
         ValueError, match="logprob_type='word' does not exist; choose one of: chunk, action, token"
     ):
-        update.UpdateConfig(logprob_type="word")
+        page.Algorithm(logprob_type="word")

@@ -6,20 +6,21 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import spec, types
+from pirl_jax.core import page, spec, types
 from pirl_jax.learner import optimizer, update
 from pirl_jax.learner import state as states
 from pirl_jax.models import pi0, variants
 from pirl_jax.policy import flow
 
 ROWS = 24
-POLICY = flow.PolicyConfig(
-    variants.pi0_config("tiny"), num_steps=3, action_chunk=3, value_hidden=(16, 8)
+POLICY = flow.Policy(
+    variants.pi0_config("tiny"),
+    page.Model(num_steps=3, action_chunk=3, value_hidden=(16, 8), detach_critic_input=False),
 )
 # eps: otherwise a gradient that is rounding noise makes a step of full size, in a direction of its own
-OPTIM = optimizer.OptimizerConfig(lr=1e-3, value_lr=1e-3, eps=1e-3)
-CFG = update.UpdateConfig(update_epochs=1, minibatch_size=16, microbatch_size=8)
-TRAINABLE = optimizer.trainable(POLICY.model, train_expert_only=True)
+OPTIM = page.Optim(lr=1e-3, value_lr=1e-3, eps=1e-3)
+CFG = page.Algorithm(update_epochs=1, minibatch_size=16, microbatch_size=8)
+TRAINABLE = optimizer.trainable(POLICY.network, train_expert_only=True)
 
 
 def log_prob_fn(params, chain, rows, anchor):
@@ -31,7 +32,7 @@ def play(key):
     """Parameters, and the rows of a rollout with random observations and outcomes."""
     names = jax.random.split(key, 8)
     params = spec.init(names[0], flow.specs(POLICY))
-    cfg, normal = POLICY.model, jax.random.normal
+    cfg, normal = POLICY.network, jax.random.normal
     obs = types.Observation(
         images=jax.random.uniform(names[1], (ROWS, 2, *cfg.image_size, 3), minval=-1.0),
         image_mask=jnp.ones((ROWS, 2), bool),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pirl_jax.core import spec, types
+from pirl_jax.core import page, spec, types
 from pirl_jax.learner import optimizer
 from pirl_jax.learner import state as states
 from pirl_jax.models import pi0, siglip, variants
@@ -29,12 +29,13 @@ def _config(pi05):
     )
     tower = variants.SiglipConfig(192, 2, 768, 3, 8)
     network = variants.Pi0Config(pi05, paligemma, expert, tower, 64, 8, 10, 16, (48, 48), "float32")
-    return flow.PolicyConfig(network, num_steps=3, value_after_vlm=pi05)
+    model = page.Model(num_steps=3, value_after_vlm=pi05, detach_critic_input=False)
+    return flow.Policy(network, model)
 
 
 def _inputs(cfg):
     """Abstract Observation, Prefix, Chain of B rows."""
-    m, S, array = cfg.model, TOKENS.count(cfg.model), jax.ShapeDtypeStruct
+    m, S, array = cfg.network, TOKENS.count(cfg.network), jax.ShapeDtypeStruct
     H, A = m.action_horizon, m.action_dim
     obs = types.Observation(
         array((B, 2, *m.image_size, 3), jnp.float32),
@@ -62,7 +63,7 @@ def _xla(function, *args):
 
 def _gradient(cfg, train_expert_only, context, chain):
     learned, frozen = states.partition(
-        spec.abstract(flow.specs(cfg)), optimizer.trainable(cfg.model, train_expert_only)
+        spec.abstract(flow.specs(cfg)), optimizer.trainable(cfg.network, train_expert_only)
     )
 
     def loss(learned, frozen, chain, context):
@@ -77,7 +78,7 @@ def _gradient(cfg, train_expert_only, context, chain):
 @pytest.mark.parametrize("pi05", [False, True])
 def test_forward_passes_are_what_xla_counts(pi05):
     cfg = _config(pi05)
-    m, params = cfg.model, spec.abstract(flow.specs(cfg))
+    m, params = cfg.network, spec.abstract(flow.specs(cfg))
     obs, prefix, chain = _inputs(cfg)
     image, x_BHA, t_B = (
         obs.images.update(shape=(B, 48, 48, 3)),
@@ -104,17 +105,17 @@ def test_an_update_with_a_kept_prefix_is_what_xla_counts(pi05):
     cfg = _config(pi05)
     _, prefix, chain = _inputs(cfg)
     got = _gradient(cfg, True, prefix, chain)
-    assert 1.0 <= got / flops.update(cfg, TOKENS, "kept", conditions=cfg.num_steps / B) < MOST
+    assert 1.0 <= got / flops.update(cfg, TOKENS, "kept", conditions=cfg.model.num_steps / B) < MOST
 
 
 @pytest.mark.parametrize("vlm", ["frozen", "lora", "trained"])
 def test_an_update_through_the_vlm_is_what_xla_counts(vlm):
     cfg = _config(pi05=True)
     if vlm == "lora":
-        cfg = dataclasses.replace(cfg, model=variants.with_lora(cfg.model, 8))
+        cfg = dataclasses.replace(cfg, network=variants.with_lora(cfg.network, 8))
     obs, _, chain = _inputs(cfg)
     got = _gradient(cfg, vlm != "trained", obs, chain)
-    assert 1.0 <= got / flops.update(cfg, TOKENS, vlm, conditions=cfg.num_steps / B) < MOST
+    assert 1.0 <= got / flops.update(cfg, TOKENS, vlm, conditions=cfg.model.num_steps / B) < MOST
 
 
 @pytest.mark.parametrize("name", ["pi0", "pi05"])
@@ -170,8 +171,8 @@ def test_what_the_recipes_save(recipe):
     """An update does at least 15 times less arithmetic, a decision of the rollout 1.4 (pi0) and 1.6 (pi0.5) times less."""
     settings = config.settings(recipes.load_recipe(CONFIGS / f"{recipe}.py"))
     saved = flops.savings(settings.policy, flops.Tokens(2, 32), "kept", batch=32)
-    assert saved["update"]["ratio"] > (200 if settings.policy.model.pi05 else 37)
-    assert saved["rollout"]["ratio"] > (1.7 if settings.policy.model.pi05 else 1.5)
+    assert saved["update"]["ratio"] > (200 if settings.policy.network.pi05 else 37)
+    assert saved["rollout"]["ratio"] > (1.7 if settings.policy.network.pi05 else 1.5)
 
 
 def test_an_unknown_treatment_of_the_vlm_is_a_sentence():

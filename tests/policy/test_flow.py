@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pirl_jax.core import spec, types
+from pirl_jax.core import page, spec, types
 from pirl_jax.models import pi0, variants
 from pirl_jax.policy import flow
 
@@ -15,17 +15,22 @@ B = 6
 
 
 def _config(pi05=False, **changes):
-    model = variants.pi0_config("tiny_pi05" if pi05 else "tiny")
-    return flow.PolicyConfig(model=model, action_chunk=3, value_hidden=(16, 8), **changes)
+    network = variants.pi0_config("tiny_pi05" if pi05 else "tiny")
+    fields = dict(action_chunk=3, value_hidden=(16, 8), detach_critic_input=False) | changes
+    return flow.Policy(network, page.Model(**fields))
+
+
+def _with(cfg, **changes):
+    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, **changes))
 
 
 def _observation(cfg, seed=0):
     rng = np.random.default_rng(seed)
-    size, length = cfg.model.image_size, cfg.model.max_token_len
+    size, length = cfg.network.image_size, cfg.network.max_token_len
     return types.Observation(
         images=jnp.asarray(rng.integers(0, 256, (B, 2, *size, 3), np.uint8)),
         image_mask=jnp.ones((B, 2), bool),
-        state=jnp.asarray(rng.normal(size=(B, cfg.model.action_dim)).astype(np.float32)),
+        state=jnp.asarray(rng.normal(size=(B, cfg.network.action_dim)).astype(np.float32)),
         tokens=jnp.asarray(rng.integers(1, 200, (B, length)).astype(np.int32)),
         token_mask=jnp.asarray(np.arange(length)[None] < rng.integers(3, length, (B, 1))),
     )
@@ -79,16 +84,16 @@ def test_the_stochastic_index_is_drawn_per_row(setup):
     """From all steps; of flow_cps and with ignore_last from all but the last; joint: every step is stochastic."""
     cfg, *_ = setup
     j_BK = np.asarray(flow.draw(jax.random.split(jax.random.key(1), 64), cfg)[1])
-    if cfg.joint_logprob:
+    if cfg.model.joint_logprob:
         np.testing.assert_array_equal(
-            j_BK, np.broadcast_to(np.arange(cfg.num_steps), (64, cfg.num_steps))
+            j_BK, np.broadcast_to(np.arange(cfg.model.num_steps), (64, cfg.model.num_steps))
         )
         return
-    assert set(np.unique(j_BK)) == set(range(cfg.num_steps - (cfg.noise_method == "flow_cps")))
-    ignoring = flow.draw(
-        jax.random.split(jax.random.key(1), 64), dataclasses.replace(cfg, ignore_last=True)
-    )[1]
-    assert set(np.unique(ignoring)) == set(range(cfg.num_steps - 1))
+    assert set(np.unique(j_BK)) == set(
+        range(cfg.model.num_steps - (cfg.model.noise_method == "flow_cps"))
+    )
+    ignoring = flow.draw(jax.random.split(jax.random.key(1), 64), _with(cfg, ignore_last=True))[1]
+    assert set(np.unique(ignoring)) == set(range(cfg.model.num_steps - 1))
 
 
 def test_a_row_does_not_depend_on_its_batch(setup):
@@ -112,7 +117,7 @@ def test_the_norms_of_the_steps_are_those_of_the_rows():
     )
     prefix, j_B = flow.prefill(params, _observation(cfg), cfg), jnp.array([0, 2, 1, 1, 0, 2])
     x_BHA = jax.random.normal(
-        jax.random.key(0), (B, cfg.model.action_horizon, cfg.model.action_dim)
+        jax.random.key(0), (B, cfg.network.action_horizon, cfg.network.action_dim)
     )
 
     def by_step(params):
@@ -122,7 +127,7 @@ def test_the_norms_of_the_steps_are_those_of_the_rows():
         return (step.velocity**2).sum(), step.velocity
 
     def by_row(params):
-        velocity_BHA, _ = pi0.velocity(params, prefix, x_BHA, flow.flow_time(j_B, cfg), cfg.model)
+        velocity_BHA, _ = pi0.velocity(params, prefix, x_BHA, flow.flow_time(j_B, cfg), cfg.network)
         return (velocity_BHA**2).sum(), velocity_BHA
 
     (grads, velocity), (want_grads, want) = (
@@ -141,18 +146,20 @@ def test_the_norms_of_the_steps_are_those_of_the_rows():
 def test_only_the_executed_entries_are_scored(setup):
     cfg, params, obs, sample = setup
     chain, _, prefix = sample(params, jax.random.split(jax.random.key(0), B), obs)
-    assert chain.log_prob.shape == (B, cfg.action_chunk, cfg.action_env_dim) == (B, 3, 7)
+    assert (
+        chain.log_prob.shape == (B, cfg.model.action_chunk, cfg.model.action_env_dim) == (B, 3, 7)
+    )
     outside = (
-        chain.x_next.at[:, :, cfg.action_chunk :]
+        chain.x_next.at[:, :, cfg.model.action_chunk :]
         .add(1.0)
-        .at[:, :, :, cfg.action_env_dim :]
+        .at[:, :, :, cfg.model.action_env_dim :]
         .add(1.0)
     )
     steps = flow.chain_steps(params, chain, prefix, cfg)
     moved, _, _ = flow.score(chain.replace(x_next=outside), steps, cfg)
     np.testing.assert_array_equal(moved, flow.score(chain, steps, cfg)[0])
     mean, std = (np.asarray(x)[:, :3, :7] for x in (steps[0].mean, steps[0].std))
-    if cfg.joint_logprob:
+    if cfg.model.joint_logprob:
         return
     z = (np.asarray(chain.x_next)[:, 0, :3, :7] - mean) / std
     np.testing.assert_allclose(
@@ -163,15 +170,15 @@ def test_only_the_executed_entries_are_scored(setup):
 def test_flow_ode_is_the_euler_sampler(setup):
     """With the deterministic method a chain is plain Euler integration, its log-prob 0."""
     cfg, params, obs, _ = setup
-    ode = dataclasses.replace(cfg, noise_method="flow_ode", joint_logprob=False)
+    ode = _with(cfg, noise_method="flow_ode", joint_logprob=False)
     key_B = jax.random.split(jax.random.key(5), B)
     chain, actions, prefix = jax.jit(lambda params, key_B, obs: _sample(params, key_B, obs, ode))(
         params, key_B, obs
     )
     np.testing.assert_array_equal(chain.log_prob, np.zeros((B, 3, 7)))
-    shape = (cfg.model.action_horizon, cfg.model.action_dim)
+    shape = (cfg.network.action_horizon, cfg.network.action_dim)
     start = jax.vmap(lambda key: jax.random.normal(jax.random.split(key, 3)[0], shape))(key_B)
-    expected = pi0.sample(params, start, obs, cfg.model, cfg.num_steps)
+    expected = pi0.sample(params, start, obs, cfg.network, cfg.model.num_steps)
     np.testing.assert_allclose(actions, expected, atol=1e-4)
 
 
@@ -188,9 +195,9 @@ def test_the_noise_level_of_the_moment_travels_with_the_chain(setup):
     cfg, params, obs, _ = setup
     key_B, prefix = jax.random.split(jax.random.key(2), B), flow.prefill(params, obs, cfg)
     plain, _ = flow.sample_chain(params, key_B, prefix, cfg)
-    halved, _ = flow.sample_chain(params, key_B, prefix, cfg, level=cfg.noise_level / 2)
+    halved, _ = flow.sample_chain(params, key_B, prefix, cfg, level=cfg.model.noise_level / 2)
     stds = [flow.chain_steps(params, chain, prefix, cfg)[0].std for chain in (plain, halved)]
-    if cfg.noise_method == "flow_noise":  # learns its level
+    if cfg.model.noise_method == "flow_noise":  # learns its level
         np.testing.assert_allclose(*stds, rtol=1e-5)
     else:
         assert (stds[1] < 0.7 * stds[0]).all()
@@ -222,7 +229,7 @@ def test_the_likelihood_of_a_joint_chain_is_that_of_all_its_steps():
     np.testing.assert_allclose(log_prob, terms[0] + terms[1], rtol=1e-6)
     np.testing.assert_allclose(entropy, 2 * flow.gaussian_entropy(0.5), rtol=1e-6)
     np.testing.assert_allclose(value, (steps[0].value + steps[1].value) / 2, rtol=1e-6)
-    rooted, *_ = flow.score(chain, steps, dataclasses.replace(cfg, joint_mean=True))
+    rooted, *_ = flow.score(chain, steps, _with(cfg, joint_mean=True))
     start = flow.gaussian_log_prob(chain.x[:, 0], 0.0, 1.0)
     np.testing.assert_allclose(rooted, (terms[0] + terms[1] + start) / 3, rtol=1e-5)
 
@@ -257,5 +264,5 @@ def test_padding_does_not_move_a_critic_on_the_vlm():
         token_mask=jnp.pad(obs.token_mask, ((0, 0), (0, 9))),
     )
     short, long = (flow.prefill(params, o, cfg).pooled for o in (obs, longer))
-    assert short.shape == (B, cfg.model.paligemma.width)
+    assert short.shape == (B, cfg.network.paligemma.width)
     np.testing.assert_allclose(short, long, atol=1e-5)

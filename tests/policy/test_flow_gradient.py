@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pirl_jax.core import spec
+from pirl_jax.core import page, spec
 from pirl_jax.models import heads, pi0, variants
 from pirl_jax.policy import flow
 
@@ -36,9 +36,8 @@ def make_params():
 @pytest.mark.parametrize("method", ["flow_noise", "flow_sde"])
 def test_the_score_is_the_gradient_of_the_mean_reward(monkeypatch, method):
     analytic_network.install(monkeypatch)
-    model = variants.pi0_config("tiny", action_dim=A, action_horizon=H)
-    cfg = flow.PolicyConfig(
-        model,
+    network = variants.pi0_config("tiny", action_dim=A, action_horizon=H)
+    model = page.Model(
         num_steps=2,
         noise_method=method,
         noise_level=0.4,
@@ -48,6 +47,7 @@ def test_the_score_is_the_gradient_of_the_mean_reward(monkeypatch, method):
         action_env_dim=A,
         add_value_head=False,
     )
+    cfg = flow.Policy(network, model)
     none = jnp.zeros((ROWS, 0))
     prefix = pi0.Prefix(
         k=none,
@@ -57,7 +57,7 @@ def test_the_score_is_the_gradient_of_the_mean_reward(monkeypatch, method):
         pooled=None,
     )
     draws = flow.draw(jax.random.split(jax.random.key(2), ROWS), cfg)
-    level = jnp.full(ROWS, cfg.noise_level)
+    level = jnp.full(ROWS, cfg.model.noise_level)
 
     def play(params, draws):
         chain, actions_BHA = flow.integrate(params, *draws, prefix, level, cfg)
@@ -79,7 +79,10 @@ def test_the_score_is_the_gradient_of_the_mean_reward(monkeypatch, method):
         )
         assert error < 0.05, name
     mean = score(
-        params, chain, reward_B - reward_B.mean(), dataclasses.replace(cfg, joint_mean=True)
+        params,
+        chain,
+        reward_B - reward_B.mean(),
+        flow.Policy(network, dataclasses.replace(model, joint_mean=True)),
     )
     np.testing.assert_allclose(
         flat(mean), flat(got) / 3, rtol=1e-4, atol=1e-6

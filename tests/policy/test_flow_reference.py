@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pirl_jax.core import spec, types
+from pirl_jax.core import page, spec, types
 from pirl_jax.policy import flow, noise
 
 TOLERANCE = dict(rtol=1e-4, atol=1e-5)
@@ -38,7 +38,7 @@ EVAL = [f"{name}_N{n}" for n in (3, 4) for name in ("sde_eval", "noise_eval")]
 
 @pytest.fixture
 def recorded(vectors, monkeypatch):
-    """recorded(case) -> get, PolicyConfig, params, prefix, level, fixed; the policy's network is the analytic one."""
+    """recorded(case) -> get, Policy, params, prefix, level, fixed; the policy's network is the analytic one."""
     analytic_network.install(monkeypatch)
     z = np.load(vectors / "rlinf" / "d_sampler.npz")
 
@@ -78,12 +78,12 @@ def test_sampling(recorded, case):
         chain.log_prob, get("out/rollout_prev_logprobs"), rtol=1e-4, atol=1e-4
     )
     # README Q11: the reference stores the mean of the values of all steps, and trains the value of one.
-    every = np.broadcast_to(np.arange(cfg.num_steps), (len(start), cfg.num_steps))
+    every = np.broadcast_to(np.arange(cfg.model.num_steps), (len(start), cfg.model.num_steps))
     values = [
         flow.denoise_step(
             params, prefix, None, chains[:, k], jnp.asarray(every[:, k]), level_B, cfg
         ).value
-        for k in range(cfg.num_steps)
+        for k in range(cfg.model.num_steps)
     ]
     np.testing.assert_allclose(
         np.mean(values, axis=0), get("out/rollout_prev_values")[:, 0], **TOLERANCE
@@ -105,9 +105,9 @@ def test_learning(recorded, case):
     def compare(result, name):
         log_prob, entropy, value = result
         np.testing.assert_allclose(log_prob, get(f"out/{name}_logprobs"), rtol=1e-4, atol=1e-4)
-        if cfg.add_value_head:
+        if cfg.model.add_value_head:
             np.testing.assert_allclose(value, get(f"out/{name}_values"), **TOLERANCE)
-        if cfg.noise_method == "flow_noise":
+        if cfg.model.noise_method == "flow_noise":
             np.testing.assert_allclose(entropy, get(f"out/{name}_entropy")[:, 0], **TOLERANCE)
 
     def mixture(params):
@@ -140,7 +140,7 @@ def test_the_reductions_of_the_reference(vectors):
     z = np.load(vectors / "rlinf" / "d_heads.npz")
     for joint in (0, 1):
         case = f"default_forward_reduction_joint{joint}"
-        cfg = flow.PolicyConfig(model=None, joint_logprob=bool(joint), joint_mean=True)
+        cfg = flow.Policy(None, page.Model(joint_logprob=bool(joint), joint_mean=True))
         for name in ("log_probs", "entropy"):
             terms = [flow.executed(x, cfg) for x in np.moveaxis(z[f"{case}/in/{name}"], 1, 0)]
             got = (

@@ -13,6 +13,17 @@ SETTINGS = {
 }
 PROMPT = "pick up the black bowl between the plate and the ramekin and place it on the plate"
 
+FIELDS = dict(
+    norm_mode="quantile",
+    delta_actions=False,
+    discrete_state=False,
+    image_size_px=224,
+    resize="host",
+    max_token_len=48,
+    action_dim=32,
+    env_action_dim=7,
+)
+
 
 @pytest.fixture(scope="module")
 def data(vectors):
@@ -25,7 +36,8 @@ def _transform(data, **settings):
         normalize.Stats(*(data[f"stats/{key}/{name}"] for name in names))
         for key in ("state", "actions")
     ]
-    return observation.Transform(tokenizer.ByteTokenizer(), normalize.NormStats(*parts), **settings)
+    stats = normalize.NormStats(*parts)
+    return observation.Transform(tokenizer.ByteTokenizer(), stats, **FIELDS | settings)
 
 
 @pytest.fixture(scope="module", params=SETTINGS)
@@ -161,7 +173,7 @@ def test_cameras_pass_in_order_and_seven_actions_come_out_as_in_rlinf(vectors, d
         normalize.Stats(np.zeros(dim), np.ones(dim), -np.ones(dim), np.ones(dim)) for dim in (8, 7)
     ]
     transform = observation.Transform(
-        tokenizer.ByteTokenizer(), normalize.NormStats(*identity), norm_mode="quantile"
+        tokenizer.ByteTokenizer(), normalize.NormStats(*identity), **FIELDS
     )
     decoded = observation.decode(transform, actions_HA[None], np.zeros((1, 8)))[0]
     np.testing.assert_allclose(

@@ -31,9 +31,13 @@ def actor():
         tokenizer.ByteTokenizer(),
         normalize.identity(8, 7),
         norm_mode="zscore",
+        delta_actions=False,
+        discrete_state=False,
         image_size_px=2,
+        resize="host",
         max_token_len=8,
         action_dim=8,
+        env_action_dim=7,
     )
 
     def explore(params, key, id_B, obs):
@@ -235,7 +239,7 @@ def test_an_episode_that_stays_lost_never_reaches_the_learner(actor, make_pool):
     ):
         assert not array_CE[:, 0].any()
     settings = config.settings(recipe.get_config())
-    data = update.rows(rollout, settings.update)
+    data = update.rows(rollout, settings.raw.algorithm)
     assert np.isfinite(data.advantage).all() and len(data.advantage) == 2
 
 
@@ -282,14 +286,14 @@ def learned(request):
             rollout, _ = collector.collect(
                 actor, params, key, pool, names, TWO_GROUPS, timeline.Timers()
             )
-    trains = optimizer.trainable(settings.policy.model, page.model.train_expert_only)
-    state = states.create(params, settings.optim, trains, mesh)
+    trains = optimizer.trainable(settings.policy.network, page.model.train_expert_only)
+    state = states.create(params, settings.raw.optim, trains, mesh)
     update_minibatch = update.make_update(
-        steps.log_prob_fn(settings), settings.update, settings.optim, trains, mesh
+        steps.log_prob_fn(settings), settings.raw.algorithm, settings.raw.optim, trains, mesh
     )
-    data = update.rows(rollout, settings.update)
+    data = update.rows(rollout, settings.raw.algorithm)
     with jax.transfer_guard("disallow"):
-        state, metrics = update.update(update_minibatch, state, data, key, settings.update)
+        state, metrics = update.update(update_minibatch, state, data, key, settings.raw.algorithm)
     return request.param, rollout, metrics, jax.device_get(state.params)
 
 

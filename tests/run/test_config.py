@@ -1,23 +1,35 @@
-"""Bad input ends in one sentence with the value and the remedy, exit code 2, no traceback; before anything is written."""
+"""Bad input ends in one sentence with the value and the remedy, exit code 2, no traceback.
 
+All of it before anything is written or started.
+"""
+
+import dataclasses
 import json
+import math
 import os
 import pathlib
 import subprocess
 import sys
+import typing
 
 import jax
 import pytest
 
 from pirl_jax import evaluate, train
 from pirl_jax.core import mesh as meshes
+from pirl_jax.core import page as pages
 from pirl_jax.envs import base as envs
 from pirl_jax.envs import probes
 from pirl_jax.envs.gl import backends
-from pirl_jax.models import variants
+from pirl_jax.envs.libero import files
+from pirl_jax.learner import optimizer
+from pirl_jax.models import attention, heads, remat, variants
+from pirl_jax.policy import flow, noise, normalize
 from pirl_jax.recipes import base, quickstart
-from pirl_jax.rollout import stream
-from pirl_jax.run import command, config, recipes
+from pirl_jax.rl import advantages, losses
+from pirl_jax.rollout import starts, stream
+from pirl_jax.run import command, config, recipes, reference
+from pirl_jax.weights import presets
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROBE = f"--config={ROOT / 'configs/probe.py'}"
@@ -47,7 +59,7 @@ def sentence(monkeypatch, capsys, tmp_path):
     return call
 
 
-# ---- the page ----------------------------------------------------------------------------------------------------------
+# ---- the page --------------------------------------------------------------------------------
 
 WRONG = [
     ("env.suite", "libero_spatail", "choose one of: libero_spatial, libero_object"),
@@ -68,7 +80,7 @@ WRONG = [
     (
         "model.noise_params",
         (0.7, 0.3, 0),
-        "must be (first level, last level, iterations), all above 0",
+        "must hold 3 numbers (first level, last level, iterations), each above 0",
     ),
     ("model.value_vlm_mode", "max", "choose one of: mean_token, first_token, last_token"),
     ("model.frozen_dtype", "float16", "choose one of: float32, bfloat16"),
@@ -77,7 +89,23 @@ WRONG = [
     ("algorithm.adv_type", "reinforce", "choose one of: gae, grpo, rloo, dr_grpo"),
     ("algorithm.logprob_type", "word", "choose one of: chunk, action, token"),
     ("algorithm.anchor", "l2", "choose one of: kl, velocity_mse"),
-    ("algorithm.clip_ratio_c", 0.5, "must be above 1, or 0 for no dual clip"),
+    ("num_iterations", -5, "must be at least 0"),
+    ("seed", 10**20, "must be at least 0 and at most 4294967295"),
+    ("seed", 2**32, "must be at least 0 and at most 4294967295"),
+    ("seed", -1, "must be at least 0 and at most 4294967295"),
+    ("run.directory", "", "must be text and not empty"),
+    ("env.tasks", (0, 0), "none of them twice"),
+    ("rollout.num_envs", 1_000_000, "must be at least 1 and at most 65536"),
+    ("algorithm.rewards_lower_bound", 0.95, "at most algorithm.rewards_upper_bound=0.9"),
+    ("algorithm.gamma", 1.01, "must be at least 0 and at most 1"),
+    ("algorithm.clip_ratio_low", -0.2, "must be at least 0"),
+    ("algorithm.clip_ratio_high", -0.2, "must be at least 0"),
+    ("algorithm.ema_decay", 1.0, "must be at least 0 and below 1"),
+    ("optim.lr", -0.001, "must be at least 0"),
+    ("optim.lr", float("nan"), "must be finite and at least 0"),
+    ("optim.clip_grad", 0.0, "must be above 0"),
+    ("optim.decay_steps", 0, "must exceed optim.warmup_steps=0 for optim.schedule='cosine'"),
+    ("algorithm.clip_ratio_c", 0.5, "must be above 1, or 0"),
     ("algorithm.group_size", 7, "must be a multiple of algorithm.group_size=7"),
     ("model.norm_mode", "none", "choose one of: zscore, quantile"),
     ("model.dtype", "float16", "choose one of: float32, bfloat16"),
@@ -100,7 +128,7 @@ WRONG = [
     (
         "env.render_devices",
         (-1,),
-        "must hold EGL devices, for example --config.env.render_devices=0,1",
+        "must hold EGL devices, each at least 0",
     ),
     ("env.cached_tasks", 0, "must be at least 1"),
     ("env.restarts_per_hour", -1, "must be at least 0"),
@@ -129,14 +157,13 @@ WRONG = [
 NEEDED = {
     "model.num_steps": dict(noise_method="flow_cps"),
     "model.ignore_last": dict(joint_logprob=True),
-    "model.noise_params": dict(noise_anneal=True),
 }
 
 
 def changed(page, name, value):
     section, _, field = name.rpartition(".")
     with page.ignore_type():
-        page[section][field] = value
+        (page[section] if section else page)[field] = value
     return page
 
 
@@ -201,8 +228,13 @@ def test_users_names_reach_the_policy():
         noise_method="reinflow", joint_logprob=True, is_lora=True, lora_rank=4, value_after_vlm=True
     )
     settings = config.settings(page)
-    assert settings.policy.noise_method == "flow_noise" and settings.policy.joint_logprob
-    assert settings.policy.model.paligemma.lora.attn_rank == 4 and settings.policy.value_after_vlm
+    assert (
+        settings.policy.model.noise_method == "flow_noise" and settings.policy.model.joint_logprob
+    )
+    assert (
+        settings.policy.network.paligemma.lora.attn_rank == 4
+        and settings.policy.model.value_after_vlm
+    )
     assert not settings.keep_prefix, "an adapter of the VLM changes the prefix with every update"
 
 
@@ -212,13 +244,13 @@ def test_adapters_under_openpis_names():
         paligemma_variant="gemma_2b", action_expert_variant="gemma_300m_lora", lora_init="openpi"
     )
     settings = config.settings(page)
-    assert settings.policy.model.expert.lora == variants.LoraConfig(32, 32.0, 32, init="openpi")
-    assert settings.policy.model.paligemma.lora is None and settings.keep_prefix, (
+    assert settings.policy.network.expert.lora == variants.LoraConfig(32, 32.0, 32, init="openpi")
+    assert settings.policy.network.paligemma.lora is None and settings.keep_prefix, (
         "the expert's adapters leave the prefix alone"
     )
     page.model.paligemma_variant = "gemma_2b_lora"
     assert (
-        config.settings(page).policy.model.paligemma.lora.attn_rank == 16
+        config.settings(page).policy.network.paligemma.lora.attn_rank == 16
         and not config.settings(page).keep_prefix
     )
     page.model.is_lora = True
@@ -243,7 +275,7 @@ def test_a_prefix_is_kept_while_the_vlm_is_frozen(is_lora, frozen, kept):
     else:
         with pytest.raises(
             ValueError,
-            match="prefix_cache='device' keeps what changes .* set it to 'recompute' or 'auto'",
+            match=r"prefix_cache='device' keeps what changes .* set it to 'recompute' or 'auto'",
         ):
             config.settings(page)
 
@@ -292,11 +324,11 @@ def test_tasks_and_start_states_are_checked_against_the_suite():
     page, spec = quickstart.get_config(), probes.make("action").spec
     with pytest.raises(
         ValueError,
-        match="needs at least 2 start states per task, but the suite has 1; set env.split=published",
+        match=r"needs at least 2 start states per task, but the suite has 1; set env\.split=",
     ):
         config.playable(page, spec)
     page.env.tasks = (4,)
-    with pytest.raises(ValueError, match="env.tasks has 4; suite 'probe_action' has tasks 0 to 0"):
+    with pytest.raises(ValueError, match=r"env.tasks has 4; suite 'probe_action' has tasks 0 to 0"):
         config.playable(page, spec)
 
 
@@ -320,13 +352,13 @@ def test_no_start_state_is_played_twice(name, count, first, last):
 def test_the_openpi_protocol_replans_every_five_actions():
     page = base.get_config()
     page.model.action_chunk, page.env.protocol = 10, "openpi"
-    assert config.settings(page).policy.action_chunk == 5
+    assert config.settings(page).policy.model.action_chunk == 5
     page.env.protocol = "rlinf"
-    assert config.settings(page).policy.action_chunk == 10
+    assert config.settings(page).policy.model.action_chunk == 10
     page.env.update(suite="tabletop", protocol="openpi")
-    assert config.settings(page).policy.action_chunk == 10, "a protocol of LIBERO alone"
+    assert config.settings(page).policy.model.action_chunk == 10, "a protocol of LIBERO alone"
     page.env.suite, page.model.action_horizon = "libero_goal", 4
-    with pytest.raises(ValueError, match="model.action_chunk=5 exceeds model.action_horizon=4"):
+    with pytest.raises(ValueError, match=r"model.action_chunk=5 exceeds model.action_horizon=4"):
         config.settings(page)
 
 
@@ -361,7 +393,58 @@ def test_the_published_recipe_has_the_published_split_and_the_default_is_held_ou
     assert base.get_config().env.split == "held_out"
 
 
-# ---- the command line --------------------------------------------------------------------------------------------------
+# ---- the page and what stands elsewhere ------------------------------------------------------
+
+TABLES = {
+    "env.suite": (*files.SUITES, "tabletop", *(f"probe_{name}" for name in probes.PROBES)),
+    "env.protocol": files.PROTOCOLS,
+    "env.render_quality": ("exact", "light"),
+    "env.split": starts.SPLITS,
+    "model.preset": ("", *presets.PRESETS),
+    "model.size": config.MODEL_SIZES,
+    "model.dtype": ("float32", "bfloat16"),
+    "model.frozen_dtype": ("float32", "bfloat16"),
+    "model.attention": ("auto", *attention.IMPLEMENTATIONS),
+    "model.resize": ("host", "device"),
+    "model.norm_mode": normalize.MODES,
+    "model.gradient_checkpointing": remat.POLICIES,
+    "model.lora_init": variants.LORA_INITS,
+    "model.paligemma_variant": ("", *variants.GEMMA),
+    "model.action_expert_variant": ("", *variants.GEMMA),
+    "model.noise_method": (*noise.METHODS, *noise.ALIASES),
+    "model.value_vlm_mode": heads.POOLS,
+    "rollout.prefix_cache": ("auto", "device", "host", "recompute"),
+    "rollout.start_order": starts.ORDERS,
+    "algorithm.adv_type": ("gae", *advantages.GROUP_BASELINES),
+    "algorithm.logprob_type": losses.LOG_PROB_LEVELS,
+    "algorithm.anchor": flow.ANCHORS,
+    "optim.schedule": optimizer.SCHEDULES,
+}
+
+
+def test_the_choices_of_the_page_are_those_of_the_tables():
+    """Floor 0 knows no table of the floors above."""
+    found = {
+        f"{section}.{field.name}": field.metadata["bound"].choices
+        for section, declared in pages.SECTIONS.items()
+        for field in dataclasses.fields(declared)
+        if field.metadata["bound"].choices
+    }
+    assert found == {name: tuple(table) for name, table in TABLES.items()}
+
+
+def test_recipes_start_from_the_page():
+    page = base.get_config()
+    assert page.to_dict() == pages.Page().as_dict() and page.is_locked and page.env.is_locked
+    assert config.settings(page).raw == pages.Page()
+
+
+def test_the_reference_is_that_of_the_page():
+    remedy = "docs/config.md is stale; run: python -m pirl_jax.run.reference > docs/config.md"
+    assert (ROOT / "docs/config.md").read_text() == reference.as_markdown(), remedy
+
+
+# ---- the command line ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -382,6 +465,52 @@ def test_the_published_recipe_has_the_published_split_and_the_default_is_held_ou
 )
 def test_a_wrong_argument(sentence, argument, remedy):
     assert remedy in sentence(train, QUICKSTART, argument)
+
+
+def nonsense(field):
+    """Just outside of the bound, or of another kind, as typed -> what the sentence must say."""
+    bound = field.metadata["bound"]
+    kind = typing.get_args(field.type)[0] if typing.get_origin(field.type) else field.type
+    text = bound.text()
+    if kind is bool:
+        return {"maybe": "maybe"}
+    if kind is str:
+        words = {"nonsense": "does not exist; choose one of: "} if bound.choices else {}
+        return words | ({"": text} if bound.filled else {})
+    wrong = {"many": "many"}
+    if kind is float:
+        wrong |= {} if typing.get_origin(field.type) else dict.fromkeys(("nan", "inf"), "finite")
+    elif math.isinf(bound.high):
+        wrong["2147483648"] = "at most 2147483647"
+    else:
+        wrong[str(bound.high + 1)] = text
+    if math.isfinite(bound.low):
+        wrong[str(bound.low if bound.open_low else bound.low - 1)] = text
+    if math.isfinite(bound.high) and kind is float:
+        wrong[str(bound.high if bound.open_high else bound.high + 0.001)] = text
+    return wrong
+
+
+FIELDS = {f.name: f for f in dataclasses.fields(pages.Page) if "bound" in f.metadata} | {
+    f"{section}.{field.name}": field
+    for section, declared in pages.SECTIONS.items()
+    for field in dataclasses.fields(declared)
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_no_command_starts_with_nonsense(sentence, monkeypatch, tmp_path, name):
+    """Nothing that comes after the check of the page is reached."""
+    monkeypatch.setattr(train.devices, "setup_jax", None)
+    field = FIELDS[name]
+    for value, bound in nonsense(field).items():
+        if typing.get_origin(field.type):
+            value = ",".join([value] * (field.metadata["bound"].length or 2))
+        flag = f"--config.{name}={value}"
+        said = sentence(train, QUICKSTART, "--config.env.tasks=0,", flag)
+        assert name in said and bound in said, said
+        assert all(part in said for part in value.split(",")), said
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("arguments", [[], ["--config"], ["--config="]])
@@ -421,7 +550,7 @@ def test_overrides_reach_the_page():
     )
 
 
-# ---- what only shows when the run is set up ----------------------------------------------------------------------------
+# ---- what only shows when the run is set up --------------------------------------------------
 
 
 @pytest.fixture
@@ -547,14 +676,29 @@ def test_a_real_process_ends_with_code_2_and_one_line():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == (
-        "error: --config.model.noise_levl is no field of the configuration; did you mean --config.model.noise_level?\n"
+        "error: --config.model.noise_levl is no field of the configuration; "
+        "did you mean --config.model.noise_level?\n"
     )
 
 
-def test_the_update_gets_the_whole_section():
-    """Left out, a field would fall back to its default: with groups of one, GRPO would learn nothing."""
+@pytest.mark.parametrize(
+    "argument, said",
+    [
+        ("num_iterations=-5", "num_iterations=-5 must be at least 0"),
+        ("run.directory=", "run.directory='' must be text and not empty"),
+        ("optim.lr=nan", "optim.lr=nan must be finite and at least 0"),
+    ],
+)
+def test_a_real_process_refuses_nonsense(argument, said):
+    command = [sys.executable, "-m", "pirl_jax.train", "--config", "configs/probe.py"]
+    command.append(f"--config.{argument}")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {said}\n")
+
+
+def test_every_section_of_a_recipe_reaches_the_settings():
+    """Left out, a field would fall back to its default: GRPO in groups of one learns nothing."""
     page = quickstart.get_config()
     page.model.add_value_head = False
     page.algorithm.update(adv_type="rloo", group_size=8, critic_warmup_iterations=0)
-    got = config.settings(page).update
-    assert {name: getattr(got, name) for name in page.algorithm} == page.algorithm.to_dict()
+    assert config.settings(page).raw.as_dict() == page.to_dict()

@@ -66,7 +66,8 @@ def test_the_run_uses_what_the_plan_compiled(shape, anneal):
     mesh = meshes.make_mesh(*shape, jax.devices()[: math.prod(shape)])
     settings = _settings(rollout__prefix_cache="host", model__noise_anneal=anneal)
     plan.measure(settings, mesh, PROMPT, ENV)
-    cfg, rows = settings.policy, settings.raw.rollout.num_envs // settings.raw.rollout.num_groups
+    cfg = settings.policy
+    rows = config.decision_batch(settings.raw, settings.raw.rollout.num_envs)
     params, state = plan._state(settings, mesh)
     (_, _, id_B, obs, *_), _ = plan._decision(settings, mesh, PROMPT, ENV, params)
     state = steps.train_state(

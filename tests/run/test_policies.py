@@ -84,7 +84,7 @@ def test_prompts_in_a_short_bucket_give_the_same_decisions(pi05):
         assert (
             prefix.mask.shape[1]
             == prefix.k.shape[2]
-            == 2 * settings.policy.model.image_tokens + to_model.max_token_len
+            == 2 * settings.policy.network.image_tokens + to_model.max_token_len
         )
         chains.append(chain)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *chains)

@@ -7,8 +7,18 @@ from pirl_jax.policy import normalize, observation, tokenizer
 from pirl_jax.serving import requests
 
 IDENTITY = normalize.identity(8, 7)
+FIELDS = dict(
+    norm_mode="quantile",
+    delta_actions=False,
+    discrete_state=False,
+    image_size_px=224,
+    resize="host",
+    max_token_len=48,
+    action_dim=32,
+    env_action_dim=7,
+)
 TRANSFORM = observation.Transform(
-    tokenizer.ByteTokenizer(), IDENTITY, image_size_px=16, max_token_len=16
+    tokenizer.ByteTokenizer(), IDENTITY, **FIELDS | dict(image_size_px=16, max_token_len=16)
 )
 IMAGE = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
 GOOD = requests.write(np.stack([IMAGE, IMAGE[::-1]]), np.arange(8, dtype=np.float32), "push", 24)
@@ -28,7 +38,7 @@ def test_what_is_read_equals_openpis_transforms(vectors):
 
     given = normalize.NormStats(stats("state"), stats("actions"))
     transform = observation.Transform(
-        tokenizer.ByteTokenizer(), given, norm_mode="zscore", max_token_len=100
+        tokenizer.ByteTokenizer(), given, **FIELDS | dict(norm_mode="zscore", max_token_len=100)
     )
     prompt = "pick up the black bowl between the plate and the ramekin and place it on the plate"
     message = {key: data[f"in/{key}"] for key in (*requests.IMAGES, requests.STATE)}

@@ -10,7 +10,7 @@ def test_a_preset_is_a_part_of_the_configuration_and_gives_the_published_network
     page = base.get_config()
     page.model.update(presets.named(name))
     assert page.model.preset == name
-    model = config.settings(page).policy.model
+    model = config.settings(page).policy.network
     assert (model.pi05, model.action_horizon, model.max_token_len) == (
         (True, 10, 200) if "pi05" in name else (False, 50, 48)
     )
@@ -60,5 +60,5 @@ def test_a_checkpoint_of_the_other_family_is_an_error(vectors):
         ValueError, match="pi05 is False in the checkpoint and True in the configuration"
     ):
         sources.open_source(
-            vectors / "openpi" / "orbax_pi0_tiny", config.settings(page).policy.model
+            vectors / "openpi" / "orbax_pi0_tiny", config.settings(page).policy.network
         )

@@ -1,0 +1,193 @@
+"""What a value may be: a bound per field, and the one sentence that refuses a value.
+
+A field is declared with one of the helpers (`at_least(0, 0.5, "meaning", "unit")`), which keep
+bound, meaning and unit in its metadata.  Knows no field.
+"""
+
+import dataclasses
+import math
+import typing
+
+from pirl_jax.core import types
+
+MOST = 2**31 - 1  # whole numbers become int32 on the device
+MOST_FLOAT = 3.4e38  # and numbers float32, which is infinite from here on
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """What a value must be; of a tuple, what each of its elements must be."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False  # low itself is refused
+    open_high: bool = False  # high itself is refused
+    besides: tuple[float, ...] = ()  # outside of low and high, with a meaning of their own
+    choices: tuple[str, ...] = ()
+    filled: bool = False  # a text must not be empty
+    length: int | None = None  # of a tuple; None: any
+    distinct: bool = False  # no element of a tuple twice
+
+    def text(self) -> str:
+        """The bound in words; "" where there is none."""
+        if self.choices:
+            return "one of: " + ", ".join(repr(choice) for choice in self.choices)
+        if self.filled:
+            return "not empty"
+        words = []
+        if self.low > -math.inf:
+            words.append(f"{'above' if self.open_low else 'at least'} {self.low}")
+        if self.high < math.inf:
+            words.append(f"{'below' if self.open_high else 'at most'} {self.high}")
+        others = [f"or {value}" for value in self.besides]
+        return ", ".join([" and ".join(words), *others])
+
+    def holds(self, value: float) -> bool:
+        """Whether a number lies inside."""
+        if value in self.besides:
+            return True
+        low_holds = value > self.low if self.open_low else value >= self.low
+        high_holds = value < self.high if self.open_high else value <= self.high
+        return low_holds and high_holds
+
+
+# ---- declarations: bound, default, meaning, unit ---------------------------------------------
+
+
+def _field(bound: Bound, default: object, meaning: str, unit: str) -> typing.Any:
+    metadata = {"bound": bound, "meaning": meaning, "unit": unit}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def plain(default: object, meaning: str, unit: str = "") -> typing.Any:
+    """A field without a bound: a switch, a text, a number that must only be finite."""
+    return _field(Bound(), default, meaning, unit)
+
+
+def at_least(
+    low: float, default: float, meaning: str, unit: str = "", besides: tuple[float, ...] = ()
+) -> typing.Any:
+    """A number from `low` on."""
+    return _field(Bound(low=low, besides=besides), default, meaning, unit)
+
+
+def positive(default: float, meaning: str, unit: str = "") -> typing.Any:
+    """A whole number from 1 on, or any other number above 0."""
+    whole = isinstance(default, int)
+    bound = Bound(low=1) if whole else Bound(low=0, open_low=True)
+    return _field(bound, default, meaning, unit)
+
+
+def above(
+    low: float, default: float, meaning: str, unit: str = "", besides: tuple[float, ...] = ()
+) -> typing.Any:
+    """A number greater than `low`."""
+    return _field(Bound(low=low, open_low=True, besides=besides), default, meaning, unit)
+
+
+def between(low: float, high: float, default: float, meaning: str, unit: str = "") -> typing.Any:
+    """A number from `low` to `high`, both included."""
+    return _field(Bound(low=low, high=high), default, meaning, unit)
+
+
+def fraction_below_one(default: float, meaning: str, unit: str = "") -> typing.Any:
+    """A decay: at least 0 and below 1, where nothing would ever move."""
+    return _field(Bound(low=0, high=1, open_high=True), default, meaning, unit)
+
+
+def one_of(choices: tuple[str, ...], default: str, meaning: str) -> typing.Any:
+    """A name; core knows no table of the floors above, so a test compares the choices with them."""
+    return _field(Bound(choices=choices), default, meaning, "")
+
+
+def filled(default: str, meaning: str) -> typing.Any:
+    """A text that is not empty."""
+    return _field(Bound(filled=True), default, meaning, "")
+
+
+def tuple_of(
+    low: float,
+    default: tuple,
+    meaning: str,
+    unit: str,
+    *,
+    open_low: bool = False,
+    length: int | None = None,
+    distinct: bool = False,
+) -> typing.Any:
+    """A tuple whose elements are at least `low`, or above it; `unit` names them in the plural."""
+    bound = Bound(low=low, open_low=open_low, length=length, distinct=distinct)
+    return _field(bound, default, meaning, unit)
+
+
+# ---- checks -----------------------------------------------------------------------------------
+
+
+def check(section: object, prefix: str = "") -> None:
+    """Check every declared field of a dataclass.
+
+    Raises:
+      ValueError: one sentence with `prefix` and name of the field, its value and its bound.
+    """
+    for field in dataclasses.fields(section):
+        if "bound" not in field.metadata:
+            continue
+        bound = field.metadata["bound"]
+        name = prefix + field.name
+        value = getattr(section, field.name)
+        if typing.get_origin(field.type) is tuple:
+            _check_tuple(name, value, field)
+        elif bound.choices and value not in bound.choices:
+            raise types.unknown(name, value, bound.choices)
+        else:
+            fault = _fault(value, field.type, bound)
+            if fault:
+                raise ValueError(f"{name}={value!r} must be {fault}")
+
+
+def element_kind(kind: object) -> type:
+    """Of tuple[int, ...] and tuple[int, int]: int."""
+    return typing.get_args(kind)[0]
+
+
+def in_words(kind: type, bound: Bound) -> str:
+    """Kind and bound of a value."""
+    return _both(KINDS[kind], bound.text())
+
+
+def _check_tuple(name: str, value: object, field: dataclasses.Field):
+    bound = field.metadata["bound"]
+    kind = element_kind(field.type)
+    number = "" if bound.length is None else f"{bound.length} "
+    wanted = f"{name}={value!r} must hold {number}{field.metadata['unit']}"
+    if not isinstance(value, tuple) or bound.length not in (None, len(value)):
+        raise ValueError(f"{wanted}, each {in_words(kind, bound)}")
+    for element in value:
+        fault = _fault(element, kind, bound)
+        if fault:
+            raise ValueError(f"{wanted}, each {fault}")
+    if bound.distinct and len(set(value)) < len(value):
+        raise ValueError(f"{wanted}, none of them twice")
+
+
+def _fault(value: object, kind: type, bound: Bound) -> str:
+    """What a value must be and is not; "" where nothing is wrong."""
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        return in_words(kind, bound)
+    if kind is str:
+        return in_words(kind, bound) if bound.filled and not value.strip() else ""
+    if kind is bool:
+        return ""
+    if kind is float and not abs(value) < MOST_FLOAT:  # nan is not smaller either
+        return _both("finite", bound.text())
+    if not bound.holds(value):
+        return bound.text()
+    if kind is int and bound.high == math.inf and value > MOST:
+        return f"at most {MOST}"
+    return ""
+
+
+def _both(first: str, second: str) -> str:
+    return f"{first} and {second}" if second else first

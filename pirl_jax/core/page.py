@@ -1,0 +1,447 @@
+"""Every field of a configuration, once: bound, default, meaning, unit.  Knows no reader.
+
+A recipe overrides at most ~25 of them, a command line any.  A page that exists has been checked,
+value by value; what two fields may not be together, and what is derived of them, stands in
+run/config.py.  The names under `model` and `algorithm` are those that users of RLinf and openpi
+know.  docs/config.md is made from this file (`python -m pirl_jax.run.reference`).
+"""
+
+from collections.abc import Mapping
+import dataclasses
+
+from pirl_jax.core import bounds
+from pirl_jax.core.bounds import (
+    above,
+    at_least,
+    between,
+    filled,
+    fraction_below_one,
+    one_of,
+    plain,
+    positive,
+    tuple_of,
+)
+
+# More than a host holds, whatever the suite; its own memory is checked where simulators start.
+MOST_ENVS = 65_536
+# Rows of models/variants.py GEMMA; no name is the one of the model's size.
+VARIANTS = (
+    *("", "gemma_2b", "gemma_300m", "gemma_2b_lora", "gemma_300m_lora"),
+    *("dummy", "small", "small_expert", "tiny", "tiny_expert"),
+)
+
+
+class Section:
+    """A group of fields; what is constructed is checked."""
+
+    def __post_init__(self):
+        bounds.check(self, f"{type(self).__name__.lower()}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Env(Section):
+    """The simulators."""
+
+    suite: str = one_of(
+        (
+            *("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"),
+            *("libero_130", "tabletop", "probe_constant", "probe_observed", "probe_delayed"),
+            *("probe_action", "probe_conditioned"),
+        ),
+        "libero_spatial",
+        "libero_130 is all of LIBERO; tabletop is ours; a probe_ needs no physics",
+    )
+    tasks: tuple[int, ...] = tuple_of(
+        0, (), "used in training and evaluation; () = all", "task indices", distinct=True
+    )
+    image_size_px: int = positive(
+        256, "both cameras as rendered; resized to model.image_size_px with padding", "px"
+    )
+    max_episode_steps: int = at_least(
+        0, 0, "until truncation; 0 = protocol's or suite's", "control steps"
+    )
+    protocol: str = one_of(
+        ("rlinf", "openpi"),
+        "rlinf",
+        "LIBERO: whose time limits and settle steps; openpi also sets model.action_chunk to 5",
+    )
+    assets: str = plain(
+        "",
+        "folder of LIBERO's meshes; empty = $PIRL_LIBERO_ASSETS, else libero's own download",
+    )
+    render_quality: str = one_of(
+        ("exact", "light"),
+        "exact",
+        "light: fewer triangles or simple shapes, same physics; recorded in every result",
+    )
+    spread: float = at_least(
+        0, 1.0, "tabletop: area in which the manipulated cube starts", "of 12 x 18 cm"
+    )
+    split: str = one_of(
+        ("held_out", "published"),
+        "held_out",
+        "held_out: 80 % of a task's start states train, others evaluate; published: all do both",
+    )
+    num_workers: int = positive(8, "simulator processes of each host")
+    render_devices: tuple[int, ...] = tuple_of(
+        0, (), "one for each worker, in turn; () = the default device", "EGL devices"
+    )
+    cached_tasks: int = positive(
+        2,
+        "tasks whose simulators a process keeps; episodes go where theirs is (LIBERO: 0.5 GB each)",
+    )
+    timeout_s: float = positive(120.0, "a simulator that answers later is replaced", "s")
+    restarts_per_hour: int = at_least(
+        0, 20, "replaced processes before the run stops with the first cause"
+    )
+    recycle_episodes: int = at_least(
+        0, 0, "a worker is replaced after so many; 0 = never", "episodes"
+    )
+    recycle_growth_gb: float = at_least(
+        0, 0.0, "a worker is replaced once it has grown so much; 0 = never", "GB"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Model(Section):
+    """The network, its inputs, and how it acts."""
+
+    preset: str = one_of(
+        ("", "pi0_libero", "pi05_libero"),
+        "",
+        "openpi's choices of the fields below (pirl_jax/weights/presets.py); empty = none",
+    )
+    size: str = one_of(
+        ("full", "small", "tiny"), "full", "of the network (pirl_jax/models/variants.py)"
+    )
+    pi05: bool = plain(False, "time conditions every expert norm (adaRMS); no state token")
+    dtype: str = one_of(("float32", "bfloat16"), "bfloat16", "compute dtype")
+    frozen_dtype: str = one_of(
+        ("float32", "bfloat16"), "float32", "of the weights that do not train, in training"
+    )
+    attention: str = one_of(
+        ("auto", "xla", "cudnn"),
+        "auto",
+        "over the prefix; auto = cudnn (fused) where a test on the device gives xla's numbers",
+    )
+    image_size_px: int = positive(224, "of what the network sees", "px")
+    resize: str = one_of(
+        ("host", "device"),
+        "host",
+        "host: Pillow, 0.8 ms an image, what published policies saw; device: within 1 grey level",
+    )
+    action_dim: int = positive(32, "the simulator's 7 are zero-padded to it", "action dims")
+    action_horizon: int = positive(50, "H, which the model denoises per decision", "actions")
+    max_token_len: int = positive(48, "length of a prompt", "tokens")
+    tokenizer: str = plain(
+        "", "path of a SentencePiece model (PaliGemma's for published weights), or byte"
+    )
+    norm_stats: str = plain(
+        "",
+        "norm_stats.json, or identity; empty = next to the weights, or from the demonstrations",
+    )
+    norm_mode: str = one_of(("zscore", "quantile"), "zscore", "pi0: zscore, pi0.5: quantile")
+    delta_actions: bool = plain(
+        True, "pi0-LIBERO: the first 6 action dims are predicted relative to the state"
+    )
+    discrete_state: bool = plain(False, "pi0.5: write the state into the prompt")
+    checkpoint: str = plain(
+        "",
+        "to start from: run directory, or openpi's, RLinf's, LeRobot's; empty = fresh, then sft",
+    )
+    gradient_checkpointing: str = one_of(
+        ("none", "dots", "full"), "none", "what the backward pass recomputes"
+    )
+    train_expert_only: bool = plain(True, "freeze the VLM (image tower, embedder, expert 0)")
+    is_lora: bool = plain(
+        False,
+        "low-rank adapters train in the VLM's language layers; its other weights are frozen",
+    )
+    lora_rank: int = positive(32, "rank and alpha of the adapters")
+    lora_init: str = one_of(
+        ("zeros", "openpi"),
+        "zeros",
+        "fresh adapters; zeros: factor B is 0, they change nothing; openpi: both factors random",
+    )
+    paligemma_variant: str = one_of(
+        VARIANTS,
+        "",
+        "openpi's name instead of is_lora: gemma_2b, gemma_2b_lora (rank 16); empty = by size",
+    )
+    action_expert_variant: str = one_of(
+        VARIANTS,
+        "",
+        "gemma_300m, or gemma_300m_lora (rank 32), whose other language weights are frozen",
+    )
+    noise_method: str = one_of(
+        ("flow_ode", "flow_sde", "flow_noise", "flow_cps", "reinflow"),
+        "flow_sde",
+        "of exploration; flow_noise, or reinflow: the std is learned; flow_ode: none",
+    )
+    noise_level: float = at_least(
+        0, 0.5, "a of flow_sde and flow_cps, scale of the exploration noise"
+    )
+    noise_anneal: bool = plain(False, "take the noise level from noise_params instead")
+    noise_params: tuple[float, float, float] = tuple_of(
+        0,
+        (0.7, 0.3, 400),
+        "noise level at the start, at the end, iterations in between",
+        "numbers (first level, last level, iterations)",
+        open_low=True,
+        length=3,
+    )
+    noise_logvar_range: tuple[float, float] = tuple_of(
+        0,
+        (0.08, 0.16),
+        "flow_noise: bounds of the learned std (the name is RLinf's)",
+        "numbers (lowest std, highest std)",
+        open_low=True,
+        length=2,
+    )
+    num_steps: int = positive(4, "J of the flow", "denoise steps")
+    ignore_last: bool = plain(False, "the last denoise step is never the stochastic one")
+    joint_logprob: bool = plain(False, "all denoise steps are stochastic; False: one, by decision")
+    joint_mean: bool = plain(
+        False,
+        "joint_logprob: mean over start noise and steps (RLinf), not the sum over the steps",
+    )
+    action_chunk: int = positive(5, "I, executed open loop per decision", "actions")
+    action_env_dim: int = positive(7, "read by the simulator, and scored", "action dims")
+    add_value_head: bool = plain(True, "the critic, which adv_type=gae needs")
+    value_hidden: tuple[int, ...] = tuple_of(
+        1, (512, 256, 128), "hidden layers of the value head", "widths"
+    )
+    value_after_vlm: bool = plain(
+        False, "the critic reads the VLM's output (published pi0.5), not the action features"
+    )
+    value_vlm_mode: str = one_of(
+        ("mean_token", "first_token", "last_token"),
+        "mean_token",
+        "value_after_vlm: of its valid tokens",
+    )
+    detach_critic_input: bool = plain(True, "no gradient of the value loss into the network")
+    chunk_critic_input: bool = plain(
+        False, "the value pools the first I action features instead of all H"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout(Section):
+    """How episodes are played."""
+
+    num_envs: int = between(1, MOST_ENVS, 64, "simulators stepping at a time, of each host")
+    num_groups: int = positive(
+        2,
+        "the policy serves the first 1 / num_groups of the ready slots (RLinf: pipeline_stage_num)",
+    )
+    lockstep: bool = plain(False, "fixed groups take turns: slower; runs repeat bit for bit")
+    episodes_per_iteration: int = positive(
+        512, "whole ones per rollout, of all hosts together", "episodes"
+    )
+    prefix_cache: str = one_of(
+        ("auto", "device", "host", "recompute"),
+        "auto",
+        "where a frozen VLM's prefix waits for the update; recompute: nowhere; auto = by memory",
+    )
+    start_order: str = one_of(
+        ("uniform", "ordered"),
+        "uniform",
+        "of (task, start state); uniform: with replacement; ordered: each once before any twice",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm(Section):
+    """What is learned from a rollout.  Sizes count rows of all hosts together."""
+
+    adv_type: str = one_of(
+        ("gae", "grpo", "rloo", "dr_grpo"),
+        "gae",
+        "gae has a critic; the others compare with the group's scores: add_value_head=False",
+    )
+    group_size: int = positive(1, "consecutive, of one task and start state", "episodes")
+    filter_rewards: bool = plain(False, "learn only of groups whose mean is in the bounds")
+    rewards_lower_bound: float = plain(0.1, "of filter_rewards")
+    rewards_upper_bound: float = plain(0.9, "of filter_rewards")
+    max_episodes_per_iteration: int = at_least(
+        0,
+        0,
+        "filtered groups and such of equal scores are replaced up to here (DAPO); 0 = off",
+        "episodes",
+    )
+    gamma: float = between(0, 1, 0.99, "discount per decision")
+    gae_lambda: float = between(0, 1, 0.95, "per decision; 1 = Monte Carlo")
+    bootstrap_truncated: bool = plain(
+        False, "value of the last observation after a time limit; False: as RLinf, 0"
+    )
+    normalize_advantages: bool = plain(True, "over the valid decisions of the whole rollout")
+    update_epochs: int = positive(4, "passes over one rollout")
+    minibatch_size: int = positive(2048, "per optimiser step", "decisions")
+    microbatch_size: int = at_least(
+        0,
+        128,
+        "per forward-backward; 0 = the most, up to 128, that the memory plan finds room for",
+        "decisions",
+    )
+    clip_ratio_low: float = between(0, 1, 0.2, "the probability ratio is clipped below 1 - this")
+    clip_ratio_high: float = at_least(0, 0.2, "the probability ratio is clipped above 1 + this")
+    clip_ratio_c: float = above(
+        1,
+        0.0,
+        "dual clip: bound of the loss of bad actions; 0 for no dual clip",
+        "of the advantage",
+        besides=(0,),
+    )
+    logprob_type: str = one_of(
+        ("chunk", "action", "token"),
+        "chunk",
+        "one probability ratio per chunk, per action, or per token (entry of an action)",
+    )
+    value_clip: float = positive(0.2, "clip of a value's move away from the rollout's")
+    huber_delta: float = positive(10.0, "error from which the value loss is linear")
+    value_coef: float = at_least(0, 1.0, "weight of the value loss")
+    entropy_bonus: float = at_least(
+        0, 0.0, "reward for the mean entropy of one action entry", "per nat"
+    )
+    trajectory_weighting: bool = plain(
+        True, "every trajectory weighs the same; False: every decision"
+    )
+    target_kl: float = at_least(
+        0, 0.0, "no more epochs after a mean KL above this; 0 = off", "nats"
+    )
+    critic_warmup_iterations: int = at_least(
+        0, 0, "that fit the value head alone", "first iterations"
+    )
+    anchor: str = one_of(
+        ("kl", "velocity_mse"), "kl", "distance to the policy that training starts from"
+    )
+    anchor_coef: float = at_least(0, 0.0, "its weight in the loss; 0 = off")
+    sft_loss_weight: float = at_least(
+        0,
+        0.0,
+        "weight of the flow-matching loss on sft.demonstrations; 0 = off",
+    )
+    ema_decay: float = fraction_below_one(0.0, "of averaged weights to evaluate; 0 = off")
+
+    @property
+    def uses_critic(self) -> bool:
+        """Whether a value head is trained."""
+        return self.adv_type == "gae"
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim(Section):
+    """AdamW."""
+
+    lr: float = at_least(0, 5e-6, "of the policy")
+    value_lr: float = at_least(0, 1e-4, "of the value head")
+    b1: float = fraction_below_one(0.9, "decay of the first moment")
+    b2: float = fraction_below_one(0.95, "decay of the second moment")
+    eps: float = positive(1e-8, "added to the root of the second moment")
+    weight_decay: float = at_least(0, 0.01, "of everything that trains")
+    clip_grad: float = positive(1.0, "global norm over everything that trains")
+    schedule: str = one_of(
+        ("constant", "cosine", "openpi_cosine"),
+        "constant",
+        "of both rates, by iteration",
+    )
+    warmup_steps: int = at_least(0, 0, "from 0 to the full rate", "iterations")
+    decay_steps: int = at_least(0, 0, "until a cosine is lowest, warm-up included", "iterations")
+    min_lr_ratio: float = between(0, 1, 0.0, "that minimum, as a fraction of the peak")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sft(Section):
+    """Supervised fine-tuning of a fresh model, before reinforcement learning."""
+
+    demonstrations: int = at_least(
+        0, 0, "scripted, per task, for a fresh model; 0 = no SFT", "episodes"
+    )
+    action_noise: float = at_least(0, 0.0, "std on executed expert actions; the label is clean")
+    steps: int = at_least(0, 1000, "optimiser steps")
+    batch_size: int = at_least(0, 64, "per step", "control steps")
+    lr: float = at_least(0, 1e-3, "peak of the warm-up and cosine of openpi")
+    warmup_steps: int = at_least(0, 50, "from 0 to the peak", "steps")
+    weight_decay: float = at_least(0, 1e-4, "of everything that trains")
+    ema: float = fraction_below_one(0.0, "decay of the averaged weights used afterwards; 0 = off")
+    augment: bool = plain(False, "openpi's crop, rotation and colour jitter")
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval(Section):
+    """Evaluation: during training, at its ends, and by the evaluate command."""
+
+    episodes_per_task: int = at_least(
+        0, 0, "start states of env.split, in order; 0 = all", "per task"
+    )
+    num_envs: int = between(
+        0,
+        MOST_ENVS,
+        0,
+        "simulators of the evaluate command; 0 = as in the rollout, which training evaluates on",
+    )
+    every: int = at_least(0, 0, "between evaluations; 0 = at the end", "iterations")
+    episodes_during_training: int = at_least(0, 0, "of those; 0 = as episodes_per_task", "per task")
+    num_videos: int = at_least(0, 1, "the first of an evaluation, recorded", "episodes")
+    baseline: bool = plain(True, "evaluate before learning too, for the final table")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh(Section):
+    """How many devices share what."""
+
+    data: int = at_least(1, -1, "along the batch; -1: all that fsdp leaves", "devices", (-1,))
+    fsdp: int = positive(1, "that share parameters and moments; at most a host's", "devices")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Section):
+    """What a run leaves behind."""
+
+    directory: str = filled("runs/default", "of everything that the run writes")
+    save_every: int = positive(40, "between checkpoints", "iterations")
+    keep: int = positive(2, "checkpoints kept")
+    tensorboard: bool = plain(True, "write event files")
+    wandb: bool = plain(False, "needs the wandb package and an account")
+    compilation_cache: str = plain("~/.cache/pirl_jax", "persistent XLA cache; empty = off")
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """A whole configuration."""
+
+    seed: int = between(0, 2**32 - 1, 42, "of everything random")
+    num_iterations: int = at_least(0, 1000, "one rollout and its updates each", "iterations")
+    env: Env = Env()
+    model: Model = Model()
+    rollout: Rollout = Rollout()
+    algorithm: Algorithm = Algorithm()
+    optim: Optim = Optim()
+    sft: Sft = Sft()
+    eval: Eval = Eval()
+    mesh: Mesh = Mesh()
+    run: Run = Run()
+
+    def __post_init__(self):
+        bounds.check(self)
+
+    def as_dict(self) -> dict:
+        """Nested dicts, from which an ml_collections page is made."""
+        return dataclasses.asdict(self)
+
+
+def from_dict(fields: Mapping) -> Page:
+    """The checked page of nested dicts, or of an ml_collections page.
+
+    Raises:
+      ValueError: one sentence with section, field, value and bound.
+    """
+    values = dict(fields)
+    for name, section in SECTIONS.items():
+        values[name] = section(**values[name])
+    return Page(**values)
+
+
+SECTIONS = {
+    field.name: field.type for field in dataclasses.fields(Page) if "bound" not in field.metadata
+}

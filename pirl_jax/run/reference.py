@@ -1,0 +1,65 @@
+"""docs/config.md, made from the page of fields: a table per section.
+
+python -m pirl_jax.run.reference > docs/config.md
+"""
+
+from collections.abc import Iterable, Iterator
+import dataclasses
+import typing
+
+from pirl_jax.core import bounds, page
+
+HEAD = """# Every field of a configuration
+
+Made from `pirl_jax/core/page.py` by `python -m pirl_jax.run.reference > docs/config.md`.
+
+A recipe overrides fields of this page, a command line any: `--config.section.field=value`.
+Tuples are written `0,1,2`. A value outside of its bound ends in one sentence before anything
+starts; whole numbers are at most 2147483647 where nothing else is said, other numbers finite."""
+KINDS = {bool: "True or False", int: "whole number", float: "number", str: "text"}
+COLUMNS = "| field | default | unit | bound | meaning |\n|---|---|---|---|---|"
+
+
+def as_markdown() -> str:
+    """The whole document."""
+    top = [field for field in dataclasses.fields(page.Page) if "bound" in field.metadata]
+    parts = [HEAD, _table(top)]
+    for name, section in page.SECTIONS.items():
+        parts.append(f"## {name}\n\n{section.__doc__}")
+        parts.append(_table(dataclasses.fields(section)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(fields: Iterable[dataclasses.Field]) -> str:
+    return "\n".join([COLUMNS, *_rows(fields)])
+
+
+def _rows(fields: Iterable[dataclasses.Field]) -> Iterator[str]:
+    for field in fields:
+        cells = (
+            f"`{field.name}`",
+            f"`{field.default!r}`",
+            field.metadata["unit"],
+            _bound(field),
+            field.metadata["meaning"],
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def _bound(field: dataclasses.Field) -> str:
+    bound = field.metadata["bound"]
+    if bound.choices:
+        return ", ".join(f"`{choice}`" if choice else "empty" for choice in bound.choices)
+    if typing.get_origin(field.type) is not tuple:
+        return _words(field.type, bound)
+    words = f"each a {_words(bounds.element_kind(field.type), bound)}"
+    return f"{words}, none twice" if bound.distinct else words
+
+
+def _words(kind: type, bound: bounds.Bound) -> str:
+    text = bound.text()
+    return f"{KINDS[kind]}, {text}" if text else KINDS[kind]
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")
