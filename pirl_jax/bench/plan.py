@@ -118,7 +118,7 @@ def _env_spec(recipe: str, env: Any) -> base.EnvSpec:
 
 
 def _small(settings: config.Settings) -> dict[str, Any]:
-    group_size = settings.update.group_size
+    group_size = settings.raw.algorithm.group_size
     if group_size == 1:
         return SMALL
     return SMALL | {"rollout.episodes_per_iteration": SMALL_GROUPS * group_size}

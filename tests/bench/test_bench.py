@@ -172,7 +172,7 @@ def test_the_plan_of_a_recipe_as_published_and_small(monkeypatch, capsys):
     assert " ".join(arithmetic) == "4667 / 2547 (1.83x) 4659 / 21 (219.47x)"
     assert [of_plan[1:] for of_plan in asked] == [(480, 32, 40 * 10**9)] * 2
     changed = asked[1][0]
-    assert changed.raw.model.frozen_dtype == "bfloat16" and changed.update.group_size == 8
+    assert changed.raw.model.frozen_dtype == "bfloat16" and changed.raw.algorithm.group_size == 8
     with pytest.raises(SystemExit):
         bench.main(["bench", "plan", "--recipes", "configs/quickstart.py"])
     assert "is not LIBERO's; give LIBERO recipes" in capsys.readouterr().err
