@@ -1,17 +1,19 @@
-"""PPO of pi0 in libero_object: RLinf's published recipe, one iteration = 512 episodes = up to 24,576 decisions.
+"""PPO of pi0 in libero_object: RLinf's published recipe, one iteration = 512 episodes = up to
+24,576 decisions.
 
     python -m pirl_jax.train --config configs/libero_object_ppo_pi0.py \
         --config.model.checkpoint=RUN_OR_SFT_DIR --config.model.tokenizer=paligemma_tokenizer.model
 
-Hardware of the published run: 8 x H100.  Published success: few-shot SFT 64.4 %, after PPO 99.4 % (RLinf documentation);
-not reproduced by us yet.
-Deviations: those of libero_spatial_ppo_pi0.py.
+Hardware of the published run: 8 x H100.  Published success: few-shot SFT 64.4 %, after PPO 99.4 %
+(RLinf documentation); not reproduced by us yet. Deviations: those of libero_spatial_ppo_pi0.py.
 """
+
+import ml_collections
 
 from pirl_jax.recipes import libero_spatial_ppo_pi0
 
 
-def get_config():
+def get_config() -> ml_collections.ConfigDict:
     config = libero_spatial_ppo_pi0.get_config()
     config.env.suite = "libero_object"
     config.run.directory = "runs/libero_object_ppo_pi0"

@@ -1,15 +1,19 @@
-"""Real LIBERO on two CPU cores: few-shot SFT of a small model on a scripted expert's demonstrations, then PPO with flow-SDE.
+"""Real LIBERO on two CPU cores: few-shot SFT of a small model on a scripted expert's
+demonstrations, then PPO with flow-SDE.
 
     PIRL_LIBERO_ASSETS=... python -m pirl_jax.train --config configs/libero_small.py
 
-One libero_object task, images of 64 px, light rendering (the same physics).  All 50 start states train and evaluate, as in the
-published protocol.  launch/learning.sh runs its variants; results: docs/results/.
+One libero_object task, images of 64 px, light rendering (the same physics).  All 50 start states
+train and evaluate, as in the published protocol.  launch/learning.sh runs its variants; results:
+docs/results/.
 """
+
+import ml_collections
 
 from pirl_jax.recipes import base
 
 
-def get_config():
+def get_config() -> ml_collections.ConfigDict:
     config = base.get_config()
     config.num_iterations = 24
     config.env.update(

@@ -1,14 +1,17 @@
-"""The libero_spatial recipe with a tiny, untrained model and two simulators: shows that every part runs in real LIBERO.
+"""The libero_spatial recipe with a tiny, untrained model and two simulators: shows that every part
+runs in real LIBERO.
 
     PIRL_LIBERO_ASSETS=... python -m pirl_jax.train --config configs/libero_spatial_ppo_pi0_tiny.py
 
 Minutes on two CPU cores; success stays 0 (nothing taught this model).
 """
 
+import ml_collections
+
 from pirl_jax.recipes import libero_spatial_ppo_pi0
 
 
-def get_config():
+def get_config() -> ml_collections.ConfigDict:
     config = libero_spatial_ppo_pi0.get_config()
     config.num_iterations = 2
     config.env.update(tasks=(0, 1), image_size_px=64, num_workers=2)

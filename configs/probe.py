@@ -1,16 +1,20 @@
-"""A probe environment and a tiny pi0: the whole program in half a minute, without a simulator.  For tests and first aid:
-the first probe that cannot be learned names the broken part (pirl_jax/envs/probes.py).
+"""A probe environment and a tiny pi0: the whole program in half a minute, without a simulator.  For
+tests and first aid: the first probe that cannot be learned names the broken part
+(pirl_jax/envs/probes.py).
 
     python -m pirl_jax.train --config configs/probe.py
     python -m pirl_jax.train --config configs/probe.py --config.env.suite=probe_action
 
-Every episode of a probe ends in success; what must grow is env/return: 0 without looking, above 0.8 after 40 iterations.
+Every episode of a probe ends in success; what must grow is env/return: 0 without looking, above 0.8
+after 40 iterations.
 """
+
+import ml_collections
 
 from pirl_jax.recipes import base
 
 
-def get_config():
+def get_config() -> ml_collections.ConfigDict:
     config = base.get_config()
     config.num_iterations = 40
     config.env.update(suite="probe_conditioned", image_size_px=16, split="published", num_workers=1)

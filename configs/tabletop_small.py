@@ -5,10 +5,12 @@
 Minutes per run on two CPU cores; results: docs/results/tabletop.json.
 """
 
+import ml_collections
+
 from pirl_jax.recipes import quickstart
 
 
-def get_config():
+def get_config() -> ml_collections.ConfigDict:
     config = quickstart.get_config()
     config.num_iterations = 40
     config.optim.update(schedule="constant")
