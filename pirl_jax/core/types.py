@@ -2,10 +2,10 @@
 
 Dimension key: a name ends in the letters of its axes (`x_BHA`), and docstrings and einsums use the
 same letters.  One letter has one meaning in the whole package; tests/core/test_dimension_key.py
-reads this table and every suffix.  A digit is an axis of that size.  Small letters never begin a
-suffix of the learning side; those of scene geometry are small throughout.
+reads this table and every suffix.  A digit is an axis of that size.  Small letters are axes inside
+what a capital counts, and those of a scene's geometry:
 
-    A  action entries, of the model   B  rows of a batch                C  decisions of an episode
+    A  action entries of the model    B  rows of a batch                C  decisions of an episode
     D  width of a token stream        E  episodes, one a slot           F  mlp hidden
     G  query heads per kv head, N/K   H  action horizon                 I  executed actions, I <= H
     J  denoise steps                  K  kv heads                       L  layers
@@ -13,10 +13,10 @@ suffix of the learning side; those of scene geometry are small throughout.
     Q  entries of the robot's state   R  valid decisions of a rollout   S  key/value tokens
     T  query tokens                   U  stochastic denoise steps       V  cameras
     W  outputs of a dense layer       X  image columns                  Y  image rows
-    Z  the pair key and value
+    Z  the pair of key and value
 
-    a  action entries, of the robot   h  head dim                       r  adapter rank
-    x  patches across an image        y  patches down an image          n  some of the above
+    a  action entries of the robot    h  head dim                       r  adapter rank
+    x  patches across an image        y  patches down an image          n  some of what there is
     f  triangles of a mesh            v  vertices of a mesh             g  bodies of a scene
     p  points                         d  degrees of freedom
 

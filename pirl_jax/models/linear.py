@@ -49,7 +49,7 @@ def add_bias(y: Array, bias: Array) -> Array:
 def einsum(equation: str, x: Array, w: Array) -> Array:
     """jnp.einsum(equation, x, w) for x with two leading row axes (batch, token) that w has not.
 
-    The two are merged into one axis R.  XLA on CPU has no fast kernel for the weight gradient of a
+    The two are merged into one axis.  XLA on CPU has no fast kernel for the weight gradient of a
     contraction over two axes (5 to 7 times slower at the sizes of the embedded suite); elsewhere
     the merge costs nothing.
     """
@@ -59,6 +59,6 @@ def einsum(equation: str, x: Array, w: Array) -> Array:
     assert not set(rows) & set(w_letters), f"{equation}: w has a row axis"
 
     merged_x = x.reshape(-1, *x.shape[2:])
-    y = jnp.einsum(equation.replace(rows, "R"), merged_x, w)
+    y = jnp.einsum(equation.replace(rows, "B"), merged_x, w)
     at = out.index(rows)
     return y.reshape(*y.shape[:at], *x.shape[:2], *y.shape[at + 1 :])

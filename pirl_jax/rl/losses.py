@@ -102,7 +102,11 @@ def clipped_surrogate(
 
 
 def huber(error: Array, delta: float) -> Array:
-    """0.5 e^2 where |e| < delta, else delta (|e| - delta / 2)."""
+    """0.5 e^2 where |e| < delta, else delta (|e| - delta / 2).
+
+    Not optax's: its gradient is (e - delta) + delta inside, which rounds small errors to multiples
+    of delta's last bit (5e-7 for delta = 10).
+    """
     size = jnp.abs(error)
     return jnp.where(size < delta, 0.5 * error**2, delta * (size - 0.5 * delta))
 

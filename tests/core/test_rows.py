@@ -1,4 +1,7 @@
-"""Rows that stay where they are: the same rows come out of a list, of a tree and of a buffer on the devices."""
+"""Rows that stay where they are.
+
+The same rows come out of a list, of a tree and of a buffer on the devices.
+"""
 
 import jax
 import numpy as np

@@ -1,4 +1,7 @@
-"""The reference model cases: configuration, parameters, inputs, expected arrays; our results under the same names."""
+"""The reference model cases: configuration, parameters, inputs, expected arrays.
+
+Our results under the same names.
+"""
 
 import dataclasses
 import functools
@@ -109,7 +112,10 @@ class Case:
         ]
 
     def check(self, prefix: str, tolerance: float):
-        """Compare every recorded array of this prefix; relative to max(1, max abs), bfloat16 to 3e-2 of the max."""
+        """Compare every recorded array of this prefix.
+
+        Relative to max(1, max abs), bfloat16 to 3e-2 of the max.
+        """
         names = self.recorded(prefix)
         assert names, prefix
         for name in names:
@@ -130,7 +136,10 @@ class Case:
             )
 
     def _meaningful(self, name, x):
-        """Padded queries attend uniformly to all keys of a pass: the prefix here, also the suffix in the reference."""
+        """Padded queries attend uniformly to all keys of a pass.
+
+        The prefix here, also the suffix in the reference.
+        """
         if "train/prefix_out" in name:
             return x[self.arrays["out/prefix/mask"]]
         if "train/kv_" in name:
@@ -250,7 +259,9 @@ def siglip_stages(params, obs, cfg) -> dict:
     x = siglip.add_position(img, stem)
     stages = {"stem": stem, "with_posemb": x}
     x = x.astype(cfg.dtype)
+    blocks = img["Transformer"]["encoderblock"]
     for i in range(cfg.siglip.depth):
-        x = siglip.block(jax.tree.map(lambda p: p[i], img["Transformer"]["encoderblock"]), x)
+        block = jax.tree.map(lambda p, i=i: p[i], blocks)
+        x = siglip.block(block, x)
         stages[f"block{i:02d}_out"] = x
     return stages | {"encoded": siglip.layer_norm(img["Transformer"]["encoder_norm"], x)}

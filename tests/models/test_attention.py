@@ -1,4 +1,7 @@
-"""One attention, whoever computes it.  The fused kernels need a GPU; here the library's own XLA path takes their place."""
+"""One attention, whoever computes it.
+
+The fused kernels need a GPU; here the library's own XLA path takes their place.
+"""
 
 import functools
 
@@ -35,7 +38,10 @@ def test_layout_and_mask_are_those_of_the_library(fused, head_dim, dtype, limit)
 
 
 def test_what_computes_other_numbers_is_not_used(fused, caplog):
-    wrong = lambda q, k, v, mask: attention._products(q, k, v, mask | True)  # noqa: E731
+
+    def wrong(q, k, v, mask):
+        return attention._products(q, k, v, mask | True)
+
     fused.setitem(attention.IMPLEMENTATIONS, "cudnn", wrong)
     assert attention.fastest(16, "float32") == "xla" and "cuDNN is off by" in caplog.text
 
@@ -58,7 +64,10 @@ def test_without_a_gpu_nothing_is_tried():
 
 
 def test_the_prefix_is_the_same(fused):
-    """Traced from within jit, as every caller does; valid tokens only, for what stands in padding is never read."""
+    """Traced from within jit, as every caller does.
+
+    Valid tokens only, for what stands in padding is never read.
+    """
     cfg = variants.pi0_config("tiny")
     params, rng = spec.init(jax.random.key(0), pi0.specs(cfg)), np.random.default_rng(0)
     obs = types.Observation(

@@ -25,5 +25,6 @@ def test_keys_values_and_hidden_states_equal_the_reference(case, name):
 def test_rope_equals_the_reference(vectors, head_dim):
     with np.load(vectors / "openpi" / "data_small.npz") as file:
         x, positions, out = (file[f"rope/{head_dim}/{name}"] for name in ("x", "positions", "out"))
-    # Angles go up to 856 rad, where one float32 ulp is 6e-5 rad; the compiler may round the division either way.
+    # Angles go up to 856 rad, where one float32 ulp is 6e-5 rad; the compiler may round the
+    # division either way.
     np.testing.assert_allclose(gemma.rope(jnp.asarray(x), jnp.asarray(positions)), out, atol=3e-4)

@@ -26,7 +26,7 @@ def read(arrays, case, prefix="in/value_head."):
     numbers = sorted(int(name.split(".")[-2]) for name in weights)
     names = [*(f"layer_{i}" for i in range(len(numbers) - 1)), "out"]
     head = {}
-    for name, number in zip(names, numbers):
+    for name, number in zip(names, numbers, strict=True):
         weight = arrays[f"{case}/{prefix}mlp.{number}.weight"]
         bias = arrays.get(f"{case}/{prefix}mlp.{number}.bias", np.zeros(len(weight), np.float32))
         head[name] = {"kernel": jnp.asarray(weight.T), "bias": jnp.asarray(bias)}
@@ -115,7 +115,7 @@ def test_padding_never_enters_a_pooled_state(mode):
         "first_token": lambda h: h[0],
         "last_token": lambda h: h[-1],
     }[mode]
-    want = [by_hand(h[m]) for h, m in zip(hidden, mask)]
+    want = [by_hand(h[m]) for h, m in zip(hidden, mask, strict=True)]
     hidden[~mask] = np.nan
     np.testing.assert_allclose(
         heads.pool(jnp.asarray(hidden), jnp.asarray(mask), mode), want, rtol=1e-6
@@ -162,7 +162,10 @@ class ArraysAsFile(dict):
 
 
 def test_noise_head_has_the_reference_shapes_and_start():
-    """1024 -> 128 -> 64 -> 32, torch's default start: uniform in +-1 / sqrt(inputs), biases too; std inside its bounds."""
+    """1024 -> 128 -> 64 -> 32, torch's default start: uniform in +-1 / sqrt(inputs), biases too.
+
+    Std inside its bounds.
+    """
     params = spec.init(jax.random.key(0), heads.noise_specs(1024, 32))
     layers = params["noise_head"]
     assert [layer["kernel"].shape for layer in layers.values()] == [

@@ -93,7 +93,10 @@ def test_fresh_adapters_change_nothing_unless_openpis_initialisation_is_chosen()
 
 
 def test_adapters_of_the_vlm_alone():
-    """model.is_lora: rank and alpha are one number; the action expert keeps its weights and none of them is frozen by it."""
+    """model.is_lora: rank and alpha are one number.
+
+    The action expert keeps its weights and none of them is frozen by it.
+    """
     cfg = variants.with_lora(variants.pi0_config("pi0"), 32)
     assert (
         cfg.paligemma.lora == variants.LoraConfig(32, 32.0, 32)

@@ -60,7 +60,8 @@ def test_gradients_equal_the_reference(case):
     )  # the reference recorded none in bfloat16
     norm = np.sqrt(sum(np.square(g, dtype=float).sum() for g in expected.values()))
     for name, g in expected.items():
-        # Softmax ignores a constant added to all logits, so a key bias has no gradient but rounding noise.
+        # Softmax ignores a constant added to all logits, so a key bias has no gradient but rounding
+        # noise.
         rounding = 1e-8 * norm if name.endswith("key/bias") else 0
         limit = 3e-3 * np.sqrt(np.square(g).mean()) + rounding
         assert np.abs(case.ours(name) - g).max() <= limit, name
@@ -134,7 +135,10 @@ def tiny_params(cfg):
 def test_remat_changes_no_loss_and_no_gradient():
     def run(policy):
         cfg = variants.pi0_config("tiny_pi05", remat=policy)
-        loss = lambda params, *inputs: pi0.flow_matching_loss(params, *inputs, cfg).mean()  # noqa: E731
+
+        def loss(params, *inputs):
+            return pi0.flow_matching_loss(params, *inputs, cfg).mean()
+
         compiled = jax.jit(jax.value_and_grad(loss), compiler_options=FAST_COMPILE)
         return compiled(tiny_params(cfg), *tiny_inputs(cfg))
 
@@ -142,14 +146,15 @@ def test_remat_changes_no_loss_and_no_gradient():
     for policy in set(remat.POLICIES) - {"none"}:
         other_loss, other_grads = run(policy)
         np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
-        for ours, expected in zip(jax.tree.leaves(other_grads), jax.tree.leaves(grads)):
+        pairs = zip(jax.tree.leaves(other_grads), jax.tree.leaves(grads), strict=True)
+        for ours, expected in pairs:
             np.testing.assert_allclose(
                 ours, expected, rtol=1e-3, atol=1e-5 * (1 + np.abs(expected).max())
             )
 
 
 def test_unknown_remat_policy_lists_the_choices():
-    with pytest.raises(ValueError, match="unknown remat policy 'some'.*'dots'"):
+    with pytest.raises(ValueError, match=r"unknown remat policy 'some'.*'dots'"):
         remat.wrap(lambda x: x, "some")
 
 
@@ -207,8 +212,13 @@ def test_attention_mask_equals_the_reference(vectors, i):
 def test_full_size_network_traces(name, horizon):
     cfg = variants.pi0_config(name, remat="full")
     image = jax.ShapeDtypeStruct((2, 2, 224, 224, 3), jnp.uint8)
-    flag = lambda *shape: jax.ShapeDtypeStruct(shape, bool)  # noqa: E731
-    number = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+
+    def flag(*shape):
+        return jax.ShapeDtypeStruct(shape, bool)
+
+    def number(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
     obs = types.Observation(
         image, flag(2, 2), number(2, 32), jax.ShapeDtypeStruct((2, 24), jnp.int32), flag(2, 24)
     )

@@ -1,4 +1,7 @@
-"""Counts from shapes against XLA's own, against the declared parameters, and against arithmetic by hand."""
+"""Counts from shapes, held against three others.
+
+XLA's own, the declared parameters, and arithmetic by hand.
+"""
 
 import dataclasses
 import pathlib
@@ -17,7 +20,8 @@ from pirl_jax.run import config, recipes
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 B = 2
 TOKENS = flops.Tokens(cameras=2, prompt=16)
-# XLA counts norms, softmaxes and activations too, at least 0.5 % and at most 3 % at these widths; never less than the products.
+# XLA counts norms, softmaxes and activations too, at least 0.5 % and at most 3 % at these widths;
+# never less than the products.
 MOST = 1.03
 
 
@@ -67,10 +71,10 @@ def _gradient(cfg, train_expert_only, context, chain):
     )
 
     def loss(learned, frozen, chain, context):
-        log_prob_BIA, _, value_B = flow.chain_log_prob(
+        log_prob_BIa, _, value_B = flow.chain_log_prob(
             states.merge(learned, frozen), chain, context, cfg
         )
-        return log_prob_BIA.sum() + value_B.sum()
+        return log_prob_BIa.sum() + value_B.sum()
 
     return _xla(jax.grad(loss), learned, frozen, chain, context)
 
@@ -85,7 +89,10 @@ def test_forward_passes_are_what_xla_counts(pi05):
         chain.x.update(shape=(B, 10, 8)),
         chain.level,
     )
-    encode = lambda p, x: siglip.encode(p["PaliGemma"]["img"], x, m.siglip, m.dtype, m.remat)  # noqa: E731
+
+    def encode(p, x):
+        return siglip.encode(p["PaliGemma"]["img"], x, m.siglip, m.dtype, m.remat)
+
     for got, counted in (
         (_xla(encode, params, image), flops.vision(m)),
         (
@@ -168,7 +175,10 @@ RECIPES = [
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_the_recipes_save(recipe):
-    """An update does at least 15 times less arithmetic, a decision of the rollout 1.4 (pi0) and 1.6 (pi0.5) times less."""
+    """An update does at least 15 times less arithmetic.
+
+    A decision of the rollout 1.4 (pi0) and 1.6 (pi0.5) times less.
+    """
     settings = config.settings(recipes.load_recipe(CONFIGS / f"{recipe}.py"))
     saved = flops.savings(settings.policy, flops.Tokens(2, 32), "kept", batch=32)
     assert saved["update"]["ratio"] > (200 if settings.policy.network.pi05 else 37)

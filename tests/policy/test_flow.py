@@ -48,12 +48,13 @@ VARIANTS = {
 def setup(request):
     cfg = _config(**VARIANTS[request.param])
     params = spec.init(jax.random.key(0), flow.specs(cfg))
-    # The published initialisation starts several kernels at zero; noise on every leaf makes each of them matter.
+    # The published initialisation starts several kernels at zero; noise on every leaf makes each of
+    # them matter.
     keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
     leaves, tree = jax.tree.flatten(params)
-    params = jax.tree.unflatten(
-        tree, [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
-    )
+    pairs = zip(leaves, keys, strict=True)
+    noisy = [x + 0.05 * jax.random.normal(key, x.shape) for x, key in pairs]
+    params = jax.tree.unflatten(tree, noisy)
     obs = _observation(cfg)
     sample = jax.jit(lambda params, key_B, obs: _sample(params, key_B, obs, cfg))
     return cfg, params, obs, sample
@@ -81,15 +82,18 @@ def test_the_ratio_right_after_a_rollout_is_one(setup):
 
 
 def test_the_stochastic_index_is_drawn_per_row(setup):
-    """From all steps; of flow_cps and with ignore_last from all but the last; joint: every step is stochastic."""
+    """From all steps; of flow_cps and with ignore_last from all but the last.
+
+    In the joint case every step is stochastic.
+    """
     cfg, *_ = setup
-    j_BK = np.asarray(flow.draw(jax.random.split(jax.random.key(1), 64), cfg)[1])
+    j_BU = np.asarray(flow.draw(jax.random.split(jax.random.key(1), 64), cfg)[1])
     if cfg.model.joint_logprob:
         np.testing.assert_array_equal(
-            j_BK, np.broadcast_to(np.arange(cfg.model.num_steps), (64, cfg.model.num_steps))
+            j_BU, np.broadcast_to(np.arange(cfg.model.num_steps), (64, cfg.model.num_steps))
         )
         return
-    assert set(np.unique(j_BK)) == set(
+    assert set(np.unique(j_BU)) == set(
         range(cfg.model.num_steps - (cfg.model.noise_method == "flow_cps"))
     )
     ignoring = flow.draw(jax.random.split(jax.random.key(1), 64), _with(cfg, ignore_last=True))[1]
@@ -97,17 +101,23 @@ def test_the_stochastic_index_is_drawn_per_row(setup):
 
 
 def test_a_row_does_not_depend_on_its_batch(setup):
-    cfg, params, obs, sample = setup
+    _, params, obs, sample = setup
     key_B = jax.random.split(jax.random.key(3), B)
     chain, actions, _ = sample(params, key_B, obs)
-    flip = lambda tree: jax.tree.map(lambda leaf: leaf[::-1], tree)
+
+    def flip(tree):
+        return jax.tree.map(lambda leaf: leaf[::-1], tree)
+
     other, flipped_actions, _ = sample(params, key_B[::-1], flip(obs))
     np.testing.assert_array_equal(flip(other).j, chain.j)
     np.testing.assert_allclose(flipped_actions[::-1], actions, atol=1e-5)
 
 
 def test_the_norms_of_the_steps_are_those_of_the_rows():
-    """Modulations of the J flow times, picked by row, against those of every row: velocity and gradient."""
+    """Modulations of the J flow times, picked by row, against those of every row.
+
+    Velocity and gradient.
+    """
     cfg = _config(pi05=True, num_steps=3)
     params = jax.tree.map(
         lambda leaf: (
@@ -172,9 +182,8 @@ def test_flow_ode_is_the_euler_sampler(setup):
     cfg, params, obs, _ = setup
     ode = _with(cfg, noise_method="flow_ode", joint_logprob=False)
     key_B = jax.random.split(jax.random.key(5), B)
-    chain, actions, prefix = jax.jit(lambda params, key_B, obs: _sample(params, key_B, obs, ode))(
-        params, key_B, obs
-    )
+    sample = jax.jit(lambda params, key_B, obs: _sample(params, key_B, obs, ode))
+    chain, actions, _ = sample(params, key_B, obs)
     np.testing.assert_array_equal(chain.log_prob, np.zeros((B, 3, 7)))
     shape = (cfg.network.action_horizon, cfg.network.action_dim)
     start = jax.vmap(lambda key: jax.random.normal(jax.random.split(key, 3)[0], shape))(key_B)
@@ -208,7 +217,10 @@ def test_the_noise_level_of_the_moment_travels_with_the_chain(setup):
 def test_the_likelihood_of_a_joint_chain_is_that_of_all_its_steps():
     cfg = _config(noise_method="flow_sde", joint_logprob=True)
     rng = np.random.default_rng(0)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     chain = types.Chain(
         x=normal(2, 2, 3, 7),
         x_next=normal(2, 2, 3, 7),
@@ -237,9 +249,10 @@ def test_the_likelihood_of_a_joint_chain_is_that_of_all_its_steps():
 def test_distance_to_another_policy():
     """By hand, and zero with zero gradient to itself."""
     cfg, ones = _config(), jnp.ones((1, 4, 8))
-    step = lambda mean, std, v: flow.Step(
-        velocity=v * ones, mean=mean * ones, std=std * ones, value=None
-    )
+
+    def step(mean, std, v):
+        return flow.Step(velocity=v * ones, mean=mean * ones, std=std * ones, value=None)
+
     a, b = [step(1.0, 0.5, 2.0)], [step(0.0, 1.0, -1.0)]
     kl = np.log(2) + (0.25 + 1) / 2 - 0.5
     np.testing.assert_allclose(flow.distance(a, b, "kl", cfg), [3 * 7 * kl], rtol=1e-6)

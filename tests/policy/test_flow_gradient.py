@@ -1,5 +1,8 @@
-"""The policy gradient theorem on the whole sampler: the mean of (reward times gradient of the chain's log-probability) is the
-gradient of the mean reward, which automatic differentiation gives through the sampler itself."""
+"""The policy gradient theorem on the whole sampler.
+
+The mean of (reward times gradient of the chain's log-probability) is the gradient of the mean
+reward, which automatic differentiation gives through the sampler itself.
+"""
 
 import dataclasses
 
@@ -17,9 +20,15 @@ ROWS, H, A, WIDTH = 2**17, 2, 2, 6
 
 
 def make_params():
-    """An analytic network (analytic_network.py) of arbitrary weights with a noise head whose std is not constant."""
+    """An analytic network (analytic_network.py) of arbitrary weights.
+
+    The std of its noise head is not constant.
+    """
     rng = np.random.default_rng(0)
-    normal = lambda *shape: (0.5 * rng.normal(size=shape)).astype(np.float32)  # noqa: E731
+
+    def normal(*shape):
+        return (0.5 * rng.normal(size=shape)).astype(np.float32)
+
     declared = heads.noise_specs(WIDTH, A, hidden=(8,))["noise_head"]
     return {
         "Wx": normal(A, WIDTH),
@@ -71,7 +80,10 @@ def test_the_score_is_the_gradient_of_the_mean_reward(monkeypatch, method):
     chain, reward_B = jax.jit(play)(params, draws)
     score = jax.jit(jax.grad(surrogate), static_argnums=3)
     got = score(params, chain, reward_B - reward_B.mean(), cfg)
-    flat = lambda tree: np.concatenate([x.reshape(-1) for x in jax.tree.leaves(tree)])  # noqa: E731
+
+    def flat(tree):
+        return np.concatenate([x.reshape(-1) for x in jax.tree.leaves(tree)])
+
     names = ["Wx", "action_out_proj"] + ["noise_head"] * (method == "flow_noise")
     for name in names:
         error = np.linalg.norm(flat(got[name]) - flat(want[name])) / np.linalg.norm(

@@ -1,7 +1,10 @@
-"""Whole decisions against the reference (d_sampler.npz): sampling, re-evaluation, other weights, gradients.
+"""Whole decisions against the reference (d_sampler.npz).
 
-Not compared: sde_safe_* (a squared error in the place of the log-probability, no likelihood; not implemented), and the
-entropy of methods without a learned std (the reference reports 0, we report the entropy that the drawn step has).
+Sampling, re-evaluation, other weights, gradients.
+
+Not compared: sde_safe_* (a squared error in the
+place of the log-probability, no likelihood; not implemented), and the entropy of methods without a
+learned std (the reference reports 0, we report the entropy that the drawn step has).
 """
 
 import json
@@ -38,7 +41,10 @@ EVAL = [f"{name}_N{n}" for n in (3, 4) for name in ("sde_eval", "noise_eval")]
 
 @pytest.fixture
 def recorded(vectors, monkeypatch):
-    """recorded(case) -> get, Policy, params, prefix, level, fixed; the policy's network is the analytic one."""
+    """recorded(case) -> get, Policy, params, prefix, level, fixed.
+
+    The policy's network is the analytic one.
+    """
     analytic_network.install(monkeypatch)
     z = np.load(vectors / "rlinf" / "d_sampler.npz")
 
@@ -67,17 +73,18 @@ def recorded(vectors, monkeypatch):
 @pytest.mark.parametrize("case", TRAIN)
 def test_sampling(recorded, case):
     get, cfg, params, prefix, level_B, _ = recorded(case)
-    start, j_BK, eps = analytic_network.randomness(get("in/noise"), get("in/denoise_inds"), cfg)
-    chain, actions = flow.integrate(params, start, jnp.asarray(j_BK), eps, prefix, level_B, cfg)
+    start, j_BU, eps = analytic_network.randomness(get("in/noise"), get("in/denoise_inds"), cfg)
+    chain, actions = flow.integrate(params, start, jnp.asarray(j_BU), eps, prefix, level_B, cfg)
     chains = get("out/rollout_chains")
     np.testing.assert_allclose(actions, get("out/rollout_actions"), **TOLERANCE)
     for x, shift in ((chain.x, 0), (chain.x_next, 1)):
-        want = np.take_along_axis(chains, (j_BK + shift)[:, :, None, None], axis=1)
+        want = np.take_along_axis(chains, (j_BU + shift)[:, :, None, None], axis=1)
         np.testing.assert_allclose(x, want, **TOLERANCE)
     np.testing.assert_allclose(
         chain.log_prob, get("out/rollout_prev_logprobs"), rtol=1e-4, atol=1e-4
     )
-    # README Q11: the reference stores the mean of the values of all steps, and trains the value of one.
+    # README Q11: the reference stores the mean of the values of all steps, and trains the value of
+    # one.
     every = np.broadcast_to(np.arange(cfg.model.num_steps), (len(start), cfg.model.num_steps))
     values = [
         flow.denoise_step(
@@ -92,14 +99,17 @@ def test_sampling(recorded, case):
 
 @pytest.mark.parametrize("case", TRAIN)
 def test_learning(recorded, case):
-    """Log-prob, value and entropy of the stored chain under the same and other weights, and the gradients of a mixture."""
+    """Log-prob, value and entropy of the stored chain under the same and other weights.
+
+    Then the gradients of a mixture.
+    """
     get, cfg, params, prefix, level_B, z = recorded(case)
-    _, j_BK, _ = analytic_network.randomness(get("in/noise"), get("in/denoise_inds"), cfg)
+    _, j_BU, _ = analytic_network.randomness(get("in/noise"), get("in/denoise_inds"), cfg)
     chains = get("out/rollout_chains")
     x, x_next = (
-        np.take_along_axis(chains, (j_BK + shift)[:, :, None, None], axis=1) for shift in (0, 1)
+        np.take_along_axis(chains, (j_BU + shift)[:, :, None, None], axis=1) for shift in (0, 1)
     )
-    chain = types.Chain(x=x, x_next=x_next, j=j_BK, level=level_B, log_prob=None, value=None)
+    chain = types.Chain(x=x, x_next=x_next, j=j_BU, level=level_B, log_prob=None, value=None)
     other = analytic_network.weights(z, f"{case}/in/w2.")[0]
 
     def compare(result, name):
@@ -136,7 +146,10 @@ def test_evaluation(recorded, case):
 
 
 def test_the_reductions_of_the_reference(vectors):
-    """default_forward_reduction_*: mean over the steps (the start noise is one of them in the joint mode)."""
+    """The reference's default_forward_reduction_*.
+
+    Mean over the steps (the start noise is one of them in the joint mode).
+    """
     z = np.load(vectors / "rlinf" / "d_heads.npz")
     for joint in (0, 1):
         case = f"default_forward_reduction_joint{joint}"

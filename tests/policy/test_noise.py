@@ -48,7 +48,7 @@ def test_a_step(d_flow, case):
     method, level, num_steps = case.rsplit("_", 2)
     num_steps, level = int(num_steps[1:]), float(level[2:])
     inputs = (d_flow[f"{case}/in/{name}"] for name in ("x_t", "v_t", "suffix_out", "eps"))
-    for i, (x, v, feature, eps) in enumerate(zip(*inputs)):
+    for i, (x, v, feature, eps) in enumerate(zip(*inputs, strict=True)):
         want = {
             name: d_flow[f"{case}/out/{name}"][i]
             for name in ("mean", "std", "sample", "logprob", "entropy")
@@ -125,7 +125,10 @@ def test_annealing(d_flow):
 
 
 def test_cps_turns_old_noise_into_fresh_noise():
-    """With x1 of unit variance the state keeps the flow's noise level t - dt, whatever the angle; the last step is clean."""
+    """With x1 of unit variance the state keeps the flow's noise level t - dt at every angle.
+
+    The last step is clean.
+    """
     one = jnp.ones((5, 1, 1))
     t_B = jnp.asarray((5 - np.arange(5)) / 5, jnp.float32)
     mean_of_noise, std = noise.step(
@@ -138,5 +141,5 @@ def test_cps_turns_old_noise_into_fresh_noise():
 
 
 def test_unknown_method_lists_the_choices():
-    with pytest.raises(ValueError, match="noise_method='reinforce'.*flow_ode, flow_sde"):
+    with pytest.raises(ValueError, match=r"noise_method='reinforce'.*flow_ode, flow_sde"):
         noise.step("reinforce", None, None, None, 0.25, None)

@@ -101,7 +101,7 @@ def test_file_without_quantiles_serves_zscore_only(tmp_path):
 
 
 def test_wrong_input_says_the_remedy(tmp_path):
-    with pytest.raises(ValueError, match="no normalisation statistics at .*absent.json"):
+    with pytest.raises(ValueError, match=r"no normalisation statistics at .*absent.json"):
         normalize.load(tmp_path / "absent.json")
     (tmp_path / "b.json").write_text('{"norm_stats": {"state": {}}}')
     with pytest.raises(ValueError, match="no statistics for actions"):
@@ -114,8 +114,8 @@ def test_wrong_input_says_the_remedy(tmp_path):
 
 def test_delta_actions_by_hand():
     actions_BHA = np.ones((1, 2, 7), np.float32)
-    state_BS = np.arange(8.0)[None]
-    delta = normalize.delta_actions(actions_BHA, state_BS)
+    state_BQ = np.arange(8.0)[None]
+    delta = normalize.delta_actions(actions_BHA, state_BQ)
     np.testing.assert_array_equal(delta[0, 1], [1, 0, -1, -2, -3, -4, 1])
-    np.testing.assert_array_equal(normalize.absolute_actions(delta, state_BS), actions_BHA)
+    np.testing.assert_array_equal(normalize.absolute_actions(delta, state_BQ), actions_BHA)
     assert delta.dtype == np.float32 and np.all(actions_BHA == 1)

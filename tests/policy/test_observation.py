@@ -47,14 +47,14 @@ def case(request, data):
 
 def test_encode_equals_openpi(case, data):
     name, transform = case
-    state_BS = data["in/observation/state"][None]
+    state_BQ = data["in/observation/state"][None]
     # The two cameras of the reference case differ in size, so each goes through alone.
     cameras = {
         "base_0_rgb": "in/observation/image",
         "left_wrist_0_rgb": "in/observation/wrist_image",
     }
     for camera, source in cameras.items():
-        obs = observation.encode(transform, data[source][None, None], state_BS, [PROMPT])
+        obs = observation.encode(transform, data[source][None, None], state_BQ, [PROMPT])
         np.testing.assert_array_equal(obs.images[0, 0], data[f"{name}/model_in/image/{camera}"])
         assert obs.images.dtype == np.uint8 and obs.image_mask.tolist() == [[True]]
     assert obs.state.dtype == np.float32 and obs.tokens.dtype == np.int32
@@ -90,14 +90,14 @@ def test_decode_equals_openpi(case, data):
 def test_decode_inverts_encode_actions(case, data):
     _, transform = case
     rng = np.random.default_rng(0)
-    actions_BHA, state_BS = (
+    actions_BHA, state_BQ = (
         rng.normal(size=(3, 5, 7)).astype(np.float32),
         rng.normal(size=(3, 8)).astype(np.float32),
     )
-    encoded = observation.encode_actions(transform, actions_BHA, state_BS)
+    encoded = observation.encode_actions(transform, actions_BHA, state_BQ)
     assert encoded.shape == (3, 5, 32) and not encoded[..., 7:].any()
     np.testing.assert_allclose(
-        observation.decode(transform, encoded, state_BS), actions_BHA, atol=1e-5
+        observation.decode(transform, encoded, state_BQ), actions_BHA, atol=1e-5
     )
 
 
@@ -122,12 +122,12 @@ def test_rows_of_a_batch_do_not_mix(data, discrete_state):
     transform = _transform(data, image_size_px=32, max_token_len=120, discrete_state=discrete_state)
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (3, 2, 48, 40, 3), np.uint8)
-    state_BS, texts = rng.normal(size=(3, 8)).astype(np.float32), ["push", "stack it", "push"]
-    batch = observation.encode(transform, images, state_BS, texts)
+    state_BQ, texts = rng.normal(size=(3, 8)).astype(np.float32), ["push", "stack it", "push"]
+    batch = observation.encode(transform, images, state_BQ, texts)
     assert batch.images.shape == (3, 2, 32, 32, 3) and batch.image_mask.shape == (3, 2)
     for b in range(3):
         row = observation.encode(
-            transform, images[b : b + 1], state_BS[b : b + 1], texts[b : b + 1]
+            transform, images[b : b + 1], state_BQ[b : b + 1], texts[b : b + 1]
         )
         for field in dataclasses.fields(batch):
             np.testing.assert_array_equal(
@@ -148,11 +148,11 @@ def test_start_up_check_counts_the_state(data):
 
 
 def test_wrong_shapes_are_refused(data):
-    images, state_BS = np.zeros((2, 2, 224, 224, 3), np.uint8), np.zeros((2, 8), np.float32)
+    images, state_BQ = np.zeros((2, 2, 224, 224, 3), np.uint8), np.zeros((2, 8), np.float32)
     for bad in [
-        (images, state_BS[:1], ["a", "b"]),
-        (images, state_BS, ["a"]),
-        (images * 1.0, state_BS, ["a", "b"]),
+        (images, state_BQ[:1], ["a", "b"]),
+        (images, state_BQ, ["a"]),
+        (images * 1.0, state_BQ, ["a", "b"]),
     ]:
         with pytest.raises(AssertionError):
             observation.encode(_transform(data), *bad)

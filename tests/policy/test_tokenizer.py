@@ -58,7 +58,7 @@ def test_check_prompts_refuses_what_would_be_cut():
     texts = ["stack", "push it"]
     assert tokenizer.check_prompts(tokens, texts, 9) == 9  # BOS + 7 bytes + newline
     with pytest.raises(
-        ValueError, match="'push it' needs 9 tokens, but max_token_len is 8; set .* at least 9"
+        ValueError, match=r"'push it' needs 9 tokens, but max_token_len is 8; set .* at least 9"
     ):
         tokenizer.check_prompts(tokens, texts, 8)
 
@@ -71,5 +71,5 @@ def test_check_prompts_bounds_every_state():
 
 
 def test_missing_file_says_the_remedy(tmp_path):
-    with pytest.raises(ValueError, match="no tokenizer file at .*paligemma.model; put"):
+    with pytest.raises(ValueError, match=r"no tokenizer file at .*paligemma.model; put"):
         tokenizer.SentencePieceTokenizer(tmp_path / "paligemma.model")

@@ -11,9 +11,10 @@ def grid(*rows):
 
 
 def test_gae_by_hand_termination():
-    # One column, gamma 0.5, lambda 0.5, success in the last decision: its successor (NaN) must not be looked at.
-    # delta_2 = 1 - 0.5 = 0.5;  delta_1 = 0 + 0.5*0.5 - 0.4 = -0.15;  delta_0 = 0.5*0.4 - 0.2 = 0
-    # A_2 = 0.5;  A_1 = -0.15 + 0.25*0.5 = -0.025;  A_0 = 0 + 0.25*-0.025 = -0.00625
+    # One column, gamma 0.5, lambda 0.5, success in the last decision: its successor (NaN) must not
+    # be looked at.  delta_2 = 1 - 0.5 = 0.5;  delta_1 = 0 + 0.5*0.5 - 0.4 = -0.15;  delta_0 =
+    # 0.5*0.4 - 0.2 = 0 A_2 = 0.5;  A_1 = -0.15 + 0.25*0.5 = -0.025;  A_0 = 0 + 0.25*-0.025 =
+    # -0.00625
     advantage, return_ = advantages.gae(
         reward_CE=grid([0], [0], [1]),
         value_CE=grid([0.2], [0.4], [0.5]),
@@ -28,9 +29,9 @@ def test_gae_by_hand_termination():
 
 
 def test_gae_by_hand_truncation_bootstraps_and_cuts():
-    # The time limit strikes in decision 1: its delta bootstraps the final observation's value 0.8, and the trace of the
-    # next trajectory (decision 2) does not leak into it.
-    # delta_0 = 0.9*0.5 - 0.1 = 0.35;  delta_1 = 0.9*0.8 - 0.5 = 0.22;  delta_2 = 1 - 0.3 = 0.7
+    # The time limit strikes in decision 1: its delta bootstraps the final observation's value 0.8,
+    # and the trace of the next trajectory (decision 2) does not leak into it.  delta_0 = 0.9*0.5 -
+    # 0.1 = 0.35;  delta_1 = 0.9*0.8 - 0.5 = 0.22;  delta_2 = 1 - 0.3 = 0.7
     advantage, return_ = advantages.gae(
         reward_CE=grid([0], [0], [1]),
         value_CE=grid([0.1], [0.5], [0.3]),
@@ -117,27 +118,37 @@ def reference_cases(vectors, name):
 
 
 def flat_inputs(meta, a):
-    """The reference's reward types as flat [C,E] grids: one row per chunk, or one row per control step."""
+    """The reference's reward types as flat [C,E] grids.
+
+    One row per chunk, or one row per control step.
+    """
     reward, done, value, mask = (
         a.get(f"in/{k}") for k in ("rewards", "dones", "values", "loss_mask")
     )
     if meta.get("flat"):
         return reward, done, value, mask
-    C, E, I = reward.shape
+    C, E, chunk = reward.shape
     if meta["reward_type"] == "chunk_level":
         return reward.sum(-1), done.any(-1), value[..., 0], None if mask is None else mask[..., 0]
-    by_step = lambda x: np.swapaxes(x, 1, 2).reshape(-1, E)  # noqa: E731
+
+    def by_step(x):
+        return np.swapaxes(x, 1, 2).reshape(-1, E)
+
     return (
         by_step(reward),
-        by_step(done)[-(C * I + 1) :],
-        by_step(value)[: C * I + 1],
+        by_step(done)[-(C * chunk + 1) :],
+        by_step(value)[: C * chunk + 1],
         (None if mask is None else by_step(mask)),
     )
 
 
 def test_gae_reference(vectors):
-    """All of a_gae.  The reference knows one `done` (a time limit is an end without bootstrap), so terminated = done;
-    it also fills masked rows, which we refuse: only valid rows are compared.  Its NaN for one valid row is a 0 here."""
+    """All of a_gae.
+
+    The reference knows one `done` (a time limit is an end without bootstrap), so terminated = done;
+    it also fills masked rows, which we refuse: only valid rows are compared.  Its NaN for one valid
+    row is a 0 here.
+    """
     compared = 0
     for case, meta, a in reference_cases(vectors, "a_gae"):
         reward, done, value, mask = flat_inputs(meta, a)
@@ -167,15 +178,16 @@ def test_gae_reference(vectors):
 
 
 def test_gae_reference_valid_rows_do_not_need_the_others(vectors):
-    """With the mask given to gae itself, every row of a trajectory that ends is the same as before."""
+    """With the mask given to gae itself every row of a trajectory that ends is as before."""
     for case, meta, a in reference_cases(vectors, "a_gae"):
         if meta.get("done_mode") != "noreset" or meta["normalize_advantages"]:
             continue
         reward, done, value, mask = flat_inputs(meta, a)
-        spoil = lambda x: np.where(mask, x, np.nan)  # noqa: E731
+        spoiled_reward = np.where(mask, reward, np.nan)
+        spoiled_value = np.where(mask, value[:-1], np.nan)
         done = done[1:]
         next_value, knobs = np.where(done, np.nan, value[1:]), (meta["gamma"], meta["gae_lambda"])
-        grids = spoil(reward), spoil(value[:-1]), next_value, done, np.zeros_like(done)
+        grids = spoiled_reward, spoiled_value, next_value, done, np.zeros_like(done)
         advantage, return_ = advantages.gae(*grids, *knobs, mask)
         want = np.swapaxes(a["out/advantages"], 1, 2).reshape(reward.shape)
         np.testing.assert_allclose(advantage[mask], want[mask], rtol=1e-4, atol=1e-5, err_msg=case)

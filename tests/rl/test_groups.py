@@ -33,7 +33,10 @@ def test_fresh_groups_until_enough_or_the_budget_is_spent(wanted, usable, played
 
 
 def test_filter_reference(vectors):
-    """b_grpo: the mask that the reward filter leaves, on every chunk that the episode really played."""
+    """b_grpo.
+
+    The mask that the reward filter leaves, on every chunk that the episode really played.
+    """
     compared = 0
     z = np.load(vectors / "rlinf" / "b_grpo.npz")
     for case in map(str, z["__cases__"]):
@@ -57,8 +60,11 @@ def test_filter_reference(vectors):
 
 
 def before_the_end(done_CEI):
-    """Control steps up to and including the first that ends the episode; row 0 of the flags belongs to the reset."""
-    C, E, I = done_CEI.shape
-    flat = np.swapaxes(done_CEI, 1, 2).reshape(-1, E)[-((C - 1) * I + 1) :]
+    """Control steps up to and including the first that ends the episode.
+
+    Row 0 of the flags belongs to the reset.
+    """
+    C, E, chunk = done_CEI.shape
+    flat = np.swapaxes(done_CEI, 1, 2).reshape(-1, E)[-((C - 1) * chunk + 1) :]
     valid = ~np.logical_or.accumulate(flat, axis=0)[:-1]
-    return np.swapaxes(valid.reshape(C - 1, I, E), 1, 2)
+    return np.swapaxes(valid.reshape(C - 1, chunk, E), 1, 2)

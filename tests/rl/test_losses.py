@@ -4,10 +4,13 @@ Families of c_ppo_loss.npz that are not compared, and why:
   decoupled_*          asynchronous PPO with a proximal policy: another objective, not implemented.
   kl_penalty           KL to a reference policy: never used for embodied policies, not implemented.
   reshape_entropy_*    the reference's tensor plumbing; entropies arrive per row here.
-  micro_* with meta.raises, or with chunk_level entropy and a mask (README Q4: a sum where the mean was meant).
-  metric critic/value_clip_ratio (README Q3: compares the clamped value with the bound).  Ours is tested by hand.
-Where the reference divides by the count of an un-broadcast mask (README Q1, Q2), the test asks for that divisor through
-`normalizer`; by default this repository divides by the weight that is really there.
+  micro_* with meta.raises, or with chunk_level entropy and a mask (README Q4: a sum where the mean
+                       was meant).
+  metric critic/value_clip_ratio (README Q3: compares the clamped value with the bound).  Ours is
+                       tested by hand.
+Where the reference divides by the count of an un-broadcast mask (README Q1, Q2), the test asks for
+that divisor through `normalizer`; by default this repository divides by the weight that is really
+there.
 """
 
 import json
@@ -23,7 +26,7 @@ TOLERANCE = dict(rtol=1e-4, atol=1e-5)
 LEVEL = {"chunk_level": "chunk", "action_level": "action", "token_level": "token"}
 
 
-# ---- by hand -------------------------------------------------------------------------------------------------------
+# ---- by hand -------------------------------------------------------------------------------------
 
 
 def test_clipped_surrogate_by_hand():
@@ -64,7 +67,8 @@ def test_dual_clip_bounds_bad_actions():
 
 
 def test_clipped_value_by_hand():
-    # moves 0.1 (kept), 0.5 (clipped to 0.2, the worse of 0.5*0.5^2 and 0.5*0.8^2), 3 (huber: delta 1)
+    # moves 0.1 (kept), 0.5 (clipped to 0.2, the worse of 0.5*0.5^2 and 0.5*0.8^2), 3 (huber: delta
+    # 1)
     value, return_ = jnp.array([0.1, 0.5, 3.0]), jnp.array([0.0, 1.0, 0.0])
     loss, metrics = losses.clipped_value(
         value, jnp.zeros(3), return_, jnp.ones(3), value_clip=0.2, huber_delta=1.0
@@ -122,7 +126,7 @@ def test_reduce_log_prob():
         losses.reduce_log_prob(x, "joint")
 
 
-# ---- against the reference -----------------------------------------------------------------------------------------
+# ---- against the reference -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +145,10 @@ def cases(vectors):
 
 @jax.jit
 def objective(log_prob, value, fixed, knob):
-    """Policy + value loss, its metrics and its gradients.  One compilation per shape: every knob is traced."""
+    """Policy + value loss, its metrics and its gradients.
+
+    One compilation per shape: every knob is traced.
+    """
 
     def total(log_prob, value):
         loss, metrics = losses.clipped_surrogate(
@@ -181,7 +188,10 @@ KNOBS = (
 
 
 def expand(x, shape):
-    """Broadcast over trailing axes, as the reference does: one number per row or per action -> one per entry."""
+    """Broadcast over trailing axes, as the reference does.
+
+    One number per row or per action -> one per entry.
+    """
     x = np.asarray(x)
     x = x[..., 0] if len(shape) < x.ndim else x
     return np.broadcast_to(x.reshape(x.shape + (1,) * (len(shape) - x.ndim)), shape)
@@ -229,7 +239,10 @@ GRID = ["chunk_level", "action_level", "token_level"]
 
 @pytest.mark.parametrize("level", GRID)
 def test_reference_grid(cases, level):
-    """Loss, both gradients and the metrics of every case of the grid, of the LIBERO settings and of ratio 1."""
+    """Loss, both gradients and the metrics of every case of the grid.
+
+    Of the LIBERO settings and of ratio 1.
+    """
     compared = 0
     for case, (meta, a) in cases.items():
         grid = (case[0] == "c" and case[1:].isdigit()) or case.startswith(
@@ -260,7 +273,10 @@ def test_reference_grid(cases, level):
 
 
 def test_reference_aggregations(cases):
-    """loss_agg_func variants, expressed as weights: token-mean, sequence mean of token sums, of token means."""
+    """loss_agg_func variants, expressed as weights.
+
+    Token-mean, sequence mean of token sums, of token means.
+    """
     for case, (_, a) in cases.items():
         if not case.startswith("agg_"):
             continue
