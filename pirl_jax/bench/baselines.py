@@ -11,7 +11,7 @@ import mujoco
 import numpy as np
 
 from pirl_jax.envs import base, experts
-from pirl_jax.envs.libero import files
+from pirl_jax.envs.libero import files, stock
 from pirl_jax.envs.libero import render as libero_render
 from pirl_jax.envs.libero import simulator as libero_sim
 from pirl_jax.envs.libero import suite as libero
@@ -54,7 +54,7 @@ class Stock:
             self._env.close()
 
     def _build(self, task: int):
-        simulator, _ = files.import_libero(self._assets)
+        simulator, _ = stock.import_libero(self._assets)
         size, file = self.spec.image_size_px, str(files.bddl_file(self._suite, task))
         if self._render:
             return simulator(bddl_file_name=file, camera_heights=size, camera_widths=size)
