@@ -173,6 +173,7 @@ def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:
         ValueError: it is not there, or not complete.
     """
     wanted = assets or os.environ.get(ASSETS_VARIABLE)
+    # in the package of a checkout, or downloaded at the first import
     own = [package() / "assets", downloaded_assets()]
     candidates = [pathlib.Path(wanted)] if wanted else own
     for folder in candidates:
