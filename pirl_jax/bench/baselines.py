@@ -14,7 +14,7 @@ import mujoco
 import numpy as np
 
 from pirl_jax.envs import base, experts
-from pirl_jax.envs.libero import files
+from pirl_jax.envs.libero import files, stock
 from pirl_jax.envs.libero import render as libero_render
 from pirl_jax.envs.libero import simulator as libero_sim
 from pirl_jax.envs.libero import suite as libero
@@ -70,7 +70,7 @@ class Stock:
             self._env.close()
 
     def _build(self, task: int) -> Any:
-        simulator, _ = files.import_libero(self._assets)
+        simulator, _ = stock.import_libero(self._assets)
         file = str(files.bddl_file(self._suite, task))
         size = self.spec.image_size_px
         if self._render:

@@ -94,6 +94,7 @@ def collect_demonstrations(
     """
     episodes = []
     for init_state in init_states:
+        # By episode: what else is collected does not change it.
         rng = np.random.default_rng([seed, task, init_state])
         episodes.append(_demonstration(env, task, init_state, rng, noise))
     return episodes
@@ -108,6 +109,7 @@ def _demonstration(
     states = []
     actions = []
     while not (step.terminated or step.truncated):
+        # as a policy would give it, and as it is recorded
         action_A = act().astype(np.float32)
         images.append(step.images)
         states.append(step.state)

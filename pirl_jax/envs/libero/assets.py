@@ -60,11 +60,13 @@ def scenes() -> tuple[tuple[str, dict[str, str]], ...]:
     The textures, {name: picture}, are those that LIBERO puts in place of the XML's.
     """
     envs = files.package() / "envs"
+    # run, not imported: its package would import all of LIBERO
     styles = runpy.run_path(str(envs / "arenas" / "style.py"))["STYLE_MAPPING"]
     problems = {PROBLEM.search(text)[1].lower() for text in _task_texts()}
     found = []
     for problem in sorted(problems):
         code = (envs / "problems" / f"{problem}.py").read_text()
+        # One of each, or LIBERO is not the one that this was written for.
         (xml,) = set(SCENE.findall(code))
         (floor,) = FLOOR.findall(code)
         (wall,) = WALL.findall(code)

@@ -53,6 +53,7 @@ class SimulatorCache:
         self._shared: collections.OrderedDict[simulators.Setup, Shared] = collections.OrderedDict()
         # After the settle steps, by setup and init state; 5 KB each.
         self._settled: dict[tuple[simulators.Setup, int], simulators.Snapshot] = {}
+        # Weak: an env that was dropped without `close` keeps no simulator alive.
         self._players = weakref.WeakSet()
 
     def hold(self, player: Player, setup: simulators.Setup, limit: int) -> Shared:
@@ -63,7 +64,7 @@ class SimulatorCache:
         self._players.add(player)
         shared = self._shared.pop(setup, None)
         if shared is None:
-            self._shrink(limit - 1)
+            self._shrink(limit - 1)  # first, so that there is never one more than the limit
             shared = Shared(setup)
         self._shared[setup] = shared  # at the end: the most recently used
         if shared.player is not player:
@@ -77,7 +78,7 @@ class SimulatorCache:
         """The same with a new episode in it, settled; the player's old one is forgotten."""
         self.release(player)
         settled = self._settled.get((setup, init_state))
-        player.saved = settled
+        player.saved = settled  # which `hold` restores
         shared = self.hold(player, setup, limit)
         if settled is None:
             shared.simulator.start(init_state)

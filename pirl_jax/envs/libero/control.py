@@ -33,11 +33,9 @@ class Live(NamedTuple):
 
     qpos: np.ndarray
     qvel: np.ndarray
-    bias: np.ndarray  # [nv] gravity and what else acts without control (N m)
     mass: np.ndarray  # [nM] the inertia matrix, sparse
     position_m_3: np.ndarray  # of the end effector
     rotation_9: np.ndarray
-    ctrl: np.ndarray
 
 
 class Terms(NamedTuple):
@@ -81,13 +79,17 @@ class ArmControl:
         self._site = robot.eef_site_id
         self._arm = _arm(model, robot.controller)
         self._live = _live(data, self._site)
+        self._ctrl = data.ctrl
+        self._bias = data.qfrc_bias  # gravity and what else acts without control (N m)
         self._motors = _motors(model, robot)
         self._terms = _terms(num_joints=len(self._arm.dofs_7))
-        # Written at every step; the first three of the twist and the wrench are of the position.
+        # Written at every step; the halves of twist and wrench are views.
         self._jac_position = np.zeros((3, model.nv))
         self._jac_rotation = np.zeros((3, model.nv))
         self._twist_6 = np.zeros(6)
         self._wrench_6 = np.zeros(6)
+        self._velocity_3, self._spin_3 = np.split(self._twist_6, 2)
+        self._push_3, self._turn_3 = np.split(self._wrench_6, 2)
         self._torque_7 = np.zeros(len(self._arm.dofs_7))
 
     def set_goal(self, action_6: np.ndarray) -> None:
@@ -106,29 +108,28 @@ class ArmControl:
         closes, 0 holds.
         """
         terms = self._terms
-        twist_6 = self._twist_6
-        wrench_6 = self._wrench_6
         mujoco.mj_jacSite(
             self._model, self._data, self._jac_position, self._jac_rotation, self._site
         )
-        np.dot(self._jac_position, self._live.qvel, out=twist_6[:3])
-        np.dot(self._jac_rotation, self._live.qvel, out=twist_6[3:])
+        np.dot(self._jac_position, self._live.qvel, out=self._velocity_3)
+        np.dot(self._jac_rotation, self._live.qvel, out=self._spin_3)
         _operational_space(
             terms,
             self._arm,
             self._live,
             self._jac_position,
             self._jac_rotation,
-            twist_6,
+            self._twist_6,
             self._controller.goal_pos,
             self._controller.goal_ori,
         )
-        np.dot(terms.lambda_position_33, terms.force_3, out=wrench_6[:3])
-        np.dot(terms.lambda_rotation_33, terms.torque_3, out=wrench_6[3:])
-        np.dot(terms.jac_transposed_76, wrench_6, out=self._torque_7)
+        np.dot(terms.lambda_position_33, terms.force_3, out=self._push_3)
+        np.dot(terms.lambda_rotation_33, terms.torque_3, out=self._turn_3)
+        np.dot(terms.jac_transposed_76, self._wrench_6, out=self._torque_7)
         _actuate(
-            self._live,
+            self._ctrl,
             self._motors,
+            self._bias,
             self._arm.dofs_7,
             self._torque_7,
             terms.posture_7,
@@ -153,11 +154,9 @@ def _live(data: mujoco.MjData, site: int) -> Live:
     return Live(
         qpos=data.qpos,
         qvel=data.qvel,
-        bias=data.qfrc_bias,
         mass=data.qM,
         position_m_3=data.site_xpos[site],
         rotation_9=data.site_xmat[site],
-        ctrl=data.ctrl,
     )
 
 
@@ -288,23 +287,24 @@ def _operational_space(
 
 @numba.njit(cache=True)
 def _actuate(
-    live: Live,
+    ctrl: np.ndarray,
     motors: Motors,
+    bias: np.ndarray,
     dofs_7: np.ndarray,
     torque_7: np.ndarray,
     posture_7: np.ndarray,
     grip_2: np.ndarray,
     direction: float,
 ) -> None:
-    """Writes `live.ctrl` and moves `grip_2`.
+    """Writes `ctrl` and moves `grip_2`.
 
     Arm: torque + gravity + posture, clipped.  Fingers: position targets along the ramp.
     """
     for i in range(len(dofs_7)):
-        torque = (torque_7[i] + live.bias[dofs_7[i]]) + posture_7[i]
-        live.ctrl[motors.arm_7[i]] = min(max(torque, motors.low_7[i]), motors.high_7[i])
+        torque = (torque_7[i] + bias[dofs_7[i]]) + posture_7[i]
+        ctrl[motors.arm_7[i]] = min(max(torque, motors.low_7[i]), motors.high_7[i])
     for i in range(2):
         # the two fingers move against each other
         towards = -motors.speed if i == 0 else motors.speed
         grip_2[i] = min(max(grip_2[i] + towards * direction, -1.0), 1.0)
-        live.ctrl[motors.fingers_2[i]] = motors.middle_m_2[i] + motors.half_m_2[i] * grip_2[i]
+        ctrl[motors.fingers_2[i]] = motors.middle_m_2[i] + motors.half_m_2[i] * grip_2[i]

@@ -1,26 +1,21 @@
 """What LIBERO keeps in files: task lists, instructions, init states, assets; how long tasks take.
 
-And how to import LIBERO without side effects: its import asks a question on stdin, downloads
-assets, needs torch for its task lists and writes log files; nothing here lets it.  Builds no
-simulator; `simulator.py` does.
+Imports nothing of LIBERO: that would ask a question on stdin, download assets and need torch.
+Builds no simulator; `simulator.py` does.
 """
 
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import io
 import os
 import pathlib
 import pickle
-import sys
 import tempfile
 import types
 import zipfile
 
 import numpy as np
-
-from pirl_jax.envs.gl import backends
 
 ASSETS_VARIABLE = "PIRL_LIBERO_ASSETS"
 ASSET_FOLDERS = (
@@ -178,6 +173,7 @@ def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:
         ValueError: it is not there, or not complete.
     """
     wanted = assets or os.environ.get(ASSETS_VARIABLE)
+    # in the package of a checkout, or downloaded at the first import
     own = [package() / "assets", downloaded_assets()]
     candidates = [pathlib.Path(wanted)] if wanted else own
     for folder in candidates:
@@ -193,69 +189,6 @@ def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:
 def downloaded_assets() -> pathlib.Path:
     """Where LIBERO puts the assets that it downloads."""
     return pathlib.Path.home() / ".cache" / "libero" / "assets"
-
-
-def import_libero(assets: pathlib.Path) -> tuple[type, type[Exception]]:
-    """Import LIBERO: it uses these assets, asks nothing, downloads nothing and writes no log.
-
-    Returns its simulator class and the exception of a failed draw of poses.
-
-    Raises:
-        ValueError: robosuite or LIBERO is not installed, or nothing here can render.
-    """
-    backends.require(os.environ.get("MUJOCO_GL", "egl"))
-    if "robosuite" not in sys.modules:
-        _silence_robosuite()
-    os.environ["LIBERO_CONFIG_PATH"] = str(_config_folder(assets))
-    import libero.libero
-
-    # else it downloads; it ignores its config file's entry
-    libero.libero._assets_path_cache = str(assets)
-    from libero.libero.envs import OffScreenRenderEnv
-    from robosuite.utils.errors import RandomizationError
-
-    return OffScreenRenderEnv, RandomizationError
-
-
-def _silence_robosuite() -> None:
-    """Before robosuite's first import.
-
-    No log file in /tmp, which another user may own, and no warning about macros.
-    """
-    outer = importlib.util.find_spec("robosuite")
-    if outer is None:
-        raise ValueError(
-            "robosuite is not installed; run: pip install --no-deps -r requirements-sim.txt"
-        )
-    path = pathlib.Path(outer.submodule_search_locations[0], "macros.py")
-    macros = run_file(path, "robosuite.macros")
-    macros.FILE_LOGGING_LEVEL = None
-    sys.modules["robosuite.macros"] = macros
-    sys.modules["robosuite.macros_private"] = types.ModuleType("robosuite.macros_private")
-    import robosuite
-
-    robosuite.macros = macros  # a module that is already loaded is not bound to its package
-
-
-def _config_folder(assets: pathlib.Path) -> pathlib.Path:
-    """A folder of ours with LIBERO's config.yaml.
-
-    Named by its content: workers that start at once write the same.
-    """
-    root = package()
-    paths = {
-        "benchmark_root": root,
-        "bddl_files": root / "bddl_files",
-        "init_states": root / "init_files",
-        "datasets": root.parent / "datasets",
-        "assets": assets,
-    }
-    text = "".join(f'{key}: "{path}"\n' for key, path in paths.items())
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    folder = cache_folder(f"libero-{digest}")
-    if not (folder / "config.yaml").exists():
-        write_whole(folder / "config.yaml", text.encode())
-    return folder
 
 
 def cache_folder(name: str) -> pathlib.Path:

@@ -76,7 +76,7 @@ class Simulator:
                 " choose 1 or more"
             )
         self._setup = setup
-        _, self._placement_error = files.import_libero(setup.assets)
+        _, self._placement_error = stock.import_libero(setup.assets)
         self.task_env = self._draw(self._build, init_state=0)
         self._robot = self.task_env.robots[0]
         # mujoco's own objects, without robosuite's wrappers

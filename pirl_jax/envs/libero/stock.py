@@ -1,21 +1,92 @@
-"""LIBERO's own environment of one task, changed where we must.
+"""LIBERO's and robosuite's own code: imported without side effects, and changed where we must.
 
+Their import asks a question on stdin, downloads assets and writes log files; nothing here lets it.
 Knows no episodes; `simulator.py` plays them.
 """
 
 import functools
+import hashlib
+import importlib.util
+import os
+import pathlib
+import sys
+import types
 from typing import Any
 
 import numpy as np
 
+from pirl_jax.envs.gl import backends
 from pirl_jax.envs.libero import files, meshes
 
 # Of the model; a reset moves fixtures and hides sites.
 RESET_FIELDS = ("body_pos", "body_quat", "site_rgba")
 
 
+def import_libero(assets: pathlib.Path) -> tuple[type, type[Exception]]:
+    """Import LIBERO: it uses these assets, asks nothing, downloads nothing and writes no log.
+
+    Returns its simulator class and the exception of a failed draw of poses.
+
+    Raises:
+        ValueError: robosuite or LIBERO is not installed, or nothing here can render.
+    """
+    backends.require(os.environ.get("MUJOCO_GL", "egl"))
+    if "robosuite" not in sys.modules:
+        _silence_robosuite()
+    os.environ["LIBERO_CONFIG_PATH"] = str(_config_folder(assets))
+    import libero.libero
+
+    # else it downloads; it ignores its config file's entry
+    libero.libero._assets_path_cache = str(assets)
+    from libero.libero.envs import OffScreenRenderEnv
+    from robosuite.utils.errors import RandomizationError
+
+    return OffScreenRenderEnv, RandomizationError
+
+
+def _silence_robosuite() -> None:
+    """Before robosuite's first import.
+
+    No log file in /tmp, which another user may own, and no warning about macros.
+    """
+    outer = importlib.util.find_spec("robosuite")
+    if outer is None:
+        raise ValueError(
+            "robosuite is not installed; run: pip install --no-deps -r requirements-sim.txt"
+        )
+    path = pathlib.Path(outer.submodule_search_locations[0], "macros.py")
+    macros = files.run_file(path, "robosuite.macros")
+    macros.FILE_LOGGING_LEVEL = None
+    sys.modules["robosuite.macros"] = macros
+    sys.modules["robosuite.macros_private"] = types.ModuleType("robosuite.macros_private")
+    import robosuite
+
+    robosuite.macros = macros  # a module that is already loaded is not bound to its package
+
+
+def _config_folder(assets: pathlib.Path) -> pathlib.Path:
+    """A folder of ours with LIBERO's config.yaml.
+
+    Named by its content: workers that start at once write the same.
+    """
+    root = files.package()
+    paths = {
+        "benchmark_root": root,
+        "bddl_files": root / "bddl_files",
+        "init_states": root / "init_files",
+        "datasets": root.parent / "datasets",
+        "assets": assets,
+    }
+    text = "".join(f'{key}: "{path}"\n' for key, path in paths.items())
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    folder = files.cache_folder(f"libero-{digest}")
+    if not (folder / "config.yaml").exists():
+        files.write_whole(folder / "config.yaml", text.encode())
+    return folder
+
+
 def build_task(suite: str, task: int, light: bool) -> Any:
-    """LIBERO's environment of one task, without cameras; `files.import_libero` comes first.
+    """LIBERO's environment of one task, without cameras; `import_libero` comes first.
 
     `light` gives it lighter visual meshes.  Draws poses from numpy's global generator.
     """

@@ -75,6 +75,7 @@ class Libero:
             raise base.error("init state", init_state, range(self.spec.num_init_states))
         self._task = task
         self._elapsed = None  # should the start fail
+        # Saves whoever's episode stands in the simulator.
         cache.SIMULATORS.start(self, self._setup(), init_state, self._cached_tasks)
         self._elapsed = 0
         return self._observe(success=False, num_steps=0, frames=None)
@@ -92,6 +93,7 @@ class Libero:
         frames = [] if record else None
         success = False
         num_steps = 0
+        # The time limit cuts the chunk.
         still_allowed = self._limits[self._task] - self._elapsed
         for action_A in itertools.islice(actions_IA, still_allowed):
             if not np.isfinite(action_A).all():
@@ -130,6 +132,7 @@ class Libero:
         )
 
     def _render(self, camera: str) -> np.ndarray:
+        # Asked again at every picture: another env may have run since.
         return self._hold().render(camera, self.spec.image_size_px)
 
     def _hold(self) -> cache.Shared:
@@ -176,6 +179,7 @@ def make(
         raise base.error("render_quality", render_quality, render.QUALITIES)
     rules = files.PROTOCOLS[protocol]
     tasks = files.tasks(suite)
+    # By task: those of libero_130 keep the limits of the suites that they come from.
     limits = [max_episode_steps or rules.max_episode_steps[task.suite] for task in tasks]
     spec = base.EnvSpec(
         suite=suite,

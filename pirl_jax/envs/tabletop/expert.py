@@ -21,7 +21,7 @@ FINE_M = 0.01
 # The fingers need about 4 control steps to reach or to free a cube of 4 cm.
 CLOSE_STEPS = 6
 OPEN_STEPS = 5
-FOR_EVER = 1000  # control steps: longer than any episode
+FOR_EVER = 1000  # control steps: longer than the budget of any task
 
 
 def expert(env: suite.Tabletop) -> Callable[[], np.ndarray]:
@@ -69,7 +69,7 @@ def _place(env: suite.Tabletop, cube: str, goal: str) -> list[Leg]:
 
 
 def _over(env: suite.Tabletop, body: str, height_m: float) -> np.ndarray:
-    """Target [3] (m), where the body is now."""
+    """So high over where the body is now: [3] (m)."""
     return servo.raised(env.position(body), height_m)
 
 

@@ -68,7 +68,7 @@ def _set_options(spec: mujoco.MjSpec, light: bool) -> None:
     # as robosuite: no slip in a grasp
     spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
     spec.option.impratio = 20
-    spec.visual.map.znear = 0.01
+    spec.visual.map.znear = 0.01  # of the extent: 1 cm
     spec.visual.quality.offsamples = 0 if light else 4  # of multisampling
     spec.visual.headlight.ambient = [0.3] * 3
     spec.visual.headlight.diffuse = [0.3] * 3

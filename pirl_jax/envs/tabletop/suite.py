@@ -124,6 +124,7 @@ class Tabletop:
         self._elapsed = 0
         self._over = False
         self._grip = -1.0
+        # All of an episode's past goes: the solver's warm start is part of it.
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[ARM] = HOME_QPOS
         self.data.qpos[FINGERS] = OPEN_QPOS
@@ -214,7 +215,7 @@ class Tabletop:
             grip = self._grip + GRIPPER_RATE * direction
             self._grip = min(1.0, max(-1.0, grip))
             data.ctrl[ARM] = np.clip(self._arm.torques(), -limit_7, limit_7)
-            # the two fingers mirror each other
+            # position targets (m); the two fingers mirror each other
             data.ctrl[FINGERS] = OPEN_M * (1.0 - self._grip), -OPEN_M * (1.0 - self._grip)
             mujoco.mj_step2(self.model, data)
             mujoco.mj_step1(self.model, data)

@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from pirl_jax.envs.libero import files
+from pirl_jax.envs.libero import files, stock
 from pirl_jax.envs.libero import suite as suites
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -92,17 +92,17 @@ def test_missing_assets_are_named_with_the_remedy(tmp_path, monkeypatch):
 
 def test_config_folder_is_private_complete_and_written_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = files._config_folder(pathlib.Path("/some/assets"))
+    folder = stock._config_folder(pathlib.Path("/some/assets"))
     assert folder.parent == tmp_path / "pirl_jax"
     lines = (folder / "config.yaml").read_text().splitlines()
     keys = ["benchmark_root", "bddl_files", "init_states", "datasets", "assets"]
     assert [line.split(":")[0] for line in lines] == keys
     assert lines[-1] == 'assets: "/some/assets"'
     before = (folder / "config.yaml").stat().st_mtime_ns
-    assert files._config_folder(pathlib.Path("/some/assets")) == folder
+    assert stock._config_folder(pathlib.Path("/some/assets")) == folder
     assert (folder / "config.yaml").stat().st_mtime_ns == before
     assert os.listdir(folder) == ["config.yaml"]
-    assert files._config_folder(pathlib.Path("/other")) != folder
+    assert stock._config_folder(pathlib.Path("/other")) != folder
 
 
 def test_import_asks_nothing_and_needs_nothing_heavy(libero_assets, tmp_path):

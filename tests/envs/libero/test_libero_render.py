@@ -204,7 +204,7 @@ def make_stock(libero_assets, tmp_path_factory):
 
     Lighter meshes go to a cache of this module.
     """
-    make, _ = files.import_libero(libero_assets)
+    make, _ = stock.import_libero(libero_assets)
 
     @contextlib.contextmanager
     def first_state(suite, task):

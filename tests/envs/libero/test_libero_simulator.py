@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from pirl_jax.envs.libero import control, files
+from pirl_jax.envs.libero import control, files, stock
 from pirl_jax.envs.libero import simulator as simulators
 
 # robosuite, LIBERO and numba warn about themselves when they are imported.
@@ -46,7 +46,7 @@ def stock_episode(libero_assets, suite, task, init_states, actions):
     Yields init state, physics and success after settling and after every action.  Stock adds a
     sampler of open and closed joints at every hard reset, which shifts its draws: removed here.
     """
-    files.import_libero(libero_assets)
+    stock.import_libero(libero_assets)
     from libero.libero.envs import env_wrapper
 
     theirs = env_wrapper.ControlEnv(
