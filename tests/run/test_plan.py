@@ -122,7 +122,7 @@ def test_open_choices_are_filled_in(mesh, need):
     settings = _settings(algorithm__microbatch_size=0)
     chosen, made = plan.choose(settings, mesh, PROMPT, ENV)
     assert (
-        (chosen.update.microbatch_size, chosen.prefix_cache)
+        (chosen.raw.algorithm.microbatch_size, chosen.prefix_cache)
         == (32, "host")
         == (made.microbatch_size, made.prefix_cache)
     )
