@@ -13,7 +13,7 @@ from pirl_jax.core import rng
 from pirl_jax.envs import probes
 from pirl_jax.envs.pool import pool as pools
 from pirl_jax.envs.pool import queue
-from pirl_jax.learner import optimizer, update
+from pirl_jax.learner import objective, optimizer, update
 from pirl_jax.learner import state as states
 from pirl_jax.monitor import timeline
 from pirl_jax.rollout import collector, stream
@@ -42,7 +42,7 @@ def agent():
         fresh_state=lambda: states.create(
             meshes.replicate(params, mesh), settings.optim, trains, mesh
         ),
-        update=update.make_update(
+        updater=update.Updater(
             steps.log_prob_fn(settings), settings.update, settings.optim, trains, mesh
         ),
     )
@@ -50,12 +50,11 @@ def agent():
 
 def play(agent, params, pool, key):
     generator, count = rng.generator(key), agent.page.rollout.episodes_per_iteration
-    names = [
-        stream.Episode(0, int(generator.integers(pool.spec.num_init_states))) for _ in range(count)
-    ]
-    return collector.collect(
-        agent.actor, params, key, pool, names, stream.Schedule(), timeline.Timers()
-    )
+    drawn = [int(generator.integers(pool.spec.num_init_states)) for _ in range(count)]
+    episodes = [stream.Episode(0, init_state) for init_state in drawn]
+    playing = stream.Stream(pool, episodes, stream.Schedule())
+    book = collector.collect(agent.actor, params, key, playing, timeline.Timers())
+    return book.rollout(playing.results), playing.results
 
 
 def value_error(agent, rollout, results):
@@ -94,8 +93,8 @@ def test_the_agent_solves(name, error, solved, iterations, agent):
             errors.append(error(agent, rollout, results))
             if errors[-1] < solved:
                 return
-            data = update.rows(rollout, agent.settings.update)
-            state, _ = update.update(agent.update, state, data, key, agent.settings.update)
+            data = objective.with_advantages(rollout, agent.settings.update)
+            state, _ = update.learn(agent.updater, state, data, key)
     pytest.fail(
         f"broken: {probes.PROBES[name].broken_part}; probe {name!r} has errors {np.round(errors, 2)}"
     )

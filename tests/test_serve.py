@@ -34,7 +34,7 @@ from pirl_jax.models import pi0
 from pirl_jax.monitor import timeline
 from pirl_jax.policy import normalize
 from pirl_jax.rollout import stream
-from pirl_jax.run import config, policies
+from pirl_jax.run import config, evaluation, policies
 from pirl_jax.serving import client, requests
 from pirl_jax.weights import assets, sources, targets
 from tests.serving import conftest
@@ -129,6 +129,7 @@ def turn_of(steps, spec):
     )
     return stream.Turn(
         row=np.arange(n),
+        slot=np.arange(n),
         episode=np.arange(n) + 3,
         decision=np.arange(n),
         finished=zeros > 0,
@@ -144,7 +145,7 @@ def in_process(folder, settings, spec, batch_size):
     actor = policies.actor(
         settings, mesh, policies.transform(settings, stats, spec.instructions), spec.instructions
     )
-    return evaluate.policy(settings, mesh, actor, params, spec, batch_size, timeline.Timers())
+    return evaluation.network(settings, mesh, actor, params, spec, batch_size, timeline.Timers())
 
 
 def through_openpis_keys(turn, spec, chunk, port):

@@ -17,7 +17,7 @@ import numpy as np
 from pirl_jax.bench import env
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng, spec, types
-from pirl_jax.learner import update as updates
+from pirl_jax.learner import objective
 from pirl_jax.models import variants
 from pirl_jax.policy import flops, flow
 from pirl_jax.run import command, config, steps
@@ -178,11 +178,11 @@ def _update(case: Case, options):
     }
 
     def once(name, _):
-        batch = updates.Minibatch(
+        batch = objective.Minibatch(
             contexts[name], chain, advantage, advantage, np.ones(rows, np.float32)
         )
         start_s = time.perf_counter()
-        learner[name], metrics = step[name](learner[name], [batch])
+        learner[name], metrics = step[name].minibatch(learner[name], [batch])
         seen.setdefault(name, jax.device_get(metrics))
         return time.perf_counter() - start_s
 

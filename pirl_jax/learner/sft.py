@@ -70,10 +70,12 @@ def make_sft_step(cfg: SftConfig, mesh: jax.sharding.Mesh) -> Callable:
             step=state.step + 1, params=params, opt_state=opt_state, ema=ema
         ), metrics
 
-    step = states.jit_step(step, mesh)
-    return lambda state, obs, actions_BHA, key: step(
-        state, obs, actions_BHA, meshes.replicate(key, mesh)
-    )
+    compiled = states.Step(step, mesh)
+
+    def replicated(state, obs, actions_BHA, key):
+        return compiled(state, obs, actions_BHA, meshes.replicate(key, mesh))
+
+    return replicated
 
 
 def make_loss(cfg: SftConfig, seed: int) -> Callable:

@@ -145,22 +145,26 @@ def shardings(state):
     return jax.tree.map(lambda x: x.sharding, state)
 
 
-def jit_step(step: Callable, mesh: jax.sharding.Mesh) -> Callable:
-    """jit of step(state, ...) -> state, metrics.  The old state is donated; the new one lies where the old one lay.
+class Step:
+    """jit of step(state, ...) -> state, metrics.
 
-    `lower(state, ...)` lowers it from arrays or shapes, as that of jax.jit does.
+    The old state is donated; the new one lies where the old one lay.
     """
-    compiled = None
 
-    def jitted(state):
-        nonlocal compiled
-        if compiled is None:
-            out = (shardings(state), meshes.replicated(mesh))
-            compiled = jax.jit(step, donate_argnums=0, out_shardings=out)
-        return compiled
+    def __init__(self, step: Callable, mesh: jax.sharding.Mesh):
+        self._step = step
+        self._mesh = mesh
+        self._jitted = None  # the layout is known once there is a state
 
-    def call(state, *args):
-        return jitted(state)(state, *args)
+    def __call__(self, state: TrainState, *args: object) -> tuple[TrainState, dict]:
+        return self._for(state)(state, *args)
 
-    call.lower = lambda state, *args: jitted(state).lower(state, *args)
-    return call
+    def lower(self, state: TrainState, *args: object) -> jax.stages.Lowered:
+        """From arrays or shapes, as that of jax.jit."""
+        return self._for(state).lower(state, *args)
+
+    def _for(self, state: TrainState) -> Callable:
+        if self._jitted is None:
+            out = shardings(state), meshes.replicated(self._mesh)
+            self._jitted = jax.jit(self._step, donate_argnums=0, out_shardings=out)
+        return self._jitted

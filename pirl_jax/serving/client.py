@@ -7,7 +7,8 @@ from openpi_client import msgpack_numpy
 from websockets import exceptions
 from websockets.sync import client
 
-from pirl_jax.rollout import collector, stream
+from pirl_jax.rollout import actor as actors
+from pirl_jax.rollout import stream
 from pirl_jax.serving import requests
 
 IMAGE_SIZE_PX = 224  # what openpi's client sends to a server that names no size
@@ -34,11 +35,11 @@ def decide(opened, metadata: dict, spec, action_chunk: int) -> stream.Decide:
     """Each row asks over a connection of its own, all at once: the server may make a batch of them."""
     size_px = metadata.get("image_size_px", IMAGE_SIZE_PX)
     by_name = requests.NOISE_ID in metadata.get("accepts", ())
-    limit = collector.max_decisions(spec, action_chunk)
+    limit = actors.max_decisions(spec, action_chunk)
 
     def ask(turn):
         asked = opened[: len(turn.row)]
-        noise_ids = collector.decision_ids(turn, limit)
+        noise_ids = actors.decision_ids(turn, limit)
         for i, connection in enumerate(asked):
             prompt = spec.instructions[turn.task[i]]
             message = requests.write(turn.step.images[i], turn.step.state[i], prompt, size_px)

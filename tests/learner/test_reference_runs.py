@@ -20,12 +20,13 @@ import pytest
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec, types
 from pirl_jax.envs import base
-from pirl_jax.learner import optimizer, update
+from pirl_jax.learner import objective, optimizer, update
 from pirl_jax.learner import state as states
 from pirl_jax.monitor import timeline
 from pirl_jax.policy import flow, noise, normalize, observation, tokenizer
+from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import collector
-from pirl_jax.rollout import stream as episodes
+from pirl_jax.rollout import stream as streams
 
 EPOCHS, T, B, CHUNK = (
     2,
@@ -162,7 +163,7 @@ def analytic(monkeypatch):
 # ---- the rollout ---------------------------------------------------------------------------------------------------------
 
 
-LOCKSTEP = episodes.Schedule(num_groups=1, lockstep=True)
+LOCKSTEP = streams.Schedule(num_groups=1, lockstep=True)
 
 
 class Pool:
@@ -239,14 +240,13 @@ def collect(recorded, params, iteration):
         number = first[episode_B // B, c_B]
         return recorded.sample(params, iteration, number, obs.state[:, :8], episode_B % B)
 
-    actor = collector.Actor(
+    actor = actors.Actor(
         to_model, ("do it",) * EPOCHS, CHUNK, explore, exploit=None, put=lambda x: x
     )
-    names = [episodes.Episode(epoch, env) for epoch in range(EPOCHS) for env in range(B)]
-    rollout, _ = collector.collect(
-        actor, params, None, Pool(recorded, iteration), names, LOCKSTEP, timeline.Timers()
-    )
-    return rollout
+    episodes = [streams.Episode(epoch, env) for epoch in range(EPOCHS) for env in range(B)]
+    playing = streams.Stream(Pool(recorded, iteration), episodes, LOCKSTEP)
+    book = collector.collect(actor, params, None, playing, timeline.Timers())
+    return book.rollout(playing.results)
 
 
 def stream(recorded, params, iteration):
@@ -353,7 +353,7 @@ def minibatches(recorded, data, rollout, iteration):
     row[rollout.decision_R, rollout.episode_R] = np.arange(len(data.weight))
     order = row.reshape(-1)[recorded(f"in/it{iteration}.shuffle_id")]
     for part in order.reshape(-1, 2, MINIBATCH // 2):
-        yield [update._take(data, np.maximum(index, 0), np.float32(index >= 0)) for index in part]
+        yield [objective.take(data, np.maximum(index, 0), np.float32(index >= 0)) for index in part]
 
 
 def log_prob_fn(recorded):
@@ -366,9 +366,7 @@ def log_prob_fn(recorded):
 def check_first_gradient(recorded, params, microbatches, iteration, freeze_policy=False):
     def loss(params, batch):
         return (
-            update.objective(log_prob_fn(recorded), recorded.update, params, batch, freeze_policy)[
-                0
-            ]
+            objective.loss(log_prob_fn(recorded), recorded.update, params, batch, freeze_policy)[0]
             / MINIBATCH
         )
 
@@ -391,7 +389,7 @@ def check_first_gradient(recorded, params, microbatches, iteration, freeze_polic
 def test_two_iterations(file, case):
     recorded, mesh = Recorded(file, case), meshes.make_mesh(1, 1, jax.devices()[:1])
     state = states.create(recorded.params, recorded.optim, lambda path: True, mesh)
-    update_minibatch = update.make_update(
+    updater = update.Updater(
         log_prob_fn(recorded),
         recorded.update,
         recorded.optim,
@@ -403,13 +401,15 @@ def test_two_iterations(file, case):
         rollout = (stream if case in STREAMS else collect)(recorded, state.params, iteration)
         check_rollout(recorded, rollout, iteration)
         cfg = recorded.update
-        data = update.rows(rollout, dataclasses.replace(cfg, bootstrap_truncated=case in STREAMS))
+        data = objective.with_advantages(
+            rollout, dataclasses.replace(cfg, bootstrap_truncated=case in STREAMS)
+        )
         check_rows(recorded, data, rollout, iteration)
         data = reference_weights(recorded, data, rollout, iteration)
         batches = list(minibatches(recorded, data, rollout, iteration))
         check_first_gradient(recorded, jax.device_get(state.params), batches[0], iteration)
         for step, microbatches in enumerate(batches * cfg.update_epochs):
-            state, metrics = update_minibatch(state, microbatches)
+            state, metrics = updater.minibatch(state, microbatches)
             want = recorded(f"out/it{iteration}.step{step}.grad_norm")
             np.testing.assert_allclose(
                 metrics["grad_norm"], want, rtol=3e-4, err_msg=f"{iteration} {step}"
@@ -438,14 +438,14 @@ def test_the_critic_warmup(file):
     )
     cfg = dataclasses.replace(recorded.update, critic_warmup_iterations=1)
     state = states.create(recorded.params, recorded.optim, lambda path: True, mesh)
-    update_minibatch = update.make_update(
+    updater = update.Updater(
         log_prob_fn(recorded), cfg, recorded.optim, lambda path: True, mesh, normalizer=MINIBATCH
     )
     before = None
     for iteration in range(2):
         rollout = collect(recorded, state.params, iteration)
         check_rollout(recorded, rollout, iteration)
-        data = update.rows(rollout, cfg)
+        data = objective.with_advantages(rollout, cfg)
         check_rows(recorded, data, rollout, iteration)
         data = reference_weights(recorded, data, rollout, iteration)
         batches = list(minibatches(recorded, data, rollout, iteration)) * cfg.update_epochs
@@ -461,7 +461,7 @@ def test_the_critic_warmup(file):
                 opt_state = primed(before, state.opt_state, recorded.optim)
                 state = state.replace(iteration=state.iteration + 1, opt_state=opt_state)
             before = jax.device_get(state.opt_state)
-            state, metrics = update_minibatch(state, microbatches)
+            state, metrics = updater.minibatch(state, microbatches)
             want = recorded(f"out/it{iteration}.step{step}.grad_norm")
             np.testing.assert_allclose(
                 metrics["grad_norm"], want, rtol=3e-4, err_msg=f"{iteration} {step}"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import types
-from pirl_jax.learner import update
+from pirl_jax.learner import objective, update
 from pirl_jax.rl import losses
 from pirl_jax.rollout import stats, stream
 
@@ -56,7 +56,7 @@ def test_advantages_and_returns(file, case):
     masked = f"{case}/out/loss_mask" in file.files
     valid = get("out/loss_mask")[..., 0] if masked else np.ones(reward.shape, bool)
     rollout = make_rollout(reward, value[:-1], value[1:], done, np.zeros_like(done), valid)
-    data = update.rows(
+    data = objective.with_advantages(
         rollout, update.UpdateConfig(gamma=meta["gamma"], gae_lambda=meta["gae_lambda"])
     )
     np.testing.assert_allclose(
@@ -87,7 +87,10 @@ def test_what_a_time_limit_adds(file, case):
         gamma=meta["gamma"], bootstrap_truncated=meta["auto_reset"], normalize_advantages=False
     )
     np.testing.assert_allclose(
-        update.rows(rollout, cfg).return_, get("out/rewards").sum(-1), rtol=1e-5, atol=1e-6
+        objective.with_advantages(rollout, cfg).return_,
+        get("out/rewards").sum(-1),
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 

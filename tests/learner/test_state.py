@@ -76,7 +76,7 @@ def test_jit_step_keeps_the_layout_and_donates():
             step=state.step + 1, params=states.merge(state.params, {"expert": {"w": w}})
         ), w.sum()
 
-    jitted = states.jit_step(step, mesh)
+    jitted = states.Step(step, mesh)
     state, total = jitted(state, meshes.replicate(np.float32(1), mesh))
     state, total = jitted(state, meshes.replicate(np.float32(1), mesh))
     assert states.shardings(state) == before and old.is_deleted()

@@ -7,7 +7,7 @@ import pytest
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec, types
-from pirl_jax.learner import optimizer, update
+from pirl_jax.learner import objective, optimizer, update
 from pirl_jax.learner import state as states
 from pirl_jax.models import pi0, variants
 from pirl_jax.policy import flow
@@ -42,7 +42,7 @@ def play(key):
     prefix = pi0.prefill(params, obs, cfg)
     chain, _ = flow.sample_chain(params, jax.random.split(names[3], ROWS), prefix, POLICY)
     advantage, return_ = normal(names[4], (ROWS,)), normal(names[5], (ROWS,))
-    return params, update.Minibatch(
+    return params, objective.Minibatch(
         flow.prefix_to_rows(prefix), chain, advantage, return_, jnp.ones(ROWS)
     )
 
@@ -50,8 +50,8 @@ def play(key):
 def learn(params, data, mesh):
     layout = spec.shardings(flow.specs(POLICY), mesh, meshes.RULES)
     state = states.create(jax.device_put(params, layout), OPTIM, TRAINABLE, mesh)
-    update_minibatch = update.make_update(log_prob_fn, CFG, OPTIM, TRAINABLE, mesh)
-    return jax.device_get(update.update(update_minibatch, state, data, jax.random.key(0), CFG))
+    updater = update.Updater(log_prob_fn, CFG, OPTIM, TRAINABLE, mesh)
+    return jax.device_get(update.learn(updater, state, data, jax.random.key(0)))
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng
 from pirl_jax.envs import base
 from pirl_jax.envs.libero import files
-from pirl_jax.learner import update
-from pirl_jax.rollout import collector
+from pirl_jax.learner import objective
+from pirl_jax.rollout import actor as actors
 from pirl_jax.run import command, config, plan, policies, steps
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -81,7 +81,7 @@ def test_the_run_uses_what_the_plan_compiled(shape, anneal):
         meshes.replicate(rng.named(jax.random.key(0), "actions"), mesh),
     )
     explore, exploit = steps.decisions(cfg, settings.keep_prefix)
-    actor = collector.Actor(None, (), 1, explore, exploit, put=None)
+    actor = actors.Actor(None, (), 1, explore, exploit, put=None)
     actor, compiled = policies.at_iteration(actor, settings, 0, mesh), []
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, *_, **__: compiled.append(name)
@@ -89,12 +89,12 @@ def test_the_run_uses_what_the_plan_compiled(shape, anneal):
     chain, actions_BHA, context = actor.explore(state.params, key, id_B, obs)
     assert actions_BHA.shape == (rows, cfg.model.action_horizon, cfg.model.action_dim)
     assert not [name for name in compiled if "backend_compile" in name]
-    data = update.Minibatch(
+    data = objective.Minibatch(
         *jax.device_get((context, chain, chain.value, chain.value)), np.ones(rows, np.float32)
     )
     part = jax.tree.map(lambda x: x[:8], data)
     updater, compiled[:] = steps.updater(settings, mesh), []
-    state, _ = updater(state, [part, part])
+    state, _ = updater.minibatch(state, [part, part])
     assert int(state.step) == 1
     assert (
         len([name for name in compiled if "backend_compile" in name]) == 1
