@@ -25,9 +25,8 @@ from pirl_jax.learner import objective, update
 from pirl_jax.learner import state as states
 from pirl_jax.monitor import log, progress, report, timeline
 from pirl_jax.policy import normalize, observation
-from pirl_jax.rl import groups
 from pirl_jax.rollout import actor as actors
-from pirl_jax.rollout import collector, starts, stats
+from pirl_jax.rollout import starts, stats
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import (
     command,
@@ -38,6 +37,7 @@ from pirl_jax.run import (
     plan,
     policies,
     results,
+    rollouts,
     simulators,
     steps,
     teach,
@@ -180,7 +180,7 @@ def _first_stream(
         whole = starts.evaluation(playable, raw.eval.episodes_per_task)
         episodes = hosts.share().of(whole)
     elif iteration < raw.num_iterations and not _evaluation_due(raw, iteration):
-        episodes = _episodes(raw, playable, iteration, hosts.episodes_per_iteration(raw))
+        episodes = rollouts.episodes(raw, playable, iteration)
     else:
         return None
     return streams.Stream(pool, episodes, settings.schedule)
@@ -343,7 +343,7 @@ def _iteration(
     metrics |= stats.episode_metrics(played)
     metrics |= stats.fault_metrics(faults, run.pool.counters(), meshes.gather)
     if not cfg.uses_critic:
-        metrics |= stats.group_metrics(_useful(played, cfg), cfg.group_size)
+        metrics |= stats.group_metrics(rollouts.useful(played, cfg), cfg.group_size)
     metrics |= stats.rollout_metrics(rollout, data, meshes.gather)
     return state, metrics | run.timers.read()
 
@@ -356,84 +356,28 @@ def _start_next(run: Run, iteration: int) -> None:
     """The simulators start on the next rollout while the learner works."""
     raw = run.settings.raw
     if iteration < raw.num_iterations and not _evaluation_due(raw, iteration):
-        run.stream = _training_stream(run, iteration)
-
-
-def _training_stream(run: Run, iteration: int) -> streams.Stream:
-    raw = run.settings.raw
-    episodes = _episodes(raw, run.playable, iteration, hosts.episodes_per_iteration(raw))
-    return streams.Stream(run.pool, episodes, run.settings.schedule)
-
-
-def _episodes(
-    raw: ml_collections.FrozenConfigDict,
-    playable: starts.Starts,
-    iteration: int,
-    count: int,
-    played: int = 0,
-) -> list[streams.Episode]:
-    """Which `count` episodes this host plays in an iteration, after so many played ones."""
-    size = raw.algorithm.group_size
-    everywhere = count * jax.process_count()
-    order, seed = raw.rollout.start_order, raw.seed
-    whole = starts.training(playable, everywhere, size, order, seed, iteration, played)
-    return hosts.share().of(whole, size)
+        run.stream = _stream(run, iteration)
 
 
 def _rollout(
     run: Run, params: dict, key: jax.Array, iteration: int, advance: Advance
 ) -> tuple[types.Rollout, list[streams.Result]]:
-    """Episodes of one iteration.
-
-    Where the algorithm has a budget for it, groups without a signal are replaced by fresh ones.
-    """
-    raw, cfg = run.settings.raw, run.settings.update
-    actor = policies.at_iteration(run.actor, run.settings, iteration, run.mesh)
+    """Episodes of one iteration."""
+    settings = run.settings
+    actor = policies.at_iteration(run.actor, settings, iteration, run.mesh)
     if actor.buffer is not None:
         limit = actors.max_decisions(run.pool.spec, actor.action_chunk)
-        actor.buffer.clear(hosts.most_episodes(raw) * limit)
-    stream = run.take_stream() or _training_stream(run, iteration)
+        actor.buffer.clear(hosts.most_episodes(settings.raw) * limit)
+    stream = run.take_stream() or _stream(run, iteration)
     key = meshes.replicate(rng.named(key, "actions"), meshes.local(run.mesh))
-    book = None
-    playing = True
-    while playing:
-        book = collector.collect(
-            actor,
-            params,
-            key,
-            stream,
-            run.timers,
-            book=book,
-            group_size=cfg.group_size,
-            bootstrap_truncated=cfg.uses_critic and cfg.bootstrap_truncated,
-            advance=advance,
-        )
-        playing = cfg.max_episodes_per_iteration and _replace_groups(run, stream, book, iteration)
-    return book.rollout(stream.results), stream.results
+    return rollouts.play(
+        settings, run.playable, iteration, stream, actor, params, key, run.timers, advance
+    )
 
 
-def _replace_groups(run: Run, stream: streams.Stream, book: collector.Book, iteration: int) -> bool:
-    """Dynamic sampling: extend the stream by as many groups as lack a signal; -> whether any do."""
-    raw, cfg = run.settings.raw, run.settings.update
-    size = cfg.group_size
-    useful_E = _useful(stream.results, cfg)
-    if useful_E.any():  # an update needs rows even to skip them
-        book.discard(np.flatnonzero(~useful_E))
-    wanted = hosts.episodes_per_iteration(raw) // size
-    usable = useful_E.reshape(-1, size).any(1).sum()
-    played = len(stream.results)
-    count = groups.fresh(wanted, usable, played // size, hosts.most_episodes(raw) // size)
-    if not count:
-        return False
-    stream.extend(_episodes(raw, run.playable, iteration, count * size, played))
-    return True
-
-
-def _useful(played: list[streams.Result], cfg: update.UpdateConfig) -> np.ndarray:
-    """[E] bool: episodes that the update learns from."""
-    score_E = [result.reward for result in played]
-    valid_E = [not result.lost for result in played]
-    return objective.useful(score_E, valid_E, cfg)
+def _stream(run: Run, iteration: int) -> streams.Stream:
+    episodes = rollouts.episodes(run.settings.raw, run.playable, iteration)
+    return streams.Stream(run.pool, episodes, run.settings.schedule)
 
 
 def _evaluate(
@@ -482,7 +426,7 @@ def finish(run: Run, state: states.TrainState) -> None:
     if not run.directory.writes:
         return
     path = run.directory.path
-    _write_table(raw, path, after)
+    print(results.write_comparison(path, raw, after))
     report.learning_curve(path / "learning_curve.png", log.read(path), title=path.name)
     train, held = run.playable.train, run.playable.evaluate[: per_task or None]
     print(
@@ -500,23 +444,6 @@ def finish(run: Run, state: states.TrainState) -> None:
     for name, file in files.items():
         if (path / file).exists():
             print(f"{name + ':':<17}{path / file}")
-
-
-def _write_table(
-    raw: ml_collections.FrozenConfigDict,
-    path: pathlib.Path,
-    after: dict[str, tuple[int, int]],
-) -> None:
-    """Success rates before and after, on disk and on the terminal."""
-    rows = {}
-    before = results.read_successes(path / "evaluation" / "before")
-    if before:
-        rows["SFT" if raw.sft.demonstrations else "before"] = before
-    rows[report.algorithm_name(raw.algorithm.adv_type)] = after
-    table = report.success_table(rows)
-    log.write_json(path / "table.json", table)
-    (path / "table.txt").write_text(report.as_text(table) + "\n")
-    print(report.as_text(table))
 
 
 if __name__ == "__main__":

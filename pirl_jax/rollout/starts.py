@@ -1,5 +1,5 @@
-"""Which episodes are played: start states for training and for evaluation, as pure functions of seed
-and iteration.
+"""Which episodes are played: start states for training and for evaluation, as pure functions of
+seed and iteration.
 
 A start is a pair (task, init state).  Knows the split that keeps training and evaluation apart, and
 what each of several hosts plays; refuses to know simulators.

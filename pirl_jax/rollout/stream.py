@@ -59,7 +59,7 @@ class Schedule:
 
 @dataclasses.dataclass
 class Turn:
-    """The slots that have something new, decided on together.  n may be 0: all of them were lost."""
+    """The slots that have something new, decided on together.  n is 0 where all were lost."""
 
     row: np.ndarray  # [n] position of each slot in the batch of num_envs / num_groups rows
     slot: np.ndarray  # [n]

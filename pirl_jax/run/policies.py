@@ -1,4 +1,5 @@
-"""Policies out of settings and checkpoints: transform, statistics, parameters, and the actor that decides with them."""
+"""Policies out of settings and checkpoints: transform, statistics, parameters, and the actor that
+decides with them."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -31,7 +32,8 @@ def transform(
 ) -> observation.Transform:
     """Raw observations <-> model inputs, checked against the prompts of the suite.
 
-    only_these: no other prompt will come, so prompts are padded to the shortest bucket that holds these.
+    only_these: no other prompt will come, so prompts are padded to the shortest bucket that holds
+    these.
     """
     model = settings.raw.model
     result = observation.Transform(

@@ -1,4 +1,5 @@
-"""The files of an evaluation: what was measured and how, every episode, a table for people, videos.
+"""The files of an evaluation: what was measured and how, every episode, a table, videos; and the
+table of a run.
 
 evaluation.json     policy, protocol, table with Wilson intervals, per task and suite, episodes,
                     versions, renderer
@@ -152,6 +153,24 @@ def read_successes(directory: pathlib.Path) -> dict[str, tuple[int, int]] | None
     if not path.exists():
         return None
     return _counts(json.loads(path.read_text())["per_task"])
+
+
+def write_comparison(
+    run_dir: pathlib.Path,
+    raw: ml_collections.FrozenConfigDict,
+    after: dict[str, tuple[int, int]],
+) -> str:
+    """table.json and table.txt of a run -> success rates before (where evaluated) and after it."""
+    rows = {}
+    before = read_successes(run_dir / "evaluation" / "before")
+    if before:
+        rows["SFT" if raw.sft.demonstrations else "before"] = before
+    rows[report.algorithm_name(raw.algorithm.adv_type)] = after
+    table = report.success_table(rows)
+    log.write_json(run_dir / "table.json", table)
+    text = report.as_text(table)
+    (run_dir / "table.txt").write_text(text + "\n")
+    return text
 
 
 # ---- one episode -----------------------------------------------------------------------------

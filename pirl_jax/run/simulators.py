@@ -1,4 +1,4 @@
-"""From the settings to running simulators.  The only place that knows which suite is which class."""
+"""From the settings to running simulators.  The one place that knows which suite is which class."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -58,7 +58,8 @@ def expert_factory(settings: config.Settings) -> Callable[[], base.Env]:
 
     if not experts.available(suite):
         raise ValueError(
-            f"env.suite={suite!r} has no scripted expert; evaluate --policy=random or a --checkpoint"
+            f"env.suite={suite!r} has no scripted expert; "
+            f"evaluate --policy=random or a --checkpoint"
         )
     return functools.partial(experts.driven, make_env)
 
