@@ -46,18 +46,20 @@ def create_state(
 def make_sft_step(cfg: SftConfig, mesh: jax.sharding.Mesh) -> Callable:
     """step(state, Observation [B], actions_BHA, key) -> state, metrics on the device.
 
-    The state is donated.  `key` is that of the whole run: each step folds its number in, so a
-    resumed run draws what it would have drawn.  Actions are normalised; the loss covers padded
-    action dimensions too, as openpi's does.
+    What a step changes of the state is donated.  `key` is that of the whole run: each step folds
+    its number in, so a resumed run draws what it would have drawn.  Actions are normalised; the
+    loss covers padded action dimensions too, as openpi's does.
     """
-    trainable = _trainable(cfg)
 
     def step(
-        state: states.TrainState, obs: types.Observation, actions_BHA: jax.Array, key: jax.Array
+        state: states.TrainState,
+        frozen: dict,
+        obs: types.Observation,
+        actions_BHA: jax.Array,
+        key: jax.Array,
     ) -> tuple[states.TrainState, dict]:
         key = jax.random.fold_in(key, state.step)
         obs, noise_BHA, time_B = _draw(key, obs, actions_BHA, cfg)
-        learned, frozen = states.partition(state.params, trainable)
 
         def loss(learned: dict) -> jax.Array:
             params = states.merge(learned, frozen)
@@ -65,22 +67,21 @@ def make_sft_step(cfg: SftConfig, mesh: jax.sharding.Mesh) -> Callable:
                 params, obs, actions_BHA, noise_BHA, time_B, cfg.model
             ).mean()
 
-        value, grads = jax.value_and_grad(loss)(learned)
+        value, grads = jax.value_and_grad(loss)(state.params)
         learned, opt_state, applied = optimizer.apply(
-            cfg.optimizer, grads, state.opt_state, learned, state.step
+            cfg.optimizer, grads, state.opt_state, state.params, state.step
         )
-        params = states.merge(learned, frozen)
         metrics = {name: applied[name] for name in ("grad_norm", "lr")}
-        metrics |= {"loss": value, "param_norm": _weight_norm(params)}
+        metrics |= {"loss": value, "param_norm": _weight_norm(states.merge(learned, frozen))}
         state = state.replace(
             step=state.step + 1,
-            params=params,
+            params=learned,
             opt_state=opt_state,
             ema=states.averaged(state.ema, learned, cfg.ema_decay),
         )
         return state, metrics
 
-    compiled = states.Step(step, mesh)
+    compiled = states.Step(step, _trainable(cfg), mesh)
 
     def step_on_mesh(
         state: states.TrainState, obs: types.Observation, actions_BHA: jax.Array, key: jax.Array

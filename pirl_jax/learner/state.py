@@ -36,7 +36,7 @@ def create(
     anchor: bool = False,
     frozen_dtype: jnp.dtype | str | None = None,
 ) -> TrainState:
-    """Fresh state around `params`, which it takes over: steps donate its buffers.
+    """Fresh state around `params`; what trains of them it takes over: steps donate its buffers.
 
     Args:
       params: nested dict; its arrays' shardings on `mesh` are kept, other arrays are replicated.
@@ -156,25 +156,37 @@ def shardings(tree: Any) -> Any:
 
 
 class Step:
-    """jit of step(state, ...) -> state, metrics.
+    """jit of step(state, frozen, ...) -> state, metrics, in which state.params are what trains.
 
-    The old state is donated; the new one lies where the old one lay.
+    Called with whole states, and gives back whole states.  What a step changes is donated, and the
+    new arrays lie where the old ones lay: the parameters that train, their moments, their average,
+    the counters.  What no step changes is never donated, so that others may hold it: the frozen
+    parameters, which are an argument of their own, and the anchor, which `step` does not see.
     """
 
-    def __init__(self, step: Callable, mesh: jax.sharding.Mesh):
+    def __init__(self, step: Callable, trainable: Callable[[str], bool], mesh: jax.sharding.Mesh):
         self._step = step
+        self._trainable = trainable
         self._mesh = mesh
         self._jitted = None  # the layout is known once there is a state
 
     def __call__(self, state: TrainState, *args: object) -> tuple[TrainState, dict]:
-        return self._for(state)(state, *args)
+        changing, frozen = self._split(state)
+        changed, metrics = self._for(changing)(changing, frozen, *args)
+        params = merge(changed.params, frozen)
+        return changed.replace(params=params, anchor=state.anchor), metrics
 
     def lower(self, state: TrainState, *args: object) -> jax.stages.Lowered:
         """From arrays or shapes, as that of jax.jit."""
-        return self._for(state).lower(state, *args)
+        changing, frozen = self._split(state)
+        return self._for(changing).lower(changing, frozen, *args)
 
-    def _for(self, state: TrainState) -> Callable:
+    def _split(self, state: TrainState) -> tuple[TrainState, dict]:
+        learned, frozen = partition(state.params, self._trainable)
+        return state.replace(params=learned, anchor=None), frozen
+
+    def _for(self, changing: TrainState) -> Callable:
         if self._jitted is None:
-            out = shardings(state), meshes.replicated(self._mesh)
+            out = shardings(changing), meshes.replicated(self._mesh)
             self._jitted = jax.jit(self._step, donate_argnums=0, out_shardings=out)
         return self._jitted

@@ -122,7 +122,7 @@ class Updater:
         self._normalizer = normalizer
         self._zeros: Callable | None = None  # known once there is a batch
         self._add: Callable | None = None
-        self._step = states.Step(self._apply, mesh)
+        self._step = states.Step(self._apply, trainable, mesh)
 
     def minibatch(
         self,
@@ -130,7 +130,7 @@ class Updater:
         microbatches: Iterable[objective.Minibatch],
         demonstrations: object = None,
     ) -> tuple[states.TrainState, dict]:
-        """One optimiser step -> state, metrics on the devices.  The state is donated.
+        """One optimiser step -> state, metrics on the devices.  What it changes is donated.
 
         microbatches: host rows, each of this host's share of cfg.microbatch_size.
         """
@@ -205,10 +205,15 @@ class Updater:
         return sums.replace(grads=grads)
 
     def _apply(
-        self, state: states.TrainState, total: objective.Sums, demonstrations: object
+        self,
+        state: states.TrainState,
+        frozen: dict,
+        total: objective.Sums,
+        demonstrations: object,
     ) -> tuple[states.TrainState, dict]:
+        """state.params are what trains (state.Step)."""
         cfg = self.cfg
-        learned, frozen = states.partition(state.params, self._trainable)
+        learned = state.params
         weight = jnp.where(total.weight > 0, total.weight, 1.0)
         normalizer = weight if self._normalizer is None else self._normalizer
         grads = jax.tree.map(lambda g: g / normalizer, total.grads)
@@ -234,7 +239,7 @@ class Updater:
         metrics |= applied | {name: x / count for name, x in total.counted.items()}
         state = state.replace(
             step=state.step + 1,
-            params=states.merge(learned, frozen),
+            params=learned,
             opt_state=opt_state,
             ema=states.averaged(state.ema, learned, cfg.ema_decay),
         )

@@ -310,6 +310,19 @@ def test_the_sft_term_is_added_to_the_gradient():
     np.testing.assert_allclose(metrics["actor/sft_loss"], sft_loss(params, target, 0), rtol=1e-5)
 
 
+def test_handles_to_the_frozen_parameters_outlive_an_update():
+    """An actor or a second learner may hold the VLM while this one learns."""
+    mesh, updater = machinery(4, 2)
+    state = states.create(make_params(mesh), OPTIM, trainable, mesh)
+    frozen, learned = state.params["frozen"]["w"], state.params["policy"]["w"]
+    before = jax.device_get(frozen)
+    state, _ = update.learn(updater, state, make_rows(40), jax.random.key(0))
+    assert learned.is_deleted() and not frozen.is_deleted()
+    np.testing.assert_array_equal(frozen, before)
+    assert state.params["frozen"]["w"] is frozen
+    assert state.params.keys() == {"frozen", "policy", "value_head"}
+
+
 def make_rollout(**flags):
     """Two episodes of 3 and 2 decisions."""
     valid = np.array([[1, 1], [1, 1], [1, 0]], bool)
