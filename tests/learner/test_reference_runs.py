@@ -1,10 +1,12 @@
-"""Whole training iterations of the reference (h_e2e.npz), twice in a row: its analytic network and its scripted simulators,
-our sampler, collector, advantages, objective and optimiser -> rollout, advantages, gradients, final weights.
+"""Whole training iterations of the reference (h_e2e.npz), twice in a row: its analytic network and
+its scripted simulators, our sampler, collector, advantages, objective and optimiser -> rollout,
+advantages, gradients, final weights.
 
-Where we choose otherwise by default, the reference's choice is passed in: the value at the rollout is the mean over the denoise
-steps (Q11), a decision weighs time limit / control steps of its trajectory and the loss is divided by all rows (Q17), the rows go
-into the recorded minibatches (Q28), rewards are the recorded ones (Q8), the joint log-prob is a mean (Q10), and the optimiser after
-the critic warm-up is new and primed with a stale gradient (Q27).
+Where we choose otherwise by default, the reference's choice is passed in: the value at the rollout
+is the mean over the denoise steps (Q11), a decision weighs time limit / control steps of its
+trajectory and the loss is divided by all rows (Q17), the rows go into the recorded minibatches
+(Q28), rewards are the recorded ones (Q8), the joint log-prob is a mean (Q10), and the optimiser
+after the critic warm-up is new and primed with a stale gradient (Q27).
 """
 
 import dataclasses
@@ -101,8 +103,8 @@ class Recorded:
         )
 
     def calls(self, iteration):
-        """[EPOCHS, T + 1] numbers of the ordinary policy calls; and the calls that valued the last observations of episodes
-        that ended in the chunk before such a call, by its number."""
+        """[EPOCHS, T + 1] numbers of the ordinary policy calls; and the calls that valued the last
+        observations of episodes that ended in the chunk before such a call, by its number."""
         kind = self(f"in/it{iteration}.call_kind")
         return np.flatnonzero(kind == 0).reshape(EPOCHS, T + 1), {
             i - 1: i for i in np.flatnonzero(kind == 1)
@@ -132,8 +134,8 @@ class Recorded:
         return sample
 
     def sample(self, params, iteration, number, state=None, rows=slice(None)):
-        """A recorded policy call: our sampler with the recorded noise -> Chain (its value the mean over the steps), actions, prefix.
-        number: of the call, or of the call of each row."""
+        """A recorded policy call: our sampler with the recorded noise -> Chain (its value the mean
+        over the steps), actions, prefix.  number: of the call, or of the call of each row."""
         get = lambda name, where=f"in/it{iteration}.": self(f"{where}call_{name}")  # noqa: E731
         at = (number, rows)
         noise_JBHA = (
@@ -160,7 +162,7 @@ def analytic(monkeypatch):
     analytic_network.install(monkeypatch)
 
 
-# ---- the rollout ---------------------------------------------------------------------------------------------------------
+# ---- the rollout -----------------------------------------------------------------------------
 
 
 LOCKSTEP = streams.Schedule(num_groups=1, lockstep=True)
@@ -250,9 +252,10 @@ def collect(recorded, params, iteration):
 
 
 def stream(recorded, params, iteration):
-    """What self-resetting simulators give: full columns of decisions, several trajectories one after the other in each.  The
-    reference adds the discounted value of an episode's last observation to its reward, after a time limit or always; that is
-    a bootstrap, so we call these ends truncated."""
+    """What self-resetting simulators give: full columns of decisions, several trajectories one
+    after the other in each.  The reference adds the discounted value of an episode's last
+    observation to its reward, after a time limit or always; that is a bootstrap, so we call these
+    ends truncated."""
     first, last_observations = recorded.calls(iteration)
     grids = {name: np.zeros((T, COLUMNS), np.float32) for name in ("reward", "value", "next_value")}
     terminated, truncated, rows = np.zeros((T, COLUMNS), bool), np.zeros((T, COLUMNS), bool), {}
@@ -335,11 +338,12 @@ def check_rows(recorded, data, rollout, iteration):
         assert not keep.all()
 
 
-# ---- the update ----------------------------------------------------------------------------------------------------------
+# ---- the update ------------------------------------------------------------------------------
 
 
 def reference_weights(recorded, data, rollout, iteration):
-    """Time limit over the control steps of the trajectory; rows that are filtered stay without weight."""
+    """Time limit over the control steps of the trajectory; rows that are filtered stay without
+    weight."""
     name = f"out/it{iteration}.proc_loss_mask_sum"
     if f"{recorded.case}/{name}" not in recorded.file.files:
         return data.replace(weight=np.ones(len(data.weight), np.float32))
@@ -348,7 +352,8 @@ def reference_weights(recorded, data, rollout, iteration):
 
 
 def minibatches(recorded, data, rollout, iteration):
-    """The recorded minibatches as two microbatches each; the reference's masked rows are our padding."""
+    """The recorded minibatches as two microbatches each; the reference's masked rows are our
+    padding."""
     row = np.full((T, COLUMNS), -1)
     row[rollout.decision_R, rollout.episode_R] = np.arange(len(data.weight))
     order = row.reshape(-1)[recorded(f"in/it{iteration}.shuffle_id")]
@@ -427,11 +432,11 @@ def test_two_iterations(file, case):
 
 
 def test_the_critic_warmup(file):
-    """RLinf warms up for three of the four optimiser steps of its first iteration, we for whole iterations; so the last step is
-    taken as one of a second iteration.  At the end of the warm-up it builds a new optimiser, whose moments it primes with the
-    gradient of the last warm-up step, while its counter stays 0 (Q27).  With that optimiser put in by hand every weight agrees;
-    ours goes on with the moments that the value head has.
-    """
+    """RLinf warms up for three of the four optimiser steps of its first iteration, we for whole
+    iterations; so the last step is taken as one of a second iteration.  At the end of the warm-up
+    it builds a new optimiser, whose moments it primes with the gradient of the last warm-up step,
+    while its counter stays 0 (Q27).  With that optimiser put in by hand every weight agrees; ours
+    goes on with the moments that the value head has."""
     recorded, mesh = (
         Recorded(file, "ppo_cps_ignore_last_critic_warmup"),
         meshes.make_mesh(1, 1, jax.devices()[:1]),
@@ -483,8 +488,6 @@ def primed(before, after, optim):
     last = jax.tree.map(
         lambda old, new: (new - optim.b1 * old) / (1 - optim.b1), before.mu, adam.mu
     )
-    mu, nu = (
-        jax.tree.map(lambda g: np.float32((1 - b) * g**power), last)
-        for b, power in ((optim.b1, 1), (optim.b2, 2))
-    )
+    mu = jax.tree.map(lambda g: np.float32((1 - optim.b1) * g**1), last)
+    nu = jax.tree.map(lambda g: np.float32((1 - optim.b2) * g**2), last)
     return clip, adam._replace(count=np.zeros((), np.int32), mu=mu, nu=nu), decay

@@ -1,7 +1,8 @@
 """From a rollout to the rows of an update against the reference (e_rollout.npz).
 
-Not compared: action_level rewards (values per control step; a_gae has their recursion, tests/rl/test_advantages.py), rewards mixed with
-a reward model, the normalisations of the pipelined and the asynchronous trainer, torch's permutations (ours are redrawn per epoch).
+Not compared: action_level rewards (values per control step; a_gae has their recursion,
+tests/rl/test_advantages.py), rewards mixed with a reward model, the normalisations of the pipelined
+and the asynchronous trainer, torch's permutations (ours are redrawn per epoch).
 """
 
 import json
@@ -74,7 +75,8 @@ def test_advantages_and_returns(file, case):
 
 @pytest.mark.parametrize("case", BOOTSTRAPS)
 def test_what_a_time_limit_adds(file, case):
-    """The reference adds gamma V(last observation) to the reward; for us it is the bootstrap of a truncated decision."""
+    """The reference adds gamma V(last observation) to the reward; for us it is the bootstrap of a
+    truncated decision."""
     meta, get = json.loads(str(file[f"{case}/meta"])), lambda name: file[f"{case}/{name}"]
     terminated, truncated = (
         get(f"in/{name}")[None, :, -1] for name in ("terminations", "truncations")

@@ -1,4 +1,5 @@
-"""Two processes of one mesh: an update of a rollout whose episodes are spread over both is that of one process."""
+"""Two processes of one mesh: an update of a rollout whose episodes are spread over both is that of
+one process."""
 
 import dataclasses
 import os

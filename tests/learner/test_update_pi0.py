@@ -1,4 +1,4 @@
-"""Rollout and update of the real policy (tiny): the VLM frozen, its prefix kept from the rollout."""
+"""Rollout and update of the real policy (tiny): the VLM frozen, its prefix kept."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ ROWS = 24
 POLICY = flow.PolicyConfig(
     variants.pi0_config("tiny"), num_steps=3, action_chunk=3, value_hidden=(16, 8)
 )
-# eps: otherwise a gradient that is rounding noise makes a step of full size, in a direction of its own
+# eps: otherwise a gradient that is rounding noise makes a step of full size, in a direction of its
+# own
 OPTIM = optimizer.OptimizerConfig(lr=1e-3, value_lr=1e-3, eps=1e-3)
 CFG = update.UpdateConfig(update_epochs=1, minibatch_size=16, microbatch_size=8)
 TRAINABLE = optimizer.trainable(POLICY.model, train_expert_only=True)
@@ -65,7 +66,8 @@ def test_sharded_update_of_the_policy(played):
         learn(params, data, meshes.make_mesh(*shape, jax.devices()[: np.prod(shape)]))
         for shape in ((4, 2), (1, 1))
     )
-    # the test of the whole design: right after a rollout the ratio is 1 up to rounding, and learning moves it
+    # the test of the whole design: right after a rollout the ratio is 1 up to rounding, and
+    # learning moves it
     assert metrics["actor/first_ratio_max_dev"] < 1e-4 < metrics["actor/ratio_max_dev"]
     for path, x in spec.flatten(state.params).items():
         before = spec.flatten(params)[path]

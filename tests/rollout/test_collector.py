@@ -1,4 +1,5 @@
-"""The book of a rollout, and the test of the design: right after a rollout the probability ratio is 1."""
+"""The book of a rollout, and the test of the design: right after a rollout the probability ratio is
+1."""
 
 import functools
 
@@ -104,7 +105,8 @@ def test_the_book_by_decision_and_episode(collected):
 def test_the_policy_does_not_run_for_values_that_nobody_reads(
     actor, make_pool, collected, schedule
 ):
-    """Two slots, served one by one: the policy runs once per decision, with a bootstrap once more per truncated episode."""
+    """Two slots, served one by one: the policy runs once per decision, with a bootstrap once more
+    per truncated episode."""
     episodes, calls = [streams.Episode(e % 3, state) for e, state in enumerate(LENGTHS)], {}
     decisions, truncated = sum(state + 1 for state in LENGTHS), sum(state % 2 for state in LENGTHS)
     for bootstrap in (False, True):
@@ -162,16 +164,14 @@ def test_more_episodes_join_the_rollout(actor, make_pool, collected, faults):
         np.testing.assert_array_equal(
             getattr(rollout, name), getattr(collected[0], name), err_msg=name
         )
-    whole = lambda r: (
-        rows.take(r.context, np.arange(len(r.context))),
-        r.chain,
-        r.decision_R,
-        r.episode_R,
-    )
+
+    def whole(rollout):
+        context = rows.take(rollout.context, np.arange(len(rollout.context)))
+        return context, rollout.chain, rollout.decision_R, rollout.episode_R
+
     kept = collected[0].episode_R != 0
-    jax.tree.map(
-        lambda x, y: np.testing.assert_array_equal(x, y[kept]), whole(rollout), whole(collected[0])
-    )
+    want = jax.tree.map(lambda x: x[kept], whole(collected[0]))
+    jax.tree.map(np.testing.assert_array_equal, whole(rollout), want)
 
 
 def test_rows_are_the_valid_decisions_in_order(collected):
@@ -288,9 +288,10 @@ def learned(request):
 
 
 def test_right_after_a_rollout_the_ratio_is_one(learned):
-    """What is left is float32: the two graphs round a mean to about 1e-7, and the log-probability divides that by the std and
-    adds it up over the executed entries.  Few entries and a large std (here at least 0.29) leave room below 1e-5; with the
-    recipes' 35 entries and std 0.14 the largest of some thousand rows is at 2e-5."""
+    """What is left is float32: the two graphs round a mean to about 1e-7, and the log-probability
+    divides that by the std and adds it up over the executed entries.  Few entries and a large std
+    (here at least 0.29) leave room below 1e-5; with the recipes' 35 entries and std 0.14 the
+    largest of some thousand rows is at 2e-5."""
     name, rollout, metrics, _ = learned
     kind = {
         "host": pi0.Prefix,
@@ -311,8 +312,11 @@ HOST = {}
 
 
 def test_wherever_the_prefix_lies_the_update_is_the_same(learned):
-    """A kept prefix is the same bits here and there.  Computed again it is rounded anew (1e-7 of its size), and a step of Adam
-    turns that into 1e-3 of the step where a gradient is small; the step is 1e-3."""
+    """A kept prefix is the same bits here and there.
+
+    Computed again it is rounded anew (1e-7 of its size), and a step of Adam turns that into 1e-3 of
+    the step where a gradient is small; the step is 1e-3.
+    """
     name, _, _, params = learned
     if name == "host":
         HOST.update(spec.flatten(params))

@@ -1,6 +1,8 @@
-"""Which episode is played when and where, on a pool in this process whose answers are easy to predict."""
+"""Which episode is played when and where, on a pool in this process whose answers are easy to
+predict."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ def _play(
     cached_tasks=1,
     **fault,
 ):
-    """-> pool, the turns, results; episode e is (task e % 3, or tasks[e], init state lengths[e])."""
+    """-> pool, turns, results; episode e is (task e % 3, or tasks[e], init state lengths[e])."""
     pool = make_pool(num_envs, **fault)
     tasks = [e % 3 for e in range(len(lengths))] if tasks is None else tasks
     episodes = [streams.Episode(task, state) for task, state in zip(tasks, lengths, strict=True)]
@@ -158,9 +160,9 @@ def test_a_slow_slot_delays_nobody(play):
 def test_a_slot_prefers_the_task_it_holds(play):
     tasks = [0, 1, 2] * 4
     for cached_tasks, most in ((1, 3), (3, 3)):
-        pool, turns, _ = play(1, 1, [0] * 12, tasks=tasks, cached_tasks=cached_tasks)
+        _, turns, _ = play(1, 1, [0] * 12, tasks=tasks, cached_tasks=cached_tasks)
         played = [int(turn.task[0]) for turn in turns if turn.finished[0]]
-        changes = sum(a != b for a, b in zip(played, played[1:], strict=False)) + 1
+        changes = sum(a != b for a, b in itertools.pairwise(played)) + 1
         assert changes == most, played
     _, turns, _ = play(2, 1, [0] * 12, tasks=tasks)
     assert [set(turn.task[:1]) for turn in turns[:8]] == [{0}] * 8, (
@@ -169,7 +171,7 @@ def test_a_slot_prefers_the_task_it_holds(play):
 
 
 def test_slots_of_one_process_share_its_tasks(play):
-    """Six slots in two processes, four tasks: a process never plays more than two tasks at a time."""
+    """Six slots in two processes, four tasks: a process never plays more than two at a time."""
     tasks, lengths = [0, 1, 2, 3] * 9, [2, 0, 1] * 12
     for cached_tasks, num_workers, most in ((2, 2, 2), (2, 6, 4)):
         _, turns, _ = play(
@@ -190,7 +192,7 @@ def test_slots_of_one_process_share_its_tasks(play):
 
 
 def test_the_first_one_waiting_is_overtaken_by_a_bounded_number(play):
-    """One slot, which holds task 0; behind the one episode of task 1 there are only more of task 0."""
+    """One slot, which holds task 0; behind the one episode of task 1 are only more of task 0."""
     tasks = [0, 1] + [0] * 40
     _, turns, _ = play(1, 1, [0] * 42, tasks=tasks)
     order = [int(turn.episode[0]) for turn in turns if turn.finished[0]]

@@ -1,4 +1,5 @@
-"""The memory plan: its shapes are those of the run, its choices and its refusals, and full-size plans on this machine."""
+"""The memory plan: its shapes are those of the run, its choices and its refusals, and full-size
+plans on this machine."""
 
 import math
 import pathlib
@@ -72,14 +73,9 @@ def test_the_run_uses_what_the_plan_compiled(shape, anneal):
     state = steps.train_state(
         settings, policies.fresh_params(settings, mesh, jax.random.key(0)), mesh
     )
-    ones = lambda tree: meshes.put_batch(
-        jax.tree.map(lambda x: np.ones(x.shape, x.dtype), tree), mesh
-    )
-    id_B, obs, key = (
-        ones(id_B),
-        ones(obs),
-        meshes.replicate(rng.named(jax.random.key(0), "actions"), mesh),
-    )
+    ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), (id_B, obs))
+    id_B, obs = meshes.put_batch(ones, mesh)
+    key = meshes.replicate(rng.named(jax.random.key(0), "actions"), mesh)
     explore, exploit = steps.decisions(cfg, settings.keep_prefix)
     actor = actors.Actor(None, (), 1, explore, exploit, put=None)
     actor, compiled = policies.at_iteration(actor, settings, 0, mesh), []
@@ -135,7 +131,8 @@ def test_prefixes_that_fit_nowhere_are_computed_again(mesh, need, monkeypatch):
     assert chosen.prefix_cache == "recompute" and made.host < need.host
     with pytest.raises(
         ValueError,
-        match="kept prefixes need .* this host can spare; this fits: --config.rollout.prefix_cache=auto",
+        match="kept prefixes need .* this host can spare; this fits: "
+        r"--config\.rollout\.prefix_cache=auto",
     ):
         plan.choose(_settings(rollout__prefix_cache="host"), mesh, PROMPT, ENV)
 
@@ -143,11 +140,11 @@ def test_prefixes_that_fit_nowhere_are_computed_again(mesh, need, monkeypatch):
 def test_what_does_not_fit_names_the_smallest_change(mesh, need):
     with pytest.raises(
         ValueError,
-        match="rollout and update need .* this fits: --config.algorithm.microbatch_size=0$",
+        match=r"rollout and update need .* this fits: --config\.algorithm\.microbatch_size=0$",
     ):
         plan.choose(_settings(algorithm__microbatch_size=32), mesh, PROMPT, ENV, limit=need.total)
     with pytest.raises(
-        ValueError, match="no choice of microbatch, checkpointing or cache fits: raise mesh.fsdp"
+        ValueError, match=r"no choice of microbatch, checkpointing or cache fits: raise mesh\.fsdp"
     ):
         plan.choose(_settings(), mesh, PROMPT, ENV, limit=10_000)
 
@@ -178,7 +175,7 @@ def test_microbatches_divide_over_the_devices():
     assert list(plan._halves(1024, 256)) == [256]
     with pytest.raises(
         ValueError,
-        match="algorithm.minibatch_size=32 has no part that divides over the 3 devices of the mesh",
+        match=r"algorithm\.minibatch_size=32 has no part that divides over the 3 devices of the",
     ):
         plan.choose(
             _settings(algorithm__microbatch_size=0),
