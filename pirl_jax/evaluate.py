@@ -95,9 +95,14 @@ def prepare(
         raise ValueError(
             "--checkpoint is missing; give the directory of a run, or --policy random | expert"
         )
-    make = _served if served else _network if values.policy == "checkpoint" else _without_network
-    candidate = make(values, settings, stack)
-    raw, spec = settings.raw, candidate.pool.spec
+    if served:
+        candidate = _served(values, settings, stack)
+    elif values.policy == "checkpoint":
+        candidate = _network(values, settings, stack)
+    else:
+        candidate = _without_network(values, settings, stack)
+    raw = settings.raw
+    spec = candidate.pool.spec
     playable = config.playable(raw, spec)
     episodes = starts.evaluation(playable, raw.eval.episodes_per_task)
     if not values.videos:
@@ -132,8 +137,7 @@ def _network(
     pool = stack.enter_context(simulators.open_envs(settings, num_envs))
     instructions = pool.spec.instructions
     tasks = config.playable(settings.raw, pool.spec).tasks
-    prompts = [instructions[task] for task in tasks]
-    to_model = policies.transform(settings, norm_stats, prompts, only_these=True)
+    to_model = policies.transform_for(settings, norm_stats, instructions, tasks)
     actor = policies.actor(settings, mesh, to_model, instructions)
     batch_size = num_envs // settings.schedule.num_groups
     decide = evaluation.network(

@@ -10,6 +10,7 @@ the recipe asks for it), iterate (rollout, update), finish (evaluation, table, c
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 import sys
 
@@ -24,7 +25,7 @@ from pirl_jax.envs.pool import queue
 from pirl_jax.learner import objective, update
 from pirl_jax.learner import state as states
 from pirl_jax.monitor import log, progress, report, timeline
-from pirl_jax.policy import normalize, observation
+from pirl_jax.policy import normalize
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import starts, stats
 from pirl_jax.rollout import stream as streams
@@ -72,7 +73,8 @@ class Run:
 
     def take_stream(self) -> streams.Stream | None:
         """It is played once."""
-        stream, self.stream = self.stream, None
+        stream = self.stream
+        self.stream = None
         return stream
 
 
@@ -121,8 +123,9 @@ def prepare(
     mesh = devices.mesh(settings)
     pool = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
     playable = config.playable(settings.raw, pool.spec)
-    identity = policies.identity_stats(settings)
-    to_model = _transform(settings, identity, playable, pool.spec.instructions)
+    to_model = policies.transform_for(
+        settings, policies.identity_stats(settings), pool.spec.instructions, playable.tasks
+    )
     checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
     stack.callback(checkpoints.close)
     hosts.check_storage(checkpoints.directory)
@@ -191,12 +194,13 @@ def first_state(run: Run) -> states.TrainState:
 
     From the run's own checkpoint, another run's, or taught.
     """
-    settings, model = run.settings, run.settings.raw.model
     if run.first_iteration:
         return _resumed(run)
-    if model.checkpoint:
+    settings = run.settings
+    checkpoint = settings.raw.model.checkpoint
+    if checkpoint:
         with command.user_errors():
-            params, norm_stats = policies.load_policy(settings, model.checkpoint, -1, run.mesh)
+            params, norm_stats = policies.load_policy(settings, checkpoint, -1, run.mesh)
         run.actor = _actor(run, norm_stats)
     elif settings.raw.sft.demonstrations:
         params, norm_stats = _taught(run)
@@ -230,19 +234,9 @@ def _fresh_params(run: Run) -> dict:
 
 
 def _actor(run: Run, norm_stats: normalize.NormStats) -> actors.Actor:
-    to_model = _transform(run.settings, norm_stats, run.playable, run.instructions)
+    tasks = run.playable.tasks
+    to_model = policies.transform_for(run.settings, norm_stats, run.instructions, tasks)
     return policies.actor(run.settings, run.mesh, to_model, run.instructions)
-
-
-def _transform(
-    settings: config.Settings,
-    norm_stats: normalize.NormStats,
-    playable: starts.Starts,
-    instructions: tuple[str, ...],
-) -> observation.Transform:
-    """For the prompts of the tasks that are played."""
-    prompts = [instructions[task] for task in playable.tasks]
-    return policies.transform(settings, norm_stats, prompts, only_these=True)
 
 
 # ---- teach -----------------------------------------------------------------------------------
@@ -260,14 +254,9 @@ def _taught(run: Run) -> tuple[dict, normalize.NormStats]:
     length = sum(len(episode["actions"]) for episode in run.demonstrations)
     print(f"SFT on {len(run.demonstrations)} demonstrations, {length} control steps")
     with progress.track("SFT", total=settings.raw.sft.steps, unit="steps") as advance:
+        to_model = run.actor.transform
         params, metrics = teach.fit(
-            settings,
-            params,
-            run.mesh,
-            run.actor.transform,
-            run.demonstrations,
-            run.key,
-            advance,
+            settings, params, run.mesh, to_model, run.demonstrations, run.key, advance
         )
     run.directory.write(0, {f"sft/{name}": value for name, value in metrics.items()})
     return params, norm_stats
@@ -331,21 +320,27 @@ def _iteration(
     cfg = run.settings.update
     key = rng.named(run.key, "iteration", iteration)
     faults = run.pool.counters()
-    params = meshes.local_view(state.params, run.mesh)
-    rollout, played = _rollout(run, params, key, iteration, advance)
+    published = meshes.local_view(state.params, run.mesh)
+    rollout, played = _rollout(run, published, key, iteration, advance)
     _start_next(run, iteration + 1)
     with run.timers.measure("update"):
         data = objective.with_advantages(rollout, cfg)
         demonstrations = learner.batches(run.settings.raw.sft.batch_size, key)
         shuffle = rng.named(key, "shuffle")
         state, metrics = update.learn(learner.updater, state, data, shuffle, demonstrations)
-    played = [result for own in meshes.gather(played) for result in own]
-    metrics |= stats.episode_metrics(played)
+    metrics |= _what_was_played(cfg, played)
     metrics |= stats.fault_metrics(faults, run.pool.counters(), meshes.gather)
-    if not cfg.uses_critic:
-        metrics |= stats.group_metrics(rollouts.useful(played, cfg), cfg.group_size)
     metrics |= stats.rollout_metrics(rollout, data, meshes.gather)
     return state, metrics | run.timers.read()
+
+
+def _what_was_played(cfg: update.UpdateConfig, played: list[streams.Result]) -> dict[str, float]:
+    """Metrics of the episodes of all hosts."""
+    everywhere = list(itertools.chain.from_iterable(meshes.gather(played)))
+    metrics = stats.episode_metrics(everywhere)
+    if not cfg.uses_critic:
+        metrics |= stats.group_metrics(rollouts.useful(everywhere, cfg), cfg.group_size)
+    return metrics
 
 
 def _evaluation_due(raw: ml_collections.FrozenConfigDict, iteration: int) -> bool:
@@ -384,7 +379,8 @@ def _evaluate(
     run: Run, params: dict, iteration: int, name: str, per_task: int, num_videos: int = 0
 ) -> dict[str, tuple[int, int]]:
     """Evaluate, write metrics and files under evaluation/<name>; {task: (successes, episodes)}."""
-    settings, pool = run.settings, run.pool
+    settings = run.settings
+    pool = run.pool
     whole = starts.evaluation(run.playable, per_task)
     protocol = results.protocol(settings, pool.spec, run.playable, per_task)
     with run.timers.measure("eval"):
@@ -421,14 +417,15 @@ def finish(run: Run, state: states.TrainState) -> None:
     """
     raw = run.settings.raw
     acting = states.acting_params(state)
-    per_task, num_videos = raw.eval.episodes_per_task, raw.eval.num_videos
-    after = _evaluate(run, acting, raw.num_iterations, "after", per_task, num_videos)
+    per_task = raw.eval.episodes_per_task
+    after = _evaluate(run, acting, raw.num_iterations, "after", per_task, raw.eval.num_videos)
     if not run.directory.writes:
         return
     path = run.directory.path
     print(results.write_comparison(path, raw, after))
     report.learning_curve(path / "learning_curve.png", log.read(path), title=path.name)
-    train, held = run.playable.train, run.playable.evaluate[: per_task or None]
+    train = run.playable.train
+    held = run.playable.evaluate[: per_task or None]
     print(
         f"split {raw.env.split}: evaluation on start states {held[0]} to {held[-1]} of each task, "
         f"training on {train[0]} to {train[-1]}"

@@ -59,12 +59,14 @@ def with_advantages(rollout: types.Rollout, cfg: Any) -> Minibatch:
     """
     estimate = _critic if cfg.uses_critic else _group_relative
     advantage_CE, return_CE, keep_E = estimate(rollout, cfg)
+    # float32 like everything that reaches the devices
     weight_E = keep_E.astype(np.float32)
     if cfg.trajectory_weighting:
         # Decisions of the longest possible trajectory, over those of this one.
         longest = np.float32(len(rollout.valid_CE))
         weight_E *= longest / np.maximum(rollout.valid_CE.sum(0), 1).astype(np.float32)
-    c, e = np.asarray(rollout.decision_R), np.asarray(rollout.episode_R)
+    c = np.asarray(rollout.decision_R)
+    e = np.asarray(rollout.episode_R)
     return Minibatch(
         context=rollout.context,
         chain=rollout.chain,
@@ -123,8 +125,9 @@ def useful(score_E: np.ndarray, valid_E: np.ndarray, cfg: Any) -> np.ndarray:
     group_E = groups.of_episodes(len(score_E), cfg.group_size)
     keep_E = np.asarray(valid_E)
     if cfg.filter_rewards:
-        lower, upper = cfg.rewards_lower_bound, cfg.rewards_upper_bound
-        keep_E = groups.within(score_E, group_E, lower, upper, valid_E)
+        keep_E = groups.within(
+            score_E, group_E, cfg.rewards_lower_bound, cfg.rewards_upper_bound, valid_E
+        )
     if cfg.max_episodes_per_iteration:
         keep_E = keep_E & groups.informative(score_E, group_E, valid_E)
     return keep_E
@@ -158,12 +161,14 @@ def loss(
     log_prob_BIA, entropy_B, value_B, distance_B = log_prob_fn(
         params, batch.chain, batch.context, anchor
     )
-    weight_B, one = batch.weight, jnp.ones(())
+    weight_B = batch.weight
+    one = jnp.ones(())  # sums, not means: a minibatch divides by the weight of all its microbatches
     policy_loss, metrics = _surrogate(cfg, log_prob_BIA, batch)
     entropy = losses.mean_entropy(entropy_B, weight_B, normalizer=one)
     weighted = {"loss": policy_loss, "entropy": entropy}
     actor = policy_loss - cfg.entropy_bonus * entropy
     if anchor is not None:
+        # A row that does not exist may lie infinitely far away.
         distance_B = jnp.where(weight_B > 0, distance_B, 0.0)
         weighted["anchor"] = losses.weighted_mean(distance_B, weight_B, one)
         actor += cfg.anchor_coef * weighted["anchor"]

@@ -123,7 +123,8 @@ def _on_mesh(x: jax.Array | np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
 
 def partition(params: dict, predicate: Callable[[str], bool]) -> tuple[dict, dict]:
     """Nested dict -> the leaves whose path satisfies the predicate, and the others."""
-    chosen, others = {}, {}
+    chosen = {}
+    others = {}
     for path, x in spec.flatten(params).items():
         part = chosen if predicate(path) else others
         part[path] = x

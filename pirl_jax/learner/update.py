@@ -196,6 +196,7 @@ class Updater:
         learned, frozen = states.partition(state.params, self._trainable)
 
         def loss(learned: dict) -> tuple[jax.Array, objective.Sums]:
+            # Traced: the program of the warm-up is that of all iterations.
             freeze_policy = state.iteration < cfg.critic_warmup_iterations
             anchor = None if state.anchor is None else states.merge(state.anchor, frozen)
             params = states.merge(learned, frozen)
@@ -214,6 +215,7 @@ class Updater:
         """state.params are what trains (state.Step)."""
         cfg = self.cfg
         learned = state.params
+        # Without any weight the step is skipped; it must only not divide by 0.
         weight = jnp.where(total.weight > 0, total.weight, 1.0)
         normalizer = weight if self._normalizer is None else self._normalizer
         grads = jax.tree.map(lambda g: g / normalizer, total.grads)
@@ -272,7 +274,8 @@ def learn(
     if not len(data.weight):
         raise ValueError("the rollout has no valid decision; collect at least one episode per host")
     row_R = np.flatnonzero(data.weight > 0)
-    rows_P = np.array(meshes.gather(len(row_R)))  # of every host
+    # All hosts take equally many steps of the same size, as many as the one with the most rows.
+    rows_P = np.array(meshes.gather(len(row_R)))
     size = cfg.microbatch_size // hosts
     history = []  # metrics of the minibatches, by epoch
     for _ in range(cfg.update_epochs):
@@ -325,7 +328,9 @@ def _summary(history: list[dict], cfg: UpdateConfig) -> dict[str, float]:
     But the largest ratio_max_dev and the first one (rounding noise if sampling and learning agree),
     the number of skipped updates, and one explained variance of all rows.
     """
-    metrics = {name: np.stack([row[name] for row in history]) for name in history[0]}
+    metrics = {}
+    for name in history[0]:
+        metrics[name] = np.stack([row[name] for row in history])
     variance_sums = metrics.pop("variance_sums").astype(np.float64).sum(0)
     deviation = metrics["ratio_max_dev"]
     skipped = metrics.pop("skipped")

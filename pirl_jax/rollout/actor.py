@@ -34,13 +34,15 @@ class Actor:
 
     def encode(self, turn: streams.Turn, batch_size: int) -> types.Observation:
         """Exactly batch_size rows; those without a slot repeat the first one."""
+        # Always as many rows: every size would be a program of its own.
         source = np.zeros(batch_size, int)
         source[turn.row] = np.arange(len(turn.row))
         while self.at_first:
             self.at_first.pop()(turn.step.state)
         prompts = [self.instructions[task] for task in turn.task[source]]
-        images, state = turn.step.images[source], turn.step.state[source]
-        return observation.encode(self.transform, images, state, prompts)
+        return observation.encode(
+            self.transform, turn.step.images[source], turn.step.state[source], prompts
+        )
 
     def decode(self, actions_BHA: np.ndarray, turn: streams.Turn) -> np.ndarray:
         """Normalised actions of the batch -> the executed chunk [n,I,a] in simulator units."""

@@ -63,14 +63,18 @@ class Book:
             the host meanwhile (`settle`), or stay in the buffer.
           going, valued: [n] bool, slots of the turn.
         """
-        c, e = turn.decision, turn.episode
-        self._grids["value"][c[valued], e[valued]] = chain.value[turn.row[valued]]
+        at_valued = turn.decision[valued], turn.episode[valued]
+        self._grids["value"][at_valued] = chain.value[turn.row[valued]]
         row = turn.row[going]
-        decisions = list(zip(e[going].tolist(), c[going].tolist(), strict=True))
+        episodes = turn.episode[going].tolist()
+        decisions = list(zip(episodes, turn.decision[going].tolist(), strict=True))
         self._chain |= zip(decisions, _split(chain, row), strict=True)
         if self._buffer is not None:
-            self._context |= zip(decisions, self._buffer.write(context, row).at_R, strict=True)
+            places = self._buffer.write(context, row).at_R
+            self._context |= zip(decisions, places, strict=True)
             return
+        # At full size a row is 10 MB: it crosses while the simulators run and the next batch is
+        # computed.
         for leaf in jax.tree.leaves(context):
             if isinstance(leaf, jax.Array):
                 leaf.copy_to_host_async()
@@ -171,9 +175,10 @@ def collect(
         valued = going | (turn.step.truncated & bootstrap_truncated)
         if valued.any():
             with timers.measure("inference"):
-                size, limit = stream.batch_size, book.num_decisions
-                id_B = actors.batch_ids(turn, size, limit, actor.share, group_size)
-                obs = actor.encode(turn, size)
+                id_B = actors.batch_ids(
+                    turn, stream.batch_size, book.num_decisions, actor.share, group_size
+                )
+                obs = actor.encode(turn, stream.batch_size)
                 chain, actions_BHA, context = actor.explore(params, key, *actor.put((id_B, obs)))
             # Of the decision before this one, while the devices compute.
             with timers.measure("transfer"):

@@ -33,8 +33,8 @@ class Share:
 
     def number(self, e: int | np.ndarray, group_size: int = 1) -> int | np.ndarray:
         """Place in the whole list of the e-th episode (a number or an array) of this share."""
-        group, member = e // group_size, e % group_size
-        return (group * self.hosts + self.host) * group_size + member
+        group = e // group_size * self.hosts + self.host
+        return group * group_size + e % group_size
 
     def of(self, episodes: list, group_size: int = 1) -> list:
         """This share of a list of whole groups."""
@@ -110,8 +110,10 @@ def evaluation(starts: Starts, per_task: int) -> list[stream.Episode]:
 
     Tasks alternate, so that a part of the list has seen all of them.
     """
-    states = starts.evaluate[: per_task or None]
-    return [stream.Episode(task, state) for state in states for task in starts.tasks]
+    episodes = []
+    for state in starts.evaluate[: per_task or None]:
+        episodes += [stream.Episode(task, state) for task in starts.tasks]
+    return episodes
 
 
 def _uniform(num_starts: int, count: int, *seeds: int) -> Sequence[int]:

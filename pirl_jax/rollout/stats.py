@@ -28,8 +28,11 @@ def fault_metrics(
     before: dict[str, int], after: dict[str, int], gather: Callable[[object], list] = alone
 ) -> dict[str, float]:
     """env/restarts, env/recycled, env/lost_episodes: what the counters of the pools rose by."""
-    hosts = gather({name: count - before[name] for name, count in after.items()})
-    return {f"env/{name}": float(sum(rise[name] for rise in hosts)) for name in after}
+    metrics = dict.fromkeys((f"env/{name}" for name in after), 0.0)
+    for rise in gather({name: count - before[name] for name, count in after.items()}):
+        for name, count in rise.items():
+            metrics[f"env/{name}"] += count
+    return metrics
 
 
 def group_metrics(useful_E: np.ndarray, group_size: int) -> dict[str, float]:
@@ -61,7 +64,9 @@ def rollout_metrics(
         "advantages": data.advantage,
     }
     hosts = gather(mine)
-    whole = {name: np.concatenate([own[name] for own in hosts]) for name in mine}
+    whole = {}
+    for name in mine:
+        whole[name] = np.concatenate([own[name] for own in hosts])
     metrics = {
         "rollout/decisions": float(len(whole["rewards"])),
         "rollout/rewards": float(whole["rewards"].mean()),

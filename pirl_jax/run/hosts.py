@@ -41,8 +41,8 @@ def episodes_per_iteration(raw: ml_collections.FrozenConfigDict) -> int:
 
 def most_episodes(raw: ml_collections.FrozenConfigDict) -> int:
     """The same at most, where groups without a signal are replaced."""
-    count, budget = raw.rollout.episodes_per_iteration, raw.algorithm.max_episodes_per_iteration
-    return max(count, budget) // jax.process_count()
+    budget = raw.algorithm.max_episodes_per_iteration
+    return max(raw.rollout.episodes_per_iteration, budget) // jax.process_count()
 
 
 def define_flag(values: flags.FlagValues) -> None:

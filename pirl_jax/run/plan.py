@@ -189,9 +189,9 @@ def size(tree: object) -> int:
 
 def _candidates(settings: config.Settings, mesh: jax.sharding.Mesh) -> Iterator[config.Settings]:
     """Settings without open choices, the fastest first."""
-    whole, sizes = settings.raw.algorithm.minibatch_size, (settings.raw.algorithm.microbatch_size,)
-    if sizes == (0,):
-        sizes = tuple(_halves(whole, mesh.size))
+    whole = settings.raw.algorithm.minibatch_size
+    asked = settings.raw.algorithm.microbatch_size
+    sizes = (asked,) if asked else tuple(_halves(whole, mesh.size))
     if not sizes:
         raise ValueError(
             f"algorithm.minibatch_size={whole} has no part that divides over the {mesh.size} "
@@ -330,7 +330,8 @@ def _work(
     explore, _ = steps.decisions(settings.policy, settings.keep_prefix)
     chain, _, _ = jax.eval_shape(explore, *args)
     count = settings.update.microbatch_size
-    chain, context = _rows(chain, count, mesh), _rows(context, count, mesh)
+    chain = _rows(chain, count, mesh)
+    context = _rows(context, count, mesh)
     batch = objective.Minibatch(context, chain, chain.value, chain.value, chain.value)
     lowered = steps.updater(settings, mesh).lower(state, batch)
     microbatch = lowered["microbatch"].compile().memory_analysis()

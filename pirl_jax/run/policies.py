@@ -55,6 +55,17 @@ def transform(
     return dataclasses.replace(result, max_token_len=min(model.max_token_len, bucket))
 
 
+def transform_for(
+    settings: config.Settings,
+    stats: normalize.NormStats,
+    instructions: Sequence[str],
+    tasks: Sequence[int],
+) -> observation.Transform:
+    """For these tasks of a suite alone."""
+    prompts = [instructions[task] for task in tasks]
+    return transform(settings, stats, prompts, only_these=True)
+
+
 def identity_stats(settings: config.Settings) -> normalize.NormStats:
     """Leaves states and actions as they are."""
     return normalize.identity(state_dim=8, action_dim=settings.policy.action_env_dim)

@@ -27,8 +27,8 @@ def episodes(
     count = hosts.episodes_per_iteration(raw) if count is None else count
     size = raw.algorithm.group_size
     everywhere = count * jax.process_count()
-    order, seed = raw.rollout.start_order, raw.seed
-    whole = starts.training(playable, everywhere, size, order, seed, iteration, played)
+    order = raw.rollout.start_order
+    whole = starts.training(playable, everywhere, size, order, raw.seed, iteration, played)
     return hosts.share().of(whole, size)
 
 
@@ -82,6 +82,10 @@ def play(
 def _missing(raw: ml_collections.FrozenConfigDict, useful_E: np.ndarray) -> int:
     """How many fresh episodes this host plays in place of those that carry no signal."""
     size = raw.algorithm.group_size
-    wanted, budget = hosts.episodes_per_iteration(raw), hosts.most_episodes(raw)
-    usable = useful_E.reshape(-1, size).any(1).sum()
-    return size * groups.fresh(wanted // size, usable, len(useful_E) // size, budget // size)
+    fresh = groups.fresh(
+        wanted=hosts.episodes_per_iteration(raw) // size,
+        usable=useful_E.reshape(-1, size).any(1).sum(),
+        played=len(useful_E) // size,
+        budget=hosts.most_episodes(raw) // size,
+    )
+    return size * fresh

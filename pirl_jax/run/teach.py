@@ -43,7 +43,8 @@ def collect(settings: config.Settings, playable: starts.Starts) -> list[dict]:
     Raises:
       ValueError: none succeeded.
     """
-    env, page = settings.raw.env, settings.raw.sft
+    env = settings.raw.env
+    page = settings.raw.sft
     context = multiprocessing.get_context("spawn")
     make_env = simulators.env_factory(settings)
     with (
@@ -70,8 +71,8 @@ def _jobs(settings: config.Settings, playable: starts.Starts) -> list[tuple[int,
     jobs = []
     for task in playable.tasks:
         generator = np.random.default_rng([settings.raw.seed, task])
-        train, count = np.array(playable.train), settings.raw.sft.demonstrations
-        init_states = generator.choice(train, count, replace=False)
+        train = np.array(playable.train)
+        init_states = generator.choice(train, settings.raw.sft.demonstrations, replace=False)
         parts = np.array_split(init_states, settings.raw.env.num_workers)
         jobs += [(task, part) for part in parts if len(part)]
     return jobs
@@ -99,7 +100,10 @@ def as_rows(episodes: list[dict], horizon: int) -> Demonstrations:
 
     Past the end the last action repeats (LeRobot's padding).
     """
-    images, state, actions, instructions = [], [], [], []
+    images = []
+    state = []
+    actions = []
+    instructions = []
     for episode in episodes:
         length = len(episode["actions"])
         index_TH = np.minimum(np.arange(length)[:, None] + np.arange(horizon), length - 1)
@@ -118,7 +122,8 @@ def as_rows(episodes: list[dict], horizon: int) -> Demonstrations:
 
 def statistics(episodes: list[dict]) -> normalize.NormStats:
     """Normalisation statistics of states and actions, as openpi computes them."""
-    state, actions = normalize.RunningStats(), normalize.RunningStats()
+    state = normalize.RunningStats()
+    actions = normalize.RunningStats()
     for episode in episodes:
         state.update(episode["state"])
         actions.update(episode["actions"])
