@@ -36,7 +36,7 @@ from pirl_jax.serving import client
 class Candidate:
     """The policy that is evaluated, with the simulators it acts in."""
 
-    pool: queue.ReadyQueue
+    envs: queue.ReadyQueue
     schedule: streams.Schedule
     decide: streams.Decide
     identity: dict  # as the results name it
@@ -102,7 +102,7 @@ def prepare(
     else:
         candidate = _without_network(values, settings, stack)
     raw = settings.raw
-    spec = candidate.pool.spec
+    spec = candidate.envs.spec
     playable = config.playable(raw, spec)
     episodes = starts.evaluation(playable, raw.eval.episodes_per_task)
     if not values.videos:
@@ -110,7 +110,7 @@ def prepare(
     protocol = results.protocol(settings, spec, playable, raw.eval.episodes_per_task)
     return evaluation.Evaluation(
         settings=settings,
-        pool=candidate.pool,
+        envs=candidate.envs,
         schedule=candidate.schedule,
         decide=candidate.decide,
         episodes=episodes,
@@ -134,20 +134,20 @@ def _network(
     params, norm_stats = policies.load_policy(settings, run_dir, values.iteration, mesh)
     identity = policies.checkpoint_identity(run_dir, values.iteration)
     num_envs = _num_envs(settings)
-    pool = stack.enter_context(simulators.open_envs(settings, num_envs))
-    instructions = pool.spec.instructions
-    tasks = config.playable(settings.raw, pool.spec).tasks
+    envs = stack.enter_context(simulators.open_envs(settings, num_envs))
+    instructions = envs.spec.instructions
+    tasks = config.playable(settings.raw, envs.spec).tasks
     to_model = policies.transform_for(settings, norm_stats, instructions, tasks)
     actor = policies.actor(settings, mesh, to_model, instructions)
     batch_size = num_envs // settings.schedule.num_groups
     decide = evaluation.network(
-        settings, mesh, actor, params, pool.spec, batch_size, timeline.Timers()
+        settings, mesh, actor, params, envs.spec, batch_size, timeline.Timers()
     )
     directory = run_dir / "evaluation" / f"checkpoint_{identity['iteration']}"
     if identity["iteration"] is None:  # foreign checkpoints' folders are not ours to write into
         directory = pathlib.Path("runs", run_dir.name)
     named = {"name": "checkpoint", **identity, "model": settings.raw.model.to_dict()}
-    return Candidate(pool, settings.schedule, decide, named, directory)
+    return Candidate(envs, settings.schedule, decide, named, directory)
 
 
 def _served(
@@ -158,13 +158,13 @@ def _served(
     num_envs = _num_envs(settings)
     count = num_envs // settings.schedule.num_groups
     opened, metadata = stack.enter_context(client.connections(values.policy, api_key, count))
-    pool = stack.enter_context(simulators.open_envs(settings, num_envs))
-    decide = client.decide(opened, metadata, pool.spec, settings.policy.action_chunk)
+    envs = stack.enter_context(simulators.open_envs(settings, num_envs))
+    decide = client.decide(opened, metadata, envs.spec, settings.policy.action_chunk)
     # Metadata of others may hold arrays.
     server = json.loads(json.dumps(metadata, default=str))
     named = {"name": values.policy, "server": server}
     directory = pathlib.Path("runs", f"served_{settings.raw.env.suite}")
-    return Candidate(pool, settings.schedule, decide, named, directory)
+    return Candidate(envs, settings.schedule, decide, named, directory)
 
 
 def _without_network(
@@ -173,12 +173,12 @@ def _without_network(
     """A policy of POLICIES."""
     make_env = simulators.expert_factory(settings) if values.policy == "expert" else None
     num_envs = _num_envs(settings)
-    pool = stack.enter_context(simulators.open_envs(settings, num_envs, make_env))
-    decide = POLICIES[values.policy](settings, pool.spec)
+    envs = stack.enter_context(simulators.open_envs(settings, num_envs, make_env))
+    decide = POLICIES[values.policy](settings, envs.spec)
     # Nothing is gained by batches.
     schedule = dataclasses.replace(settings.schedule, num_groups=num_envs)
     directory = pathlib.Path("runs", f"{values.policy}_{settings.raw.env.suite}")
-    return Candidate(pool, schedule, decide, {"name": values.policy}, directory)
+    return Candidate(envs, schedule, decide, {"name": values.policy}, directory)
 
 
 def _random(settings: config.Settings, spec: base.EnvSpec) -> streams.Decide:

@@ -55,7 +55,7 @@ class Run:
     settings: config.Settings
     key: jax.Array
     mesh: jax.sharding.Mesh
-    pool: queue.ReadyQueue
+    envs: queue.ReadyQueue
     playable: starts.Starts
     directory: log.RunDir
     store: store.Store
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def instructions(self) -> tuple[str, ...]:
-        return self.pool.spec.instructions
+        return self.envs.spec.instructions
 
     def take_stream(self) -> streams.Stream | None:
         """It is played once."""
@@ -121,10 +121,10 @@ def prepare(
     if standing and resume == "never":
         raise log.standing(path)
     mesh = devices.mesh(settings)
-    pool = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
-    playable = config.playable(settings.raw, pool.spec)
+    envs = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
+    playable = config.playable(settings.raw, envs.spec)
     to_model = policies.transform_for(
-        settings, policies.identity_stats(settings), pool.spec.instructions, playable.tasks
+        settings, policies.identity_stats(settings), envs.spec.instructions, playable.tasks
     )
     checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
     stack.callback(checkpoints.close)
@@ -136,14 +136,14 @@ def prepare(
             f"give at least that many"
         )
     # Simulators start while functions are compiled and weights are loaded or taught.
-    stream = _first_stream(settings, pool, playable, resume_at or 0)
-    settings, planned = plan.choose(settings, mesh, to_model.max_token_len, pool.spec)
+    stream = _first_stream(settings, envs, playable, resume_at or 0)
+    settings, planned = plan.choose(settings, mesh, to_model.max_token_len, envs.spec)
     print(planned)
     return Run(
         settings=settings,
         key=jax.random.key(raw.seed),
         mesh=mesh,
-        pool=pool,
+        envs=envs,
         playable=playable,
         # Last: a wrong start leaves no directory behind.
         directory=_open_directory(path, raw, resume_at, stack),
@@ -175,7 +175,7 @@ def _open_directory(
 
 
 def _first_stream(
-    settings: config.Settings, pool: queue.ReadyQueue, playable: starts.Starts, iteration: int
+    settings: config.Settings, envs: queue.ReadyQueue, playable: starts.Starts, iteration: int
 ) -> streams.Stream | None:
     """What is played first from this iteration on."""
     raw = settings.raw
@@ -186,7 +186,7 @@ def _first_stream(
         episodes = rollouts.episodes(raw, playable, iteration)
     else:
         return None
-    return streams.Stream(pool, episodes, settings.schedule)
+    return streams.Stream(envs, episodes, settings.schedule)
 
 
 def first_state(run: Run) -> states.TrainState:
@@ -319,7 +319,7 @@ def _iteration(
     """One rollout and its updates -> state, metrics."""
     cfg = run.settings.update
     key = rng.named(run.key, "iteration", iteration)
-    faults = run.pool.counters()
+    faults = run.envs.counters()
     published = meshes.local_view(state.params, run.mesh)
     rollout, played = _rollout(run, published, key, iteration, advance)
     _start_next(run, iteration + 1)
@@ -329,7 +329,7 @@ def _iteration(
         shuffle = rng.named(key, "shuffle")
         state, metrics = update.learn(learner.updater, state, data, shuffle, demonstrations)
     metrics |= _what_was_played(cfg, played)
-    metrics |= stats.fault_metrics(faults, run.pool.counters(), meshes.gather)
+    metrics |= stats.fault_metrics(faults, run.envs.counters(), meshes.gather)
     metrics |= stats.rollout_metrics(rollout, data, meshes.gather)
     return state, metrics | run.timers.read()
 
@@ -361,7 +361,7 @@ def _rollout(
     settings = run.settings
     actor = policies.at_iteration(run.actor, settings, iteration, run.mesh)
     if actor.buffer is not None:
-        limit = actors.max_decisions(run.pool.spec, actor.action_chunk)
+        limit = actors.max_decisions(run.envs.spec, actor.action_chunk)
         actor.buffer.clear(hosts.most_episodes(settings.raw) * limit)
     stream = run.take_stream() or _stream(run, iteration)
     key = meshes.replicate(rng.named(key, "actions"), meshes.local(run.mesh))
@@ -372,7 +372,7 @@ def _rollout(
 
 def _stream(run: Run, iteration: int) -> streams.Stream:
     episodes = rollouts.episodes(run.settings.raw, run.playable, iteration)
-    return streams.Stream(run.pool, episodes, run.settings.schedule)
+    return streams.Stream(run.envs, episodes, run.settings.schedule)
 
 
 def _evaluate(
@@ -380,17 +380,17 @@ def _evaluate(
 ) -> dict[str, tuple[int, int]]:
     """Evaluate, write metrics and files under evaluation/<name>; {task: (successes, episodes)}."""
     settings = run.settings
-    pool = run.pool
+    envs = run.envs
     whole = starts.evaluation(run.playable, per_task)
-    protocol = results.protocol(settings, pool.spec, run.playable, per_task)
+    protocol = results.protocol(settings, envs.spec, run.playable, per_task)
     with run.timers.measure("eval"):
-        batch_size = pool.num_envs // settings.schedule.num_groups
+        batch_size = envs.num_envs // settings.schedule.num_groups
         this = evaluation.Evaluation(
             settings=settings,
-            pool=pool,
+            envs=envs,
             schedule=settings.schedule,
             decide=evaluation.network(
-                settings, run.mesh, run.actor, params, pool.spec, batch_size, timeline.Timers()
+                settings, run.mesh, run.actor, params, envs.spec, batch_size, timeline.Timers()
             ),
             episodes=hosts.share().of(whole),
             measured={"policy": {"name": name, "iteration": iteration}, "protocol": protocol},

@@ -165,7 +165,7 @@ def collect(
       advance: shows progress: (count, note).
     """
     if book is None:
-        limit = actors.max_decisions(stream.pool.spec, actor.action_chunk)
+        limit = actors.max_decisions(stream.envs.spec, actor.action_chunk)
         book = Book(limit, actor.buffer)
     book.make_room(len(stream.episodes))
     for turn in stream.turns(timers):

@@ -94,7 +94,7 @@ class Stream:
 
     def __init__(
         self,
-        pool: queue.ReadyQueue,
+        envs: queue.ReadyQueue,
         episodes: Sequence[Episode],
         schedule: Schedule,
         *,
@@ -104,24 +104,25 @@ class Stream:
         """Give every slot its first episode; returns at once.
 
         Args:
+          envs: the simulators; nobody else may ask or answer them meanwhile.
           record: indices of the episodes whose video frames are kept.
           done: results known already, by index; these are not played.
         """
-        self.pool = pool
+        self.envs = envs
         self.schedule = schedule
         self.episodes: list[Episode] = []
         self.results: list[Result] = []  # in the order of the episodes
         self._record = frozenset(record)
         self._waiting: list[int] = []  # ascending
         # slot -> episode; -1: nothing left to play
-        self._playing = np.full(pool.num_envs, -1)
+        self._playing = np.full(envs.num_envs, -1)
         self._lost_once: set[int] = set()
         self._add(episodes, done or {})
 
     @property
     def batch_size(self) -> int:
         """Most rows that a turn can have."""
-        return self.pool.num_envs // self.schedule.num_groups
+        return self.envs.num_envs // self.schedule.num_groups
 
     @property
     def num_left(self) -> int:
@@ -144,7 +145,7 @@ class Stream:
             return
         results = [self.results[e] for e in turn.episode[going]]
         record = [result.frames is not None for result in results]
-        self.pool.send(turn.slot[going], actions_nIA[going], record=record)
+        self.envs.send(turn.slot[going], actions_nIA[going], record=record)
         for result in results:
             result.num_decisions += 1
 
@@ -163,10 +164,10 @@ class Stream:
         # who plays what must not depend on which slot was the last one before.
         kept = {
             worker: collections.deque(maxlen=self.schedule.cached_tasks)
-            for worker in self.pool.slot_workers
+            for worker in self.envs.slot_workers
         }
-        self._kept = [kept[worker] for worker in self.pool.slot_workers]
-        self._start(np.arange(self.pool.num_envs))
+        self._kept = [kept[worker] for worker in self.envs.slot_workers]
+        self._start(np.arange(self.envs.num_envs))
 
     def _start(self, slots: np.ndarray) -> None:
         """Give each slot an episode, or retire it."""
@@ -176,7 +177,7 @@ class Stream:
         if slots:
             episodes = [self.episodes[e] for e in self._playing[slots]]
             tasks = [episode.task for episode in episodes]
-            self.pool.reset(slots, tasks, [episode.init_state for episode in episodes])
+            self.envs.reset(slots, tasks, [episode.init_state for episode in episodes])
 
     def _choose(self, kept: collections.deque) -> int:
         """The first waiting episode of a kept task.
@@ -185,7 +186,7 @@ class Stream:
         """
         if not self._waiting:
             return -1
-        horizon = self._waiting[0] + LOOKAHEAD * self.pool.num_envs
+        horizon = self._waiting[0] + LOOKAHEAD * self.envs.num_envs
         end = bisect.bisect_left(self._waiting, horizon)
         near = (k for k in range(end) if self.episodes[self._waiting[k]].task in kept)
         e = self._waiting.pop(next(near, 0))
@@ -248,21 +249,21 @@ class Stream:
         return Result(self.episodes[e], frames=[] if e in self._record else None)
 
     def _in_lockstep(self, timers: Timers) -> Iterator["Batch"]:
-        groups = np.split(np.arange(self.pool.num_envs), self.schedule.num_groups)
+        groups = np.split(np.arange(self.envs.num_envs), self.schedule.num_groups)
         while (self._playing >= 0).any():
             for group in groups:
                 slots = group[self._playing[group] >= 0]
                 if not len(slots):
                     continue
                 with timers.measure("env"):
-                    _, step = self.pool.get(len(slots), slots)
+                    _, step = self.envs.get(len(slots), slots)
                 yield slots - group[0], slots, step
 
     def _as_ready(self, timers: Timers) -> Iterator["Batch"]:
         # Each slot that plays has one request in the pool.
         while under_way := int((self._playing >= 0).sum()):
             with timers.measure("env"):
-                slots, step = self.pool.get(-(-under_way // self.schedule.num_groups))
+                slots, step = self.envs.get(-(-under_way // self.schedule.num_groups))
             yield np.arange(len(slots)), slots, step
 
 

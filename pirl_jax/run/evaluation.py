@@ -23,7 +23,7 @@ class Evaluation:
     """What is measured, and where its files go."""
 
     settings: config.Settings
-    pool: queue.ReadyQueue
+    envs: queue.ReadyQueue
     schedule: streams.Schedule
     decide: streams.Decide
     episodes: list[streams.Episode]  # of this host
@@ -35,7 +35,7 @@ class Evaluation:
     def start(self, done: Mapping[int, streams.Result] | None = None) -> streams.Stream:
         """The simulators start on the episodes that are not `done`, by index."""
         record = [e for e, episode in enumerate(self.episodes) if self.filmed(episode, False)]
-        return streams.Stream(self.pool, self.episodes, self.schedule, record=record, done=done)
+        return streams.Stream(self.envs, self.episodes, self.schedule, record=record, done=done)
 
     def play(
         self,
@@ -63,14 +63,14 @@ class Evaluation:
             self.settings,
             self.measured,
             played,
-            self.pool.spec.instructions,
+            self.envs.spec.instructions,
             self.measured["policy"]["name"],
         )
 
     def _keep(self, result: streams.Result, notes: journal.Journal | None) -> None:
         """Of an episode that is over: its video and its row; frames would fill the memory."""
         if result.frames and self.filmed(result.episode, result.success):
-            results.film(self.directory, result, self.pool.spec.instructions)
+            results.film(self.directory, result, self.envs.spec.instructions)
         result.frames = None
         if notes is not None and not result.lost:
             notes.append(results.row(result))

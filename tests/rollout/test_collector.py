@@ -210,7 +210,7 @@ def test_serving_who_is_ready_gives_the_same_rollout(actor, make_pool, collected
     jax.tree.map(np.testing.assert_array_equal, rollout, collected[0])
 
 
-@pytest.mark.parametrize("faults", [{3}, {1, 2}, {9, 21}], ids=str)
+@pytest.mark.parametrize("faults", [{3}, {1, 2}, {0, 1}, {9, 21}], ids=str)
 def test_a_lost_simulator_leaves_no_trace(actor, make_pool, collected, faults):
     """Its episode is played again; the rollout is that of the undisturbed run."""
     episodes = [streams.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
