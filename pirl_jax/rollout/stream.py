@@ -76,6 +76,8 @@ class Turn:
     ended: list[int] = dataclasses.field(default_factory=list)
 
 
+Batch = tuple[np.ndarray, np.ndarray, base.TimeStep]  # rows of the batch, slots, their answers
+
 # -> actions [n,I,a] in simulator units; those of finished slots are ignored
 Decide = Callable[[Turn], np.ndarray]
 
@@ -248,7 +250,7 @@ class Stream:
     def _blank(self, e: int) -> Result:
         return Result(self.episodes[e], frames=[] if e in self._record else None)
 
-    def _in_lockstep(self, timers: Timers) -> Iterator["Batch"]:
+    def _in_lockstep(self, timers: Timers) -> Iterator[Batch]:
         groups = np.split(np.arange(self.envs.num_envs), self.schedule.num_groups)
         while (self._playing >= 0).any():
             for group in groups:
@@ -259,15 +261,12 @@ class Stream:
                     _, step = self.envs.get(len(slots), slots)
                 yield slots - group[0], slots, step
 
-    def _as_ready(self, timers: Timers) -> Iterator["Batch"]:
+    def _as_ready(self, timers: Timers) -> Iterator[Batch]:
         # Each slot that plays has one request in the pool.
         while under_way := int((self._playing >= 0).sum()):
             with timers.measure("env"):
                 slots, step = self.envs.get(-(-under_way // self.schedule.num_groups))
             yield np.arange(len(slots)), slots, step
-
-
-Batch = tuple[np.ndarray, np.ndarray, base.TimeStep]  # rows of the batch, slots, their answers
 
 
 def _rows(step: base.TimeStep, index: np.ndarray) -> base.TimeStep:

@@ -61,7 +61,7 @@ def test_acting_params_are_the_average():
     assert states.acting_params(state.replace(ema=None)) is state.params
 
 
-def test_jit_step_keeps_the_layout_and_donates():
+def test_a_step_keeps_the_layout():
     mesh = meshes.make_mesh(4, 2)
     state = states.create(make_params(mesh), CFG, is_expert, mesh)
     before = states.shardings(state)
