@@ -26,7 +26,7 @@ import numpy as np
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.policy import observation
-from pirl_jax.rollout import collector
+from pirl_jax.rollout import actor as actors
 from pirl_jax.run import command, config, devices, policies
 from pirl_jax.serving import batching, requests, wire
 
@@ -40,7 +40,7 @@ class Engine:
     A row's start noise goes by its own number: its companions do not matter.
     """
 
-    actor: collector.Actor
+    actor: actors.Actor
     params: dict
     key: jax.Array
     batch_sizes: tuple[int, ...]  # ascending; a batch is padded to the next of them

@@ -102,6 +102,18 @@ def test_imports_go_only_to_the_floors_below():
     assert not wrong, "\n".join(wrong)
 
 
+def test_commands_import_no_commands():
+    """What two of them share lives in run/."""
+    top = {name for name in TREES if name.count(".") == 1 and package_of(name) is None}
+    commands = top - {"pirl_jax.__main__"}  # names them all, to start one
+    wrong = []
+    for module in sorted(commands):
+        found = [(name, line) for name, line in own_imports(module) if name in commands]
+        wrong += [f"{module}:{line} imports {name}" for name, line in found]
+    assert {"pirl_jax.train", "pirl_jax.evaluate"} <= commands
+    assert not wrong, "\n".join(wrong)
+
+
 def test_wings_of_the_environments_know_the_ground_and_not_each_other():
     wrong = []
     for module in TREES:

@@ -1,4 +1,5 @@
-"""The evaluation command repeats what a run measured, plays policies without a network, and continues where it was killed."""
+"""The evaluation command repeats what a run measured, plays policies without a network, and
+continues where it was killed."""
 
 import json
 import pathlib
@@ -33,8 +34,8 @@ def read(folder):
 
 
 def test_the_command_repeats_the_last_evaluation_of_the_run(tmp_path, one_device, capsys):
-    """Tabletop with random weights: the same seed gives the same actions, so the same episodes to the last control step.
-    The command needs no recipe: the run has its own configuration."""
+    """Tabletop with random weights: the same seed gives the same actions, so the same episodes to
+    the last control step. The command needs no recipe: the run has its own configuration."""
     run = tmp_path / "run"
     fields = {
         "num_iterations": 1,
@@ -126,7 +127,8 @@ def test_the_expert_succeeds_where_random_actions_do_not(tmp_path):
 
 
 def test_a_killed_evaluation_continues_where_it_stopped(tmp_path, capfd):
-    """Killed with SIGKILL after some episodes; the same command plays the others, and the result is that of an undisturbed one."""
+    """Killed with SIGKILL after some episodes; the same command plays the others, and the result is
+    that of an undisturbed one."""
     fields = {"env__max_episode_steps": 50, "eval__episodes_per_task": 20}
     whole = play("random", tmp_path / "whole", **fields)
     output = tmp_path / "killed"

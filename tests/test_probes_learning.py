@@ -1,4 +1,4 @@
-"""The whole agent on the five probes: the first one it cannot solve names the part that is broken."""
+"""The whole agent on the five probes: the first that it cannot solve names what is broken."""
 
 import functools
 import types
@@ -11,7 +11,7 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng
 from pirl_jax.envs import probes
 from pirl_jax.envs.pool import queue
-from pirl_jax.learner import optimizer, update
+from pirl_jax.learner import objective, optimizer, update
 from pirl_jax.learner import state as states
 from pirl_jax.monitor import timeline
 from pirl_jax.recipes import probe as recipe
@@ -42,7 +42,7 @@ def agent():
         fresh_state=lambda: states.create(
             meshes.replicate(params, mesh), settings.raw.optim, trains, mesh
         ),
-        update=update.make_update(
+        updater=update.Updater(
             steps.log_prob_fn(settings), settings.raw.algorithm, settings.raw.optim, trains, mesh
         ),
     )
@@ -50,16 +50,16 @@ def agent():
 
 def play(agent, params, pool, key):
     generator, count = rng.generator(key), agent.page.rollout.episodes_per_iteration
-    names = [
-        stream.Episode(0, int(generator.integers(pool.spec.num_init_states))) for _ in range(count)
-    ]
-    return collector.collect(
-        agent.actor, params, key, pool, names, stream.Schedule(), timeline.Timers()
-    )
+    drawn = [int(generator.integers(pool.spec.num_init_states)) for _ in range(count)]
+    episodes = [stream.Episode(0, init_state) for init_state in drawn]
+    playing = stream.Stream(pool, episodes, stream.Schedule())
+    book = collector.collect(agent.actor, params, key, playing, timeline.Timers())
+    return book.rollout(playing.results), playing.results
 
 
 def value_error(agent, rollout, results):
-    """RMS distance of the values from the discounted rewards that followed; in the first three probes it can vanish."""
+    """RMS distance of the values from the discounted rewards that followed; in the first three
+    probes it can vanish."""
     future_E, target_CE = 0.0, np.zeros_like(rollout.reward_CE)
     for c in reversed(range(len(target_CE))):
         target_CE[c] = future_E = (
@@ -96,8 +96,7 @@ def test_the_agent_solves(name, error, solved, iterations, agent):
             errors.append(error(agent, rollout, results))
             if errors[-1] < solved:
                 return
-            data = update.rows(rollout, agent.settings.raw.algorithm)
-            state, _ = update.update(agent.update, state, data, key, agent.settings.raw.algorithm)
-    pytest.fail(
-        f"broken: {probes.PROBES[name].broken_part}; probe {name!r} has errors {np.round(errors, 2)}"
-    )
+            data = objective.with_advantages(rollout, agent.settings.raw.algorithm)
+            state, _ = update.learn(agent.updater, state, data, key)
+    broken = probes.PROBES[name].broken_part
+    pytest.fail(f"broken: {broken}; probe {name!r} has errors {np.round(errors, 2)}")

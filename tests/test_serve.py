@@ -35,7 +35,7 @@ from pirl_jax.monitor import timeline
 from pirl_jax.policy import normalize
 from pirl_jax.recipes import quickstart
 from pirl_jax.rollout import stream
-from pirl_jax.run import config, policies
+from pirl_jax.run import config, evaluation, policies
 from pirl_jax.serving import client, requests
 from pirl_jax.weights import assets, sources, targets
 from tests.serving import conftest
@@ -132,6 +132,7 @@ def turn_of(steps, spec):
     )
     return stream.Turn(
         row=np.arange(n),
+        slot=np.arange(n),
         episode=np.arange(n) + 3,
         decision=np.arange(n),
         finished=zeros > 0,
@@ -144,9 +145,10 @@ def in_process(folder, settings, spec, batch_size):
     """The decision function of `evaluate --checkpoint`."""
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
     params, stats = policies.load_policy(settings, folder, -1, mesh)
-    transform = policies.transform(settings, stats, spec.instructions)
-    actor = policies.actor(settings, mesh, transform, spec.instructions)
-    return evaluate.policy(settings, mesh, actor, params, spec, batch_size, timeline.Timers())
+    actor = policies.actor(
+        settings, mesh, policies.transform(settings, stats, spec.instructions), spec.instructions
+    )
+    return evaluation.network(settings, mesh, actor, params, spec, batch_size, timeline.Timers())
 
 
 def through_openpis_keys(turn, spec, chunk, port):

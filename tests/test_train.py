@@ -1,4 +1,5 @@
-"""Whole runs of the command, in this process: what they leave behind, and that they repeat and resume bit for bit."""
+"""Whole runs of the command, in this process: what they leave behind, and that they repeat and
+resume bit for bit."""
 
 import json
 import pathlib
@@ -132,7 +133,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(whole, half, tmp_path):
 
 
 def test_neither_where_prefixes_lie_nor_when_simulators_start_changes_a_run(half, tmp_path):
-    """An evaluation before every iteration: the simulators cannot start on the next rollout while the learner works."""
+    """An evaluation before every iteration: the simulators cannot start on the next rollout while
+    the learner works."""
     run = probe(tmp_path, 2, rollout__prefix_cache="device", eval__every=1)
     rows = [
         [row for row in log.read(path, timing=False) if "actor/loss" in row] for path in (run, half)
@@ -150,7 +152,8 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(half, tmp_path):
 
 
 def test_grpo_with_learned_noise_an_anchor_and_an_average(tmp_path, capsys):
-    """Everything that a run without a critic has, and what it has not; and the level of the noise goes down."""
+    """Everything that a run without a critic has, and what it has not; and the level of the noise
+    goes down."""
     run = start(
         "probe.py",
         tmp_path,
@@ -190,7 +193,8 @@ def test_grpo_with_learned_noise_an_anchor_and_an_average(tmp_path, capsys):
 
 
 def test_grpo_learns(tmp_path):
-    """Without a critic, in groups of 8: the mean reward of the probe of the policy gradient goes from about 0 towards 1."""
+    """Without a critic, in groups of 8: the mean reward of the probe of the policy gradient goes
+    from about 0 towards 1."""
     run = start(
         "probe.py",
         tmp_path,
@@ -211,7 +215,8 @@ def test_grpo_learns(tmp_path):
 
 
 def dynamic(directory, num_iterations, *arguments, **fields):
-    """Three groups of 4 per iteration, and up to three to replace those whose mean reward is below 0."""
+    """Three groups of 4 per iteration, and up to three to replace those whose mean reward is below
+    0."""
     return start(
         "probe.py",
         directory,
@@ -234,7 +239,8 @@ def dynamic(directory, num_iterations, *arguments, **fields):
 
 
 def test_groups_without_a_signal_are_replaced(tmp_path):
-    """Dynamic sampling, and a resumed run plays the same groups, here with prefixes that stay on the device."""
+    """Dynamic sampling, and a resumed run plays the same groups, here with prefixes that stay on
+    the device."""
     rows = log.read(dynamic(tmp_path / "whole", 4), timing=False)[:4]
     played, kept, dropped = (
         [row[f"rollout/groups{end}"] for row in rows] for end in ("", "_kept", "_dropped")
@@ -254,7 +260,8 @@ def test_groups_without_a_signal_are_replaced(tmp_path):
 
 
 def test_the_budget_ends_the_search_for_a_signal(tmp_path):
-    """Every episode of this probe has reward 1 or -1 by its start state: all scores of a group are equal."""
+    """Every episode of this probe has reward 1 or -1 by its start state: all scores of a group are
+    equal."""
     run = dynamic(tmp_path, 1, env__suite="probe_observed", algorithm__rewards_lower_bound=-2.0)
     row, _ = log.read(run)
     assert [row[f"rollout/groups{end}"] for end in ("", "_kept", "_dropped")] == [6, 0, 6]
@@ -353,9 +360,11 @@ def test_metrics_have_the_names_that_users_look_for(tabletop):
         "sft/loss" in sft
         and {"eval/success_once", "eval/return", "eval/episode_len"} <= after.keys()
     )
-    names = """actor/loss actor/value_loss actor/grad_norm actor/approx_kl actor/pg_clipfrac actor/value_clip_ratio
-        actor/ratio_max_dev actor/first_ratio_max_dev critic/explained_variance rollout/returns_mean rollout/advantages_mean
-        env/episode_len env/success_once env/return env/restarts env/lost_episodes time/env time/inference time/update time/transfer time/idle time/iteration"""
+    names = """actor/loss actor/value_loss actor/grad_norm actor/approx_kl actor/pg_clipfrac
+        actor/value_clip_ratio actor/ratio_max_dev actor/first_ratio_max_dev
+        critic/explained_variance rollout/returns_mean rollout/advantages_mean
+        env/episode_len env/success_once env/return env/restarts env/lost_episodes
+        time/env time/inference time/update time/transfer time/idle time/iteration"""
     assert first["actor/sft_loss"] > 0, "demonstrations go on teaching"
     assert (
         set(names.split())

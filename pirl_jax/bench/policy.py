@@ -22,7 +22,7 @@ import numpy as np
 from pirl_jax.bench import interleaved
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng, spec, types
-from pirl_jax.learner import update as updates
+from pirl_jax.learner import objective
 from pirl_jax.models import variants
 from pirl_jax.monitor import columns
 from pirl_jax.policy import flops, flow
@@ -233,7 +233,7 @@ def _update(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     first_metrics = {}
 
     def update_s(name: str, repeat: int) -> float:
-        batch = updates.Minibatch(
+        batch = objective.Minibatch(
             context=contexts[name],
             chain=chain,
             advantage=advantage,
@@ -241,7 +241,7 @@ def _update(case: Case, options: argparse.Namespace) -> dict[str, Any]:
             weight=np.ones(rows, np.float32),
         )
         start_s = time.perf_counter()
-        states[name], metrics = update_of[name](states[name], [batch])
+        states[name], metrics = update_of[name].minibatch(states[name], [batch])
         # Waits for the device: a step has ended when its numbers are here.
         metrics = jax.device_get(metrics)
         first_metrics.setdefault(name, metrics)

@@ -22,9 +22,8 @@ class TrainState:
     params: dict  # all parameters: fp32 masters of what trains, the rest as stored
     opt_state: Any  # of the trainable parameters only
     ema: dict | None = None  # averaged trainable parameters; the frozen ones are their own average
-    anchor: dict | None = (
-        None  # trainable parameters of the fixed policy that the loss keeps this one near
-    )
+    # Trainable parameters of the fixed policy that the loss keeps this one near.
+    anchor: dict | None = None
 
 
 def create(
@@ -35,9 +34,9 @@ def create(
     *,
     ema: bool = False,
     anchor: bool = False,
-    frozen_dtype=None,
+    frozen_dtype: jnp.dtype | str | None = None,
 ) -> TrainState:
-    """Fresh state around `params`, which it takes over: steps donate its buffers.
+    """Fresh state around `params`; what trains of them it takes over: steps donate its buffers.
 
     Args:
       params: nested dict; its arrays' shardings on `mesh` are kept, other arrays are replicated.
@@ -45,6 +44,9 @@ def create(
       ema: keep an exponential moving average of the trainable parameters.
       anchor: keep the trainable parameters as they are now.
       frozen_dtype: cast what does not train, e.g. to bfloat16; None keeps it.
+
+    Raises:
+      ValueError: nothing trains.
     """
     flat = {path: _on_mesh(x, mesh) for path, x in spec.flatten(params).items()}
     learned, frozen = partition(spec.unflatten(flat), trainable)
@@ -53,14 +55,17 @@ def create(
     learned = jax.tree.map(lambda x: x.astype(jnp.float32), learned)
     if frozen_dtype is not None:
         frozen = jax.tree.map(lambda x: x.astype(frozen_dtype), frozen)
-    init = lambda learned: optimizer.init(cfg, learned)  # noqa: E731
-    out = _placed(jax.eval_shape(init, learned), flat, mesh)
+
+    def moments(learned: dict) -> Any:
+        return optimizer.init(cfg, learned)
+
+    layout = shardings(_placed(jax.eval_shape(moments, learned), flat, mesh))
     zero = np.zeros((), np.int32)
     return TrainState(
         step=meshes.replicate(zero, mesh),
         iteration=meshes.replicate(zero, mesh),
         params=merge(learned, frozen),
-        opt_state=jax.jit(init, out_shardings=shardings(out))(learned),
+        opt_state=jax.jit(moments, out_shardings=layout)(learned),
         ema=jax.tree.map(jnp.copy, learned) if ema else None,
         anchor=jax.tree.map(jnp.copy, learned) if anchor else None,
     )
@@ -69,33 +74,40 @@ def create(
 def abstract(
     params: dict,
     cfg: page.Optim,
-    trainable,
-    mesh,
+    trainable: Callable[[str], bool],
+    mesh: jax.sharding.Mesh,
     *,
     ema: bool = False,
     anchor: bool = False,
-    frozen_dtype=None,
+    frozen_dtype: jnp.dtype | str | None = None,
 ) -> TrainState:
-    """What `create` makes, as shapes; `params` are shapes with shardings too (core/spec.py abstract)."""
+    """What `create` makes, as shapes.
+
+    `params` are shapes with shardings too (core/spec.py abstract).
+    """
     learned, frozen = partition(params, trainable)
-    cast = lambda tree, dtype: jax.tree.map(lambda x: x.update(dtype=dtype or x.dtype), tree)  # noqa: E731
-    learned = cast(learned, jnp.float32)
+    learned = jax.tree.map(lambda x: x.update(dtype=jnp.float32), learned)
+    if frozen_dtype is not None:
+        frozen = jax.tree.map(lambda x: x.update(dtype=frozen_dtype), frozen)
     moments = jax.eval_shape(lambda learned: optimizer.init(cfg, learned), learned)
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=meshes.replicated(mesh))
     return TrainState(
         step=counter,
         iteration=counter,
-        params=merge(learned, cast(frozen, frozen_dtype)),
+        params=merge(learned, frozen),
         opt_state=_placed(moments, spec.flatten(params), mesh),
         ema=learned if ema else None,
         anchor=learned if anchor else None,
     )
 
 
-def _placed(shapes, flat_params, mesh):
-    """A leaf whose dict keys spell a parameter's path (a moment) lies where the parameter lies, the others on every device."""
+def _placed(shapes: Any, flat_params: dict, mesh: jax.sharding.Mesh) -> Any:
+    """A leaf whose dict keys spell a parameter's path (a moment) lies where the parameter lies.
 
-    def place(path, x):
+    The others lie on every device.
+    """
+
+    def place(path: tuple, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         name = "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
         like = flat_params.get(name)
         return x.update(sharding=meshes.replicated(mesh) if like is None else like.sharding)
@@ -103,7 +115,7 @@ def _placed(shapes, flat_params, mesh):
     return jax.tree_util.tree_map_with_path(place, shapes)
 
 
-def _on_mesh(x, mesh):
+def _on_mesh(x: jax.Array | np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
     sharding = getattr(x, "sharding", None)
     on_mesh = isinstance(sharding, jax.sharding.NamedSharding) and sharding.mesh == mesh
     return x if on_mesh else meshes.replicate(x, mesh)
@@ -111,11 +123,12 @@ def _on_mesh(x, mesh):
 
 def partition(params: dict, predicate: Callable[[str], bool]) -> tuple[dict, dict]:
     """Nested dict -> the leaves whose path satisfies the predicate, and the others."""
-    flat = spec.flatten(params)
-    chosen = {path: x for path, x in flat.items() if predicate(path)}
-    return spec.unflatten(chosen), spec.unflatten(
-        {path: x for path, x in flat.items() if path not in chosen}
-    )
+    chosen = {}
+    others = {}
+    for path, x in spec.flatten(params).items():
+        part = chosen if predicate(path) else others
+        part[path] = x
+    return spec.unflatten(chosen), spec.unflatten(others)
 
 
 def merge(*parts: dict) -> dict:
@@ -133,34 +146,48 @@ def acting_params(state: TrainState) -> dict:
 
 def averaged(ema: dict | None, learned: dict, decay: float) -> dict | None:
     """The average after one more step; None stays None."""
-    return (
-        None
-        if ema is None
-        else jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, learned)
-    )
+    if ema is None:
+        return None
+    return jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, learned)
 
 
-def shardings(state):
-    """Where every array of a state lies."""
-    return jax.tree.map(lambda x: x.sharding, state)
+def shardings(tree: Any) -> Any:
+    """Where every array lies."""
+    return jax.tree.map(lambda x: x.sharding, tree)
 
 
-def jit_step(step: Callable, mesh: jax.sharding.Mesh) -> Callable:
-    """jit of step(state, ...) -> state, metrics.  The old state is donated; the new one lies where the old one lay.
+class Step:
+    """jit of step(state, frozen, ...) -> state, metrics, in which state.params are what trains.
 
-    `lower(state, ...)` lowers it from arrays or shapes, as that of jax.jit does.
+    Called with whole states, and gives back whole states.  What a step changes is donated, and the
+    new arrays lie where the old ones lay: the parameters that train, their moments, their average,
+    the counters.  What no step changes is never donated, so that others may hold it: the frozen
+    parameters, which are an argument of their own, and the anchor, which `step` does not see.
     """
-    compiled = None
 
-    def jitted(state):
-        nonlocal compiled
-        if compiled is None:
-            out = (shardings(state), meshes.replicated(mesh))
-            compiled = jax.jit(step, donate_argnums=0, out_shardings=out)
-        return compiled
+    def __init__(self, step: Callable, trainable: Callable[[str], bool], mesh: jax.sharding.Mesh):
+        self._step = step
+        self._trainable = trainable
+        self._mesh = mesh
+        self._jitted = None  # the layout is known once there is a state
 
-    def call(state, *args):
-        return jitted(state)(state, *args)
+    def __call__(self, state: TrainState, *args: object) -> tuple[TrainState, dict]:
+        changing, frozen = self._split(state)
+        changed, metrics = self._for(changing)(changing, frozen, *args)
+        params = merge(changed.params, frozen)
+        return changed.replace(params=params, anchor=state.anchor), metrics
 
-    call.lower = lambda state, *args: jitted(state).lower(state, *args)
-    return call
+    def lower(self, state: TrainState, *args: object) -> jax.stages.Lowered:
+        """From arrays or shapes, as that of jax.jit."""
+        changing, frozen = self._split(state)
+        return self._for(changing).lower(changing, frozen, *args)
+
+    def _split(self, state: TrainState) -> tuple[TrainState, dict]:
+        learned, frozen = partition(state.params, self._trainable)
+        return state.replace(params=learned, anchor=None), frozen
+
+    def _for(self, changing: TrainState) -> Callable:
+        if self._jitted is None:
+            out = shardings(changing), meshes.replicated(self._mesh)
+            self._jitted = jax.jit(self._step, donate_argnums=0, out_shardings=out)
+        return self._jitted

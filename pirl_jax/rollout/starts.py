@@ -1,6 +1,8 @@
-"""Which episodes are played: start states for training and for evaluation, as pure functions of seed and iteration.
+"""Which episodes are played: start states for training and for evaluation, as pure functions of
+seed and iteration.
 
-A start is a pair (task, init state).  Knows the split that keeps training and evaluation apart; refuses to know simulators.
+A start is a pair (task, init state).  Knows the split that keeps training and evaluation apart, and
+what each of several hosts plays; refuses to know simulators.
 """
 
 from collections.abc import Sequence
@@ -29,14 +31,20 @@ class Share:
     host: int = 0
     hosts: int = 1
 
-    def number(self, e, group_size: int = 1):
+    def number(self, e: int | np.ndarray, group_size: int = 1) -> int | np.ndarray:
         """Place in the whole list of the e-th episode (a number or an array) of this share."""
-        return (e // group_size * self.hosts + self.host) * group_size + e % group_size
+        group = e // group_size * self.hosts + self.host
+        return group * group_size + e % group_size
 
-    def of(self, names: list, group_size: int = 1) -> list:
+    def of(self, episodes: list, group_size: int = 1) -> list:
         """This share of a list of whole groups."""
-        groups = [names[first : first + group_size] for first in range(0, len(names), group_size)]
-        return [name for group in groups[self.host :: self.hosts] for name in group]
+        mine = []
+        for first in range(self.host * group_size, len(episodes), self.hosts * group_size):
+            mine += episodes[first : first + group_size]
+        return mine
+
+
+ALONE = Share()
 
 
 def joined(shares: list[list]) -> list:
@@ -50,7 +58,11 @@ def joined(shares: list[list]) -> list:
 def split(name: str, num_init_states: int) -> tuple[range, range]:
     """-> init states of each task for training, and for evaluation.
 
-    held_out: evaluation sees none that training saw.  published: both use all, as the published results of LIBERO do.
+    held_out: evaluation sees none that training saw.  published: both use all, as the published
+    results of LIBERO do.
+
+    Raises:
+      ValueError: too few to hold any out.
     """
     everything = range(num_init_states)
     if name == "published":
@@ -58,8 +70,8 @@ def split(name: str, num_init_states: int) -> tuple[range, range]:
     cut = int(TRAIN_SHARE * num_init_states)
     if cut == 0:
         raise ValueError(
-            f"env.split={name!r} needs at least 2 start states per task, but the suite has {num_init_states}; "
-            f"set env.split=published"
+            f"env.split={name!r} needs at least 2 start states per task, "
+            f"but the suite has {num_init_states}; set env.split=published"
         )
     return everything[:cut], everything[cut:]
 
@@ -75,24 +87,33 @@ def training(
 ) -> list[stream.Episode]:
     """The `count` episodes of one iteration; each start `group_size` times in a row (1: no groups).
 
-    order: a key of ORDERS.  played: episodes that the iteration has played already; what replaces some of them is drawn
-    uniformly, because nobody knows beforehand how many it will be.
+    Args:
+      order: a key of ORDERS.
+      played: episodes that the iteration has played already; what replaces some of them is drawn
+        uniformly, because nobody knows beforehand how many it will be.
     """
     num_starts = len(starts.tasks) * len(starts.train)
-    draws = (
-        ORDERS[order](num_starts, count // group_size, seed, iteration)
-        if not played
-        else (_uniform(num_starts, count // group_size, seed, iteration, played))
-    )
-    pairs = [divmod(int(draw), len(starts.train)) for draw in draws]
-    names = [stream.Episode(starts.tasks[task], starts.train[state]) for task, state in pairs]
-    return [name for name in names for _ in range(group_size)]
+    num_groups = count // group_size
+    if played:
+        draws = _uniform(num_starts, num_groups, seed, iteration, played)
+    else:
+        draws = ORDERS[order](num_starts, num_groups, seed, iteration)
+    episodes = []
+    for draw in draws:
+        task, state = divmod(int(draw), len(starts.train))
+        episodes += [stream.Episode(starts.tasks[task], starts.train[state])] * group_size
+    return episodes
 
 
 def evaluation(starts: Starts, per_task: int) -> list[stream.Episode]:
-    """The first `per_task` starts of each task (0: all), each once; tasks alternate, so that a part has seen all of them."""
-    states = starts.evaluate[: per_task or None]
-    return [stream.Episode(task, state) for state in states for task in starts.tasks]
+    """The first `per_task` starts of each task (0: all), each once.
+
+    Tasks alternate, so that a part of the list has seen all of them.
+    """
+    episodes = []
+    for state in starts.evaluate[: per_task or None]:
+        episodes += [stream.Episode(task, state) for task in starts.tasks]
+    return episodes
 
 
 def _uniform(num_starts: int, count: int, *seeds: int) -> Sequence[int]:
@@ -101,7 +122,10 @@ def _uniform(num_starts: int, count: int, *seeds: int) -> Sequence[int]:
 
 
 def _ordered(num_starts: int, count: int, seed: int, iteration: int) -> Sequence[int]:
-    """Every start once before any comes twice: passes, each in an order of its own, that run on over the iterations."""
+    """Every start once before any comes twice.
+
+    Passes, each in an order of its own, run on over the iterations.
+    """
     positions = np.arange(iteration * count, (iteration + 1) * count)
     passes = {
         number: _permutation(num_starts, seed, number)
@@ -110,7 +134,7 @@ def _ordered(num_starts: int, count: int, seed: int, iteration: int) -> Sequence
     return [passes[position // num_starts][position % num_starts] for position in positions]
 
 
-def _permutation(num_starts, seed, number):
+def _permutation(num_starts: int, seed: int, number: int) -> np.ndarray:
     order = np.arange(num_starts)
     np.random.default_rng([seed, number]).shuffle(order)
     return order

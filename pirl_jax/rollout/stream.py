@@ -1,25 +1,28 @@
-"""Plays whole episodes on a pool of simulators.  Knows the pool and a decision function; refuses to know networks.
+"""Plays whole episodes on a pool of simulators, turn by turn.  Refuses to know networks.
 
-An episode is (task, init_state).  Episodes stream over the slots: a slot that finishes one starts another at once, if
-possible of a task whose simulator its process keeps.  The slots that are ready are served together, a fixed share of those
-under way at a time, and nobody waits for the others; with `lockstep` fixed groups of slots take turns instead, and the batch
-in which a decision is made depends on nothing but the list of episodes: runs repeat bit for bit.
+An episode is (task, init_state).  Episodes stream over the slots: a slot that finishes one starts
+another at once, if possible of a task whose simulator its process keeps.  The slots that are ready
+are served together, a fixed share of those under way at a time, and nobody waits for the others.
+With `lockstep` fixed groups of slots take turns instead, and the batch in which a decision is made
+depends on nothing but the list of episodes: runs repeat bit for bit.
 
 An episode whose simulator was lost is forgotten and played once more; lost again, it stays lost.
 """
 
 import bisect
 import collections
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
+from typing import Protocol
 
 import numpy as np
 
 from pirl_jax.envs import base
+from pirl_jax.envs.pool import queue
 
-LOOKAHEAD = (
-    16  # episodes per slot that may overtake the first one waiting, for the sake of their task
-)
+# Episodes per slot that may overtake the first one waiting, for the sake of their task.
+LOOKAHEAD = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,66 +59,174 @@ class Schedule:
 
 @dataclasses.dataclass
 class Turn:
-    """The slots that have something new, decided on together."""
+    """The slots that have something new, decided on together.  n is 0 where all were lost."""
 
     row: np.ndarray  # [n] position of each slot in the batch of num_envs / num_groups rows
-    episode: np.ndarray  # [n] index of the episode each slot plays
-    decision: (
-        np.ndarray
-    )  # [n] index of the coming decision in its episode (of a finished one: how many it took)
-    finished: (
-        np.ndarray
-    )  # [n] bool: the episode just ended; the row only offers its last observation
+    slot: np.ndarray  # [n]
+    episode: np.ndarray  # [n] index of the episode that the slot plays
+    # [n] index of the coming decision in its episode; of a finished episode, how many it took
+    decision: np.ndarray
+    # [n] bool: the episode just ended; the row only offers its last observation
+    finished: np.ndarray
     task: np.ndarray  # [n]
     step: base.TimeStep  # batched [n,...]
+    # Episodes whose simulators were lost: what was known of them means nothing.
+    lost: list[int] = dataclasses.field(default_factory=list)
+    # Episodes that are over, for good: finished just now, or lost for the second time.
+    ended: list[int] = dataclasses.field(default_factory=list)
 
 
-Decide = Callable[
-    [Turn], np.ndarray | None
-]  # -> actions [n,I,a] in simulator units; those of finished slots are ignored
+Batch = tuple[np.ndarray, np.ndarray, base.TimeStep]  # rows of the batch, slots, their answers
+
+# -> actions [n,I,a] in simulator units; those of finished slots are ignored
+Decide = Callable[[Turn], np.ndarray]
+
+
+class Timers(Protocol):
+    """Stopwatches by name (monitor/timeline.py)."""
+
+    def measure(self, name: str) -> contextlib.AbstractContextManager: ...
 
 
 class Stream:
-    """Which slot plays which episode, and what has come of it."""
+    """Which slot plays which episode, and what has come of it.
 
-    def __init__(self, pool, episodes, schedule, record, done):
-        self.pool, self.episodes, self.record = pool, episodes, frozenset(record)
-        self.results = [done.get(e) or self._blank(e) for e in range(len(episodes))]
-        self.waiting = [e for e in range(len(episodes)) if e not in done]  # ascending
-        self.playing = np.full(pool.num_envs, -1)  # slot -> episode index; -1: nothing left to play
-        # Tasks whose simulators the process of each slot keeps, the latest last.
+    Every slot starts its first episode at once; `turns` goes on from there, whenever it is called.
+    """
+
+    def __init__(
+        self,
+        envs: queue.ReadyQueue,
+        episodes: Sequence[Episode],
+        schedule: Schedule,
+        *,
+        record: Iterable[int] = (),
+        done: Mapping[int, Result] | None = None,
+    ):
+        """Give every slot its first episode; returns at once.
+
+        Args:
+          envs: the simulators; nobody else may ask or answer them meanwhile.
+          record: indices of the episodes whose video frames are kept.
+          done: results known already, by index; these are not played.
+        """
+        self.envs = envs
+        self.schedule = schedule
+        self.episodes: list[Episode] = []
+        self.results: list[Result] = []  # in the order of the episodes
+        self._record = frozenset(record)
+        self._waiting: list[int] = []  # ascending
+        # slot -> episode; -1: nothing left to play
+        self._playing = np.full(envs.num_envs, -1)
+        self._lost_once: set[int] = set()
+        self._add(episodes, done or {})
+
+    @property
+    def batch_size(self) -> int:
+        """Most rows that a turn can have."""
+        return self.envs.num_envs // self.schedule.num_groups
+
+    @property
+    def num_left(self) -> int:
+        """Episodes that are not over yet."""
+        return len(self._waiting) + int((self._playing >= 0).sum())
+
+    def turns(self, timers: Timers) -> Iterator[Turn]:
+        """What is ready, until every episode is over; answer a turn with `send` before the next.
+
+        timers: measures "env", the time spent waiting for simulators.
+        """
+        batches = self._in_lockstep if self.schedule.lockstep else self._as_ready
+        for row, slot, step in batches(timers):
+            yield self._turn(row, slot, step)
+
+    def send(self, turn: Turn, actions_nIA: np.ndarray) -> None:
+        """Start the next chunk of the slots whose episodes go on."""
+        going = ~turn.finished
+        if not going.any():
+            return
+        results = [self.results[e] for e in turn.episode[going]]
+        record = [result.frames is not None for result in results]
+        self.envs.send(turn.slot[going], actions_nIA[going], record=record)
+        for result in results:
+            result.num_decisions += 1
+
+    def extend(self, episodes: Sequence[Episode]) -> None:
+        """More episodes, once all others are over; their turns come from a new call of `turns`."""
+        self._add(episodes, {})
+
+    def _add(self, episodes: Sequence[Episode], done: Mapping[int, Result]) -> None:
+        first = len(self.episodes)
+        self.episodes += episodes
+        for e in range(first, len(self.episodes)):
+            self.results.append(done.get(e) or self._blank(e))
+            if e not in done:
+                self._waiting.append(e)
+        # Tasks whose simulators the process of each slot keeps, the latest last.  Anew each time:
+        # who plays what must not depend on which slot was the last one before.
         kept = {
-            worker: collections.deque(maxlen=schedule.cached_tasks) for worker in pool.slot_workers
+            worker: collections.deque(maxlen=self.schedule.cached_tasks)
+            for worker in self.envs.slot_workers
         }
-        self.kept = [kept[worker] for worker in pool.slot_workers]
-        self.lost_once = set()
+        self._kept = [kept[worker] for worker in self.envs.slot_workers]
+        self._start(np.arange(self.envs.num_envs))
 
-    def start(self, slots) -> None:
+    def _start(self, slots: np.ndarray) -> None:
         """Give each slot an episode, or retire it."""
         for slot in slots:
-            self.playing[slot] = self._choose(self.kept[slot])
-        slots = [slot for slot in slots if self.playing[slot] >= 0]
+            self._playing[slot] = self._choose(self._kept[slot])
+        slots = [slot for slot in slots if self._playing[slot] >= 0]
         if slots:
-            names = [self.episodes[e] for e in self.playing[slots]]
-            self.pool.reset(
-                slots, [name.task for name in names], [name.init_state for name in names]
-            )
+            episodes = [self.episodes[e] for e in self._playing[slots]]
+            tasks = [episode.task for episode in episodes]
+            self.envs.reset(slots, tasks, [episode.init_state for episode in episodes])
 
-    def lose(self, slots) -> list[int]:
-        """Their episodes wait again, or stay lost; -> episode indices."""
-        lost = self.playing[slots].tolist()
-        for e in lost:
-            self.results[e] = self._blank(e)
-            if e in self.lost_once:
-                self.results[e].lost = True
-            else:
-                self.lost_once.add(e)
-                bisect.insort(self.waiting, e)
-        return lost
+    def _choose(self, kept: collections.deque) -> int:
+        """The first waiting episode of a kept task.
 
-    def turn(self, row, slots, step) -> Turn:
-        """Book what the last chunk of these slots brought."""
-        playing = self.playing[slots]
+        The first of all where none is near, so that none starves.
+        """
+        if not self._waiting:
+            return -1
+        horizon = self._waiting[0] + LOOKAHEAD * self.envs.num_envs
+        end = bisect.bisect_left(self._waiting, horizon)
+        near = (k for k in range(end) if self.episodes[self._waiting[k]].task in kept)
+        e = self._waiting.pop(next(near, 0))
+        task = self.episodes[e].task
+        if task in kept:
+            kept.remove(task)
+        kept.append(task)
+        return e
+
+    def _turn(self, row: np.ndarray, slot: np.ndarray, step: base.TimeStep) -> Turn:
+        """Book what the last chunk of these slots brought, and give the freed ones new episodes."""
+        free = step.lost.copy()
+        lost = self._lose(slot[free])
+        kept = np.flatnonzero(~free)
+        if lost:
+            step = _rows(step, kept)
+        playing = self._playing[slot[kept]]
+        self._book(playing, step)
+        finished = step.terminated | step.truncated
+        stay_lost = [e for e in lost if self.results[e].lost]
+        turn = Turn(
+            row=row[kept],
+            slot=slot[kept],
+            episode=playing,
+            # A turn may be empty, and these are indices even then.
+            decision=np.array([self.results[e].num_decisions for e in playing], int),
+            finished=finished,
+            task=np.array([self.episodes[e].task for e in playing], int),
+            step=step,
+            lost=lost,
+            ended=[*playing[finished].tolist(), *stay_lost],
+        )
+        free[kept] = finished
+        self._start(slot[free])  # resets run while the network decides
+        return turn
+
+    def _book(self, playing: np.ndarray, step: base.TimeStep) -> None:
+        """Add up what these episodes have earned."""
         for i, e in enumerate(playing):
             result = self.results[e]
             result.reward += float(step.reward[i])
@@ -123,121 +234,45 @@ class Stream:
             result.success |= bool(step.terminated[i])
             if step.frames is not None and step.frames[i]:
                 result.frames += step.frames[i]
-        return Turn(
-            row=row,
-            episode=playing,
-            task=np.array([self.episodes[e].task for e in playing]),
-            decision=np.array([self.results[e].num_decisions for e in playing]),
-            finished=step.terminated | step.truncated,
-            step=step,
-        )
 
-    def send(self, slots, actions) -> None:
-        """Start the next chunk of each slot."""
-        results = [self.results[e] for e in self.playing[slots]]
-        self.pool.send(slots, actions, record=[r.frames is not None for r in results])
-        for result in results:
-            result.num_decisions += 1
+    def _lose(self, slots: np.ndarray) -> list[int]:
+        """Their episodes wait again, or stay lost; -> episode indices."""
+        lost = self._playing[slots].tolist()
+        for e in lost:
+            self.results[e] = self._blank(e)
+            if e in self._lost_once:
+                self.results[e].lost = True
+            else:
+                self._lost_once.add(e)
+                bisect.insort(self._waiting, e)
+        return lost
 
-    def _blank(self, e):
-        return Result(self.episodes[e], frames=[] if e in self.record else None)
+    def _blank(self, e: int) -> Result:
+        return Result(self.episodes[e], frames=[] if e in self._record else None)
 
-    def _choose(self, kept) -> int:
-        """The first waiting episode of a kept task; the first of all where none is near, so that none starves."""
-        if not self.waiting:
-            return -1
-        end = bisect.bisect_left(self.waiting, self.waiting[0] + LOOKAHEAD * self.pool.num_envs)
-        near = (k for k in range(end) if self.episodes[self.waiting[k]].task in kept)
-        e = self.waiting.pop(next(near, 0))
-        task = self.episodes[e].task
-        if task in kept:
-            kept.remove(task)
-        kept.append(task)
-        return e
-
-
-def begin(
-    pool,
-    episodes: list[Episode],
-    schedule: Schedule,
-    *,
-    record=(),
-    done: Mapping[int, Result] | None = None,
-) -> Stream:
-    """Give every slot its first episode; returns at once.  `play` goes on from here, whenever it is called."""
-    stream = Stream(pool, episodes, schedule, record, done or {})
-    stream.start(np.arange(pool.num_envs))
-    return stream
-
-
-def play(
-    pool,
-    episodes: list[Episode],
-    schedule: Schedule,
-    decide: Decide,
-    timers,
-    *,
-    record=(),
-    done: Mapping[int, Result] | None = None,
-    finished=None,
-    forget=None,
-    begun: Stream | None = None,
-) -> list[Result]:
-    """Play every episode once; results come in the order of `episodes`.
-
-    pool: a ReadyQueue.  timers: measures "env", the time spent waiting for simulators.  record: indices of the episodes whose
-    video frames are kept.  done: results known already, by index; these are not played.  finished: called with (index, Result)
-    of each episode as it ends or stays lost.  forget: called with the index of an episode whose simulator was lost.
-    begun: what `begin` gave for the same episodes, if it was called before.
-    """
-    stream = begun or begin(pool, episodes, schedule, record=record, done=done)
-    serve = _in_lockstep if schedule.lockstep else _as_ready
-    for row, slots, step in serve(stream, schedule.num_groups, timers):
-        kept, lost = np.flatnonzero(~step.lost), stream.lose(slots[step.lost])
-        turn = stream.turn(
-            row[kept], slots[kept], step if len(kept) == len(slots) else _rows(step, kept)
-        )
-        free = step.lost.copy()
-        free[kept] = turn.finished
-        stream.start(slots[free])  # resets run while the network decides
-        for e in lost if forget else ():
-            forget(e)
-        if len(kept):
-            actions, goes_on = decide(turn), ~turn.finished
-            if goes_on.any():
-                stream.send(slots[kept][goes_on], actions[goes_on])
-        over = [*turn.episode[turn.finished].tolist(), *(e for e in lost if stream.results[e].lost)]
-        for e in over if finished else ():
-            finished(e, stream.results[e])
-    return stream.results
-
-
-Batch = tuple[np.ndarray, np.ndarray, base.TimeStep]  # rows of the batch, slots, their answers
-
-
-def _in_lockstep(stream, num_groups, timers) -> Iterator[Batch]:
-    groups = np.split(np.arange(stream.pool.num_envs), num_groups)
-    while (stream.playing >= 0).any():
-        for group in groups:
-            slots = group[stream.playing[group] >= 0]
-            if len(slots):
+    def _in_lockstep(self, timers: Timers) -> Iterator[Batch]:
+        groups = np.split(np.arange(self.envs.num_envs), self.schedule.num_groups)
+        while (self._playing >= 0).any():
+            for group in groups:
+                slots = group[self._playing[group] >= 0]
+                if not len(slots):
+                    continue
                 with timers.measure("env"):
-                    _, step = stream.pool.get(len(slots), slots)
+                    _, step = self.envs.get(len(slots), slots)
                 yield slots - group[0], slots, step
 
+    def _as_ready(self, timers: Timers) -> Iterator[Batch]:
+        # Each slot that plays has one request in the pool.
+        while under_way := int((self._playing >= 0).sum()):
+            with timers.measure("env"):
+                slots, step = self.envs.get(-(-under_way // self.schedule.num_groups))
+            yield np.arange(len(slots)), slots, step
 
-def _as_ready(stream, num_groups, timers) -> Iterator[Batch]:
-    while under_way := int((stream.playing >= 0).sum()):  # each has one request in the pool
-        with timers.measure("env"):
-            slots, step = stream.pool.get(-(-under_way // num_groups))
-        yield np.arange(len(slots)), slots, step
 
-
-def _rows(step, index):
+def _rows(step: base.TimeStep, index: np.ndarray) -> base.TimeStep:
     """Some rows of a batch."""
     arrays = {
         name: value[index] for name, value in vars(step).items() if isinstance(value, np.ndarray)
     }
-    return dataclasses.replace(
-        step, **arrays, frames=step.frames and [step.frames[i] for i in index]
-    )
+    frames = step.frames and [step.frames[i] for i in index]
+    return dataclasses.replace(step, **arrays, frames=frames)

@@ -8,7 +8,7 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.run import config
 
 
-def setup_jax(settings) -> None:
+def setup_jax(settings: config.Settings) -> None:
     """Persistent compilation cache: the second start of a run does not compile."""
     folder = settings.raw.run.compilation_cache
     if folder:
@@ -16,7 +16,7 @@ def setup_jax(settings) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def mesh(settings) -> jax.sharding.Mesh:
+def mesh(settings: config.Settings) -> jax.sharding.Mesh:
     """All devices, as the recipe splits them."""
     result = meshes.make_mesh(settings.raw.mesh.data, settings.raw.mesh.fsdp)
     config.check_batches(settings.raw, result.size, jax.process_count())

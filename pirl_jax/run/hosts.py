@@ -1,12 +1,15 @@
 """One command on several hosts: a process on each, that together drive all devices.
 
-    --hosts=auto                        in a cluster that tells its processes who they are: Slurm, Open MPI, Kubernetes, a TPU pod
-    --hosts=ADDRESS:PORT,COUNT,INDEX    elsewhere: where process 0 listens, how many there are, which one this is
+    --hosts=auto                        in a cluster that tells its processes who they are:
+                                        Slurm, Open MPI, Kubernetes, a TPU pod
+    --hosts=ADDRESS:PORT,COUNT,INDEX    elsewhere: where process 0 listens, how many there are,
+                                        which one this is
 
 Every process runs the same command on the same run directory.  The first one speaks for all.
 """
 
 import argparse
+from collections.abc import Iterator
 import contextlib
 import importlib.util
 import os
@@ -19,6 +22,7 @@ import traceback
 import jax
 
 from pirl_jax.core import mesh as meshes
+from pirl_jax.core import page
 from pirl_jax.rollout import starts
 
 HEARTBEAT_S = 30  # a host that is silent for so long is lost, and the run with it
@@ -30,12 +34,15 @@ def share() -> starts.Share:
     return starts.Share(jax.process_index(), jax.process_count())
 
 
-def episodes_of_host(raw) -> tuple[int, int]:
-    """How many episodes this process plays in an iteration; how many at most, where groups without a signal are replaced."""
-    count = raw.rollout.episodes_per_iteration
-    return count // jax.process_count(), max(
-        count, raw.algorithm.max_episodes_per_iteration
-    ) // jax.process_count()
+def episodes_per_iteration(raw: page.Page) -> int:
+    """How many episodes this process plays in an iteration."""
+    return raw.rollout.episodes_per_iteration // jax.process_count()
+
+
+def most_episodes(raw: page.Page) -> int:
+    """The same at most, where groups without a signal are replaced."""
+    budget = raw.algorithm.max_episodes_per_iteration
+    return max(raw.rollout.episodes_per_iteration, budget) // jax.process_count()
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +57,14 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def joined(hosts: str):
+def joined(hosts: str) -> Iterator[None]:
     """Wait for the other hosts, and be one of them until the end; "" is this host alone.
 
-    A process that fails ends at once, and the others end soon after: none waits forever for a host that is gone.
+    A process that fails ends at once, and the others end soon after: none waits forever for a host
+    that is gone.
+
+    Raises:
+      ValueError: an address that is none, or nobody there.
     """
     if not hosts:
         yield
@@ -61,12 +72,14 @@ def joined(hosts: str):
     address = _address(hosts)
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
     if importlib.util.find_spec("libtpu") is None:  # whose compiler reads the same variable
-        # Compiling GPU processes would wait for each other's measurements, which not all of them make.
+        # Compiling GPU processes would wait for each other's measurements, which not all of them
+        # make.
         os.environ["XLA_FLAGS"] = (
             f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_shard_autotuning=false".strip()
         )
     try:
-        # No ids: all devices of the host.  By itself JAX would give a process of Slurm or Open MPI a single GPU.
+        # No ids: all devices of the host.  By itself JAX would give a process of Slurm or Open MPI
+        # a single GPU.
         jax.distributed.initialize(
             *address, local_device_ids=[], heartbeat_timeout_seconds=HEARTBEAT_S
         )
@@ -75,17 +88,25 @@ def joined(hosts: str):
             f"--hosts={hosts} finds no other host here ({error}); give ADDRESS:PORT,COUNT,INDEX"
         ) from error
     if jax.process_index():
-        sys.stdout = open(os.devnull, "w")
+        # Open as long as the process.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         yield
     except BaseException as error:
-        code = error.code if isinstance(error, SystemExit) else 1
-        if not isinstance(error, SystemExit):
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Not a tidy exit: that waits for the other processes, which wait for this one in a computation.
-        os._exit(code if isinstance(code, int) else 1)
+        _leave(error)
+
+
+def _leave(error: BaseException) -> None:
+    """Not a tidy exit: that waits for the other processes, which wait for this one in a
+    computation."""
+    code = 1
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 1
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def check_storage(folder: pathlib.Path) -> None:
@@ -99,12 +120,14 @@ def check_storage(folder: pathlib.Path) -> None:
         )
 
 
-def _address(hosts: str):
+def _address(hosts: str) -> tuple:
+    """The arguments of jax.distributed.initialize; none where it finds out by itself."""
     if hosts == "auto":
         return ()
     match = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", hosts)
     if not match or int(match[3]) >= int(match[2]):
         raise ValueError(
-            f"--hosts={hosts} is no address; give ADDRESS:PORT,COUNT,INDEX with INDEX from 0 to COUNT - 1, or auto"
+            f"--hosts={hosts} is no address; give ADDRESS:PORT,COUNT,INDEX with INDEX from 0 to "
+            f"COUNT - 1, or auto"
         )
     return match[1], int(match[2]), int(match[3])

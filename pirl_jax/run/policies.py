@@ -1,5 +1,7 @@
-"""Policies out of settings and checkpoints: transform, statistics, parameters, and the actor that decides with them."""
+"""Policies out of settings and checkpoints: transform, statistics, parameters, and the actor that
+decides with them."""
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import logging
@@ -11,8 +13,8 @@ import numpy as np
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng, rows, spec
 from pirl_jax.policy import flow, noise, normalize, observation, tokenizer
-from pirl_jax.rollout import collector
-from pirl_jax.run import hosts, steps
+from pirl_jax.rollout import actor as actors
+from pirl_jax.run import config, hosts, steps
 from pirl_jax.weights import assets, sources, store
 
 PROMPT_BUCKET = 16  # tokens: the lengths that prompts are padded to are multiples of it
@@ -22,11 +24,16 @@ log = logging.getLogger(__name__)
 
 
 def transform(
-    settings, stats: normalize.NormStats, instructions, *, only_these: bool = False
+    settings: config.Settings,
+    stats: normalize.NormStats,
+    instructions: Sequence[str],
+    *,
+    only_these: bool = False,
 ) -> observation.Transform:
     """Raw observations <-> model inputs, checked against the prompts of the suite.
 
-    only_these: no other prompt will come, so prompts are padded to the shortest bucket that holds these.
+    only_these: no other prompt will come, so prompts are padded to the shortest bucket that holds
+    these.
     """
     model = settings.raw.model
     result = observation.Transform(
@@ -44,22 +51,39 @@ def transform(
     longest = observation.check(result, instructions)
     if not only_these:
         return result
-    return dataclasses.replace(
-        result, max_token_len=min(model.max_token_len, longest + -longest % PROMPT_BUCKET)
-    )
+    bucket = longest + -longest % PROMPT_BUCKET
+    return dataclasses.replace(result, max_token_len=min(model.max_token_len, bucket))
 
 
-def identity_stats(settings) -> normalize.NormStats:
+def transform_for(
+    settings: config.Settings,
+    stats: normalize.NormStats,
+    instructions: Sequence[str],
+    tasks: Sequence[int],
+) -> observation.Transform:
+    """For these tasks of a suite alone."""
+    prompts = [instructions[task] for task in tasks]
+    return transform(settings, stats, prompts, only_these=True)
+
+
+def identity_stats(settings: config.Settings) -> normalize.NormStats:
     """Leaves states and actions as they are."""
     return normalize.identity(state_dim=8, action_dim=settings.policy.model.action_env_dim)
 
 
-def given_stats(settings) -> normalize.NormStats:
-    """Statistics named by the recipe; "identity" is for suites whose states and actions lie in [-1, 1]."""
+def given_stats(settings: config.Settings) -> normalize.NormStats:
+    """Statistics named by the recipe.
+
+    "identity" is for suites whose states and actions lie in [-1, 1].
+
+    Raises:
+      ValueError: none are named, or they are of another robot.
+    """
     path = settings.raw.model.norm_stats
     if not path:
         raise ValueError(
-            "a fresh model without SFT needs model.norm_stats: the path of a norm_stats.json, or 'identity'"
+            "a fresh model without SFT needs model.norm_stats: the path of a norm_stats.json, "
+            "or 'identity'"
         )
     stats = identity_stats(settings) if path == "identity" else normalize.load(path)
     assets.check(
@@ -68,81 +92,111 @@ def given_stats(settings) -> normalize.NormStats:
     return stats
 
 
-def actor(settings, on_mesh, to_model: observation.Transform, instructions) -> collector.Actor:
-    """The policy as the rollout sees it; with a frozen VLM `explore` hands out the prefix it computed.  On its first observations
-    it prints how well the normalisation statistics fit.  It decides on this process's own part of the mesh."""
+def actor(
+    settings: config.Settings,
+    mesh: jax.sharding.Mesh,
+    to_model: observation.Transform,
+    instructions: Sequence[str],
+) -> actors.Actor:
+    """The policy as the rollout sees it, on this process's own part of the mesh.
+
+    With a frozen VLM `explore` hands out the prefix it computed.  On its first observations the
+    actor prints how well the normalisation statistics fit.
+    """
     explore, exploit = steps.decisions(settings.policy, settings.keep_prefix)
-    own = meshes.local(on_mesh)
-    return collector.Actor(
+    own = meshes.local(mesh)
+
+    def say_how_statistics_fit(state_BS: np.ndarray) -> None:
+        print(assets.report(to_model.stats, to_model.norm_mode, state_BS))
+
+    return actors.Actor(
         transform=to_model,
         instructions=instructions,
         action_chunk=settings.policy.model.action_chunk,
         explore=explore,
         exploit=exploit,
         put=functools.partial(meshes.put_batch, mesh=own),
-        at_first=[
-            lambda state_BS: print(assets.report(to_model.stats, to_model.norm_mode, state_BS))
-        ],
+        at_first=[say_how_statistics_fit],
         buffer=rows.Buffer(own) if settings.prefix_cache == "device" else None,
         share=hosts.share(),
     )
 
 
-def evaluation_key(settings, on_mesh) -> jax.Array:
+def evaluation_key(settings: config.Settings, mesh: jax.sharding.Mesh) -> jax.Array:
     """Where the start noise of evaluations and of the policy server comes from."""
-    return meshes.replicate(
-        rng.named(jax.random.key(settings.raw.seed), "evaluation"), meshes.local(on_mesh)
-    )
+    key = rng.named(jax.random.key(settings.raw.seed), "evaluation")
+    return meshes.replicate(key, meshes.local(mesh))
 
 
-def at_iteration(the_actor: collector.Actor, settings, iteration: int, on_mesh) -> collector.Actor:
+def at_iteration(
+    actor: actors.Actor, settings: config.Settings, iteration: int, mesh: jax.sharding.Mesh
+) -> actors.Actor:
     """The actor with the noise level of an iteration."""
     model = settings.raw.model
     if not model.noise_anneal:
-        return the_actor
+        return actor
     start, end, iterations = model.noise_params
-    level = meshes.replicate(
-        np.float32(noise.annealed(start, end, iterations, iteration)), meshes.local(on_mesh)
-    )
-    return dataclasses.replace(the_actor, explore=lambda *args: the_actor.explore(*args, level))
+    level = np.float32(noise.annealed(start, end, iterations, iteration))
+    level = meshes.replicate(level, meshes.local(mesh))
+    return dataclasses.replace(actor, explore=lambda *args: actor.explore(*args, level))
 
 
-def fresh_params(settings, on_mesh, key) -> dict:
+def fresh_params(settings: config.Settings, mesh: jax.sharding.Mesh, key: jax.Array) -> dict:
     """Random parameters, created where they will live."""
     declared = flow.specs(settings.policy)
-    return spec.init(key, declared, spec.shardings(declared, on_mesh, meshes.RULES))
+    return spec.init(key, declared, spec.shardings(declared, mesh, meshes.RULES))
 
 
-def load_policy(settings, path, iteration: int, on_mesh):
-    """(params, NormStats) of a checkpoint of any known format; iteration -1 is the newest, others exist in runs of ours.
+def load_policy(
+    settings: config.Settings,
+    path: str | pathlib.Path,
+    iteration: int,
+    mesh: jax.sharding.Mesh,
+) -> tuple[dict, normalize.NormStats]:
+    """Parameters and statistics of a checkpoint of any known format.
 
-    Heads and adapters that it lacks start fresh from the seed; what was left out or started fresh is logged.
+    Heads and adapters that it lacks start fresh from the seed; what was left out or started fresh
+    is logged.
+
+    Args:
+      iteration: -1 is the newest, others exist in runs of ours.
+
+    Raises:
+      ValueError: nothing known lies there, or it does not fit.
     """
-    path = (
-        pathlib.Path(path)
-        if iteration < 0
-        else run_directory(path) / "checkpoints" / str(iteration)
-    )
+    path = pathlib.Path(path)
+    if iteration >= 0:
+        path = run_directory(path) / "checkpoints" / str(iteration)
     source = sources.open_source(path, settings.policy.network)
     declared = flow.specs(settings.policy)
-    layout = spec.shardings(declared, on_mesh, meshes.RULES)
-    given = settings.raw.model.norm_stats
-    found = (given_stats(settings), given) if given else assets.find(source.location)
-    if found is None:
-        raise ValueError(f"no norm_stats.json lies near {source.location}; give model.norm_stats")
+    layout = spec.shardings(declared, mesh, meshes.RULES)
+    stats = _stats_near(settings, source.location)
     assets.check(
-        found[0], settings.raw.model.norm_mode, action_dim=settings.policy.model.action_env_dim
+        stats, settings.raw.model.norm_mode, action_dim=settings.policy.model.action_env_dim
     )
-    params, notes = sources.load(
-        source, declared, layout, rng.named(jax.random.key(settings.raw.seed), "params")
-    )
+    key = rng.named(jax.random.key(settings.raw.seed), "params")
+    params, notes = sources.load(source, declared, layout, key)
     for name, reason in notes.items():
         log.info("%s: %s", name, reason)
-    return params, found[0]
+    return params, stats
 
 
-def checkpoint_identity(run_dir, iteration: int) -> dict:
-    """What names a checkpoint: its place, its iteration and when it was written, which a copy of a run keeps."""
+def _stats_near(settings: config.Settings, location: pathlib.Path) -> normalize.NormStats:
+    """The recipe's statistics, else those that lie with a checkpoint."""
+    if settings.raw.model.norm_stats:
+        return given_stats(settings)
+    found = assets.find(location)
+    if found is None:
+        raise ValueError(f"no norm_stats.json lies near {location}; give model.norm_stats")
+    stats, _ = found
+    return stats
+
+
+def checkpoint_identity(run_dir: str | pathlib.Path, iteration: int) -> dict:
+    """What names a checkpoint: its place, its iteration and when it was written.
+
+    A copy of a run keeps that time.
+    """
     run_dir = run_directory(run_dir)
     if not (run_dir / "checkpoints").is_dir():  # not a run of ours
         location = sources.open_source(run_dir).location
@@ -154,12 +208,12 @@ def checkpoint_identity(run_dir, iteration: int) -> dict:
         source.close()
 
 
-def run_directory(path) -> pathlib.Path:
+def run_directory(path: str | pathlib.Path) -> pathlib.Path:
     """A run is named by its directory or by the checkpoints in it."""
     path = pathlib.Path(path)
     return path.parent if path.name == "checkpoints" else path
 
 
-def norm_stats_path(run_dir) -> pathlib.Path:
+def norm_stats_path(run_dir: str | pathlib.Path) -> pathlib.Path:
     """Statistics travel with the weights."""
     return pathlib.Path(run_dir) / "assets" / "norm_stats.json"

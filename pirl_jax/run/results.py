@@ -1,16 +1,20 @@
-"""The files of an evaluation: what was measured and how, every episode, a table for people, videos.
+"""The files of an evaluation: what was measured and how, every episode, a table, videos; and the
+table of a run.
 
-evaluation.json     policy, protocol, table with Wilson intervals, per task and suite, episodes, versions, renderer
+evaluation.json     policy, protocol, table with Wilson intervals, per task and suite, episodes,
+                    versions, renderer
 table.txt           the table
 videos/             one MP4 per recorded episode, written as soon as it ends
-episodes.jsonl      of the command only: one line per finished episode, from which an interrupted evaluation continues
+episodes.jsonl      of the command only: one line per finished episode, from which an interrupted
+                    evaluation continues
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import json
 import pathlib
 import re
 
+from pirl_jax.core import page
 from pirl_jax.envs import base
 from pirl_jax.envs.libero import files
 from pirl_jax.monitor import log, report, video
@@ -18,16 +22,19 @@ from pirl_jax.rollout import starts, stats, stream
 from pirl_jax.run import config, simulators
 
 
-def protocol(settings, spec: base.EnvSpec, chosen: starts.Starts, per_task: int) -> dict:
+def protocol(
+    settings: config.Settings, spec: base.EnvSpec, playable: starts.Starts, per_task: int
+) -> dict:
     """Everything the success rate of a policy depends on besides the policy."""
-    env, rules = settings.raw.env, config.rules(settings.raw)
+    env = settings.raw.env
+    rules = config.rules(settings.raw)
     return {
         "name": env.protocol if rules else f"{env.suite}'s own",
         "suite": env.suite,
-        "tasks": list(chosen.tasks),
+        "tasks": list(playable.tasks),
         "split": env.split,
-        "init_states": _bounds(chosen.evaluate[: per_task or None]),
-        "trained_on_init_states": _bounds(chosen.train),
+        "init_states": _bounds(playable.evaluate[: per_task or None]),
+        "trained_on_init_states": _bounds(playable.train),
         "max_episode_steps": _limits(env, rules, spec),
         "settle_steps": rules.settle_steps if rules else 0,
         "action_chunk": settings.policy.model.action_chunk,
@@ -44,79 +51,95 @@ def _bounds(states: range) -> list[int]:
     return [states.start, states.stop]
 
 
-def _limits(env, rules, spec):
+def _limits(
+    env: page.Env, rules: files.Protocol | None, spec: base.EnvSpec
+) -> int | dict[str, int]:
     """Control steps until truncation: a number, or by the suite a task comes from."""
     if env.max_episode_steps or rules is None:
         return spec.max_episode_steps
     return {suite: rules.max_episode_steps[suite] for suite in files.SUITES[env.suite]}
 
 
-def successes(results, instructions) -> dict[str, tuple[int, int]]:
-    """{task: (successes, episodes)}, the form the report takes; a task all of whose episodes were lost is not in it."""
-    rows = stats.per_task(results, instructions)
-    counts = {
-        row["instruction"]: (row["successes"], row["episodes"]) for row in rows if row["episodes"]
-    }
+def successes(
+    results: Sequence[stream.Result], instructions: Sequence[str]
+) -> dict[str, tuple[int, int]]:
+    """{task: (successes, episodes)}, the form the report takes.
+
+    A task all of whose episodes were lost is not in it.
+
+    Raises:
+      RuntimeError: all episodes were lost.
+    """
+    counts = _counts(stats.per_task(results, instructions))
     if not counts:
         raise RuntimeError(
-            f"all {len(results)} episodes of the evaluation were lost with their simulators; see the log"
+            f"all {len(results)} episodes of the evaluation were lost with their simulators; "
+            f"see the log"
         )
     return counts
 
 
+def _counts(table: list[dict]) -> dict[str, tuple[int, int]]:
+    """{task: (successes, episodes)} of the tasks that have episodes."""
+    played = [row for row in table if row["episodes"]]
+    return {row["instruction"]: (row["successes"], row["episodes"]) for row in played}
+
+
 def write(
-    directory: pathlib.Path, settings, measured: dict, results, instructions, policy_name: str
+    directory: pathlib.Path,
+    settings: config.Settings,
+    measured: dict,
+    results: Sequence[stream.Result],
+    instructions: Sequence[str],
+    policy_name: str,
 ) -> str:
-    """evaluation.json and table.txt -> the table.  measured: {"policy": ..., "protocol": ...}, JSON dicts."""
-    counts, rows = successes(results, instructions), stats.per_task(results, instructions)
-    suites = _suites(settings.raw.env.suite, rows)
-    table = report.success_table({policy_name: counts}, suites if len(suites) > 1 else {})
+    """evaluation.json and table.txt -> the table.
+
+    measured: {"policy": ..., "protocol": ...}, JSON dicts.
+    """
+    counts = {policy_name: successes(results, instructions)}
+    per_task = stats.per_task(results, instructions)
+    suites = _suites(settings.raw.env.suite, per_task)
+    table = report.success_table(counts, suites if len(suites) > 1 else {})
+    per_suite = report.success_table(counts, suites)["rows"][policy_name]["suites"]
     total = stats.episode_metrics(results)
+    contents = {
+        "table": table,
+        "per_task": per_task,
+        "per_suite": per_suite,
+        "episode_len": total["env/episode_len"],
+        "num_episodes": int(total["env/num_trajectories"]),
+        "lost_episodes": [row(result) for result in results if result.lost],
+        "episodes": [row(result) for result in results if not result.lost],
+        "renderer": simulators.renderer(settings),
+        "environment": log.environment(),
+    }
     directory.mkdir(parents=True, exist_ok=True)
-    log.write_json(
-        directory / "evaluation.json",
-        measured
-        | {
-            "table": table,
-            "per_task": rows,
-            "per_suite": report.success_table({policy_name: counts}, suites)["rows"][policy_name][
-                "suites"
-            ],
-            "episode_len": total["env/episode_len"],
-            "num_episodes": int(total["env/num_trajectories"]),
-            "lost_episodes": [row(result) for result in results if result.lost],
-            "episodes": [row(result) for result in results if not result.lost],
-            "renderer": simulators.renderer(settings),
-            "environment": log.environment(),
-        },
-    )
-    text = "\n".join(
-        [
-            report.as_text(
-                table, {row["instruction"]: row["episode_len"] for row in rows if row["episodes"]}
-            ),
-            _about(measured["protocol"], total, len(results)),
-        ]
-    )
+    log.write_json(directory / "evaluation.json", measured | contents)
+    lengths = {row["instruction"]: row["episode_len"] for row in per_task if row["episodes"]}
+    about = _about(measured["protocol"], total, len(results))
+    text = report.as_text(table, lengths) + "\n" + about
     (directory / "table.txt").write_text(text + "\n")
     return text
 
 
-def _about(protocol, total, count):
+def _about(protocol: dict, total: dict[str, float], count: int) -> str:
+    """One line under the table: under which rules, and what is not in it."""
     first, last = protocol["init_states"]
-    lost = count - int(total["env/num_trajectories"])
-    return (
-        f"protocol {protocol['name']}, split {protocol['split']} (start states {first} to {last - 1} of each task), "
+    text = (
+        f"protocol {protocol['name']}, split {protocol['split']} "
+        f"(start states {first} to {last - 1} of each task), "
         f"rendering {protocol['render_quality']}, seed {protocol['seed']}; mean episode length "
         f"{total['env/episode_len']:.1f} control steps"
-        + (f"; {lost} episodes lost with their simulators" if lost else "")
     )
+    lost = count - int(total["env/num_trajectories"])
+    return text + f"; {lost} episodes lost with their simulators" if lost else text
 
 
-def _suites(suite, rows) -> dict[str, list[str]]:
+def _suites(suite: str, per_task: list[dict]) -> dict[str, list[str]]:
     """{suite: its tasks}; libero_130 has five."""
     found = {}
-    for row in rows:
+    for row in per_task:
         own = files.tasks(suite)[row["task"]].suite if suite in files.SUITES else suite
         if row["episodes"]:
             found.setdefault(own, []).append(row["instruction"])
@@ -124,17 +147,32 @@ def _suites(suite, rows) -> dict[str, list[str]]:
 
 
 def read_successes(directory: pathlib.Path) -> dict[str, tuple[int, int]] | None:
-    """What `write` left in a directory, as `successes` gives it; None where nothing was evaluated."""
+    """What `write` left in a directory, as `successes` gives it; None: nothing was evaluated."""
     path = directory / "evaluation.json"
     if not path.exists():
         return None
-    rows = json.loads(path.read_text())["per_task"]
-    return {
-        row["instruction"]: (row["successes"], row["episodes"]) for row in rows if row["episodes"]
-    }
+    return _counts(json.loads(path.read_text())["per_task"])
 
 
-# ---- one episode -------------------------------------------------------------------------------------------------------
+def write_comparison(
+    run_dir: pathlib.Path,
+    raw: page.Page,
+    after: dict[str, tuple[int, int]],
+) -> str:
+    """table.json and table.txt of a run -> success rates before (where evaluated) and after it."""
+    rows = {}
+    before = read_successes(run_dir / "evaluation" / "before")
+    if before:
+        rows["SFT" if raw.sft.demonstrations else "before"] = before
+    rows[report.algorithm_name(raw.algorithm.adv_type)] = after
+    table = report.success_table(rows)
+    log.write_json(run_dir / "table.json", table)
+    text = report.as_text(table)
+    (run_dir / "table.txt").write_text(text + "\n")
+    return text
+
+
+# ---- one episode -----------------------------------------------------------------------------
 
 
 def row(result: stream.Result) -> dict:
@@ -151,25 +189,45 @@ def row(result: stream.Result) -> dict:
 
 def from_row(row: dict) -> stream.Result:
     """The Result that `row` was made from, less its frames."""
-    name = stream.Episode(row["task"], row["init_state"])
-    return stream.Result(name, row["success"], row["reward"], row["steps"], row["decisions"])
+    return stream.Result(
+        stream.Episode(row["task"], row["init_state"]),
+        success=row["success"],
+        reward=row["reward"],
+        num_steps=row["steps"],
+        num_decisions=row["decisions"],
+    )
 
 
 def chosen_videos(choice: str) -> Callable[[stream.Episode, bool], bool]:
-    """all | failures | task:init,task:init,... -> which episodes are filmed, by name and success."""
+    """all | failures | task:init,task:init,... -> which episodes are filmed, by name and success.
+
+    Raises:
+      ValueError: it is none of these.
+    """
     if choice in ("all", "failures"):
-        return lambda name, success: choice == "all" or not success
+        return lambda episode, success: choice == "all" or not success
     if not re.fullmatch(r"\d+:\d+(,\d+:\d+)*", choice):
         raise ValueError(
-            f"--videos={choice} is no choice of episodes; give all, failures, or pairs like --videos=0:40,3:41"
+            f"--videos={choice} is no choice of episodes; give all, failures, "
+            f"or pairs like --videos=0:40,3:41"
         )
     pairs = {tuple(map(int, pair.split(":"))) for pair in choice.split(",")}
-    return lambda name, success: (name.task, name.init_state) in pairs
+    return lambda episode, success: (episode.task, episode.init_state) in pairs
 
 
-def film(directory: pathlib.Path, result: stream.Result, instructions) -> None:
+def first_videos(
+    episodes: Sequence[stream.Episode], count: int
+) -> Callable[[stream.Episode, bool], bool]:
+    """The same for the first ones of a list."""
+    first = frozenset(episodes[:count])
+    return lambda episode, success: episode in first
+
+
+def film(directory: pathlib.Path, result: stream.Result, instructions: Sequence[str]) -> None:
     """Write the video of an episode and let its frames go."""
-    name = f"task_{result.episode.task}_init_{result.episode.init_state}_{'success' if result.success else 'failure'}.mp4"
-    caption = f"task {result.episode.task}: {instructions[result.episode.task]}"
+    episode = result.episode
+    outcome = "success" if result.success else "failure"
+    name = f"task_{episode.task}_init_{episode.init_state}_{outcome}.mp4"
+    caption = f"task {episode.task}: {instructions[episode.task]}"
     video.write_episode(directory / "videos" / name, result.frames, caption, result.success)
     result.frames = None

@@ -1,18 +1,19 @@
-"""From the settings to running simulators.  The only place that knows which suite is which class."""
+"""From the settings to running simulators.  The one place that knows which suite is which class."""
 
+from collections.abc import Callable, Iterator
 import contextlib
 import functools
 import os
 
-from pirl_jax.envs import probes
+from pirl_jax.envs import base, probes
 from pirl_jax.envs.gl import backends
 from pirl_jax.envs.pool import pool as pools
 from pirl_jax.envs.pool import queue
-from pirl_jax.run import machine
+from pirl_jax.run import config, machine
 
 
-def env_factory(settings):
-    """Picklable zero-argument constructor of one simulator of the configured suite."""
+def env_factory(settings: config.Settings) -> Callable[[], base.Env]:
+    """Picklable constructor of one simulator of the configured suite."""
     env = settings.raw.env
     limit = env.max_episode_steps or None
     if env.suite.startswith("probe_"):
@@ -48,27 +49,39 @@ def env_factory(settings):
     )
 
 
-def expert_factory(settings):
-    """Like env_factory, but the simulator plays its scripted expert, whatever actions it is sent."""
-    suite, make_env = settings.raw.env.suite, env_factory(settings)
+def expert_factory(settings: config.Settings) -> Callable[[], base.Env]:
+    """Like env_factory, but the simulator plays its scripted expert, whatever it is sent.
+
+    Raises:
+      ValueError: the suite has none.
+    """
+    suite = settings.raw.env.suite
+    make_env = env_factory(settings)
     from pirl_jax.envs import experts  # brings mujoco, which env_factory has checked
 
     if not experts.available(suite):
         raise ValueError(
-            f"env.suite={suite!r} has no scripted expert; evaluate --policy=random or a --checkpoint"
+            f"env.suite={suite!r} has no scripted expert; "
+            f"evaluate --policy=random or a --checkpoint"
         )
     return functools.partial(experts.driven, make_env)
 
 
 @contextlib.contextmanager
-def open_envs(settings, num_envs: int, make_env=None):
-    """Start the simulators (make_env: None is env_factory's) -> ReadyQueue before their pool; both end with the context."""
-    env, num_workers = settings.raw.env, min(settings.raw.env.num_workers, num_envs)
+def open_envs(
+    settings: config.Settings, num_envs: int, make_env: Callable[[], base.Env] | None = None
+) -> Iterator[queue.ReadyQueue]:
+    """Start the simulators; the queue before their pool, and both end with the context.
+
+    make_env: None is env_factory's.
+    """
+    env = settings.raw.env
+    num_workers = min(env.num_workers, num_envs)
     draws = not env.suite.startswith("probe_")
     backend = os.environ.get("MUJOCO_GL", "egl") if draws else None
-    os.environ.update(
-        _check_machine(num_envs, num_workers, env.image_size_px, backend, tuple(env.render_devices))
-    )
+    render_devices = tuple(env.render_devices)
+    variables = _check_machine(num_envs, num_workers, env.image_size_px, backend, render_devices)
+    os.environ.update(variables)
     pool = pools.EnvPool(
         make_env or env_factory(settings),
         num_envs,
@@ -84,13 +97,22 @@ def open_envs(settings, num_envs: int, make_env=None):
 
 
 @functools.cache
-def _check_machine(num_envs, num_workers, image_size_px, backend, devices) -> dict[str, str]:
-    """Once per process, before anything loads mujoco -> environment variables of the GL backend that works here."""
-    backend = machine.check(num_envs, num_workers, image_size_px, backend, devices)
+def _check_machine(
+    num_envs: int,
+    num_workers: int,
+    image_size_px: int,
+    backend: str | None,
+    render_devices: tuple[int, ...],
+) -> dict[str, str]:
+    """Once per process, before anything loads mujoco.
+
+    -> environment variables of the GL backend that works here
+    """
+    backend = machine.check(num_envs, num_workers, image_size_px, backend, render_devices)
     return backends.variables(backend) if backend else {}
 
 
-def renderer(settings) -> str | None:
+def renderer(settings: config.Settings) -> str | None:
     """What draws the images; part of every result.  None: nothing does."""
     env = settings.raw.env
     if env.suite.startswith("probe_"):

@@ -1,22 +1,28 @@
-"""Few-shot SFT: scripted demonstrations -> a first policy.  The published recipes start from few-shot SFT models; so do we.
+"""Few-shot SFT: scripted demonstrations -> a first policy.  The published recipes start from
+few-shot SFT models; so do we.
 
-Knows experts, data and the SFT step; the reinforcement learning that follows knows nothing of it but parameters and stats.
+Knows experts, data and the SFT step; the reinforcement learning that follows knows nothing of it
+but parameters and stats.
 """
 
+from collections.abc import Callable, Iterator
 import concurrent.futures
 import dataclasses
+import itertools
 import multiprocessing
 
 import jax
 import numpy as np
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import rng
+from pirl_jax.core import rng, types
+from pirl_jax.envs import base
 from pirl_jax.envs.pool import worker
 from pirl_jax.learner import sft
 from pirl_jax.learner import state as states
 from pirl_jax.policy import normalize, observation
-from pirl_jax.run import simulators
+from pirl_jax.rollout import starts
+from pirl_jax.run import config, simulators
 
 
 @dataclasses.dataclass
@@ -29,100 +35,149 @@ class Demonstrations:
     instructions: list[str]  # one per row
 
 
-def collect(settings, chosen) -> list[dict]:
-    """Successful episodes of the scripted expert from training start states, `sft.demonstrations` tried per task."""
-    env, page = settings.raw.env, settings.raw.sft
-    jobs = []
-    for task in chosen.tasks:
-        generator = np.random.default_rng([settings.raw.seed, task])
-        init_states = generator.choice(np.array(chosen.train), page.demonstrations, replace=False)
-        jobs += [(task, part) for part in np.array_split(init_states, env.num_workers) if len(part)]
-    context, make_env = multiprocessing.get_context("spawn"), simulators.env_factory(settings)
+def collect(settings: config.Settings, playable: starts.Starts) -> list[dict]:
+    """Successful episodes of the scripted expert from training start states.
+
+    `sft.demonstrations` are tried per task.
+
+    Raises:
+      ValueError: none succeeded.
+    """
+    env = settings.raw.env
+    page = settings.raw.sft
+    context = multiprocessing.get_context("spawn")
+    make_env = simulators.env_factory(settings)
     with (
         worker.spawning(),
         concurrent.futures.ProcessPoolExecutor(env.num_workers, mp_context=context) as pool,
     ):
         parts = [
             pool.submit(_demonstrate, make_env, *job, settings.raw.seed, page.action_noise)
-            for job in jobs
+            for job in _jobs(settings, playable)
         ]
-        episodes = [episode for part in parts for episode in part.result() if episode["success"]]
+        played = itertools.chain.from_iterable(part.result() for part in parts)
+        episodes = [episode for episode in played if episode["success"]]
     if not episodes:
         raise ValueError(
-            f"none of {page.demonstrations} demonstrations per task succeeded; raise env.max_episode_steps="
-            f"{env.max_episode_steps} or lower sft.action_noise={page.action_noise}"
+            f"none of {page.demonstrations} demonstrations per task succeeded; "
+            f"raise env.max_episode_steps={env.max_episode_steps} "
+            f"or lower sft.action_noise={page.action_noise}"
         )
     return episodes
 
 
-def _demonstrate(make_env, task, init_states, seed, action_noise):
+def _jobs(settings: config.Settings, playable: starts.Starts) -> list[tuple[int, np.ndarray]]:
+    """(task, init states): what one process demonstrates."""
+    jobs = []
+    for task in playable.tasks:
+        generator = np.random.default_rng([settings.raw.seed, task])
+        train = np.array(playable.train)
+        init_states = generator.choice(train, settings.raw.sft.demonstrations, replace=False)
+        parts = np.array_split(init_states, settings.raw.env.num_workers)
+        jobs += [(task, part) for part in parts if len(part)]
+    return jobs
+
+
+def _demonstrate(
+    make_env: Callable[[], base.Env],
+    task: int,
+    init_states: np.ndarray,
+    seed: int,
+    action_noise: float,
+) -> list[dict]:
     from pirl_jax.envs import experts  # brings mujoco, which only the simulator processes load
 
     env = make_env()
     try:
-        return experts.collect_demonstrations(
-            env, task, [int(i) for i in init_states], seed=seed, noise=action_noise
-        )
+        init_states = [int(i) for i in init_states]
+        return experts.collect_demonstrations(env, task, init_states, seed=seed, noise=action_noise)
     finally:
         env.close()
 
 
 def as_rows(episodes: list[dict], horizon: int) -> Demonstrations:
-    """Cut a chunk of `horizon` actions at every step; past the end the last action repeats (LeRobot's padding)."""
-    chunks = []
+    """Cut a chunk of `horizon` actions at every step.
+
+    Past the end the last action repeats (LeRobot's padding).
+    """
+    images = []
+    state = []
+    actions = []
+    instructions = []
     for episode in episodes:
         length = len(episode["actions"])
         index_TH = np.minimum(np.arange(length)[:, None] + np.arange(horizon), length - 1)
-        chunks.append(episode["actions"][index_TH])
+        # The last observation has no action.
+        images.append(episode["images"][:length])
+        state.append(episode["state"][:length])
+        actions.append(episode["actions"][index_TH])
+        instructions += [episode["instruction"]] * length
     return Demonstrations(
-        images=np.concatenate(
-            [episode["images"][: len(episode["actions"])] for episode in episodes]
-        ),
-        state=np.concatenate([episode["state"][: len(episode["actions"])] for episode in episodes]),
-        actions=np.concatenate(chunks).astype(np.float32),
-        instructions=[episode["instruction"] for episode in episodes for _ in episode["actions"]],
+        images=np.concatenate(images),
+        state=np.concatenate(state),
+        actions=np.concatenate(actions).astype(np.float32),
+        instructions=instructions,
     )
 
 
 def statistics(episodes: list[dict]) -> normalize.NormStats:
     """Normalisation statistics of states and actions, as openpi computes them."""
-    state, actions = normalize.RunningStats(), normalize.RunningStats()
+    state = normalize.RunningStats()
+    actions = normalize.RunningStats()
     for episode in episodes:
         state.update(episode["state"])
         actions.update(episode["actions"])
     return normalize.NormStats(state=state.stats(), actions=actions.stats())
 
 
-def encode(settings, to_model: observation.Transform, episodes: list[dict]):
-    """Demonstrations as the model reads them: (Observation, actions [R,H,A]), one host row per control step."""
+def encode(
+    settings: config.Settings, to_model: observation.Transform, episodes: list[dict]
+) -> tuple[types.Observation, np.ndarray]:
+    """Demonstrations as the model reads them, and actions [R,H,A].
+
+    One host row per control step.
+    """
     rows = as_rows(episodes, settings.policy.network.action_horizon)
     obs = observation.encode(to_model, rows.images, rows.state, rows.instructions)
     return obs, observation.encode_actions(to_model, rows.actions, rows.state)
 
 
-def batches(encoded, batch_size: int, key):
-    """Endless batches of encoded demonstrations, drawn by the key; host rows.  Each process takes its part of every batch."""
-    generator, count = rng.generator(key), len(encoded[1])
+def batches(
+    encoded: tuple[types.Observation, np.ndarray], batch_size: int, key: jax.Array
+) -> Iterator[tuple[types.Observation, np.ndarray]]:
+    """Endless batches of encoded demonstrations, drawn by the key; host rows.
+
+    Each process takes its part of every batch.
+    """
+    generator = rng.generator(key)
+    count = len(encoded[1])
     while True:
         drawn = generator.choice(count, batch_size, replace=count < batch_size)
         index = np.split(drawn, jax.process_count())[jax.process_index()]
         yield jax.tree.map(lambda leaf, index=index: leaf[index], encoded)
 
 
-def teach(
-    settings, params, mesh, to_model: observation.Transform, episodes: list[dict], key, progress
-):
-    """Run the SFT steps on the demonstrations -> (params, metrics of the last step).  Takes `params` over."""
+def fit(
+    settings: config.Settings,
+    params: dict,
+    mesh: jax.sharding.Mesh,
+    to_model: observation.Transform,
+    episodes: list[dict],
+    key: jax.Array,
+    advance: Callable[[int], None],
+) -> tuple[dict, dict]:
+    """Run the SFT steps on the demonstrations -> parameters, metrics of the last step.
+
+    Takes `params` over.  advance: shows progress.
+    """
     page = settings.raw.sft
-    state, step = (
-        sft.create_state(params, settings.sft, mesh),
-        sft.make_sft_step(settings.sft, mesh),
-    )
-    drawn = batches(
-        encode(settings, to_model, episodes), page.batch_size, rng.named(key, "sft", "batches")
-    )
-    noise_key, metrics = rng.named(key, "sft", "noise"), {}
-    for _, batch in zip(range(page.steps), drawn):
+    state = sft.create_state(params, settings.sft, mesh)
+    step = sft.make_sft_step(settings.sft, mesh)
+    encoded = encode(settings, to_model, episodes)
+    drawn = batches(encoded, page.batch_size, rng.named(key, "sft", "batches"))
+    noise_key = rng.named(key, "sft", "noise")
+    metrics = {}
+    for batch in itertools.islice(drawn, page.steps):
         state, metrics = step(state, *meshes.put_batch(batch, mesh), noise_key)
-        progress(1)
+        advance(1)
     return states.acting_params(state), jax.device_get(metrics)

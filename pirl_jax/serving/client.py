@@ -12,7 +12,8 @@ from websockets import exceptions
 from websockets.sync import client
 
 from pirl_jax.envs import base
-from pirl_jax.rollout import collector, stream
+from pirl_jax.rollout import actor as actors
+from pirl_jax.rollout import stream
 from pirl_jax.serving import requests
 
 IMAGE_SIZE_PX = 224  # what openpi's client sends to a server that names no size
@@ -61,11 +62,11 @@ def decide(
     """
     size_px = metadata.get("image_size_px", IMAGE_SIZE_PX)
     takes_noise_id = requests.NOISE_ID in metadata.get("accepts", ())
-    limit = collector.max_decisions(spec, action_chunk)
+    limit = actors.max_decisions(spec, action_chunk)
 
     def ask(turn: stream.Turn) -> np.ndarray:
         asked = opened[: len(turn.row)]
-        noise_ids = collector.decision_ids(turn, limit)
+        noise_ids = actors.decision_ids(turn, limit)
         for i, connection in enumerate(asked):
             prompt = spec.instructions[turn.task[i]]
             message = requests.write(turn.step.images[i], turn.step.state[i], prompt, size_px)

@@ -36,7 +36,8 @@ def config(meta):
     )
 
 
-# critic_warmup, after which the reference primes a new optimiser with a stale gradient (README, Q27): test_reference_runs.py.
+# critic_warmup, after which the reference primes a new optimiser with a stale gradient (README,
+# Q27): test_reference_runs.py.
 @pytest.mark.parametrize(
     "case",
     [
@@ -87,7 +88,8 @@ def test_reference_steps(vectors, case):
     ],
 )
 def test_reference_schedules(vectors, name):
-    """The reference's cosine rises again after its end (the wave goes on); ours stays at its minimum."""
+    """The reference's cosine rises again after its end (the wave goes on); ours stays at its
+    minimum."""
     z = np.load(vectors / "rlinf" / "g_optim.npz")
     cfg = config(json.loads(str(z[f"lr_{name}/meta"])))
     want = z[f"lr_{name}/out/lr"]
@@ -204,7 +206,8 @@ def test_train_expert_only_freezes_the_vlm():
 
 
 def test_adapters_train_in_a_frozen_vlm():
-    """is_lora: the adapters of the VLM and the whole action side train, the VLM's own weights do not."""
+    """is_lora: the adapters of the VLM and the whole action side train, the VLM's own weights do
+    not."""
     model = variants.with_lora(variants.pi0_config("tiny"), 2)
     learned, frozen = states.partition(
         pi0.specs(model), optimizer.trainable(model, train_expert_only=True)

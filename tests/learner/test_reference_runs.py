@@ -1,10 +1,12 @@
-"""Whole training iterations of the reference (h_e2e.npz), twice in a row: its analytic network and its scripted simulators,
-our sampler, collector, advantages, objective and optimiser -> rollout, advantages, gradients, final weights.
+"""Whole training iterations of the reference (h_e2e.npz), twice in a row: its analytic network and
+its scripted simulators, our sampler, collector, advantages, objective and optimiser -> rollout,
+advantages, gradients, final weights.
 
-Where we choose otherwise by default, the reference's choice is passed in: the value at the rollout is the mean over the denoise
-steps (Q11), a decision weighs time limit / control steps of its trajectory and the loss is divided by all rows (Q17), the rows go
-into the recorded minibatches (Q28), rewards are the recorded ones (Q8), the joint log-prob is a mean (Q10), and the optimiser after
-the critic warm-up is new and primed with a stale gradient (Q27).
+Where we choose otherwise by default, the reference's choice is passed in: the value at the rollout
+is the mean over the denoise steps (Q11), a decision weighs time limit / control steps of its
+trajectory and the loss is divided by all rows (Q17), the rows go into the recorded minibatches
+(Q28), rewards are the recorded ones (Q8), the joint log-prob is a mean (Q10), and the optimiser
+after the critic warm-up is new and primed with a stale gradient (Q27).
 """
 
 import dataclasses
@@ -20,12 +22,13 @@ import pytest
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, spec, types
 from pirl_jax.envs import base
+from pirl_jax.learner import objective, update
 from pirl_jax.learner import state as states
-from pirl_jax.learner import update
 from pirl_jax.monitor import timeline
 from pirl_jax.policy import flow, noise, normalize, observation, tokenizer
+from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import collector
-from pirl_jax.rollout import stream as episodes
+from pirl_jax.rollout import stream as streams
 
 EPOCHS, T, B, CHUNK = (
     2,
@@ -100,8 +103,8 @@ class Recorded:
         )
 
     def calls(self, iteration):
-        """[EPOCHS, T + 1] numbers of the ordinary policy calls; and the calls that valued the last observations of episodes
-        that ended in the chunk before such a call, by its number."""
+        """[EPOCHS, T + 1] numbers of the ordinary policy calls; and the calls that valued the last
+        observations of episodes that ended in the chunk before such a call, by its number."""
         kind = self(f"in/it{iteration}.call_kind")
         return np.flatnonzero(kind == 0).reshape(EPOCHS, T + 1), {
             i - 1: i for i in np.flatnonzero(kind == 1)
@@ -131,8 +134,8 @@ class Recorded:
         return sample
 
     def sample(self, params, iteration, number, state=None, rows=slice(None)):
-        """A recorded policy call: our sampler with the recorded noise -> Chain (its value the mean over the steps), actions, prefix.
-        number: of the call, or of the call of each row."""
+        """A recorded policy call: our sampler with the recorded noise -> Chain (its value the mean
+        over the steps), actions, prefix.  number: of the call, or of the call of each row."""
         get = lambda name, where=f"in/it{iteration}.": self(f"{where}call_{name}")  # noqa: E731
         at = (number, rows)
         noise_JBHA = (
@@ -159,10 +162,10 @@ def analytic(monkeypatch):
     analytic_network.install(monkeypatch)
 
 
-# ---- the rollout ---------------------------------------------------------------------------------------------------------
+# ---- the rollout -----------------------------------------------------------------------------
 
 
-LOCKSTEP = episodes.Schedule(num_groups=1, lockstep=True)
+LOCKSTEP = streams.Schedule(num_groups=1, lockstep=True)
 
 
 class Pool:
@@ -243,20 +246,20 @@ def collect(recorded, params, iteration):
         number = first[episode_B // B, c_B]
         return recorded.sample(params, iteration, number, obs.state[:, :8], episode_B % B)
 
-    actor = collector.Actor(
+    actor = actors.Actor(
         to_model, ("do it",) * EPOCHS, CHUNK, explore, exploit=None, put=lambda x: x
     )
-    names = [episodes.Episode(epoch, env) for epoch in range(EPOCHS) for env in range(B)]
-    rollout, _ = collector.collect(
-        actor, params, None, Pool(recorded, iteration), names, LOCKSTEP, timeline.Timers()
-    )
-    return rollout
+    episodes = [streams.Episode(epoch, env) for epoch in range(EPOCHS) for env in range(B)]
+    playing = streams.Stream(Pool(recorded, iteration), episodes, LOCKSTEP)
+    book = collector.collect(actor, params, None, playing, timeline.Timers())
+    return book.rollout(playing.results)
 
 
 def stream(recorded, params, iteration):
-    """What self-resetting simulators give: full columns of decisions, several trajectories one after the other in each.  The
-    reference adds the discounted value of an episode's last observation to its reward, after a time limit or always; that is
-    a bootstrap, so we call these ends truncated."""
+    """What self-resetting simulators give: full columns of decisions, several trajectories one
+    after the other in each.  The reference adds the discounted value of an episode's last
+    observation to its reward, after a time limit or always; that is a bootstrap, so we call these
+    ends truncated."""
     first, last_observations = recorded.calls(iteration)
     grids = {name: np.zeros((T, COLUMNS), np.float32) for name in ("reward", "value", "next_value")}
     terminated, truncated, rows = np.zeros((T, COLUMNS), bool), np.zeros((T, COLUMNS), bool), {}
@@ -339,11 +342,12 @@ def check_rows(recorded, data, rollout, iteration):
         assert not keep.all()
 
 
-# ---- the update ----------------------------------------------------------------------------------------------------------
+# ---- the update ------------------------------------------------------------------------------
 
 
 def reference_weights(recorded, data, rollout, iteration):
-    """Time limit over the control steps of the trajectory; rows that are filtered stay without weight."""
+    """Time limit over the control steps of the trajectory; rows that are filtered stay without
+    weight."""
     name = f"out/it{iteration}.proc_loss_mask_sum"
     if f"{recorded.case}/{name}" not in recorded.file.files:
         return data.replace(weight=np.ones(len(data.weight), np.float32))
@@ -352,12 +356,13 @@ def reference_weights(recorded, data, rollout, iteration):
 
 
 def minibatches(recorded, data, rollout, iteration):
-    """The recorded minibatches as two microbatches each; the reference's masked rows are our padding."""
+    """The recorded minibatches as two microbatches each; the reference's masked rows are our
+    padding."""
     row = np.full((T, COLUMNS), -1)
     row[rollout.decision_R, rollout.episode_R] = np.arange(len(data.weight))
     order = row.reshape(-1)[recorded(f"in/it{iteration}.shuffle_id")]
     for part in order.reshape(-1, 2, MINIBATCH // 2):
-        yield [update._take(data, np.maximum(index, 0), np.float32(index >= 0)) for index in part]
+        yield [objective.take(data, np.maximum(index, 0), np.float32(index >= 0)) for index in part]
 
 
 def log_prob_fn(recorded):
@@ -370,9 +375,7 @@ def log_prob_fn(recorded):
 def check_first_gradient(recorded, params, microbatches, iteration, freeze_policy=False):
     def loss(params, batch):
         return (
-            update.objective(log_prob_fn(recorded), recorded.update, params, batch, freeze_policy)[
-                0
-            ]
+            objective.loss(log_prob_fn(recorded), recorded.update, params, batch, freeze_policy)[0]
             / MINIBATCH
         )
 
@@ -395,7 +398,7 @@ def check_first_gradient(recorded, params, microbatches, iteration, freeze_polic
 def test_two_iterations(file, case):
     recorded, mesh = Recorded(file, case), meshes.make_mesh(1, 1, jax.devices()[:1])
     state = states.create(recorded.params, recorded.optim, lambda path: True, mesh)
-    update_minibatch = update.make_update(
+    updater = update.Updater(
         log_prob_fn(recorded),
         recorded.update,
         recorded.optim,
@@ -407,13 +410,15 @@ def test_two_iterations(file, case):
         rollout = (stream if case in STREAMS else collect)(recorded, state.params, iteration)
         check_rollout(recorded, rollout, iteration)
         cfg = recorded.update
-        data = update.rows(rollout, dataclasses.replace(cfg, bootstrap_truncated=case in STREAMS))
+        data = objective.with_advantages(
+            rollout, dataclasses.replace(cfg, bootstrap_truncated=case in STREAMS)
+        )
         check_rows(recorded, data, rollout, iteration)
         data = reference_weights(recorded, data, rollout, iteration)
         batches = list(minibatches(recorded, data, rollout, iteration))
         check_first_gradient(recorded, jax.device_get(state.params), batches[0], iteration)
         for step, microbatches in enumerate(batches * cfg.update_epochs):
-            state, metrics = update_minibatch(state, microbatches)
+            state, metrics = updater.minibatch(state, microbatches)
             want = recorded(f"out/it{iteration}.step{step}.grad_norm")
             np.testing.assert_allclose(
                 metrics["grad_norm"], want, rtol=3e-4, err_msg=f"{iteration} {step}"
@@ -431,25 +436,25 @@ def test_two_iterations(file, case):
 
 
 def test_the_critic_warmup(file):
-    """RLinf warms up for three of the four optimiser steps of its first iteration, we for whole iterations; so the last step is
-    taken as one of a second iteration.  At the end of the warm-up it builds a new optimiser, whose moments it primes with the
-    gradient of the last warm-up step, while its counter stays 0 (Q27).  With that optimiser put in by hand every weight agrees;
-    ours goes on with the moments that the value head has.
-    """
+    """RLinf warms up for three of the four optimiser steps of its first iteration, we for whole
+    iterations; so the last step is taken as one of a second iteration.  At the end of the warm-up
+    it builds a new optimiser, whose moments it primes with the gradient of the last warm-up step,
+    while its counter stays 0 (Q27).  With that optimiser put in by hand every weight agrees; ours
+    goes on with the moments that the value head has."""
     recorded, mesh = (
         Recorded(file, "ppo_cps_ignore_last_critic_warmup"),
         meshes.make_mesh(1, 1, jax.devices()[:1]),
     )
     cfg = dataclasses.replace(recorded.update, critic_warmup_iterations=1)
     state = states.create(recorded.params, recorded.optim, lambda path: True, mesh)
-    update_minibatch = update.make_update(
+    updater = update.Updater(
         log_prob_fn(recorded), cfg, recorded.optim, lambda path: True, mesh, normalizer=MINIBATCH
     )
     before = None
     for iteration in range(2):
         rollout = collect(recorded, state.params, iteration)
         check_rollout(recorded, rollout, iteration)
-        data = update.rows(rollout, cfg)
+        data = objective.with_advantages(rollout, cfg)
         check_rows(recorded, data, rollout, iteration)
         data = reference_weights(recorded, data, rollout, iteration)
         batches = list(minibatches(recorded, data, rollout, iteration)) * cfg.update_epochs
@@ -465,7 +470,7 @@ def test_the_critic_warmup(file):
                 opt_state = primed(before, state.opt_state, recorded.optim)
                 state = state.replace(iteration=state.iteration + 1, opt_state=opt_state)
             before = jax.device_get(state.opt_state)
-            state, metrics = update_minibatch(state, microbatches)
+            state, metrics = updater.minibatch(state, microbatches)
             want = recorded(f"out/it{iteration}.step{step}.grad_norm")
             np.testing.assert_allclose(
                 metrics["grad_norm"], want, rtol=3e-4, err_msg=f"{iteration} {step}"
@@ -487,8 +492,6 @@ def primed(before, after, optim):
     last = jax.tree.map(
         lambda old, new: (new - optim.b1 * old) / (1 - optim.b1), before.mu, adam.mu
     )
-    mu, nu = (
-        jax.tree.map(lambda g: np.float32((1 - b) * g**power), last)
-        for b, power in ((optim.b1, 1), (optim.b2, 2))
-    )
+    mu = jax.tree.map(lambda g: np.float32((1 - optim.b1) * g**1), last)
+    nu = jax.tree.map(lambda g: np.float32((1 - optim.b2) * g**2), last)
     return clip, adam._replace(count=np.zeros((), np.int32), mu=mu, nu=nu), decay

@@ -1,7 +1,8 @@
 """From a rollout to the rows of an update against the reference (e_rollout.npz).
 
-Not compared: action_level rewards (values per control step; a_gae has their recursion, tests/rl/test_advantages.py), rewards mixed with
-a reward model, the normalisations of the pipelined and the asynchronous trainer, torch's permutations (ours are redrawn per epoch).
+Not compared: action_level rewards (values per control step; a_gae has their recursion,
+tests/rl/test_advantages.py), rewards mixed with a reward model, the normalisations of the pipelined
+and the asynchronous trainer, torch's permutations (ours are redrawn per epoch).
 """
 
 import json
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import page, types
-from pirl_jax.learner import update
+from pirl_jax.learner import objective
 from pirl_jax.rl import losses
 from pirl_jax.rollout import stats, stream
 
@@ -56,7 +57,9 @@ def test_advantages_and_returns(file, case):
     masked = f"{case}/out/loss_mask" in file.files
     valid = get("out/loss_mask")[..., 0] if masked else np.ones(reward.shape, bool)
     rollout = make_rollout(reward, value[:-1], value[1:], done, np.zeros_like(done), valid)
-    data = update.rows(rollout, page.Algorithm(gamma=meta["gamma"], gae_lambda=meta["gae_lambda"]))
+    data = objective.with_advantages(
+        rollout, page.Algorithm(gamma=meta["gamma"], gae_lambda=meta["gae_lambda"])
+    )
     np.testing.assert_allclose(
         data.advantage, get("out/advantages")[..., 0][valid], rtol=1e-4, atol=1e-5
     )
@@ -72,7 +75,8 @@ def test_advantages_and_returns(file, case):
 
 @pytest.mark.parametrize("case", BOOTSTRAPS)
 def test_what_a_time_limit_adds(file, case):
-    """The reference adds gamma V(last observation) to the reward; for us it is the bootstrap of a truncated decision."""
+    """The reference adds gamma V(last observation) to the reward; for us it is the bootstrap of a
+    truncated decision."""
     meta, get = json.loads(str(file[f"{case}/meta"])), lambda name: file[f"{case}/{name}"]
     terminated, truncated = (
         get(f"in/{name}")[None, :, -1] for name in ("terminations", "truncations")
@@ -85,7 +89,10 @@ def test_what_a_time_limit_adds(file, case):
         gamma=meta["gamma"], bootstrap_truncated=meta["auto_reset"], normalize_advantages=False
     )
     np.testing.assert_allclose(
-        update.rows(rollout, cfg).return_, get("out/rewards").sum(-1), rtol=1e-5, atol=1e-6
+        objective.with_advantages(rollout, cfg).return_,
+        get("out/rewards").sum(-1),
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 

@@ -105,7 +105,8 @@ def test_three_steps(vectors, fast_compile, case):
     for step in range(3):
         with jax.transfer_guard("disallow"):
             state, metrics = step_fn(state, *meshes.put_batch(batch(z, step), mesh), key)
-        # openpi adds up the squares of bfloat16 leaves in bfloat16, we in float32: 5e-5 of param_norm with adapters
+        # openpi adds up the squares of bfloat16 leaves in bfloat16, we in float32: 5e-5 of
+        # param_norm with adapters
         for name, rtol in (("loss", 1e-5), ("grad_norm", 1e-4), ("param_norm", 1e-4)):
             np.testing.assert_allclose(
                 metrics[name], z[f"step{step}/info/{name}"], rtol=rtol, err_msg=f"{step} {name}"
@@ -119,8 +120,12 @@ def test_three_steps(vectors, fast_compile, case):
 
 
 def check(params, want, lr):
-    """Compared to the size lr of a step.  Adam divides a gradient by its own size, so the direction of a step is noise
-    where the true gradient is 0: for single entries, and for all of the key bias of an attention (softmax drops it)."""
+    """Compared to the size lr of a step.
+
+    Adam divides a gradient by its own size, so the direction of a step is noise where the true
+    gradient is 0: for single entries, and for all of the key bias of an attention (softmax drops
+    it).
+    """
     flat = spec.flatten(params)
     assert flat.keys() == want.keys()
     for path, x in flat.items():
@@ -140,7 +145,7 @@ def test_value_head_stays_and_augmentation_moves_the_images(vectors):
     obs = obs.replace(images=obs.images[:, :2], image_mask=obs.image_mask[:, :2])
     augmented = dataclasses.replace(cfg, page=dataclasses.replace(cfg.page, augment=True))
     key = jax.random.key(0)
-    plain, noise, time = sft._draw(key, obs, actions, cfg)
+    plain, noise, _ = sft._draw(key, obs, actions, cfg)
     moved, same_noise, _ = sft._draw(key, obs, actions, augmented)
     np.testing.assert_array_equal(noise, same_noise)
     assert (moved.images != plain.images).any() and moved.images.shape == plain.images.shape

@@ -61,23 +61,44 @@ def test_acting_params_are_the_average():
     assert states.acting_params(state.replace(ema=None)) is state.params
 
 
-def test_jit_step_keeps_the_layout_and_donates():
+def test_a_step_keeps_the_layout():
     mesh = meshes.make_mesh(4, 2)
     state = states.create(make_params(mesh), CFG, is_expert, mesh)
     before = states.shardings(state)
     old = state.params["expert"]["w"]
 
-    def step(state, x):
+    def step(state, frozen, x):
+        assert frozen.keys() == {"vlm"} and state.params.keys() == {"expert"}
         # a computation whose natural output layout is another one
         w = jax.lax.with_sharding_constraint(
             state.params["expert"]["w"] + x, meshes.replicated(mesh)
         )
-        return state.replace(
-            step=state.step + 1, params=states.merge(state.params, {"expert": {"w": w}})
-        ), w.sum()
+        return state.replace(step=state.step + 1, params={"expert": {"w": w}}), w.sum()
 
-    jitted = states.jit_step(step, mesh)
+    jitted = states.Step(step, is_expert, mesh)
     state, total = jitted(state, meshes.replicate(np.float32(1), mesh))
     state, total = jitted(state, meshes.replicate(np.float32(1), mesh))
     assert states.shardings(state) == before and old.is_deleted()
     assert total == 3 * 16 and state.step == 2
+
+
+def test_a_step_donates_what_it_changes_and_nothing_else():
+    """Who holds the frozen parameters or the anchor (an actor, another learner) goes on."""
+    mesh = meshes.make_mesh(4, 2)
+    state = states.create(make_params(mesh), CFG, is_expert, mesh, ema=True, anchor=True)
+    held = [state.params["vlm"]["w"], state.anchor["expert"]["w"]]
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim == 2]
+    given = [state.params["expert"]["w"], state.ema["expert"]["w"], *moments]
+    before = jax.device_get(held)
+
+    def step(state, frozen):
+        assert state.anchor is None
+        changed = jax.tree.map(lambda x: x + 1, (state.params, state.opt_state, state.ema))
+        params, opt_state, ema = changed
+        return state.replace(params=params, opt_state=opt_state, ema=ema), frozen["vlm"]["w"].sum()
+
+    state, _ = states.Step(step, is_expert, mesh)(state)
+    assert all(x.is_deleted() for x in given) and not any(x.is_deleted() for x in held)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(held), before)
+    assert state.params["vlm"]["w"] is held[0] and state.anchor["expert"]["w"] is held[1]
+    assert (state.params["expert"]["w"] == 2).all()

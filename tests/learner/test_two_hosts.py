@@ -1,4 +1,5 @@
-"""Two processes of one mesh: an update of a rollout whose episodes are spread over both is that of one process."""
+"""Two processes of one mesh: an update of a rollout whose episodes are spread over both is that of
+one process."""
 
 import dataclasses
 import os
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import mesh as meshes
+from pirl_jax.learner import objective, update
 from pirl_jax.learner import state as states
-from pirl_jax.learner import update
 from tests.learner import test_update
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -42,7 +43,7 @@ def rollout(columns):
 def learn(columns):
     """-> (advantages of these columns, parameters after an update, metrics)."""
     mesh = meshes.make_mesh()
-    update_minibatch = update.make_update(
+    updater = update.Updater(
         test_update.log_prob_fn, CFG, test_update.OPTIM, test_update.trainable, mesh
     )
     state = states.create(
@@ -50,8 +51,8 @@ def learn(columns):
     )
     played, key = rollout(columns), jax.random.key(0)
     with jax.transfer_guard("disallow"):
-        data = update.rows(played, CFG)
-        state, metrics = update.update(update_minibatch, state, data, key, CFG)
+        data = objective.with_advantages(played, CFG)
+        state, metrics = update.learn(updater, state, data, key)
     return data.advantage, jax.device_get(state.params), metrics
 
 

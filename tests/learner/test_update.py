@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import pytest
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, types
-from pirl_jax.learner import optimizer, update
+from pirl_jax.learner import objective, optimizer, update
 from pirl_jax.learner import state as states
 from pirl_jax.rl import losses
 
@@ -20,8 +21,9 @@ CFG = page.Algorithm(
 
 
 def log_prob_fn(params, chain, context, anchor=None):
-    """A Gaussian policy with learned mean and std and a linear critic: every gradient of the objective is non-zero.  Its
-    distance to another policy is the squared difference of the log-probs."""
+    """A Gaussian policy with learned mean and std and a linear critic: every gradient of the
+    objective is non-zero.  Its distance to another policy is the squared difference of the
+    log-probs."""
     distance_B = 0.0
     if anchor is not None:
         log_prob, other = (
@@ -71,21 +73,21 @@ def make_rows(num_rows, seed=1, drift=0.1):
     moved = drift * normal(num_rows)[:, None, None] / (H * A)
     chain = chain.replace(log_prob=log_prob + moved, value=value + drift * normal(num_rows))
     weight = rng.uniform(0.5, 2.0, num_rows).astype(np.float32)
-    return update.Minibatch(context, chain, normal(num_rows), normal(num_rows), weight)
+    return objective.Minibatch(context, chain, normal(num_rows), normal(num_rows), weight)
 
 
 @functools.cache
 def machinery(data, fsdp, cfg=CFG):
     mesh = meshes.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
-    return mesh, update.make_update(log_prob_fn, cfg, OPTIM, trainable, mesh)
+    return mesh, update.Updater(log_prob_fn, cfg, OPTIM, trainable, mesh)
 
 
 def run(data, fsdp, rows, cfg=CFG, key=0):
-    mesh, update_minibatch = machinery(data, fsdp, cfg)
+    mesh, updater = machinery(data, fsdp, cfg)
     state = states.create(make_params(mesh), OPTIM, trainable, mesh)
     key = jax.random.key(key)
     with jax.transfer_guard("disallow"):
-        state, metrics = update.update(update_minibatch, state, rows, key, cfg)
+        state, metrics = update.learn(updater, state, rows, key)
     return jax.device_get(state), metrics
 
 
@@ -185,10 +187,10 @@ def test_critic_warmup_leaves_the_policy_alone():
 
 def test_metrics_are_complete():
     _, metrics = run(4, 2, make_rows(77))
-    names = "loss value_loss grad_norm approx_kl pg_clipfrac value_clip_ratio ratio_max_dev first_ratio_max_dev entropy"
-    assert {f"actor/{name}" for name in names.split()} | {
-        "critic/explained_variance"
-    } <= metrics.keys()
+    names = "loss value_loss grad_norm approx_kl pg_clipfrac value_clip_ratio entropy"
+    names += " ratio_max_dev first_ratio_max_dev"
+    wanted = {f"actor/{name}" for name in names.split()} | {"critic/explained_variance"}
+    assert wanted <= metrics.keys()
     assert (
         all(isinstance(x, float) for x in metrics.values())
         and np.isfinite(list(metrics.values())).all()
@@ -198,7 +200,7 @@ def test_metrics_are_complete():
 def test_wrong_sizes():
     mesh = meshes.make_mesh(4, 2)
     with pytest.raises(ValueError, match="microbatch_size=12 must be a multiple of the 8 devices"):
-        update.make_update(log_prob_fn, page.Algorithm(microbatch_size=12), OPTIM, trainable, mesh)
+        update.Updater(log_prob_fn, page.Algorithm(microbatch_size=12), OPTIM, trainable, mesh)
     with pytest.raises(ValueError, match="no valid decision"):
         run(4, 2, jax.tree.map(lambda x: x[:0], make_rows(4)))
 
@@ -211,7 +213,7 @@ def test_ratios_per_chunk_action_or_token(level, shape):
     rows = make_rows(16, drift=3.0)
     cfg = dataclasses.replace(CFG, logprob_type=level, clip_ratio_c=1.5)
     params = make_params(meshes.make_mesh(1, 1, jax.devices()[:1]))
-    _, sums = update.objective(log_prob_fn, cfg, params, rows, False)
+    _, sums = objective.loss(log_prob_fn, cfg, params, rows, False)
     log_prob, old = (
         losses.reduce_log_prob(x, level)
         for x in (log_prob_fn(params, rows.chain, rows.context)[0], rows.chain.log_prob)
@@ -262,10 +264,8 @@ def test_anchor_and_average():
         cfg = dataclasses.replace(CFG, update_epochs=8, anchor_coef=coefficient, ema_decay=0.5)
         state = states.create(make_params(mesh), OPTIM, trainable, mesh, ema=True, anchor=True)
         start = jax.device_get(state.anchor)
-        update_minibatch = update.make_update(log_prob_fn, cfg, OPTIM, trainable, mesh)
-        state, metrics[coefficient] = update.update(
-            update_minibatch, state, rows, jax.random.key(0), cfg
-        )
+        updater = update.Updater(log_prob_fn, cfg, OPTIM, trainable, mesh)
+        state, metrics[coefficient] = update.learn(updater, state, rows, jax.random.key(0))
         assert_same(jax.device_get(state.anchor), start, rtol=0, atol=0)
         moved[coefficient] = np.abs(state.params["policy"]["w"] - start["policy"]["w"]).sum()
         between = np.abs(state.ema["policy"]["w"] - start["policy"]["w"]).sum()
@@ -291,17 +291,15 @@ def test_the_sft_term_is_added_to_the_gradient():
         return ((demonstrations @ params["policy"]["w"] - 1.0) ** 2).mean()
 
     state = states.create(make_params(mesh), OPTIM, trainable, mesh)
-    update_minibatch = update.make_update(log_prob_fn, cfg, OPTIM, trainable, mesh, sft_loss)
-    state, metrics = update.update(
-        update_minibatch, state, rows, jax.random.key(0), cfg, lambda: target
-    )
+    updater = update.Updater(log_prob_fn, cfg, OPTIM, trainable, mesh, sft_loss)
+    state, metrics = update.learn(updater, state, rows, jax.random.key(0), itertools.repeat(target))
     params = make_params(mesh)
     learned = {name: params[name] for name in ("policy", "value_head")}
 
     @jax.jit
     def step(learned):
         def loss(learned):
-            total, _ = update.objective(log_prob_fn, cfg, params | learned, rows, False)
+            total, _ = objective.loss(log_prob_fn, cfg, params | learned, rows, False)
             return total / rows.weight.sum() + 0.3 * sft_loss(learned, target, 0)
 
         return optimizer.apply(
@@ -311,6 +309,19 @@ def test_the_sft_term_is_added_to_the_gradient():
     want = step(learned)
     assert_same({name: state.params[name] for name in want}, want, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(metrics["actor/sft_loss"], sft_loss(params, target, 0), rtol=1e-5)
+
+
+def test_handles_to_the_frozen_parameters_outlive_an_update():
+    """An actor or a second learner may hold the VLM while this one learns."""
+    mesh, updater = machinery(4, 2)
+    state = states.create(make_params(mesh), OPTIM, trainable, mesh)
+    frozen, learned = state.params["frozen"]["w"], state.params["policy"]["w"]
+    before = jax.device_get(frozen)
+    state, _ = update.learn(updater, state, make_rows(40), jax.random.key(0))
+    assert learned.is_deleted() and not frozen.is_deleted()
+    np.testing.assert_array_equal(frozen, before)
+    assert state.params["frozen"]["w"] is frozen
+    assert state.params.keys() == {"frozen", "policy", "value_head"}
 
 
 def make_rollout(**flags):
@@ -338,24 +349,27 @@ def make_rollout(**flags):
 
 def test_rows_of_a_rollout():
     cfg = page.Algorithm(gamma=1.0, gae_lambda=1.0, normalize_advantages=False)
-    batch = update.rows(make_rollout(), cfg)
+    batch = objective.with_advantages(make_rollout(), cfg)
     np.testing.assert_allclose(batch.return_, [0, 0, 0, 1, 1], atol=1e-6)
     np.testing.assert_allclose(batch.advantage, [-0.5, -0.5, -0.5, 0.9, 0.8], atol=1e-6)
     np.testing.assert_allclose(batch.weight[:3].sum(), batch.weight[3:].sum(), rtol=1e-6)
-    batch = update.rows(
+    batch = objective.with_advantages(
         make_rollout(),
         dataclasses.replace(cfg, bootstrap_truncated=True, trajectory_weighting=False),
     )
     np.testing.assert_allclose(batch.return_, [0.8, 0.8, 0.8, 1, 1], atol=1e-6)
     np.testing.assert_array_equal(batch.weight, 1)
-    batch = update.rows(make_rollout(), page.Algorithm())
+    batch = objective.with_advantages(make_rollout(), page.Algorithm())
     np.testing.assert_allclose(
         [batch.advantage.mean(), batch.advantage.std(ddof=1)], [0, 1], atol=1e-4
     )
 
 
 def test_rows_of_a_group_relative_rollout():
-    """Two groups of two: scores 0, 1 and 1, lost.  The advantage of an episode is that of its decisions."""
+    """Two groups of two: scores 0, 1 and 1, lost.
+
+    The advantage of an episode is that of its decisions.
+    """
     valid = np.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool)
     reward = np.array([[0, 0, 1, 7], [0, 1, 7, 7]], np.float32)
     none = np.zeros((2, 4), bool)
@@ -372,13 +386,13 @@ def test_rows_of_a_group_relative_rollout():
         valid_CE=valid,
     )
     cfg = page.Algorithm(adv_type="grpo", group_size=2)
-    batch = update.rows(rollout, cfg)
+    batch = objective.with_advantages(rollout, cfg)
     np.testing.assert_allclose(
         batch.advantage, np.sqrt(0.5) * np.array([-1, -1, 1, 1, 0]), rtol=1e-5
     )
     np.testing.assert_array_equal(batch.return_, [0, 0, 1, 1, 1])
     np.testing.assert_array_equal(batch.weight, [1, 1, 1, 1, 2])  # every trajectory weighs the same
-    batch = update.rows(
+    batch = objective.with_advantages(
         rollout,
         dataclasses.replace(cfg, adv_type="rloo", filter_rewards=True, trajectory_weighting=False),
     )
@@ -392,11 +406,13 @@ def test_what_an_update_learns_from():
     """Groups of two: lost and 0.5, equal within the bounds, above them, below them, useful."""
     score, valid = [9, 0.5, 0.5, 0.5, 1, 0.9, 0, 0.1, 0, 1], [False] + [True] * 9
     cfg = page.Algorithm(adv_type="grpo", group_size=2)
-    np.testing.assert_array_equal(update.useful(score, valid, cfg), valid)
+    np.testing.assert_array_equal(objective.useful(score, valid, cfg), valid)
     cfg = dataclasses.replace(cfg, filter_rewards=True)
-    np.testing.assert_array_equal(update.useful(score, valid, cfg), [0, 1, 1, 1, 0, 0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(
+        objective.useful(score, valid, cfg), [0, 1, 1, 1, 0, 0, 0, 0, 1, 1]
+    )
     cfg = dataclasses.replace(cfg, max_episodes_per_iteration=20)
-    np.testing.assert_array_equal(update.useful(score, valid, cfg), [0] * 8 + [1, 1])
+    np.testing.assert_array_equal(objective.useful(score, valid, cfg), [0] * 8 + [1, 1])
 
 
 def test_wrong_names():

@@ -1,4 +1,4 @@
-"""Rollout and update of the real policy (tiny): the VLM frozen, its prefix kept from the rollout."""
+"""Rollout and update of the real policy (tiny): the VLM frozen, its prefix kept."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, spec, types
-from pirl_jax.learner import optimizer, update
+from pirl_jax.learner import objective, optimizer, update
 from pirl_jax.learner import state as states
 from pirl_jax.models import pi0, variants
 from pirl_jax.policy import flow
@@ -17,7 +17,8 @@ POLICY = flow.Policy(
     variants.pi0_config("tiny"),
     page.Model(num_steps=3, action_chunk=3, value_hidden=(16, 8), detach_critic_input=False),
 )
-# eps: otherwise a gradient that is rounding noise makes a step of full size, in a direction of its own
+# eps: otherwise a gradient that is rounding noise makes a step of full size, in a direction of its
+# own
 OPTIM = page.Optim(lr=1e-3, value_lr=1e-3, eps=1e-3)
 CFG = page.Algorithm(update_epochs=1, minibatch_size=16, microbatch_size=8)
 TRAINABLE = optimizer.trainable(POLICY.network, train_expert_only=True)
@@ -43,7 +44,7 @@ def play(key):
     prefix = pi0.prefill(params, obs, cfg)
     chain, _ = flow.sample_chain(params, jax.random.split(names[3], ROWS), prefix, POLICY)
     advantage, return_ = normal(names[4], (ROWS,)), normal(names[5], (ROWS,))
-    return params, update.Minibatch(
+    return params, objective.Minibatch(
         flow.prefix_to_rows(prefix), chain, advantage, return_, jnp.ones(ROWS)
     )
 
@@ -51,8 +52,8 @@ def play(key):
 def learn(params, data, mesh):
     layout = spec.shardings(flow.specs(POLICY), mesh, meshes.RULES)
     state = states.create(jax.device_put(params, layout), OPTIM, TRAINABLE, mesh)
-    update_minibatch = update.make_update(log_prob_fn, CFG, OPTIM, TRAINABLE, mesh)
-    return jax.device_get(update.update(update_minibatch, state, data, jax.random.key(0), CFG))
+    updater = update.Updater(log_prob_fn, CFG, OPTIM, TRAINABLE, mesh)
+    return jax.device_get(update.learn(updater, state, data, jax.random.key(0)))
 
 
 @pytest.fixture
@@ -66,7 +67,8 @@ def test_sharded_update_of_the_policy(played):
         learn(params, data, meshes.make_mesh(*shape, jax.devices()[: np.prod(shape)]))
         for shape in ((4, 2), (1, 1))
     )
-    # the test of the whole design: right after a rollout the ratio is 1 up to rounding, and learning moves it
+    # the test of the whole design: right after a rollout the ratio is 1 up to rounding, and
+    # learning moves it
     assert metrics["actor/first_ratio_max_dev"] < 1e-4 < metrics["actor/ratio_max_dev"]
     for path, x in spec.flatten(state.params).items():
         before = spec.flatten(params)[path]

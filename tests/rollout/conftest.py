@@ -12,10 +12,12 @@ def make_pool():
 
 
 class Pool:
-    """Episode (task, s) lasts s + 1 chunks of 3 steps; reward 1 per chunk; success where s is even, else truncated.
+    """Episode (task, s) lasts s + 1 chunks of 3 steps; reward 1 per chunk; success where s is even,
+    else truncated.
 
-    The state shows task, s and the number of chunks so far.  Slots are ready in the order of their requests, or in the order of
-    `hurry`.  Requests (reset or send, counted from 0) whose number is in `faults` lose their simulator.
+    The state shows task, s and the number of chunks so far.  Slots are ready in the order of their
+    requests, or in the order of `hurry`.  Requests (reset or send, counted from 0) whose number is
+    in `faults` lose their simulator.
     """
 
     spec = base.EnvSpec(

@@ -1,4 +1,5 @@
-"""The book of a rollout, and the test of the design: right after a rollout the probability ratio is 1."""
+"""The book of a rollout, and the test of the design: right after a rollout the probability ratio is
+1."""
 
 import functools
 
@@ -10,17 +11,19 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rows, spec, types
 from pirl_jax.envs import probes
 from pirl_jax.envs.pool import queue
-from pirl_jax.learner import optimizer, update
+from pirl_jax.learner import objective, optimizer, update
 from pirl_jax.learner import state as states
 from pirl_jax.models import pi0
 from pirl_jax.monitor import timeline
 from pirl_jax.policy import normalize, observation, tokenizer
 from pirl_jax.recipes import probe as recipe
-from pirl_jax.rollout import collector, stream
+from pirl_jax.rollout import actor as actors
+from pirl_jax.rollout import collector
+from pirl_jax.rollout import stream as streams
 from pirl_jax.run import config, policies, steps
 from tests import pools
 
-TWO_GROUPS = stream.Schedule(num_groups=2, lockstep=True)
+TWO_GROUPS = streams.Schedule(num_groups=2, lockstep=True)
 LENGTHS = [2, 0, 3, 1, 5]  # init state s of the fake pool: s + 1 decisions, success where s is even
 
 
@@ -55,7 +58,7 @@ def actor():
         )
 
     seen = []
-    result = collector.Actor(
+    result = actors.Actor(
         transform,
         ("push", "pick", "place"),
         3,
@@ -69,21 +72,19 @@ def actor():
 
 @pytest.fixture
 def collected(actor, make_pool):
-    names = [stream.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
-    return play(actor, make_pool(4), names, TWO_GROUPS)
+    episodes = [streams.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
+    return play(actor, make_pool(4), episodes, TWO_GROUPS)
 
 
-def play(actor, pool, names, schedule, **how):
-    return collector.collect(
-        actor,
-        None,
-        None,
-        pool,
-        names,
-        schedule,
-        timeline.Timers(),
-        **dict(bootstrap_truncated=True) | how,
-    )
+def play(actor, pool, episodes, schedule, bootstrap_truncated=True):
+    """-> the rollout, the results."""
+    stream = streams.Stream(pool, episodes, schedule)
+    book = collect(actor, stream, bootstrap_truncated=bootstrap_truncated)
+    return book.rollout(stream.results), stream.results
+
+
+def collect(actor, stream, **how):
+    return collector.collect(actor, None, None, stream, timeline.Timers(), **how)
 
 
 def test_the_book_by_decision_and_episode(collected):
@@ -103,17 +104,18 @@ def test_the_book_by_decision_and_episode(collected):
 
 
 @pytest.mark.parametrize(
-    "schedule", [TWO_GROUPS, stream.Schedule(num_groups=2)], ids=["lockstep", "as ready"]
+    "schedule", [TWO_GROUPS, streams.Schedule(num_groups=2)], ids=["lockstep", "as ready"]
 )
 def test_the_policy_does_not_run_for_values_that_nobody_reads(
     actor, make_pool, collected, schedule
 ):
-    """Two slots, served one by one: the policy runs once per decision, with a bootstrap once more per truncated episode."""
-    names, calls = [stream.Episode(e % 3, state) for e, state in enumerate(LENGTHS)], {}
+    """Two slots, served one by one: the policy runs once per decision, with a bootstrap once more
+    per truncated episode."""
+    episodes, calls = [streams.Episode(e % 3, state) for e, state in enumerate(LENGTHS)], {}
     decisions, truncated = sum(state + 1 for state in LENGTHS), sum(state % 2 for state in LENGTHS)
     for bootstrap in (False, True):
         actor.seen.clear()
-        rollout, _ = play(actor, make_pool(2), names, schedule, bootstrap_truncated=bootstrap)
+        rollout, _ = play(actor, make_pool(2), episodes, schedule, bootstrap_truncated=bootstrap)
         calls[bootstrap] = len(actor.seen)
         ends = rollout.terminated_CE | rollout.truncated_CE
         want_CE = (
@@ -132,44 +134,48 @@ def test_the_policy_does_not_run_for_values_that_nobody_reads(
     assert calls == {False: decisions, True: decisions + truncated}
 
 
+def evaluate(actor, pool, **how):
+    """-> the results of playing without exploration."""
+    stream = streams.Stream(pool, [streams.Episode(0, s) for s in LENGTHS], TWO_GROUPS, **how)
+    timers = timeline.Timers()
+    decide = actors.exploiting(actor, None, None, pool.spec, stream.batch_size, timers)
+    for turn in stream.turns(timers):
+        if not turn.finished.all():
+            stream.send(turn, decide(turn))
+    return stream.results
+
+
 def test_evaluation_does_not_run_the_policy_on_last_observations(actor, make_pool):
-    pool, names = make_pool(2), [stream.Episode(0, state) for state in LENGTHS]
-    stream.play(
-        pool,
-        names,
-        TWO_GROUPS,
-        collector.exploit(actor, None, None, pool.spec, 1, timeline.Timers()),
-        timeline.Timers(),
-    )
+    evaluate(actor, make_pool(2))
     assert len(actor.seen) == sum(state + 1 for state in LENGTHS)
 
 
 @pytest.mark.parametrize("faults", [(), {3}, {9, 21}], ids=str)
 def test_more_episodes_join_the_rollout(actor, make_pool, collected, faults):
     """Played in three rounds it is the rollout of one round, without the rows that nobody needs."""
-    names, asked = [stream.Episode(e % 3, state) for e, state in enumerate(LENGTHS)], []
-
-    def more(results):
-        asked.append(len(results))
-        return names[len(results) :][:2], [0] if len(results) == 3 else []
-
-    rollout, results = play(actor, make_pool(4, faults=faults), names[:1], TWO_GROUPS, more=more)
-    assert asked == [1, 3, 5] and results == collected[1]
+    episodes = [streams.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
+    stream = streams.Stream(make_pool(4, faults=faults), episodes[:1], TWO_GROUPS)
+    book = collect(actor, stream, bootstrap_truncated=True)
+    for first in (1, 3):
+        stream.extend(episodes[first : first + 2])
+        assert collect(actor, stream, book=book, bootstrap_truncated=True) is book
+        if first == 1:
+            book.discard([0])
+    rollout, results = book.rollout(stream.results), stream.results
+    assert results == collected[1]
     grids = [name for name in vars(rollout) if name.endswith("_CE")]
     for name in grids:
         np.testing.assert_array_equal(
             getattr(rollout, name), getattr(collected[0], name), err_msg=name
         )
-    whole = lambda r: (
-        rows.take(r.context, np.arange(len(r.context))),
-        r.chain,
-        r.decision_R,
-        r.episode_R,
-    )
+
+    def whole(rollout):
+        context = rows.take(rollout.context, np.arange(len(rollout.context)))
+        return context, rollout.chain, rollout.decision_R, rollout.episode_R
+
     kept = collected[0].episode_R != 0
-    jax.tree.map(
-        lambda x, y: np.testing.assert_array_equal(x, y[kept]), whole(rollout), whole(collected[0])
-    )
+    want = jax.tree.map(lambda x: x[kept], whole(collected[0]))
+    jax.tree.map(np.testing.assert_array_equal, whole(rollout), want)
 
 
 def test_rows_are_the_valid_decisions_in_order(collected):
@@ -195,38 +201,33 @@ def test_every_decision_has_a_key_of_its_own(collected, actor):
 
 
 def test_evaluation_plays_the_same_episodes(actor, make_pool):
-    names = [stream.Episode(0, state) for state in LENGTHS]
-    pool = make_pool(4)
-    decide = collector.exploit(actor, None, None, pool.spec, 2, timeline.Timers())
-    results = stream.play(pool, names, TWO_GROUPS, decide, timeline.Timers(), record=[1])
+    results = evaluate(actor, make_pool(4), record=[1])
     assert [result.success for result in results] == [True, True, False, False, False]
     assert [bool(result.frames) for result in results] == [False, True, False, False, False]
 
 
 def test_serving_who_is_ready_gives_the_same_rollout(actor, make_pool, collected):
-    names = [stream.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
+    episodes = [streams.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
     pool = make_pool(4, hurry=lambda slot: -slot)
-    rollout, results = play(actor, pool, names, stream.Schedule(num_groups=2))
+    rollout, results = play(actor, pool, episodes, streams.Schedule(num_groups=2))
     assert results == collected[1]
     jax.tree.map(np.testing.assert_array_equal, rollout, collected[0])
 
 
-@pytest.mark.parametrize("faults", [{3}, {1, 2}, {9, 21}], ids=str)
+@pytest.mark.parametrize("faults", [{3}, {1, 2}, {0, 1}, {9, 21}], ids=str)
 def test_a_lost_simulator_leaves_no_trace(actor, make_pool, collected, faults):
     """Its episode is played again; the rollout is that of the undisturbed run."""
-    names = [stream.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
-    rollout, results = play(actor, make_pool(4, faults=faults), names, TWO_GROUPS)
+    episodes = [streams.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
+    rollout, results = play(actor, make_pool(4, faults=faults), episodes, TWO_GROUPS)
     assert results == collected[1]
     jax.tree.map(np.testing.assert_array_equal, rollout, collected[0])
 
 
 def test_an_episode_that_stays_lost_never_reaches_the_learner(actor, make_pool):
     """One slot; the first episode is lost in its third decision, then in its second reset."""
-    names = [stream.Episode(0, 4), stream.Episode(1, 1)]
+    episodes = [streams.Episode(0, 4), streams.Episode(1, 1)]
     pool = make_pool(1, faults={3, 4})
-    rollout, results = collector.collect(
-        actor, None, None, pool, names, stream.Schedule(), timeline.Timers()
-    )
+    rollout, results = play(actor, pool, episodes, streams.Schedule(), bootstrap_truncated=False)
     assert [result.lost for result in results] == [True, False]
     np.testing.assert_array_equal(rollout.valid_CE.sum(0), [0, 2])
     assert rollout.episode_R.tolist() == [1, 1] and len(rollout.chain.value) == 2
@@ -239,23 +240,16 @@ def test_an_episode_that_stays_lost_never_reaches_the_learner(actor, make_pool):
     ):
         assert not array_CE[:, 0].any()
     settings = config.settings(recipe.get_config())
-    data = update.rows(rollout, settings.raw.algorithm)
+    data = objective.with_advantages(rollout, settings.raw.algorithm)
     assert np.isfinite(data.advantage).all() and len(data.advantage) == 2
 
 
 def test_a_rollout_without_any_episode_is_an_error(actor, make_pool):
+    pool, episodes = make_pool(1, faults={0, 1}), [streams.Episode(0, 1)]
     with pytest.raises(
         RuntimeError, match="all 1 episodes of the rollout were lost with their simulators"
     ):
-        collector.collect(
-            actor,
-            None,
-            None,
-            make_pool(1, faults={0, 1}),
-            [stream.Episode(0, 1)],
-            stream.Schedule(),
-            timeline.Timers(),
-        )
+        play(actor, pool, episodes, streams.Schedule())
 
 
 @pytest.fixture(scope="module", params=["host", "device", "recompute", "trained"])
@@ -281,26 +275,27 @@ def learned(request):
         if actor.buffer is not None:
             actor.buffer.clear(100)
         params = policies.fresh_params(settings, mesh, jax.random.key(3))
-        names, key = [stream.Episode(0, 0)] * 40, jax.random.key(4)
+        key = jax.random.key(4)
+        stream = streams.Stream(pool, [streams.Episode(0, 0)] * 40, TWO_GROUPS)
         with jax.transfer_guard("disallow"):
-            rollout, _ = collector.collect(
-                actor, params, key, pool, names, TWO_GROUPS, timeline.Timers()
-            )
+            book = collector.collect(actor, params, key, stream, timeline.Timers())
+        rollout = book.rollout(stream.results)
     trains = optimizer.trainable(settings.policy.network, page.model.train_expert_only)
     state = states.create(params, settings.raw.optim, trains, mesh)
-    update_minibatch = update.make_update(
+    updater = update.Updater(
         steps.log_prob_fn(settings), settings.raw.algorithm, settings.raw.optim, trains, mesh
     )
-    data = update.rows(rollout, settings.raw.algorithm)
+    data = objective.with_advantages(rollout, settings.raw.algorithm)
     with jax.transfer_guard("disallow"):
-        state, metrics = update.update(update_minibatch, state, data, key, settings.raw.algorithm)
+        state, metrics = update.learn(updater, state, data, key)
     return request.param, rollout, metrics, jax.device_get(state.params)
 
 
 def test_right_after_a_rollout_the_ratio_is_one(learned):
-    """What is left is float32: the two graphs round a mean to about 1e-7, and the log-probability divides that by the std and
-    adds it up over the executed entries.  Few entries and a large std (here at least 0.29) leave room below 1e-5; with the
-    recipes' 35 entries and std 0.14 the largest of some thousand rows is at 2e-5."""
+    """What is left is float32: the two graphs round a mean to about 1e-7, and the log-probability
+    divides that by the std and adds it up over the executed entries.  Few entries and a large std
+    (here at least 0.29) leave room below 1e-5; with the recipes' 35 entries and std 0.14 the
+    largest of some thousand rows is at 2e-5."""
     name, rollout, metrics, _ = learned
     kind = {
         "host": pi0.Prefix,
@@ -321,8 +316,11 @@ HOST = {}
 
 
 def test_wherever_the_prefix_lies_the_update_is_the_same(learned):
-    """A kept prefix is the same bits here and there.  Computed again it is rounded anew (1e-7 of its size), and a step of Adam
-    turns that into 1e-3 of the step where a gradient is small; the step is 1e-3."""
+    """A kept prefix is the same bits here and there.
+
+    Computed again it is rounded anew (1e-7 of its size), and a step of Adam turns that into 1e-3 of
+    the step where a gradient is small; the step is 1e-3.
+    """
     name, _, _, params = learned
     if name == "host":
         HOST.update(spec.flatten(params))

@@ -1,5 +1,7 @@
-"""Start states: the split, RLinf's draws and orders, and that an iteration's list depends on seed and iteration alone."""
+"""Start states: the split, RLinf's draws and orders, and that an iteration's list depends on seed
+and iteration alone."""
 
+import itertools
 import json
 
 import numpy as np
@@ -13,7 +15,7 @@ LIBERO = starts.Starts(tuple(range(10)), range(50), range(50))
 
 @pytest.fixture(scope="module")
 def reference(vectors):
-    """case -> (its settings, its arrays), of the cases in which one process holds all environments."""
+    """case -> (its settings, its arrays), where one process holds all environments."""
     table, found = np.load(vectors / "rlinf" / "f_reset_ids.npz", allow_pickle=True), {}
     for name in {name.split("/")[0] for name in table.files if name.endswith("_proc0/meta")}:
         arrays = {
@@ -35,7 +37,7 @@ def pairs(names):
 
 
 def by_id(out, row):
-    """The task and trial arrays of row 0 belong to another draw; the ids are those that were reset."""
+    """The task and trial arrays of row 0 belong to another draw; the ids were reset."""
     return [divmod(int(number), 50) for number in out["reset_state_ids"][row]]
 
 
@@ -134,7 +136,8 @@ def test_the_held_out_split(num, train, evaluate):
 def test_nothing_can_be_held_out_of_one_start():
     with pytest.raises(
         ValueError,
-        match="needs at least 2 start states per task, but the suite has 1; set env.split=published",
+        match="needs at least 2 start states per task, but the suite has 1; "
+        r"set env\.split=published",
     ):
         starts.split("held_out", 1)
 
@@ -144,7 +147,7 @@ def test_hosts_share_a_list_of_episodes_without_parting_a_group(count, group_siz
     names = [(e // group_size, e) for e in range(count)]  # group, episode
     shares = [starts.Share(host, hosts) for host in range(hosts)]
     played = [share.of(names, group_size) for share in shares]
-    assert sorted(sum(played, [])) == sorted(names)
+    assert sorted(itertools.chain.from_iterable(played)) == sorted(names)
     for share, mine in zip(shares, played, strict=True):
         assert [names[share.number(e, group_size)] for e in range(len(mine))] == mine
         assert len({group for group, _ in mine}) == len(mine) / group_size

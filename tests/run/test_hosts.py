@@ -1,4 +1,5 @@
-"""Several processes that train together, each with devices and simulators of its own, as the hosts of a cluster do."""
+"""Several processes that train together, each with devices and simulators of its own, as the hosts
+of a cluster do."""
 
 import os
 import pathlib

@@ -1,4 +1,5 @@
-"""The memory plan: its shapes are those of the run, its choices and its refusals, and full-size plans on this machine."""
+"""The memory plan: its shapes are those of the run, its choices and its refusals, and full-size
+plans on this machine."""
 
 import math
 import pathlib
@@ -11,9 +12,9 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng
 from pirl_jax.envs import base
 from pirl_jax.envs.libero import files
-from pirl_jax.learner import update
+from pirl_jax.learner import objective
 from pirl_jax.recipes import probe as recipe
-from pirl_jax.rollout import collector
+from pirl_jax.rollout import actor as actors
 from pirl_jax.run import config, plan, policies, recipes, steps
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -73,16 +74,11 @@ def test_the_run_uses_what_the_plan_compiled(shape, anneal):
     state = steps.train_state(
         settings, policies.fresh_params(settings, mesh, jax.random.key(0)), mesh
     )
-    ones = lambda tree: meshes.put_batch(
-        jax.tree.map(lambda x: np.ones(x.shape, x.dtype), tree), mesh
-    )
-    id_B, obs, key = (
-        ones(id_B),
-        ones(obs),
-        meshes.replicate(rng.named(jax.random.key(0), "actions"), mesh),
-    )
+    ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), (id_B, obs))
+    id_B, obs = meshes.put_batch(ones, mesh)
+    key = meshes.replicate(rng.named(jax.random.key(0), "actions"), mesh)
     explore, exploit = steps.decisions(cfg, settings.keep_prefix)
-    actor = collector.Actor(None, (), 1, explore, exploit, put=None)
+    actor = actors.Actor(None, (), 1, explore, exploit, put=None)
     actor, compiled = policies.at_iteration(actor, settings, 0, mesh), []
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, *_, **__: compiled.append(name)
@@ -90,12 +86,12 @@ def test_the_run_uses_what_the_plan_compiled(shape, anneal):
     chain, actions_BHA, context = actor.explore(state.params, key, id_B, obs)
     assert actions_BHA.shape == (rows, cfg.model.action_horizon, cfg.model.action_dim)
     assert not [name for name in compiled if "backend_compile" in name]
-    data = update.Minibatch(
+    data = objective.Minibatch(
         *jax.device_get((context, chain, chain.value, chain.value)), np.ones(rows, np.float32)
     )
     part = jax.tree.map(lambda x: x[:8], data)
     updater, compiled[:] = steps.updater(settings, mesh), []
-    state, _ = updater(state, [part, part])
+    state, _ = updater.minibatch(state, [part, part])
     assert int(state.step) == 1
     assert (
         len([name for name in compiled if "backend_compile" in name]) == 1
@@ -136,7 +132,8 @@ def test_prefixes_that_fit_nowhere_are_computed_again(mesh, need, monkeypatch):
     assert chosen.prefix_cache == "recompute" and made.host < need.host
     with pytest.raises(
         ValueError,
-        match="kept prefixes need .* this host can spare; this fits: --config.rollout.prefix_cache=auto",
+        match="kept prefixes need .* this host can spare; this fits: "
+        r"--config\.rollout\.prefix_cache=auto",
     ):
         plan.choose(_settings(rollout__prefix_cache="host"), mesh, PROMPT, ENV)
 
@@ -144,11 +141,11 @@ def test_prefixes_that_fit_nowhere_are_computed_again(mesh, need, monkeypatch):
 def test_what_does_not_fit_names_the_smallest_change(mesh, need):
     with pytest.raises(
         ValueError,
-        match="rollout and update need .* this fits: --config.algorithm.microbatch_size=0$",
+        match=r"rollout and update need .* this fits: --config\.algorithm\.microbatch_size=0$",
     ):
         plan.choose(_settings(algorithm__microbatch_size=32), mesh, PROMPT, ENV, limit=need.total)
     with pytest.raises(
-        ValueError, match="no choice of microbatch, checkpointing or cache fits: raise mesh.fsdp"
+        ValueError, match=r"no choice of microbatch, checkpointing or cache fits: raise mesh\.fsdp"
     ):
         plan.choose(_settings(), mesh, PROMPT, ENV, limit=10_000)
 
@@ -179,7 +176,7 @@ def test_microbatches_divide_over_the_devices():
     assert list(plan._halves(1024, 256)) == [256]
     with pytest.raises(
         ValueError,
-        match="algorithm.minibatch_size=32 has no part that divides over the 3 devices of the mesh",
+        match=r"algorithm\.minibatch_size=32 has no part that divides over the 3 devices of the",
     ):
         plan.choose(
             _settings(algorithm__microbatch_size=0),

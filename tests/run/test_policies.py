@@ -7,7 +7,7 @@ import pytest
 from pirl_jax.core import mesh as meshes
 from pirl_jax.policy import normalize, observation
 from pirl_jax.recipes import probe as recipe
-from pirl_jax.rollout import collector
+from pirl_jax.rollout import actor as actors
 from pirl_jax.run import config, policies
 
 
@@ -16,7 +16,7 @@ def test_an_annealed_noise_level_reaches_the_sampler(iteration, level):
     page = recipe.get_config()
     page.model.update(noise_anneal=True, noise_params=(0.8, 0.2, 10))
     mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
-    actor = collector.Actor(
+    actor = actors.Actor(
         None,
         (),
         3,

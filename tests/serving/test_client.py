@@ -25,6 +25,7 @@ def turn(n):
     )
     return stream.Turn(
         row=np.arange(n),
+        slot=np.arange(n),
         episode=np.arange(n),
         decision=np.arange(n) % 3,
         finished=step.terminated,

@@ -1,12 +1,14 @@
-"""Which episode is played when and where, on a pool in this process whose answers are easy to predict."""
+"""Which episode is played when and where, on a pool in this process whose answers are easy to
+predict."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
 
 from pirl_jax.monitor import timeline
-from pirl_jax.rollout import stream
+from pirl_jax.rollout import stream as streams
 
 CHUNK = np.zeros((3, 7), np.float32)
 
@@ -27,31 +29,27 @@ def _play(
     cached_tasks=1,
     **fault,
 ):
-    """-> pool, the turns, results; episode e is (task e % 3, or tasks[e], init state lengths[e])."""
-    pool, turns, finished = make_pool(num_envs, **fault), [], []
-    names = [
-        stream.Episode(e % 3 if tasks is None else tasks[e], state)
-        for e, state in enumerate(lengths)
-    ]
-    schedule = stream.Schedule(num_groups, lockstep, cached_tasks)
-
-    def decide(turn):
-        turns.append(turn)
-        return np.repeat(CHUNK[None], len(turn.row), 0)
-
-    results = stream.play(
-        pool,
-        names,
-        schedule,
-        decide,
-        timeline.Timers(),
-        record=record,
-        finished=lambda e, result: finished.append((e, result.success)),
-    )
-    assert [result.episode for result in results] == names
-    assert sorted(finished) == [(e, result.success) for e, result in enumerate(results)]
+    """-> pool, turns, results; episode e is (task e % 3, or tasks[e], init state lengths[e])."""
+    pool = make_pool(num_envs, **fault)
+    tasks = [e % 3 for e in range(len(lengths))] if tasks is None else tasks
+    episodes = [streams.Episode(task, state) for task, state in zip(tasks, lengths, strict=True)]
+    schedule = streams.Schedule(num_groups, lockstep, cached_tasks)
+    stream = streams.Stream(pool, episodes, schedule, record=record)
+    turns = finish(stream)
+    assert [result.episode for result in stream.results] == episodes
+    ended = [e for turn in turns for e in turn.ended]
+    assert sorted(ended) == list(range(len(episodes))) and stream.num_left == 0
     assert not pool.answer, "nothing stays under way"
-    return pool, turns, results
+    return pool, turns, stream.results
+
+
+def finish(stream):
+    """Play to the end with any actions -> the turns."""
+    turns = []
+    for turn in stream.turns(timeline.Timers()):
+        turns.append(turn)
+        stream.send(turn, np.repeat(CHUNK[None], len(turn.row), 0))
+    return turns
 
 
 LENGTHS = [2, 0, 3, 1, 1, 4, 0, 2, 5, 1, 0]
@@ -85,19 +83,13 @@ def test_every_episode_is_played_once_and_to_its_end(play, num_envs, num_groups,
 
 @pytest.mark.parametrize("lockstep", [True, False], ids=["lockstep", "as ready"])
 def test_simulators_can_start_before_anyone_decides(make_pool, lockstep):
-    names, schedule = (
-        [stream.Episode(e % 3, state) for e, state in enumerate(LENGTHS)],
-        stream.Schedule(2, lockstep),
-    )
-    decide = lambda turn: np.repeat(CHUNK[None], len(turn.row), 0)  # noqa: E731
-    early, late = make_pool(4), make_pool(4)
-    begun = stream.begin(early, names, schedule)
-    assert early.log == [("reset", slot) for slot in range(4)], "all at once, and nobody waits"
-    results = stream.play(early, names, schedule, decide, timeline.Timers(), begun=begun)
-    assert (
-        results == stream.play(late, names, schedule, decide, timeline.Timers())
-        and early.log == late.log
-    )
+    episodes = [streams.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
+    pool = make_pool(4)
+    stream = streams.Stream(pool, episodes, streams.Schedule(2, lockstep))
+    assert pool.log == [("reset", slot) for slot in range(4)], "all at once, and nobody waits"
+    assert stream.num_left == len(episodes) and stream.batch_size == 2
+    finish(stream)
+    assert [result.num_decisions for result in stream.results] == [s + 1 for s in LENGTHS]
 
 
 def test_a_slot_that_finishes_starts_the_next_episode_before_the_others_are_done(play):
@@ -168,9 +160,9 @@ def test_a_slow_slot_delays_nobody(play):
 def test_a_slot_prefers_the_task_it_holds(play):
     tasks = [0, 1, 2] * 4
     for cached_tasks, most in ((1, 3), (3, 3)):
-        pool, turns, _ = play(1, 1, [0] * 12, tasks=tasks, cached_tasks=cached_tasks)
+        _, turns, _ = play(1, 1, [0] * 12, tasks=tasks, cached_tasks=cached_tasks)
         played = [int(turn.task[0]) for turn in turns if turn.finished[0]]
-        changes = sum(a != b for a, b in zip(played, played[1:], strict=False)) + 1
+        changes = sum(a != b for a, b in itertools.pairwise(played)) + 1
         assert changes == most, played
     _, turns, _ = play(2, 1, [0] * 12, tasks=tasks)
     assert [set(turn.task[:1]) for turn in turns[:8]] == [{0}] * 8, (
@@ -179,7 +171,7 @@ def test_a_slot_prefers_the_task_it_holds(play):
 
 
 def test_slots_of_one_process_share_its_tasks(play):
-    """Six slots in two processes, four tasks: a process never plays more than two tasks at a time."""
+    """Six slots in two processes, four tasks: a process never plays more than two at a time."""
     tasks, lengths = [0, 1, 2, 3] * 9, [2, 0, 1] * 12
     for cached_tasks, num_workers, most in ((2, 2, 2), (2, 6, 4)):
         _, turns, _ = play(
@@ -200,11 +192,11 @@ def test_slots_of_one_process_share_its_tasks(play):
 
 
 def test_the_first_one_waiting_is_overtaken_by_a_bounded_number(play):
-    """One slot, which holds task 0; behind the one episode of task 1 there are only more of task 0."""
+    """One slot, which holds task 0; behind the one episode of task 1 are only more of task 0."""
     tasks = [0, 1] + [0] * 40
     _, turns, _ = play(1, 1, [0] * 42, tasks=tasks)
     order = [int(turn.episode[0]) for turn in turns if turn.finished[0]]
-    assert order.index(1) == stream.LOOKAHEAD and sorted(order) == list(range(42))
+    assert order.index(1) == streams.LOOKAHEAD and sorted(order) == list(range(42))
 
 
 @pytest.mark.parametrize("lockstep", [True, False], ids=["lockstep", "as ready"])
@@ -229,34 +221,69 @@ def test_a_lost_episode_is_played_once_more_from_its_start(play, make_pool, lock
 
 
 def test_an_episode_that_is_lost_again_stays_lost(make_pool):
-    """One slot: request 2 of the first attempt is lost, then its second reset; the other episodes are played."""
-    pool, forgotten, finished = make_pool(1, faults={2, 3}), [], []
-    names = [stream.Episode(0, 4), stream.Episode(1, 1)]
-    results = stream.play(
-        pool,
-        names,
-        stream.Schedule(),
-        lambda turn: np.repeat(CHUNK[None], len(turn.row), 0),
-        timeline.Timers(),
-        forget=forgotten.append,
-        finished=lambda e, result: finished.append((e, result.lost)),
-    )
-    assert forgotten == [0, 0] and finished == [(0, True), (1, False)]
-    assert results[0] == stream.Result(names[0], lost=True)
-    assert results[1].num_decisions == 2 and not results[1].lost
+    """One slot: request 2 of the first attempt is lost, then its second reset.
+
+    The other episodes are played.
+    """
+    episodes = [streams.Episode(0, 4), streams.Episode(1, 1)]
+    stream = streams.Stream(make_pool(1, faults={2, 3}), episodes, streams.Schedule())
+    turns = finish(stream)
+    assert [(turn.lost, turn.ended) for turn in turns if turn.lost] == [([0], []), ([0], [0])]
+    assert [e for turn in turns for e in turn.ended] == [0, 1]
+    assert stream.results[0] == streams.Result(episodes[0], lost=True)
+    assert stream.results[1].num_decisions == 2 and not stream.results[1].lost
+
+
+@pytest.mark.parametrize("lockstep", [True, False], ids=["lockstep", "as ready"])
+def test_a_turn_whose_slots_were_all_lost_is_empty_and_still_indexes(make_pool, lockstep):
+    """Its arrays index the grids of a book, where those of floats would not."""
+    episodes = [streams.Episode(e, 1) for e in range(3)]
+    pool = make_pool(2, faults={0, 1})
+    stream = streams.Stream(pool, episodes, streams.Schedule(lockstep=lockstep))
+    turns = stream.turns(timeline.Timers())
+    turn = next(turns)
+    assert turn.lost == [0, 1] and turn.ended == [] and stream.num_left == 3
+    assert len(turn.row) == len(turn.step.state) == len(turn.finished) == 0
+    grid = np.zeros((4, 3))
+    grid[turn.decision, turn.episode] = turn.step.reward
+    assert turn.task.dtype == turn.decision.dtype == turn.episode.dtype == int
+    assert [what for what, _ in pool.log] == ["reset", "reset", "get", "reset", "reset"]
+    stream.send(turn, np.zeros((0, 3, 7)))
+    assert pool.log[-1][0] == "reset", "nothing is sent where nobody goes on"
+    for turn in turns:
+        stream.send(turn, np.repeat(CHUNK[None], len(turn.row), 0))
+    assert [result.num_decisions for result in stream.results] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("lockstep", [True, False], ids=["lockstep", "as ready"])
+@pytest.mark.parametrize("faults", [(), {0}, {20, 21}], ids=str)
+def test_more_episodes_once_the_others_are_over(make_pool, lockstep, faults):
+    """Slots that had nothing left go on, as in a stream of their own; what is known stays."""
+    episodes = [streams.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
+    schedule = streams.Schedule(2, lockstep)
+    pool = make_pool(4, faults=faults)
+    stream = streams.Stream(pool, episodes[:5], schedule)
+    finish(stream)
+    first, requests = list(stream.results), len(pool.log)
+    stream.extend(episodes[5:])
+    assert pool.log[requests:] == [("reset", slot) for slot in range(4)] and stream.num_left == 6
+    turns = finish(stream)
+    assert stream.results[:5] == first and stream.num_left == 0
+    assert [result.episode for result in stream.results] == episodes
+    assert [result.num_decisions for result in stream.results] == [s + 1 for s in LENGTHS]
+    assert sorted(e for turn in turns for e in turn.ended) == list(range(5, 11))
+    if not faults:
+        alone = streams.Stream(make_pool(4), episodes[5:], schedule)
+        assert [(turn.episode - 5).tolist() for turn in turns] == [
+            turn.episode.tolist() for turn in finish(alone)
+        ]
 
 
 def test_what_is_known_already_is_not_played_again(make_pool):
-    known = {1: stream.Result(stream.Episode(1, 0), success=True, num_steps=7)}
-    names, pool, seen = [stream.Episode(e, 0) for e in range(3)], make_pool(2), []
-
-    def decide(turn):
-        seen.extend(turn.episode.tolist())
-        return np.repeat(CHUNK[None], len(turn.row), 0)
-
-    results = stream.play(pool, names, stream.Schedule(), decide, timeline.Timers(), done=known)
-    assert (
-        results[1] is known[1]
-        and set(seen) == {0, 2}
-        and [result.num_steps for result in results] == [3, 7, 3]
-    )
+    known = {1: streams.Result(streams.Episode(1, 0), success=True, num_steps=7)}
+    episodes = [streams.Episode(e, 0) for e in range(3)]
+    stream = streams.Stream(make_pool(2), episodes, streams.Schedule(), done=known)
+    assert stream.num_left == 2
+    seen = {e for turn in finish(stream) for e in turn.episode.tolist()}
+    assert stream.results[1] is known[1] and seen == {0, 2}
+    assert [result.num_steps for result in stream.results] == [3, 7, 3]

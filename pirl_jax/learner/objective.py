@@ -1,0 +1,223 @@
+"""What the learner minimises: rows of a rollout with their advantages, the clipped loss on some of
+them, and the sums that its microbatches add up to.
+
+Generic over the policy: it sees log_prob_fn(params, chain, context, anchor) -> log_prob_BIA,
+entropy_B, value_B, distance_B and nothing of the network; `anchor` is None or the parameters of a
+fixed policy, distance_B how far the decisions lie from it (0 for None).  Refuses to know optimisers
+and how often a row is used.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pirl_jax.core import mesh as meshes
+from pirl_jax.core import rows as context_rows
+from pirl_jax.core import types
+from pirl_jax.rl import advantages, groups, losses
+
+
+@struct.dataclass
+class Minibatch:
+    """Rows the loss is computed on; a whole rollout has the same form.
+
+    Host arrays until a microbatch is put.
+    """
+
+    # B rows (core/rows.py) of what the policy conditions on: Observation, or rows of a prefix
+    context: object
+    chain: types.Chain  # [B,...]
+    advantage: jax.Array  # [B]
+    return_: jax.Array  # [B]
+    weight: jax.Array  # [B] 0 = does not exist
+
+
+@struct.dataclass
+class Sums:
+    """What the microbatches of a minibatch add up to."""
+
+    grads: dict  # of sum(w * L)
+    weight: jax.Array  # sum(w)
+    count: jax.Array  # rows with weight > 0
+    weighted: dict  # loss terms: sum(w * L)
+    counted: dict  # metrics: sum over the rows
+    largest: dict  # metrics: maximum over the rows
+    variance: jax.Array  # [5], losses.explained_variance_sums
+
+
+# ---- rows ------------------------------------------------------------------------------------
+
+
+def with_advantages(rollout: types.Rollout, cfg: Any) -> Minibatch:
+    """Advantages, returns and weights of all R decisions of a rollout.
+
+    Without a critic the return is the score of the episode.
+    """
+    estimate = _critic if cfg.uses_critic else _group_relative
+    advantage_CE, return_CE, keep_E = estimate(rollout, cfg)
+    # float32 like everything that reaches the devices
+    weight_E = keep_E.astype(np.float32)
+    if cfg.trajectory_weighting:
+        # Decisions of the longest possible trajectory, over those of this one.
+        longest = np.float32(len(rollout.valid_CE))
+        weight_E *= longest / np.maximum(rollout.valid_CE.sum(0), 1).astype(np.float32)
+    c = np.asarray(rollout.decision_R)
+    e = np.asarray(rollout.episode_R)
+    return Minibatch(
+        context=rollout.context,
+        chain=rollout.chain,
+        advantage=advantage_CE[c, e],
+        return_=return_CE[c, e],
+        weight=weight_E[e],
+    )
+
+
+def _critic(rollout: types.Rollout, cfg: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    terminated_CE = rollout.terminated_CE
+    if not cfg.bootstrap_truncated:  # a time limit is an end of value 0
+        terminated_CE = terminated_CE | rollout.truncated_CE
+    advantage_CE, return_CE = advantages.gae(
+        rollout.reward_CE,
+        rollout.value_CE,
+        rollout.next_value_CE,
+        terminated_CE,
+        rollout.truncated_CE,
+        cfg.gamma,
+        cfg.gae_lambda,
+        rollout.valid_CE,
+    )
+    if cfg.normalize_advantages:
+        advantage_CE = advantages.normalize(advantage_CE, rollout.valid_CE, total=_over_hosts)
+    return advantage_CE, return_CE, np.ones(advantage_CE.shape[1], bool)
+
+
+def _over_hosts(x: float) -> float:
+    return sum(map(float, meshes.gather(x)))
+
+
+def _group_relative(rollout: types.Rollout, cfg: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every decision of an episode has the advantage of the episode.
+
+    Lost episodes, which have no valid decision, count for nothing; filtered groups get no weight,
+    so that they reach neither the network nor a denominator.
+    """
+    # Added up in float64, as stream.Result does.
+    reward_CE = np.where(rollout.valid_CE, rollout.reward_CE, 0.0)
+    score_E = reward_CE.sum(0, dtype=np.float64)
+    valid_E = rollout.valid_CE.any(0)
+    group_E = groups.of_episodes(len(score_E), cfg.group_size)
+    advantage_E = advantages.group_relative(score_E, group_E, cfg.adv_type, valid_E)
+    shape = rollout.valid_CE.shape
+    advantage_CE = np.broadcast_to(advantage_E.astype(np.float32), shape)
+    return_CE = np.broadcast_to(score_E.astype(np.float32), shape)
+    return advantage_CE, return_CE, useful(score_E, valid_E, cfg)
+
+
+def useful(score_E: np.ndarray, valid_E: np.ndarray, cfg: Any) -> np.ndarray:
+    """[E] bool: episodes that an update learns from.
+
+    score_E: their rewards.  valid_E: False where lost.
+    """
+    group_E = groups.of_episodes(len(score_E), cfg.group_size)
+    keep_E = np.asarray(valid_E)
+    if cfg.filter_rewards:
+        keep_E = groups.within(
+            score_E, group_E, cfg.rewards_lower_bound, cfg.rewards_upper_bound, valid_E
+        )
+    if cfg.max_episodes_per_iteration:
+        keep_E = keep_E & groups.informative(score_E, group_E, valid_E)
+    return keep_E
+
+
+def take(data: Minibatch, index_B: np.ndarray, keep_B: np.ndarray) -> Minibatch:
+    """Some rows, on the host; keep_B: 0 for those that only fill the batch up."""
+    batch = jax.tree.map(lambda x: np.asarray(x)[index_B], data.replace(context=None))
+    context = context_rows.take(data.context, index_B)
+    return batch.replace(context=context, weight=batch.weight * keep_B)
+
+
+def put(batch: Minibatch, mesh: jax.sharding.Mesh) -> Minibatch:
+    """Rows of this host -> the batch of all hosts, on the devices."""
+    context = context_rows.put(batch.context, mesh)
+    return meshes.put_batch(batch.replace(context=None), mesh).replace(context=context)
+
+
+# ---- loss ------------------------------------------------------------------------------------
+
+
+def loss(
+    log_prob_fn: Callable,
+    cfg: Any,
+    params: dict,
+    batch: Minibatch,
+    freeze_policy: bool | jax.Array,
+    anchor: dict | None = None,
+) -> tuple[jax.Array, Sums]:
+    """sum(w * L) of a microbatch, and its Sums without gradients."""
+    log_prob_BIA, entropy_B, value_B, distance_B = log_prob_fn(
+        params, batch.chain, batch.context, anchor
+    )
+    weight_B = batch.weight
+    one = jnp.ones(())  # sums, not means: a minibatch divides by the weight of all its microbatches
+    policy_loss, metrics = _surrogate(cfg, log_prob_BIA, batch)
+    entropy = losses.mean_entropy(entropy_B, weight_B, normalizer=one)
+    weighted = {"loss": policy_loss, "entropy": entropy}
+    actor = policy_loss - cfg.entropy_bonus * entropy
+    if anchor is not None:
+        # A row that does not exist may lie infinitely far away.
+        distance_B = jnp.where(weight_B > 0, distance_B, 0.0)
+        weighted["anchor"] = losses.weighted_mean(distance_B, weight_B, one)
+        actor += cfg.anchor_coef * weighted["anchor"]
+    total = jnp.where(freeze_policy, 0.0, actor)
+    if cfg.uses_critic:
+        value_loss, value_metrics = losses.clipped_value(
+            value_B,
+            batch.chain.value,
+            batch.return_,
+            weight_B,
+            cfg.value_clip,
+            cfg.huber_delta,
+            normalizer=one,
+        )
+        weighted["value_loss"] = value_loss
+        total = total + cfg.value_coef * value_loss
+        metrics = metrics | value_metrics
+    count = (weight_B > 0).sum().astype(jnp.float32)
+    largest = {"ratio_max_dev": metrics.pop("ratio_max_dev")}
+    value_B = jax.lax.stop_gradient(value_B)
+    sums = Sums(
+        grads={},
+        weight=weight_B.sum(),
+        count=count,
+        weighted=weighted,
+        counted={name: x * count for name, x in metrics.items()},
+        largest=largest,
+        variance=losses.explained_variance_sums(value_B, batch.return_, weight_B),
+    )
+    return total, sums
+
+
+def _surrogate(cfg: Any, log_prob_BIA: jax.Array, batch: Minibatch) -> tuple[jax.Array, dict]:
+    """The clipped policy loss, summed over the rows, and its metrics."""
+    log_prob = losses.reduce_log_prob(log_prob_BIA, cfg.logprob_type)
+    old = losses.reduce_log_prob(batch.chain.log_prob, cfg.logprob_type)
+    entries = log_prob[0].size  # a row weighs the same, however many ratios it has
+    return losses.clipped_surrogate(
+        log_prob,
+        old,
+        _spread(batch.advantage, log_prob.shape),
+        _spread(batch.weight / entries, log_prob.shape),
+        cfg.clip_ratio_low,
+        cfg.clip_ratio_high,
+        cfg.clip_ratio_c or None,
+        normalizer=jnp.ones(()),
+    )
+
+
+def _spread(x_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """One number per row -> one per ratio."""
+    return jnp.broadcast_to(x_B.reshape((-1,) + (1,) * (len(shape) - 1)), shape)
