@@ -119,7 +119,7 @@ def prepare(
     path = pathlib.Path(raw.run.directory)
     standing = meshes.gather(log.holds_run(path))[0]
     if standing and resume == "never":
-        raise log.standing(path)
+        raise log.standing_run_error(path)
     mesh = devices.mesh(settings)
     envs = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
     playable = config.playable(settings.raw, envs.spec)
@@ -278,7 +278,7 @@ def iterate(run: Run, state: states.TrainState) -> states.TrainState:
     """The training loop."""
     raw = run.settings.raw
     learner = Learner(steps.updater(run.settings, run.mesh), _encoded_demonstrations(run))
-    run.timers.read()
+    run.timers.take()
     total = raw.num_iterations - run.first_iteration
     with progress.track("training", total=total, unit="iterations") as advance:
         for iteration in range(run.first_iteration, raw.num_iterations):
@@ -331,7 +331,7 @@ def _iteration(
     metrics |= _what_was_played(cfg, played)
     metrics |= stats.fault_metrics(faults, run.envs.counters(), meshes.gather)
     metrics |= stats.rollout_metrics(rollout, data, meshes.gather)
-    return state, metrics | run.timers.read()
+    return state, metrics | run.timers.take()
 
 
 def _what_was_played(cfg: page.Algorithm, played: list[streams.Result]) -> dict[str, float]:

@@ -63,7 +63,8 @@ def saved(directory, iteration):
     """Every array of a checkpoint by its path."""
     source = store.Store(directory / "checkpoints", create=False)
     like = {
-        name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in source._saved(iteration).items()
+        name: np.zeros(leaf.shape, leaf.dtype)
+        for name, leaf in source.saved_leaves(iteration).items()
     }
     state, _ = source.restore(like, iteration)
     source.close()

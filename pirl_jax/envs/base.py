@@ -70,7 +70,7 @@ class Env(Protocol):
         """Release the simulator."""
 
 
-def error(field: str, value: object, choices: Iterable[Any]) -> ValueError:
+def unknown(field: str, value: object, choices: Iterable[Any]) -> ValueError:
     """One sentence for a wrong name: the value and the remedy."""
     listed = ", ".join(map(str, choices))
     return ValueError(f"{field} {value!r} does not exist; choose one of: {listed}")

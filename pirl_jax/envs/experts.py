@@ -35,7 +35,7 @@ def expert(env: base.Env) -> Callable[[], np.ndarray]:
     """
     suite = env.spec.suite
     if suite not in EXPERTS:
-        raise base.error("scripted expert for suite", suite, EXPERTS)
+        raise base.unknown("scripted expert for suite", suite, EXPERTS)
     return EXPERTS[suite](env)
 
 

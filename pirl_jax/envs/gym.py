@@ -38,9 +38,9 @@ class OneTask(gymnasium.Env):
     def __init__(self, env: base.Env, task: int, render_mode: str | None) -> None:
         spec = env.spec
         if task not in range(spec.num_tasks):
-            raise base.error("task", task, range(spec.num_tasks))
+            raise base.unknown("task", task, range(spec.num_tasks))
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise base.error("render_mode", render_mode, self.metadata["render_modes"])
+            raise base.unknown("render_mode", render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
         self._env: base.Env | None = env  # None once it is closed
         self._task = task

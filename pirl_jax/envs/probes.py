@@ -41,9 +41,9 @@ class Probe:
     def reset(self, task: int, init_state: int) -> base.TimeStep:
         """See base.Env."""
         if task != 0:
-            raise base.error("task", task, [0])
+            raise base.unknown("task", task, [0])
         if init_state not in range(self.num_init_states):
-            raise base.error("init state", init_state, range(self.num_init_states))
+            raise base.unknown("init state", init_state, range(self.num_init_states))
         self._init_state = init_state
         self._decision = 0
         return self._observe(reward=0.0, num_steps=0)
@@ -156,7 +156,7 @@ def make(name: str, image_size_px: int = 16, chunk: int = 5) -> Probe:
         ValueError: there is no such probe.
     """
     if name not in PROBES:
-        raise base.error("probe", name, PROBES)
+        raise base.unknown("probe", name, PROBES)
     return PROBES[name](image_size_px, chunk)
 
 

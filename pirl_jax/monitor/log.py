@@ -64,7 +64,7 @@ class RunDir:
         if not writes:
             return
         if resume_at is None and holds_run(self.path):
-            raise standing(self.path)
+            raise standing_run_error(self.path)
         if resume_at is not None and not self.metrics_path.exists():
             raise ValueError(
                 f"run directory {self.path} holds no run to continue; start one without --resume"
@@ -161,7 +161,7 @@ def holds_run(path: str | os.PathLike) -> bool:
     return path.exists() and path.stat().st_size > 0
 
 
-def standing(path: str | os.PathLike) -> ValueError:
+def standing_run_error(path: str | os.PathLike) -> ValueError:
     """The error for a run that would overwrite another, to be raised by the caller."""
     return ValueError(
         f"run directory {path} already holds a run; continue it with --resume auto or give another"
@@ -225,11 +225,6 @@ def git_revision(root: str | os.PathLike) -> str | None:
     except (FileNotFoundError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """atomic.write_json."""
-    atomic.write_json(path, value)
 
 
 def _as_json(config: dict) -> dict:

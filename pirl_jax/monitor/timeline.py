@@ -68,7 +68,7 @@ VERDICTS = {
 
 
 class Timers:
-    """Seconds by name since the last read(); threads may share one.
+    """Seconds by name since the last take(); threads may share one.
 
         with timers.measure("env"):
             step = pool.recv()
@@ -101,8 +101,8 @@ class Timers:
         """Since this object was made."""
         return self._clock() - self._created
 
-    def read(self) -> dict[str, float]:
-        """Seconds since the last read, and starts anew.
+    def take(self) -> dict[str, float]:
+        """Seconds since the last take, and starts anew.
 
         Returns {"time/env": s, "time/inference": s, ..., "time/iteration": s}; the last one is the
         whole time, of which what nobody measured is "time/idle".

@@ -30,7 +30,7 @@ class Policy:
     """
 
     network: variants.Pi0Config
-    model: page.Model = page.Model()
+    model: page.Model
 
 
 @struct.dataclass

@@ -12,6 +12,8 @@ import pathlib
 
 import numpy as np
 
+from pirl_jax.core import atomic
+
 EPS = 1e-6  # openpi's guard against a dimension that never moves
 NUM_BINS = 5000  # histogram bins behind q01 and q99
 DELTA_DIMS = 6  # position and rotation are relative to the state, the gripper command is absolute
@@ -64,7 +66,7 @@ def save(path: str | pathlib.Path, stats: NormStats) -> None:
     entries = {"state": _to_lists(stats.state), "actions": _to_lists(stats.actions)}
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"norm_stats": entries}, indent=2))
+    atomic.write_text(path, json.dumps({"norm_stats": entries}, indent=2))
 
 
 def _from_lists(entry: dict) -> Stats:

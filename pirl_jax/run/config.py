@@ -164,7 +164,7 @@ def _check_model(raw: page.Page):
             f"model.is_lora={model.is_lora} and model.paligemma_variant={model.paligemma_variant!r}"
             f" both say which adapters the VLM has; drop one"
         )
-    wrong = presets.contradictions(model)
+    wrong = presets.changed_fields(model)
     if wrong:
         raise ValueError(
             f"model.preset={model.preset!r} has {', '.join(wrong)};"

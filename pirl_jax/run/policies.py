@@ -15,7 +15,7 @@ from pirl_jax.core import rng, rows, spec
 from pirl_jax.policy import flow, noise, normalize, observation, tokenizer
 from pirl_jax.rollout import actor as actors
 from pirl_jax.run import config, hosts, steps
-from pirl_jax.weights import assets, sources, store
+from pirl_jax.weights import assets, sources, statistics, store
 
 PROMPT_BUCKET = 16  # tokens: the lengths that prompts are padded to are multiples of it
 
@@ -86,7 +86,7 @@ def given_stats(settings: config.Settings) -> normalize.NormStats:
             "or 'identity'"
         )
     stats = identity_stats(settings) if path == "identity" else normalize.load(path)
-    assets.check(
+    statistics.check(
         stats, settings.raw.model.norm_mode, action_dim=settings.policy.model.action_env_dim
     )
     return stats
@@ -107,7 +107,7 @@ def actor(
     own = meshes.local(mesh)
 
     def say_how_statistics_fit(state_BS: np.ndarray) -> None:
-        print(assets.report(to_model.stats, to_model.norm_mode, state_BS))
+        print(statistics.report(to_model.stats, to_model.norm_mode, state_BS))
 
     return actors.Actor(
         transform=to_model,
@@ -171,7 +171,7 @@ def load_policy(
     declared = flow.specs(settings.policy)
     layout = spec.shardings(declared, mesh, meshes.RULES)
     stats = _stats_near(settings, source.location)
-    assets.check(
+    statistics.check(
         stats, settings.raw.model.norm_mode, action_dim=settings.policy.model.action_env_dim
     )
     key = rng.named(jax.random.key(settings.raw.seed), "params")

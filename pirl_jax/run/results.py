@@ -14,7 +14,7 @@ import json
 import pathlib
 import re
 
-from pirl_jax.core import page
+from pirl_jax.core import atomic, page
 from pirl_jax.envs import base
 from pirl_jax.envs.libero import files
 from pirl_jax.monitor import log, report, video
@@ -115,11 +115,11 @@ def write(
         "environment": log.environment(),
     }
     directory.mkdir(parents=True, exist_ok=True)
-    log.write_json(directory / "evaluation.json", measured | contents)
+    atomic.write_json(directory / "evaluation.json", measured | contents)
     lengths = {row["instruction"]: row["episode_len"] for row in per_task if row["episodes"]}
     about = _about(measured["protocol"], total, len(results))
     text = report.as_text(table, lengths) + "\n" + about
-    (directory / "table.txt").write_text(text + "\n")
+    atomic.write_text(directory / "table.txt", text + "\n")
     return text
 
 
@@ -166,9 +166,9 @@ def write_comparison(
         rows["SFT" if raw.sft.demonstrations else "before"] = before
     rows[report.algorithm_name(raw.algorithm.adv_type)] = after
     table = report.success_table(rows)
-    log.write_json(run_dir / "table.json", table)
+    atomic.write_json(run_dir / "table.json", table)
     text = report.as_text(table)
-    (run_dir / "table.txt").write_text(text + "\n")
+    atomic.write_text(run_dir / "table.txt", text + "\n")
     return text
 
 

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from pirl_jax.policy import normalize
-from pirl_jax.weights import safetensors, statistics
+from pirl_jax.weights import safetensors
 
 LIBERO_ID = "physical-intelligence/libero"  # openpi's name of the data set, part of the path
 
@@ -110,8 +110,3 @@ def save(
         normalize.save(path, stats)
         paths.append(path)
     return paths
-
-
-# Old names of what statistics.py holds.
-check = statistics.check
-report = statistics.report

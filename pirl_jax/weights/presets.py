@@ -13,7 +13,7 @@ def named(name: str) -> dict[str, Any]:
     return {"preset": name} | PRESETS[name]
 
 
-def contradictions(model: Any) -> list[str]:
+def changed_fields(model: Any) -> list[str]:
     """Fields of a `model` section that differ from those of the preset it names, "field=value"."""
     if not model.preset:
         return []

@@ -134,13 +134,13 @@ class Store:
             )
         return iteration
 
-    def _saved(self, iteration: int) -> dict[str, Any]:
+    def saved_leaves(self, iteration: int) -> dict[str, Any]:
         """Path -> shape and dtype of the stored table, without reading the arrays."""
         return dict(self._manager.item_metadata(iteration)["state"])
 
     def _require_fit(self, expected: dict, iteration: int, prefix: str) -> None:
         """Strict both ways."""
-        saved = self._saved(iteration)
+        saved = self.saved_leaves(iteration)
         if prefix:
             saved = {path: leaf for path, leaf in saved.items() if path.startswith(f"{prefix}/")}
         wrong = accounting.misfits(_kinds(expected), _kinds(saved))

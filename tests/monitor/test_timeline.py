@@ -22,7 +22,7 @@ def test_seconds_accumulate_by_name_and_reset():
         clock.now += 0.5
     timers.add("save", 0.25)
     clock.now += 1.0  # of which 0.25 are the save
-    assert timers.read() == {
+    assert timers.take() == {
         "time/env": 3.0,
         "time/inference": 0.0,
         "time/update": 0.5,
@@ -32,7 +32,7 @@ def test_seconds_accumulate_by_name_and_reset():
         "time/iteration": 4.5,
     }
     clock.now += 2.0
-    assert timers.read()["time/iteration"] == 2.0 and timers.age_s() == 6.5
+    assert timers.take()["time/iteration"] == 2.0 and timers.age_s() == 6.5
 
 
 def test_time_counts_when_the_work_raises():
@@ -41,7 +41,7 @@ def test_time_counts_when_the_work_raises():
     with pytest.raises(RuntimeError), timers.measure("env"):
         clock.now += 1.0
         raise RuntimeError
-    assert timers.read()["time/env"] == 1.0
+    assert timers.take()["time/env"] == 1.0
 
 
 @pytest.mark.parametrize(

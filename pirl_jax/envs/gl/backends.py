@@ -90,7 +90,7 @@ def require(backend: str) -> None:
         ValueError: there is no such backend, or its library is missing.
     """
     if backend not in BACKENDS:
-        raise base.error("MUJOCO_GL", backend, BACKENDS)
+        raise base.unknown("MUJOCO_GL", backend, BACKENDS)
     library, packages = BACKENDS[backend]
     try:
         ctypes.CDLL(library)

@@ -43,7 +43,7 @@ class Renderer:
             ValueError: there is no such quality.
         """
         if quality not in QUALITIES:
-            raise base.error("render quality", quality, QUALITIES)
+            raise base.unknown("render quality", quality, QUALITIES)
         self._model = model
         self._size_px = image_size_px
         self._exact = quality == "exact"

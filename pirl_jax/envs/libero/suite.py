@@ -70,9 +70,9 @@ class Libero:
             ValueError: there is no such task or init state.
         """
         if task not in range(self.spec.num_tasks):
-            raise base.error("task", task, range(self.spec.num_tasks))
+            raise base.unknown("task", task, range(self.spec.num_tasks))
         if init_state not in range(self.spec.num_init_states):
-            raise base.error("init state", init_state, range(self.spec.num_init_states))
+            raise base.unknown("init state", init_state, range(self.spec.num_init_states))
         self._task = task
         self._elapsed = None  # should the start fail
         # Saves whoever's episode stands in the simulator.
@@ -172,11 +172,11 @@ def make(
         ValueError: a name does not exist, or the assets are absent; the sentence has the remedy.
     """
     if suite not in files.SUITES:
-        raise base.error("suite", suite, files.SUITES)
+        raise base.unknown("suite", suite, files.SUITES)
     if protocol not in files.PROTOCOLS:
-        raise base.error("protocol", protocol, files.PROTOCOLS)
+        raise base.unknown("protocol", protocol, files.PROTOCOLS)
     if render_quality not in render.QUALITIES:
-        raise base.error("render_quality", render_quality, render.QUALITIES)
+        raise base.unknown("render_quality", render_quality, render.QUALITIES)
     rules = files.PROTOCOLS[protocol]
     tasks = files.tasks(suite)
     # By task: those of libero_130 keep the limits of the suites that they come from.

@@ -115,7 +115,7 @@ class Tabletop:
             ValueError: there is no such task or init state.
         """
         if not 0 <= task < len(self.tasks):
-            raise base.error("task", task, range(len(self.tasks)))
+            raise base.unknown("task", task, range(len(self.tasks)))
         if not 0 <= init_state < NUM_INIT_STATES:
             raise ValueError(
                 f"init_state {init_state} does not exist; choose one in 0..{NUM_INIT_STATES - 1}"
@@ -255,9 +255,9 @@ def make(
     names = tuple(TASKS) if tasks is None else tuple(tasks)
     for name in names:
         if name not in TASKS:
-            raise base.error("tabletop task", name, TASKS)
+            raise base.unknown("tabletop task", name, TASKS)
     if render_quality not in scene.QUALITIES:
-        raise base.error("render_quality", render_quality, scene.QUALITIES)
+        raise base.unknown("render_quality", render_quality, scene.QUALITIES)
     longest = max(TASKS[name].max_episode_steps for name in names)
     return Tabletop(names, image_size_px, max_episode_steps or longest, render_quality, spread)
 
