@@ -137,9 +137,8 @@ def forward(
         and feed-forward, which nothing reads, are skipped.
       attend_by: implementation of attention, models/attention.py.
 
-    Returns:
-      hidden states after the final norm [B,T,D] (None if not wanted), this pass's keys and values
-      [L,B,T,K,h].
+    Returns: hidden states after the final norm [B,T,D] (None if not wanted), this pass's keys and
+    values [L,B,T,K,h].
     """
     modulation = dict(modulation or {})
     final_modulation = modulation.pop("final_norm", None)
@@ -158,10 +157,7 @@ def forward(
             mixed_BTNh = attention.attend(q_BTNh, k_BSKh, v_BSKh, mask_BTS, attend_by)
             out_BTD = lora.einsum(attn["attn_vec_einsum"], "BTNh,NhD->BTD", mixed_BTNh, cfg.lora)
             x_BTD = x_BTD + _gated(out_BTD, gate)
-
-            normed_x_BTD, ffw_gate = _norm(layer_params, "pre_ffw_norm", x_BTD, modulated)
-            out_BTD = lora.feed_forward(layer_params["mlp"], normed_x_BTD, cfg.lora)
-            return x_BTD + _gated(out_BTD, ffw_gate)
+            return _feed_forward(layer_params, x_BTD, modulated, cfg)
 
         # A branch inside the scan, not a scan over L - 1 layers: slicing stacked weights would copy
         # all of them.
@@ -229,6 +225,14 @@ def _appended(past: Cache | None, own: Cache) -> Cache:
     keys = jnp.concatenate([past[0], own[0]], axis=1)
     values = jnp.concatenate([past[1], own[1]], axis=1)
     return keys, values
+
+
+def _feed_forward(
+    layer_params: dict, x_BTD: Array, modulated: dict, cfg: variants.GemmaConfig
+) -> Array:
+    normed_BTD, gate = _norm(layer_params, "pre_ffw_norm", x_BTD, modulated)
+    out_BTD = lora.feed_forward(layer_params["mlp"], normed_BTD, cfg.lora)
+    return x_BTD + _gated(out_BTD, gate)
 
 
 def _gated(y: Array, gate: Array | None) -> Array:

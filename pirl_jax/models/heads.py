@@ -24,8 +24,10 @@ def value_specs(width: int, hidden: tuple[int, ...] = (512, 256, 128)) -> dict:
     layers = {}
     fan_in = width
     for number, fan_out in enumerate(hidden):
+        shape = (fan_in, fan_out)
+        # Kaiming normal by the fan-out, as RLinf starts it.
         init = ("normal", math.sqrt(2 / fan_out))
-        layers[f"layer_{number}"] = linear.specs((fan_in, fan_out), ("embed", "mlp"), init)
+        layers[f"layer_{number}"] = linear.specs(shape, ("embed", "mlp"), init)
         fan_in = fan_out
     layers["out"] = linear.specs((fan_in, 1), ("mlp", None), ("normal", 0.02))
     return {"value_head": layers}

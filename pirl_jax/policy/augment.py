@@ -65,7 +65,8 @@ def draw_jitter(key: Array) -> tuple[Array, ...]:
     keys = jax.random.split(key, 5)
     draws = []
     for number, limit in enumerate((BRIGHTNESS, CONTRAST, HUE)):
-        draws.append(jax.random.uniform(keys[number], minval=-limit, maxval=limit))
+        drawn = jax.random.uniform(keys[number], minval=-limit, maxval=limit)
+        draws.append(drawn)
     is_applied = jax.random.bernoulli(key, JITTER_PROBABILITY)
     return *draws, is_applied
 
