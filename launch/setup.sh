@@ -61,7 +61,7 @@ make_venv() {
   local python stamp accelerator
   python="$(find_python)"
   accelerator="$(find_accelerator)"
-  stamp="$("$python" --version) $accelerator $(cat "$ROOT"/requirements*.txt | sha256sum)"
+  stamp="$("$python" --version) $accelerator $(cat "$ROOT"/requirements*.txt "$ROOT"/{pyproject.toml,setup.py} | sha256sum)"
   if [[ -f "$VENV/pins" && "$(<"$VENV/pins")" == "$stamp" ]]; then
     return
   fi
@@ -73,6 +73,8 @@ make_venv() {
   local pip=("$VENV/bin/python" -m pip install --quiet --no-input --disable-pip-version-check)
   "${pip[@]}" -r "$ROOT/requirements.txt" -r "$ROOT/requirements-dev.txt" ${accelerator:+-r "$ROOT/requirements-$accelerator.txt"}
   "${pip[@]}" --no-deps -r "$ROOT/requirements-sim.txt"
+  # This checkout itself, as it stands: `pirl` and `import pirl_jax` work from any folder.
+  "${pip[@]}" --no-deps --no-build-isolation --editable "$ROOT"
   echo "$stamp" >"$VENV/pins"
 }
 

@@ -41,7 +41,9 @@ def test_this_installation_is_as_pinned():
 def test_pins_of_an_installed_package_come_from_its_metadata(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "ROOT", tmp_path)
     monkeypatch.setattr(
-        machine.importlib.metadata, "requires", {"pirl_jax": ["mujoco==3.3.7", "jax>=0.10"]}.get
+        machine.importlib.metadata,
+        "requires",
+        {"pirl_jax": ["mujoco==3.3.7", "jax>=0.10", 'wandb; extra == "wandb"']}.get,
     )
     assert [str(pin) for pin in machine.pins()] == ["mujoco==3.3.7", "jax>=0.10"]
 

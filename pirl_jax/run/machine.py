@@ -78,7 +78,13 @@ def pins() -> list[requirements.Requirement]:
     else:
         lines += importlib.metadata.requires("pirl_jax") or []
     without_comments = [line.partition("#")[0].strip() for line in lines]
-    return [requirements.Requirement(line) for line in without_comments if line]
+    wanted = [requirements.Requirement(line) for line in without_comments if line]
+    return [pin for pin in wanted if _applies(pin)]
+
+
+def _applies(pin: requirements.Requirement) -> bool:
+    """False for what only an extra of the package asks for."""
+    return pin.marker is None or pin.marker.evaluate({"extra": ""})
 
 
 def fits(pin: requirements.Requirement, found: str | None) -> bool:
