@@ -3,6 +3,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.core import spec
 from pirl_jax.learner import optimizer
@@ -37,19 +38,19 @@ def config(meta):
 
 
 # critic_warmup, after which the reference primes a new optimiser with a stale gradient (README, Q27): test_reference_runs.py.
-@pytest.mark.parametrize(
-    "case",
-    [
-        "default",
-        "biglr",
-        "noclip",
-        "cosine",
-        "cosine_warm",
-        "const_warm",
-        "openpi_cosine",
-        "nonfinite",
-    ],
-)
+STEPS = [
+    "default",
+    "biglr",
+    "noclip",
+    "cosine",
+    "cosine_warm",
+    "const_warm",
+    "openpi_cosine",
+    "nonfinite",
+]
+
+
+@pytest.mark.parametrize("case", reference_files.having("rlinf/g_optim.npz", STEPS))
 def test_reference_steps(vectors, case):
     z = np.load(vectors / "rlinf" / "g_optim.npz")
     meta = json.loads(str(z[f"{case}/meta"]))

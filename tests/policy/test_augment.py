@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.models import pi0
 from pirl_jax.policy import augment
@@ -25,7 +26,10 @@ def augmented(data):
 
 @pytest.mark.parametrize("view, camera", [(0, "base_0_rgb"), (1, "left_wrist_0_rgb")])
 def test_images_equal_openpi(augmented, data, view, camera):
-    np.testing.assert_allclose(augmented[:2, view], data[f"out/{camera}"], atol=2e-5)
+    want = data[f"out/{camera}"]
+    recorded = np.isfinite(want)  # tests/golden has some rows of pixels, the others are NaN
+    assert recorded.all() or not reference_files.COMPLETE and recorded.mean() > 0.01
+    np.testing.assert_allclose(augmented[:2, view][recorded], want[recorded], atol=2e-5)
 
 
 def test_draws_equal_openpi(data):

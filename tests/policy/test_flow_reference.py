@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.core import spec, types
 from pirl_jax.policy import flow, noise
 
+FILE = "rlinf/d_sampler.npz"
 TOLERANCE = dict(rtol=1e-4, atol=1e-5)
 TRAIN = [
     f"{name}_N{n}"
@@ -40,7 +42,7 @@ EVAL = [f"{name}_N{n}" for n in (3, 4) for name in ("sde_eval", "noise_eval")]
 def recorded(vectors, monkeypatch):
     """recorded(case) -> get, PolicyConfig, params, prefix, level, fixed; the policy's network is the analytic one."""
     analytic_network.install(monkeypatch)
-    z = np.load(vectors / "rlinf" / "d_sampler.npz")
+    z = np.load(vectors / FILE)
 
     def load(case):
         meta = json.loads(str(z[f"{case}/meta"]))
@@ -64,7 +66,7 @@ def recorded(vectors, monkeypatch):
     return load
 
 
-@pytest.mark.parametrize("case", TRAIN)
+@pytest.mark.parametrize("case", reference_files.having(FILE, TRAIN))
 def test_sampling(recorded, case):
     get, cfg, params, prefix, level_B, _ = recorded(case)
     start, j_BK, eps = analytic_network.randomness(get("in/noise"), get("in/denoise_inds"), cfg)
@@ -90,7 +92,7 @@ def test_sampling(recorded, case):
     )
 
 
-@pytest.mark.parametrize("case", TRAIN)
+@pytest.mark.parametrize("case", reference_files.having(FILE, TRAIN))
 def test_learning(recorded, case):
     """Log-prob, value and entropy of the stored chain under the same and other weights, and the gradients of a mixture."""
     get, cfg, params, prefix, level_B, z = recorded(case)
@@ -123,7 +125,7 @@ def test_learning(recorded, case):
         np.testing.assert_allclose(gradient, want[path], rtol=1e-3, atol=1e-4, err_msg=path)
 
 
-@pytest.mark.parametrize("case", EVAL)
+@pytest.mark.parametrize("case", reference_files.having(FILE, EVAL))
 def test_evaluation(recorded, case):
     """Without exploration every step is an ODE step."""
     get, cfg, params, prefix, level_B, _ = recorded(case)

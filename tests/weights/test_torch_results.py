@@ -6,10 +6,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.core import spec
 from pirl_jax.weights import sources
 from tests.models import conftest as models
+
+pytestmark = reference_files.only_complete  # its images would be a tenth of tests/golden
 
 TOLERANCES = {
     "suffix/tokens": 3e-4,
@@ -25,7 +28,7 @@ TOLERANCES = {
 
 @pytest.fixture(scope="module")
 def case(torch_case):
-    with np.load(torch_case.folder / "expected.npz") as file:
+    with np.load(torch_case.expected) as file:
         arrays = {name: file[name] for name in file.files if not name.startswith("params/")}
     cfg = dataclasses.replace(torch_case.cfg, dtype="float32")
     flow = [jnp.asarray(arrays[f"in/{name}"]) for name in ("actions", "noise", "time")]
@@ -57,8 +60,7 @@ def test_results_in_float32(case):
 
 def test_samples_of_the_bfloat16_file(case):
     torch_case, cfg, arrays, obs, _ = case
-    folder = torch_case.folder.with_name(torch_case.folder.name + "_bf16")
-    params = network(folder, cfg, ml_dtypes.bfloat16)
+    params = network(torch_case.bfloat16, cfg, ml_dtypes.bfloat16)
     got = models._sample(
         params,
         jnp.asarray(arrays["in/sample_noise"]),
