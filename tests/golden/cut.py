@@ -20,7 +20,7 @@ CASES = {
     "rlinf/a_gae.npz": r"c0[01]\d|c06\d|c08\d|edge_.*|raw_.*",
     "rlinf/b_grpo.npz": r"c0[01][02468]|c0(01|07|09|13|25)|ignore_term.*|raw_.*",
     "rlinf/c_ppo_loss.npz": (
-        r"c(00[0-7]|03[2-5]|07[0-3]|11[6-9])|libero_ppo_cfg_0|ratio_one.*|decoupled_[35]|agg_.*"
+        r"c(00[0-7]|03[2-5]|07[0-3]|11[6-9])|libero_ppo_cfg_0|ratio_one.*|decoupled_[03]|agg_.*"
         r"|reductions|masked_mean.*|huber|kl_penalty|explained_.*|micro_(0[0-7]|1[0-3])|reshape_.*"
     ),
     "rlinf/d_flow.npz": r"timesteps|.*_N3|mixed_.*|logprob_.*|gaussian_.*|noise_level_.*",
