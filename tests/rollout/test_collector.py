@@ -17,7 +17,7 @@ from pirl_jax.learner import state as states
 from pirl_jax.models import pi0
 from pirl_jax.monitor import timeline
 from pirl_jax.policy import normalize, observation, tokenizer
-from pirl_jax.rollout import collector, stream
+from pirl_jax.rollout import collector, starts, stream
 from pirl_jax.run import config, policies, steps
 
 TWO_GROUPS = stream.Schedule(num_groups=2, lockstep=True)
@@ -326,3 +326,32 @@ def test_wherever_the_prefix_lies_the_update_is_the_same(learned):
         np.testing.assert_allclose(
             x, HOST[path], rtol=0, atol=0 if name == "device" else 1e-5, err_msg=path
         )
+
+
+# ---- guards: who draws which noise --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group_size", [1, 2])
+def test_hosts_name_their_decisions_apart(actor, make_pool, group_size):
+    """Two hosts: together they give the numbers of all episodes, each once."""
+    names = [stream.Episode(0, 2)] * 4
+    numbers = []
+    for host in (0, 1):
+        actor.share = starts.Share(host, 2)
+        rollout, _ = play(actor, make_pool(2), names, TWO_GROUPS, group_size=group_size)
+        place_R = actor.share.number(rollout.episode_R, group_size)
+        np.testing.assert_array_equal(rollout.chain.j, place_R * 6 + rollout.decision_R)
+        numbers += rollout.chain.j.tolist()
+    assert sorted(numbers) == [e * 6 + c for e in range(8) for c in range(3)]
+
+
+def test_evaluations_of_two_hosts_draw_differently(actor, make_pool):
+    seen = []
+    for host in (0, 1):
+        actor.share = starts.Share(host, 2)
+        actor.seen.clear()
+        pool = make_pool(1)
+        decide = collector.exploit(actor, None, None, pool.spec, 1, timeline.Timers())
+        stream.play(pool, [stream.Episode(0, 2)] * 2, stream.Schedule(), decide, timeline.Timers())
+        seen.append([int(id_B[0]) for id_B, _ in actor.seen])
+    assert seen == [[0, 1, 2, 12, 13, 14], [6, 7, 8, 18, 19, 20]]

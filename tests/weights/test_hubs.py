@@ -191,3 +191,31 @@ def test_checksums_do_not_depend_on_the_size_of_blocks(tmp_path, monkeypatch):
     assert hubs.DIGESTS["crc32c"](path) == f"{hub_server.crc32c(FILES['model.safetensors']):08x}", (
         "29 blocks and a rest"
     )
+
+
+@pytest.mark.parametrize("content", [b"", b"123", b"12345"], ids=len)
+def test_a_file_of_another_size_is_not_whole(tmp_path, content):
+    """Also where the hub gives no checksum."""
+    path = tmp_path / "file"
+    assert not hubs.whole(path, hubs.File("file", 4))
+    path.write_bytes(content)
+    assert not hubs.whole(path, hubs.File("file", 4))
+    path.write_bytes(b"1234")
+    assert hubs.whole(path, hubs.File("file", 4))
+
+
+def test_a_file_without_a_checksum_that_lies_there_cut_short_is_fetched(tmp_path, monkeypatch):
+    """The listing gives sizes alone, as ModelScope does for some files."""
+    fetched = []
+
+    def copy(source, files, folder):
+        fetched.extend(file.name for file in files)
+        (folder / "file").write_bytes(b"1234")
+
+    def listing(source):
+        return [hubs.File("file", 4)]
+
+    monkeypatch.setitem(hubs.HUBS, "modelscope", hubs.Hub(listing, copy))
+    (tmp_path / "file").write_bytes(b"123")
+    hubs.fetch(SOURCES["modelscope"], tmp_path)
+    assert fetched == ["file"]
