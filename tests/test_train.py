@@ -389,6 +389,7 @@ def still(directory, seed, num_iterations):
         num_iterations=num_iterations,
         seed=seed,
         env__suite="probe_observed",
+        rollout__start_order="ordered",
         optim__lr=1e-12,
         optim__value_lr=1e-12,
         algorithm__update_epochs=1,
@@ -429,6 +430,8 @@ def test_every_iteration_and_seed_draws_anew(noises):
     drawn, played, keys, _ = noises
     assert len(drawn) == 3 == len({x.tobytes() for x in drawn}), "exploration"
     assert len(set(played)) == 3, "start states"
+    for episodes in played:  # in order: each of the two as often
+        assert sorted(episode.init_state for episode in episodes) == [0] * 6 + [1] * 6
     assert len({x.tobytes() for x in keys}) == 3, "shuffles"
 
 
