@@ -374,6 +374,18 @@ def test_which_tokens_the_critic_on_the_vlm_reads(monkeypatch, mode):
     np.testing.assert_allclose(flow.prefill(None, None, cfg).pooled, want, rtol=1e-6)
 
 
+def test_deterministic_actions_are_euler_steps_from_the_noise_of_each_key(monkeypatch):
+    monkeypatch.setattr(pi0, "velocity", lambda p, prefix, x, t, *rest: (x * t[:, None, None], x))
+    monkeypatch.setattr(pi0, "modulations", lambda *args: None)
+    cfg = _config(num_steps=2)
+    shape = (cfg.model.action_horizon, cfg.model.action_dim)
+    key_B = jax.random.split(jax.random.key(0), 3)
+    actions = jax.jit(lambda key_B: flow.sample_actions(None, key_B, None, cfg))(key_B)
+    for key, row in zip(key_B, np.asarray(actions), strict=True):
+        start = jax.random.normal(key, shape)
+        np.testing.assert_allclose(row, start * (1 - 1 / 2) * (1 - 0.5 / 2), rtol=1e-5)
+
+
 def test_every_part_of_a_draw_depends_on_the_key():
     cfg = _config()
     one, other = (flow.draw(jax.random.split(jax.random.key(k), 32), cfg) for k in (0, 1))

@@ -23,7 +23,7 @@ from pirl_jax.learner import sft
 from pirl_jax.models import pi0
 from pirl_jax.policy import flow
 from pirl_jax.rollout import starts
-from pirl_jax.run import config, devices, simulators, steps, teach
+from pirl_jax.run import config, devices, policies, simulators, steps, teach
 
 TESTS = pathlib.Path(__file__).parents[1]
 
@@ -123,6 +123,41 @@ def test_fields_of_sft_reach_its_steps():
         40,
     )
     assert (settings.ema_decay, settings.augment) == (0.9, True)
+
+
+TRANSFORM = dict(
+    norm_mode="quantile",
+    delta_actions=True,
+    discrete_state=True,
+    image_size_px=24,
+    resize="device",
+    max_token_len=90,
+    action_dim=9,
+)
+
+
+@pytest.mark.parametrize("field", TRANSFORM)
+def test_fields_of_the_transform_reach_it(field):
+    value = TRANSFORM[field]
+    made = []
+    for fields in ({"model__max_token_len": 80}, {f"model__{field}": value}):
+        settings = changed(recipe.get_config(), **{"model__max_token_len": 80} | fields)
+        made.append(policies.transform(settings, policies.identity_stats(settings), ["push"]))
+    assert getattr(made[1], field) == value != getattr(made[0], field)
+
+
+def test_what_a_training_state_keeps():
+    """Average, anchor and the type of what does not train."""
+    asked = []
+    fields = dict(
+        algorithm__ema_decay=0.9, algorithm__anchor_coef=0.1, model__frozen_dtype="bfloat16"
+    )
+    for name, value in (("algorithm__gamma", 0.5), *fields.items()):
+        settings = changed(recipe.get_config(), **{name: value})
+        steps.train_state(settings, None, None, lambda *args, **kept: asked.append(kept))
+    plain = dict(ema=False, anchor=False, frozen_dtype="float32")
+    kept = [plain, dict(ema=True), dict(anchor=True), dict(frozen_dtype="bfloat16")]
+    assert asked == [plain | other for other in kept]
 
 
 @pytest.fixture
@@ -250,6 +285,17 @@ def test_demonstrations_of_a_batch_are_drawn_by_the_key():
         batches = teach.batches(encoded, 8, jax.random.key(key))
         drawn[key] = [tuple(next(batches)[0]) for _ in range(2)]
     assert len({*drawn[0], *drawn[1]}) == 4 and len(drawn[0][0]) == 8
+
+
+def test_hosts_share_a_batch_of_demonstrations(monkeypatch):
+    encoded = np.arange(50), np.arange(50)
+    whole, _ = next(teach.batches(encoded, 8, jax.random.key(0)))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    parts = []
+    for host in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        parts += next(teach.batches(encoded, 8, jax.random.key(0)))[0].tolist()
+    assert parts == whole.tolist()
 
 
 def test_sft_takes_its_steps_in_batches(monkeypatch):
