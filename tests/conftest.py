@@ -1,10 +1,11 @@
-"""Eight virtual CPU devices, warnings as errors, one compilation cache for the session, one door to the vectors."""
+"""Eight virtual CPU devices, warnings as errors, one compilation cache, one door to the vectors."""
 
 import os
 import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling is the cost of these tests: the CPU compiler's optimisations and fusion emitters cost 5 times what they save.
+# Compiling is the cost of these tests: the CPU compiler's optimisations and fusion emitters cost
+# 5 times what they save.
 os.environ["XLA_FLAGS"] = " ".join(
     (
         os.environ.get("XLA_FLAGS", ""),
@@ -30,7 +31,7 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 @pytest.fixture(scope="session")
 def vectors() -> pathlib.Path:
-    """Folder of the reference vectors (openpi/, rlinf/): all of them, or the part that is committed."""
+    """Folder of the reference vectors (openpi/, rlinf/): all, or the part that is committed."""
     return reference_files.FOLDER
 
 

@@ -1,4 +1,4 @@
-"""The whole agent on the five probes: the first one it cannot solve names the part that is broken."""
+"""The whole agent on the five probes: the first that it cannot solve names the broken part."""
 
 import functools
 import types
@@ -59,7 +59,10 @@ def play(agent, params, pool, key):
 
 
 def value_error(agent, rollout, results):
-    """RMS distance of the values from the discounted rewards that followed; in the first three probes it can vanish."""
+    """RMS distance of the values from the discounted rewards that followed.
+
+    In the first three probes it can vanish.
+    """
     future_E, target_CE = 0.0, np.zeros_like(rollout.reward_CE)
     for c in reversed(range(len(target_CE))):
         target_CE[c] = future_E = rollout.reward_CE[c] + agent.settings.update.gamma * future_E
@@ -96,6 +99,5 @@ def test_the_agent_solves(name, error, solved, iterations, agent):
                 return
             data = update.rows(rollout, agent.settings.update)
             state, _ = update.update(agent.update, state, data, key, agent.settings.update)
-    pytest.fail(
-        f"broken: {probes.PROBES[name].broken_part}; probe {name!r} has errors {np.round(errors, 2)}"
-    )
+    broken = probes.PROBES[name].broken_part
+    pytest.fail(f"broken: {broken}; probe {name!r} has errors {np.round(errors, 2)}")

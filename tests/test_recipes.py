@@ -14,7 +14,8 @@ SUITES = {
     "libero_goal": 320,
     "libero_10": 480,
 }  # time limits, control steps
-# denoise steps, noise level, executed actions, update epochs, gradient clip; decisions of an iteration at most
+# denoise steps, noise level, executed actions, update epochs, gradient clip; most decisions of an
+# iteration
 PUBLISHED = {
     "libero_spatial_ppo_pi0": (4, 0.5, 5, 4, 1.0, 24_576),
     "libero_spatial_ppo_pi05": (3, 0.5, 5, 1, 1.0, 24_576),
@@ -33,7 +34,7 @@ PUBLISHED = {
     "libero_10_grpo_pi0": (4, 0.5, 10, 2, 2.0, 24_576),
     "libero_10_grpo_pi05": (4, 0.5, 10, 4, 1.0, 24_576),
 }
-# suite: few-shot SFT of pi0 and pi0.5; then PPO and GRPO of pi0, PPO and GRPO of pi0.5; success in %
+# suite: few-shot SFT of pi0 and pi0.5; PPO and GRPO of pi0, PPO and GRPO of pi0.5; success in %
 RESULTS = {
     "libero_spatial": {
         "pi0": 65.3,
@@ -78,7 +79,7 @@ def recipe(request):
 
 
 def test_what_differs(recipe):
-    page, suite, algorithm, model, (steps, level, chunk, epochs, clip, decisions), name = recipe
+    page, suite, _, _, (steps, level, chunk, epochs, clip, decisions), name = recipe
     assert page.env.suite == suite and page.run.directory == f"runs/{name}"
     limit = (
         page.env.max_episode_steps or files.PROTOCOLS[page.env.protocol].max_episode_steps[suite]
@@ -188,7 +189,5 @@ def test_the_docstring_says_command_and_published_results(recipe):
         and "Deviations:" in text
         and "not reproduced by us yet" in text.lower()
     )
-    assert (
-        f"few-shot SFT {RESULTS[suite][model]:.1f} %, after {algorithm.upper()} {RESULTS[suite][f'{algorithm}_{model}']:.1f} %"
-        in text
-    )
+    before, after = RESULTS[suite][model], RESULTS[suite][f"{algorithm}_{model}"]
+    assert f"few-shot SFT {before:.1f} %, after {algorithm.upper()} {after:.1f} %" in text

@@ -499,7 +499,7 @@ def test_target_kl_looks_at_the_last_epoch_alone():
 
 
 def two_iterations(cfg, optim=OPTIM):
-    """Parameters before, after one and after two iterations of several updates each; metrics of both."""
+    """Parameters before, after one and after two iterations of several updates; metrics of both."""
     mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
     state = states.create(make_params(mesh), optim, trainable, mesh)
     update_minibatch = update.make_update(log_prob_fn, cfg, optim, trainable, mesh)
@@ -514,7 +514,7 @@ def two_iterations(cfg, optim=OPTIM):
 
 
 def test_the_schedule_counts_iterations_and_not_updates():
-    """Warm-up from 0: none of the updates of the first iteration moves anything, all of the second have half the rate."""
+    """Warm-up from 0: no update of the first iteration moves, all of the second have half the rate."""
     optim = dataclasses.replace(OPTIM, warmup_steps=2)
     (before, first, second), history = two_iterations(CFG, optim)
     assert history[0]["actor/updates"] == 4

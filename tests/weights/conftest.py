@@ -87,7 +87,7 @@ def torch_case(request, vectors):
 
 
 def _with_those_left_out(folder, cfg, params):
-    """tests/golden names only the smaller parameters, in float32; the large ones are what the file says."""
+    """tests/golden names only the smaller parameters, in float32; the others are as in the file."""
     source = sources.open_source(folder, cfg)
     assert len(params) > 0.8 * len(source.shapes) and set(params) < set(source.shapes)
     recorded = {path: x.astype(ml_dtypes.bfloat16) for path, x in params.items()}
