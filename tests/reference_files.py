@@ -42,4 +42,6 @@ def enough(count: int) -> int:
     return count if COMPLETE else min(count, 4)
 
 
-only_complete = pytest.mark.skipif(not COMPLETE, reason="its numbers are not part of tests/golden")
+only_complete = pytest.mark.skipif(
+    not COMPLETE, reason="its reference numbers are not part of tests/golden"
+)
