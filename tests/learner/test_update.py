@@ -529,7 +529,8 @@ def test_the_schedule_counts_iterations_and_not_updates():
 
 def test_the_critic_warmup_ends_after_its_iterations():
     cfg = dataclasses.replace(CFG, critic_warmup_iterations=1)
-    (before, first, second), history = two_iterations(cfg)
+    optim = dataclasses.replace(OPTIM, weight_decay=0.0)  # which moves without a gradient, too
+    (before, first, second), history = two_iterations(cfg, optim)
     assert_same(first["policy"], before["policy"], rtol=0, atol=0)
     assert (second["policy"]["w"] != first["policy"]["w"]).any()
     assert [metrics["actor/lr"] for metrics in history] == [0.0, pytest.approx(OPTIM.lr)]
