@@ -1,6 +1,9 @@
-"""The tiny network with which the reference's sampler and whole training iterations were recorded (vectors' README, d_sampler):
+"""The tiny network with which the reference's sampler and whole training iterations were recorded
+(vectors' README, d_sampler):
 
-    suffix = tanh(x Wx + t wt + state Ws + pos)    v = action_out_proj(suffix)    prefix = tanh(state prefix_W + prefix_P)
+    suffix = tanh(x Wx + t wt + state Ws + pos)
+    v = action_out_proj(suffix)
+    prefix = tanh(state prefix_W + prefix_P)
 
 It stands in for pi0.velocity; everything else is the repository's own code.
 """
@@ -41,8 +44,11 @@ def prefix(state_BS, fixed: dict, cfg: flow.Policy) -> pi0.Prefix:
 
 
 def reference_tokens(length: int, num_images: int = 2):
-    """The tokens that the reference pools: 256 per camera, none of the absent cameras, and every language slot, padding or
-    not (README Q21).  Three cameras and 200 (pi0.5) or 48 (pi0) slots make 968 or 816 tokens."""
+    """The tokens that the reference pools: 256 per camera and every language slot (README Q21).
+
+    None of the absent cameras; padding, too.  Three cameras and 200 (pi0.5) or 48 (pi0) slots make
+    968 or 816 tokens.
+    """
     place = jnp.arange(length)
     return (place < 256 * num_images) | (place >= 3 * 256)
 
@@ -75,7 +81,7 @@ def _path(name, flat):
 
 
 def policy(meta: dict) -> flow.Policy:
-    """The recorded settings, RLinf's choices included: in the joint mode the mean over start noise and steps."""
+    """The recorded settings, RLinf's choices included: joint is the mean over start and steps."""
     base = variants.pi0_config(
         "tiny", action_dim=meta["action_dim"], action_horizon=meta["action_horizon"]
     )
@@ -102,7 +108,7 @@ def policy(meta: dict) -> flow.Policy:
 
 
 def randomness(noise, denoise_inds, cfg: flow.Policy):
-    """Recorded noise [J+1,B,H,A] and indices [B,J] -> start_BHA, j_BK, eps_BKHA of flow.integrate."""
+    """Recorded noise [J+1,B,H,A], indices [B,J] -> the randomness of flow.integrate."""
     j_BK = np.asarray(denoise_inds if cfg.model.joint_logprob else denoise_inds[:, :1], np.int32)
     eps_BJHA = np.moveaxis(noise[1:], 0, 1)
     eps_BKHA = np.take_along_axis(eps_BJHA, np.maximum(j_BK, 0)[:, :, None, None], axis=1)

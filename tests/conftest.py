@@ -1,10 +1,11 @@
-"""Eight virtual CPU devices, warnings as errors, one compilation cache for the session, one door to the vectors."""
+"""Eight virtual CPU devices, warnings as errors, one compilation cache, one door to the vectors."""
 
 import os
 import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling is the cost of these tests: the CPU compiler's optimisations and fusion emitters cost 5 times what they save.
+# Compiling is the cost of these tests: the CPU compiler's optimisations and fusion emitters cost
+# 5 times what they save.
 os.environ["XLA_FLAGS"] = " ".join(
     (
         os.environ.get("XLA_FLAGS", ""),
@@ -18,9 +19,9 @@ os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
 
 import jax
 import pytest
+import reference_files
 
 ROOT = pathlib.Path(__file__).parents[1]
-VECTORS = pathlib.Path(os.environ.get("PIRL_VECTORS", ROOT.parent / "shared" / "vectors"))
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
@@ -30,22 +31,14 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 @pytest.fixture(scope="session")
 def vectors() -> pathlib.Path:
-    """Folder of the reference vectors (openpi/, rlinf/)."""
-    if not VECTORS.is_dir():
-        pytest.skip(f"reference vectors not found at {VECTORS} (set PIRL_VECTORS)")
-    return VECTORS
+    """Folder of the reference vectors (openpi/, rlinf/): all, or the part that is committed."""
+    return reference_files.FOLDER
 
 
 @pytest.fixture(scope="session")
 def libero_assets() -> pathlib.Path:
     """LIBERO's meshes and scenes beside the vectors; they are not part of the repository either."""
-    folder = VECTORS.parent / "libero_assets"
+    folder = reference_files.ALL.parent / "libero_assets"
     if not folder.is_dir():
         pytest.skip(f"LIBERO assets not found at {folder}")
     return folder
-
-
-@pytest.fixture(scope="session")
-def model_vectors() -> pathlib.Path:
-    """Folder of the reference model cases: all of them, or the two that are committed."""
-    return VECTORS / "openpi" if VECTORS.is_dir() else ROOT / "tests" / "golden"

@@ -1,4 +1,4 @@
-"""The whole agent on the five probes: the first that it cannot solve names what is broken."""
+"""The whole agent on the five probes: the first that it cannot solve names the broken part."""
 
 import functools
 import types
@@ -58,8 +58,10 @@ def play(agent, params, pool, key):
 
 
 def value_error(agent, rollout, results):
-    """RMS distance of the values from the discounted rewards that followed; in the first three
-    probes it can vanish."""
+    """RMS distance of the values from the discounted rewards that followed.
+
+    In the first three probes it can vanish.
+    """
     future_E, target_CE = 0.0, np.zeros_like(rollout.reward_CE)
     for c in reversed(range(len(target_CE))):
         target_CE[c] = future_E = (

@@ -14,8 +14,8 @@ SUITES = {
     "libero_goal": 320,
     "libero_10": 480,
 }  # time limits, control steps
-# denoise steps, noise level, executed actions, update epochs, gradient clip; decisions of an
-# iteration at most
+# denoise steps, noise level, executed actions, update epochs, gradient clip; most decisions of an
+# iteration
 PUBLISHED = {
     "libero_spatial_ppo_pi0": (4, 0.5, 5, 4, 1.0, 24_576),
     "libero_spatial_ppo_pi05": (3, 0.5, 5, 1, 1.0, 24_576),
@@ -34,8 +34,7 @@ PUBLISHED = {
     "libero_10_grpo_pi0": (4, 0.5, 10, 2, 2.0, 24_576),
     "libero_10_grpo_pi05": (4, 0.5, 10, 4, 1.0, 24_576),
 }
-# suite: few-shot SFT of pi0 and pi0.5; then PPO and GRPO of pi0, PPO and GRPO of pi0.5; success
-# in %
+# suite: few-shot SFT of pi0 and pi0.5; PPO and GRPO of pi0, PPO and GRPO of pi0.5; success in %
 RESULTS = {
     "libero_spatial": {
         "pi0": 65.3,

@@ -386,3 +386,70 @@ def test_demonstrations_that_all_fail(tmp_path, capsys):
         "none of 1 demonstrations per task succeeded; raise env.max_episode_steps=5"
         in capsys.readouterr().err
     )
+
+
+# ---- guards: counters that decide what is drawn, fields of an evaluation ------------------------
+
+
+def still(directory, seed, num_iterations):
+    """A policy that does not move; what differs between iterations was drawn."""
+    return start(
+        "probe.py",
+        directory,
+        num_iterations=num_iterations,
+        seed=seed,
+        env__suite="probe_observed",
+        rollout__start_order="ordered",
+        optim__lr=1e-12,
+        optim__value_lr=1e-12,
+        algorithm__update_epochs=1,
+        eval__baseline=False,
+        eval__every=1,
+        eval__episodes_per_task=2,
+        eval__episodes_during_training=1,
+        run__save_every=1,
+        run__keep=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def noises(tmp_path_factory):
+    """Of three rollouts, two with one seed: chains, episodes, keys of their shuffles; and a run."""
+    drawn, played, keys = [], [], []
+    collect, learn = train.collector.collect, train.update.update
+
+    def collected(*args, **kwargs):
+        rollout, results = collect(*args, **kwargs)
+        drawn.append(np.concatenate([x.ravel() for x in (rollout.chain.x, rollout.chain.j)]))
+        played.append(tuple(result.episode for result in results))
+        return rollout, results
+
+    def learned(update_minibatch, state, data, key, *args, **kwargs):
+        keys.append(np.asarray(jax.device_get(jax.random.key_data(key))))
+        return learn(update_minibatch, state, data, key, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.collector, "collect", collected)
+        patch.setattr(train.update, "update", learned)
+        run = still(tmp_path_factory.mktemp("seed_1"), 1, 2)
+        still(tmp_path_factory.mktemp("seed_2"), 2, 1)
+    return drawn, played, keys, run
+
+
+def test_every_iteration_and_seed_draws_anew(noises):
+    drawn, played, keys, _ = noises
+    assert len(drawn) == 3 == len({x.tobytes() for x in drawn}), "exploration"
+    assert len(set(played)) == 3, "start states"
+    for episodes in played:  # in order: each of the two as often
+        assert sorted(episode.init_state for episode in episodes) == [0] * 6 + [1] * 6
+    assert len({x.tobytes() for x in keys}) == 3, "shuffles"
+
+
+def test_fields_of_evaluations_and_checkpoints(noises):
+    *_, run = noises
+    counts = {
+        path.parent.name: json.loads(path.read_text())["num_episodes"]
+        for path in run.glob("evaluation/*/evaluation.json")
+    }
+    assert counts == {"iteration_1": 1, "after": 2}
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()] == ["2"]

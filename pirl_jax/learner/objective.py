@@ -8,7 +8,6 @@ and how often a row is used.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from flax import struct
 import jax
@@ -16,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pirl_jax.core import mesh as meshes
+from pirl_jax.core import page, types
 from pirl_jax.core import rows as context_rows
-from pirl_jax.core import types
 from pirl_jax.rl import advantages, groups, losses
 
 
@@ -52,7 +51,7 @@ class Sums:
 # ---- rows ------------------------------------------------------------------------------------
 
 
-def with_advantages(rollout: types.Rollout, cfg: Any) -> Minibatch:
+def with_advantages(rollout: types.Rollout, cfg: page.Algorithm) -> Minibatch:
     """Advantages, returns and weights of all R decisions of a rollout.
 
     Without a critic the return is the score of the episode.
@@ -76,7 +75,9 @@ def with_advantages(rollout: types.Rollout, cfg: Any) -> Minibatch:
     )
 
 
-def _critic(rollout: types.Rollout, cfg: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _critic(
+    rollout: types.Rollout, cfg: page.Algorithm
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     terminated_CE = rollout.terminated_CE
     if not cfg.bootstrap_truncated:  # a time limit is an end of value 0
         terminated_CE = terminated_CE | rollout.truncated_CE
@@ -99,7 +100,9 @@ def _over_hosts(x: float) -> float:
     return sum(map(float, meshes.gather(x)))
 
 
-def _group_relative(rollout: types.Rollout, cfg: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _group_relative(
+    rollout: types.Rollout, cfg: page.Algorithm
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every decision of an episode has the advantage of the episode.
 
     Lost episodes, which have no valid decision, count for nothing; filtered groups get no weight,
@@ -117,7 +120,7 @@ def _group_relative(rollout: types.Rollout, cfg: Any) -> tuple[np.ndarray, np.nd
     return advantage_CE, return_CE, useful(score_E, valid_E, cfg)
 
 
-def useful(score_E: np.ndarray, valid_E: np.ndarray, cfg: Any) -> np.ndarray:
+def useful(score_E: np.ndarray, valid_E: np.ndarray, cfg: page.Algorithm) -> np.ndarray:
     """[E] bool: episodes that an update learns from.
 
     score_E: their rewards.  valid_E: False where lost.
@@ -151,7 +154,7 @@ def put(batch: Minibatch, mesh: jax.sharding.Mesh) -> Minibatch:
 
 def loss(
     log_prob_fn: Callable,
-    cfg: Any,
+    cfg: page.Algorithm,
     params: dict,
     batch: Minibatch,
     freeze_policy: bool | jax.Array,
@@ -201,7 +204,9 @@ def loss(
     return total, sums
 
 
-def _surrogate(cfg: Any, log_prob_BIA: jax.Array, batch: Minibatch) -> tuple[jax.Array, dict]:
+def _surrogate(
+    cfg: page.Algorithm, log_prob_BIA: jax.Array, batch: Minibatch
+) -> tuple[jax.Array, dict]:
     """The clipped policy loss, summed over the rows, and its metrics."""
     log_prob = losses.reduce_log_prob(log_prob_BIA, cfg.logprob_type)
     old = losses.reduce_log_prob(batch.chain.log_prob, cfg.logprob_type)

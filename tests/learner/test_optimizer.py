@@ -1,8 +1,10 @@
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.core import page, spec
 from pirl_jax.learner import optimizer
@@ -38,19 +40,19 @@ def config(meta):
 
 # critic_warmup, after which the reference primes a new optimiser with a stale gradient (README,
 # Q27): test_reference_runs.py.
-@pytest.mark.parametrize(
-    "case",
-    [
-        "default",
-        "biglr",
-        "noclip",
-        "cosine",
-        "cosine_warm",
-        "const_warm",
-        "openpi_cosine",
-        "nonfinite",
-    ],
-)
+STEPS = [
+    "default",
+    "biglr",
+    "noclip",
+    "cosine",
+    "cosine_warm",
+    "const_warm",
+    "openpi_cosine",
+    "nonfinite",
+]
+
+
+@pytest.mark.parametrize("case", reference_files.having("rlinf/g_optim.npz", STEPS))
 def test_reference_steps(vectors, case):
     z = np.load(vectors / "rlinf" / "g_optim.npz")
     meta = json.loads(str(z[f"{case}/meta"]))
@@ -232,3 +234,89 @@ def test_a_skipped_step_leaves_everything_as_it_was():
     )
     jax.tree.map(np.testing.assert_array_equal, (new, new_state), (params, opt_state))
     assert metrics["skipped"] == 1
+
+
+# ---- twins that need no reference numbers -------------------------------------------------------
+
+
+def adam_by_hand(cfg, params, grads_of_steps):
+    """AdamW in float64: one clip over everything, two rates, decoupled decay."""
+    params = {path: np.asarray(x, float) for path, x in spec.flatten(params).items()}
+    mean = {path: 0.0 for path in params}
+    square = {path: 0.0 for path in params}
+    for step, grads in enumerate(grads_of_steps, 1):
+        grads = spec.flatten(grads)
+        norm = np.sqrt(sum((np.asarray(g, float) ** 2).sum() for g in grads.values()))
+        for path in params:
+            g = grads[path] * min(1.0, cfg.clip_grad / norm)
+            mean[path] = cfg.b1 * mean[path] + (1 - cfg.b1) * g
+            square[path] = cfg.b2 * square[path] + (1 - cfg.b2) * g**2
+            size = np.sqrt(square[path] / (1 - cfg.b2**step)) + cfg.eps
+            move = mean[path] / (1 - cfg.b1**step) / size + cfg.weight_decay * params[path]
+            rate = cfg.value_lr if path.startswith("value_head/") else cfg.lr
+            params[path] = params[path] - rate * move
+    return params
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(b1=0.5),
+        dict(b2=0.6),
+        dict(eps=0.3),
+        dict(weight_decay=0.4),
+        dict(clip_grad=0.2),
+        dict(lr=0.05),
+        dict(value_lr=0.002),
+    ],
+    ids=str,
+)
+def test_three_steps_by_hand(changes):
+    """Each field off its default, and each has an effect."""
+    plain = page.Optim(lr=0.01, value_lr=0.03, clip_grad=100.0)
+    cfg = dataclasses.replace(plain, **changes)
+    draw = np.random.default_rng(0)
+    params = {
+        "a": draw.normal(size=5).astype(np.float32),
+        "value_head": {"out": draw.normal(size=3).astype(np.float32)},
+    }
+    grads = [
+        jax.tree.map(lambda x: draw.normal(size=x.shape).astype(np.float32), params)
+        for _ in range(3)
+    ]
+    want = adam_by_hand(cfg, params, grads)
+    untouched = adam_by_hand(plain, params, grads)
+    assert not changes or any(np.abs(want[p] - untouched[p]).max() > 1e-4 for p in want)
+    apply = jax.jit(lambda g, s, p: optimizer.apply(cfg, g, s, p, 0))
+    opt_state = optimizer.init(cfg, params)
+    for step in grads:
+        params, opt_state, _ = apply(step, opt_state, params)
+    for path, x in spec.flatten(params).items():
+        np.testing.assert_allclose(x, want[path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+# Peak 1: from 0 or 1 / (warmup + 1) up to step 4, half a cosine down to 0.2 at step 12.
+HALFWAY = 0.2 + 0.8 / 2
+CURVES = {
+    "constant": {0: 0.0, 1: 0.25, 4: 1.0, 12: 1.0, 50: 1.0},
+    "cosine": {0: 0.0, 1: 0.25, 4: 1.0, 8: HALFWAY, 12: 0.2, 50: 0.2},
+    "openpi_cosine": {0: 0.2, 1: 0.4, 4: 1.0, 8: HALFWAY, 12: 0.2, 50: 0.2},
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_schedules_by_hand(name):
+    cfg = page.Optim(
+        lr=2.0, value_lr=3.0, schedule=name, warmup_steps=4, decay_steps=12, min_lr_ratio=0.2
+    )
+    for step, factor in CURVES[name].items():
+        rates = optimizer.learning_rates(cfg, step)
+        want = 2.0 * factor, 3.0 * factor
+        np.testing.assert_allclose([rates["policy"], rates["value"]], want, atol=1e-6)
+
+
+def test_the_average_forgets_by_its_decay():
+    average = states.averaged({"a": np.float32(1.0)}, {"a": np.float32(2.0)}, 0.9)
+    np.testing.assert_allclose(average["a"], 0.9 * 1.0 + 0.1 * 2.0, rtol=1e-6)
+    assert states.averaged(None, {"a": np.float32(2.0)}, 0.9) is None

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, spec, types
@@ -37,6 +38,7 @@ EPOCHS, T, B, CHUNK = (
     5,
 )  # rollout epochs, decisions, simulators, control steps of a decision
 COLUMNS, MINIBATCH = EPOCHS * B, 24
+FILE = "rlinf/h_e2e.npz"
 WHOLE_EPISODES = ["ppo_pi0_sde", "ppo_pi05_vlm", "grpo_filter", "grpo_nofilter_token"]
 STREAMS = [
     "ppo_flow_noise_autoreset",
@@ -154,7 +156,7 @@ class Recorded:
 
 @pytest.fixture(scope="module")
 def file(vectors):
-    return np.load(vectors / "rlinf" / "h_e2e.npz")
+    return np.load(vectors / FILE)
 
 
 @pytest.fixture(autouse=True)
@@ -394,7 +396,7 @@ def check_first_gradient(recorded, params, microbatches, iteration, freeze_polic
         np.testing.assert_allclose(grads[path], x, rtol=1e-3, atol=2e-5, err_msg=path)
 
 
-@pytest.mark.parametrize("case", WHOLE_EPISODES + STREAMS)
+@pytest.mark.parametrize("case", reference_files.having(FILE, WHOLE_EPISODES + STREAMS))
 def test_two_iterations(file, case):
     recorded, mesh = Recorded(file, case), meshes.make_mesh(1, 1, jax.devices()[:1])
     state = states.create(recorded.params, recorded.optim, lambda path: True, mesh)
@@ -435,6 +437,7 @@ def test_two_iterations(file, case):
             np.testing.assert_allclose(x, after[path], rtol=1e-4, atol=2e-5, err_msg=path)
 
 
+@reference_files.only_complete
 def test_the_critic_warmup(file):
     """RLinf warms up for three of the four optimiser steps of its first iteration, we for whole
     iterations; so the last step is taken as one of a second iteration.  At the end of the warm-up

@@ -9,12 +9,14 @@ import json
 
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.core import page, types
 from pirl_jax.learner import objective
 from pirl_jax.rl import losses
 from pirl_jax.rollout import stats, stream
 
+FILE = "rlinf/e_rollout.npz"
 CHUNK_LEVEL = [f"ppo_pre_{i:02}" for i in range(16) if i % 4 < 2]
 BOOTSTRAPS = [
     f"bootstrap_{i:02}" for i in range(40) if i % 10 < 5
@@ -23,7 +25,7 @@ BOOTSTRAPS = [
 
 @pytest.fixture(scope="module")
 def file(vectors):
-    return np.load(vectors / "rlinf" / "e_rollout.npz")
+    return np.load(vectors / FILE)
 
 
 def as_columns(x_RB, epochs):
@@ -48,7 +50,7 @@ def make_rollout(reward_CE, value_CE, next_value_CE, terminated_CE, truncated_CE
     )
 
 
-@pytest.mark.parametrize("case", CHUNK_LEVEL)
+@pytest.mark.parametrize("case", reference_files.having(FILE, CHUNK_LEVEL))
 def test_advantages_and_returns(file, case):
     meta, get = json.loads(str(file[f"{case}/meta"])), lambda name: file[f"{case}/{name}"]
     reward = as_columns(get("in/rewards"), meta["rollout_epoch"]).sum(-1)
@@ -73,7 +75,7 @@ def test_advantages_and_returns(file, case):
         )
 
 
-@pytest.mark.parametrize("case", BOOTSTRAPS)
+@pytest.mark.parametrize("case", reference_files.having(FILE, BOOTSTRAPS))
 def test_what_a_time_limit_adds(file, case):
     """The reference adds gamma V(last observation) to the reward; for us it is the bootstrap of a
     truncated decision."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, spec, types
@@ -35,6 +36,7 @@ def model_config(pi05, lora):
 
 
 CASES = {"pi0_tiny": (False, False), "pi05_tiny": (True, False), "pi0_lora_tiny": (False, True)}
+RECORDED = reference_files.existing("openpi/train_{}.npz", CASES)
 
 
 def sft_config(settings, case):
@@ -78,7 +80,7 @@ def load(folder, case):
     return z, settings, sft_config(settings, case)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", RECORDED)
 def test_draws_are_openpis(vectors, case):
     z, settings, cfg = load(vectors, case)
     key, _ = jax.random.split(jax.random.key(settings["seed"]))
@@ -89,7 +91,7 @@ def test_draws_are_openpis(vectors, case):
         np.testing.assert_allclose(time, z[f"step{step}/time"], atol=1e-6)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", RECORDED)
 def test_three_steps(vectors, fast_compile, case):
     z, settings, cfg = load(vectors, case)
     mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
@@ -153,3 +155,66 @@ def test_value_head_stays_and_augmentation_moves_the_images(vectors):
         "value_head" in state.params
         and "value_head" not in states.partition(state.params, sft._trainable(cfg))[0]
     )
+
+
+# ---- guards that need no reference numbers ------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """In the place of the loss: a number that tells the flow noise and time that were drawn."""
+
+    def loss(params, obs, actions_BHA, noise_BHA, time_B, cfg):
+        return noise_BHA.mean((1, 2)) + 10 * time_B + 0 * params["a"].sum()
+
+    monkeypatch.setattr(sft.pi0, "flow_matching_loss", loss)
+    obs = types.Observation(
+        images=np.zeros((2, 2, 16, 16, 3), np.uint8),
+        image_mask=np.ones((2, 2), bool),
+        state=np.zeros((2, 32), np.float32),
+        tokens=np.zeros((2, 4), np.int32),
+        token_mask=np.ones((2, 4), bool),
+    )
+    return {"a": np.ones(3, np.float32)}, (obs, np.zeros((2, 10, 32), np.float32))
+
+
+def guarded(**changes):
+    optim = page.Optim(lr=0.1, clip_grad=1.0)
+    return sft.Stage(model_config(False, False), page.Sft(**changes), optim)
+
+
+def test_the_sft_term_draws_by_step_and_seed(drawn):
+    params, demonstrations = drawn
+    loss = {seed: sft.make_loss(guarded(), seed) for seed in (0, 1)}
+    values = [float(loss[seed](params, demonstrations, step)) for seed in (0, 1) for step in (0, 1)]
+    assert len(set(values)) == 4
+    assert values[0] == float(loss[0](params, demonstrations, 0))
+
+
+def test_every_sft_step_draws_by_its_number_and_the_key(drawn):
+    params, (obs, actions) = drawn
+    mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
+    batch = meshes.put_batch((obs, actions), mesh)
+    step = sft.make_sft_step(guarded(), mesh)
+    losses = []
+    for key in (0, 1):
+        state = sft.create_state(params, guarded(), mesh)
+        for _ in range(2):
+            state, metrics = step(state, *batch, jax.random.key(key))
+            losses.append(float(metrics["loss"]))
+    assert len(set(losses)) == 4
+
+
+def test_the_average_of_sft_has_its_decay(drawn, monkeypatch):
+    """The gradient is 1 everywhere, and the first step of Adam is the rate."""
+    params, (obs, actions) = drawn
+    loss = lambda params, *rest: params["a"].sum() + jnp.zeros(2)  # noqa: E731  a stand-in
+    monkeypatch.setattr(sft.pi0, "flow_matching_loss", loss)
+    cfg = guarded(ema=0.9)
+    mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
+    state = sft.create_state(params, cfg, mesh)
+    batch = meshes.put_batch((obs, actions), mesh)
+    state, _ = sft.make_sft_step(cfg, mesh)(state, *batch, jax.random.key(0))
+    moved = np.asarray(state.params["a"]) - 1.0
+    assert (moved < 0).all()
+    np.testing.assert_allclose(np.asarray(state.ema["a"]) - 1.0, 0.1 * moved, rtol=1e-4)

@@ -424,3 +424,163 @@ def test_wrong_names():
         ValueError, match="logprob_type='word' does not exist; choose one of: chunk, action, token"
     ):
         page.Algorithm(logprob_type="word")
+
+
+# ---- guards: fields off their neutral value, counters -------------------------------------------
+
+
+def by_hand(rows, params, anchor=None, **changes):
+    """The objective over the sum of the weights, in numpy, with these fields of CFG replaced."""
+    cfg = dataclasses.replace(CFG, **changes)
+    log_prob, entropy, value, distance = log_prob_fn(params, rows.chain, rows.context, anchor)
+    log_ratio = np.asarray(log_prob - rows.chain.log_prob, float).sum((1, 2))
+    ratio = np.exp(log_ratio)
+    inside = np.clip(ratio, 1 - cfg.clip_ratio_low, 1 + cfg.clip_ratio_high)
+    policy = np.maximum(-rows.advantage * ratio, -rows.advantage * inside)
+    if cfg.clip_ratio_c:
+        policy = np.minimum(policy, cfg.clip_ratio_c * abs(rows.advantage))
+    old = np.asarray(rows.chain.value, float)
+    near = old + np.clip(np.asarray(value, float) - old, -cfg.value_clip, cfg.value_clip)
+    errors = np.abs([rows.return_ - np.asarray(value), rows.return_ - near])
+    delta = cfg.huber_delta
+    critic = np.where(errors < delta, errors**2 / 2, delta * (errors - delta / 2)).max(0)
+    total = policy - cfg.entropy_bonus * np.asarray(entropy) + cfg.value_coef * critic
+    if anchor is not None:
+        total = total + cfg.anchor_coef * np.asarray(distance)
+    return (rows.weight * total).sum()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(value_coef=0.25),
+        dict(value_coef=3.0),
+        dict(value_clip=0.05),
+        dict(huber_delta=0.3),
+        dict(clip_ratio_low=0.05, clip_ratio_high=0.4),
+        dict(clip_ratio_low=0.4, clip_ratio_high=0.05),
+        dict(clip_ratio_c=1.2),
+        dict(entropy_bonus=0.5),
+        dict(anchor_coef=0.7),
+    ],
+    ids=str,
+)
+def test_each_coefficient_of_the_objective_by_hand(changes):
+    rows = make_rows(24, drift=1.0)
+    params = make_params(meshes.make_mesh(1, 1, jax.devices()[:1]))
+    anchor = jax.tree.map(lambda x: 1.1 * x, params) if "anchor_coef" in changes else None
+    cfg = dataclasses.replace(CFG, **changes)
+    total, _ = objective.loss(log_prob_fn, cfg, params, rows, False, anchor)
+    want = by_hand(rows, params, anchor, **changes)
+    np.testing.assert_allclose(total, want, rtol=1e-4)
+    assert abs(want - by_hand(rows, params, anchor)) > 1e-3 * abs(want), "the field has no effect"
+
+
+def test_the_value_coefficient_scales_the_gradient_of_the_critic():
+    """Nothing else has one here: advantage and entropy bonus are 0."""
+    rows = make_rows(16)
+    rows.advantage[:] = 0.0
+    norms = {}
+    for coefficient in (1.0, 0.25):
+        changes = dict(value_coef=coefficient, entropy_bonus=0.0, update_epochs=1)
+        _, metrics = run(1, 1, rows, dataclasses.replace(CFG, **changes))
+        norms[coefficient] = metrics["actor/grad_norm"]
+    np.testing.assert_allclose(norms[0.25], 0.25 * norms[1.0], rtol=1e-5)
+
+
+def test_an_entropy_bonus_widens_the_policy():
+    rows = make_rows(16)
+    rows.advantage[:] = 0.0
+    cfg = dataclasses.replace(CFG, entropy_bonus=0.1)
+    state, _ = run(1, 1, rows, cfg)
+    before = make_params(meshes.make_mesh(1, 1, jax.devices()[:1]))
+    assert state.params["policy"]["log_std"] > before["policy"]["log_std"]
+
+
+def test_target_kl_looks_at_the_last_epoch_alone():
+    """The distance grows; the limit lies between the mean of the second epoch and that of both."""
+    rows = make_rows(32, drift=0.0)
+    once = dict(minibatch_size=32, microbatch_size=32)
+    both = {}
+    for epochs in (1, 2):
+        cfg = dataclasses.replace(CFG, update_epochs=epochs, **once)
+        both[epochs] = run(1, 1, rows, cfg)[1]["actor/approx_kl3"]
+    last = 2 * both[2] - both[1]
+    assert both[1] < 1e-6 < both[2] < 0.6 * last
+    limit = (both[2] + last) / 2
+    cfg = dataclasses.replace(CFG, update_epochs=4, target_kl=float(limit), **once)
+    assert run(1, 1, rows, cfg)[1]["actor/epochs"] == 2
+
+
+def two_iterations(cfg, optim=OPTIM):
+    """Parameters before, after one and after two iterations of several updates; metrics of both."""
+    mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
+    state = states.create(make_params(mesh), optim, trainable, mesh)
+    updater = update.Updater(log_prob_fn, cfg, optim, trainable, mesh)
+    params, history = [jax.device_get(state.params)], []
+    for _ in range(2):
+        state, metrics = update.learn(updater, state, make_rows(48), jax.random.key(0))
+        params.append(jax.device_get(state.params))
+        history.append(metrics)
+    return params, history
+
+
+def test_the_schedule_counts_iterations_and_not_updates():
+    """Warm-up from 0: no update of the first iteration moves, all of the second have half the rate."""
+    optim = dataclasses.replace(OPTIM, warmup_steps=2)
+    (before, first, second), history = two_iterations(CFG, optim)
+    assert history[0]["actor/updates"] == 4
+    assert [metrics["actor/lr"] for metrics in history] == [0.0, pytest.approx(OPTIM.lr / 2)]
+    assert [metrics["actor/value_lr"] for metrics in history] == [
+        0.0,
+        pytest.approx(OPTIM.value_lr / 2),
+    ]
+    assert_same(first, before, rtol=0, atol=0)
+    assert (second["policy"]["w"] != first["policy"]["w"]).any()
+
+
+def test_the_critic_warmup_ends_after_its_iterations():
+    cfg = dataclasses.replace(CFG, critic_warmup_iterations=1)
+    optim = dataclasses.replace(OPTIM, weight_decay=0.0)  # which moves without a gradient, too
+    (before, first, second), history = two_iterations(cfg, optim)
+    assert_same(first["policy"], before["policy"], rtol=0, atol=0)
+    assert (second["policy"]["w"] != first["policy"]["w"]).any()
+    assert [metrics["actor/lr"] for metrics in history] == [0.0, pytest.approx(OPTIM.lr)]
+
+
+def test_every_epoch_deals_the_rows_anew(monkeypatch):
+    """And every key, of which an iteration has one of its own."""
+    dealt, split = [], update.minibatch.split
+
+    def recorded(*args, **kwargs):
+        dealt.append(split(*args, **kwargs))
+        return dealt[-1]
+
+    monkeypatch.setattr(update.minibatch, "split", recorded)
+    for key in (0, 1):
+        run(1, 1, make_rows(40), key=key)
+    orders = [tuple(index.reshape(-1)) for index, _ in dealt]
+    assert len(orders) == 4 and len(set(orders)) == 4
+
+
+def test_gamma_and_lambda_by_hand():
+    """Two decisions of the second episode of make_rollout: values 0.1, 0.2, then reward 1."""
+    cfg = page.Algorithm(gamma=0.5, gae_lambda=0.25, normalize_advantages=False)
+    batch = objective.with_advantages(make_rollout(), cfg)
+    last = 1 - 0.2
+    first = 0.5 * 0.2 - 0.1 + 0.5 * 0.25 * last
+    np.testing.assert_allclose(batch.advantage[3:], [first, last], atol=1e-6)
+    np.testing.assert_allclose(batch.return_[3:], [first + 0.1, 1.0], atol=1e-6)
+
+
+def test_bounds_of_the_reward_filter():
+    """Groups of two with means 0.25, 0.5, 0.75."""
+    score, valid = [0, 0.5, 0.5, 0.5, 0.5, 1], [True] * 6
+    cfg = page.Algorithm(
+        adv_type="grpo",
+        group_size=2,
+        filter_rewards=True,
+        rewards_lower_bound=0.4,
+        rewards_upper_bound=0.6,
+    )
+    np.testing.assert_array_equal(objective.useful(score, valid, cfg), [0, 0, 1, 1, 0, 0])

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.core import spec, types
 from pirl_jax.models import pi0, siglip, variants
@@ -37,24 +38,26 @@ CASES = (
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 
 
-@pytest.fixture(scope="session", params=CASES)
-def case(request, model_vectors):
+def existing(names):
+    """Those of the reference cases that are there."""
+    return reference_files.existing("openpi/model_{}.npz", names)
+
+
+@pytest.fixture(scope="session", params=existing(CASES))
+def case(request, vectors):
     """One reference case after the other; results are kept, so that test files share them."""
-    return load_case(model_vectors, request.param)
+    return load_case(vectors, request.param)
 
 
 @pytest.fixture(scope="session")
-def named_case(model_vectors):
+def named_case(vectors):
     """Loader of a case by name."""
-    return functools.partial(load_case, model_vectors)
+    return functools.partial(load_case, vectors)
 
 
 @functools.lru_cache(maxsize=3)
-def load_case(model_vectors, name):
-    path = model_vectors / f"model_{name}.npz"
-    if not path.is_file():
-        pytest.skip(f"reference vectors: {path.name} not found in {path.parent}")
-    with np.load(path) as file:
+def load_case(vectors, name):
+    with np.load(vectors / "openpi" / f"model_{name}.npz") as file:
         arrays = dict(file)
     settings = json.loads(arrays.pop("config_json").item())
     names = [key for key in arrays if key.startswith("params/")]

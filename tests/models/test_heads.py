@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.core import spec
 from pirl_jax.models import heads
@@ -69,7 +70,7 @@ def test_value_from_suffix_equals_the_reference(arrays, chunked, detached):
 
 
 VLM_CASES = [
-    f"{name}_libero_{mode}_{n}img"
+    f"value_from_vlm_{name}_libero_{mode}_{n}img"
     for name in ("pi05", "pi0")
     for mode, n in (
         ("mean_token", 1),
@@ -81,10 +82,9 @@ VLM_CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", VLM_CASES)
+@pytest.mark.parametrize("case", reference_files.having("rlinf/d_heads.npz", VLM_CASES))
 def test_value_from_vlm_equals_the_reference(arrays, case):
     """With the reference's choice of tokens, padding among them, given as the mask."""
-    case = f"value_from_vlm_{case}"
     meta = json.loads(arrays[f"{case}/meta"].item())
     hidden = arrays[f"{case}/in/prefix_output"]
     mask = analytic_network.reference_tokens(hidden.shape[1], meta["num_images_in_input"])

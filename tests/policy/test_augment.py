@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.models import pi0
 from pirl_jax.policy import augment
@@ -25,7 +26,10 @@ def augmented(data):
 
 @pytest.mark.parametrize("view, camera", [(0, "base_0_rgb"), (1, "left_wrist_0_rgb")])
 def test_images_equal_openpi(augmented, data, view, camera):
-    np.testing.assert_allclose(augmented[:2, view], data[f"out/{camera}"], atol=2e-5)
+    want = data[f"out/{camera}"]
+    recorded = np.isfinite(want)  # tests/golden has some rows of pixels, the others are NaN
+    assert recorded.all() or (not reference_files.COMPLETE and recorded.mean() > 0.01)
+    np.testing.assert_allclose(augmented[:2, view][recorded], want[recorded], atol=2e-5)
 
 
 def test_draws_equal_openpi(data):
@@ -61,3 +65,27 @@ def test_hsv_equals_colorsys_and_inverts():
 def test_number_of_cameras_must_match():
     with pytest.raises(AssertionError):
         augment.augment(jax.random.key(0), jnp.zeros((1, 3, 8, 8, 3)))
+
+
+@pytest.fixture(scope="module")
+def ramps():
+    """Eight equal pairs of pictures, and them augmented with two keys."""
+    ramp_Y1 = np.linspace(-0.9, 0.9, 40, dtype=np.float32)[:, None]
+    ramp_X = np.linspace(-0.5, 0.5, 40, dtype=np.float32)
+    ones_YX = np.ones((40, 40), np.float32)
+    image_YX3 = np.stack([ramp_Y1 * ones_YX, ramp_X * ones_YX, 0.2 * ones_YX], -1)
+    images = np.broadcast_to(image_YX3, (8, 2, 40, 40, 3))
+    augmented = jax.jit(augment.augment)
+    return images, *(np.asarray(augmented(jax.random.key(k), images)) for k in (0, 1))
+
+
+def test_only_the_second_camera_keeps_its_geometry(ramps):
+    """A wrist camera whose colours are left alone, too, is untouched; a fixed one never is."""
+    images, moved, _ = ramps
+    moved_BV = np.abs(moved - images).max((2, 3, 4))
+    assert (moved_BV[:, 0] > 0.01).all() and (moved_BV[:, 1] < 1e-5).any()
+
+
+def test_rows_and_keys_draw_differently(ramps):
+    _, one, other = ramps
+    assert (one[0, 0] != one[1, 0]).any() and (one[0, 0] != other[0, 0]).any()

@@ -2,13 +2,14 @@
 
 import dataclasses
 
+import analytic_network
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pirl_jax.core import page, spec, types
-from pirl_jax.models import pi0, variants
+from pirl_jax.models import heads, pi0, variants
 from pirl_jax.policy import flow
 
 B = 6
@@ -279,3 +280,134 @@ def test_padding_does_not_move_a_critic_on_the_vlm():
     short, long = (flow.prefill(params, o, cfg).pooled for o in (obs, longer))
     assert short.shape == (B, cfg.network.paligemma.width)
     np.testing.assert_allclose(short, long, atol=1e-5)
+
+
+# ---- guards: fields off their neutral value -----------------------------------------------------
+
+
+def test_the_distance_of_joint_chains():
+    """Over the steps: velocities have a mean, the divergence of a chunk is a sum."""
+    cfg, ones = _config(joint_logprob=True), jnp.ones((1, 4, 8))
+
+    def steps(*means):
+        return [flow.Step(velocity=m * ones, mean=m * ones, std=ones, value=None) for m in means]
+
+    a, b = steps(0.0, 0.0, 0.0), steps(1.0, 2.0, 4.0)
+    mse = flow.distance(a, b, "velocity_mse", cfg)
+    np.testing.assert_allclose(mse, [(1 + 4 + 16) / 3], rtol=1e-6)
+    kl = flow.distance(a, b, "kl", cfg)
+    np.testing.assert_allclose(kl, [3 * 7 * (1 + 4 + 16) / 2], rtol=1e-6)
+
+
+W = 16
+
+
+@pytest.fixture
+def analytic(monkeypatch):
+    """One denoise step of a network that costs nothing: (fields) -> its Step, and its gradients."""
+    analytic_network.install(monkeypatch)
+    draw = np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(0.5 * draw.normal(size=shape), jnp.float32)  # noqa: E731
+    model = variants.pi0_config("tiny")
+    H, A = model.action_horizon, model.action_dim
+    params = {
+        "Wx": normal(A, W),
+        "wt": normal(W),
+        "Ws": normal(A, W),
+        "pos": normal(H, W),
+        "action_out_proj": {"kernel": normal(W, A), "bias": normal(A)},
+    }
+    small = heads.value_specs(W, (8,)) | heads.noise_specs(W, A)
+    params |= jax.tree.map(lambda leaf: normal(*leaf.shape), small)
+    none = jnp.zeros((B, 0))
+    state, pooled = normal(B, A), normal(B, W)
+    x_BHA, j_B = normal(B, H, A), jnp.arange(B) % 4
+
+    def step(**fields):
+        cfg = flow.Policy(model, page.Model(**(dict(action_chunk=2) | fields)))
+        level_B = jnp.full(B, cfg.model.noise_level)
+
+        def value(params, pooled):
+            prefix = pi0.Prefix(k=none, v=none, mask=none, state=state, pooled=pooled)
+            result = flow.denoise_step(params, prefix, None, x_BHA, j_B, level_B, cfg)
+            return result.value.sum(), result
+
+        gradients, result = jax.jit(jax.grad(value, (0, 1), has_aux=True))(params, pooled)
+        return result, gradients
+
+    return step
+
+
+def test_the_learned_noise_lies_in_its_range(analytic):
+    for low, high in ((0.3, 0.5), (0.01, 0.02)):
+        step, _ = analytic(noise_method="flow_noise", noise_logvar_range=(low, high))
+        assert low <= step.std.min() < step.std.max() <= high
+        assert np.log(step.std).mean() == pytest.approx((np.log(low) + np.log(high)) / 2, abs=0.2)
+
+
+def test_the_noise_level_by_hand(analytic):
+    """flow_sde: std = level sqrt(t / (1 - t)) sqrt(dt), with 1 - t = dt at the start."""
+    for level in (0.2, 0.9):
+        step, _ = analytic(noise_level=level)
+        t = np.array([1.0, 0.75, 0.5, 0.25, 1.0, 0.75])
+        want = level * np.sqrt(t / np.where(t == 1, 0.25, 1 - t)) * np.sqrt(0.25)
+        np.testing.assert_allclose(step.std[:, 0, 0], want, rtol=1e-5)
+
+
+def test_which_action_features_the_critic_reads(analytic):
+    """The first `action_chunk` of them, or all."""
+    values = [
+        np.asarray(analytic(**fields)[0].value)
+        for fields in (
+            dict(chunk_critic_input=False),
+            dict(chunk_critic_input=True, action_chunk=2),
+            dict(chunk_critic_input=True, action_chunk=3),
+        )
+    ]
+    assert all((values[i] != values[k]).all() for i, k in ((0, 1), (0, 2), (1, 2)))
+    whole = analytic(chunk_critic_input=True, action_chunk=10)[0].value
+    np.testing.assert_allclose(whole, values[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("after_vlm", [False, True])
+def test_a_detached_critic_sends_no_gradient_into_the_network(analytic, after_vlm):
+    for detached in (False, True):
+        fields = dict(detach_critic_input=detached, value_after_vlm=after_vlm)
+        _, (params, pooled) = analytic(**fields)
+        assert np.abs(params["value_head"]["out"]["kernel"]).max() > 0
+        reached = np.abs(pooled if after_vlm else params["Wx"]).max()
+        assert (reached == 0) == detached
+
+
+@pytest.mark.parametrize("mode", heads.POOLS)
+def test_which_tokens_the_critic_on_the_vlm_reads(monkeypatch, mode):
+    hidden, mask = jnp.arange(24.0).reshape(2, 4, 3), jnp.array([[1, 1, 0, 0], [0, 1, 1, 1]], bool)
+    none = jnp.zeros((2, 0))
+    prefix = pi0.Prefix(k=none, v=none, mask=mask, state=none, hidden=hidden)
+    monkeypatch.setattr(pi0, "prefill", lambda *args, **kwargs: prefix)
+    cfg = _config(value_after_vlm=True, value_vlm_mode=mode)
+    want = {
+        "mean_token": [hidden[0, :2].mean(0), hidden[1, 1:].mean(0)],
+        "first_token": [hidden[0, 0], hidden[1, 1]],
+        "last_token": [hidden[0, 1], hidden[1, 3]],
+    }[mode]
+    np.testing.assert_allclose(flow.prefill(None, None, cfg).pooled, want, rtol=1e-6)
+
+
+def test_deterministic_actions_are_euler_steps_from_the_noise_of_each_key(monkeypatch):
+    monkeypatch.setattr(pi0, "velocity", lambda p, prefix, x, t, *rest: (x * t[:, None, None], x))
+    monkeypatch.setattr(pi0, "modulations", lambda *args: None)
+    cfg = _config(num_steps=2)
+    shape = (cfg.network.action_horizon, cfg.network.action_dim)
+    key_B = jax.random.split(jax.random.key(0), 3)
+    actions = jax.jit(lambda key_B: flow.sample_actions(None, key_B, None, cfg))(key_B)
+    for key, row in zip(key_B, np.asarray(actions), strict=True):
+        start = jax.random.normal(key, shape)
+        np.testing.assert_allclose(row, start * (1 - 1 / 2) * (1 - 0.5 / 2), rtol=1e-5)
+
+
+def test_every_part_of_a_draw_depends_on_the_key():
+    cfg = _config()
+    one, other = (flow.draw(jax.random.split(jax.random.key(k), 32), cfg) for k in (0, 1))
+    for x, y in zip(map(np.asarray, one), map(np.asarray, other), strict=True):
+        assert (x != y).any() and (x[0] != x[1:]).any()

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.core import page, spec, types
 from pirl_jax.policy import flow, noise
 
+FILE = "rlinf/d_sampler.npz"
 TOLERANCE = dict(rtol=1e-4, atol=1e-5)
 TRAIN = [
     f"{name}_N{n}"
@@ -46,7 +48,7 @@ def recorded(vectors, monkeypatch):
     The policy's network is the analytic one.
     """
     analytic_network.install(monkeypatch)
-    z = np.load(vectors / "rlinf" / "d_sampler.npz")
+    z = np.load(vectors / FILE)
 
     def load(case):
         meta = json.loads(str(z[f"{case}/meta"]))
@@ -70,7 +72,7 @@ def recorded(vectors, monkeypatch):
     return load
 
 
-@pytest.mark.parametrize("case", TRAIN)
+@pytest.mark.parametrize("case", reference_files.having(FILE, TRAIN))
 def test_sampling(recorded, case):
     get, cfg, params, prefix, level_B, _ = recorded(case)
     start, j_BU, eps = analytic_network.randomness(get("in/noise"), get("in/denoise_inds"), cfg)
@@ -97,7 +99,7 @@ def test_sampling(recorded, case):
     )
 
 
-@pytest.mark.parametrize("case", TRAIN)
+@pytest.mark.parametrize("case", reference_files.having(FILE, TRAIN))
 def test_learning(recorded, case):
     """Log-prob, value and entropy of the stored chain under the same and other weights.
 
@@ -133,7 +135,7 @@ def test_learning(recorded, case):
         np.testing.assert_allclose(gradient, want[path], rtol=1e-3, atol=1e-4, err_msg=path)
 
 
-@pytest.mark.parametrize("case", EVAL)
+@pytest.mark.parametrize("case", reference_files.having(FILE, EVAL))
 def test_evaluation(recorded, case):
     """Without exploration every step is an ODE step."""
     get, cfg, params, prefix, level_B, _ = recorded(case)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.models import heads
 from pirl_jax.policy import flow, noise
@@ -42,7 +43,7 @@ def _step(d_flow, case, method, level, num_steps, index, x, v, feature):
     return mean, jnp.broadcast_to(std, mean.shape)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", reference_files.having("rlinf/d_flow.npz", CASES))
 def test_a_step(d_flow, case):
     """Mean, std, sample, log-prob and entropy of every denoise index."""
     method, level, num_steps = case.rsplit("_", 2)

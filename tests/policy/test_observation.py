@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.policy import images, normalize, observation, tokenizer
 
@@ -53,9 +54,12 @@ def test_encode_equals_openpi(case, data):
         "base_0_rgb": "in/observation/image",
         "left_wrist_0_rgb": "in/observation/wrist_image",
     }
+    recorded = [camera for camera in cameras if f"{name}/model_in/image/{camera}" in data]
+    assert len(recorded) == 2 or not reference_files.COMPLETE
     for camera, source in cameras.items():
         obs = observation.encode(transform, data[source][None, None], state_BQ, [PROMPT])
-        np.testing.assert_array_equal(obs.images[0, 0], data[f"{name}/model_in/image/{camera}"])
+        if camera in recorded:
+            np.testing.assert_array_equal(obs.images[0, 0], data[f"{name}/model_in/image/{camera}"])
         assert obs.images.dtype == np.uint8 and obs.image_mask.tolist() == [[True]]
     assert obs.state.dtype == np.float32 and obs.tokens.dtype == np.int32
     np.testing.assert_array_equal(obs.state[0], data[f"{name}/model_in/state"].astype(np.float32))

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.policy import tokenizer
 
@@ -30,7 +31,7 @@ def test_texts_equal_openpi(cases, make_recorder):
 @pytest.mark.parametrize("kind", ["byte", "spm"])
 def test_tokens_equal_openpi(cases, sentence_piece, kind):
     tokens = {"byte": tokenizer.ByteTokenizer(), "spm": sentence_piece}[kind]
-    assert len(cases) > 100
+    assert len(cases) > reference_files.enough(100)
     for case in cases:
         got, mask = tokenizer.tokenize(tokens, case["prompt"], case["max_len"], _state(case))
         assert got.dtype == np.int32 and mask.dtype == bool

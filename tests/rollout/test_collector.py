@@ -18,7 +18,7 @@ from pirl_jax.monitor import timeline
 from pirl_jax.policy import normalize, observation, tokenizer
 from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import actor as actors
-from pirl_jax.rollout import collector
+from pirl_jax.rollout import collector, starts
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import config, policies, steps
 from tests import pools
@@ -328,3 +328,35 @@ def test_wherever_the_prefix_lies_the_update_is_the_same(learned):
         np.testing.assert_allclose(
             x, HOST[path], rtol=0, atol=0 if name == "device" else 1e-5, err_msg=path
         )
+
+
+# ---- guards: who draws which noise --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group_size", [1, 2])
+def test_hosts_name_their_decisions_apart(actor, make_pool, group_size):
+    """Two hosts: together they give the numbers of all episodes, each once."""
+    numbers = []
+    for host in (0, 1):
+        actor.share = starts.Share(host, 2)
+        stream = streams.Stream(make_pool(2), [streams.Episode(0, 2)] * 4, TWO_GROUPS)
+        rollout = collect(actor, stream, group_size=group_size).rollout(stream.results)
+        place_R = actor.share.number(rollout.episode_R, group_size)
+        np.testing.assert_array_equal(rollout.chain.j, place_R * 6 + rollout.decision_R)
+        numbers += rollout.chain.j.tolist()
+    assert sorted(numbers) == [e * 6 + c for e in range(8) for c in range(3)]
+
+
+def test_evaluations_of_two_hosts_draw_differently(actor, make_pool):
+    seen = []
+    for host in (0, 1):
+        actor.share = starts.Share(host, 2)
+        actor.seen.clear()
+        pool = make_pool(1)
+        decide = actors.exploiting(actor, None, None, pool.spec, 1, timeline.Timers())
+        stream = streams.Stream(pool, [streams.Episode(0, 2)] * 2, streams.Schedule())
+        for turn in stream.turns(timeline.Timers()):
+            if not turn.finished.all():
+                stream.send(turn, decide(turn))
+        seen.append([int(id_B[0]) for id_B, _ in actor.seen])
+    assert seen == [[0, 1, 2, 12, 13, 14], [6, 7, 8, 18, 19, 20]]

@@ -153,3 +153,23 @@ def test_hosts_share_a_list_of_episodes_without_parting_a_group(count, group_siz
         assert len({group for group, _ in mine}) == len(mine) / group_size
     if group_size == 1:
         assert starts.joined(played) == names
+
+
+@pytest.mark.parametrize("order", starts.ORDERS)
+def test_what_replaces_episodes_depends_on_what_was_played(order):
+    def draw(seed, iteration, played):
+        return starts.training(LIBERO, 64, 8, order, seed, iteration, played)
+
+    lists = [draw(42, 7, 0), draw(42, 7, 64), draw(42, 7, 128), draw(42, 8, 64), draw(43, 7, 64)]
+    assert len({tuple(pairs(names)) for names in lists}) == len(lists)
+    assert draw(42, 7, 64) == draw(42, 7, 64)
+
+
+def test_an_order_depends_on_the_seed_and_the_pass():
+    few = starts.Starts((0,), range(9), range(0))
+    orders = {
+        tuple(pairs(starts.training(few, 9, 1, "ordered", seed, iteration)))
+        for seed in (0, 1)
+        for iteration in (0, 1)
+    }
+    assert len(orders) == 4

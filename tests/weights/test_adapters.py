@@ -10,7 +10,7 @@ from pirl_jax.weights import adapters, sources, targets
 from tests.models import conftest as models
 from tests.weights import conftest
 
-LORA_CASES = ("pi0_lora", "pi05_lora", "pi05_lora_expert_only")
+LORA_CASES = models.existing(["pi0_lora", "pi05_lora", "pi05_lora_expert_only"])
 
 
 def case_source(case) -> sources.Source:
@@ -20,12 +20,12 @@ def case_source(case) -> sources.Source:
 
 
 @pytest.mark.parametrize("name", LORA_CASES)
-def test_merged_weights_give_the_reference_velocity(model_vectors, name):
+def test_merged_weights_give_the_reference_velocity(vectors, name):
     """Ranks differ from alpha here, and attention and feed-forward scale differently.
 
     openpi's own numbers decide.
     """
-    case = models.load_case(model_vectors, name)
+    case = models.load_case(vectors, name)
     merged = adapters.merge(case_source(case))
     assert not any("lora" in path for path in merged.shapes)
     assert merged.cfg.expert.lora is None
@@ -47,9 +47,9 @@ def test_merged_weights_give_the_reference_velocity(model_vectors, name):
 
 
 @pytest.mark.parametrize("name", LORA_CASES)
-def test_merging_is_the_product_of_the_factors_to_float32(model_vectors, name):
+def test_merging_is_the_product_of_the_factors_to_float32(vectors, name):
     """By einsum in float64, with the reference's equations written out."""
-    case = models.load_case(model_vectors, name)
+    case = models.load_case(vectors, name)
     source = case_source(case)
     merged = adapters.merge(source)
     flat = {path: source.read(path).astype(np.float64) for path in source.shapes}

@@ -1,5 +1,6 @@
 """Downloads over real sockets from a local server that drops connections and changes bytes."""
 
+import dataclasses
 import time
 
 import huggingface_hub
@@ -181,3 +182,32 @@ def test_names_that_leave_the_folder(google, tmp_path):
 def test_an_empty_listing_is_an_error(google, tmp_path):
     with pytest.raises(ConnectionError, match=r"gs://bucket/absent/ .* lists no file"):
         hubs.fetch(hubs.Repository("google", "bucket/absent/"), tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"123", b"12345"], ids=len)
+def test_a_file_of_another_size_is_not_whole(tmp_path, content):
+    """Also where the hub gives no checksum."""
+    path = tmp_path / "file"
+    assert not hubs.is_whole(path, hubs.File("file", 4))
+    path.write_bytes(content)
+    assert not hubs.is_whole(path, hubs.File("file", 4))
+    path.write_bytes(b"1234")
+    assert hubs.is_whole(path, hubs.File("file", 4))
+
+
+def test_a_file_without_a_checksum_that_lies_there_cut_short_is_fetched(tmp_path, monkeypatch):
+    """The listing gives sizes alone, as ModelScope does for some files."""
+    fetched = []
+
+    def copy(repository, files, folder):
+        fetched.extend(file.name for file in files)
+        (folder / "file").write_bytes(b"1234")
+
+    def listing(repository):
+        return [hubs.File("file", 4)]
+
+    hub = dataclasses.replace(hubs.HUBS["modelscope"], listing=listing, copy=copy)
+    monkeypatch.setitem(hubs.HUBS, "modelscope", hub)
+    (tmp_path / "file").write_bytes(b"123")
+    hubs.fetch(REPOSITORIES["modelscope"], tmp_path)
+    assert fetched == ["file"]

@@ -6,6 +6,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec
@@ -14,20 +15,22 @@ from pirl_jax.weights import pickled, safetensors, sources, store, targets, torc
 from tests.weights import conftest
 
 ORBAX = ("orbax_pi0_tiny", "orbax_pi05_tiny", "orbax_pi0_lora_tiny")
+RECORDED = reference_files.existing("openpi/{}/expected_params.npz", ORBAX)
+PLACES = [f"{name}/{place}" for name in RECORDED for place in ("", "3", "3/params", "pure_float32")]
 PROJECTION = "paligemma_with_expert.paligemma.model.multi_modal_projector.linear.bias"
 
 
 # ---- openpi's JAX checkpoints --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["", "3", "3/params", "pure_float32"])
-@pytest.mark.parametrize("name", ORBAX)
-def test_openpi_jax_equals_what_openpi_restores(vectors, name, place):
+@pytest.mark.parametrize("path", reference_files.existing("openpi/{}", PLACES))
+def test_openpi_jax_equals_what_openpi_restores(vectors, path):
     """Written by openpi's trainer (leaves end in "value"), or as a plain tree.
 
     Named by any of its folders.
     """
-    source = sources.open_source(vectors / "openpi" / name / place)
+    name, _, place = path.partition("/")
+    source = sources.open_source(vectors / "openpi" / path)
     with np.load(vectors / "openpi" / name / "expected_params.npz") as file:
         assert source.shapes.keys() == set(file.files)
         for path in file.files:
@@ -40,7 +43,7 @@ def test_openpi_jax_equals_what_openpi_restores(vectors, name, place):
     assert (source.cfg.expert.lora is not None) == ("lora" in name)
 
 
-@pytest.mark.parametrize("name", ORBAX)
+@pytest.mark.parametrize("name", reference_files.existing("openpi/{}/pure_bfloat16", RECORDED))
 def test_openpi_jax_in_bfloat16(vectors, name):
     source = sources.open_source(vectors / "openpi" / name / "pure_bfloat16")
     with np.load(vectors / "openpi" / name / "expected_params.npz") as file:
@@ -48,7 +51,7 @@ def test_openpi_jax_in_bfloat16(vectors, name):
     conftest.assert_same(source, expected)
 
 
-@pytest.mark.parametrize("name", ORBAX)
+@pytest.mark.parametrize("name", RECORDED)
 def test_names_and_types_in_openpis_files_are_those_it_wrote(vectors, name):
     recorded = json.loads((vectors / "openpi" / name / "tree.json").read_text())
     source = sources.open_source(vectors / "openpi" / name)
@@ -69,17 +72,15 @@ def test_raw_weights_instead_of_the_average(vectors):
     raw_source = sources.open_source(without_average, raw=True)
     assert raw_source.shapes == sources.open_source(without_average).shapes
     with pytest.raises(ValueError, match="train_state is not there; leave --raw out"):
-        sources.open_source(vectors / "openpi" / "orbax_pi0_tiny" / "pure_float32", raw=True)
+        sources.open_source(vectors / "openpi" / "orbax_pi0_tiny" / "pure_bfloat16", raw=True)
 
 
 # ---- PyTorch -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16][not reference_files.COMPLETE :])
 def test_openpi_torch_equals_what_it_was_converted_from(torch_case, dtype):
-    folder = torch_case.folder
-    if dtype != np.float32:
-        folder = folder.with_name(f"{folder.name}_bf16")
+    folder = torch_case.folder if dtype == np.float32 else torch_case.bfloat16
     source = sources.open_source(folder, torch_case.cfg)
     conftest.assert_same(source, {path: x.astype(dtype) for path, x in torch_case.params.items()})
     assert source.ignored == {

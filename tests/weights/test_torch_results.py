@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import reference_files
 
 from pirl_jax.core import spec
 from pirl_jax.models import variants
 from pirl_jax.weights import sources
 from tests.models import conftest as models
+
+pytestmark = reference_files.only_complete  # its images would be a tenth of tests/golden
 
 TOLERANCES = {
     "suffix/tokens": 3e-4,
@@ -28,6 +31,7 @@ TOLERANCES = {
 @dataclasses.dataclass
 class Case:
     folder: pathlib.Path
+    bfloat16: pathlib.Path
     cfg: variants.Pi0Config
     arrays: dict[str, np.ndarray]  # inputs and results of the reference
 
@@ -41,10 +45,10 @@ class Case:
 
 @pytest.fixture(scope="module")
 def case(torch_case):
-    with np.load(torch_case.folder / "expected.npz") as file:
+    with np.load(torch_case.expected) as file:
         arrays = {name: file[name] for name in file.files if not name.startswith("params/")}
     cfg = dataclasses.replace(torch_case.cfg, dtype="float32")
-    return Case(torch_case.folder, cfg, arrays)
+    return Case(torch_case.folder, torch_case.bfloat16, cfg, arrays)
 
 
 def network(folder, cfg, dtype=None):
@@ -74,8 +78,7 @@ def test_results_in_float32(case):
 
 
 def test_samples_of_the_bfloat16_file(case):
-    folder = case.folder.with_name(f"{case.folder.name}_bf16")
-    params = network(folder, case.cfg, ml_dtypes.bfloat16)
+    params = network(case.bfloat16, case.cfg, ml_dtypes.bfloat16)
     cfg = dataclasses.replace(case.cfg, dtype="bfloat16")
     (noise,) = case.inputs("sample_noise")
     got = models._sample(params, noise, case.obs, 10, cfg=cfg)

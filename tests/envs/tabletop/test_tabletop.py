@@ -228,3 +228,19 @@ def test_every_start_state_has_room_for_all(task):
         xy_m = np.array(places_m(task, init_state, spread=0.5))
         apart_m = np.linalg.norm(xy_m[:, None] - xy_m[None], axis=-1) + np.eye(len(xy_m))
         assert apart_m.min() >= tabletop.CLEARANCE_M - 1e-12
+
+
+def test_a_smaller_spread_draws_the_manipulated_cube_together():
+    """In the env itself; the other objects keep their area."""
+    places = {}
+    for spread in (1.0, 0.2):
+        env = tabletop.make(tasks=("lift",), image_size_px=16, spread=spread)
+        for init_state in range(20):
+            env.reset(0, init_state)
+            found = places.setdefault(spread, {"red": [], "green": []})
+            for name, xy in found.items():
+                xy.append(env.data.body(name).xpos[:2].copy())
+        env.close()
+    size = {s: {n: np.ptp(xy, axis=0) for n, xy in found.items()} for s, found in places.items()}
+    assert (size[0.2]["red"] < 0.3 * size[1.0]["red"]).all()
+    assert (size[0.2]["green"] > 0.5 * size[1.0]["green"]).all()
