@@ -161,7 +161,10 @@ def test_the_plan_of_a_recipe_as_published_and_small(monkeypatch, capsys):
     assert lines[1][1:] == ["small", "4.0", "2.0", "0.0", "32.0", "0.0", "38.0", "yes", "7.0"]
     assert lines[2][1:] == ["4667", "/", "2547", "(1.83x)", "4659", "/", "21", "(219.47x)"]
     assert [one[1:] for one in asked] == [(480, 32, 40 * 10**9)] * 2
-    assert asked[1][0].raw.model.frozen_dtype == "bfloat16" and asked[1][0].update.group_size == 8
+    assert (
+        asked[1][0].raw.model.frozen_dtype == "bfloat16"
+        and asked[1][0].raw.algorithm.group_size == 8
+    )
     with pytest.raises(SystemExit):
         bench.main(["bench", "plan", "--recipes", "configs/quickstart.py"])
     assert "is not LIBERO's; give LIBERO recipes" in capsys.readouterr().err
