@@ -526,7 +526,7 @@ def two_iterations(cfg, optim=OPTIM):
 
 
 def test_the_schedule_counts_iterations_and_not_updates():
-    """Warm-up from 0: no update of the first iteration moves, all of the second have half the rate."""
+    """Warm-up from 0: no update of the first iteration moves, all of the second have half of it."""
     optim = dataclasses.replace(OPTIM, warmup_steps=2)
     (before, first, second), history = two_iterations(CFG, optim)
     assert history[0]["actor/updates"] == 4
