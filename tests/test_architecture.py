@@ -246,3 +246,12 @@ def test_no_path_of_one_machine_in_the_repository():
             f"{name}:{number}" for number, line in enumerate(lines, 1) if machine_path.search(line)
         ]
     assert not wrong, wrong
+
+
+def test_the_readme_draws_the_tree_as_it_is():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text.partition("\npirl_jax/\n")[2].partition("\ntests/")[0]
+    drawn = set(re.findall(r"(?<![\w/.])(\w+\.py)\b", re.sub(r"\S+/\S+", "", tree)))
+    files = {path.name for path in FILES if path.name != "__init__.py"}
+    assert not files - drawn, "missing in README's tree"
+    assert not drawn - files, "in README's tree and nowhere else"

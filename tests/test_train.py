@@ -416,21 +416,21 @@ def still(directory, seed, num_iterations):
 def noises(tmp_path_factory):
     """Of three rollouts, two with one seed: chains, episodes, keys of their shuffles; and a run."""
     drawn, played, keys = [], [], []
-    collect, learn = train.collector.collect, train.update.update
+    play, learn = train.rollouts.play, train.update.learn
 
     def collected(*args, **kwargs):
-        rollout, results = collect(*args, **kwargs)
+        rollout, results = play(*args, **kwargs)
         drawn.append(np.concatenate([x.ravel() for x in (rollout.chain.x, rollout.chain.j)]))
         played.append(tuple(result.episode for result in results))
         return rollout, results
 
-    def learned(update_minibatch, state, data, key, *args, **kwargs):
+    def learned(updater, state, data, key, *args):
         keys.append(np.asarray(jax.device_get(jax.random.key_data(key))))
-        return learn(update_minibatch, state, data, key, *args, **kwargs)
+        return learn(updater, state, data, key, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.collector, "collect", collected)
-        patch.setattr(train.update, "update", learned)
+        patch.setattr(train.rollouts, "play", collected)
+        patch.setattr(train.update, "learn", learned)
         run = still(tmp_path_factory.mktemp("seed_1"), 1, 2)
         still(tmp_path_factory.mktemp("seed_2"), 2, 1)
     return drawn, played, keys, run

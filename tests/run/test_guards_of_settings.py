@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base, quickstart
-from configs import probe as recipe
 from pirl_jax import evaluate
 from pirl_jax.core import types
 from pirl_jax.envs import experts
 from pirl_jax.learner import sft
 from pirl_jax.models import pi0
 from pirl_jax.policy import flow
+from pirl_jax.recipes import base, quickstart
+from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import starts
 from pirl_jax.run import config, devices, policies, simulators, steps, teach
 
@@ -54,7 +54,7 @@ def test_sizes_of_the_network():
         model__value_hidden=(5, 4),
         model__pi05=True,
         model__dtype="bfloat16",
-    ).policy.model
+    ).policy.network
     assert (model.action_dim, model.action_horizon, model.max_token_len) == (9, 6, 21)
     assert model.image_size == (24, 24) and (model.remat, model.attention) == ("dots", "xla")
     assert (model.pi05, model.dtype) == (True, "bfloat16")
@@ -84,7 +84,8 @@ POLICY = dict(
 def test_fields_of_the_policy_reach_it(field):
     settings = changed(recipe.get_config(), **{f"model__{field}": POLICY[field]})
     plain = config.settings(recipe.get_config())
-    assert getattr(settings.policy, field) == POLICY[field] != getattr(plain.policy, field)
+    assert getattr(settings.policy.model, field) == POLICY[field]
+    assert getattr(plain.policy.model, field) != POLICY[field]
 
 
 def test_fields_of_the_optimiser_reach_it():
@@ -101,12 +102,13 @@ def test_fields_of_the_optimiser_reach_it():
         decay_steps=90,
         min_lr_ratio=0.11,
     )
-    optim = changed(recipe.get_config(), **{f"optim__{k}": v for k, v in values.items()}).optim
+    fields = {f"optim__{name}": value for name, value in values.items()}
+    optim = changed(recipe.get_config(), **fields).raw.optim
     assert {name: getattr(optim, name) for name in values} == values
 
 
 def test_fields_of_sft_reach_its_steps():
-    settings = changed(
+    stage = changed(
         quickstart.get_config(),
         sft__lr=0.1,
         sft__weight_decay=0.2,
@@ -115,14 +117,14 @@ def test_fields_of_sft_reach_its_steps():
         sft__ema=0.9,
         sft__augment=True,
     ).sft
-    optim = settings.optimizer
+    optim = stage.optim
     assert (optim.lr, optim.weight_decay, optim.warmup_steps, optim.decay_steps) == (
         0.1,
         0.2,
         3,
         40,
     )
-    assert (settings.ema_decay, settings.augment) == (0.9, True)
+    assert (stage.page.ema, stage.page.augment) == (0.9, True)
 
 
 TRANSFORM = dict(
@@ -316,7 +318,7 @@ def test_sft_takes_its_steps_in_batches(monkeypatch):
     monkeypatch.setattr(teach.meshes, "put_batch", lambda batch, mesh: batch)
     settings = changed(quickstart.get_config(), sft__steps=3, sft__batch_size=16)
     keys = [
-        teach.teach(settings, None, None, None, None, jax.random.key(k), int)[1]["key"].tolist()
+        teach.fit(settings, None, None, None, None, jax.random.key(k), int)[1]["key"].tolist()
         for k in (0, 1)
     ]
     assert [size for size, _ in seen] == [16] * 6 and len({rows for _, rows in seen}) == 6
@@ -443,7 +445,7 @@ TESTED = {
     "env.cached_tasks": [
         OF_SUITES,
         "run/test_config.py::test_the_schedule_has_the_configured_numbers",
-        "rollout/test_episodes.py::test_a_slot_prefers_the_task_it_holds",
+        "rollout/test_stream.py::test_a_slot_prefers_the_task_it_holds",
     ],
     "env.timeout_s": [OF_POOLS],
     "env.restarts_per_hour": [OF_POOLS, POOL + "test_a_spent_budget_tells_the_first_cause_once"],
