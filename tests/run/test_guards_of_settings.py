@@ -424,6 +424,7 @@ FIRST_STEPS = OPTIMIZER + "test_three_steps_by_hand"
 CURVES = OPTIMIZER + "test_schedules_by_hand"
 EVALUATIONS = "test_train.py::still"  # whose run two tests look at
 POOL = "envs/pool/test_supervisor.py::"
+RECYCLING = "envs/pool/test_recycling.py::"
 OF_SUITES = HERE + "test_fields_of_the_simulators_reach_the_suite"
 OF_POOLS = HERE + "test_fields_of_the_pool_reach_it"
 OF_SFT = HERE + "test_fields_of_sft_reach_its_steps"
@@ -449,8 +450,8 @@ TESTED = {
     ],
     "env.timeout_s": [OF_POOLS],
     "env.restarts_per_hour": [OF_POOLS, POOL + "test_a_spent_budget_tells_the_first_cause_once"],
-    "env.recycle_episodes": [OF_POOLS, POOL + "test_slots_move_to_a_fresh_worker_one_by_one"],
-    "env.recycle_growth_gb": [OF_POOLS, POOL + "test_a_worker_that_grows_is_replaced_in_time"],
+    "env.recycle_episodes": [OF_POOLS, RECYCLING + "test_slots_move_to_a_fresh_worker_one_by_one"],
+    "env.recycle_growth_gb": [OF_POOLS, RECYCLING + "test_a_worker_that_grows_is_replaced_in_time"],
     "model.image_size_px": [SIZES],
     "model.action_dim": [SIZES],
     "model.action_horizon": [SIZES],
