@@ -22,7 +22,7 @@ import sys
 
 import numpy as np
 
-from pirl_jax.core import types
+from pirl_jax.core import page, types
 from pirl_jax.envs import base
 from pirl_jax.envs.pool import queue
 from pirl_jax.monitor import journal, timeline
@@ -37,7 +37,7 @@ class Candidate:
     """The policy that is evaluated, with the simulators it acts in."""
 
     envs: queue.ReadyQueue
-    schedule: streams.Schedule
+    rollout: page.Rollout  # how its slots are served
     decide: streams.Decide
     identity: dict  # as the results name it
     directory: pathlib.Path  # where results go by default
@@ -109,7 +109,8 @@ def prepare(
     return evaluation.Evaluation(
         settings=settings,
         envs=candidate.envs,
-        schedule=candidate.schedule,
+        rollout=candidate.rollout,
+        cached_tasks=raw.env.cached_tasks,
         decide=candidate.decide,
         episodes=episodes,
         measured={"policy": candidate.identity, "protocol": protocol},
@@ -145,7 +146,7 @@ def _network(
     if identity["iteration"] is None:  # foreign checkpoints' folders are not ours to write into
         directory = pathlib.Path("runs", run_dir.name)
     named = {"name": "checkpoint", **identity, "model": dataclasses.asdict(settings.raw.model)}
-    return Candidate(envs, settings.schedule, decide, named, directory)
+    return Candidate(envs, settings.raw.rollout, decide, named, directory)
 
 
 def _served(
@@ -162,7 +163,7 @@ def _served(
     server = json.loads(json.dumps(metadata, default=str))
     named = {"name": options.policy, "server": server}
     directory = pathlib.Path("runs", f"served_{settings.raw.env.suite}")
-    return Candidate(envs, settings.schedule, decide, named, directory)
+    return Candidate(envs, settings.raw.rollout, decide, named, directory)
 
 
 def _without_network(
@@ -174,9 +175,9 @@ def _without_network(
     envs = stack.enter_context(simulators.open_envs(settings, num_envs, make_env))
     decide = POLICIES[options.policy](settings, envs.spec)
     # Nothing is gained by batches.
-    schedule = dataclasses.replace(settings.schedule, num_groups=num_envs)
+    rollout = dataclasses.replace(settings.raw.rollout, num_groups=num_envs)
     directory = pathlib.Path("runs", f"{options.policy}_{settings.raw.env.suite}")
-    return Candidate(envs, schedule, decide, {"name": options.policy}, directory)
+    return Candidate(envs, rollout, decide, {"name": options.policy}, directory)
 
 
 def _random(settings: config.Settings, spec: base.EnvSpec) -> streams.Decide:

@@ -186,7 +186,7 @@ def _first_stream(
         episodes = rollouts.episodes(raw, playable, iteration)
     else:
         return None
-    return streams.Stream(envs, episodes, settings.schedule)
+    return streams.Stream(envs, episodes, settings.raw.rollout, settings.raw.env.cached_tasks)
 
 
 def first_state(run: Run) -> states.TrainState:
@@ -371,8 +371,9 @@ def _rollout(
 
 
 def _stream(run: Run, iteration: int) -> streams.Stream:
-    episodes = rollouts.episodes(run.settings.raw, run.playable, iteration)
-    return streams.Stream(run.envs, episodes, run.settings.schedule)
+    raw = run.settings.raw
+    episodes = rollouts.episodes(raw, run.playable, iteration)
+    return streams.Stream(run.envs, episodes, raw.rollout, raw.env.cached_tasks)
 
 
 def _evaluate(
@@ -388,7 +389,8 @@ def _evaluate(
         this = evaluation.Evaluation(
             settings=settings,
             envs=envs,
-            schedule=settings.schedule,
+            rollout=settings.raw.rollout,
+            cached_tasks=settings.raw.env.cached_tasks,
             decide=evaluation.network(
                 settings, run.mesh, run.actor, params, envs.spec, batch_size, timeline.Timers()
             ),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import rng
+from pirl_jax.core import page, rng
 from pirl_jax.envs import probes
 from pirl_jax.envs.pool import queue
 from pirl_jax.learner import objective, optimizer, update
@@ -52,7 +52,7 @@ def play(agent, params, pool, key):
     generator, count = rng.generator(key), agent.page.rollout.episodes_per_iteration
     drawn = [int(generator.integers(pool.spec.num_init_states)) for _ in range(count)]
     episodes = [stream.Episode(0, init_state) for init_state in drawn]
-    playing = stream.Stream(pool, episodes, stream.Schedule())
+    playing = stream.Stream(pool, episodes, page.Rollout(num_groups=1), 1)
     book = collector.collect(agent.actor, params, key, playing, timeline.Timers())
     return book.rollout(playing.results), playing.results
 

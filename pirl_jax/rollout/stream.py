@@ -18,6 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pirl_jax.core import page
 from pirl_jax.envs import base
 from pirl_jax.envs.pool import queue
 
@@ -44,17 +45,6 @@ class Result:
     num_decisions: int = 0
     frames: list | None = None  # [Y,X,3] uint8, when recorded
     lost: bool = False  # its simulator failed twice: nothing else here means anything
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """How slots are served."""
-
-    num_groups: int = (
-        1  # a decision is made for 1 / num_groups of the slots at a time, while the others simulate
-    )
-    lockstep: bool = False  # fixed groups take turns
-    cached_tasks: int = 1  # tasks whose simulators a process keeps
 
 
 @dataclasses.dataclass
@@ -98,7 +88,8 @@ class Stream:
         self,
         envs: queue.ReadyQueue,
         episodes: Sequence[Episode],
-        schedule: Schedule,
+        rollout: page.Rollout,
+        cached_tasks: int,
         *,
         record: Iterable[int] = (),
         done: Mapping[int, Result] | None = None,
@@ -107,11 +98,15 @@ class Stream:
 
         Args:
           envs: the simulators; nobody else may ask or answer them meanwhile.
+          rollout: how slots are served: num_groups, lockstep.
+          cached_tasks: tasks whose simulators a process keeps.
           record: indices of the episodes whose video frames are kept.
           done: results known already, by index; these are not played.
         """
         self.envs = envs
-        self.schedule = schedule
+        self.num_groups = rollout.num_groups
+        self.lockstep = rollout.lockstep
+        self._cached_tasks = cached_tasks
         self.episodes: list[Episode] = []
         self.results: list[Result] = []  # in the order of the episodes
         self._record = frozenset(record)
@@ -124,7 +119,7 @@ class Stream:
     @property
     def batch_size(self) -> int:
         """Most rows that a turn can have."""
-        return self.envs.num_envs // self.schedule.num_groups
+        return self.envs.num_envs // self.num_groups
 
     @property
     def num_left(self) -> int:
@@ -136,7 +131,7 @@ class Stream:
 
         timers: measures "env", the time spent waiting for simulators.
         """
-        batches = self._in_lockstep if self.schedule.lockstep else self._as_ready
+        batches = self._in_lockstep if self.lockstep else self._as_ready
         for row, slot, step in batches(timers):
             yield self._turn(row, slot, step)
 
@@ -165,7 +160,7 @@ class Stream:
         # Tasks whose simulators the process of each slot keeps, the latest last.  Anew each time:
         # who plays what must not depend on which slot was the last one before.
         kept = {
-            worker: collections.deque(maxlen=self.schedule.cached_tasks)
+            worker: collections.deque(maxlen=self._cached_tasks)
             for worker in self.envs.slot_workers
         }
         self._kept = [kept[worker] for worker in self.envs.slot_workers]
@@ -251,7 +246,7 @@ class Stream:
         return Result(self.episodes[e], frames=[] if e in self._record else None)
 
     def _in_lockstep(self, timers: Timers) -> Iterator[Batch]:
-        groups = np.split(np.arange(self.envs.num_envs), self.schedule.num_groups)
+        groups = np.split(np.arange(self.envs.num_envs), self.num_groups)
         while (self._playing >= 0).any():
             for group in groups:
                 slots = group[self._playing[group] >= 0]
@@ -265,7 +260,7 @@ class Stream:
         # Each slot that plays has one request in the pool.
         while under_way := int((self._playing >= 0).sum()):
             with timers.measure("env"):
-                slots, step = self.envs.get(-(-under_way // self.schedule.num_groups))
+                slots, step = self.envs.get(-(-under_way // self.num_groups))
             yield np.arange(len(slots)), slots, step
 
 

@@ -13,7 +13,7 @@ from pirl_jax.envs.libero import files
 from pirl_jax.learner import sft
 from pirl_jax.models import variants
 from pirl_jax.policy import flow, noise, tokenizer
-from pirl_jax.rollout import starts, stream
+from pirl_jax.rollout import starts
 from pirl_jax.weights import presets
 
 MODEL_SIZES = {
@@ -49,12 +49,6 @@ class Settings:
     def keep_prefix(self) -> bool:
         """Whether the prefix is computed once per decision, at the rollout, and kept."""
         return self.prefix_cache != "recompute"
-
-    @property
-    def schedule(self) -> stream.Schedule:
-        """How the simulators are served."""
-        rollout = self.raw.rollout
-        return stream.Schedule(rollout.num_groups, rollout.lockstep, self.raw.env.cached_tasks)
 
     @property
     def sft(self) -> sft.Stage:

@@ -10,6 +10,7 @@ import pathlib
 import jax
 
 from pirl_jax.core import mesh as meshes
+from pirl_jax.core import page
 from pirl_jax.envs import base
 from pirl_jax.envs.pool import queue
 from pirl_jax.monitor import journal, progress, timeline
@@ -24,7 +25,8 @@ class Evaluation:
 
     settings: config.Settings
     envs: queue.ReadyQueue
-    schedule: streams.Schedule
+    rollout: page.Rollout  # how slots are served
+    cached_tasks: int  # whose simulators a process keeps
     decide: streams.Decide
     episodes: list[streams.Episode]  # of this host
     measured: dict  # policy and protocol, as the results name them
@@ -35,7 +37,14 @@ class Evaluation:
     def start(self, done: Mapping[int, streams.Result] | None = None) -> streams.Stream:
         """The simulators start on the episodes that are not `done`, by index."""
         record = [e for e, episode in enumerate(self.episodes) if self.filmed(episode, False)]
-        return streams.Stream(self.envs, self.episodes, self.schedule, record=record, done=done)
+        return streams.Stream(
+            self.envs,
+            self.episodes,
+            self.rollout,
+            self.cached_tasks,
+            record=record,
+            done=done,
+        )
 
     def play(
         self,

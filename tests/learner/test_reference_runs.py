@@ -167,7 +167,7 @@ def analytic(monkeypatch):
 # ---- the rollout -----------------------------------------------------------------------------
 
 
-LOCKSTEP = streams.Schedule(num_groups=1, lockstep=True)
+LOCKSTEP = page.Rollout(num_groups=1, lockstep=True)
 
 
 class Pool:
@@ -252,7 +252,7 @@ def collect(recorded, params, iteration):
         to_model, ("do it",) * EPOCHS, CHUNK, explore, exploit=None, put=lambda x: x
     )
     episodes = [streams.Episode(epoch, env) for epoch in range(EPOCHS) for env in range(B)]
-    playing = streams.Stream(Pool(recorded, iteration), episodes, LOCKSTEP)
+    playing = streams.Stream(Pool(recorded, iteration), episodes, LOCKSTEP, 1)
     book = collector.collect(actor, params, None, playing, timeline.Timers())
     return book.rollout(playing.results)
 

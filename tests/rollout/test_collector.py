@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import rows, spec, types
+from pirl_jax.core import page, rows, spec, types
 from pirl_jax.envs import probes
 from pirl_jax.envs.pool import queue
 from pirl_jax.learner import objective, optimizer, update
@@ -23,7 +23,7 @@ from pirl_jax.rollout import stream as streams
 from pirl_jax.run import config, policies, steps
 from tests import pools
 
-TWO_GROUPS = streams.Schedule(num_groups=2, lockstep=True)
+TWO_GROUPS = page.Rollout(num_groups=2, lockstep=True)
 LENGTHS = [2, 0, 3, 1, 5]  # init state s of the fake pool: s + 1 decisions, success where s is even
 
 
@@ -78,7 +78,7 @@ def collected(actor, make_pool):
 
 def play(actor, pool, episodes, schedule, bootstrap_truncated=True):
     """-> the rollout, the results."""
-    stream = streams.Stream(pool, episodes, schedule)
+    stream = streams.Stream(pool, episodes, schedule, 1)
     book = collect(actor, stream, bootstrap_truncated=bootstrap_truncated)
     return book.rollout(stream.results), stream.results
 
@@ -104,7 +104,7 @@ def test_the_book_by_decision_and_episode(collected):
 
 
 @pytest.mark.parametrize(
-    "schedule", [TWO_GROUPS, streams.Schedule(num_groups=2)], ids=["lockstep", "as ready"]
+    "schedule", [TWO_GROUPS, page.Rollout(num_groups=2)], ids=["lockstep", "as ready"]
 )
 def test_the_policy_does_not_run_for_values_that_nobody_reads(
     actor, make_pool, collected, schedule
@@ -136,7 +136,7 @@ def test_the_policy_does_not_run_for_values_that_nobody_reads(
 
 def evaluate(actor, pool, **how):
     """-> the results of playing without exploration."""
-    stream = streams.Stream(pool, [streams.Episode(0, s) for s in LENGTHS], TWO_GROUPS, **how)
+    stream = streams.Stream(pool, [streams.Episode(0, s) for s in LENGTHS], TWO_GROUPS, 1, **how)
     timers = timeline.Timers()
     decide = actors.exploiting(actor, None, None, pool.spec, stream.batch_size, timers)
     for turn in stream.turns(timers):
@@ -154,7 +154,7 @@ def test_evaluation_does_not_run_the_policy_on_last_observations(actor, make_poo
 def test_more_episodes_join_the_rollout(actor, make_pool, collected, faults):
     """Played in three rounds it is the rollout of one round, without the rows that nobody needs."""
     episodes = [streams.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
-    stream = streams.Stream(make_pool(4, faults=faults), episodes[:1], TWO_GROUPS)
+    stream = streams.Stream(make_pool(4, faults=faults), episodes[:1], TWO_GROUPS, 1)
     book = collect(actor, stream, bootstrap_truncated=True)
     for first in (1, 3):
         stream.extend(episodes[first : first + 2])
@@ -209,7 +209,7 @@ def test_evaluation_plays_the_same_episodes(actor, make_pool):
 def test_serving_who_is_ready_gives_the_same_rollout(actor, make_pool, collected):
     episodes = [streams.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
     pool = make_pool(4, hurry=lambda slot: -slot)
-    rollout, results = play(actor, pool, episodes, streams.Schedule(num_groups=2))
+    rollout, results = play(actor, pool, episodes, page.Rollout(num_groups=2))
     assert results == collected[1]
     jax.tree.map(np.testing.assert_array_equal, rollout, collected[0])
 
@@ -227,7 +227,9 @@ def test_an_episode_that_stays_lost_never_reaches_the_learner(actor, make_pool):
     """One slot; the first episode is lost in its third decision, then in its second reset."""
     episodes = [streams.Episode(0, 4), streams.Episode(1, 1)]
     pool = make_pool(1, faults={3, 4})
-    rollout, results = play(actor, pool, episodes, streams.Schedule(), bootstrap_truncated=False)
+    rollout, results = play(
+        actor, pool, episodes, page.Rollout(num_groups=1), bootstrap_truncated=False
+    )
     assert [result.lost for result in results] == [True, False]
     np.testing.assert_array_equal(rollout.valid_CE.sum(0), [0, 2])
     assert rollout.episode_R.tolist() == [1, 1] and len(rollout.chain.value) == 2
@@ -249,7 +251,7 @@ def test_a_rollout_without_any_episode_is_an_error(actor, make_pool):
     with pytest.raises(
         RuntimeError, match="all 1 episodes of the rollout were lost with their simulators"
     ):
-        play(actor, pool, episodes, streams.Schedule())
+        play(actor, pool, episodes, page.Rollout(num_groups=1))
 
 
 @pytest.fixture(scope="module", params=["host", "device", "recompute", "trained"])
@@ -276,7 +278,7 @@ def learned(request):
             actor.buffer.clear(100)
         params = policies.fresh_params(settings, mesh, jax.random.key(3))
         key = jax.random.key(4)
-        stream = streams.Stream(pool, [streams.Episode(0, 0)] * 40, TWO_GROUPS)
+        stream = streams.Stream(pool, [streams.Episode(0, 0)] * 40, TWO_GROUPS, 1)
         with jax.transfer_guard("disallow"):
             book = collector.collect(actor, params, key, stream, timeline.Timers())
         rollout = book.rollout(stream.results)
@@ -339,7 +341,7 @@ def test_hosts_name_their_decisions_apart(actor, make_pool, group_size):
     numbers = []
     for host in (0, 1):
         actor.share = starts.Share(host, 2)
-        stream = streams.Stream(make_pool(2), [streams.Episode(0, 2)] * 4, TWO_GROUPS)
+        stream = streams.Stream(make_pool(2), [streams.Episode(0, 2)] * 4, TWO_GROUPS, 1)
         rollout = collect(actor, stream, group_size=group_size).rollout(stream.results)
         place_R = actor.share.number(rollout.episode_R, group_size)
         np.testing.assert_array_equal(rollout.chain.j, place_R * 6 + rollout.decision_R)
@@ -354,7 +356,7 @@ def test_evaluations_of_two_hosts_draw_differently(actor, make_pool):
         actor.seen.clear()
         pool = make_pool(1)
         decide = actors.exploiting(actor, None, None, pool.spec, 1, timeline.Timers())
-        stream = streams.Stream(pool, [streams.Episode(0, 2)] * 2, streams.Schedule())
+        stream = streams.Stream(pool, [streams.Episode(0, 2)] * 2, page.Rollout(num_groups=1), 1)
         for turn in stream.turns(timeline.Timers()):
             if not turn.finished.all():
                 stream.send(turn, decide(turn))

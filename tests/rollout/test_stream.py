@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from pirl_jax.core import page
 from pirl_jax.monitor import timeline
 from pirl_jax.rollout import stream as streams
 
@@ -33,8 +34,8 @@ def _play(
     pool = make_pool(num_envs, **fault)
     tasks = [e % 3 for e in range(len(lengths))] if tasks is None else tasks
     episodes = [streams.Episode(task, state) for task, state in zip(tasks, lengths, strict=True)]
-    schedule = streams.Schedule(num_groups, lockstep, cached_tasks)
-    stream = streams.Stream(pool, episodes, schedule, record=record)
+    schedule = page.Rollout(num_groups=num_groups, lockstep=lockstep)
+    stream = streams.Stream(pool, episodes, schedule, cached_tasks, record=record)
     turns = finish(stream)
     assert [result.episode for result in stream.results] == episodes
     ended = [e for turn in turns for e in turn.ended]
@@ -85,7 +86,7 @@ def test_every_episode_is_played_once_and_to_its_end(play, num_envs, num_groups,
 def test_simulators_can_start_before_anyone_decides(make_pool, lockstep):
     episodes = [streams.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
     pool = make_pool(4)
-    stream = streams.Stream(pool, episodes, streams.Schedule(2, lockstep))
+    stream = streams.Stream(pool, episodes, page.Rollout(num_groups=2, lockstep=lockstep), 1)
     assert pool.log == [("reset", slot) for slot in range(4)], "all at once, and nobody waits"
     assert stream.num_left == len(episodes) and stream.batch_size == 2
     finish(stream)
@@ -226,7 +227,7 @@ def test_an_episode_that_is_lost_again_stays_lost(make_pool):
     The other episodes are played.
     """
     episodes = [streams.Episode(0, 4), streams.Episode(1, 1)]
-    stream = streams.Stream(make_pool(1, faults={2, 3}), episodes, streams.Schedule())
+    stream = streams.Stream(make_pool(1, faults={2, 3}), episodes, page.Rollout(num_groups=1), 1)
     turns = finish(stream)
     assert [(turn.lost, turn.ended) for turn in turns if turn.lost] == [([0], []), ([0], [0])]
     assert [e for turn in turns for e in turn.ended] == [0, 1]
@@ -239,7 +240,7 @@ def test_a_turn_whose_slots_were_all_lost_is_empty_and_still_indexes(make_pool, 
     """Its arrays index the grids of a book, where those of floats would not."""
     episodes = [streams.Episode(e, 1) for e in range(3)]
     pool = make_pool(2, faults={0, 1})
-    stream = streams.Stream(pool, episodes, streams.Schedule(lockstep=lockstep))
+    stream = streams.Stream(pool, episodes, page.Rollout(num_groups=1, lockstep=lockstep), 1)
     turns = stream.turns(timeline.Timers())
     turn = next(turns)
     assert turn.lost == [0, 1] and turn.ended == [] and stream.num_left == 3
@@ -260,9 +261,9 @@ def test_a_turn_whose_slots_were_all_lost_is_empty_and_still_indexes(make_pool, 
 def test_more_episodes_once_the_others_are_over(make_pool, lockstep, faults):
     """Slots that had nothing left go on, as in a stream of their own; what is known stays."""
     episodes = [streams.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
-    schedule = streams.Schedule(2, lockstep)
+    schedule = page.Rollout(num_groups=2, lockstep=lockstep)
     pool = make_pool(4, faults=faults)
-    stream = streams.Stream(pool, episodes[:5], schedule)
+    stream = streams.Stream(pool, episodes[:5], schedule, 1)
     finish(stream)
     first, requests = list(stream.results), len(pool.log)
     stream.extend(episodes[5:])
@@ -273,7 +274,7 @@ def test_more_episodes_once_the_others_are_over(make_pool, lockstep, faults):
     assert [result.num_decisions for result in stream.results] == [s + 1 for s in LENGTHS]
     assert sorted(e for turn in turns for e in turn.ended) == list(range(5, 11))
     if not faults:
-        alone = streams.Stream(make_pool(4), episodes[5:], schedule)
+        alone = streams.Stream(make_pool(4), episodes[5:], schedule, 1)
         assert [(turn.episode - 5).tolist() for turn in turns] == [
             turn.episode.tolist() for turn in finish(alone)
         ]
@@ -282,7 +283,7 @@ def test_more_episodes_once_the_others_are_over(make_pool, lockstep, faults):
 def test_what_is_known_already_is_not_played_again(make_pool):
     known = {1: streams.Result(streams.Episode(1, 0), success=True, num_steps=7)}
     episodes = [streams.Episode(e, 0) for e in range(3)]
-    stream = streams.Stream(make_pool(2), episodes, streams.Schedule(), done=known)
+    stream = streams.Stream(make_pool(2), episodes, page.Rollout(num_groups=1), 1, done=known)
     assert stream.num_left == 2
     seen = {e for turn in finish(stream) for e in turn.episode.tolist()}
     assert stream.results[1] is known[1] and seen == {0, 2}

@@ -27,7 +27,7 @@ from pirl_jax.models import attention, heads, remat, variants
 from pirl_jax.policy import flow, noise, normalize
 from pirl_jax.recipes import base, quickstart
 from pirl_jax.rl import advantages, losses
-from pirl_jax.rollout import starts, stream
+from pirl_jax.rollout import starts
 from pirl_jax.run import command, config, recipes, reference
 from pirl_jax.weights import presets
 
@@ -360,13 +360,6 @@ def test_the_openpi_protocol_replans_every_five_actions():
     page.env.suite, page.model.action_horizon = "libero_goal", 4
     with pytest.raises(ValueError, match=r"model.action_chunk=5 exceeds model.action_horizon=4"):
         config.settings(page)
-
-
-def test_the_schedule_has_the_configured_numbers():
-    page = base.get_config()
-    page.rollout.update(num_groups=4, lockstep=True)
-    page.env.cached_tasks = 3
-    assert config.settings(page).schedule == stream.Schedule(4, True, 3)
 
 
 RECIPES = sorted(

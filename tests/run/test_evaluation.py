@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from pirl_jax.core import page
 from pirl_jax.monitor import journal
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import evaluation, results
@@ -35,7 +36,8 @@ def make_evaluation(tmp_path, asked, monkeypatch):
         this = evaluation.Evaluation(
             settings=None,
             envs=simulators.Pool(2, faults=faults),
-            schedule=streams.Schedule(lockstep=True),
+            rollout=page.Rollout(num_groups=1, lockstep=True),
+            cached_tasks=1,
             decide=decide,
             episodes=EPISODES,
             measured={"policy": {"name": "any"}},

@@ -445,7 +445,6 @@ TESTED = {
     "env.render_devices": [OF_POOLS],
     "env.cached_tasks": [
         OF_SUITES,
-        "run/test_config.py::test_the_schedule_has_the_configured_numbers",
         "rollout/test_stream.py::test_a_slot_prefers_the_task_it_holds",
     ],
     "env.timeout_s": [OF_POOLS],
@@ -476,7 +475,7 @@ TESTED = {
     "model.action_env_dim": [HERE + "POLICY"],
     "model.value_hidden": [HERE + "POLICY"],
     "rollout.num_envs": ["test_train.py::SMALL"],
-    "rollout.num_groups": ["run/test_config.py::test_the_schedule_has_the_configured_numbers"],
+    "rollout.num_groups": ["rollout/test_stream.py::_play"],
     "rollout.episodes_per_iteration": ["test_train.py::SMALL"],
     "algorithm.group_size": ["test_train.py::test_grpo_learns"],
     "algorithm.rewards_lower_bound": [UPDATE + "test_bounds_of_the_reward_filter"],
