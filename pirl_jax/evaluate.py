@@ -185,13 +185,13 @@ def _random(settings: config.Settings, spec: base.EnvSpec) -> streams.Decide:
 
     An episode is the same whichever others are played beside it.
     """
-    shape_IA = settings.policy.model.action_chunk, spec.action_dim
+    shape_Ia = settings.policy.model.action_chunk, spec.action_dim
 
     def decide(turn: streams.Turn) -> np.ndarray:
         chunks = []
         for e, c in zip(turn.episode.tolist(), turn.decision.tolist(), strict=True):
             generator = np.random.default_rng([settings.raw.seed, e, c])
-            chunks.append(generator.uniform(-1, 1, shape_IA))
+            chunks.append(generator.uniform(-1, 1, shape_Ia))
         return np.stack(chunks)
 
     return decide
@@ -199,8 +199,8 @@ def _random(settings: config.Settings, spec: base.EnvSpec) -> streams.Decide:
 
 def _expert(settings: config.Settings, spec: base.EnvSpec) -> streams.Decide:
     """The simulators of expert_factory choose themselves; they want a chunk of any numbers."""
-    chunk_IA = np.zeros((settings.policy.model.action_chunk, spec.action_dim))
-    return lambda turn: np.repeat(chunk_IA[None], len(turn.row), 0)
+    chunk_Ia = np.zeros((settings.policy.model.action_chunk, spec.action_dim))
+    return lambda turn: np.repeat(chunk_Ia[None], len(turn.row), 0)
 
 
 # ---- measure ---------------------------------------------------------------------------------

@@ -53,16 +53,16 @@ class Engine:
         padding = [batch[0]] * (size - len(batch))
         rows = batch + padding
         images_BVYX3 = np.stack([row.images for row in rows])
-        state_BS = np.stack([row.state for row in rows])
+        state_BQ = np.stack([row.state for row in rows])
         prompts = [row.prompt for row in rows]
         id_B = np.array([row.noise_id for row in rows], np.uint32)
-        obs = observation.encode(self.actor.transform, images_BVYX3, state_BS, prompts)
+        obs = observation.encode(self.actor.transform, images_BVYX3, state_BQ, prompts)
         # Only the two named transfers: here to the device, and back.
         with jax.transfer_guard("disallow"):
             on_device = self.actor.put((id_B, obs))
             actions_BHA = self.actor.exploit(self.params, self.key, *on_device)
             actions_BHA = jax.device_get(actions_BHA)
-        actions_BHA = observation.decode(self.actor.transform, actions_BHA, state_BS)
+        actions_BHA = observation.decode(self.actor.transform, actions_BHA, state_BQ)
         actions_BHA = actions_BHA[: len(batch)].astype(np.float64)  # as openpi's transforms leave
         timing = {"infer_ms": 1e3 * (time.monotonic() - start_s)}
         return [{"actions": actions_HA, "policy_timing": timing} for actions_HA in actions_BHA]
@@ -72,8 +72,8 @@ class Engine:
         transform = self.actor.transform
         size_px = transform.image_size_px
         blank_VYX3 = np.zeros((len(requests.IMAGES), size_px, size_px, 3), np.uint8)
-        state_S = np.zeros(transform.env_state_dim)
-        request = requests.Request(blank_VYX3, state_S, prompt="", noise_id=0)
+        state_Q = np.zeros(transform.env_state_dim)
+        request = requests.Request(blank_VYX3, state_Q, prompt="", noise_id=0)
         for size in self.batch_sizes:
             self([request] * size)
 

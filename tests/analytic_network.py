@@ -32,15 +32,15 @@ def velocity(params, prefix, x_BHA, t_B, cfg, modulation):
     return feature_BHW @ out["kernel"] + out["bias"][None, None], feature_BHW
 
 
-def prefix(state_BS, fixed: dict, cfg: flow.Policy) -> pi0.Prefix:
+def prefix(state_BQ, fixed: dict, cfg: flow.Policy) -> pi0.Prefix:
     """What prefill would give; a critic on the VLM sees the reference's tokens."""
-    hidden = jnp.tanh((state_BS @ fixed["prefix_W"])[:, None] + fixed["prefix_P"][None])
-    none = jnp.zeros((len(state_BS), 0))
+    hidden = jnp.tanh((state_BQ @ fixed["prefix_W"])[:, None] + fixed["prefix_P"][None])
+    none = jnp.zeros((len(state_BQ), 0))
     mask_BS = jnp.broadcast_to(reference_tokens(hidden.shape[1]), hidden.shape[:2])
     pooled = (
         heads.pool(hidden, mask_BS, cfg.model.value_vlm_mode) if cfg.model.value_after_vlm else None
     )
-    return pi0.Prefix(k=none, v=none, mask=none, state=state_BS, pooled=pooled)
+    return pi0.Prefix(k=none, v=none, mask=none, state=state_BQ, pooled=pooled)
 
 
 def reference_tokens(length: int, num_images: int = 2):
@@ -109,7 +109,7 @@ def policy(meta: dict) -> flow.Policy:
 
 def randomness(noise, denoise_inds, cfg: flow.Policy):
     """Recorded noise [J+1,B,H,A], indices [B,J] -> the randomness of flow.integrate."""
-    j_BK = np.asarray(denoise_inds if cfg.model.joint_logprob else denoise_inds[:, :1], np.int32)
+    j_BU = np.asarray(denoise_inds if cfg.model.joint_logprob else denoise_inds[:, :1], np.int32)
     eps_BJHA = np.moveaxis(noise[1:], 0, 1)
-    eps_BKHA = np.take_along_axis(eps_BJHA, np.maximum(j_BK, 0)[:, :, None, None], axis=1)
-    return noise[0], j_BK, eps_BKHA
+    noise_BUHA = np.take_along_axis(eps_BJHA, np.maximum(j_BU, 0)[:, :, None, None], axis=1)
+    return noise[0], j_BU, noise_BUHA

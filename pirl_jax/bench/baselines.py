@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import mujoco
 import numpy as np
 
-from pirl_jax.envs import base, experts
+from pirl_jax.envs import base, experts, panda
 from pirl_jax.envs.libero import files, stock
 from pirl_jax.envs.libero import render as libero_render
 from pirl_jax.envs.libero import simulator as libero_sim
@@ -54,10 +54,10 @@ class Stock:
             observation, *_ = self._env.step(libero_sim.IDLE_ACTION)
         return self._observe(observation, success=False, num_steps=0)
 
-    def step_chunk(self, actions_IA: np.ndarray, record: bool = False) -> base.TimeStep:
+    def step_chunk(self, actions_Ia: np.ndarray, record: bool = False) -> base.TimeStep:
         """Renders at every step, as stock does."""
         num_steps = 0
-        for action in actions_IA:
+        for action in actions_Ia:
             observation, _, success, _ = self._env.step(action)
             num_steps += 1
             if success:
@@ -86,7 +86,7 @@ class Stock:
         limit = self._limits[files.tasks(self._suite)[self._task].suite]
         return base.TimeStep(
             images=self._images(observation),
-            state=libero_sim.state_vector(position, quaternion, gripper),
+            state=panda.state_vector(position, quaternion, gripper),
             reward=float(success),
             terminated=bool(success),
             truncated=self._elapsed >= limit,
@@ -98,7 +98,7 @@ class Stock:
         if not self._render:
             size = self.spec.image_size_px
             return np.zeros((2, size, size, 3), np.uint8)
-        images = [observation[f"{camera}_image"] for camera in libero.CAMERAS]
+        images = [observation[f"{camera}_image"] for camera in panda.CAMERAS]
         return np.stack([libero_render.upright(image) for image in images])
 
 
@@ -108,11 +108,11 @@ class StockBare(Stock):
     def __init__(self, suite: str, assets: str | None, image_size_px: int) -> None:
         super().__init__(suite, assets, image_size_px, render=False)
 
-    def step_chunk(self, actions_IA: np.ndarray, record: bool = False) -> base.TimeStep:
+    def step_chunk(self, actions_Ia: np.ndarray, record: bool = False) -> base.TimeStep:
         start_s = time.perf_counter()
-        for action in actions_IA:
+        for action in actions_Ia:
             observation, *_ = self._env.step(action)
-        step = self._observe(observation, success=False, num_steps=len(actions_IA))
+        step = self._observe(observation, success=False, num_steps=len(actions_Ia))
         step.reward = time.perf_counter() - start_s
         return step
 
@@ -135,10 +135,10 @@ class Bare:
         self._first = self._env.reset(task, init_state)
         return self._first
 
-    def step_chunk(self, actions_IA: np.ndarray, record: bool = False) -> base.TimeStep:
+    def step_chunk(self, actions_Ia: np.ndarray, record: bool = False) -> base.TimeStep:
         simulator = self._env.simulator
         timed_s = 0.0
-        for action in actions_IA:
+        for action in actions_Ia:
             if self._floor:
                 # Before the step: its states, under the controls of the step before.
                 timed_s += _physics_s(simulator.model, simulator.data)
@@ -152,7 +152,7 @@ class Bare:
             reward=timed_s,  # the way to the parent: nobody else needs it here
             terminated=False,
             truncated=False,
-            num_steps=len(actions_IA),
+            num_steps=len(actions_Ia),
         )
 
     def close(self) -> None:

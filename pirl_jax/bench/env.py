@@ -253,8 +253,8 @@ def _reset(one_env: pool.EnvPool, task: int, init_state: int) -> base.TimeStep:
     return one_env.recv([0])
 
 
-def _send(one_env: pool.EnvPool, actions_IA: np.ndarray) -> base.TimeStep:
-    one_env.send([0], actions_IA[None])
+def _send(one_env: pool.EnvPool, actions_Ia: np.ndarray) -> base.TimeStep:
+    one_env.send([0], actions_Ia[None])
     return one_env.recv([0])
 
 

@@ -58,7 +58,7 @@ class Env(Protocol):
     def reset(self, task: int, init_state: int) -> TimeStep:
         """Start the episode (task, init_state)."""
 
-    def step_chunk(self, actions_IA: Iterable[np.ndarray], record: bool = False) -> TimeStep:
+    def step_chunk(self, actions_Ia: Iterable[np.ndarray], record: bool = False) -> TimeStep:
         """Execute up to I actions open loop; stop early at success or at the time limit.
 
         Renders once, at the end (with record=True additionally one agentview frame per step).  An

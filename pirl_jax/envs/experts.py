@@ -1,7 +1,7 @@
 """Scripted experts with privileged state, and the demonstrations they give for fine-tuning.
 
     act = experts.expert(env)   # once per episode, after env.reset
-    action_A = act()            # one control step; sees the simulator's state, never the images
+    action_a = act()            # one control step; sees the simulator's state, never the images
 
     episodes = experts.collect_demonstrations(env, task=0, init_states=range(50), seed=0)
     step = experts.Driven(env).step_chunk(anything_IA)   # an Env that the expert drives
@@ -53,9 +53,9 @@ class Driven:
         self._act = expert(self._env)
         return step
 
-    def step_chunk(self, actions_IA: Iterable[np.ndarray], record: bool = False) -> base.TimeStep:
-        """As many of the expert's actions as there are in actions_IA."""
-        return self._env.step_chunk(self._actions(actions_IA), record)
+    def step_chunk(self, actions_Ia: Iterable[np.ndarray], record: bool = False) -> base.TimeStep:
+        """As many of the expert's actions as there are in actions_Ia."""
+        return self._env.step_chunk(self._actions(actions_Ia), record)
 
     def close(self) -> None:
         self._env.close()
@@ -71,15 +71,15 @@ def driven(make_env: Callable[[], base.Env]) -> Driven:
     return Driven(make_env())
 
 
-def perturbed(action_A: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
+def perturbed(action_a: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
     """The action [7] with Gaussian noise on its six deltas, within [-1, 1].
 
     `noise` is the standard deviation, as a fraction of a full delta.
     """
     disturbance_6 = noise * NOISE_SCALE * rng.standard_normal(6)
-    disturbed_A = action_A.copy()
-    disturbed_A[:6] = np.clip(action_A[:6] + disturbance_6, -1.0, 1.0)
-    return disturbed_A
+    disturbed_a = action_a.copy()
+    disturbed_a[:6] = np.clip(action_a[:6] + disturbance_6, -1.0, 1.0)
+    return disturbed_a
 
 
 def collect_demonstrations(
@@ -110,11 +110,11 @@ def _demonstration(
     actions = []
     while not (step.terminated or step.truncated):
         # as a policy would give it, and as it is recorded
-        action_A = act().astype(np.float32)
+        action_a = act().astype(np.float32)
         images.append(step.images)
         states.append(step.state)
-        actions.append(action_A)
-        step = env.step_chunk(perturbed(action_A, noise, rng)[None])
+        actions.append(action_a)
+        step = env.step_chunk(perturbed(action_a, noise, rng)[None])
     return {
         "images": np.stack(images),
         "state": np.stack(states),

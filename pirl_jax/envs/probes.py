@@ -48,17 +48,17 @@ class Probe:
         self._decision = 0
         return self._observe(reward=0.0, num_steps=0)
 
-    def step_chunk(self, actions_IA: np.ndarray, record: bool = False) -> base.TimeStep:
+    def step_chunk(self, actions_Ia: np.ndarray, record: bool = False) -> base.TimeStep:
         """See base.Env."""
         if self._decision >= self.decisions:
             raise RuntimeError("the episode of this probe is over; call reset first")
-        action = float(np.clip(actions_IA, -1.0, 1.0).mean())
+        action = float(np.clip(actions_Ia, -1.0, 1.0).mean())
         sign = self.sign(self._init_state, self._decision)
         reward = self.reward(sign, action, self._decision)
         self._decision += 1
-        step = self._observe(reward=reward, num_steps=len(actions_IA))
+        step = self._observe(reward=reward, num_steps=len(actions_Ia))
         if record:
-            step.frames = [step.images[0]] * len(actions_IA)
+            step.frames = [step.images[0]] * len(actions_Ia)
         return step
 
     def close(self) -> None:

@@ -62,15 +62,15 @@ class Follower:
         error_m = leg.target() - grip_m
         error_rad = _rotation_error(grip_rot, leg)
         scaled = GAIN * np.concatenate([error_m, error_rad]) / panda.MAX_DELTA
-        action_A = np.zeros(7)
-        action_A[:6] = np.clip(scaled, -1.0, 1.0)
-        action_A[6] = leg.gripper
+        action_a = np.zeros(7)
+        action_a[:6] = np.clip(scaled, -1.0, 1.0)
+        action_a[6] = leg.gripper
         self._steps += 1
         arrived = leg.tolerance_m is not None and np.linalg.norm(error_m) < leg.tolerance_m
         aligned = leg.yaw is None or np.linalg.norm(error_rad) < NEAR_RAD
         if (arrived and aligned) or self._steps == leg.steps:
             self._next_leg()
-        return action_A
+        return action_a
 
     def _next_leg(self) -> None:
         if self._legs[0].succeeded():

@@ -1,7 +1,7 @@
 """What the learner minimises: rows of a rollout with their advantages, the clipped loss on some of
 them, and the sums that its microbatches add up to.
 
-Generic over the policy: it sees log_prob_fn(params, chain, context, anchor) -> log_prob_BIA,
+Generic over the policy: it sees log_prob_fn(params, chain, context, anchor) -> log_prob_BIa,
 entropy_B, value_B, distance_B and nothing of the network; `anchor` is None or the parameters of a
 fixed policy, distance_B how far the decisions lie from it (0 for None).  Refuses to know optimisers
 and how often a row is used.
@@ -161,12 +161,12 @@ def loss(
     anchor: dict | None = None,
 ) -> tuple[jax.Array, Sums]:
     """sum(w * L) of a microbatch, and its Sums without gradients."""
-    log_prob_BIA, entropy_B, value_B, distance_B = log_prob_fn(
+    log_prob_BIa, entropy_B, value_B, distance_B = log_prob_fn(
         params, batch.chain, batch.context, anchor
     )
     weight_B = batch.weight
     one = jnp.ones(())  # sums, not means: a minibatch divides by the weight of all its microbatches
-    policy_loss, metrics = _surrogate(cfg, log_prob_BIA, batch)
+    policy_loss, metrics = _surrogate(cfg, log_prob_BIa, batch)
     entropy = losses.mean_entropy(entropy_B, weight_B, normalizer=one)
     weighted = {"loss": policy_loss, "entropy": entropy}
     actor = policy_loss - cfg.entropy_bonus * entropy
@@ -205,10 +205,10 @@ def loss(
 
 
 def _surrogate(
-    cfg: page.Algorithm, log_prob_BIA: jax.Array, batch: Minibatch
+    cfg: page.Algorithm, log_prob_BIa: jax.Array, batch: Minibatch
 ) -> tuple[jax.Array, dict]:
     """The clipped policy loss, summed over the rows, and its metrics."""
-    log_prob = losses.reduce_log_prob(log_prob_BIA, cfg.logprob_type)
+    log_prob = losses.reduce_log_prob(log_prob_BIa, cfg.logprob_type)
     old = losses.reduce_log_prob(batch.chain.log_prob, cfg.logprob_type)
     entries = log_prob[0].size  # a row weighs the same, however many ratios it has
     return losses.clipped_surrogate(

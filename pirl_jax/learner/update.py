@@ -219,7 +219,7 @@ def learn(
         raise ValueError("the rollout has no valid decision; collect at least one episode per host")
     row_R = np.flatnonzero(data.weight > 0)
     # All hosts take equally many steps of the same size, as many as the one with the most rows.
-    rows_P = np.array(meshes.gather(len(row_R)))
+    rows_of_hosts = np.array(meshes.gather(len(row_R)))
     size = cfg.microbatch_size // hosts
     history = []  # metrics of the minibatches, by epoch
     for _ in range(cfg.update_epochs):
@@ -228,7 +228,7 @@ def learn(
             row_R,
             cfg.minibatch_size // hosts,
             multiple_of=size,
-            most_rows=int(rows_P.max()),
+            most_rows=int(rows_of_hosts.max()),
         )
         of_epoch = []
         for index_B, keep_B in zip(index_1MB[0], keep_1MB[0], strict=True):
@@ -241,7 +241,7 @@ def learn(
     state = state.replace(iteration=_increment(state.iteration))
     counts = {
         "actor/epochs": float(len(history)),
-        "actor/padded_rows": 1.0 - rows_P.sum() / (keep_1MB.size * hosts),
+        "actor/padded_rows": 1.0 - rows_of_hosts.sum() / (keep_1MB.size * hosts),
     }
     metrics = jax.device_get(list(itertools.chain.from_iterable(history)))
     return state, _summary(metrics, cfg) | counts

@@ -186,8 +186,8 @@ def collect(
             with timers.measure("inference"):
                 chain, actions_BHA = jax.device_get((chain, actions_BHA))
                 book.decision(turn, chain, obs if context is None else context, going, valued)
-                actions_nIA = actor.decode(actions_BHA, turn)
-            stream.send(turn, actions_nIA)
+                actions_nIa = actor.decode(actions_BHA, turn)
+            stream.send(turn, actions_nIa)
         if advance and turn.ended:
             total = len(stream.episodes)
             advance(0, f"rollout {total - stream.num_left}/{total} episodes")

@@ -135,14 +135,14 @@ class Stream:
         for row, slot, step in batches(timers):
             yield self._turn(row, slot, step)
 
-    def send(self, turn: Turn, actions_nIA: np.ndarray) -> None:
+    def send(self, turn: Turn, actions_nIa: np.ndarray) -> None:
         """Start the next chunk of the slots whose episodes go on."""
         going = ~turn.finished
         if not going.any():
             return
         results = [self.results[e] for e in turn.episode[going]]
         record = [result.frames is not None for result in results]
-        self.envs.send(turn.slot[going], actions_nIA[going], record=record)
+        self.envs.send(turn.slot[going], actions_nIa[going], record=record)
         for result in results:
             result.num_decisions += 1
 

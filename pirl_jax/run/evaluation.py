@@ -58,8 +58,8 @@ class Evaluation:
             for turn in stream.turns(timers):
                 if not turn.finished.all():
                     with jax.transfer_guard("disallow"):
-                        actions_nIA = self.decide(turn)
-                    stream.send(turn, actions_nIA)
+                        actions_nIa = self.decide(turn)
+                    stream.send(turn, actions_nIa)
                 for e in turn.ended:
                     self._keep(stream.results[e], notes)
                     advance(1)

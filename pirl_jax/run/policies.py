@@ -106,8 +106,8 @@ def actor(
     explore, exploit = steps.decisions(settings.policy, settings.keep_prefix)
     own = meshes.local(mesh)
 
-    def say_how_statistics_fit(state_BS: np.ndarray) -> None:
-        print(statistics.report(to_model.stats, to_model.norm_mode, state_BS))
+    def say_how_statistics_fit(state_BQ: np.ndarray) -> None:
+        print(statistics.report(to_model.stats, to_model.norm_mode, state_BQ))
 
     return actors.Actor(
         transform=to_model,

@@ -85,7 +85,7 @@ def updater(settings: config.Settings, mesh: jax.sharding.Mesh) -> update.Update
 def log_prob_fn(settings: config.Settings) -> Callable:
     """What the learner sees of the policy.
 
-    (params, chain, context rows, anchor parameters or None) -> log_prob_BIA, entropy_B, value_B,
+    (params, chain, context rows, anchor parameters or None) -> log_prob_BIa, entropy_B, value_B,
     distance_B to the anchor.
     """
     cfg = settings.policy

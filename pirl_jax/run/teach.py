@@ -106,11 +106,11 @@ def as_rows(episodes: list[dict], horizon: int) -> Demonstrations:
     instructions = []
     for episode in episodes:
         length = len(episode["actions"])
-        index_TH = np.minimum(np.arange(length)[:, None] + np.arange(horizon), length - 1)
+        index_nH = np.minimum(np.arange(length)[:, None] + np.arange(horizon), length - 1)
         # The last observation has no action.
         images.append(episode["images"][:length])
         state.append(episode["state"][:length])
-        actions.append(episode["actions"][index_TH])
+        actions.append(episode["actions"][index_nH])
         instructions += [episode["instruction"]] * length
     return Demonstrations(
         images=np.concatenate(images),

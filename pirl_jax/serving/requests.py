@@ -32,12 +32,12 @@ class Request:
 
 
 def write(
-    images_VYX3: np.ndarray, state_S: np.ndarray, prompt: str, size_px: int
+    images_VYX3: np.ndarray, state_Q: np.ndarray, prompt: str, size_px: int
 ) -> dict[str, Any]:
     """What openpi's LIBERO client sends: it resizes before sending."""
     small = images.resize_with_pad(images_VYX3, size_px, size_px)
     message: dict[str, Any] = dict(zip(IMAGES, small, strict=True))
-    message[STATE] = np.asarray(state_S, np.float64)
+    message[STATE] = np.asarray(state_Q, np.float64)
     message[PROMPT] = prompt
     return message
 

@@ -49,15 +49,15 @@ def _problems(name: str, stats: normalize.Stats, mode: str, dim: int) -> Iterato
         yield f"{name}.q99 lies below q01"
 
 
-def report(stats: normalize.NormStats, mode: str, state_BS: np.ndarray) -> str:
+def report(stats: normalize.NormStats, mode: str, state_BQ: np.ndarray) -> str:
     """Lines for the start of a run.
 
-    state_BS: float, states as the robot gives them, in raw units.
+    state_BQ: float, states as the robot gives them, in raw units.
     Says dims, dims that hardly move, and the share of the states outside q01 to q99.  Of the
     training data 2 % lie outside; far more means statistics of another robot or other units.
     Raises: ValueError as `check`.
     """
-    check(stats, mode, state_dim=state_BS.shape[-1])
+    check(stats, mode, state_dim=state_BQ.shape[-1])
     lines = [
         f"norm stats: {mode}, state {len(stats.state.mean)} dims, "
         f"actions {len(stats.actions.mean)} dims"
@@ -65,7 +65,7 @@ def report(stats: normalize.NormStats, mode: str, state_BS: np.ndarray) -> str:
     lines += _near_constant("state", stats.state, mode)
     lines += _near_constant("actions", stats.actions, mode)
     if stats.state.q01 is not None and stats.state.q99 is not None:
-        lines.append(_outside(stats.state, state_BS))
+        lines.append(_outside(stats.state, state_BQ))
     return "\n".join(lines)
 
 
@@ -80,9 +80,9 @@ def _near_constant(name: str, stats: normalize.Stats, mode: str) -> list[str]:
     ]
 
 
-def _outside(stats: normalize.Stats, state_BS: np.ndarray) -> str:
-    dim = state_BS.shape[-1]
-    outside_BS = (state_BS < stats.q01[:dim]) | (state_BS > stats.q99[:dim])
+def _outside(stats: normalize.Stats, state_BQ: np.ndarray) -> str:
+    dim = state_BQ.shape[-1]
+    outside_BS = (state_BQ < stats.q01[:dim]) | (state_BQ > stats.q99[:dim])
     by_dim = ", ".join(f"{share:.0%}" for share in outside_BS.reshape(-1, dim).mean(0))
     return (
         f"norm stats: {outside_BS.mean():.1%} of {outside_BS.size} state values "

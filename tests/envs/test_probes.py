@@ -8,11 +8,11 @@ from pirl_jax.envs import probes
 CHUNK = np.full((5, 7), 0.5, np.float32)
 
 
-def episode(name, init_state=0, actions_IA=CHUNK):
+def episode(name, init_state=0, actions_Ia=CHUNK):
     env = probes.make(name, image_size_px=4)
     steps = [env.reset(0, init_state)]
     while not steps[-1].terminated:
-        steps.append(env.step_chunk(actions_IA))
+        steps.append(env.step_chunk(actions_Ia))
     return steps
 
 

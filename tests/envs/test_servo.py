@@ -18,9 +18,9 @@ class Hand:
     def pose(self):
         return self.position, self.rotation
 
-    def move(self, action_A):
-        self.position = self.position + 0.5 * action_A[:3] * panda.MAX_DELTA[:3]
-        turn = control.rotation(0.5 * action_A[3:6] * panda.MAX_DELTA[3:])
+    def move(self, action_a):
+        self.position = self.position + 0.5 * action_a[:3] * panda.MAX_DELTA[:3]
+        turn = control.rotation(0.5 * action_a[3:6] * panda.MAX_DELTA[3:])
         self.rotation = turn @ self.rotation
 
 

@@ -313,10 +313,10 @@ def check_rollout(recorded, rollout, iteration):
     c, e = rollout.decision_R, rollout.episode_R
     number, env = recorded.calls(iteration)[0][e // B, c], e % B
     get = lambda name: recorded(f"out/it{iteration}.{name}")  # noqa: E731
-    chains, j_RK = get("call_chains")[number, env], np.asarray(rollout.chain.j)
+    chains, j_RU = get("call_chains")[number, env], np.asarray(rollout.chain.j)
     for x, shift in ((rollout.chain.x, 0), (rollout.chain.x_next, 1)):
         np.testing.assert_allclose(
-            x, np.take_along_axis(chains, (j_RK + shift)[:, :, None, None], 1), **TOLERANCE
+            x, np.take_along_axis(chains, (j_RU + shift)[:, :, None, None], 1), **TOLERANCE
         )
     log_prob = get("call_prev_logprobs")[number, env]
     np.testing.assert_allclose(rollout.chain.log_prob, log_prob, rtol=1e-4, atol=1e-4)

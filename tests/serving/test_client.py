@@ -57,8 +57,8 @@ def test_openpis_server_is_sent_what_openpis_client_sends(wired):
     actions = ask(wired(echo), 3)
     assert actions.shape == (3, 5, 7)
     np.testing.assert_array_equal(actions, np.repeat(now.step.state[:, None, :7], 5, axis=1))
-    state_S = now.step.state[0].astype(np.float64)
-    (message,) = [asked for asked in echo.asked if (asked["observation/state"] == state_S).all()]
+    state_Q = now.step.state[0].astype(np.float64)
+    (message,) = [asked for asked in echo.asked if (asked["observation/state"] == state_Q).all()]
     assert message["observation/state"].dtype == np.float64
     assert message["prompt"] == "push"
     keys = ("observation/image", "observation/wrist_image")

@@ -57,12 +57,12 @@ def test_what_is_read_equals_openpis_transforms(vectors):
 def test_a_client_writes_what_a_server_reads():
     """Images of the wanted size pass through; the state keeps its value, as float64 (openpi's)."""
     images = np.random.default_rng(1).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    state_S = np.random.default_rng(1).normal(size=8).astype(np.float32)
-    message = requests.write(images, state_S, "push", 16)
+    state_Q = np.random.default_rng(1).normal(size=8).astype(np.float32)
+    message = requests.write(images, state_Q, "push", 16)
     assert message["observation/state"].dtype == np.float64
     request = read(message | {"noise_id": 5})
     np.testing.assert_array_equal(request.images, images)
-    np.testing.assert_array_equal(request.state, state_S)
+    np.testing.assert_array_equal(request.state, state_Q)
     assert request.prompt == "push"
     assert request.noise_id == 5
 

@@ -41,9 +41,9 @@ def test_quantiles_must_exist_where_they_are_used():
 def test_the_report_counts_what_lies_outside():
     stats = conftest.make_stats()
     stats.state.q99[3] = -1.0 + 1e-6
-    state_BS = np.zeros((4, 8))
-    state_BS[0, :2] = 5.0
-    text = statistics.report(stats, "quantile", state_BS)
+    state_BQ = np.zeros((4, 8))
+    state_BQ[0, :2] = 5.0
+    text = statistics.report(stats, "quantile", state_BQ)
     assert "quantile, state 8 dims, actions 7 dims" in text
     assert "state dims [3] hardly move" in text
     assert "actions dims" not in text

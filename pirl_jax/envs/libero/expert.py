@@ -1,7 +1,7 @@
 """Scripted expert for real LIBERO: picks one object up and places it where the BDDL goal says.
 
     act = expert.expert(env)   # once per episode, after env.reset; callers use experts.expert
-    action_A = act()           # one control step
+    action_a = act()           # one control step
 
 Where to grip is computed from the collision geometry: among the directions in which the fingers can
 close, the one that leaves most room around the open hand.  numpy and mujoco only.

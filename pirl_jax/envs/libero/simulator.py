@@ -27,8 +27,6 @@ STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 Result = TypeVar("Result")
 
-state_vector = panda.state_vector
-
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -102,9 +100,9 @@ class Simulator:
             self._control_step(IDLE_ACTION, first=i == 0)
         self._refresh()
 
-    def step(self, action_A: np.ndarray) -> bool:
+    def step(self, action_a: np.ndarray) -> bool:
         """One control step of 50 ms; whether the goal holds after it."""
-        self._control_step(np.asarray(action_A, np.float64))
+        self._control_step(np.asarray(action_a, np.float64))
         # as stock: poses and contacts of the last physics step's start
         success = bool(self.task_env._check_success())
         self._refresh()
@@ -191,21 +189,21 @@ class Simulator:
                 last = error
         raise RuntimeError(f"no valid placement in {RESET_ATTEMPTS} draws (seed {seed})") from last
 
-    def _control_step(self, action_A: np.ndarray, first: bool = False) -> None:
+    def _control_step(self, action_a: np.ndarray, first: bool = False) -> None:
         """Stock's own step runs four passes over the dynamics where one does.
 
         They compute the same numbers again.  The first physics step after a reset is robosuite's
         own: its controller still holds the arm of before the init state was loaded, and acts on
         it.
         """
-        grip_direction = float(np.sign(action_A[6]))
+        grip_direction = float(np.sign(action_a[6]))
         for i in range(SUBSTEPS):
             mujoco.mj_step1(self.model, self.data)
             if first and i == 0:
-                self.task_env._pre_action(action_A, policy_step=True)
+                self.task_env._pre_action(action_a, policy_step=True)
             else:
                 if i == 0:
-                    self._control.set_goal(action_A[:6])
+                    self._control.set_goal(action_a[:6])
                 self._control.apply(self._robot.gripper.current_action, grip_direction)
             mujoco.mj_step2(self.model, self.data)
 

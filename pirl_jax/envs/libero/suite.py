@@ -16,7 +16,6 @@ from pirl_jax.envs import base, panda
 from pirl_jax.envs.libero import cache, files, render
 from pirl_jax.envs.libero import simulator as simulators
 
-CAMERAS = panda.CAMERAS
 NUM_INIT_STATES = 50  # stored per task
 
 
@@ -80,7 +79,7 @@ class Libero:
         self._elapsed = 0
         return self._observe(success=False, num_steps=0, frames=None)
 
-    def step_chunk(self, actions_IA: Iterable[np.ndarray], record: bool = False) -> base.TimeStep:
+    def step_chunk(self, actions_Ia: Iterable[np.ndarray], record: bool = False) -> base.TimeStep:
         """Execute up to I actions [7]; see base.Env.
 
         Raises:
@@ -95,14 +94,14 @@ class Libero:
         num_steps = 0
         # The time limit cuts the chunk.
         still_allowed = self._limits[self._task] - self._elapsed
-        for action_A in itertools.islice(actions_IA, still_allowed):
-            if not np.isfinite(action_A).all():
+        for action_a in itertools.islice(actions_Ia, still_allowed):
+            if not np.isfinite(action_a).all():
                 # MuJoCo would silently reset
                 raise ValueError("an action is not finite; look for a policy that diverged")
-            success = simulator.step(action_A)
+            success = simulator.step(action_a)
             num_steps += 1
             if record:
-                frames.append(self._render(CAMERAS[0]))
+                frames.append(self._render(panda.CAMERAS[0]))
             if success:
                 break
         self._elapsed += num_steps
@@ -122,7 +121,7 @@ class Libero:
         self, success: bool, num_steps: int, frames: list[np.ndarray] | None
     ) -> base.TimeStep:
         return base.TimeStep(
-            images=np.stack([self._render(camera) for camera in CAMERAS]),
+            images=np.stack([self._render(camera) for camera in panda.CAMERAS]),
             state=self.simulator.state(),
             reward=float(success),
             terminated=success,

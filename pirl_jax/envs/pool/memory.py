@@ -22,7 +22,7 @@ def create() -> int:
 class Memory:
     """The block behind `descriptor`, mapped; one row for each of `num_envs` slots.
 
-    images_EVYX3: uint8.  state_ES: float32.
+    images_EVYX3: uint8.  state_EQ: float32.
     owner: whether this is the process that gives the block its size.
     """
 
@@ -36,10 +36,10 @@ class Memory:
         if owner:
             os.ftruncate(descriptor, num_bytes)
         self._block = mmap.mmap(descriptor, num_bytes)
-        self.state_ES = np.ndarray(state_shape, np.float32, self._block)
+        self.state_EQ = np.ndarray(state_shape, np.float32, self._block)
         self.images_EVYX3 = np.ndarray(images_shape, np.uint8, self._block, offset=images_offset)
 
     def close(self) -> None:
         """Unmap the block; the descriptor stays open."""
-        del self.state_ES, self.images_EVYX3  # a block with living views cannot be closed
+        del self.state_EQ, self.images_EVYX3  # a block with living views cannot be closed
         self._block.close()

@@ -118,11 +118,11 @@ class EnvPool:
                 self._post(worker.Reset(int(slot), int(task), int(init_state)))
 
     def send(
-        self, slots: Sequence[int], actions_EIA: np.ndarray, record: Sequence[bool] | None = None
+        self, slots: Sequence[int], actions_EIa: np.ndarray, record: Sequence[bool] | None = None
     ) -> None:
         """Execute one chunk in each slot; returns at once.
 
-        actions_EIA: a row for each of `slots`; I may be any number of steps.
+        actions_EIa: a row for each of `slots`; I may be any number of steps.
         record: slot by slot, whether video frames are wanted; None: nowhere.
 
         Raises:
@@ -130,14 +130,14 @@ class EnvPool:
         """
         if record is None:
             record = [False] * len(slots)
-        for slot, actions_IA, with_frames in zip(slots, actions_EIA, record, strict=True):
+        for slot, actions_Ia, with_frames in zip(slots, actions_EIa, record, strict=True):
             with self._lock:
                 self._claim(slot)
                 if slot in self._lost_unasked:
                     self._lost_unasked.discard(slot)
                     self._answers[int(slot)] = LOST
                 elif slot in self._supervisor.playing:
-                    self._post(worker.Chunk(int(slot), np.asarray(actions_IA), bool(with_frames)))
+                    self._post(worker.Chunk(int(slot), np.asarray(actions_Ia), bool(with_frames)))
                 else:
                     self._busy.discard(slot)
                     raise ValueError(
@@ -270,7 +270,7 @@ class EnvPool:
             self._busy.difference_update(slots)
             block = self._supervisor.memory
             images = block.images_EVYX3[slots]  # a list as index copies
-            state = block.state_ES[slots]
+            state = block.state_EQ[slots]
         lost = np.array([answer is LOST for answer in answers])
         # What a lost episode left in the block is no observation.
         images[lost] = 0

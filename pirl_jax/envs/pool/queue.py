@@ -95,10 +95,10 @@ class ReadyQueue:
         self._pool.reset(slots, tasks, init_states)
 
     def send(
-        self, slots: Sequence[int], actions_EIA: np.ndarray, record: Sequence[bool] | None = None
+        self, slots: Sequence[int], actions_EIa: np.ndarray, record: Sequence[bool] | None = None
     ) -> None:
         """See EnvPool.send."""
-        self._pool.send(slots, actions_EIA, record)
+        self._pool.send(slots, actions_EIa, record)
 
     def close(self) -> None:
         """Stop the thread; the pool stays open.

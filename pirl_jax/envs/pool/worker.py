@@ -61,7 +61,7 @@ class Chunk:
     """Request: execute these actions in the slot, open loop."""
 
     slot: int
-    actions_IA: np.ndarray
+    actions_Ia: np.ndarray
     record: bool  # whether video frames are wanted
 
 
@@ -197,10 +197,10 @@ def _execute(
     if is_reset:
         step = env.reset(request.task, request.init_state)
     else:
-        step = env.step_chunk(request.actions_IA, request.record)
+        step = env.step_chunk(request.actions_Ia, request.record)
     env_s = time.perf_counter() - start_s
     block.images_EVYX3[request.slot] = step.images
-    block.state_ES[request.slot] = step.state
+    block.state_EQ[request.slot] = step.state
     return Answer(
         slot=request.slot,
         reward=float(step.reward),

@@ -2,7 +2,7 @@
 
     env = tabletop.make(tasks=("lift",), image_size_px=64)
     step = env.reset(task=0, init_state=tabletop.TRAIN_INIT_STATES[0])
-    step = env.step_chunk(actions_IA)
+    step = env.step_chunk(actions_Ia)
 
 Actions are [I,7] in [-1, 1]; a TimeStep has images [cameras,Y,X,3] and a state [8].  Same
 contract as LIBERO (OSC_POSE delta actions, 20 Hz, two cameras rotated by 180 degrees, sparse
@@ -135,7 +135,7 @@ class Tabletop:
         self._arm.reset()
         return self._observe(success=False, num_steps=0, frames=None)
 
-    def step_chunk(self, actions_IA: Iterable[np.ndarray], record: bool = False) -> base.TimeStep:
+    def step_chunk(self, actions_Ia: Iterable[np.ndarray], record: bool = False) -> base.TimeStep:
         """Execute up to I actions [7]; see base.Env.
 
         Raises:
@@ -148,8 +148,8 @@ class Tabletop:
         frames = [] if record else None
         success = False
         num_steps = 0
-        for action_A in actions_IA:
-            self._control_step(np.asarray(action_A, np.float64))
+        for action_a in actions_Ia:
+            self._control_step(np.asarray(action_a, np.float64))
             self._elapsed += 1
             num_steps += 1
             success = self.tasks[self.task].success(self)
@@ -202,15 +202,15 @@ class Tabletop:
         quat_wxyz = (np.cos(yaw_rad / 2), 0, 0, np.sin(yaw_rad / 2))
         self.data.joint(name).qpos[:] = (*position_m, *quat_wxyz)
 
-    def _control_step(self, action_A: np.ndarray) -> None:
+    def _control_step(self, action_a: np.ndarray) -> None:
         """1/20 s: one goal, SUBSTEPS physics steps.
 
         `data` is fresh (after mj_step1) before and after: predicates, states and pictures read it.
         """
         data = self.data
         limit_7 = self._torque_limit_7
-        direction = np.sign(action_A[6])
-        self._arm.set_goal(action_A[:6])
+        direction = np.sign(action_a[6])
+        self._arm.set_goal(action_a[:6])
         for _ in range(SUBSTEPS):
             grip = self._grip + GRIPPER_RATE * direction
             self._grip = min(1.0, max(-1.0, grip))

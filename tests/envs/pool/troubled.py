@@ -40,11 +40,11 @@ class Troubled(probes.Conditioned):
             raise RuntimeError("the objects overlap")
         return super().reset(task, init_state)
 
-    def step_chunk(self, actions_IA, record=False):
+    def step_chunk(self, actions_Ia, record=False):
         trouble = (self.trouble, "", *TROUBLES)[self._init_state]
         if self._decision == 0 and trouble in EVENTS:
             EVENTS[trouble]()
-        return super().step_chunk(actions_IA, record)
+        return super().step_chunk(actions_Ia, record)
 
 
 def explode():

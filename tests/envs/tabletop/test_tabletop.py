@@ -27,9 +27,9 @@ def place(env, name, xyz_m):
     mujoco.mj_forward(env.model, env.data)
 
 
-def replay(env, task, init_state, actions_IA):
+def replay(env, task, init_state, actions_Ia):
     steps = [env.reset(task, init_state)]
-    steps += [env.step_chunk(actions_IA[:5]), env.step_chunk(actions_IA[5:])]
+    steps += [env.step_chunk(actions_Ia[:5]), env.step_chunk(actions_Ia[5:])]
     return steps, np.concatenate([env.data.qpos, env.data.qvel])
 
 
@@ -49,11 +49,11 @@ def test_contract(env):
 
 
 def test_an_episode_is_a_function_of_its_name_and_actions(env):
-    actions_IA = np.random.default_rng(1).uniform(-1, 1, (12, 7))
-    first, state = replay(env, 2, 7, actions_IA)
-    replay(env, 3, 100, -actions_IA)
+    actions_Ia = np.random.default_rng(1).uniform(-1, 1, (12, 7))
+    first, state = replay(env, 2, 7, actions_Ia)
+    replay(env, 3, 100, -actions_Ia)
     other = tabletop.make(tasks=("move", "stack"), image_size_px=64)
-    for again, state_again in (replay(env, 2, 7, actions_IA), replay(other, 1, 7, actions_IA)):
+    for again, state_again in (replay(env, 2, 7, actions_Ia), replay(other, 1, 7, actions_Ia)):
         np.testing.assert_array_equal(state, state_again)
         for step, repeated in zip(first, again, strict=True):
             np.testing.assert_array_equal(step.images, repeated.images)
@@ -88,9 +88,9 @@ def test_everything_rests_after_a_reset(env):
 @pytest.mark.parametrize("sign", (-1, 1))
 def test_a_delta_action_moves_the_gripper_along_its_axis(env, axis, sign):
     before = env.reset(0, 0).state
-    action_A = STILL.copy()
-    action_A[axis] = sign * 0.3
-    moved = env.step_chunk(np.tile(action_A, (6, 1))).state[:3] - before[:3]
+    action_a = STILL.copy()
+    action_a[axis] = sign * 0.3
+    moved = env.step_chunk(np.tile(action_a, (6, 1))).state[:3] - before[:3]
     # of 6 x 15 mm: each goal starts from the pose that lags behind
     assert 0.015 < sign * moved[axis] < 0.09
     assert np.abs(np.delete(moved, axis)).max() < 0.01
@@ -177,12 +177,12 @@ def test_cubes_target_and_fingers_are_seen(quality):
 
 
 def test_both_qualities_have_the_same_physics():
-    actions_IA = np.random.default_rng(2).uniform(-1, 1, (10, 7))
+    actions_Ia = np.random.default_rng(2).uniform(-1, 1, (10, 7))
     states = []
     for quality in scene.QUALITIES:
         env = tabletop.make(image_size_px=16, render_quality=quality)
         env.reset(0, 5)
-        states.append(env.step_chunk(actions_IA).state)
+        states.append(env.step_chunk(actions_Ia).state)
         env.close()
     np.testing.assert_array_equal(*states)
 
@@ -207,18 +207,18 @@ def test_torques_equal_robosuite(env):
     theirs = theirs_module.OperationalSpaceController(sim, panda.GRIP_SITE, places, limits)
     rng = np.random.default_rng(0)
     for i in range(8):
-        action_A = rng.uniform(-1.5, 1.5, 7)
+        action_a = rng.uniform(-1.5, 1.5, 7)
         if i % 3 == 0:
-            action_A[3:6] = 0  # no rotation: the goal's is kept
+            action_a[3:6] = 0  # no rotation: the goal's is kept
         data.qpos[:] = env.data.qpos
         data.qvel[:] = env.data.qvel
         theirs.new_update = True
-        theirs.set_goal(action_A[:6])
-        env._arm.set_goal(action_A[:6])
+        theirs.set_goal(action_a[:6])
+        env._arm.set_goal(action_a[:6])
         np.testing.assert_allclose(
             env._arm.torques(), theirs.run_controller(), rtol=1e-5, atol=1e-4
         )
-        env._control_step(action_A)
+        env._control_step(action_a)
 
 
 @pytest.mark.parametrize("task", range(len(tabletop.TASKS)))
