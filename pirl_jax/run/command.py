@@ -16,10 +16,13 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from pirl_jax.run import recipes
+from pirl_jax.run import recipes, reference
 
 # What belongs to the page, and is read by absl, which ml_collections builds on.
 OVERRIDE = re.compile(r"--?(no)?config\.([\w.]+)(=.*)?", re.DOTALL)
+
+
+UNREADABLE = re.compile(r"flag --config\.([\w.]+)=(.*?): ")
 
 
 class Parser(argparse.ArgumentParser):
@@ -152,10 +155,20 @@ def override(
         config_flags.DEFINE_config_dict("config", page, flag_values=values, sys_argv=argv)
         rest = values(argv)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(_about_value(error)) from error
     if rest:
         raise ValueError(f"argument {rest[0]!r} belongs to no option; write --name=value")
     return values.config
+
+
+def _about_value(error: Exception) -> str:
+    """absl names a value that it cannot read, and not what would be read."""
+    text = " ".join(str(error).split())
+    match = UNREADABLE.match(text)
+    if match is None:
+        return text
+    name, value = match.groups()
+    return f"{name}={value} must be {reference.what_it_must_be(name)}"
 
 
 def _check_names(page: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:

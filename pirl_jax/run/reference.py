@@ -1,4 +1,4 @@
-"""docs/config.md, made from the page of fields: a table per section.
+"""The page of fields in words: docs/config.md, and what a value on the command line must be.
 
 python -m pirl_jax.run.reference > docs/config.md
 """
@@ -18,6 +18,17 @@ Tuples are written `0,1,2`. A value outside of its bound ends in one sentence be
 starts; whole numbers are at most 2147483647 where nothing else is said, other numbers finite."""
 KINDS = {bool: "True or False", int: "whole number", float: "number", str: "text"}
 COLUMNS = "| field | default | unit | bound | meaning |\n|---|---|---|---|---|"
+
+
+def what_it_must_be(name: str) -> str:
+    """Kind and bound of "section.field" in words."""
+    section, _, last = name.rpartition(".")
+    owner = page.SECTIONS[section] if section else page.Page
+    (field,) = [field for field in dataclasses.fields(owner) if field.name == last]
+    kind = field.type
+    if typing.get_origin(kind) is tuple:
+        kind = bounds.element_kind(kind)
+    return bounds.in_words(kind, field.metadata["bound"])
 
 
 def as_markdown() -> str:

@@ -450,7 +450,7 @@ def test_the_reference_is_that_of_the_page():
         ("--config.eval.xyz=1", "eval has: baseline, episodes_during_training, "),
         ("--config.xyz=1", "it has: algorithm, env, eval, "),
         ("--config.env=1", "env has: assets, cached_tasks, image_size_px, "),
-        ("--config.num_iterations=many", "--config.num_iterations=many"),
+        ("--config.num_iterations=many", "num_iterations=many must be a whole number"),
         ("--resume=always", "invalid choice: 'always' (choose from"),
         ("--resum=auto", "--resum is no option, did you mean --resume?; pirl train --help"),
         ("more", "argument 'more' belongs to no option, write --name=value"),
