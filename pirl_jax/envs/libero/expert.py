@@ -145,7 +145,7 @@ class Scene:
         )
         return origin_m[2] - distance_m
 
-    def room(self, points_P3: np.ndarray) -> np.ndarray:
+    def room(self, points_p3: np.ndarray) -> np.ndarray:
         """Distance [P] (m) of each point to the nearest box of the objects and the furniture.
 
         Negative inside one.
@@ -155,7 +155,7 @@ class Scene:
         centers = self.model.geom_aabb[geoms, None, :3]
         half_widths = self.model.geom_aabb[geoms, None, 3:]
         # All of [geoms,P,3]: in a geom's frame, beyond the faces of its box.
-        local = (points_P3 - self.data.geom_xpos[geoms, None]) @ rotations
+        local = (points_p3 - self.data.geom_xpos[geoms, None]) @ rotations
         beyond = np.abs(local - centers) - half_widths
         outside_m = np.linalg.norm(beyond.clip(0.0), axis=-1)
         inside_m = beyond.max(-1).clip(max=0.0)
@@ -262,11 +262,11 @@ def _best_grasp(scene: Scene) -> Grasp:
     heading_rad = servo.heading(grip_rot[:, 0])
 
     def worth(grasp: Grasp) -> tuple[int, float]:
-        room_P = scene.room(_hand_points(grasp))
+        room_p = scene.room(_hand_points(grasp))
         turn_rad = abs(servo.wrapped(grasp.direction_rad - heading_rad, np.pi))
         reach_m = np.linalg.norm((grasp.point_m - grip_m)[:2])
-        room_m = min(room_P.min(), ROOM_M)
-        touching = np.sum(room_P < TOUCH_M)
+        room_m = min(room_p.min(), ROOM_M)
+        touching = np.sum(room_p < TOUCH_M)
         return -touching, room_m - TURN_COST_M * turn_rad - REACH_COST * reach_m
 
     return max(_grasps(scene), key=worth)

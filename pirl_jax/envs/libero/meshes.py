@@ -4,7 +4,7 @@ Lighter means fewer triangles, made once per mesh file and kept in the user's ca
 that neither touch nor weigh anything are replaced, so that physics is the same to the last bit.
 Refuses to know tasks and cameras.
 
-Shapes: P points, Q triangles of a mesh, R triangles of the lighter one, W samples on its surface.
+Shapes: p points, f triangles, n samples on the surface (the dimension key, core/types.py).
 """
 
 import ctypes
@@ -49,22 +49,22 @@ PLACED = ("scale", "refpos", "refquat")
 class Mesh(NamedTuple):
     """A mesh whose triangles share their points."""
 
-    points_P3: np.ndarray  # m
-    triangles_Q3: np.ndarray  # places in points_P3
-    texture_Q32: np.ndarray  # texture coordinates of the corners; [Q,3,0] without a texture
+    points_p3: np.ndarray  # m
+    triangles_f3: np.ndarray  # places in points_p3
+    texture_f32: np.ndarray  # texture coordinates of the corners; [f,3,0] without a texture
 
     @property
-    def corners_Q33(self) -> np.ndarray:
+    def corners_f33(self) -> np.ndarray:
         """Positions (m) of each triangle's corners."""
-        return self.points_P3[self.triangles_Q3]
+        return self.points_p3[self.triangles_f3]
 
 
 class Corners(NamedTuple):
     """A mesh whose triangles have corners of their own: that of a lighter mesh."""
 
-    position_R33: np.ndarray  # m
-    normal_R33: np.ndarray  # unit length
-    texture_R32: np.ndarray  # [R,3,0] without a texture
+    position_f33: np.ndarray  # m
+    normal_f33: np.ndarray  # unit length
+    texture_f32: np.ndarray  # [f,3,0] without a texture
 
 
 def compile_model(xml: str) -> mujoco.MjModel:
@@ -149,7 +149,7 @@ def _cached(element: ElementTree.Element, textured: bool) -> pathlib.Path | None
     if not path.exists():
         mesh = read(element)
         if not textured:
-            mesh = mesh._replace(texture_Q32=mesh.texture_Q32[:, :, :0])
+            mesh = mesh._replace(texture_f32=mesh.texture_f32[:, :, :0])
         lighter = lightest(mesh)
         files.write_whole(path, to_msh(lighter) if lighter else b"")
     return path if path.stat().st_size else None  # an empty file: the mesh stays as it is
@@ -170,17 +170,17 @@ def read(element: ElementTree.Element) -> Mesh:
     # undo the compiler's move to the center of mass
     axes_9 = np.empty(9)
     mujoco.mju_quat2Mat(axes_9, model.mesh_quat[0])
-    points_P3 = model.mesh_vert @ axes_9.reshape(3, 3).T + model.mesh_pos[0]
+    points_p3 = model.mesh_vert @ axes_9.reshape(3, 3).T + model.mesh_pos[0]
     if model.mesh_texcoordnum[0]:
-        texture_Q32 = model.mesh_texcoord[model.mesh_facetexcoord]
+        texture_f32 = model.mesh_texcoord[model.mesh_facetexcoord]
     else:
-        texture_Q32 = np.empty((model.nmeshface, 3, 0))
-    return Mesh(points_P3, model.mesh_face.copy(), texture_Q32)
+        texture_f32 = np.empty((model.nmeshface, 3, 0))
+    return Mesh(points_p3, model.mesh_face.copy(), texture_f32)
 
 
 def lightest(mesh: Mesh) -> Corners | None:
     """The mesh of the fewest triangles that looks the same; None: only the whole one does."""
-    if len(mesh.triangles_Q3) <= MIN_TRIANGLES:
+    if len(mesh.triangles_f3) <= MIN_TRIANGLES:
         return None
     for share in KEPT_SHARES:
         lighter = decimate(mesh, share)
@@ -194,30 +194,30 @@ def looks_same(mesh: Mesh, lighter: Corners) -> bool:
 
     Nearly all old corners, by area, lie on the new surface and wear the texture that it has there.
     """
-    old_P3 = mesh.corners_Q33.reshape(-1, 3)
-    area_Q = np.linalg.norm(_double_area(mesh.corners_Q33), axis=1)
+    old_p3 = mesh.corners_f33.reshape(-1, 3)
+    area_f = np.linalg.norm(_double_area(mesh.corners_f33), axis=1)
     weights = _sample_weights()
-    samples_W3 = np.einsum("sk,gki->gsi", weights, lighter.position_R33).reshape(-1, 3)
-    texture = np.einsum("sk,gki->gsi", weights, lighter.texture_R32)
-    texture_W2 = texture.reshape(len(samples_W3), -1)
-    normal_R3 = _unit(_double_area(lighter.position_R33))
-    normal_W3 = normal_R3.repeat(len(weights), axis=0)
-    edge_R3 = lighter.position_R33[:, 1] - lighter.position_R33[:, 0]
-    edge_W = np.linalg.norm(edge_R3, axis=1).repeat(len(weights))
+    samples_n3 = np.einsum("sk,gki->gsi", weights, lighter.position_f33).reshape(-1, 3)
+    texture = np.einsum("sk,gki->gsi", weights, lighter.texture_f32)
+    texture_n2 = texture.reshape(len(samples_n3), -1)
+    normal_f3 = _unit(_double_area(lighter.position_f33))
+    normal_n3 = normal_f3.repeat(len(weights), axis=0)
+    edge_f3 = lighter.position_f33[:, 1] - lighter.position_f33[:, 0]
+    edge_n = np.linalg.norm(edge_f3, axis=1).repeat(len(weights))
 
-    diagonal_m = np.linalg.norm(np.ptp(old_P3, axis=0))
+    diagonal_m = np.linalg.norm(np.ptp(old_p3, axis=0))
     error_m = max(SURFACE_ERROR_M, SURFACE_ERROR * diagonal_m)
-    near_P4 = spatial.cKDTree(samples_W3).query(old_P3, k=NEIGHBOURS)[1]
-    away_P43 = old_P3[:, None] - samples_W3[near_P4]
-    spacing_P4 = edge_W[near_P4] / SAMPLES_PER_EDGE
-    height_P4 = np.abs(np.einsum("nki,nki->nk", away_P43, normal_W3[near_P4]))
-    good_P4 = height_P4 < error_m
+    near_p4 = spatial.cKDTree(samples_n3).query(old_p3, k=NEIGHBOURS)[1]
+    away_p43 = old_p3[:, None] - samples_n3[near_p4]
+    spacing_p4 = edge_n[near_p4] / SAMPLES_PER_EDGE
+    height_p4 = np.abs(np.einsum("nki,nki->nk", away_p43, normal_n3[near_p4]))
+    good_p4 = height_p4 < error_m
     # beside the triangle's edge is not on it
-    good_P4 &= np.linalg.norm(away_P43, axis=2) < error_m + spacing_P4
-    if mesh.texture_Q32.size:
-        apart_P42 = mesh.texture_Q32.reshape(-1, 1, 2) - texture_W2[near_P4]
-        good_P4 &= np.linalg.norm(apart_P42, axis=2) < TEXTURE_ERROR
-    return np.average(good_P4.any(axis=1), weights=area_Q.repeat(3)) >= GOOD_SHARE
+    good_p4 &= np.linalg.norm(away_p43, axis=2) < error_m + spacing_p4
+    if mesh.texture_f32.size:
+        apart_p42 = mesh.texture_f32.reshape(-1, 1, 2) - texture_n2[near_p4]
+        good_p4 &= np.linalg.norm(apart_p42, axis=2) < TEXTURE_ERROR
+    return np.average(good_p4.any(axis=1), weights=area_f.repeat(3)) >= GOOD_SHARE
 
 
 def _sample_weights() -> np.ndarray:
@@ -234,90 +234,90 @@ def decimate(mesh: Mesh, share: float) -> Corners:
     import fast_simplification  # only where a mesh is not in the cache yet
 
     # Corners in one place become one point, else the seams of the texture open.
-    single = mesh.points_P3.astype(np.float32)
-    points_P3, point_of = np.unique(single, axis=0, return_inverse=True)
-    triangles_Q3 = point_of.reshape(-1)[mesh.triangles_Q3]
-    whole_Q = _is_whole(triangles_Q3)
-    welded = Mesh(points_P3, triangles_Q3[whole_Q], mesh.texture_Q32[whole_Q])
+    single = mesh.points_p3.astype(np.float32)
+    points_p3, point_of = np.unique(single, axis=0, return_inverse=True)
+    triangles_f3 = point_of.reshape(-1)[mesh.triangles_f3]
+    whole_f = _is_whole(triangles_f3)
+    welded = Mesh(points_p3, triangles_f3[whole_f], mesh.texture_f32[whole_f])
     _, _, collapses = fast_simplification.simplify(
-        welded.points_P3,
-        welded.triangles_Q3,
-        target_count=int(share * len(welded.triangles_Q3)),
+        welded.points_p3,
+        welded.triangles_f3,
+        target_count=int(share * len(welded.triangles_f3)),
         return_collapses=True,
     )
-    moved_P3, _, moved_to = fast_simplification.replay_simplification(
-        welded.points_P3, welded.triangles_Q3, collapses
+    moved_p3, _, moved_to = fast_simplification.replay_simplification(
+        welded.points_p3, welded.triangles_f3, collapses
     )
-    left_Q3 = moved_to[welded.triangles_Q3]
-    alive = np.flatnonzero(_is_whole(left_Q3))
-    left_R3 = left_Q3[alive]
-    position_R33 = moved_P3[left_R3]
-    texture_R32 = welded.texture_Q32[alive]
-    if texture_R32.size:
-        texture_R32 = _texture(welded, alive, position_R33)
-    return Corners(position_R33, _normals(moved_P3, left_R3), texture_R32)
+    left_f3 = moved_to[welded.triangles_f3]
+    alive = np.flatnonzero(_is_whole(left_f3))
+    left_f3 = left_f3[alive]
+    position_f33 = moved_p3[left_f3]
+    texture_f32 = welded.texture_f32[alive]
+    if texture_f32.size:
+        texture_f32 = _texture(welded, alive, position_f33)
+    return Corners(position_f33, _normals(moved_p3, left_f3), texture_f32)
 
 
-def _is_whole(triangles_Q3: np.ndarray) -> np.ndarray:
-    """[Q] bool: triangles that have three different corners."""
-    return (triangles_Q3 != np.roll(triangles_Q3, 1, axis=1)).all(axis=1)
+def _is_whole(triangles_f3: np.ndarray) -> np.ndarray:
+    """[f] bool: triangles that have three different corners."""
+    return (triangles_f3 != np.roll(triangles_f3, 1, axis=1)).all(axis=1)
 
 
-def _texture(mesh: Mesh, alive: np.ndarray, position_R33: np.ndarray) -> np.ndarray:
-    """[R,3,2] texture coordinates at the moved corners of the triangles `alive` [R].
+def _texture(mesh: Mesh, alive: np.ndarray, position_f33: np.ndarray) -> np.ndarray:
+    """[f,3,2] texture coordinates at the moved corners of the triangles `alive` [f].
 
     Those of the nearest old corner of the same patch.  A patch is what hangs together in space
     and in the texture; across its border the texture jumps.
     """
-    old = np.column_stack([mesh.triangles_Q3.ravel(), mesh.texture_Q32.reshape(-1, 2)])
+    old = np.column_stack([mesh.triangles_f3.ravel(), mesh.texture_f32.reshape(-1, 2)])
     corners, corner_of = np.unique(old, axis=0, return_inverse=True)  # columns: point, texture
-    corner_Q3 = corner_of.reshape(-1, 3)
-    edges = np.concatenate([corner_Q3[:, :2], corner_Q3[:, 1:]])
+    corner_f3 = corner_of.reshape(-1, 3)
+    edges = np.concatenate([corner_f3[:, :2], corner_f3[:, 1:]])
     size = (len(corners), len(corners))
     graph = sparse.coo_matrix((np.ones(len(edges)), edges.T), shape=size)
     _, patch = csgraph.connected_components(graph, directed=False)
     # Patches become layers of a fourth dimension, far from each other.
-    apart_m = 10 * np.ptp(mesh.points_P3, axis=0).max()
-    corner_m = mesh.points_P3[corners[:, 0].astype(int)]
+    apart_m = 10 * np.ptp(mesh.points_p3, axis=0).max()
+    corner_m = mesh.points_p3[corners[:, 0].astype(int)]
     old_layer = apart_m * patch
-    new_layer = apart_m * patch[corner_Q3[alive]].ravel()
+    new_layer = apart_m * patch[corner_f3[alive]].ravel()
     tree = spatial.cKDTree(np.column_stack([corner_m, old_layer]))
-    _, nearest = tree.query(np.column_stack([position_R33.reshape(-1, 3), new_layer]))
+    _, nearest = tree.query(np.column_stack([position_f33.reshape(-1, 3), new_layer]))
     return corners[nearest, 1:].reshape(-1, 3, 2)
 
 
-def _normals(points_P3: np.ndarray, triangles_R3: np.ndarray) -> np.ndarray:
-    """[R,3,3] unit normals of corners.
+def _normals(points_p3: np.ndarray, triangles_f3: np.ndarray) -> np.ndarray:
+    """[f,3,3] unit normals of corners.
 
     The mean, by area, over the triangles that meet there at less than the crease angle.
     """
-    area_R3 = _double_area(points_P3[triangles_R3].astype(np.float64))
-    unit_R3 = _unit(area_R3)
-    num_corners = triangles_R3.size
-    point_of = (np.arange(num_corners), triangles_R3.ravel())
+    area_f3 = _double_area(points_p3[triangles_f3].astype(np.float64))
+    unit_f3 = _unit(area_f3)
+    num_corners = triangles_f3.size
+    point_of = (np.arange(num_corners), triangles_f3.ravel())
     at = sparse.csr_matrix((np.ones(num_corners), point_of))
     here, there = (at @ at.T).nonzero()  # pairs of corners in one place
-    cosine = np.einsum("ij,ij->i", unit_R3[here // 3], unit_R3[there // 3])
+    cosine = np.einsum("ij,ij->i", unit_f3[here // 3], unit_f3[there // 3])
     smooth = cosine > CREASE_COSINE
     pairs = (here[smooth], there[smooth])
     ones = np.ones(len(pairs[0]))
     sums = sparse.csr_matrix((ones, pairs), shape=(num_corners, num_corners))
-    total = sums @ area_R3.repeat(3, axis=0)
+    total = sums @ area_f3.repeat(3, axis=0)
     return _unit(total).reshape(-1, 3, 3)
 
 
-def _double_area(corners_Q33: np.ndarray) -> np.ndarray:
-    """[Q,3] normals, twice as long as the triangles are large."""
-    first = corners_Q33[:, 1] - corners_Q33[:, 0]
-    second = corners_Q33[:, 2] - corners_Q33[:, 0]
+def _double_area(corners_f33: np.ndarray) -> np.ndarray:
+    """[f,3] normals, twice as long as the triangles are large."""
+    first = corners_f33[:, 1] - corners_f33[:, 0]
+    second = corners_f33[:, 2] - corners_f33[:, 0]
     return np.cross(first, second)
 
 
-def _unit(vectors_P3: np.ndarray) -> np.ndarray:
+def _unit(vectors_p3: np.ndarray) -> np.ndarray:
     """Of unit length; what has no direction points up."""
-    length_P1 = np.linalg.norm(vectors_P3, axis=1, keepdims=True)
-    divisor_P1 = np.where(length_P1 > 0, length_P1, 1)
-    return np.where(length_P1 > 0, vectors_P3 / divisor_P1, (0.0, 0.0, 1.0))
+    length_p1 = np.linalg.norm(vectors_p3, axis=1, keepdims=True)
+    divisor_p1 = np.where(length_p1 > 0, length_p1, 1)
+    return np.where(length_p1 > 0, vectors_p3 / divisor_p1, (0.0, 0.0, 1.0))
 
 
 def to_msh(mesh: Corners) -> bytes:
@@ -325,10 +325,10 @@ def to_msh(mesh: Corners) -> bytes:
 
     Four int32 counts, float32 positions, normals and texture coordinates, int32 triangles.
     """
-    num_triangles = len(mesh.position_R33)
+    num_triangles = len(mesh.position_f33)
     records = np.concatenate(mesh, axis=2).reshape(num_triangles * 3, -1)
     unique, index = np.unique(records.astype(np.float32), axis=0, return_inverse=True)
-    num_textured = len(unique) * (mesh.texture_R32.shape[2] > 0)
+    num_textured = len(unique) * (mesh.texture_f32.shape[2] > 0)
     counts = np.array([len(unique), len(unique), num_textured, num_triangles], np.int32)
     parts = (
         counts,
