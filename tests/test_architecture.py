@@ -255,3 +255,16 @@ def test_the_readme_draws_the_tree_as_it_is():
     files = {path.name for path in FILES if path.name != "__init__.py"}
     assert not files - drawn, "missing in README's tree"
     assert not drawn - files, "in README's tree and nowhere else"
+
+
+def test_the_stops_of_an_observation_exist():
+    """README's life of one observation: number, file, function."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    stops = re.findall(r"^ ?(\d+) ([\w/|]+\.py) +(\w+)", text, flags=re.MULTILINE)
+    assert [int(number) for number, _, _ in stops] == list(range(1, 11))
+    for _, place, function in stops:
+        head, _, name = place.rpartition("/")
+        folder, _, choice = head.rpartition("/")
+        for wing in choice.split("|"):
+            source = (PACKAGE / folder / wing / name).read_text(encoding="utf-8")
+            assert f"def {function}(" in source, f"{place} {function}"
