@@ -22,7 +22,7 @@ import sys
 
 import numpy as np
 
-from pirl_jax.core import page, types
+from pirl_jax.core import bounds, page
 from pirl_jax.envs import base
 from pirl_jax.envs.pool import queue
 from pirl_jax.monitor import journal, timeline
@@ -88,7 +88,9 @@ def prepare(
     filmed = results.chosen_videos(options.videos or "all")
     served = options.policy.startswith(("ws://", "wss://"))
     if not served and options.policy not in ("checkpoint", *POLICIES):
-        raise types.unknown("--policy", options.policy, ("checkpoint", *POLICIES, "ws://HOST:PORT"))
+        raise bounds.unknown(
+            "--policy", options.policy, ("checkpoint", *POLICIES, "ws://HOST:PORT")
+        )
     if options.policy == "checkpoint" and not options.checkpoint:
         raise ValueError(
             "--checkpoint is missing; give the directory of a run, or --policy random | expert"

@@ -4,11 +4,10 @@ A field is declared with one of the helpers (`at_least(0, 0.5, "meaning", "unit"
 bound, meaning and unit in its metadata.  Knows no field.
 """
 
+from collections.abc import Iterable
 import dataclasses
 import math
 import typing
-
-from pirl_jax.core import types
 
 MOST = 2**31 - 1  # whole numbers become int32 on the device
 MOST_FLOAT = 3.4e38  # and numbers float32, which is infinite from here on
@@ -50,6 +49,12 @@ class Bound:
         low_holds = value > self.low if self.open_low else value >= self.low
         high_holds = value < self.high if self.open_high else value <= self.high
         return low_holds and high_holds
+
+
+def unknown(field: str, value: object, choices: Iterable) -> ValueError:
+    """One sentence for a wrong name: the value and the remedy."""
+    known = ", ".join(map(str, choices))
+    return ValueError(f"{field}={value!r} does not exist; choose one of: {known}")
 
 
 # ---- declarations: bound, default, meaning, unit ---------------------------------------------
@@ -139,7 +144,7 @@ def check(section: object, prefix: str = "") -> None:
         if typing.get_origin(field.type) is tuple:
             _check_tuple(name, value, field)
         elif bound.choices and value not in bound.choices:
-            raise types.unknown(name, value, bound.choices)
+            raise unknown(name, value, bound.choices)
         else:
             fault = _fault(value, field.type, bound)
             if fault:

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from pirl_jax.core import bounds
+
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
@@ -41,7 +43,7 @@ class Spec:
             )
         name, *_ = _initialiser(self)
         if name not in INITIALISERS:
-            raise ValueError(f"unknown initialiser {name!r}; choose one of {sorted(INITIALISERS)}")
+            raise bounds.unknown("initialiser", name, INITIALISERS)
 
 
 def init(key: jax.Array, specs: dict, shardings: dict | None = None) -> dict:

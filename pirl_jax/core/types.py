@@ -23,8 +23,6 @@ what a capital counts, and those of a scene's geometry:
 Flow time: t = 1 is noise, t = 0 is action (the code of openpi; the opposite of the pi0 paper).
 """
 
-from collections.abc import Iterable
-
 from flax import struct
 import jax
 
@@ -57,12 +55,6 @@ class Chain:
     level: jax.Array  # [B] noise level under which the chain was sampled
     log_prob: jax.Array  # [B,I,a] of the executed action entries under the behaviour policy
     value: jax.Array  # [B] value estimate of the behaviour policy (0 without value head)
-
-
-def unknown(field: str, value: object, choices: Iterable) -> ValueError:
-    """One sentence for a wrong name: the value and the remedy."""
-    known = ", ".join(map(str, choices))
-    return ValueError(f"{field}={value!r} does not exist; choose one of: {known}")
 
 
 @struct.dataclass

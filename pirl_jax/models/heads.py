@@ -10,7 +10,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
-from pirl_jax.core import types
+from pirl_jax.core import bounds
 from pirl_jax.models import linear
 
 NOISE_HIDDEN = (128, 64)  # RLinf's noise network
@@ -74,7 +74,7 @@ def suffix_value(
 def pool(hidden_BSD: Array, mask_BS: Array, mode: str) -> Array:
     """One state per row out of the tokens that exist, by a line of POOLS -> [B,D] float32."""
     if mode not in POOLS:
-        raise types.unknown("value_vlm_mode", mode, POOLS)
+        raise bounds.unknown("value_vlm_mode", mode, POOLS)
     weight_BS = POOLS[mode](mask_BS).astype(jnp.float32)
     # Selection, not multiplication by 0: what stands in padding is nobody's business.
     hidden_BSD = jnp.where(mask_BS[:, :, None], hidden_BSD.astype(jnp.float32), 0.0)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import jax
 
+from pirl_jax.core import bounds
+
 
 def wrap(block: Callable, policy: str) -> Callable:
     """`block` is the body of a scan over layers, `policy` a line of POLICIES.
@@ -16,7 +18,7 @@ def wrap(block: Callable, policy: str) -> Callable:
     Raises: ValueError for an unknown policy.
     """
     if policy not in POLICIES:
-        raise ValueError(f"unknown remat policy {policy!r}; choose one of {sorted(POLICIES)}")
+        raise bounds.unknown("remat", policy, POLICIES)
     if policy == "none":
         return block
     # prevent_cse keeps the compiler from undoing the recomputation; nothing undoes a scan's body.

@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
+from pirl_jax.core import bounds
+
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
@@ -177,7 +179,7 @@ def pi0_config(name: str, **changes: Any) -> Pi0Config:
     Raises: ValueError for an unknown name.
     """
     if name not in PI0:
-        raise ValueError(f"unknown model {name!r}; choose one of {sorted(PI0)}")
+        raise bounds.unknown("model", name, PI0)
     return dataclasses.replace(PI0[name], **changes)
 
 

@@ -8,6 +8,7 @@ is not counted, nor are norms, softmaxes and the like (a few per cent).  Knows s
 import dataclasses
 import itertools
 
+from pirl_jax.core import bounds
 from pirl_jax.models import heads, variants
 from pirl_jax.policy import flow
 
@@ -143,7 +144,7 @@ def update(
     Raises: ValueError for an unknown vlm.
     """
     if vlm not in VLM:
-        raise ValueError(f"vlm={vlm!r} does not exist; choose one of: {', '.join(VLM)}")
+        raise bounds.unknown("vlm", vlm, VLM)
     hidden = reads_vlm(cfg) if hidden is None else hidden
     scored = cfg.model.num_steps if cfg.model.joint_logprob else 1
     total = 3 * scored * step(cfg, tokens, conditions)

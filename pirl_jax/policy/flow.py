@@ -17,7 +17,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
-from pirl_jax.core import page, types
+from pirl_jax.core import bounds, page, types
 from pirl_jax.models import heads, pi0, variants
 from pirl_jax.policy import noise
 
@@ -369,7 +369,7 @@ def distance(steps: list[Step], others: list[Step], kind: str, cfg: Policy) -> A
     the velocities over all entries.
     """
     if kind not in ANCHORS:
-        raise types.unknown("anchor", kind, ANCHORS)
+        raise bounds.unknown("anchor", kind, ANCHORS)
     pairs = list(zip(steps, others, strict=True))
     if kind == "velocity_mse":
         errors = [(step.velocity - other.velocity) ** 2 for step, other in pairs]

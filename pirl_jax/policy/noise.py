@@ -17,7 +17,7 @@ in docs/algorithms.md.
 from jax import Array
 import jax.numpy as jnp
 
-from pirl_jax.core import types
+from pirl_jax.core import bounds
 
 
 def _mix(x_BHA: Array, v_BHA: Array, t_B11: Array, dt: float, w1_B11: Array) -> Array:
@@ -93,7 +93,7 @@ def step(
 ) -> tuple[Array, Array]:
     """(mean_BHA, std) of one step of `method`; an unknown method lists the choices."""
     if method not in METHODS:
-        raise types.unknown("noise_method", method, METHODS)
+        raise bounds.unknown("noise_method", method, METHODS)
     return METHODS[method](x_BHA, v_BHA, t_B[:, None, None], dt, scale)
 
 

@@ -12,7 +12,7 @@ import pathlib
 
 import numpy as np
 
-from pirl_jax.core import atomic
+from pirl_jax.core import atomic, bounds
 
 EPS = 1e-6  # openpi's guard against a dimension that never moves
 NUM_BINS = 5000  # histogram bins behind q01 and q99
@@ -146,7 +146,7 @@ def _quantiles(stats: Stats, dim: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _mode(mode: str) -> tuple[Callable, Callable]:
     if mode not in MODES:
-        raise ValueError(f"norm_mode {mode!r} does not exist; choose one of: {', '.join(MODES)}")
+        raise bounds.unknown("norm_mode", mode, MODES)
     return MODES[mode]
 
 

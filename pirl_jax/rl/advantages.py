@@ -10,7 +10,7 @@ from collections.abc import Callable
 import chex
 import numpy as np
 
-from pirl_jax.core import types
+from pirl_jax.core import bounds
 
 
 def gae(
@@ -125,7 +125,7 @@ def group_relative(
     Raises: ValueError for an unknown method.
     """
     if method not in GROUP_BASELINES:
-        raise types.unknown("adv_type", method, GROUP_BASELINES)
+        raise bounds.unknown("adv_type", method, GROUP_BASELINES)
     score_E = np.asarray(score_E, np.float64)
     group_E = np.asarray(group_E)
     valid_E = _validity(score_E, valid_E)

@@ -17,6 +17,8 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
+from pirl_jax.core import bounds
+
 # Axes of [B,I,a] that are summed.
 LOG_PROB_LEVELS = {"chunk": (-2, -1), "action": (-1,), "token": ()}
 
@@ -29,7 +31,7 @@ def reduce_log_prob(log_prob_BIa: Array, level: str) -> Array:
     Raises: ValueError for an unknown level.
     """
     if level not in LOG_PROB_LEVELS:
-        raise ValueError(f"log-prob level is {level!r}; choose one of {sorted(LOG_PROB_LEVELS)}")
+        raise bounds.unknown("logprob_type", level, LOG_PROB_LEVELS)
     chex.assert_rank(log_prob_BIa, 3)
     return log_prob_BIa.sum(axis=LOG_PROB_LEVELS[level])
 

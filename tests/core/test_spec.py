@@ -75,5 +75,5 @@ def test_sharded_init_equals_plain_init():
 def test_mistakes_are_refused_in_a_sentence():
     with pytest.raises(ValueError, match="one logical axis per dimension"):
         spec.Spec((2, 3), ("embed",))
-    with pytest.raises(ValueError, match=r"unknown initialiser 'he'.*'lecun'"):
+    with pytest.raises(ValueError, match=r"initialiser='he' does not exist.*lecun"):
         spec.Spec((2,), ("embed",), "he")

@@ -157,7 +157,7 @@ def test_remat_changes_no_loss_and_no_gradient():
 
 
 def test_unknown_remat_policy_lists_the_choices():
-    with pytest.raises(ValueError, match=r"unknown remat policy 'some'.*'dots'"):
+    with pytest.raises(ValueError, match=r"remat='some' does not exist.*dots"):
         remat.wrap(lambda x: x, "some")
 
 

@@ -18,7 +18,7 @@ def test_full_size_parameters_equal_the_published_checkpoints(vectors, name, tot
 
 
 def test_unknown_model_lists_the_choices():
-    with pytest.raises(ValueError, match=r"unknown model 'pi1'.*'pi05'"):
+    with pytest.raises(ValueError, match=r"model='pi1' does not exist.*pi05"):
         variants.pi0_config("pi1")
 
 

@@ -107,7 +107,7 @@ def test_wrong_input_says_the_remedy(tmp_path):
     with pytest.raises(ValueError, match="no statistics for actions"):
         normalize.load(tmp_path / "b.json")
     with pytest.raises(
-        ValueError, match="norm_mode 'minmax' does not exist; choose one of: zscore, quantile"
+        ValueError, match="norm_mode='minmax' does not exist; choose one of: zscore, quantile"
     ):
         normalize.normalize(np.zeros(1), normalize.Stats(np.zeros(1), np.ones(1)), "minmax")
 
