@@ -28,8 +28,16 @@ from pirl_jax.envs.pool import queue
 from pirl_jax.monitor import journal, timeline
 from pirl_jax.rollout import starts
 from pirl_jax.rollout import stream as streams
-from pirl_jax.run import command, config, devices, evaluation, policies, results, simulators
-from pirl_jax.serving import client
+from pirl_jax.run import (
+    command,
+    config,
+    devices,
+    evaluation,
+    machine,
+    policies,
+    results,
+    simulators,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +166,9 @@ def _served(
     api_key = options.api_key or os.environ.get("PIRL_API_KEY", "")
     num_envs = _num_envs(settings)
     count = config.decision_batch(settings.raw, num_envs)
+    machine.require_openpi_client()
+    from pirl_jax.serving import client  # needs openpi-client, which pip cannot bring along
+
     opened, metadata = stack.enter_context(client.connections(options.policy, api_key, count))
     envs = stack.enter_context(simulators.open_envs(settings, num_envs))
     decide = client.decide(opened, metadata, envs.spec, settings.policy.model.action_chunk)

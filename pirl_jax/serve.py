@@ -27,8 +27,8 @@ import numpy as np
 from pirl_jax.core import mesh as meshes
 from pirl_jax.policy import observation
 from pirl_jax.rollout import actor as actors
-from pirl_jax.run import command, config, devices, policies
-from pirl_jax.serving import batching, requests, wire
+from pirl_jax.run import command, config, devices, machine, policies
+from pirl_jax.serving import batching, requests
 
 NUM_READERS = 2  # threads that decode and resize pictures
 
@@ -83,6 +83,7 @@ def main(argv: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         with command.user_errors():
             values, raw = command.parse(argv, _parser())
+            machine.require_openpi_client()
             _check(values)
             # Before the checkpoint is read, which takes minutes: a port that is taken is told now.
             listener = stack.enter_context(bind(values.host, values.port))
@@ -214,6 +215,8 @@ async def serving(
     api_key: what clients must send; "": nothing.
     window_s: how long a request waits for companions.
     """
+    from pirl_jax.serving import wire  # needs openpi-client, which pip cannot bring along
+
     arrivals = itertools.count()
     loop = asyncio.get_running_loop()
     batcher = batching.Batcher(engine, engine.batch_sizes[-1], window_s)

@@ -116,37 +116,40 @@ def prepare(
     """
     config.check_training(settings.raw)
     timers = timeline.Timers()
-    path = pathlib.Path(raw.run.directory)
+    path = pathlib.Path(raw.run.directory).expanduser()
+    log.check_place(path)
     standing = meshes.gather(log.holds_run(path))[0]
     if standing and resume == "never":
         raise log.standing_run_error(path)
-    mesh = devices.mesh(settings)
-    envs = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
-    playable = config.playable(settings.raw, envs.spec)
-    to_model = policies.transform_for(
-        settings, policies.identity_stats(settings), envs.spec.instructions, playable.tasks
-    )
-    checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
-    stack.callback(checkpoints.close)
-    hosts.check_storage(checkpoints.directory)
-    resume_at = (checkpoints.latest() or 0) if standing else None
-    if resume_at and resume_at > raw.num_iterations:
+    resume_at = store.newest(path / "checkpoints") if standing else None
+    if not resume_at:
+        policies.check_start(settings)
+    elif resume_at > raw.num_iterations:
         raise ValueError(
             f"num_iterations={raw.num_iterations} but {path} already has {resume_at}; "
             f"give at least that many"
         )
+    mesh = devices.mesh(settings)
+    envs = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
+    playable = config.playable(settings.raw, envs.spec)
+    stats = policies.identity_stats(settings)
+    to_model = policies.transform_for(settings, stats, envs.spec.instructions, playable.tasks)
     # Simulators start while functions are compiled and weights are loaded or taught.
     stream = _first_stream(settings, envs, playable, resume_at or 0)
     settings, planned = plan.choose(settings, mesh, to_model.max_token_len, envs.spec)
     print(planned)
+    # Last: a wrong start leaves no directory behind.
+    directory = _open_directory(path, raw, resume_at, stack)
+    checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
+    stack.callback(checkpoints.close)
+    hosts.check_storage(checkpoints.directory)
     return Run(
         settings=settings,
         key=jax.random.key(raw.seed),
         mesh=mesh,
         envs=envs,
         playable=playable,
-        # Last: a wrong start leaves no directory behind.
-        directory=_open_directory(path, raw, resume_at, stack),
+        directory=directory,
         store=checkpoints,
         timers=timers,
         first_iteration=resume_at or 0,
@@ -207,7 +210,7 @@ def first_state(run: Run) -> states.TrainState:
     else:
         with command.user_errors():
             norm_stats = policies.given_stats(settings)
-        params = _fresh_params(run)
+        params = policies.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
         run.actor = _actor(run, norm_stats)
     if run.directory.writes:
         normalize.save(policies.norm_stats_path(run.directory.path), norm_stats)
@@ -229,10 +232,6 @@ def _resumed(run: Run) -> states.TrainState:
     return state
 
 
-def _fresh_params(run: Run) -> dict:
-    return policies.fresh_params(run.settings, run.mesh, rng.named(run.key, "params"))
-
-
 def _actor(run: Run, norm_stats: normalize.NormStats) -> actors.Actor:
     tasks = run.playable.tasks
     to_model = policies.transform_for(run.settings, norm_stats, run.instructions, tasks)
@@ -250,7 +249,7 @@ def _taught(run: Run) -> tuple[dict, normalize.NormStats]:
     # The same on all hosts, whatever their rounding.
     norm_stats = meshes.gather(teach.statistics(run.demonstrations))[0]
     run.actor = _actor(run, norm_stats)
-    params = _fresh_params(run)
+    params = policies.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
     length = sum(len(episode["actions"]) for episode in run.demonstrations)
     print(f"SFT on {len(run.demonstrations)} demonstrations, {length} control steps")
     with progress.track("SFT", total=settings.raw.sft.steps, unit="steps") as advance:

@@ -1,10 +1,10 @@
 """Benchmarks: ours against a baseline in the same run, medians of interleaved repeats.
 
     python -m pirl_jax.bench env [--tasks libero_object:0,libero_spatial:0]
-    python -m pirl_jax.bench plan [--recipes configs/libero_spatial_ppo_pi0.py] [--limit-gb 24]
+    python -m pirl_jax.bench plan [--recipes libero_spatial_ppo_pi0] [--limit-gb 24]
     python -m pirl_jax.bench update|rollout|latency [--recipes ...] [--size full|scaled]
                                                     [--batch 32]
-    python -m pirl_jax.bench end2end [--recipe configs/quickstart.py] [--iterations 4]
+    python -m pirl_jax.bench end2end [--recipe quickstart] [--iterations 4]
 
 All take [--repeats 5] [--output FILE.json].
 Prints a table and writes JSON with the command, the machine and the package versions.
@@ -77,7 +77,7 @@ def _of_policy(run: Callable[[argparse.Namespace], dict], recipes: str, batch: i
     return Benchmark(first_line, add_arguments, run, policy.as_text)
 
 
-BOTH_MODELS = "configs/libero_spatial_ppo_pi0.py,configs/libero_object_ppo_pi05.py"
+BOTH_MODELS = "libero_spatial_ppo_pi0,libero_object_ppo_pi05"
 BENCHMARKS = {
     "env": _of_module(env),
     "plan": _of_module(plan),

@@ -36,7 +36,7 @@ SHORT = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--recipe", default="configs/quickstart.py", help="a recipe that teaches its model itself"
+        "--recipe", default="quickstart", help="a recipe that teaches its model itself"
     )
     parser.add_argument(
         "--iterations", type=int, default=3, help="of every run; the first does not count"

@@ -41,13 +41,9 @@ MEMORY_COLUMNS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    published = [
-        str(path)
-        for path in pathlib.Path("configs").glob("libero_*.py")
-        if path.stem.endswith(("_pi0", "_pi05"))
-    ]
+    published = [name for name in recipes.names() if name.endswith(("_pi0", "_pi05"))]
     parser.add_argument(
-        "--recipes", default=",".join(sorted(published)), help="files, separated by commas"
+        "--recipes", default=",".join(published), help="names or files, separated by commas"
     )
     parser.add_argument(
         "--limit-gb",

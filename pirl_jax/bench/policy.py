@@ -59,7 +59,7 @@ PEAK = {
 
 def add_arguments(parser: argparse.ArgumentParser, recipes: str, batch: int) -> None:
     """recipes, batch: defaults."""
-    parser.add_argument("--recipes", default=recipes, help="files, separated by commas")
+    parser.add_argument("--recipes", default=recipes, help="names or files, separated by commas")
     parser.add_argument(
         "--size",
         choices=("auto", *SIZES),
@@ -227,7 +227,7 @@ def _update(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     }
     states = {}
     for name in VARIANTS:
-        # An update donates its state, and with it the parameters.
+        # An update donates what it changes.
         params = jax.tree.map(jnp.copy, case.params)
         states[name] = steps.train_state(settings, params, case.mesh)
     first_metrics = {}

@@ -9,6 +9,8 @@ import dataclasses
 import math
 import typing
 
+import numpy as np
+
 MOST = 2**31 - 1  # whole numbers become int32 on the device
 MOST_FLOAT = 3.4e38  # and numbers float32, which is infinite from here on
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
@@ -187,6 +189,8 @@ def _fault(value: object, kind: type, bound: Bound) -> str:
         return ""
     if kind is float and not abs(value) < MOST_FLOAT:  # nan is not smaller either
         return _both("finite", bound.text())
+    if kind is float:  # as the device will see it: 1e-46 is 0 there, 0.99999999999 is 1
+        value = float(np.float32(value))
     if not bound.holds(value):
         return bound.text()
     if kind is int and bound.high == math.inf and value > MOST:

@@ -74,8 +74,8 @@ class Env(Section):
         "exact",
         "light: fewer triangles or simple shapes, same physics; recorded in every result",
     )
-    spread: float = at_least(
-        0, 1.0, "tabletop: area in which the manipulated cube starts", "of 12 x 18 cm"
+    spread: float = between(
+        0, 1, 1.0, "tabletop: area in which the manipulated cube starts", "of 12 x 18 cm"
     )
     split: str = one_of(
         ("held_out", "published"),
@@ -90,7 +90,7 @@ class Env(Section):
         2,
         "tasks whose simulators a process keeps; episodes go where theirs is (LIBERO: 0.5 GB each)",
     )
-    timeout_s: float = positive(120.0, "a simulator that answers later is replaced", "s")
+    timeout_s: float = at_least(1, 120.0, "a simulator that answers later is replaced", "s")
     restarts_per_hour: int = at_least(
         0, 20, "replaced processes before the run stops with the first cause"
     )
@@ -131,7 +131,7 @@ class Model(Section):
         "host: Pillow, 0.8 ms an image, what published policies saw; device: within 1 grey level",
     )
     action_dim: int = positive(32, "the simulator's 7 are zero-padded to it", "action dims")
-    action_horizon: int = positive(50, "H, which the model denoises per decision", "actions")
+    action_horizon: int = between(1, 1000, 50, "H, denoised per decision", "actions")
     max_token_len: int = positive(48, "length of a prompt", "tokens")
     tokenizer: str = plain(
         "", "path of a SentencePiece model (PaliGemma's for published weights), or byte"
@@ -178,8 +178,8 @@ class Model(Section):
         "flow_sde",
         "of exploration; flow_noise, or reinflow: the std is learned; flow_ode: none",
     )
-    noise_level: float = at_least(
-        0, 0.5, "a of flow_sde and flow_cps, scale of the exploration noise"
+    noise_level: float = between(
+        0, 10, 0.5, "a of flow_sde and flow_cps, scale of the exploration noise"
     )
     noise_anneal: bool = plain(False, "take the noise level from noise_params instead")
     noise_params: tuple[float, float, float] = tuple_of(
@@ -198,7 +198,7 @@ class Model(Section):
         open_low=True,
         length=2,
     )
-    num_steps: int = positive(4, "J of the flow", "denoise steps")
+    num_steps: int = between(1, 1000, 4, "J of the flow", "denoise steps")
     ignore_last: bool = plain(False, "the last denoise step is never the stochastic one")
     joint_logprob: bool = plain(False, "all denoise steps are stochastic; False: one, by decision")
     joint_mean: bool = plain(
@@ -333,8 +333,8 @@ class Algorithm(Section):
 class Optim(Section):
     """AdamW."""
 
-    lr: float = at_least(0, 5e-6, "of the policy")
-    value_lr: float = at_least(0, 1e-4, "of the value head")
+    lr: float = between(0, 10, 5e-6, "of the policy")
+    value_lr: float = between(0, 10, 1e-4, "of the value head")
     b1: float = fraction_below_one(0.9, "decay of the first moment")
     b2: float = fraction_below_one(0.95, "decay of the second moment")
     eps: float = positive(1e-8, "added to the root of the second moment")
@@ -360,7 +360,7 @@ class Sft(Section):
     action_noise: float = at_least(0, 0.0, "std on executed expert actions; the label is clean")
     steps: int = at_least(0, 1000, "optimiser steps")
     batch_size: int = at_least(0, 64, "per step", "control steps")
-    lr: float = at_least(0, 1e-3, "peak of the warm-up and cosine of openpi")
+    lr: float = between(0, 10, 1e-3, "peak of the warm-up and cosine of openpi")
     warmup_steps: int = at_least(0, 50, "from 0 to the peak", "steps")
     weight_decay: float = at_least(0, 1e-4, "of everything that trains")
     ema: float = fraction_below_one(0.0, "decay of the averaged weights used afterwards; 0 = off")

@@ -302,7 +302,12 @@ def playable(raw: page.Page, spec: base.EnvSpec) -> starts.Starts:
     Raises:
       ValueError: one sentence, where the suite has fewer than the page asks for.
     """
-    chosen = tuple(raw.env.tasks) or tuple(range(spec.num_tasks))
+    if raw.model.action_env_dim != spec.action_dim:
+        raise ValueError(
+            f"model.action_env_dim={raw.model.action_env_dim} must be the {spec.action_dim} action"
+            f" entries that suite {spec.suite!r} reads"
+        )
+    chosen = raw.env.tasks or tuple(range(spec.num_tasks))
     for task in chosen:
         if task not in range(spec.num_tasks):
             raise ValueError(

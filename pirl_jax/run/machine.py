@@ -19,6 +19,7 @@ from pirl_jax.monitor import packages
 
 INSTALL = "pip install -r requirements.txt && pip install --no-deps -r requirements-sim.txt"
 ROOT = pathlib.Path(__file__).parents[2]
+OPENPI = "openpi-client==0.1.2"  # its metadata forbids numpy 2
 PIN_FILES = ("requirements.txt", "requirements-sim.txt")
 FILES_PER_WORKER = 3  # of the parent: the channel, the lifeline, the stacks
 OTHER_FILES = 300  # jax, checkpoints, logs
@@ -85,6 +86,16 @@ def pins() -> list[requirements.Requirement]:
 def _applies(pin: requirements.Requirement) -> bool:
     """False for what only an extra of the package asks for."""
     return pin.marker is None or pin.marker.evaluate({"extra": ""})
+
+
+def require_openpi_client() -> None:
+    """The package that packs arrays as openpi's servers and clients do.
+
+    Raises:
+      ValueError: it is not installed.
+    """
+    if packages.version("openpi-client") is None:
+        raise ValueError(f"openpi-client is not installed; run: pip install --no-deps {OPENPI}")
 
 
 def fits(pin: requirements.Requirement, found: str | None) -> bool:

@@ -147,6 +147,18 @@ def fresh_params(settings: config.Settings, mesh: jax.sharding.Mesh, key: jax.Ar
     return spec.init(key, declared, spec.shardings(declared, mesh, meshes.RULES))
 
 
+def check_start(settings: config.Settings) -> None:
+    """What a fresh run starts from, before anything is written: that it is there.
+
+    Raises:
+      ValueError: a checkpoint or statistics that do not exist, or that do not fit.
+    """
+    if settings.raw.model.checkpoint:
+        sources.open_source(pathlib.Path(settings.raw.model.checkpoint), settings.policy.network)
+    elif not settings.raw.sft.demonstrations:
+        given_stats(settings)
+
+
 def load_policy(
     settings: config.Settings,
     path: str | pathlib.Path,

@@ -29,8 +29,18 @@ def load_recipe(name: str | pathlib.Path) -> ml_collections.ConfigDict:
     _check_imports(path)
     spec = importlib.util.spec_from_file_location("recipe", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        page = module.get_config()
+    except (AttributeError, KeyError, TypeError) as error:  # a locked page refuses so
+        raise ValueError(f"recipe {path} does not fit the page: {_one_line(error)}") from error
+    if not isinstance(page, ml_collections.ConfigDict):
+        raise ValueError(f"recipe {path} gives no page; get_config() must return base.get_config()")
+    return page
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def names() -> list[str]:
@@ -62,7 +72,11 @@ def _find(name: str) -> pathlib.Path:
 
 def _check_imports(path: pathlib.Path) -> None:
     """Recipes used to import each other as `configs`, which is no package outside of a checkout."""
-    for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
+    try:
+        tree = ast.parse(path.read_text(), filename=str(path))
+    except SyntaxError as error:
+        raise ValueError(f"recipe {path} is no Python: {_one_line(error)}") from error
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             imported = [node.module or ""]
         elif isinstance(node, ast.Import):
@@ -90,7 +104,11 @@ def load_run(directory: str | pathlib.Path) -> ml_collections.ConfigDict:
             f"give the recipe with --config"
         )
     page = importlib.import_module(f"{PACKAGE}.base").get_config()
-    saved = ml_collections.ConfigDict(json.loads(path.read_text(), object_hook=_with_tuples))
+    try:
+        fields = json.loads(path.read_text(), object_hook=_with_tuples)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON ({error}); give the recipe with --config") from error
+    saved = ml_collections.ConfigDict(fields)
     unlike = sorted(set(field_names(page)) ^ set(field_names(saved)))
     if unlike:
         raise ValueError(

@@ -30,6 +30,17 @@ def named_leaves(tree: Any, prefix: str = "") -> dict[str, jax.Array]:
     return table
 
 
+def newest(directory: str | os.PathLike) -> int:
+    """Iteration of the newest checkpoint of a run; 0 where there is none."""
+    if not pathlib.Path(directory).is_dir():
+        return 0
+    checkpoints = Store(directory, create=False)
+    try:
+        return checkpoints.latest() or 0
+    finally:
+        checkpoints.close()
+
+
 class Store:
     """The checkpoints of one run, one folder per iteration; the newest `keep` of them stay."""
 

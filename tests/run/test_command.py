@@ -11,7 +11,7 @@ import pytest
 from pirl_jax import __main__ as pirl
 from pirl_jax import evaluate, serve, train
 from pirl_jax.recipes import quickstart
-from pirl_jax.run import command, recipes
+from pirl_jax.run import command, machine, recipes
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMMANDS = [train, evaluate, serve]
@@ -94,6 +94,41 @@ def test_an_old_recipe_gets_one_sentence(tmp_path, line):
         ValueError, match=r"old.py:1 imports configs, which is now pirl_jax.recipes"
     ):
         recipes.load_recipe(tmp_path / "old.py")
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("def get_config(:\n", "is no Python"),
+        ("x = 1\n", "does not fit the page: .*get_config"),
+        ("def get_config():\n    return {}\n", "gives no page"),
+        (
+            "from pirl_jax.recipes import base\n\n\ndef get_config():\n"
+            "    page = base.get_config()\n    page.optim.learning_rate = 3\n    return page\n",
+            "does not fit the page: .*learning_rate",
+        ),
+    ],
+)
+def test_a_recipe_with_a_fault_gets_one_sentence(tmp_path, text, said):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        recipes.load_recipe(tmp_path / "mine.py")
+
+
+def test_commands_start_without_openpi_client():
+    """pip does not install it; evaluation of a served policy, and serving, say so."""
+    code = "import sys; sys.modules['openpi_client'] = None\n"
+    code += "from pirl_jax import evaluate, serve, train"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_needs_openpi_client_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(machine.packages, "version", lambda name: None)
+    with pytest.raises(SystemExit) as exit_:
+        serve.main(["serve", "--config=quickstart", "--checkpoint=nowhere"])
+    assert exit_.value.code == 2
+    assert "run: pip install --no-deps openpi-client==" in capsys.readouterr().err
 
 
 def test_a_run_is_its_own_recipe(tmp_path):

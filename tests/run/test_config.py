@@ -679,7 +679,7 @@ def test_a_real_process_ends_with_code_2_and_one_line():
     [
         ("num_iterations=-5", "num_iterations=-5 must be at least 0"),
         ("run.directory=", "run.directory='' must be text and not empty"),
-        ("optim.lr=nan", "optim.lr=nan must be finite and at least 0"),
+        ("optim.lr=nan", "optim.lr=nan must be finite and at least 0 and at most 10"),
     ],
 )
 def test_a_real_process_refuses_nonsense(argument, said):
@@ -695,3 +695,23 @@ def test_every_section_of_a_recipe_reaches_the_settings():
     page.model.add_value_head = False
     page.algorithm.update(adv_type="rloo", group_size=8, critic_warmup_iterations=0)
     assert config.settings(page).raw.as_dict() == page.to_dict()
+
+
+@pytest.mark.parametrize(
+    "argument, remedy",
+    [
+        ("model.checkpoint=nowhere", "there is no checkpoint at"),
+        ("model.norm_stats=nowhere.json", "no normalisation statistics at nowhere.json"),
+        ("model.action_env_dim=3", "must be the 7 action entries that suite"),
+        ("model.value_hidden=200000000,", "rollout and update need"),
+    ],
+)
+def test_a_wrong_start_leaves_no_folder(sentence, one_device, tmp_path, argument, remedy):
+    assert remedy in sentence(train, PROBE, f"--config.{argument}", NOTHING_CACHED)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_that_is_a_file(sentence, tmp_path):
+    (tmp_path / "notes").write_text("")
+    said = sentence(train, PROBE, "--config.run.directory=notes/run")
+    assert "run.directory=notes/run cannot be made, because notes is no folder" in said
