@@ -268,3 +268,15 @@ def test_the_stops_of_an_observation_exist():
         for wing in choice.split("|"):
             source = (PACKAGE / folder / wing / name).read_text(encoding="utf-8")
             assert f"def {function}(" in source, f"{place} {function}"
+
+
+def test_the_tests_that_the_readme_names_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\w+/)*test_\w+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 20
+    wrong = []
+    for file, function in named:
+        path = ROOT / "tests" / file.removeprefix("tests/")
+        if not path.is_file() or f"def {function}" not in path.read_text(encoding="utf-8"):
+            wrong.append(f"{file}::{function}")
+    assert not wrong, wrong

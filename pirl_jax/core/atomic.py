@@ -32,9 +32,9 @@ def publish(path: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """`with writing(path) as temporary:` what is written to `temporary` becomes `path`.
+    """`with writing(path) as temporary:` what is written there becomes `path` at the block's end.
 
-    At the block's end.  Where the block raises, `path` stays as it was and nothing is left beside.
+    Where the block raises, `path` stays as it was and nothing is left beside.
     """
     temporary = unfinished(path)
     try:

@@ -267,10 +267,10 @@ def _increment(x: jax.Array) -> jax.Array:
 
 
 def _summary(history: list[dict], cfg: page.Algorithm) -> dict[str, float]:
-    """Means over the minibatches.
+    """Means over the minibatches, with four exceptions.
 
-    But the largest ratio_max_dev and the first one (rounding noise if sampling and learning agree),
-    the number of skipped updates, and one explained variance of all rows.
+    These are the largest ratio_max_dev and the first one (rounding noise if sampling and learning
+    agree), the number of skipped updates, and one explained variance of all rows.
     """
     metrics = {}
     for name in history[0]:

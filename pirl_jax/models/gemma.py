@@ -1,9 +1,8 @@
 """Gemma transformer with two weight sets ("experts") that share one attention.
 
-Expert 0 (PaliGemma) reads the prefix and never sees the suffix, so the joint attention splits into
-  two
-passes without changing a number: expert 0 fills keys and values, expert 1 attends to them and to
-itself.  Hence every function here runs one expert.  Knows no image and no flow time.
+Expert 0 (PaliGemma) reads the prefix and never sees the suffix, so the joint attention splits
+into two passes without changing a number: expert 0 fills keys and values, expert 1 attends to
+them and to itself.  Hence every function here runs one expert.  Knows no image and no flow time.
 """
 
 import jax

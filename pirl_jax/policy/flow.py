@@ -364,9 +364,8 @@ def score(chain: types.Chain, steps: list[Step], cfg: Policy) -> tuple[Array, Ar
 def distance(steps: list[Step], others: list[Step], kind: str, cfg: Policy) -> Array:
     """How far a policy's decisions lie from those of a fixed one [B], by a line of ANCHORS.
 
-    kl: of the chunk, summed over steps and scored entries.  velocity_mse: mean squared difference
-      of
-    the velocities over all entries.
+    kl: of the chunk, summed over steps and scored entries.  velocity_mse: mean squared
+      difference of the velocities over all entries.
     """
     if kind not in ANCHORS:
         raise bounds.unknown("anchor", kind, ANCHORS)

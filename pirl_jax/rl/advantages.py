@@ -39,9 +39,8 @@ def gae(
       terminated_CE, truncated_CE: the trajectory ended in this decision, by success / by the time
         limit.
       gamma, gae_lambda: discount and trace decay per decision (not per control step).
-      valid_CE: False where no decision was made.  Such rows give 0 and whatever they hold reaches
-        no
-        other row.
+      valid_CE: False where no decision was made.  Such rows give 0, and whatever they hold reaches
+        no other row.
 
     Returns: advantage_CE, return_CE, float32, not normalised.
     """
@@ -88,9 +87,8 @@ def normalize(
 
     A single valid entry has no spread and becomes 0; no valid entry gives all 0.
 
-    total: adds up a number over the hosts whose entries are normalised together; called three times
-      by
-    each, whatever it holds.
+    total: adds up a number over the hosts whose entries are normalised together; each calls it
+      three times, whatever it holds.
     """
     x = np.asarray(x)
     valid = _validity(x, valid)

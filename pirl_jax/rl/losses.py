@@ -4,9 +4,9 @@ Every function takes a `weight` of the shape of its rows: 0 marks a row that mus
 (padding, after the end of a trajectory), anything else says how much the row counts: loss = sum(w *
 L) / normalizer, with normalizer = sum(w) by default.
 
-Metrics are plain means over the rows with weight > 0.  A row of weight 0 may hold anything, NaN and
-  inf
-included: it is replaced before the arithmetic, so that neither the loss nor its gradient sees it.
+Metrics are plain means over the rows with weight > 0.  A row of weight 0 may hold anything, NaN
+and inf included: it is replaced before the arithmetic, so that neither the loss nor its gradient
+sees it.
 Knows no network and no rollout.
 """
 

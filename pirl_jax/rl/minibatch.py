@@ -28,8 +28,7 @@ def split(
       multiple_of: pad minibatches to the smallest multiple of this that holds them; default
         minibatch_size.
       most_rows: rows of the host that has most of them, so that all hosts of a mesh get equally
-        many
-        minibatches of the same size; default R.
+        many minibatches of the same size; default R.
 
     Returns: index [epochs,M,B] int32, keep [epochs,M,B] float32: 0 where the entry is padding (its
     index is a row that exists, 0 if there is none).

@@ -51,7 +51,7 @@ def train_state(
 ) -> states.TrainState:
     """State of reinforcement learning around parameters.
 
-    Or its shapes around shapes (make=states.abstract).
+    With make=states.abstract: its shapes around shapes.
     """
     return make(
         params,
