@@ -42,3 +42,23 @@ def libero_assets() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"LIBERO assets not found at {folder}")
     return folder
+
+
+# Files that one process works on for minutes.  Begun last, they would leave the other idle.
+LONGEST = (
+    "test_train.py",
+    "test_serve.py",
+    "test_evaluate.py",
+    "test_plan.py",
+    "test_collector.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; the order within a file stays."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.name
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)

@@ -89,6 +89,7 @@ def half(tmp_path_factory):
     return probe(tmp_path_factory.mktemp("half"), 2)
 
 
+@pytest.mark.slow
 def test_a_run_on_four_devices_is_that_on_one(half, tmp_path, monkeypatch):
     monkeypatch.setattr(meshes, "make_mesh", lambda *_: MAKE_MESH(2, 2, jax.devices()[:4]))
     rows, expected = (log.read(path, timing=False) for path in (probe(tmp_path, 2), half))
