@@ -126,6 +126,7 @@ def test_the_expert_succeeds_where_random_actions_do_not(tmp_path):
     assert expert["policy"] == {"name": "expert"} and expert["per_suite"]["tabletop"]["rate"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_continues_where_it_stopped(tmp_path, capfd):
     """Killed with SIGKILL after some episodes; the same command plays the others, and the result is
     that of an undisturbed one."""

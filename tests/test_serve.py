@@ -202,6 +202,7 @@ def test_tabletop_through_openpis_keys_gives_the_actions_of_the_in_process_polic
     np.testing.assert_array_equal(single, expected)
 
 
+@pytest.mark.slow
 def test_libero_through_openpis_keys_gives_the_actions_of_the_in_process_policy(
     tmp_path, libero_assets
 ):
@@ -469,6 +470,7 @@ def test_two_thousand_requests_of_32_clients(run, served, capsys):
 # ---- the commands ----
 
 
+@pytest.mark.slow
 def test_evaluate_against_a_server_repeats_the_evaluation_in_process(run, tmp_path, monkeypatch):
     """Both commands as a user types them, with a key.
 

@@ -153,6 +153,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(half, tmp_path):
     assert_equal_states(saved(killed, 2), saved(half, 2))
 
 
+@pytest.mark.slow
 def test_grpo_with_learned_noise_an_anchor_and_an_average(tmp_path, capsys):
     """Everything that a run without a critic has, and what it has not; and the level of the noise
     goes down."""
@@ -240,6 +241,7 @@ def dynamic(directory, num_iterations, *arguments, **fields):
     )
 
 
+@pytest.mark.slow
 def test_groups_without_a_signal_are_replaced(tmp_path):
     """Dynamic sampling, and a resumed run plays the same groups, here with prefixes that stay on
     the device."""
@@ -379,6 +381,7 @@ def test_metrics_have_the_names_that_users_look_for(tabletop):
     )  # the strict bound, and what it depends on: rollout/test_collector.py
 
 
+@pytest.mark.slow
 def test_demonstrations_that_all_fail(tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         start("quickstart.py", tmp_path, env__max_episode_steps=5, sft__demonstrations=1)

@@ -189,9 +189,10 @@ def _fault(value: object, kind: type, bound: Bound) -> str:
         return ""
     if kind is float and not abs(value) < MOST_FLOAT:  # nan is not smaller either
         return _both("finite", bound.text())
-    if kind is float:  # as the device will see it: 1e-46 is 0 there, 0.99999999999 is 1
-        value = float(np.float32(value))
     if not bound.holds(value):
+        return bound.text()
+    # As the device will see it: 1e-46 is 0 there, and 0.99999999999 is 1.
+    if kind is float and not bound.holds(float(np.float32(value))):
         return bound.text()
     if kind is int and bound.high == math.inf and value > MOST:
         return f"at most {MOST}"

@@ -91,6 +91,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(policy, "SCALED", policy.SCALED | small)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, recipe", [("update", "libero_spatial_ppo_pi0"), ("latency", "libero_object_ppo_pi05")]
 )

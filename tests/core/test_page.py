@@ -4,6 +4,7 @@ import dataclasses
 import math
 import typing
 
+import numpy as np
 import pytest
 
 from pirl_jax.core import bounds, page
@@ -43,13 +44,18 @@ def outside(kind, bound):
     return wrong
 
 
+def _next_float32(value, towards):
+    """The device's neighbour: a number that rounds to an open bound there is refused."""
+    return float(np.nextafter(np.float32(value), np.float32(towards)))
+
+
 def ends(kind, bound):
     """The outermost values that the bound allows."""
     if kind is int:
         low = bound.low + 1 if bound.open_low else bound.low
         return [low, min(bound.high, bounds.MOST), *bound.besides]
-    low = math.nextafter(bound.low, math.inf) if bound.open_low else float(bound.low)
-    high = math.nextafter(bound.high, -math.inf) if bound.open_high else float(bound.high)
+    low = _next_float32(bound.low, math.inf) if bound.open_low else float(bound.low)
+    high = _next_float32(bound.high, -math.inf) if bound.open_high else float(bound.high)
     return [value for value in (low, high) if math.isfinite(value)] + list(bound.besides)
 
 
@@ -147,9 +153,17 @@ def test_a_page_is_checked_as_a_whole_and_is_a_key_of_dictionaries():
     fields = page.Page().as_dict()
     assert page.from_dict(fields) == page.Page() and {page.Page(): 1}[page.from_dict(fields)] == 1
     fields["optim"]["lr"] = -0.001
-    with pytest.raises(ValueError, match=r"^optim.lr=-0.001 must be at least 0$"):
+    with pytest.raises(ValueError, match=r"^optim.lr=-0.001 must be at least 0 and at most 10$"):
         page.from_dict(fields)
     with pytest.raises(dataclasses.FrozenInstanceError):
         page.Page().seed = 1
     with pytest.raises(ValueError, match="gamma"):
         dataclasses.replace(page.Algorithm(), gamma=1.5)
+
+
+@pytest.mark.parametrize(
+    "field, value", [("eps", 1e-46), ("b1", 0.99999999999), ("b2", 1 - 1e-12), ("clip_grad", 1e-50)]
+)
+def test_what_float32_rounds_onto_an_open_bound_is_refused(field, value):
+    with pytest.raises(ValueError, match=f"^optim.{field}={value!r} must be"):
+        page.Optim(**{field: value})

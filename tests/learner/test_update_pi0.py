@@ -61,6 +61,7 @@ def played(fast_compile):
     return jax.device_get(play(jax.random.key(7)))
 
 
+@pytest.mark.slow
 def test_sharded_update_of_the_policy(played):
     params, data = played
     (state, metrics), (one, metrics_one) = (

@@ -112,6 +112,7 @@ def test_adapters_of_the_vlm_alone():
     )
 
 
+@pytest.mark.slow
 def test_adapters_train_the_same_with_recomputation():
     """gradient_checkpointing saves memory and changes nothing, adapters included."""
     rng = np.random.default_rng(0)

@@ -138,6 +138,7 @@ def test_prefixes_that_fit_nowhere_are_computed_again(mesh, need, monkeypatch):
         plan.choose(_settings(rollout__prefix_cache="host"), mesh, PROMPT, ENV)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_names_the_smallest_change(mesh, need):
     with pytest.raises(
         ValueError,
@@ -150,6 +151,7 @@ def test_what_does_not_fit_names_the_smallest_change(mesh, need):
         plan.choose(_settings(), mesh, PROMPT, ENV, limit=10_000)
 
 
+@pytest.mark.slow
 def test_a_trained_vlm_keeps_no_prefix(mesh):
     chosen, made = plan.choose(_settings(model__train_expert_only=False), mesh, PROMPT, ENV)
     assert chosen.prefix_cache == "recompute" and made.resident["frozen weights"] == 0
