@@ -185,7 +185,7 @@ def _first_stream(
     if raw.eval.baseline and not iteration:
         whole = starts.evaluation(playable, raw.eval.episodes_per_task)
         episodes = hosts.share().of(whole)
-    elif iteration < raw.num_iterations and not _evaluation_due(raw, iteration):
+    elif config.begins_with_rollout(raw, iteration):
         episodes = rollouts.episodes(raw, playable, iteration)
     else:
         return None
@@ -282,7 +282,7 @@ def iterate(run: Run, state: states.TrainState) -> states.TrainState:
     with progress.track("training", total=total, unit="iterations") as advance:
         for iteration in range(run.first_iteration, raw.num_iterations):
             # At the start of an iteration, not at its end: a resumed run has the same evaluations.
-            if _evaluation_due(raw, iteration):
+            if config.evaluation_due(raw, iteration):
                 count = raw.eval.episodes_during_training or raw.eval.episodes_per_task
                 acting = states.acting_params(state)
                 _evaluate(run, acting, iteration, f"iteration_{iteration}", count)
@@ -342,14 +342,10 @@ def _what_was_played(cfg: page.Algorithm, played: list[streams.Result]) -> dict[
     return metrics
 
 
-def _evaluation_due(raw: page.Page, iteration: int) -> bool:
-    return bool(raw.eval.every and iteration and iteration % raw.eval.every == 0)
-
-
 def _start_next(run: Run, iteration: int) -> None:
     """The simulators start on the next rollout while the learner works."""
     raw = run.settings.raw
-    if iteration < raw.num_iterations and not _evaluation_due(raw, iteration):
+    if config.begins_with_rollout(raw, iteration):
         run.stream = _stream(run, iteration)
 
 

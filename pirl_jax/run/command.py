@@ -20,8 +20,7 @@ from pirl_jax.run import recipes, reference
 
 # What belongs to the page, and is read by absl, which ml_collections builds on.
 OVERRIDE = re.compile(r"--?(no)?config\.([\w.]+)(=.*)?", re.DOTALL)
-
-
+# How absl begins the sentence about a value that it cannot read: field, value.
 UNREADABLE = re.compile(r"flag --config\.([\w.]+)=(.*?): ")
 
 

@@ -338,6 +338,16 @@ def decision_batch(raw: page.Page, num_envs: int) -> int:
     return num_envs // raw.rollout.num_groups
 
 
+def evaluation_due(raw: page.Page, iteration: int) -> bool:
+    """Whether an iteration of training begins with an evaluation."""
+    return bool(raw.eval.every and iteration and iteration % raw.eval.every == 0)
+
+
+def begins_with_rollout(raw: page.Page, iteration: int) -> bool:
+    """Whether there is such an iteration, and no evaluation before its rollout."""
+    return iteration < raw.num_iterations and not evaluation_due(raw, iteration)
+
+
 def rules(raw: page.Page) -> files.Protocol | None:
     """The protocol of a LIBERO suite; the other suites have limits of their own."""
     return files.PROTOCOLS[raw.env.protocol] if raw.env.suite in files.SUITES else None

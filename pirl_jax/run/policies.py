@@ -19,7 +19,6 @@ from pirl_jax.weights import assets, sources, statistics, store
 
 PROMPT_BUCKET = 16  # tokens: the lengths that prompts are padded to are multiples of it
 
-
 log = logging.getLogger(__name__)
 
 

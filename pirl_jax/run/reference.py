@@ -16,7 +16,6 @@ Made from `pirl_jax/core/page.py` by `python -m pirl_jax.run.reference > docs/co
 A recipe overrides fields of this page, a command line any: `--config.section.field=value`.
 Tuples are written `0,1,2`. A value outside of its bound ends in one sentence before anything
 starts; whole numbers are at most 2147483647 where nothing else is said, other numbers finite."""
-KINDS = {bool: "True or False", int: "whole number", float: "number", str: "text"}
 COLUMNS = "| field | default | unit | bound | meaning |\n|---|---|---|---|---|"
 
 
@@ -69,7 +68,8 @@ def _bound(field: dataclasses.Field) -> str:
 
 def _words(kind: type, bound: bounds.Bound) -> str:
     text = bound.text()
-    return f"{KINDS[kind]}, {text}" if text else KINDS[kind]
+    name = bounds.KINDS[kind].removeprefix("a ")  # a cell of a table needs no article
+    return f"{name}, {text}" if text else name
 
 
 if __name__ == "__main__":
