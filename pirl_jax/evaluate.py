@@ -57,7 +57,8 @@ def main(argv: list[str]) -> None:
         with command.user_errors():
             options, raw = command.parse(argv, _parser())
             this = prepare(options, config.settings(raw), stack)
-        print(measure(this))
+        with command.known_endings():
+            print(measure(this))
         print(f"results in {this.directory}")
 
 

@@ -3,24 +3,22 @@
     python -m pirl_jax.train --config configs/quickstart.py [--config.a.b=value ...]
                              [--resume auto] [--hosts auto]
 
-Chapters: prepare (everything a user can get wrong ends here, in one sentence), teach (SFT, where
-the recipe asks for it), iterate (rollout, update), finish (evaluation, table, curve, video).
+Chapters: prepare (run/training.py: everything a user can get wrong ends there, in one sentence),
+teach (SFT, where the recipe asks for it), iterate (rollout, update), finish (evaluation, table,
+curve, video).
 """
 
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import itertools
-import pathlib
 import sys
 
 import jax
-import ml_collections
 import numpy as np
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, rng, types
-from pirl_jax.envs.pool import queue
 from pirl_jax.learner import objective, update
 from pirl_jax.learner import state as states
 from pirl_jax.monitor import log, progress, report, timeline
@@ -34,47 +32,15 @@ from pirl_jax.run import (
     devices,
     evaluation,
     hosts,
-    plan,
     policies,
     results,
     rollouts,
-    simulators,
     steps,
     teach,
+    training,
 )
-from pirl_jax.weights import store
 
 Advance = Callable[..., None]  # (count, note) of monitor/progress.py
-
-
-@dataclasses.dataclass
-class Run:
-    """What lives as long as the run."""
-
-    settings: config.Settings
-    key: jax.Array
-    mesh: jax.sharding.Mesh
-    envs: queue.ReadyQueue
-    playable: starts.Starts
-    directory: log.RunDir
-    store: store.Store
-    timers: timeline.Timers
-    first_iteration: int  # 0: a fresh run
-    # What is played next, whose simulators start while the devices work; None: nothing yet.
-    stream: streams.Stream | None = None
-    actor: actors.Actor | None = None
-    # Episodes of the scripted expert, where SFT or co-training asked for them.
-    demonstrations: list[dict] | None = None
-
-    @property
-    def instructions(self) -> tuple[str, ...]:
-        return self.envs.spec.instructions
-
-    def take_stream(self) -> streams.Stream | None:
-        """It is played once."""
-        stream = self.stream
-        self.stream = None
-        return stream
 
 
 def main(argv: list[str]) -> None:
@@ -84,8 +50,9 @@ def main(argv: list[str]) -> None:
             settings = config.settings(raw)
             devices.setup_jax(settings)
             stack.enter_context(hosts.joined(options.hosts))
-            run = prepare(settings, raw, options.resume, stack)
-        finish(run, iterate(run, first_state(run)))
+            run = training.prepare(settings, raw, options.resume, stack)
+        with command.known_endings():
+            finish(run, iterate(run, first_state(run)))
 
 
 def _parser() -> command.Parser:
@@ -100,99 +67,7 @@ def _parser() -> command.Parser:
     return parser
 
 
-# ---- prepare ---------------------------------------------------------------------------------
-
-
-def prepare(
-    settings: config.Settings,
-    raw: ml_collections.ConfigDict,
-    resume: str,
-    stack: contextlib.ExitStack,
-) -> Run:
-    """Mesh, simulators, run directory, checkpoint store; the stack closes them.
-
-    Raises:
-      ValueError: what the user asks for is impossible here.
-    """
-    config.check_training(settings.raw)
-    timers = timeline.Timers()
-    path = pathlib.Path(raw.run.directory).expanduser()
-    log.check_place(path)
-    standing = meshes.gather(log.holds_run(path))[0]
-    if standing and resume == "never":
-        raise log.standing_run_error(path)
-    resume_at = store.newest(path / "checkpoints") if standing else None
-    if not resume_at:
-        policies.check_start(settings)
-    elif resume_at > raw.num_iterations:
-        raise ValueError(
-            f"num_iterations={raw.num_iterations} but {path} already has {resume_at}; "
-            f"give at least that many"
-        )
-    mesh = devices.mesh(settings)
-    envs = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
-    playable = config.playable(settings.raw, envs.spec)
-    stats = policies.identity_stats(settings)
-    to_model = policies.transform_for(settings, stats, envs.spec.instructions, playable.tasks)
-    # Simulators start while functions are compiled and weights are loaded or taught.
-    stream = _first_stream(settings, envs, playable, resume_at or 0)
-    settings, planned = plan.choose(settings, mesh, to_model.max_token_len, envs.spec)
-    print(planned)
-    # Last: a wrong start leaves no directory behind.
-    directory = _open_directory(path, raw, resume_at, stack)
-    checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
-    stack.callback(checkpoints.close)
-    hosts.check_storage(checkpoints.directory)
-    return Run(
-        settings=settings,
-        key=jax.random.key(raw.seed),
-        mesh=mesh,
-        envs=envs,
-        playable=playable,
-        directory=directory,
-        store=checkpoints,
-        timers=timers,
-        first_iteration=resume_at or 0,
-        stream=stream,
-    )
-
-
-def _open_directory(
-    path: pathlib.Path,
-    raw: ml_collections.ConfigDict,
-    resume_at: int | None,
-    stack: contextlib.ExitStack,
-) -> log.RunDir:
-    directory = log.RunDir(
-        path,
-        raw.to_dict(),
-        resume_at,
-        tensorboard=raw.run.tensorboard,
-        wandb=raw.run.wandb,
-        writes=not jax.process_index(),
-    )
-    stack.callback(directory.close)
-    for line in directory.changed:
-        print(f"changed since the last start: {line}")
-    return directory
-
-
-def _first_stream(
-    settings: config.Settings, envs: queue.ReadyQueue, playable: starts.Starts, iteration: int
-) -> streams.Stream | None:
-    """What is played first from this iteration on."""
-    raw = settings.raw
-    if raw.eval.baseline and not iteration:
-        whole = starts.evaluation(playable, raw.eval.episodes_per_task)
-        episodes = hosts.share().of(whole)
-    elif config.begins_with_rollout(raw, iteration):
-        episodes = rollouts.episodes(raw, playable, iteration)
-    else:
-        return None
-    return streams.Stream(envs, episodes, settings.raw.rollout, settings.raw.env.cached_tasks)
-
-
-def first_state(run: Run) -> states.TrainState:
+def first_state(run: training.Run) -> states.TrainState:
     """State before the first iteration of this start.
 
     From the run's own checkpoint, another run's, or taught.
@@ -221,7 +96,7 @@ def first_state(run: Run) -> states.TrainState:
     return state
 
 
-def _resumed(run: Run) -> states.TrainState:
+def _resumed(run: training.Run) -> states.TrainState:
     params = policies.fresh_params(run.settings, run.mesh, run.key)
     template = steps.train_state(run.settings, params, run.mesh)
     with command.user_errors():
@@ -232,7 +107,7 @@ def _resumed(run: Run) -> states.TrainState:
     return state
 
 
-def _actor(run: Run, norm_stats: normalize.NormStats) -> actors.Actor:
+def _actor(run: training.Run, norm_stats: normalize.NormStats) -> actors.Actor:
     tasks = run.playable.tasks
     to_model = policies.transform_for(run.settings, norm_stats, run.instructions, tasks)
     return policies.actor(run.settings, run.mesh, to_model, run.instructions)
@@ -241,7 +116,7 @@ def _actor(run: Run, norm_stats: normalize.NormStats) -> actors.Actor:
 # ---- teach -----------------------------------------------------------------------------------
 
 
-def _taught(run: Run) -> tuple[dict, normalize.NormStats]:
+def _taught(run: training.Run) -> tuple[dict, normalize.NormStats]:
     """Few-shot SFT from scripted demonstrations."""
     settings = run.settings
     with command.user_errors():
@@ -261,7 +136,7 @@ def _taught(run: Run) -> tuple[dict, normalize.NormStats]:
     return params, norm_stats
 
 
-def _encoded_demonstrations(run: Run) -> tuple[types.Observation, np.ndarray] | None:
+def _encoded_demonstrations(run: training.Run) -> tuple[types.Observation, np.ndarray] | None:
     """What co-training draws from.  A resumed run plays the same demonstrations again."""
     if not run.settings.raw.algorithm.sft_loss_weight:
         return None
@@ -273,7 +148,7 @@ def _encoded_demonstrations(run: Run) -> tuple[types.Observation, np.ndarray] | 
 # ---- iterate ---------------------------------------------------------------------------------
 
 
-def iterate(run: Run, state: states.TrainState) -> states.TrainState:
+def iterate(run: training.Run, state: states.TrainState) -> states.TrainState:
     """The training loop."""
     raw = run.settings.raw
     learner = Learner(steps.updater(run.settings, run.mesh), _encoded_demonstrations(run))
@@ -313,7 +188,7 @@ class Learner:
 
 
 def _iteration(
-    run: Run, learner: Learner, state: states.TrainState, iteration: int, advance: Advance
+    run: training.Run, learner: Learner, state: states.TrainState, iteration: int, advance: Advance
 ) -> tuple[states.TrainState, dict]:
     """One rollout and its updates -> state, metrics."""
     cfg = run.settings.raw.algorithm
@@ -342,15 +217,15 @@ def _what_was_played(cfg: page.Algorithm, played: list[streams.Result]) -> dict[
     return metrics
 
 
-def _start_next(run: Run, iteration: int) -> None:
+def _start_next(run: training.Run, iteration: int) -> None:
     """The simulators start on the next rollout while the learner works."""
     raw = run.settings.raw
     if config.begins_with_rollout(raw, iteration):
-        run.stream = _stream(run, iteration)
+        run.stream = run.next_stream(iteration)
 
 
 def _rollout(
-    run: Run, params: dict, key: jax.Array, iteration: int, advance: Advance
+    run: training.Run, params: dict, key: jax.Array, iteration: int, advance: Advance
 ) -> tuple[types.Rollout, list[streams.Result]]:
     """Episodes of one iteration."""
     settings = run.settings
@@ -358,21 +233,15 @@ def _rollout(
     if actor.buffer is not None:
         limit = actors.max_decisions(run.envs.spec, actor.action_chunk)
         actor.buffer.clear(hosts.most_episodes(settings.raw) * limit)
-    stream = run.take_stream() or _stream(run, iteration)
+    stream = run.take_stream() or run.next_stream(iteration)
     key = meshes.replicate(rng.named(key, "actions"), meshes.local(run.mesh))
     return rollouts.play(
         settings, run.playable, iteration, stream, actor, params, key, run.timers, advance
     )
 
 
-def _stream(run: Run, iteration: int) -> streams.Stream:
-    raw = run.settings.raw
-    episodes = rollouts.episodes(raw, run.playable, iteration)
-    return streams.Stream(run.envs, episodes, raw.rollout, raw.env.cached_tasks)
-
-
 def _evaluate(
-    run: Run, params: dict, iteration: int, name: str, per_task: int, num_videos: int = 0
+    run: training.Run, params: dict, iteration: int, name: str, per_task: int, num_videos: int = 0
 ) -> dict[str, tuple[int, int]]:
     """Evaluate, write metrics and files under evaluation/<name>; {task: (successes, episodes)}."""
     settings = run.settings
@@ -407,7 +276,7 @@ def _evaluate(
 # ---- finish ----------------------------------------------------------------------------------
 
 
-def finish(run: Run, state: states.TrainState) -> None:
+def finish(run: training.Run, state: states.TrainState) -> None:
     """Final evaluation on start states that training never saw, the table, the curve, the video.
 
     Says where each lies.

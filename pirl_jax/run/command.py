@@ -16,6 +16,7 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
+from pirl_jax.core import endings
 from pirl_jax.run import recipes, reference
 
 # What belongs to the page, and is read by absl, which ml_collections builds on.
@@ -199,8 +200,18 @@ def user_errors() -> Iterator[None]:
 
     That is a ValueError while a command is being set up.
     """
+    with known_endings():
+        try:
+            yield
+        except ValueError as error:
+            raise endings.Failure(str(error)) from error
+
+
+@contextlib.contextmanager
+def known_endings() -> Iterator[None]:
+    """While a command works: an ending that has a sentence needs no traceback."""
     try:
         yield
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except endings.Failure as ending:
+        print(f"error: {ending}", file=sys.stderr)
+        sys.exit(ending.code)

@@ -1,0 +1,145 @@
+"""What lives as long as a training run, opened in the order in which mistakes are cheap.
+
+Refuses to know the loop that uses it.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+
+import jax
+import ml_collections
+
+from pirl_jax.core import mesh as meshes
+from pirl_jax.envs.pool import queue
+from pirl_jax.monitor import log, timeline
+from pirl_jax.rollout import actor as actors
+from pirl_jax.rollout import starts
+from pirl_jax.rollout import stream as streams
+from pirl_jax.run import config, devices, hosts, plan, policies, rollouts, simulators
+from pirl_jax.weights import store
+
+
+@dataclasses.dataclass
+class Run:
+    """What lives as long as the run."""
+
+    settings: config.Settings
+    key: jax.Array
+    mesh: jax.sharding.Mesh
+    envs: queue.ReadyQueue
+    playable: starts.Starts
+    directory: log.RunDir
+    store: store.Store
+    timers: timeline.Timers
+    first_iteration: int  # 0: a fresh run
+    # What is played next, whose simulators start while the devices work; None: nothing yet.
+    stream: streams.Stream | None = None
+    actor: actors.Actor | None = None
+    # Episodes of the scripted expert, where SFT or co-training asked for them.
+    demonstrations: list[dict] | None = None
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        return self.envs.spec.instructions
+
+    def next_stream(self, iteration: int) -> streams.Stream:
+        """The rollout of an iteration, whose simulators start now."""
+        raw = self.settings.raw
+        episodes = rollouts.episodes(raw, self.playable, iteration)
+        return streams.Stream(self.envs, episodes, raw.rollout, raw.env.cached_tasks)
+
+    def take_stream(self) -> streams.Stream | None:
+        """It is played once."""
+        stream = self.stream
+        self.stream = None
+        return stream
+
+
+def prepare(
+    settings: config.Settings,
+    raw: ml_collections.ConfigDict,
+    resume: str,
+    stack: contextlib.ExitStack,
+) -> Run:
+    """Mesh, simulators, run directory, checkpoint store; the stack closes them.
+
+    Raises:
+      ValueError: what the user asks for is impossible here.
+    """
+    config.check_training(settings.raw)
+    timers = timeline.Timers()
+    path = pathlib.Path(raw.run.directory).expanduser()
+    log.check_place(path)
+    standing = meshes.gather(log.holds_run(path))[0]
+    if standing and resume == "never":
+        raise log.standing_run_error(path)
+    resume_at = store.newest(path / "checkpoints") if standing else None
+    if not resume_at:
+        policies.check_start(settings)
+    elif resume_at > raw.num_iterations:
+        raise ValueError(
+            f"num_iterations={raw.num_iterations} but {path} already has {resume_at}; "
+            f"give at least that many"
+        )
+    mesh = devices.mesh(settings)
+    envs = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
+    playable = config.playable(settings.raw, envs.spec)
+    stats = policies.identity_stats(settings)
+    to_model = policies.transform_for(settings, stats, envs.spec.instructions, playable.tasks)
+    # Simulators start while functions are compiled and weights are loaded or taught.
+    stream = _first_stream(settings, envs, playable, resume_at or 0)
+    settings, planned = plan.choose(settings, mesh, to_model.max_token_len, envs.spec)
+    print(planned)
+    # Last: a wrong start leaves no directory behind.
+    directory = _open_directory(path, raw, resume_at, stack)
+    checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
+    stack.callback(checkpoints.close)
+    hosts.check_storage(checkpoints.directory)
+    return Run(
+        settings=settings,
+        key=jax.random.key(raw.seed),
+        mesh=mesh,
+        envs=envs,
+        playable=playable,
+        directory=directory,
+        store=checkpoints,
+        timers=timers,
+        first_iteration=resume_at or 0,
+        stream=stream,
+    )
+
+
+def _open_directory(
+    path: pathlib.Path,
+    raw: ml_collections.ConfigDict,
+    resume_at: int | None,
+    stack: contextlib.ExitStack,
+) -> log.RunDir:
+    directory = log.RunDir(
+        path,
+        raw.to_dict(),
+        resume_at,
+        tensorboard=raw.run.tensorboard,
+        wandb=raw.run.wandb,
+        writes=not jax.process_index(),
+    )
+    stack.callback(directory.close)
+    for line in directory.changed:
+        print(f"changed since the last start: {line}")
+    return directory
+
+
+def _first_stream(
+    settings: config.Settings, envs: queue.ReadyQueue, playable: starts.Starts, iteration: int
+) -> streams.Stream | None:
+    """What is played first from this iteration on."""
+    raw = settings.raw
+    if raw.eval.baseline and not iteration:
+        whole = starts.evaluation(playable, raw.eval.episodes_per_task)
+        episodes = hosts.share().of(whole)
+    elif config.begins_with_rollout(raw, iteration):
+        episodes = rollouts.episodes(raw, playable, iteration)
+    else:
+        return None
+    return streams.Stream(envs, episodes, settings.raw.rollout, settings.raw.env.cached_tasks)
