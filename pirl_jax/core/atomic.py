@@ -6,6 +6,7 @@ Knows no format but text and JSON.  Makes no folders and takes no locks: one wri
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -28,6 +29,22 @@ def publish(path: str | os.PathLike) -> None:
         # Else the name may reach the disk before the content does.
         os.fsync(file.fileno())
     os.replace(unfinished(path), path)
+    sync_folder(pathlib.Path(path).parent)
+
+
+def sync_folder(folder: str | os.PathLike) -> None:
+    """The names in a folder reach the disk, as new and renamed files need.
+
+    Some network storage knows no such call and refuses it; it writes names when they are given.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

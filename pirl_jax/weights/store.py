@@ -6,6 +6,7 @@ They are visible only when complete.  A state is stored as a flat table `path ->
 Knows no model: any pytree of arrays will do (flax.struct dataclasses, optax states, dicts).
 """
 
+import concurrent.futures
 import os
 import pathlib
 from typing import Any
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pirl_jax.weights import accounting
+from pirl_jax.core import mesh as meshes
+from pirl_jax.weights import accounting, folders
 
 
 def named_leaves(tree: Any, prefix: str = "") -> dict[str, jax.Array]:
@@ -47,38 +49,75 @@ class Store:
     def __init__(self, directory: str | os.PathLike, keep: int | None = None, create: bool = True):
         """create: make the folder; False only reads, and refuses a folder that is not there."""
         self.directory = pathlib.Path(directory).absolute()
+        self.keep = keep
         if not create and not self.directory.is_dir():
             raise ValueError(
                 f"checkpoint folder {self.directory} does not exist; give the folder of a saved run"
             )
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            create=create,
-            # What a killed run left of a save; a reader may look on while another run is saving.
-            cleanup_tmp_directories=create,
+        if create and not jax.process_index():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            folders.tidy(self.directory)
+        # Folders are made before `save` returns: made later, one that cannot be made leaves
+        # threads that wait for it for minutes.
+        options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        handler = ocp.CompositeCheckpointHandler(
+            composite_options=ocp.CompositeOptions(async_options=options),
+            state=ocp.PyTreeCheckpointHandler(),
+            extra=ocp.JsonCheckpointHandler(),
         )
-        handlers = {"state": ocp.PyTreeCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_handlers=handlers
-        )
+        self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
+        self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._saving: concurrent.futures.Future | None = None
+        self._protected: int | None = None
 
     def save(self, iteration: int, state: Any, extra: dict | None = None) -> None:
         """Start writing `state` and the JSON dict `extra`.
 
         Returns as soon as the arrays may be donated or changed.  Checkpoints of this or a later
-        iteration belong to a branch that a resume has left: they are removed.
+        iteration belong to a branch that a resume has left: they are removed once this one is
+        complete.
         """
         self.wait()
-        abandoned = [saved for saved in self._manager.all_steps() if saved >= iteration]
-        for saved in abandoned:
-            self._manager.delete(saved)
         table = {path: _storable(leaf) for path, leaf in named_leaves(state).items()}
         # In one item each: `extra` can be read by eye, and neither is visible without the other.
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(table),
             extra=ocp.args.JsonSave(extra or {}),
         )
-        self._manager.save(iteration, args=items)
+        place = folders.partial(self.directory, iteration)
+        self._checkpointer.save(place, args=items, force=True)
+        self._saving = self._background.submit(self._complete, iteration)
+
+    def _complete(self, iteration: int) -> None:
+        """In the background: the checkpoint gets its number, and old ones go."""
+        self._checkpointer.wait_until_finished()
+        if jax.process_index():
+            return
+        folders.publish(self.directory, iteration)
+        self._prune()
+
+    def _prune(self) -> None:
+        if self.keep is None:
+            return
+        for iteration in folders.standing(self.directory)[: -self.keep]:
+            if iteration != self._protected:
+                folders.remove(self.directory, iteration)
+
+    def protect(self, iteration: int | None) -> None:
+        """This checkpoint stays beside the newest `keep`, however old it gets; None: none does."""
+        self._protected = iteration
+
+    def remove_after(self, iteration: int) -> None:
+        """Leave the branch of the checkpoints later than this one.
+
+        From here on a resume finds this one.  The others go when the next save is complete.
+        """
+        self.wait()
+        if jax.process_index():
+            return
+        for saved in folders.standing(self.directory):
+            if saved > iteration:
+                folders.abandon(self.directory, saved)
 
     def restore(
         self, abstract: Any, iteration: int | None = None, prefix: str = ""
@@ -102,14 +141,15 @@ class Store:
             ),
             extra=ocp.args.JsonRestore(),
         )
-        restored = self._manager.restore(iteration, args=items)
+        restored = self._checkpointer.restore(self._folder(iteration), args=items)
         leaves = [_unstored(restored["state"][path], leaf) for path, leaf in expected.items()]
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves), restored["extra"]
 
     def latest(self) -> int | None:
         """Newest complete iteration, or None; waits for a running save."""
         self.wait()
-        return self._manager.latest_step()
+        saved = folders.standing(self.directory)
+        return saved[-1] if saved else None
 
     def identity(self, iteration: int | None = None) -> dict[str, int]:
         """{"iteration", "written_ns"} of a checkpoint (None: the newest).
@@ -117,22 +157,37 @@ class Store:
         Tells it from another one of the same iteration.
         """
         iteration = self._existing(iteration)
-        metadata = self._manager.metadata(iteration)
+        metadata = self._checkpointer.metadata(self._folder(iteration))
         return {"iteration": iteration, "written_ns": metadata.commit_timestamp_nsecs}
 
     def wait(self) -> None:
         """Block until the running save is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        if self._saving is None:
+            return
+        self._join()
+        # The number of a checkpoint is there for all hosts, or for none.
+        meshes.gather(None)
+
+    def _join(self) -> None:
+        saving = self._saving
+        self._saving = None
+        if saving is not None:
+            saving.result()
 
     def close(self) -> None:
         """Finish the running save and let go of the folder."""
-        self.wait()
-        self._manager.close()
+        # Alone: the other hosts may have ended.
+        self._join()
+        self._background.shutdown()
+        self._checkpointer.close()
+
+    def _folder(self, iteration: int) -> pathlib.Path:
+        return self.directory / str(iteration)
 
     def _existing(self, iteration: int | None) -> int:
         """The iteration asked for, None: the newest; ValueError where there is none."""
         self.wait()
-        saved = sorted(self._manager.all_steps())
+        saved = folders.standing(self.directory)
         if not saved:
             raise ValueError(
                 f"{self.directory} holds no complete checkpoint; give the folder of a saved run"
@@ -147,7 +202,8 @@ class Store:
 
     def saved_leaves(self, iteration: int) -> dict[str, Any]:
         """Path -> shape and dtype of the stored table, without reading the arrays."""
-        return dict(self._manager.item_metadata(iteration)["state"])
+        metadata = self._checkpointer.metadata(self._folder(iteration))
+        return dict(metadata.item_metadata["state"])
 
     def _require_fit(self, expected: dict, iteration: int, prefix: str) -> None:
         """Strict both ways."""

@@ -1,4 +1,6 @@
 import json
+import os
+import stat
 
 import pytest
 
@@ -46,9 +48,13 @@ def test_what_grew_in_several_runs_is_published(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
+def test_content_is_on_the_disk_before_the_name_and_the_name_after_it(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(atomic.os, "fsync", lambda descriptor: calls.append("content"))
+
+    def sync(descriptor):
+        calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "content")
+
+    monkeypatch.setattr(atomic.os, "fsync", sync)
     replace = atomic.os.replace
 
     def rename(old, new):
@@ -57,4 +63,4 @@ def test_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr(atomic.os, "replace", rename)
     atomic.write_text(tmp_path / "a", "x")
-    assert calls == ["content", "name"]
+    assert calls == ["content", "name", "folder"]

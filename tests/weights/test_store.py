@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from pirl_jax.weights import folders
 from pirl_jax.weights import store as store_
 
 
@@ -177,3 +178,80 @@ def test_a_checkpoint_written_again_is_another(store):
     assert first == store.identity(3) and first["iteration"] == 3
     store.save(3, {"w": np.zeros(2)})
     assert store.identity()["written_ns"] > first["written_ns"]
+
+
+def save_numbers(store, *iterations):
+    for iteration in iterations:
+        store.save(iteration, {"w": np.full(1, float(iteration))})
+    store.wait()
+
+
+def number(store, iteration=None):
+    restored, _ = store.restore({"w": np.zeros(1)}, iteration)
+    return restored["w"][0]
+
+
+def test_a_protected_checkpoint_outlives_the_newest(store):
+    save_numbers(store, 1, 2)
+    store.protect(1)
+    save_numbers(store, 3, 4)
+    assert folders.standing(store.directory) == [1, 3, 4] and number(store, 1) == 1
+    store.protect(3)
+    save_numbers(store, 5)
+    assert folders.standing(store.directory) == [3, 4, 5]
+    store.protect(None)
+    save_numbers(store, 6)
+    assert folders.standing(store.directory) == [5, 6]
+
+
+def test_an_abandoned_branch_is_not_resumed_and_lies_there_until_it_is_replaced(store):
+    store.keep = 5
+    save_numbers(store, 1, 2, 3)
+    store.remove_after(1)
+    assert store.latest() == 1 and number(store) == 1
+    assert {path.name for path in store.directory.iterdir()} == {"1", "2.abandoned", "3.abandoned"}
+    store_.Store(store.directory, keep=5).close()  # also when a run starts in between
+    assert len(list(store.directory.iterdir())) == 3
+    save_numbers(store, 2)
+    assert {path.name for path in store.directory.iterdir()} == {"1", "2"}
+
+
+def test_nothing_is_removed_before_its_replacement_is_complete(store, monkeypatch):
+    save_numbers(store, 2, 3)
+    complete = store_.folders.publish
+    found = []
+
+    def looked(directory, iteration):
+        found.append([number(store_.Store(directory, create=False), i) for i in (2, 3)])
+        complete(directory, iteration)
+
+    monkeypatch.setattr(store_.folders, "publish", looked)
+    store.save(2, {"w": np.full(1, 20.0)})
+    store.wait()
+    assert found == [[2, 3]]
+    assert {path.name for path in store.directory.iterdir()} == {"2"} and number(store) == 20
+
+
+def test_a_writer_killed_between_two_names_loses_neither(tmp_path):
+    opened = store_.Store(tmp_path)
+    save_numbers(opened, 1, 2)
+    opened.close()
+    (tmp_path / "2").rename(tmp_path / "2.replaced")
+    (tmp_path / "3.partial").mkdir()
+    opened = store_.Store(tmp_path)
+    assert number(opened) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+    opened.close()
+
+
+def test_what_is_no_checkpoint_does_not_matter(store):
+    save_numbers(store, 1)
+    for name in ("foo", "12.orbax-checkpoint-tmp", "7", "007", "8.damaged"):
+        (store.directory / name).mkdir()
+    (store.directory / "9").write_text("a file")
+    assert store.latest() == 1 and number(store) == 1
+    save_numbers(store, 7, 9)
+    assert folders.standing(store.directory) == [7, 9]
+    assert {"foo", "007", "7.damaged", "8.damaged", "9.damaged"} < {
+        path.name for path in store.directory.iterdir()
+    }
