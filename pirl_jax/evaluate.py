@@ -141,8 +141,10 @@ def _network(
     devices.setup_jax(settings)
     mesh = devices.mesh(settings)
     run_dir = policies.run_directory(options.checkpoint)
-    params, norm_stats = policies.load_policy(settings, run_dir, options.iteration, mesh)
-    identity = policies.checkpoint_identity(run_dir, options.iteration)
+    # A run that still trains may write another one in between.
+    with policies.held(run_dir, options.iteration) as iteration:
+        params, norm_stats = policies.load_policy(settings, run_dir, iteration, mesh)
+        identity = policies.checkpoint_identity(run_dir, iteration)
     num_envs = _num_envs(settings)
     envs = stack.enter_context(simulators.open_envs(settings, num_envs))
     instructions = envs.spec.instructions

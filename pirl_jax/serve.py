@@ -157,7 +157,9 @@ def prepare(values: argparse.Namespace, settings: config.Settings) -> tuple[Engi
         )
     devices.setup_jax(settings)
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
-    params, norm_stats = policies.load_policy(settings, values.checkpoint, values.iteration, mesh)
+    with policies.held(values.checkpoint, values.iteration) as iteration:
+        params, norm_stats = policies.load_policy(settings, values.checkpoint, iteration, mesh)
+        identity = policies.checkpoint_identity(values.checkpoint, iteration)
     # The prompts are the clients'; each is checked as it comes.
     transform = policies.transform(settings, norm_stats, [""])
     engine = Engine(
@@ -168,7 +170,7 @@ def prepare(values: argparse.Namespace, settings: config.Settings) -> tuple[Engi
     )
     metadata = {
         "server": "pirl_jax",
-        "checkpoint": policies.checkpoint_identity(values.checkpoint, values.iteration),
+        "checkpoint": identity,
         "seed": settings.raw.seed,
         "action_horizon": settings.policy.network.action_horizon,
         "action_chunk": settings.policy.model.action_chunk,

@@ -166,10 +166,12 @@ def iterate(run: training.Run, state: states.TrainState) -> states.TrainState:
             if iteration == run.first_iteration:  # its updates included
                 metrics["time/to_first_update"] = run.timers.age_s()
             advance(1, timeline.line(run.directory.write(iteration, metrics)))
-            if (iteration + 1) % raw.run.save_every == 0 or iteration + 1 == raw.num_iterations:
+            due = (iteration + 1) % raw.run.save_every == 0 or iteration + 1 == raw.num_iterations
+            # One that failed is made good with the state of today.
+            if run.store.failed() or due:
                 with run.timers.measure("save"):
                     run.store.save(iteration + 1, state)
-    run.store.wait()
+    run.store.finish(raw.num_iterations, state)
     return state
 
 

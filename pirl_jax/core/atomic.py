@@ -48,6 +48,17 @@ def sync_folder(folder: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """An OSError of a write does not know the file: it is told here."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """`with writing(path) as temporary:` what is written there becomes `path` at the block's end.
 
@@ -55,10 +66,26 @@ def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     temporary = unfinished(path)
     try:
-        yield temporary
-        publish(path)
+        with naming(path):
+            yield temporary
+            publish(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        # On a disk that has just become read-only this fails too, and would hide why.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def set_aside(path: str | os.PathLike, suffix: str = ".damaged") -> pathlib.Path:
+    """Rename a file or folder so that another can take its place -> its new name."""
+    path = pathlib.Path(path)
+    aside = path.with_name(path.name + suffix)
+    count = 1
+    while aside.exists():
+        count += 1
+        aside = path.with_name(f"{path.name}{suffix}_{count}")
+    path.rename(aside)
+    sync_folder(path.parent)
+    return aside
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -1,7 +1,8 @@
 """Policies out of settings and checkpoints: transform, statistics, parameters, and the actor that
 decides with them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -15,7 +16,7 @@ from pirl_jax.core import rng, rows, spec
 from pirl_jax.policy import flow, noise, normalize, observation, tokenizer
 from pirl_jax.rollout import actor as actors
 from pirl_jax.run import config, hosts, steps
-from pirl_jax.weights import assets, sources, statistics, store
+from pirl_jax.weights import assets, folders, sources, statistics, store
 
 PROMPT_BUCKET = 16  # tokens: the lengths that prompts are padded to are multiples of it
 
@@ -178,7 +179,26 @@ def load_policy(
     path = pathlib.Path(path)
     if iteration >= 0:
         path = run_directory(path) / "checkpoints" / str(iteration)
-    source = sources.open_source(path, settings.policy.network)
+    # A run that still trains would remove it meanwhile.
+    with folders.holding(path) as place:
+        folders.require_intact(place)
+        return _loaded(settings, sources.open_source(place, settings.policy.network), mesh)
+
+
+@contextlib.contextmanager
+def held(path: str | pathlib.Path, iteration: int) -> Iterator[int]:
+    """-> the iteration that is the newest now, which stays until the block ends; others as given.
+
+    Foreign checkpoints have none: -1.
+    """
+    path = pathlib.Path(path)
+    with folders.holding(path, iteration) as place:
+        yield iteration if place == path else int(place.name)
+
+
+def _loaded(
+    settings: config.Settings, source: sources.Source, mesh: jax.sharding.Mesh
+) -> tuple[dict, normalize.NormStats]:
     declared = flow.specs(settings.policy)
     layout = spec.shardings(declared, mesh, meshes.RULES)
     stats = _stats_near(settings, source.location)

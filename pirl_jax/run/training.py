@@ -10,6 +10,7 @@ import pathlib
 import jax
 import ml_collections
 
+from pirl_jax.core import locks
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
 from pirl_jax.monitor import log, timeline
@@ -17,7 +18,7 @@ from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import starts
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import config, devices, hosts, plan, policies, rollouts, simulators
-from pirl_jax.weights import store
+from pirl_jax.weights import folders, store
 
 
 @dataclasses.dataclass
@@ -70,11 +71,8 @@ def prepare(
     config.check_training(settings.raw)
     timers = timeline.Timers()
     path = pathlib.Path(raw.run.directory).expanduser()
-    log.check_place(path)
-    standing = meshes.gather(log.holds_run(path))[0]
-    if standing and resume == "never":
-        raise log.standing_run_error(path)
-    resume_at = store.newest(path / "checkpoints") if standing else None
+    standing = meshes.gather(_claim(path, resume, stack))[0]
+    resume_at = standing.resume_at
     if not resume_at:
         policies.check_start(settings)
     elif resume_at > raw.num_iterations:
@@ -91,8 +89,15 @@ def prepare(
     stream = _first_stream(settings, envs, playable, resume_at or 0)
     settings, planned = plan.choose(settings, mesh, to_model.max_token_len, envs.spec)
     print(planned)
-    # Last: a wrong start leaves no directory behind.
+    # Last: a wrong start leaves no directory behind, and a standing run as it is.
+    if not jax.process_index():
+        folders.set_aside(path / "checkpoints", standing.damaged)
     directory = _open_directory(path, raw, resume_at, stack)
+    for number, wrong in standing.damaged.items():
+        print(
+            f"checkpoint {number} of {path} is damaged ({wrong}) and set aside as "
+            f"{number}.damaged; going on from {resume_at}"
+        )
     checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
     stack.callback(checkpoints.close)
     hosts.check_storage(checkpoints.directory)
@@ -108,6 +113,36 @@ def prepare(
         first_iteration=resume_at or 0,
         stream=stream,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Standing:
+    """What stands in the run directory."""
+
+    resume_at: int | None  # None: no run; 0: one without a checkpoint after its start
+    damaged: dict[int, str]  # newer checkpoints, and what is wrong with them
+
+
+def _claim(path: pathlib.Path, resume: str, stack: contextlib.ExitStack) -> _Standing:
+    """Be the only one who writes in the run directory; nothing that stands there changes.
+
+    The first host speaks for all.
+    """
+    if jax.process_index():
+        return _Standing(None, {})
+    remedy = "wait for its end or stop it, or give another run.directory"
+    stack.enter_context(locks.writing(path, remedy))
+    if not log.holds_run(path):
+        return _Standing(None, {})
+    if resume == "never":
+        raise log.standing_run_error(path)
+    found = folders.newest(path / "checkpoints")
+    if found.newest == 0 and not log.began(path):
+        raise ValueError(
+            f"{path} holds a checkpoint without a run, as a conversion leaves it; start from it "
+            f"with model.checkpoint={path} in another run.directory"
+        )
+    return _Standing(found.newest or 0, found.damaged)
 
 
 def _open_directory(
@@ -127,6 +162,8 @@ def _open_directory(
     stack.callback(directory.close)
     for line in directory.changed:
         print(f"changed since the last start: {line}")
+    for line in directory.lost:
+        print(f"damaged since the last start: {line}")
     return directory
 
 

@@ -74,8 +74,11 @@ def write_pirl(folder: pathlib.Path, source: sources.Source, heads: bool = True)
     """
     source, notes = _without_heads(source, heads)
     run = store.Store(folder / "checkpoints")
-    run.save(0, {"params": {path: source.read(path) for path in source.shapes}})
-    run.close()
+    try:
+        run.save(0, {"params": {path: source.read(path) for path in source.shapes}})
+        run.wait()
+    finally:
+        run.close()
     return notes
 
 

@@ -48,8 +48,9 @@ def test_resume_leaves_no_iteration_twice_and_survives_a_half_written_line(tmp_p
 
 
 def test_a_standing_run_is_never_overwritten(tmp_path):
-    log.RunDir(tmp_path, CONFIG).close()  # ended before its first row: nothing to lose
-    run = log.RunDir(tmp_path, CONFIG | {"suite": "libero_goal"})
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "checkpoints" / "foo").mkdir(parents=True)  # nothing to lose
+    run = log.RunDir(tmp_path, CONFIG)
     run.write(0, {"actor/loss": 1.0})
     run.close()
     assert run.changed == []
