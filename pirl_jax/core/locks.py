@@ -3,8 +3,8 @@
 flock(2) of an open file: any death releases it, SIGKILL too, and no program that the process starts
 inherits it (Python's descriptors are closed for them).  Linux carries it to an NFS server, where
 other hosts meet it.  fcntl's own locks would end whenever the process closes any descriptor of the
-file.  On storage without locks (some mounts of Lustre) nothing is held, which is
-a warning.
+file.  On storage without locks (some mounts of Lustre) nothing is held, and a
+warning says so.
 
 Knows no format but the holder's name.
 """
