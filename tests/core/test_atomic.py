@@ -3,6 +3,7 @@ import os
 import stat
 
 import pytest
+import storage
 
 from pirl_jax.core import atomic
 
@@ -64,3 +65,31 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_after_it(tmp_path, 
     monkeypatch.setattr(atomic.os, "replace", rename)
     atomic.write_text(tmp_path / "a", "x")
     assert calls == ["content", "name", "folder"]
+
+
+FULL = """
+from pirl_jax.core import atomic
+path = os.path.join(place, "a.json")
+atomic.write_json(path, [1])
+fill()
+try:
+    atomic.write_json(path, list(range(100_000)))
+except OSError as error:
+    print(error.strerror, error.filename == path)
+make_room()
+print(open(path).read().split(), os.listdir(place))
+"""
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
+    done = storage.on_small_disk(FULL, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "No space left on device True\n['[', '1', ']'] ['a.json']\n"
+
+
+def test_what_is_set_aside_takes_no_other_place(tmp_path):
+    for content in "12":
+        (tmp_path / "a").write_text(content)
+        atomic.set_aside(tmp_path / "a")
+    assert (tmp_path / "a.damaged").read_text() == "1"
+    assert (tmp_path / "a.damaged_2").read_text() == "2"

@@ -1,5 +1,9 @@
+import errno
+import json
+import os
 import subprocess
 import sys
+import time
 
 from flax import struct
 import jax
@@ -7,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import storage
 
+from pirl_jax.core import endings
 from pirl_jax.weights import folders
 from pirl_jax.weights import store as store_
 
@@ -255,3 +261,104 @@ def test_what_is_no_checkpoint_does_not_matter(store):
     assert {"foo", "007", "7.damaged", "8.damaged", "9.damaged"} < {
         path.name for path in store.directory.iterdir()
     }
+
+
+def refuse(store, monkeypatch, times):
+    """The disk is full at the end of so many saves."""
+    seal = folders.seal
+    left = [None] * times
+
+    def full(folder):
+        if left:
+            left.pop()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        seal(folder)
+
+    monkeypatch.setattr(folders, "seal", full)
+    monkeypatch.setattr(store_, "PAUSE_S", 0.0)
+
+
+def until_failed(store):
+    deadline_s = time.monotonic() + 10
+    while not store.failed():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+
+
+def test_a_save_that_fails_is_seen_without_another_one_and_made_good(store, monkeypatch, caplog):
+    save_numbers(store, 1)
+    assert not store.failed()
+    refuse(store, monkeypatch, 2)
+    for iteration in (2, 3):
+        store.save(iteration, {"w": np.full(1, float(iteration))})
+        until_failed(store)
+        assert f"{iteration} could not be written (No space left on device)" in caplog.text
+        assert {path.name for path in store.directory.iterdir()} == {"1"}, "no remains"
+    save_numbers(store, 4)
+    assert not store.failed() and folders.standing(store.directory) == [1, 4]
+    save_numbers(store, 5)
+    assert folders.standing(store.directory) == [4, 5]
+
+
+def test_failures_in_a_row_end_the_run_and_older_checkpoints_stay(store, monkeypatch):
+    save_numbers(store, 1)
+    refuse(store, monkeypatch, 2)
+    store.finish(2, {"w": np.full(1, 2.0)})  # the third time
+    assert number(store) == 2
+    refuse(store, monkeypatch, 3)
+    with pytest.raises(endings.Failure) as caught:
+        store.finish(3, {"w": np.full(1, 3.0)})
+    assert str(caught.value) == (
+        f"checkpoint {store.directory}/3 could not be written (No space left on device), 3 times "
+        f"in a row; it holds [1, 2]; make room or let this user write there, then go on with "
+        f"--resume auto"
+    )
+    assert number(store, 1) == 1 and number(store, 2) == 2
+
+
+def test_an_error_of_another_kind_keeps_its_traceback(store, monkeypatch):
+    monkeypatch.setattr(folders, "seal", lambda folder: {}["mistake"])
+    store.save(1, {"w": np.ones(1)})
+    with pytest.raises(KeyError, match="mistake"):
+        store.wait()
+
+
+def test_what_is_on_the_disk_is_not_saved_again(store, monkeypatch):
+    save_numbers(store, 1)
+    again = store_.Store(store.directory)
+    monkeypatch.setattr(again, "save", None)
+    again.finish(1, {"w": np.ones(1)})
+    again.close()
+
+
+REFUSED = """
+import json, time
+import numpy as np
+from pirl_jax.weights import store
+begin = time.monotonic()
+opened = store.Store(place + "/checkpoints")
+large = {"w": np.random.default_rng(0).normal(size=1 << 19)}  # 4 MB, which do not shrink
+opened.save(0, {"w": np.zeros(1)})
+opened.wait()
+opened.save(1, large)
+while not opened.failed():
+    time.sleep(0.01)
+read_only()
+opened.save(2, {"w": np.ones(1)})
+assert opened.failed()
+writable()
+opened.save(3, {"w": np.ones(1)})
+opened.wait()
+opened.close()
+print(json.dumps([sorted(os.listdir(place + "/checkpoints")), time.monotonic() - begin < 30]))
+"""
+
+
+def test_full_and_read_only_disks_hang_nobody(tmp_path):
+    done = storage.on_small_disk(REFUSED, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [["0", "3"], True]
+    warnings = done.stderr.splitlines()
+    assert len(warnings) == 2, "not a page of tracebacks"
+    assert "1 could not be written (No space left on device); failure 1" in warnings[0]
+    assert "2 could not be written (Read-only file system); failure 2" in warnings[1]
