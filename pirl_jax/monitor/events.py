@@ -5,8 +5,8 @@ ends without a word.
 """
 
 import contextlib
-import os
 import pathlib
+import time
 
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
@@ -23,7 +23,8 @@ class Events:
         with atomic.naming(folder):
             folder.mkdir(exist_ok=True)
             # Two starts within a second would write one file.
-            self._writer = event_file_writer.EventsWriter(str(folder / "events"), f".{os.getpid()}")
+            name = str(folder / "events")
+            self._writer = event_file_writer.EventsWriter(name, f".{time.time_ns()}")
             started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             for what in ({"file_version": "brain.Event:2"}, {"session_log": started}):
                 self._writer.write_event(event_pb2.Event(step=first_iteration, **what))
