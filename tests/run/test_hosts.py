@@ -181,8 +181,8 @@ def test_an_address_is_checked(wrong):
 
 @pytest.mark.slow
 def test_the_launch_script_teaches_and_trains_on_two_hosts(tmp_path):
-    ssh = tmp_path / "ssh"  # -tt HOST COMMAND, without leaving this machine
-    ssh.write_text('#!/usr/bin/env bash\nexec bash -c "$3"\n')
+    ssh = tmp_path / "ssh"  # HOST COMMAND, without leaving this machine
+    ssh.write_text('#!/usr/bin/env bash\nexec bash -c "$2"\n')
     ssh.chmod(0o755)
     fields = {
         "run.directory": tmp_path / "a run",
