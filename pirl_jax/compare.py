@@ -15,11 +15,12 @@ from typing import Any
 
 from pirl_jax.core import atomic
 from pirl_jax.monitor import columns, log, report
-from pirl_jax.run import command
+from pirl_jax.run import command, preemption
 
 MACHINE = ("git", "python", "platform", "cpu_cores", "devices")  # what of environment.json is kept
 
 
+@preemption.watching("nothing was compared")
 def main(argv: list[str]) -> None:
     parser = command.Parser("pirl compare", __doc__)
     parser.add_argument("runs", nargs="+", type=pathlib.Path, help="run directories")

@@ -21,7 +21,7 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec, types
 from pirl_jax.models import pi0, variants
 from pirl_jax.policy import normalize
-from pirl_jax.run import command
+from pirl_jax.run import command, preemption
 from pirl_jax.weights import adapters, assets, sources, targets
 
 # Of the policy that --verify runs.
@@ -266,6 +266,7 @@ def prepare(args: argparse.Namespace) -> sources.Source:
     return adapters.only(source) if args.adapters_only else source
 
 
+@preemption.watching("the checkpoint is not converted")
 def main(argv: list[str]) -> None:
     """argv: as sys.argv, the program's name first."""
     args = _arguments(argv[1:])

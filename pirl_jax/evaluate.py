@@ -35,6 +35,7 @@ from pirl_jax.run import (
     evaluation,
     machine,
     policies,
+    preemption,
     results,
     simulators,
 )
@@ -51,6 +52,7 @@ class Candidate:
     directory: pathlib.Path  # where results go by default
 
 
+@preemption.watching("the same command plays what is missing", preemption.TRY_AGAIN)
 def main(argv: list[str]) -> None:
     """argv: as sys.argv, the program's name first."""
     with contextlib.ExitStack() as stack:

@@ -5,7 +5,7 @@
 
 For openpi-client or any other client of that protocol.  Requests of all clients are computed
 together, on the first device; actions carry no exploration noise.  Everything is compiled before
-the port opens.  Ends with SIGINT or SIGTERM.
+the port opens.  Ends with SIGINT, SIGTERM or SIGHUP.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import signal
 import socket
 import sys
 import time
@@ -25,9 +24,10 @@ import jax
 import numpy as np
 
 from pirl_jax.core import mesh as meshes
+from pirl_jax.envs import child
 from pirl_jax.policy import observation
 from pirl_jax.rollout import actor as actors
-from pirl_jax.run import command, config, devices, machine, policies
+from pirl_jax.run import command, config, devices, machine, policies, preemption
 from pirl_jax.serving import batching, requests
 
 NUM_READERS = 2  # threads that decode and resize pictures
@@ -78,6 +78,7 @@ class Engine:
             self([request] * size)
 
 
+@preemption.watching("the policy was not served yet")
 def main(argv: list[str]) -> None:
     """The command, until the signal that ends it; argv as sys.argv, the program's name first."""
     with contextlib.ExitStack() as stack:
@@ -194,7 +195,7 @@ async def _until_signal(
     engine: Engine, metadata: dict, listener: socket.socket, api_key: str, window_s: float
 ) -> None:
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in child.ENDING:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with serving(engine, metadata, listener, api_key, window_s):
         host, port = listener.getsockname()[:2]

@@ -2,8 +2,11 @@
 resume bit for bit."""
 
 import json
+import os
 import pathlib
 import shutil
+import signal
+import threading
 
 import jax
 import numpy as np
@@ -11,7 +14,11 @@ import pytest
 
 from pirl_jax import train
 from pirl_jax.core import mesh as meshes
+from pirl_jax.envs import child
+from pirl_jax.learner import update
 from pirl_jax.monitor import log
+from pirl_jax.rollout import stream as streams
+from pirl_jax.run import evaluation, preemption
 from pirl_jax.weights import store
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -151,6 +158,83 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(half, tmp_path):
     probe(killed, 2, "--resume", "auto")
     assert log.read(killed, timing=False) == log.read(half, timing=False)
     assert_equal_states(saved(killed, 2), saved(half, 2))
+
+
+# ---- asked to end ----
+
+
+@pytest.fixture
+def ask(monkeypatch):
+    """Sends this process a signal, and returns when the thread that listens has acted on it.
+
+    The process goes on after the command, with its own handlers.
+    """
+    before = {number: signal.getsignal(number) for number in child.ENDING}
+    monkeypatch.setattr(preemption.Watch, "_limit", lambda self, code: None)
+    heard = threading.Event()
+    begin = preemption.Watch._begin
+
+    def begun(self, number):
+        begin(self, number)
+        heard.set()
+
+    monkeypatch.setattr(preemption.Watch, "_begin", begun)
+
+    def kill(number=signal.SIGTERM):
+        if not heard.is_set():
+            os.kill(os.getpid(), number)
+            assert heard.wait(10)
+
+    yield kill
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    signal.set_wakeup_fd(-1)
+
+
+def before_call(monkeypatch, owner, name, number, action):
+    """`action` before the call of this number, from 1, of a function of the program."""
+    function = getattr(owner, name)
+    count = iter(range(1, 10**6))
+
+    def called(*args, **kwargs):
+        if next(count) == number:
+            action()
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, called)
+
+
+# what is called when the signal comes: owner, name, which call -> iteration that is saved
+PLACES = {
+    # One call each in the evaluation before and in its other episodes.
+    "rollout": (streams.Stream, "send", 8, 0),
+    "end of a rollout": (update, "learn", 1, 1),
+    "update": (update.Updater, "step", 3, 1),
+    "row": (log.RunDir, "write", 3, 2),
+    "evaluation": (evaluation.Evaluation, "play", 2, 2),
+    "last update": (update, "learn", 4, 4),
+}
+ALL_BUT_ONE = [pytest.param(place, marks=pytest.mark.slow) for place in list(PLACES)[1:]]
+
+
+@pytest.mark.parametrize("place", ["rollout", *ALL_BUT_ONE])
+def test_a_run_that_is_asked_to_end_goes_on_as_if_nothing_had_been(
+    whole, tmp_path, monkeypatch, capsys, ask, place
+):
+    owner, name, number, iteration = PLACES[place]
+    with monkeypatch.context() as patch:
+        before_call(patch, owner, name, number, ask)
+        with pytest.raises(SystemExit) as exit_:
+            probe(tmp_path, 4)
+    assert exit_.value.code == 75
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("SIGTERM: ") and "\n" not in said and said.endswith("--resume auto")
+    saved_iterations = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+    assert max(saved_iterations) == iteration
+    assert sum("actor/loss" in row for row in log.read(tmp_path)) == iteration
+    probe(tmp_path, 4, "--resume", "auto")
+    assert log.read(tmp_path, timing=False) == log.read(whole, timing=False)
+    assert_equal_states(saved(tmp_path, 4), saved(whole, 4))
 
 
 @pytest.mark.slow

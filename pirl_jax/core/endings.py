@@ -8,9 +8,11 @@ class Failure(Exception):
     """What was under way cannot go on; the text says why and what to do."""
 
     code = 2
+    prefix = "error: "
 
 
 class Preempted(Failure):
     """Asked to end early: everything is stored, and the same command goes on."""
 
     code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+    prefix = ""

@@ -213,5 +213,5 @@ def known_endings() -> Iterator[None]:
     try:
         yield
     except endings.Failure as ending:
-        print(f"error: {ending}", file=sys.stderr)
+        print(f"{ending.prefix}{ending}", file=sys.stderr)
         sys.exit(ending.code)

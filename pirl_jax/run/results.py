@@ -15,7 +15,7 @@ import pathlib
 import re
 
 from pirl_jax.core import atomic, page
-from pirl_jax.envs import base
+from pirl_jax.envs import base, child
 from pirl_jax.envs.libero import files
 from pirl_jax.monitor import log, report, video
 from pirl_jax.rollout import starts, stats, stream
@@ -229,5 +229,6 @@ def film(directory: pathlib.Path, result: stream.Result, instructions: Sequence[
     outcome = "success" if result.success else "failure"
     name = f"task_{episode.task}_init_{episode.init_state}_{outcome}.mp4"
     caption = f"task {episode.task}: {instructions[episode.task]}"
-    video.write_episode(directory / "videos" / name, result.frames, caption, result.success)
+    with child.shielded():  # the encoder
+        video.write_episode(directory / "videos" / name, result.frames, caption, result.success)
     result.frames = None

@@ -16,7 +16,7 @@ import numpy as np
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng, types
-from pirl_jax.envs import base
+from pirl_jax.envs import base, child
 from pirl_jax.envs.pool import worker
 from pirl_jax.learner import sft
 from pirl_jax.learner import state as states
@@ -49,12 +49,15 @@ def collect(settings: config.Settings, playable: starts.Starts) -> list[dict]:
     make_env = simulators.env_factory(settings)
     with (
         worker.spawning(),
-        concurrent.futures.ProcessPoolExecutor(env.num_workers, mp_context=context) as pool,
+        concurrent.futures.ProcessPoolExecutor(
+            env.num_workers, mp_context=context, initializer=worker.live_with_parent
+        ) as pool,
     ):
-        parts = [
-            pool.submit(_demonstrate, make_env, *job, settings.raw.seed, page.action_noise)
-            for job in _jobs(settings, playable)
-        ]
+        with child.shielded():
+            parts = [
+                pool.submit(_demonstrate, make_env, *job, settings.raw.seed, page.action_noise)
+                for job in _jobs(settings, playable)
+            ]
         played = itertools.chain.from_iterable(part.result() for part in parts)
         episodes = [episode for episode in played if episode["success"]]
     if not episodes:

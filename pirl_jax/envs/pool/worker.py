@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import faulthandler
 import fcntl
+import multiprocessing
 import os
 import pickle
 import signal
@@ -23,11 +24,13 @@ import types
 import numpy as np
 import psutil
 
-from pirl_jax.envs import base
+from pirl_jax.envs import base, child
 from pirl_jax.envs.gl import backends
 from pirl_jax.envs.pool import channel, memory
 
 THIS_PROCESS = psutil.Process()
+# The pool's question where a worker is; one that no scheduler sends.
+STACK_SIGNAL = signal.SIGRTMIN + 3
 # Many workers share the cores: threads of a numeric library would only fight for them.
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -135,12 +138,11 @@ def main(channel_fd: int, lifeline_fd: int, memory_fd: int, stacks_fd: int) -> N
     The descriptors are inherited: socket to the pool, read end of a pipe that only the pool holds
     open, block of the observations, file for Python's stacks.
     """
-    # Ctrl-C reaches the whole process group; the parent decides what stops.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A crash in C leaves the Python stack in the file; so does the pool's question (SIGUSR1) where
-    # a worker hangs.
+    # A crash in C leaves the Python stack in the file; so does the pool's question where a worker
+    # hangs.
     faulthandler.enable(stacks_fd)
-    faulthandler.register(signal.SIGUSR1, stacks_fd)
+    faulthandler.register(STACK_SIGNAL, stacks_fd)
+    ignore_endings()
     _die_with_the_pool(lifeline_fd)
     to_pool = channel.WorkerEnd(socket.socket(fileno=channel_fd))
     envs: dict[int, base.Env] = {}
@@ -226,6 +228,20 @@ def _reporting(to_pool: channel.WorkerEnd, slot: int, building: bool = False) ->
         summary = f"failed: {type(error).__name__}: {error}".split("\n")[0]
         to_pool.send(Failure(slot, summary, traceback.format_exc(), remedy))
         sys.exit(1)
+
+
+def ignore_endings() -> None:
+    """What reaches the whole process group; the parent decides what stops."""
+    for number in child.ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    # The process was started shielded.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*child.ENDING, STACK_SIGNAL})
+
+
+def live_with_parent() -> None:
+    """First line of a process that multiprocessing has started: it ends when its parent does."""
+    ignore_endings()
+    _die_with_the_pool(multiprocessing.parent_process().sentinel)
 
 
 def _die_with_the_pool(lifeline_fd: int) -> None:

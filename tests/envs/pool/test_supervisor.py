@@ -320,7 +320,7 @@ def kill_at_random(envs, done, kills=6):
         if done.wait(generator.uniform(0.3, 1.2)):
             return
         pid = generator.choice(envs.process_ids)
-        deadly = generator.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+        deadly = generator.choice([signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
         # One that was killed before may just be being replaced.
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, deadly)
