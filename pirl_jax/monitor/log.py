@@ -152,22 +152,6 @@ class RunDir:
         atomic.write_text(self.metrics_path, "".join(kept))
 
 
-def check_place(path: pathlib.Path) -> None:
-    """Before anything starts: whether a run can be written there.
-
-    Raises:
-      ValueError: something else lies there, or nobody may write.
-    """
-    there = path
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(
-            f"run.directory={path} cannot be made, because {there} is no folder that can be "
-            f"written; choose another place"
-        )
-
-
 def holds_run(path: str | os.PathLike) -> bool:
     """Whether a run wrote metrics there.
 

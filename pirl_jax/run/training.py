@@ -11,6 +11,7 @@ import jax
 import ml_collections
 
 from pirl_jax.core import mesh as meshes
+from pirl_jax.core import paths
 from pirl_jax.envs.pool import queue
 from pirl_jax.monitor import log, timeline
 from pirl_jax.rollout import actor as actors
@@ -69,8 +70,8 @@ def prepare(
     """
     config.check_training(settings.raw)
     timers = timeline.Timers()
-    path = pathlib.Path(raw.run.directory).expanduser()
-    log.check_place(path)
+    path = pathlib.Path(settings.raw.run.directory)
+    paths.require_writable(path, "run.directory")
     standing = meshes.gather(log.holds_run(path))[0]
     if standing and resume == "never":
         raise log.standing_run_error(path)

@@ -429,7 +429,8 @@ def test_the_choices_of_the_page_are_those_of_the_tables():
 def test_recipes_start_from_the_page():
     page = base.get_config()
     assert page.to_dict() == pages.Page().as_dict() and page.is_locked and page.env.is_locked
-    assert config.settings(page).raw == pages.Page()
+    whole = pages.from_dict(pages.Page().as_dict())
+    assert config.settings(page).raw == whole
 
 
 def test_the_reference_is_that_of_the_page():
@@ -573,7 +574,7 @@ def test_assets_that_do_not_exist_are_told_from_inside_the_simulator_process(
     )
     assert (
         "LIBERO assets are not in /nonexistent" in said
-        and "pass assets=FOLDER or set PIRL_LIBERO_ASSETS" in said
+        and "give --config.env.assets=FOLDER or set PIRL_LIBERO_ASSETS" in said
     )
     assert not (tmp_path / "run").exists(), "the corrected command can use the same directory"
 
@@ -596,10 +597,10 @@ def test_missing_gl_library(sentence, one_device, monkeypatch):
         ),
         (["--config.env.tasks=1,"], "env.tasks has 1; suite 'probe_conditioned' has tasks 0 to 0"),
         (["--config.model.tokenizer="], "model.tokenizer is empty; set it to"),
-        (["--config.model.max_token_len=5"], "set max_token_len to at least 17"),
+        (["--config.model.max_token_len=5"], "set model.max_token_len to at least 17"),
         (
             ["--config.model.norm_stats=nowhere.json"],
-            "no normalisation statistics at nowhere.json; give",
+            "nowhere.json; give the norm_stats.json of",
         ),
         (["--config.model.norm_stats="], "needs model.norm_stats"),
         (["--config.model.checkpoint=nowhere"], "nowhere; give a run directory"),
@@ -694,14 +695,15 @@ def test_every_section_of_a_recipe_reaches_the_settings():
     page = quickstart.get_config()
     page.model.add_value_head = False
     page.algorithm.update(adv_type="rloo", group_size=8, critic_warmup_iterations=0)
-    assert config.settings(page).raw.as_dict() == page.to_dict()
+    whole = pages.from_dict(page.to_dict())
+    assert config.settings(page).raw == whole and whole.algorithm.adv_type == "rloo"
 
 
 @pytest.mark.parametrize(
     "argument, remedy",
     [
         ("model.checkpoint=nowhere", "there is no checkpoint at"),
-        ("model.norm_stats=nowhere.json", "no normalisation statistics at nowhere.json"),
+        ("model.norm_stats=nowhere.json", "no normalisation statistics at "),
         ("model.action_env_dim=3", "must be the 7 action entries that suite"),
         ("model.value_hidden=200000000,", "rollout and update need"),
     ],
@@ -714,4 +716,4 @@ def test_a_wrong_start_leaves_no_folder(sentence, one_device, tmp_path, argument
 def test_a_directory_that_is_a_file(sentence, tmp_path):
     (tmp_path / "notes").write_text("")
     said = sentence(train, PROBE, "--config.run.directory=notes/run")
-    assert "run.directory=notes/run cannot be made, because notes is no folder" in said
+    assert f"run.directory={tmp_path / 'notes/run'} cannot be written (Not a directory: " in said
