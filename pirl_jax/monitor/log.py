@@ -29,7 +29,7 @@ from flax import traverse_util
 import jax
 import tensorboardX
 
-from pirl_jax.core import atomic
+from pirl_jax.core import atomic, secrets
 from pirl_jax.monitor import packages
 
 
@@ -204,7 +204,7 @@ def environment() -> dict[str, Any]:
     """What a reader needs to repeat a run: revision, versions, machine."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": secrets.arguments(sys.argv),
         "git": git_revision(pathlib.Path(__file__).parents[2]),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -228,8 +228,8 @@ def git_revision(root: str | os.PathLike) -> str | None:
 
 
 def _as_json(config: dict) -> dict:
-    """As json reads it back (tuples as lists): an unchanged configuration compares equal."""
-    return json.loads(json.dumps(config))
+    """As the file has it (tuples as lists): an unchanged configuration compares equal."""
+    return json.loads(json.dumps(secrets.cleaned(config)))
 
 
 def _line(row: dict[str, Any]) -> str:

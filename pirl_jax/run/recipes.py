@@ -18,18 +18,19 @@ PACKAGE = "pirl_jax.recipes"
 NOT_RECIPES = ("__init__", "base")
 
 
-def load_recipe(name: str | pathlib.Path) -> ml_collections.ConfigDict:
+def load_recipe(name: str | pathlib.Path, flag: str = "--config") -> ml_collections.ConfigDict:
     """The page that a recipe describes.
 
     Args:
       name: path of a Python file with get_config(), or the name of a recipe of this package.
+      flag: where it was given, for errors.
 
     Raises:
       ValueError: there is no such recipe, it does not run, or it is written for an earlier version.
     """
     if not name:
-        raise ValueError("--config is missing; give a recipe, for example --config quickstart")
-    path = _find(str(name))
+        raise ValueError(f"{flag} is missing; give a recipe, for example {flag} quickstart")
+    path = _find(str(name), flag)
     _check_imports(path)
     spec = importlib.util.spec_from_file_location("recipe", path)
     module = importlib.util.module_from_spec(spec)
@@ -80,22 +81,20 @@ def _folder() -> pathlib.Path:
     return pathlib.Path(importlib.util.find_spec(PACKAGE).origin).parent
 
 
-def _find(name: str) -> pathlib.Path:
+def _find(name: str, flag: str) -> pathlib.Path:
     if name in names():
         return _folder() / f"{name}.py"
     path = paths.absolute(name)
     if path.suffix == ".py" and path.is_file():
         return path
     if path.suffix == ".py" and path.exists():
-        raise ValueError(f"--config {name} is no file; give a Python file with get_config()")
+        raise ValueError(f"{flag} {name} is no file; give a Python file with get_config()")
     if path.parent.is_dir() and path.suffix == ".py":
         here = sorted(path.parent.glob("*.py"))
         there = ", ".join(str(file) for file in here if file.stem not in NOT_RECIPES)
-        raise ValueError(
-            f"--config {name} does not exist; {path.parent} has: {there or 'no recipe'}"
-        )
+        raise ValueError(f"{flag} {name} does not exist; {path.parent} has: {there or 'no recipe'}")
     raise ValueError(
-        f"--config {name} is no file and no recipe of this package; it has: {', '.join(names())}"
+        f"{flag} {name} is no file and no recipe of this package; it has: {', '.join(names())}"
     )
 
 

@@ -429,8 +429,7 @@ def test_the_choices_of_the_page_are_those_of_the_tables():
 def test_recipes_start_from_the_page():
     page = base.get_config()
     assert page.to_dict() == pages.Page().as_dict() and page.is_locked and page.env.is_locked
-    whole = pages.from_dict(pages.Page().as_dict())
-    assert config.settings(page).raw == whole
+    assert config.settings(page).raw == pages.from_dict(pages.Page().as_dict())
 
 
 def test_the_reference_is_that_of_the_page():
@@ -645,7 +644,7 @@ def test_a_run_brings_its_own_configuration(sentence, tmp_path):
     argv = ["evaluate", f"--checkpoint={tmp_path / 'checkpoints'}", "--config.seed=8"]
     values, read = command.parse(argv, evaluate._parser())
     page.seed = 8
-    assert read.to_dict() == page.to_dict() and values.checkpoint == str(tmp_path / "checkpoints")
+    assert read.to_dict() == page.to_dict() and values.checkpoint == tmp_path / "checkpoints"
     assert config.settings(read) == config.settings(page)
     _, given = command.parse([*argv, PROBE], evaluate._parser())
     assert given.env.suite == "probe_conditioned", "a recipe that is given counts"
@@ -695,8 +694,11 @@ def test_every_section_of_a_recipe_reaches_the_settings():
     page = quickstart.get_config()
     page.model.add_value_head = False
     page.algorithm.update(adv_type="rloo", group_size=8, critic_warmup_iterations=0)
-    whole = pages.from_dict(page.to_dict())
-    assert config.settings(page).raw == whole and whole.algorithm.adv_type == "rloo"
+    read = config.settings(page).raw.as_dict()
+    written = page.to_dict()
+    for name in ("directory", "compilation_cache"):  # which are whole paths by then
+        assert read["run"].pop(name).endswith(written["run"].pop(name).lstrip("~"))
+    assert read == written
 
 
 @pytest.mark.parametrize(
