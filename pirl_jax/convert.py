@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import paths, spec, types
+from pirl_jax.core import paths, secrets, spec, types
 from pirl_jax.models import pi0, variants
 from pirl_jax.policy import normalize
 from pirl_jax.run import command
@@ -304,7 +304,7 @@ def main(argv: list[str]) -> None:
             norm_stats=args.norm_stats,
             verify=args.verify,
         )
-    print("\n".join(lines))
+    print(secrets.text("\n".join(lines)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import dataclasses
 import pathlib
 import sys
 
-from pirl_jax.core import paths
+from pirl_jax.core import paths, secrets
 from pirl_jax.envs.libero import assets as libero_assets
 from pirl_jax.envs.libero import files as libero_files
 from pirl_jax.run import command
@@ -148,7 +148,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv[1:])
     download = assets if options.name == "assets" else published
     with command.user_errors():
-        print(download(options.name, options.hub, options.to))
+        print(secrets.text(download(options.name, options.hub, options.to)))
 
 
 PUBLISHED = {

@@ -14,7 +14,6 @@ Everything but time/* is deterministic and can be compared between runs with ==;
 """
 
 import datetime
-import importlib.util
 import json
 import math
 import os
@@ -23,14 +22,13 @@ import platform
 import subprocess
 import sys
 from typing import Any
-import uuid
 
 from flax import traverse_util
 import jax
 import tensorboardX
 
 from pirl_jax.core import atomic, secrets
-from pirl_jax.monitor import packages
+from pirl_jax.monitor import mirror, packages
 
 
 class RunDir:
@@ -54,7 +52,7 @@ class RunDir:
           writes: False for the processes of other hosts, which leave the files to the first one.
 
         Raises:
-          ValueError: a run stands there, or none where one should go on; wandb is not installed.
+          ValueError: a run stands there, or none where one should go on; wandb does not start.
         """
         # Absolute: nobody who changes the working directory moves the run.
         self.path = pathlib.Path(path).absolute()
@@ -69,10 +67,10 @@ class RunDir:
             raise ValueError(
                 f"run directory {self.path} holds no run to continue; start one without --resume"
             )
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
         first_iteration = resume_at or 0
-        # Before any other file: where wandb is absent, a standing configuration stays as it is.
-        self._wandb = _start_wandb(self.path, config) if wandb else None
+        # Before any other file: where wandb fails, what stands stays as it is.
+        self._wandb = mirror.start(self.path, config) if wandb else None
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.changed = self._write_config(_as_json(config), resume_at)
         self._record_environment(first_iteration)
         self._truncate(first_iteration)
@@ -243,31 +241,3 @@ def _number(value: float) -> float | str:
 
 def _without_timing(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if not name.startswith("time/")}
-
-
-def _start_wandb(path: pathlib.Path, config: dict) -> Any:
-    """A mirror of the metrics; its id lies in the run directory, so that a resume finds it again.
-
-    Raises:
-      ValueError: wandb is not installed.
-    """
-    if importlib.util.find_spec("wandb") is None:
-        raise ValueError(
-            "run.wandb is True but wandb is not installed; run pip install wandb or set it to False"
-        )
-    import wandb  # an optional package
-
-    id_path = path / "wandb_id.txt"
-    if not id_path.exists():
-        id_path.write_text(uuid.uuid4().hex)
-    run = wandb.init(
-        project=os.environ.get("WANDB_PROJECT", "pirl_jax"),
-        id=id_path.read_text(),
-        resume="allow",  # goes on where a run of this id exists, else starts it
-        dir=str(path),
-        config=config,
-        name=path.name,
-    )
-    # wandb's own step may not go back after a resume; iteration is the axis instead.
-    run.define_metric("*", step_metric="iteration")
-    return run

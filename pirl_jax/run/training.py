@@ -13,7 +13,7 @@ import ml_collections
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import paths
 from pirl_jax.envs.pool import queue
-from pirl_jax.monitor import log, timeline
+from pirl_jax.monitor import log, mirror, timeline
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import starts
 from pirl_jax.rollout import stream as streams
@@ -72,6 +72,8 @@ def prepare(
     timers = timeline.Timers()
     path = pathlib.Path(settings.raw.run.directory)
     paths.require_writable(path, "run.directory")
+    if raw.run.wandb and not jax.process_index():
+        mirror.check()
     standing = meshes.gather(log.holds_run(path))[0]
     if standing and resume == "never":
         raise log.standing_run_error(path)
