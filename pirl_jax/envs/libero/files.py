@@ -195,8 +195,8 @@ def downloaded_assets() -> pathlib.Path:
 
 def cache_folder(name: str) -> pathlib.Path:
     """A folder of ours in the user's cache."""
-    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    return root / "pirl_jax" / name
+    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return root.expanduser() / "pirl_jax" / name
 
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:
