@@ -162,8 +162,10 @@ def _network(
     devices.setup_jax(settings)
     mesh = devices.mesh(settings)
     run_dir = policies.run_directory(options.checkpoint)
-    params, norm_stats = policies.load_policy(settings, run_dir, options.iteration, mesh)
+    # First: the newest of a run that still trains is another one a moment later.
     identity = policies.checkpoint_identity(run_dir, options.iteration)
+    iteration = options.iteration if identity["iteration"] is None else identity["iteration"]
+    params, norm_stats = policies.load_policy(settings, run_dir, iteration, mesh)
     num_envs = _num_envs(settings)
     envs = stack.enter_context(simulators.open_envs(settings, num_envs))
     instructions = envs.spec.instructions

@@ -178,7 +178,10 @@ def prepare(values: argparse.Namespace, settings: config.Settings) -> tuple[Engi
         )
     devices.setup_jax(settings)
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
-    params, norm_stats = policies.load_policy(settings, values.checkpoint, values.iteration, mesh)
+    # First: the newest of a run that still trains is another one a moment later.
+    identity = policies.checkpoint_identity(values.checkpoint, values.iteration)
+    iteration = values.iteration if identity["iteration"] is None else identity["iteration"]
+    params, norm_stats = policies.load_policy(settings, values.checkpoint, iteration, mesh)
     # The prompts are the clients'; each is checked as it comes.
     transform = policies.transform(settings, norm_stats, [""])
     engine = Engine(
@@ -189,7 +192,7 @@ def prepare(values: argparse.Namespace, settings: config.Settings) -> tuple[Engi
     )
     metadata = {
         "server": "pirl_jax",
-        "checkpoint": policies.checkpoint_identity(values.checkpoint, values.iteration),
+        "checkpoint": identity,
         "seed": settings.raw.seed,
         "action_horizon": settings.policy.network.action_horizon,
         "action_chunk": settings.policy.model.action_chunk,

@@ -231,7 +231,7 @@ TOGETHER = [
         "model.noise_anneal=True model.noise_params=0.5,1e-9,10",
         "model.noise_params=1e-09 explores nothing",
     ),
-    ("num_iterations=1 algorithm.critic_warmup_iterations=1", "set num_iterations to more"),
+    ("num_iterations=2 algorithm.critic_warmup_iterations=2", "set num_iterations to more"),
     ("model.paligemma_variant=small model.action_expert_variant=dummy", "must agree; it is"),
     ("optim.schedule=cosine optim.warmup_steps=5", "must exceed optim.warmup_steps=5"),
 ]
@@ -501,6 +501,39 @@ def test_flags_of_bench(arguments, said, places, capsys):
 @pytest.mark.parametrize("name", ["trian", "", "--version", "train ", "TRAIN"])
 def test_commands_that_are_none(name, places, capsys):
     check(pirl.main, [name], f"{name!r} is no command; pirl has: train, ", places, capsys)
+
+
+# ---- while a command works -----------------------------------------------------------------------
+
+
+def _working(monkeypatch, command, raised):
+    """A command whose preparations are over, and whose work raises."""
+
+    def work(*args, **kwargs):
+        raise raised
+
+    if command is train:
+        monkeypatch.setattr(train.training, "prepare", lambda *args: None)
+        monkeypatch.setattr(train, "first_state", lambda run: None)
+        monkeypatch.setattr(train, "iterate", work)
+    else:
+        monkeypatch.setattr(evaluate, "prepare", lambda *args: None)
+        monkeypatch.setattr(evaluate, "measure", work)
+
+
+@pytest.mark.parametrize("command", [train, evaluate])
+def test_a_full_disk_at_work_is_a_sentence(command, places, capsys, monkeypatch):
+    _working(monkeypatch, command, OSError(28, "No space left on device", "/runs/x/metrics.jsonl"))
+    said = "/runs/x/metrics.jsonl: No space left on device; make space or choose another place"
+    check(command.main, [PROBE, NO_CACHE], said, places, capsys)
+
+
+@pytest.mark.parametrize("command", [train, evaluate])
+@pytest.mark.parametrize("bug", [RuntimeError, ValueError, KeyError, AssertionError])
+def test_a_bug_at_work_keeps_its_traceback(command, bug, places, monkeypatch):
+    _working(monkeypatch, command, bug("a mistake of ours"))
+    with pytest.raises(bug, match="a mistake of ours"):
+        command.main(["pirl", PROBE, NO_CACHE])
 
 
 def test_there_are_as_many_as_an_audit_of_them_had():

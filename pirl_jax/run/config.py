@@ -260,7 +260,8 @@ def _check_critic(raw: page.Page):
             f" {'needs a critic' if critic else 'has no critic'};"
             f" set model.add_value_head={critic}"
         )
-    if 0 < raw.num_iterations <= algorithm.critic_warmup_iterations:
+    # A single iteration tries the machinery, whatever it learns.
+    if 1 < raw.num_iterations <= algorithm.critic_warmup_iterations:
         raise ValueError(
             f"algorithm.critic_warmup_iterations={algorithm.critic_warmup_iterations} leaves no"
             f" iteration of num_iterations={raw.num_iterations} to the policy;"
