@@ -174,7 +174,7 @@ def load_policy(
       iteration: -1 is the newest, others exist in runs of ours.
 
     Raises:
-      ValueError: nothing known lies there, or it does not fit.
+      ValueError: nothing known lies there, it does not fit, or a run removed it meanwhile.
     """
     path = pathlib.Path(path)
     if iteration >= 0:

@@ -250,15 +250,6 @@ def test_a_json_file_that_does_not_parse_is_written_anew(tmp_path, name, content
     assert run.changed == [] and len(log.read(tmp_path)) == 4
 
 
-def test_an_id_of_wandb_that_is_none_is_replaced(tmp_path):
-    run = played(tmp_path)
-    first = run._wandb_id()
-    assert run._wandb_id() == first and run.lost == []
-    (tmp_path / "wandb_id.txt").write_text("")
-    assert run._wandb_id() not in ("", first)
-    assert run.lost[0].startswith(f"{tmp_path}/wandb_id.txt is no id")
-
-
 FULL = """
 import logging
 from pirl_jax.monitor import log
