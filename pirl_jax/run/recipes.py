@@ -5,12 +5,16 @@ Refuses to know what the fields mean.
 
 import ast
 import importlib.util
-import json
 import pathlib
+from typing import Any
 
 import ml_collections
 
+from pirl_jax.core import outside
+
 PACKAGE = "pirl_jax.recipes"
+WITHOUT_PAGE = "give the recipe with --config"
+MOST_NAMED = 10  # fields in an error
 NOT_RECIPES = ("__init__", "base")
 
 
@@ -98,25 +102,44 @@ def load_run(directory: str | pathlib.Path) -> ml_collections.ConfigDict:
     """
     folder = pathlib.Path(directory)
     path = (folder.parent if folder.name == "checkpoints" else folder) / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(
-            f"--checkpoint {directory} has no config.json beside its checkpoints; "
-            f"give the recipe with --config"
+            f"--checkpoint {directory} has no config.json beside its checkpoints; {WITHOUT_PAGE}"
         )
     page = importlib.import_module(f"{PACKAGE}.base").get_config()
+    fields = _with_tuples(outside.read_json(path, remedy=WITHOUT_PAGE))
+    _require_fields(path, page, fields)
     try:
-        fields = json.loads(path.read_text(), object_hook=_with_tuples)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON ({error}); give the recipe with --config") from error
-    saved = ml_collections.ConfigDict(fields)
-    unlike = sorted(set(field_names(page)) ^ set(field_names(saved)))
-    if unlike:
+        page.update(ml_collections.ConfigDict(fields))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a locked page refuses so
         raise ValueError(
-            f"{path} is of another version (fields {', '.join(unlike)}); "
-            f"give the recipe with --config"
-        )
-    page.update(saved)
+            f"{path} does not fit the page: {outside.shown(error)}; {WITHOUT_PAGE}"
+        ) from error
     return page
+
+
+def _require_fields(path: pathlib.Path, page: ml_collections.ConfigDict, fields: dict) -> None:
+    """The names of today's page, all of them and no other."""
+    ours = set(field_names(page))
+    theirs = set(_names(fields))
+    if not ours & theirs:
+        raise ValueError(f"{path} is no config.json of a run of ours; {WITHOUT_PAGE}")
+    unlike = sorted(ours ^ theirs)
+    if unlike:
+        more = f" and {len(unlike) - MOST_NAMED} more" if len(unlike) > MOST_NAMED else ""
+        named = ", ".join(outside.shown(name) for name in unlike[:MOST_NAMED])
+        raise ValueError(f"{path} is of another version (fields {named}{more}); {WITHOUT_PAGE}")
+
+
+def _names(fields: dict, section: str = "") -> list[str]:
+    """As field_names, of the plain dict."""
+    found = []
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            found += _names(value, f"{section}{name}.")
+        else:
+            found.append(f"{section}{name}")
+    return found
 
 
 def field_names(page: ml_collections.ConfigDict) -> list[str]:
@@ -130,9 +153,8 @@ def field_names(page: ml_collections.ConfigDict) -> list[str]:
     return found
 
 
-def _with_tuples(fields: dict) -> dict:
-    """JSON has lists only."""
-    for name, value in fields.items():
-        if isinstance(value, list):
-            fields[name] = tuple(value)
-    return fields
+def _with_tuples(value: Any) -> Any:
+    """JSON has lists only; the lists of a field are tuples on the page."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(inner) for name, inner in value.items()}
+    return tuple(value) if isinstance(value, list) else value

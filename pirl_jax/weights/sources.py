@@ -5,7 +5,8 @@ the reason; whatever is missing, left over or of another shape ends in one error
 Knows formats and networks; no training, and of devices only where arrays shall go.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -15,9 +16,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pirl_jax.core import spec
+from pirl_jax.core import outside, spec
 from pirl_jax.models import variants
-from pirl_jax.weights import accounting, pickled, safetensors, sizes, torch_names
+from pirl_jax.weights import accounting, pickled, safetensors, sizes, sound, torch_names
 
 # How the names of PEFT's files begin.
 PEFT = ("adapter_model.", "adapter_config.json")
@@ -71,12 +72,13 @@ def open_source(
     if not path.exists():
         raise ValueError(_nothing_at(path))
     kind, location = _locate(path)
-    source = OPENERS[kind](location, given, raw)
-    if not whole and sizes.TOKEN_EMBEDDING not in source.shapes:
-        return source
-    cfg = sizes.infer(source.shapes, given)
-    heads = {path: shape for path, shape in source.shapes.items() if path.startswith(HEADS)}
-    accounting.require_shapes(sizes.shapes_of(cfg) | heads, source.shapes, location)
+    with outside.named(location):
+        source = OPENERS[kind](location, given, raw)
+        if not whole and sizes.TOKEN_EMBEDDING not in source.shapes:
+            return source
+        cfg = sizes.infer(source.shapes, given)
+        heads = {path: shape for path, shape in source.shapes.items() if path.startswith(HEADS)}
+        accounting.require_shapes(sizes.shapes_of(cfg) | heads, source.shapes, location)
     return dataclasses.replace(source, cfg=cfg)
 
 
@@ -176,7 +178,9 @@ def _open_pirl(folder: pathlib.Path, given: variants.Pi0Config | None, raw: bool
 
 def _leaves(folder: pathlib.Path) -> dict[tuple, Any]:
     """Keys of a leaf in the stored tree -> its shape and dtype."""
-    tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+    outside.require_file(folder / "_METADATA")
+    with _readable(folder):
+        tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         keys = tuple(key.key if hasattr(key, "key") else key.idx for key in path)
@@ -200,7 +204,13 @@ def _orbax(format_name: str, folder: pathlib.Path, is_wanted: Callable[[tuple], 
         args = ocp.args.PyTreeRestore(
             item=one_leaf, restore_args=restore_args, partial_restore=True
         )
-        return jax.tree.leaves(handler.restore(folder, args=args))[0]
+        with _readable(folder):
+            array = jax.tree.leaves(handler.restore(folder, args=args))[0]
+        found = (array.shape, array.dtype)
+        if found != (tuple(leaves[keys_of[path]].shape), dtype):
+            raise ValueError(f"{path} in {folder} is not as its metadata say; fetch it again")
+        sound.require_finite(array, path, folder)
+        return array
 
     return Source(
         format=format_name,
@@ -210,6 +220,19 @@ def _orbax(format_name: str, folder: pathlib.Path, is_wanted: Callable[[tuple], 
         fetch=fetch,
         ignored={},
     )
+
+
+@contextlib.contextmanager
+def _readable(folder: pathlib.Path) -> Iterator[None]:
+    """What goes wrong in orbax and tensorstore, as a sentence with the folder."""
+    try:
+        yield
+    # Theirs have no base class in common: a damaged file is a KeyError as well as a ValueError.
+    except Exception as error:
+        reason = outside.shown(error) or type(error).__name__
+        raise ValueError(
+            f"{folder} cannot be read as a checkpoint of orbax ({reason}); fetch or copy it again"
+        ) from error
 
 
 def _our_paths(leaves: Iterable[tuple]) -> dict[str, tuple]:
@@ -253,17 +276,21 @@ def _torch(
     for entries in parts.values():
         expected |= {entry.name: entry.tensor_shape for entry in entries}
     accounting.require_shapes(expected, found, path)
+    for name in expected:
+        sound.require_real(tensors[name].dtype, name, path)
     dtypes = {}
     for our_path, entries in parts.items():
         # Each layer is a tensor of its own there, and may have a dtype of its own.
         stored = [tensors[entry.name].dtype for entry in entries]
         dtypes[our_path] = np.result_type(*stored)
 
-    def fetch(path: str, dtype: Any) -> np.ndarray:
-        out = np.empty(shapes[path], dtype)
-        for entry in parts[path]:
+    def fetch(our_path: str, dtype: Any) -> np.ndarray:
+        out = np.empty(shapes[our_path], dtype)
+        for entry in parts[our_path]:
             part = torch_names.from_torch(tensors[entry.name], entry)
             torch_names.copy_into(out[entry.index], part)
+            # Here, since it now lies in the cache; and after rounding, which can overflow.
+            sound.require_finite(out[entry.index], entry.name, path)
         return out
 
     return Source(
