@@ -4,7 +4,7 @@ What is wrong with a file ends in a ValueError of one sentence with its path.  K
 file: `part` takes out what a reader needs and says of which kind it must be.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
 import json
 import math
@@ -17,6 +17,7 @@ MOST_BYTES = 1 << 24
 DEEPEST = 64  # levels: who walks through the values may recurse
 MOST_DIGITS = 1 << 63  # larger whole numbers fit no array
 MOST_SHOWN = 200  # characters of a name that a file chose
+MOST_LISTED = 10  # such names in an error
 POINTER = b"version https://git-lfs"  # how the stand-in of a large file in git begins
 AGAIN = "fetch or copy it again"
 KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
@@ -166,6 +167,13 @@ def named(path: str | os.PathLike) -> Iterator[None]:
         if str(path) in str(error):
             raise
         raise ValueError(f"{path}: {error}") from error
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names that a file chose, the first MOST_LISTED of them."""
+    names = list(names)
+    text = ", ".join(shown(name) for name in names[:MOST_LISTED])
+    return f"{text} and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else text
 
 
 def shown(text: Any) -> str:

@@ -56,8 +56,8 @@ class SentencePieceTokenizer:
             self.vocab_size = self._processor.vocab_size()
             # Some damage shows at the first text only.
             self._processor.encode("a text", add_bos=True)
-        # Its sentence names a line of its source.
-        except (RuntimeError, OSError) as error:
+        # Its sentence names a line of its source, or is itself no text.
+        except (RuntimeError, OSError, ValueError) as error:
             raise ValueError(f"{path} is no SentencePiece model; {REMEDY}") from error
 
     def encode(self, text: str, add_bos: bool) -> list[int]:

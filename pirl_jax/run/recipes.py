@@ -14,7 +14,6 @@ from pirl_jax.core import outside
 
 PACKAGE = "pirl_jax.recipes"
 WITHOUT_PAGE = "give the recipe with --config"
-MOST_NAMED = 10  # fields in an error
 NOT_RECIPES = ("__init__", "base")
 
 
@@ -126,9 +125,9 @@ def _require_fields(path: pathlib.Path, page: ml_collections.ConfigDict, fields:
         raise ValueError(f"{path} is no config.json of a run of ours; {WITHOUT_PAGE}")
     unlike = sorted(ours ^ theirs)
     if unlike:
-        more = f" and {len(unlike) - MOST_NAMED} more" if len(unlike) > MOST_NAMED else ""
-        named = ", ".join(outside.shown(name) for name in unlike[:MOST_NAMED])
-        raise ValueError(f"{path} is of another version (fields {named}{more}); {WITHOUT_PAGE}")
+        raise ValueError(
+            f"{path} is of another version (fields {outside.listed(unlike)}); {WITHOUT_PAGE}"
+        )
 
 
 def _names(fields: dict, section: str = "") -> list[str]:

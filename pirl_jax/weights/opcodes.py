@@ -73,7 +73,7 @@ class Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self, content: bytes) -> Any:
-        """The one object of a pickle.
+        """The one object of a pickle, of at most MOST_BYTES.
 
         Raises: Refused for an opcode that plain data need not have, and for a pickle that breaks
         off or makes no sense.

@@ -180,12 +180,14 @@ def _read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
     files = sorted(set(shard_of.values()))
     absent = [file for file in files if not (folder / file).is_file()]
     if absent:
-        raise ValueError(f"{index} names {', '.join(absent)}, which {folder} lacks; fetch them too")
+        raise ValueError(
+            f"{index} names {outside.listed(absent)}, which {folder} lacks; fetch them too"
+        )
     shards = {file: read(folder / file) for file in files}
     lost = sorted(name for name, file in shard_of.items() if name not in shards[file])
     if lost:
         raise ValueError(
-            f"{index} places {', '.join(lost)} in a shard that lacks it; "
+            f"{index} places {outside.listed(lost)} in a shard that lacks it; "
             f"fetch index and shards again"
         )
     return {name: shards[file][name] for name, file in shard_of.items()}

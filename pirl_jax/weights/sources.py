@@ -8,6 +8,7 @@ Knows formats and networks; no training, and of devices only where arrays shall 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 from typing import Any
@@ -22,6 +23,9 @@ from pirl_jax.weights import accounting, pickled, safetensors, sizes, sound, tor
 
 # How the names of PEFT's files begin.
 PEFT = ("adapter_model.", "adapter_config.json")
+# Weights hardly compress; but adapters and new heads hold zeros.
+MOST_GROWTH = 100
+FREE_GROWTH = 1 << 28  # bytes
 # What reinforcement learning adds; no part of openpi's networks.
 HEADS = ("value_head/", "noise_head/")
 
@@ -47,7 +51,7 @@ class Source:
         """Of all arrays as stored."""
         total = 0
         for path, shape in self.shapes.items():
-            total += int(np.prod(shape)) * self.dtypes[path].itemsize
+            total += math.prod(shape) * self.dtypes[path].itemsize
         return total
 
 
@@ -212,14 +216,29 @@ def _orbax(format_name: str, folder: pathlib.Path, is_wanted: Callable[[tuple], 
         sound.require_finite(array, path, folder)
         return array
 
-    return Source(
+    dtypes = {path: np.dtype(leaves[keys].dtype) for path, keys in keys_of.items()}
+    for path, stored in dtypes.items():
+        sound.require_real(stored, path, folder)
+    source = Source(
         format=format_name,
         location=folder,
         shapes={path: tuple(leaves[keys].shape) for path, keys in keys_of.items()},
-        dtypes={path: np.dtype(leaves[keys].dtype) for path, keys in keys_of.items()},
+        dtypes=dtypes,
         fetch=fetch,
         ignored={},
     )
+    _refuse_bomb(source)
+    return source
+
+
+def _refuse_bomb(source: Source) -> None:
+    """Orbax compresses, and what is not there is zeros: a small folder can describe any array."""
+    on_disk = sum(file.stat().st_size for file in source.location.rglob("*") if file.is_file())
+    if source.num_bytes > MOST_GROWTH * on_disk + FREE_GROWTH:
+        raise ValueError(
+            f"the arrays of {source.location} come to {source.num_bytes:,} bytes, of which "
+            f"{on_disk:,} lie on the disk: it is damaged or incomplete; fetch it again"
+        )
 
 
 @contextlib.contextmanager
