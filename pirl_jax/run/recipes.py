@@ -110,7 +110,8 @@ def load_run(directory: str | pathlib.Path) -> ml_collections.ConfigDict:
     _require_fields(path, page, fields)
     try:
         page.update(ml_collections.ConfigDict(fields))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a locked page refuses so
+    # A locked page refuses so; OverflowError: a number that no float is.
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} does not fit the page: {outside.shown(error)}; {WITHOUT_PAGE}"
         ) from error

@@ -662,6 +662,7 @@ def test_a_run_brings_its_own_configuration(sentence, tmp_path):
     "change, said",
     [
         ({"seed": "seven"}, "config.json does not fit the page: .*seed"),
+        ({"optim": base.get_config().optim.to_dict() | {"lr": 10**400}}, "does not fit the page: "),
         ({"env": {}}, "config.json is of another version .fields env.*, .* and [0-9]+ more"),
         ({"env": 7}, "config.json is of another version"),
         ({f"extra.{k}": k for k in range(1000)}, "extra.*, .* and 990 more"),
