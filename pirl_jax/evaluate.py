@@ -250,9 +250,8 @@ def measure(this: evaluation.Evaluation) -> str:
     with command.user_errors():
         notes = journal.Journal(this.directory / "episodes.jsonl", this.measured)
     with notes:
-        index = {episode: e for e, episode in enumerate(this.episodes)}
-        known = [results.from_row(row) for row in notes.rows]
-        done = {index[result.episode]: result for result in known}
+        with command.user_errors():
+            done = results.finished(notes.rows, this.episodes, notes.path)
         if done:
             print(
                 f"{len(done)} of {len(this.episodes)} episodes are in {notes.path}; "

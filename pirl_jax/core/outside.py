@@ -4,6 +4,8 @@ What is wrong with a file ends in a ValueError of one sentence with its path.  K
 file: `part` takes out what a reader needs and says of which kind it must be.
 """
 
+from collections.abc import Iterable, Iterator
+import contextlib
 import json
 import math
 import os
@@ -14,7 +16,8 @@ from typing import Any
 MOST_BYTES = 1 << 24
 DEEPEST = 64  # levels: who walks through the values may recurse
 MOST_DIGITS = 1 << 63  # larger whole numbers fit no array
-MOST_SHOWN = 120  # characters of a name that a file chose
+MOST_SHOWN = 200  # characters of a name that a file chose
+MOST_LISTED = 10  # such names in an error
 POINTER = b"version https://git-lfs"  # how the stand-in of a large file in git begins
 AGAIN = "fetch or copy it again"
 KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
@@ -88,9 +91,11 @@ def parse_json(text: str | bytes, where: Any, remedy: str = AGAIN) -> Any:
     if not text.strip():
         raise ValueError(f"{where} is empty; {remedy}")
     try:
+        if isinstance(text, bytes):
+            text = text.decode()  # json would guess an encoding
         value = json.loads(text, object_pairs_hook=_unambiguous)
         _refuse_depth(value)
-        if r"\ud" in str(text).lower():
+        if r"\ud" in text.lower():
             # Half of a character, which nobody could write or print later on.
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
@@ -135,14 +140,15 @@ def part(tree: Any, names: str, kind: type, where: Any, remedy: str = AGAIN) -> 
         if not isinstance(value, dict) or name not in value:
             raise ValueError(f"{where} has no {names}; {remedy}")
         value = value[name]
-    if not _is(value, kind):
+    if not fits(value, kind):
         found = f"{names} of {where}" if names else where
         text = shown(json.dumps(value))
         raise ValueError(f"{found} is {text} and should be {(KINDS | NUMBERS)[kind]}; {remedy}")
     return value
 
 
-def _is(value: Any, kind: type) -> bool:
+def fits(value: Any, kind: type) -> bool:
+    """Whether a JSON value is of this kind, as `part` wants it."""
     if kind in KINDS:
         return isinstance(value, kind)
     if isinstance(value, bool):  # a whole number to Python
@@ -150,6 +156,24 @@ def _is(value: Any, kind: type) -> bool:
     if isinstance(value, int):
         return abs(value) < MOST_DIGITS
     return kind is float and isinstance(value, float) and math.isfinite(value)
+
+
+@contextlib.contextmanager
+def named(path: str | os.PathLike) -> Iterator[None]:
+    """ValueErrors of what is done with a file name it, also where who raises them knows none."""
+    try:
+        yield
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names that a file chose, the first MOST_LISTED of them."""
+    names = list(names)
+    text = ", ".join(shown(name) for name in names[:MOST_LISTED])
+    return f"{text} and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else text
 
 
 def shown(text: Any) -> str:

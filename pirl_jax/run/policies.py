@@ -154,7 +154,9 @@ def check_start(settings: config.Settings) -> None:
       ValueError: a checkpoint or statistics that do not exist, or that do not fit.
     """
     if settings.raw.model.checkpoint:
-        sources.open_source(pathlib.Path(settings.raw.model.checkpoint), settings.policy.network)
+        path = pathlib.Path(settings.raw.model.checkpoint)
+        source = sources.open_source(path, settings.policy.network)
+        _checked_stats(settings, source.location)
     elif not settings.raw.sft.demonstrations:
         given_stats(settings)
 
@@ -201,15 +203,21 @@ def _loaded(
 ) -> tuple[dict, normalize.NormStats]:
     declared = flow.specs(settings.policy)
     layout = spec.shardings(declared, mesh, meshes.RULES)
-    stats = _stats_near(settings, source.location)
-    statistics.check(
-        stats, settings.raw.model.norm_mode, action_dim=settings.policy.model.action_env_dim
-    )
+    stats = _checked_stats(settings, source.location)
     key = rng.named(jax.random.key(settings.raw.seed), "params")
     params, notes = sources.load(source, declared, layout, key)
     for name, reason in notes.items():
         log.info("%s: %s", name, reason)
     return params, stats
+
+
+def _checked_stats(settings: config.Settings, location: pathlib.Path) -> normalize.NormStats:
+    """Statistics for the weights at a place, if they fit the robot."""
+    stats = _stats_near(settings, location)
+    statistics.check(
+        stats, settings.raw.model.norm_mode, action_dim=settings.policy.model.action_env_dim
+    )
+    return stats
 
 
 def _stats_near(settings: config.Settings, location: pathlib.Path) -> normalize.NormStats:
