@@ -53,10 +53,6 @@ def read(message: dict, transform: observation.Transform, arrival: int) -> Reque
     Raises:
         ValueError: says what is wrong and what would be right, by keys and shapes alone.
     """
-    if not isinstance(message, dict):
-        raise ValueError(
-            f"the message is a {type(message).__name__} and no dict; {messages.REMEDY}"
-        )
     missing = [key for key in (*IMAGES, STATE, PROMPT) if key not in message]
     if missing:
         there = messages.names(message) or "nothing"
@@ -90,7 +86,7 @@ def _check_length(prompt: str, transform: observation.Transform) -> None:
     most = transform.max_token_len
     if len(prompt) > MAX_PROMPT_LENGTH:
         raise ValueError(
-            f"{PROMPT} has {len(prompt)} characters, but max_token_len is {most}; send a shorter one"
+            f"{PROMPT} has {len(prompt)} characters, but max_token_len is {most}; send fewer"
         )
     # A state in the topmost bin has three digits in every dimension: none makes a longer prompt.
     state_Q = np.ones(transform.env_state_dim) if transform.discrete_state else None

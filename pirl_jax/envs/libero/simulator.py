@@ -97,8 +97,8 @@ class Simulator:
         width = 1 + self.model.nq + self.model.nv
         if len(stored) != width:
             raise ValueError(
-                f"the init states of {self._setup.suite} task {self._setup.task} have {len(stored)} "
-                f"numbers, but its model has {width}; install LIBERO again"
+                f"the init states of {self._setup.suite} task {self._setup.task} have "
+                f"{len(stored)} numbers, but its model has {width}; install LIBERO again"
             )
         self.task_env.sim.set_state_from_flattened(stored)
         mujoco.mj_forward(self.model, self.data)

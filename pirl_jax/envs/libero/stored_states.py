@@ -21,11 +21,12 @@ MAX_OPCODES = 1000  # of a pickle; LIBERO's have 60
 NUM_STATES = 50  # per task, in every file of LIBERO
 # What the pickle of one array consists of.  None of them asks for memory that the file does not
 # fill, as an entry of the memo with a large number would.
-OPCODES = frozenset(
-    "PROTO FRAME GLOBAL STACK_GLOBAL REDUCE BUILD STOP MARK TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_TUPLE"
-    " BINPUT BINGET MEMOIZE NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 BINUNICODE"
-    " SHORT_BINUNICODE BINBYTES SHORT_BINBYTES".split()
-)
+STRUCTURE = ("PROTO", "FRAME", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "STOP")
+TUPLES = ("MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE")
+MEMO = ("BINPUT", "BINGET", "MEMOIZE")
+VALUES = ("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2")
+TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES")
+OPCODES = frozenset([*STRUCTURE, *TUPLES, *MEMO, *VALUES, *TEXTS])
 
 
 def read(path: pathlib.Path) -> np.ndarray:
@@ -76,22 +77,23 @@ def _latin1(text: Any, codec: Any) -> bytes:
     return text.encode("latin1")
 
 
+KNOWN = {
+    ("numpy._core.multiarray", "_reconstruct"): _Parts,
+    ("numpy", "ndarray"): None,  # an argument of the one before
+    ("numpy", "dtype"): _Parts,
+    ("_codecs", "encode"): _latin1,
+}
+
+
 class _Unpickler(pickle.Unpickler):
     """Builds parts and nothing else; also reads the module names of numpy 1."""
 
-    KNOWN = {
-        ("numpy._core.multiarray", "_reconstruct"): _Parts,
-        ("numpy", "ndarray"): None,  # an argument of the one before
-        ("numpy", "dtype"): _Parts,
-        ("_codecs", "encode"): _latin1,
-    }
-
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy.core", "numpy._core")
-        if (module, name) not in self.KNOWN:
+        if (module, name) not in KNOWN:
             asked = f"{module}.{name}"
             raise ValueError(f"it asks for {asked[:80]!r}, which is no array")
-        return self.KNOWN[module, name]
+        return KNOWN[module, name]
 
 
 def _unpickle(content: bytes) -> np.ndarray:

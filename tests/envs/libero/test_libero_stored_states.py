@@ -114,9 +114,9 @@ def test_whatever_else_an_archive_is_is_a_sentence(path, tmp_path):
         stored_states.read(path)
     with pytest.raises(ValueError, match="holds no init states"):
         stored_states.read(tmp_path)
-    with pytest.raises(ValueError, match="data.pkl is compressed"):
+    with pytest.raises(ValueError, match=r"data\.pkl is compressed"):
         stored_states.read(write(path, content, zipfile.ZIP_DEFLATED))
-    with pytest.raises(ValueError, match="0 entries data.pkl"):
+    with pytest.raises(ValueError, match=r"0 entries data\.pkl"):
         stored_states.read(write(path, content, name="archive/other"))
     path.write_bytes(content)
     with pytest.raises(ValueError, match="not a zip file"):
