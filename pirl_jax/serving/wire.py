@@ -148,12 +148,19 @@ async def _answer_requests(connection: guard.Connection, service: _Service) -> N
             reason = f"nothing was asked for {IDLE_TIMEOUT_S:.0f} s"
             await connection.close(frames.CloseCode.GOING_AWAY, reason)
             return
+        told = ""
         try:
             message = await _reply(connection, frame, service, previous_s)
         except exceptions.ConnectionClosed:
             raise
         except Exception as error:  # any of them is told to the client
-            await _send(connection, _told(connection, error))
+            told = _told(connection, error)
+            _let_go(error)
+        # It may be large, and a client may take its time to read and to close.
+        del frame
+        connection.message_is_read()
+        if told:
+            await _send(connection, told)
             await connection.close(frames.CloseCode.INTERNAL_ERROR, guard.CLOSE_REASON)
             return
         await _send(connection, message)
@@ -175,6 +182,13 @@ def _told(connection: guard.Connection, error: Exception) -> str:
     return f"Traceback (most recent call last):\n  in the policy server\n{name}: {text}\n"
 
 
+def _let_go(error: BaseException | None) -> None:
+    """A traceback keeps the message alive until the garbage collector comes by."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
 async def _reply(
     connection: guard.Connection,
     frame: str | bytes,
@@ -193,7 +207,6 @@ async def _reply(
 
 async def _compute(connection: guard.Connection, frame: str | bytes, service: _Service) -> dict:
     request = await service.readers.run(connection.peer, len(frame), service.read, frame)
-    connection.message_is_read()
     return await service.answer(request)
 
 
