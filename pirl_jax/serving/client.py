@@ -317,6 +317,7 @@ def actions(answer: Any, action_chunk: int, action_dim: int) -> np.ndarray:
         raise ValueError(
             f"the server sent actions that are not finite; serve another checkpoint, {CONTINUE}"
         )
+    actions_HA = actions_HA.astype(np.float64)  # integers have no absolute value of their smallest
     if np.abs(actions_HA).max() > MAX_ACTION:
         raise ValueError(
             f"the server sent actions beyond {MAX_ACTION:.0f}, but a simulator's lie in [-1, 1]; "
@@ -327,16 +328,14 @@ def actions(answer: Any, action_chunk: int, action_dim: int) -> np.ndarray:
 
 def _numbers(value: Any) -> np.ndarray:
     """The actions as an array of numbers; other servers than openpi's send lists of lists."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iuf":
+        return value
     if isinstance(value, list):
         rows = [row if isinstance(row, list) else [row] for row in value]
-        numbers = all(type(x) in (int, float) for x in itertools.chain(*rows))
-    else:
-        numbers = isinstance(value, np.ndarray) and value.dtype.kind in "iuf"
-    try:
-        if numbers:
-            return np.asarray(value, np.float64)
-    except (ValueError, OverflowError):  # rows of different lengths, integers of any size
-        pass
+        if all(type(x) in (int, float) for x in itertools.chain(*rows)):
+            # Rows of different lengths, integers of any size.
+            with contextlib.suppress(ValueError, OverflowError):
+                return np.array(value, np.float64)
     raise ValueError(
         f"the server sent actions that are no array of numbers; send what "
         f"openpi_client.msgpack_numpy.packb makes of one, {CONTINUE}"

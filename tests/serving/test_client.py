@@ -213,6 +213,7 @@ WRONG = {
     "another robot": (packed(np.zeros((5, 32))), r"\[5, 32\], but the robot has 7 .*of this robot"),
     "NaN": (packed(np.full((5, 7), np.nan)), rf"not finite; serve another checkpoint, {CONTINUES}"),
     "infinite": (packed(np.full((5, 7), np.inf)), "not finite"),
+    "the smallest integer": (packed(np.full((5, 7), -(2**63))), "beyond 100"),
     "absurd": (packed(np.full((5, 7), -101.0)), rf"beyond 100, .*{CONTINUES}"),
 }
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pirl_jax.envs.libero import files, stored_states
+from tests import mutants
 
 ROOT = pathlib.Path(__file__).parents[3]
 STATES = np.random.default_rng(0).normal(size=(stored_states.NUM_STATES, 9))
@@ -127,26 +128,6 @@ def test_whatever_else_an_archive_is_is_a_sentence(path, tmp_path):
         stored_states.read(path)
 
 
-def mutants(whole, count, generator):
-    """Bytes flipped, cut out, doubled."""
-    for _ in range(count):
-        data = bytearray(whole)
-        for _ in range(generator.integers(1, 4)):
-            at = int(generator.integers(len(data)))
-            how = generator.integers(4)
-            if how == 0:
-                data[at] = int(generator.integers(256))
-            elif how == 1:
-                del data[at : at + int(generator.integers(1, 9))]
-            elif how == 2:
-                data[at:at] = data[at : at + int(generator.integers(1, 9))]
-            else:
-                data[at] ^= 1 << int(generator.integers(8))
-            if not data:
-                break
-        yield bytes(data)
-
-
 def fuzz(seed, count):
     """Every mutant of a small file is read or refused; -> how many of each."""
     generator = np.random.default_rng(seed)
@@ -156,7 +137,7 @@ def fuzz(seed, count):
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("archive/data.pkl", content)
     outcomes = collections.Counter()
-    for k, mutant in enumerate(mutants(content, count, generator)):
+    for k, mutant in enumerate(mutants.mutants(content, count, generator)):
         try:
             states = stored_states._checked(stored_states._unpickle(mutant))
         except Exception as error:
@@ -165,7 +146,7 @@ def fuzz(seed, count):
             assert states.shape[0] == 2 and np.isfinite(states).all()
             outcomes["read"] += 1
         if k % 10 == 0:
-            (archived,) = mutants(buffer.getvalue(), 1, generator)
+            (archived,) = mutants.mutants(buffer.getvalue(), 1, generator)
             path = pathlib.Path(sys.argv[1])
             path.write_bytes(archived)
             try:
