@@ -68,9 +68,11 @@ def peer_name(remote_address: Any) -> str:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return host
-    if address.version == 6 and address.ipv4_mapped is None:
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address)
+    if address.version == 4:
+        return str(address)
+    if address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
 
 
 class Connection(server.ServerConnection):
@@ -105,14 +107,21 @@ class Connection(server.ServerConnection):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._waiting_bytes += len(data)
-        self.peer.waiting_bytes += len(data)
-        if self.peer.waiting_bytes > MAX_WAITING_BYTES:
-            reason = f"this address has sent {MAX_WAITING_BYTES} bytes of unfinished messages"
-            self.protocol.fail(frames.CloseCode.MESSAGE_TOO_BIG, reason)
+        # What comes when a connection has failed is thrown away.
+        if self.protocol.state in (protocol.State.CONNECTING, protocol.State.OPEN):
+            self._count(len(data))
         super().data_received(data)
         if self.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
             self.transport.abort()
+
+    def _count(self, num_bytes: int) -> None:
+        """Data of a message that is not read yet."""
+        self._waiting_bytes += num_bytes
+        self.peer.waiting_bytes += num_bytes
+        if self.peer.waiting_bytes > MAX_WAITING_BYTES:
+            reason = f"this address has sent {MAX_WAITING_BYTES} bytes of unfinished messages"
+            self.protocol.fail(frames.CloseCode.MESSAGE_TOO_BIG, reason)
+            self.message_is_read()
 
     def message_is_read(self) -> None:
         """What came until now takes no more room."""

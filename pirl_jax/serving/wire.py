@@ -37,6 +37,7 @@ library_log.addFilter(LIMIT)
 MAX_FRAME_BYTES = 2**24  # two uint8 cameras of 224 px are 0.3 MB, of 1080 x 1920 px 12.4 MB
 WRITE_TIMEOUT_S = 10.0  # a client that reads nothing for so long is cut off
 HANDSHAKE_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 5.0
 # A client that asks nothing for so long gives its place to another; ours reconnects.
 IDLE_TIMEOUT_S = 600.0
 MAX_ERROR_LENGTH = 1000  # characters
@@ -90,6 +91,7 @@ async def listen(
             max_size=MAX_FRAME_BYTES,
             max_queue=1,  # frames of one client that wait here: it has one request under way
             open_timeout=HANDSHAKE_TIMEOUT_S,
+            close_timeout=CLOSE_TIMEOUT_S,
             process_request=functools.partial(_check_handshake, api_key=api_key),
             create_connection=functools.partial(guard.Connection, peers=peers),
             logger=library_log,
