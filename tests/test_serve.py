@@ -523,6 +523,24 @@ def videos(folder):
             ["--policy=ws://127.0.0.1:1"],
             "--policy=ws://127.0.0.1:1 cannot be reached",
         ),
+        (serve.main, ["--checkpoint=x", "--tls", "no", "key"], "--tls no key cannot be used"),
+        (
+            evaluate.main,
+            ["--policy=ws://127.0.0.1:1", "--tls-ca=x"],
+            "--tls-ca=x has no effect without --policy=wss://HOST:PORT",
+        ),
+        (
+            evaluate.main,
+            ["--policy=wss://127.0.0.1:1", "--tls-ca=nowhere"],
+            "--tls-ca nowhere cannot be used",
+        ),
+        (
+            evaluate.main,
+            ["--policy=ws://me:secret@127.0.0.1:1"],
+            "--policy=ws://127.0.0.1:1 cannot be reached",
+        ),
+        (evaluate.main, ["--policy=ws://127.0.0.1:99999"], "cannot be reached"),
+        (evaluate.main, ["--policy=ws://"], "cannot be reached"),
         (
             evaluate.main,
             ["--policy=http://x"],
