@@ -15,7 +15,6 @@ import argparse
 from collections.abc import Callable
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import sys
@@ -39,6 +38,7 @@ from pirl_jax.run import (
     results,
     simulators,
 )
+from pirl_jax.serving import metadata, tls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,12 @@ def _parser() -> command.Parser:
     parser.add_argument(
         "--policy",
         default="checkpoint",
-        help=f"checkpoint | {' | '.join(POLICIES)} | ws://HOST:PORT",
+        help=f"checkpoint | {' | '.join(POLICIES)} | ws://HOST:PORT | wss://HOST:PORT",
+    )
+    parser.add_argument(
+        "--tls-ca",
+        type=command.path,
+        help="whom to trust at wss://, a PEM file; default: the system's",
     )
     parser.add_argument(
         "--api-key", type=command.key, help="of the server at ws://; default $PIRL_API_KEY"
@@ -195,12 +200,16 @@ def _served(
     machine.require_openpi_client()
     from pirl_jax.serving import client  # needs openpi-client, which pip cannot bring along
 
-    opened, metadata = stack.enter_context(client.connections(options.policy, api_key, count))
+    is_secure = options.policy.startswith("wss://")
+    if options.tls_ca and not is_secure:
+        raise ValueError(
+            f"--tls-ca={options.tls_ca} has no effect without --policy=wss://HOST:PORT"
+        )
+    verifying = tls.client_context(options.tls_ca) if is_secure else None
+    remote = stack.enter_context(client.connect(options.policy, api_key, count, verifying))
     envs = stack.enter_context(simulators.open_envs(settings, num_envs))
-    decide = client.decide(opened, metadata, envs.spec, settings.policy.model.action_chunk)
-    # Metadata of others may hold arrays.
-    server = json.loads(json.dumps(metadata, default=str))
-    named = {"name": options.policy, "server": server}
+    decide = client.decide(remote, envs.spec, settings.policy.model.action_chunk)
+    named = {"name": remote.name, "server": metadata.as_json(remote.greeting)}
     directory = pathlib.Path("runs", f"served_{settings.raw.env.suite}")
     return Candidate(envs, settings.raw.rollout, decide, named, directory)
 

@@ -177,8 +177,8 @@ def through_openpis_keys(turn, spec, chunk, port):
 
 def by_remote(turn, spec, chunk, port):
     """The decision function of `evaluate --policy ws://`."""
-    with client.connections(f"ws://127.0.0.1:{port}", "", len(turn.row)) as (opened, metadata):
-        return client.decide(opened, metadata, spec, chunk)(turn)
+    with client.connect(f"ws://127.0.0.1:{port}", "", len(turn.row)) as remote:
+        return client.decide(remote, spec, chunk)(turn)
 
 
 def test_tabletop_through_openpis_keys_gives_the_actions_of_the_in_process_policy(run, served):
@@ -295,7 +295,7 @@ def test_a_bad_observation_ends_its_own_connection_only(served):
     nan_state = {"observation/state": np.full(8, np.nan)}
     grey_image = {"observation/image": np.zeros((16, 16), np.uint8)}
     cases = (
-        (nan_state, r"observation/state is .nan, .* send 8 finite numbers"),
+        (nan_state, r"observation/state: .* not finite; send 8 finite numbers"),
         (grey_image, "send uint8"),
         ({"prompt": 7}, "prompt is a int; send a string"),
         ({"prompt": "push " * 40}, "max_token_len is 40"),
@@ -523,6 +523,24 @@ def videos(folder):
             ["--policy=ws://127.0.0.1:1"],
             "--policy=ws://127.0.0.1:1 cannot be reached",
         ),
+        (serve.main, ["--checkpoint=x", "--tls", "no", "key"], "--tls no key cannot be used"),
+        (
+            evaluate.main,
+            ["--policy=ws://127.0.0.1:1", "--tls-ca=x"],
+            "--tls-ca=x has no effect without --policy=wss://HOST:PORT",
+        ),
+        (
+            evaluate.main,
+            ["--policy=wss://127.0.0.1:1", "--tls-ca=nowhere"],
+            "--tls-ca nowhere cannot be used",
+        ),
+        (
+            evaluate.main,
+            ["--policy=ws://me:secret@127.0.0.1:1"],
+            "--policy=ws://127.0.0.1:1 cannot be reached",
+        ),
+        (evaluate.main, ["--policy=ws://127.0.0.1:99999"], "cannot be reached"),
+        (evaluate.main, ["--policy=ws://"], "cannot be reached"),
         (
             evaluate.main,
             ["--policy=http://x"],
