@@ -34,7 +34,7 @@ from pirl_jax.run import recipes, results
 from pirl_jax.weights import pickled, safetensors, sources
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-SECONDS = 5  # of one case, on a busy machine
+SECONDS = 20  # of one case; milliseconds on an idle machine
 MOST_GROWTH = 1 << 30  # bytes of address space above what the imports took
 LONGEST = 2000  # characters of a sentence
 
@@ -393,7 +393,9 @@ class Orbax:
 
     def __init__(self):
         self.files = [path for path in self.source.rglob("*") if path.is_file()]
-        self.shapes = sources.open_source(self.source).shapes
+        opened = sources.open_source(self.source)
+        self.shapes = opened.shapes
+        opened.read("action_in_proj/bias")  # starts orbax, outside of what is timed
 
     def damage(self, draw):
         path = draw.choice(self.files)
@@ -436,8 +438,12 @@ KINDS = {
 # ---- the process -----------------------------------------------------------------------------
 
 
+class TooLate(BaseException):
+    """No Exception, so that no reader takes it for one of its own."""
+
+
 def _too_late(signal_number, frame):
-    raise TimeoutError(f"not within {SECONDS} s")
+    raise TooLate(f"not within {SECONDS} s")
 
 
 def _limit_memory():
@@ -458,7 +464,7 @@ def outcome(kind, path) -> str:
         if "\n" in text or not text.isprintable() or len(text) > LONGEST:
             return f"no sentence: {text[:200]!r}"
         return "refused"
-    except Exception as error:
+    except (Exception, TooLate) as error:
         return f"{type(error).__name__}: {str(error)[:200]!r}"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

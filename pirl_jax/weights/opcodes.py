@@ -14,8 +14,8 @@ from typing import Any
 
 from pirl_jax.core import outside
 
-# Opcodes of one byte build objects of up to 150, so that this may take half a gigabyte.
-MOST_BYTES = 1 << 22
+# pi0's has 140 kB.  Of opcodes of one byte this is 200 MB, and four seconds.
+MOST_BYTES = 1 << 21
 MOST_KEY = 1 << 31  # larger numbers as keys could be chosen to collide
 
 

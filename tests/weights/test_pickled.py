@@ -153,7 +153,7 @@ OPCODES = {
     "a name twice": (b"}(X\1\0\0\0aNX\1\0\0\0aNu.", "names a twice"),
     "a tuple as a name": (b"})Ns.", "has a tuple as a name"),
     "numbers that collide": (b"}\x8a\x08" + b"\xff" * 7 + b"\x1fNs.", "has a int as a name"),
-    "too large": (b"N0" * (1 << 22), "larger than 4,194,304 bytes"),
+    "too large": (b"N0" * (1 << 22), "larger than 2,097,152 bytes"),
 }
 
 

@@ -157,6 +157,19 @@ def test_an_index_names_files_beside_it_alone(tmp_path, shard):
         safetensors.read_folder(folder)
 
 
+def test_a_shard_may_be_a_link_as_hubs_keep_them(tmp_path):
+    """huggingface_hub's cache: names in one folder, contents in another."""
+    (tmp_path / "blobs").mkdir()
+    write(tmp_path / "blobs" / "0123", ARRAYS)
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    (folder / "model-1.safetensors").symlink_to(tmp_path / "blobs" / "0123")
+    weight_map = dict.fromkeys(ARRAYS, "model-1.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert_equal(safetensors.read_folder(folder), ARRAYS)
+
+
 def test_one_name_in_two_files_is_ambiguous(tmp_path):
     for shard in ("model-1.safetensors", "model-2.safetensors"):
         write(tmp_path / shard, ARRAYS)
