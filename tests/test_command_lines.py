@@ -198,7 +198,10 @@ WRONG_FIELDS = [
     ("model.checkpoint=folder", "folder"),
     ("model.checkpoint=file.txt", "file.txt"),
     ("model.norm_stats=nowhere", "nowhere; give the norm_stats.json"),
-    ("model.norm_stats=folder", "folder is a folder and should be a file; give the norm_stats.json"),
+    (
+        "model.norm_stats=folder",
+        "folder is a folder and should be a file; give the norm_stats.json",
+    ),
     ("model.norm_stats=", "needs model.norm_stats"),
     ("model.tokenizer=nowhere", "nowhere; put PaliGemma's"),
     ("model.tokenizer=folder", "folder is a folder and should be a file; put PaliGemma's"),

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from pirl_jax import convert
+from pirl_jax.core import locks
 from pirl_jax.policy import normalize
 from pirl_jax.weights import adapters, sources, targets
 from tests.weights import conftest
@@ -102,6 +103,15 @@ def test_verify_notices_a_changed_bit():
     bias[0] = np.nextafter(bias[0], np.float32(9))
     with pytest.raises(ValueError, match="differs from what was written in action_out_proj/bias"):
         convert.parity(source, conftest.memory_source(changed, source.cfg), source)
+
+
+def test_two_conversions_into_one_folder(vectors, tmp_path, capsys):
+    trained = vectors / "openpi" / "orbax_pi0_tiny"
+    with locks.writing(tmp_path / "new", ""), pytest.raises(SystemExit) as exit_:
+        command(capsys, trained, tmp_path / "new", "--to", "openpi_jax")
+    said = capsys.readouterr().err
+    assert exit_.value.code == 2 and "is in use by process" in said and said.count("\n") == 1
+    assert not (tmp_path / "new").exists()
 
 
 def test_mistakes_are_sentences(run, tmp_path, vectors, capsys):

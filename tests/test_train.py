@@ -1,6 +1,7 @@
 """Whole runs of the command, in this process: what they leave behind, and that they repeat and
 resume bit for bit."""
 
+import errno
 import json
 import os
 import pathlib
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 
 from pirl_jax import train
+from pirl_jax.core import locks
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs import child
 from pirl_jax.learner import update
 from pirl_jax.monitor import log
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import evaluation, preemption
-from pirl_jax.weights import store
+from pirl_jax.weights import folders, store
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
@@ -235,6 +237,101 @@ def test_a_run_that_is_asked_to_end_goes_on_as_if_nothing_had_been(
     probe(tmp_path, 4, "--resume", "auto")
     assert log.read(tmp_path, timing=False) == log.read(whole, timing=False)
     assert_equal_states(saved(tmp_path, 4), saved(whole, 4))
+
+
+# ---- nothing is lost -----------------------------------------------------------------------------
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def files(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_run_equals_the_undisturbed(
+    whole, tmp_path, capsys
+):
+    run = shutil.copytree(whole, tmp_path / "run")
+    blobs = [path for path in (run / "checkpoints" / "4" / "state").rglob("*") if path.is_file()]
+    flip(max(blobs, key=lambda path: path.stat().st_size))
+    probe(run, 4, "--resume", "auto")
+    said = capsys.readouterr().out
+    assert said.count("has another checksum) and set aside as 4.damaged; going on from 2\n") == 1
+    assert log.read(run, timing=False) == log.read(whole, timing=False)
+    assert_equal_states(saved(run, 4), saved(whole, 4))
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"2", "4", "4.damaged"}
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", pytest.param("config.json", marks=pytest.mark.slow)]
+)
+def test_no_fragile_file_decides_about_checkpoints(whole, tmp_path, name, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / name).write_bytes(b"")
+    checkpoints = files(run / "checkpoints")
+    with pytest.raises(SystemExit) as exit_:
+        probe(run, 4)
+    assert exit_.value.code == 2 and "already holds a run" in capsys.readouterr().err
+    probe(run, 4, "--resume", "auto")
+    assert "damaged since the last start: " in capsys.readouterr().out
+    assert files(run / "checkpoints") == checkpoints
+    assert log.read(run, timing=False)[-1] == log.read(whole, timing=False)[-1]
+
+
+def test_a_second_start_changes_nothing(whole, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    with locks.writing(run, ""):
+        before = files(run)
+        for resume in ("never", "auto"):
+            with pytest.raises(SystemExit) as exit_:
+                probe(run, 6, "--resume", resume)
+            said = capsys.readouterr().err
+            assert exit_.value.code == 2 and said.count("\n") == 1
+            assert f"{run} is in use by process {os.getpid()} on host " in said
+        assert files(run) == before
+
+
+def test_a_conversion_is_no_run_to_go_on_with(half, tmp_path, capsys):
+    shutil.copytree(half / "checkpoints" / "2", tmp_path / "checkpoints" / "0")
+    before = files(tmp_path)
+    with pytest.raises(SystemExit):
+        probe(tmp_path, 2, "--resume", "auto")
+    assert "start from it with model.checkpoint=" in capsys.readouterr().err
+    assert files(tmp_path) == before
+
+
+def test_a_save_that_fails_is_made_good_an_iteration_later(half, tmp_path, monkeypatch, caplog):
+    seal, left = folders.seal, [2]
+
+    def full(folder):
+        if folder.name.partition(".")[0] in ("0", "1") and left:
+            left.pop()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        seal(folder)
+
+    monkeypatch.setattr(folders, "seal", full)
+    run = probe(tmp_path, 2)
+    assert "checkpoints/0 could not be written (No space left on device)" in caplog.text
+    assert log.read(run, timing=False) == log.read(half, timing=False)
+    assert_equal_states(saved(run, 2), saved(half, 2))
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"1", "2"}
+
+
+@pytest.mark.slow
+def test_saves_that_go_on_failing_end_the_run(tmp_path, monkeypatch, capsys):
+    def full(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(folders, "seal", full)
+    monkeypatch.setattr(store, "PAUSE_S", 0.0)
+    with pytest.raises(SystemExit) as exit_:
+        probe(tmp_path, 2)
+    assert exit_.value.code == 2
+    assert "(No space left on device), 3 times in a row; it holds []" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import types
 from typing import Any
 import urllib.parse
 
-from pirl_jax.core import outside
+from pirl_jax.core import locks, outside
 from pirl_jax.weights import checksums, transfer
 
 FETCHES = 2  # of a file that arrives damaged
@@ -61,15 +61,26 @@ def fetch(repository: Repository, folder: pathlib.Path) -> list[File]:
         raise ConnectionError(f"{repository.page} lists no file")
     _refuse_strange(folder, files, repository)
     damaged = _not_whole(files, folder)
-    for _ in range(FETCHES):
-        if damaged:
-            hub.copy(repository, damaged, folder)
-            damaged = _not_whole(damaged, folder)
+    if damaged:
+        # Two downloads would append to one file.
+        with locks.writing(folder, "wait until it is done, then run the same command again"):
+            damaged = _copied(hub, repository, damaged, folder)
     if damaged:
         names = ", ".join(file.name for file in damaged)
         raise ValueError(
             f"{names} arrived damaged twice from {repository.page}; try another network or mirror"
         )
+    return files
+
+
+def _copied(
+    hub: "Hub", repository: Repository, files: list[File], folder: pathlib.Path
+) -> list[File]:
+    """-> those that arrived damaged FETCHES times."""
+    for _ in range(FETCHES):
+        if files:
+            hub.copy(repository, files, folder)
+            files = _not_whole(files, folder)
     return files
 
 

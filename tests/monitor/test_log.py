@@ -165,6 +165,12 @@ def test_wandb_asked_for_but_absent_is_a_sentence(tmp_path):
 # ---- damaged files -------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Asking git and the packages takes longer than a test."""
+    monkeypatch.setattr(log, "environment", dict)
+
+
 def played(path, iterations=4):
     run = log.RunDir(path, CONFIG)
     for iteration in range(iterations):
@@ -193,7 +199,7 @@ def test_whatever_stands_makes_a_run(tmp_path, name):
 @pytest.mark.parametrize(
     "damage", [b"\0" * 40 + b"\n", b'{"iteration": 1, "actor/lo\n', b"[1]\n", b'{"a": 1}\n', b"\n"]
 )
-def test_a_damaged_row_takes_no_other_along(tmp_path, damage):
+def test_a_damaged_row_takes_no_other_along(quick, tmp_path, damage):
     played(tmp_path)
     path = tmp_path / "metrics.jsonl"
     whole = path.read_bytes().splitlines(keepends=True)
@@ -210,7 +216,7 @@ def test_a_damaged_row_takes_no_other_along(tmp_path, damage):
     assert resumed(tmp_path, 3).lost == [third]
 
 
-def test_rows_that_are_missing_are_named(tmp_path):
+def test_rows_that_are_missing_are_named(quick, tmp_path):
     played(tmp_path, 6)
     (tmp_path / "metrics.jsonl").write_text('{"iteration": 3, "a/b": 1.0}\n')
     assert resumed(tmp_path, 6).lost == [
@@ -220,7 +226,7 @@ def test_rows_that_are_missing_are_named(tmp_path):
     assert resumed(tmp_path, 6).lost == [f"{tmp_path}/metrics.jsonl has no rows of iterations 0-5"]
 
 
-def test_rows_without_a_checkpoint_are_kept(tmp_path):
+def test_rows_without_a_checkpoint_are_kept(quick, tmp_path):
     played(tmp_path)
     rows = (tmp_path / "metrics.jsonl").read_bytes()
     (lost,) = resumed(tmp_path, 0).lost
@@ -238,7 +244,7 @@ BROKEN = [b"", b"{", b"\0\0", b"\xff", b"[1, 2"]
         *(("environment.json", content) for content in [*BROKEN, b'{"a": 1}']),
     ],
 )
-def test_a_json_file_that_does_not_parse_is_written_anew(tmp_path, name, content):
+def test_a_json_file_that_does_not_parse_is_written_anew(quick, tmp_path, name, content):
     played(tmp_path)
     (tmp_path / name).write_bytes(content)
     run = resumed(tmp_path, 4)

@@ -9,6 +9,7 @@ from pirl_jax.policy import normalize, observation
 from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import actor as actors
 from pirl_jax.run import config, policies
+from pirl_jax.weights import folders, store
 
 
 @pytest.mark.parametrize("iteration, level", [(0, 0.8), (5, 0.5), (10, 0.2), (99, 0.2)])
@@ -122,3 +123,24 @@ def test_no_bucket_is_longer_than_the_page_allows(limit, bucket):
         ).max_token_len
         == bucket
     )
+
+
+def test_readers_of_a_run_hear_of_damage_and_hold_what_they_read(tmp_path):
+    saved = store.Store(tmp_path / "checkpoints", keep=1)
+    saved.protect(1)
+    for iteration in (1, 2):
+        saved.save(iteration, {"params": {"w": np.ones(2)}})
+        saved.wait()
+    with policies.held(tmp_path, -1) as iteration:
+        saved.save(3, {"params": {"w": np.ones(2)}})
+        saved.wait()
+        assert iteration == 2 == policies.checkpoint_identity(tmp_path, iteration)["iteration"]
+    saved.close()
+    assert folders.standing(tmp_path / "checkpoints") == [1, 3]
+    (tmp_path / "checkpoints" / "3" / "state" / "manifest.ocdbt").write_bytes(b"")
+    for place, iteration in ((tmp_path, -1), (tmp_path / "checkpoints", 3)):
+        with pytest.raises(ValueError, match=r"3 is damaged \(.*manifest.*--iteration 1\)"):
+            policies.load_policy(config.settings(recipe.get_config()), place, iteration, None)
+    assert folders.standing(tmp_path / "checkpoints") == [1, 3]
+    with policies.held(tmp_path / "elsewhere", -1) as iteration:
+        assert iteration == -1

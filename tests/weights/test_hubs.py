@@ -7,6 +7,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 
+from pirl_jax.core import locks
 from pirl_jax.weights import hubs, transfer
 from tests import hub_server
 
@@ -65,6 +66,17 @@ def test_all_files_come_and_are_not_asked_for_again(hub, tmp_path):
     hub.ranges.clear()
     hubs.fetch(hub.repository, tmp_path)
     assert hub.ranges == []
+
+
+def test_two_downloads_into_one_folder(monkeypatch, tmp_path):
+    with serving(monkeypatch, "google") as hub:
+        with locks.writing(tmp_path, ""):
+            with pytest.raises(ValueError, match=r"in use by process .* wait until it is done"):
+                hubs.fetch(hub.repository, tmp_path)
+            assert [path.name for path in tmp_path.iterdir()] == [locks.NAME]
+        hubs.fetch(hub.repository, tmp_path)
+        with locks.writing(tmp_path, ""):
+            hubs.fetch(hub.repository, tmp_path)  # whole: nothing is written
 
 
 def test_a_dropped_connection_is_continued_where_it_ended(hub, tmp_path, monkeypatch):
