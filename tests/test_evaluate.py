@@ -129,9 +129,18 @@ def test_the_expert_succeeds_where_random_actions_do_not(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_continues_where_it_stopped(tmp_path, capfd):
-    """Killed with SIGKILL after some episodes; the same command plays the others, and the result is
-    that of an undisturbed one."""
+@pytest.mark.parametrize(
+    "number, code",
+    [
+        (signal.SIGKILL, -signal.SIGKILL),
+        pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_evaluation_continues_where_it_stopped(tmp_path, capfd, number, code):
+    """Killed or asked to end after some episodes; the same command plays the others.
+
+    The result is that of an undisturbed one.
+    """
     fields = {"env__max_episode_steps": 50, "eval__episodes_per_task": 20}
     whole = play("random", tmp_path / "whole", **fields)
     output = tmp_path / "killed"
@@ -155,10 +164,12 @@ def test_a_killed_evaluation_continues_where_it_stopped(tmp_path, capfd):
         while not notes.exists() or notes.read_bytes().count(b"\n") < 10:
             assert process.poll() is None and time.monotonic() < deadline_s
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(number)
+    assert process.returncode == code
+    said = capfd.readouterr().err
+    assert said == ("SIGTERM: the same command plays what is missing\n" if code == 75 else "")
     before = notes.read_bytes()
     assert 10 <= before.count(b"\n") < 41 and not (output / "evaluation.json").exists()
-    capfd.readouterr()
     resumed = play("random", output, **fields)
     done = before.count(b"\n") - 1
     assert f"{done} of 40 episodes are in {notes}; playing the others" in capfd.readouterr().out

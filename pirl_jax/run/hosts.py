@@ -101,31 +101,39 @@ def joined(hosts: str, watch: preemption.Watch) -> Iterator[None]:
     if jax.process_index():
         # Open as long as the process.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    _share_signals(watch)
     try:
-        yield
+        with _shared_signals(watch):
+            yield
     except BaseException as error:
         _leave(error, watch)
 
 
-def _share_signals(watch: preemption.Watch) -> None:
+@contextlib.contextmanager
+def _shared_signals(watch: preemption.Watch) -> Iterator[None]:
     """A signal to one host is told to all, in a thread of each."""
+    over = threading.Event()
 
     def tell(number: signal.Signals) -> None:
         if _read(ENDING) is None:
             _store().key_value_set(ENDING, str(int(number)), allow_overwrite=True)
 
     def ask() -> None:
-        while watch.wanted is None:
+        while watch.wanted is None and not over.wait(POLL_S):
             number = _read(ENDING)
             if number is not None:
                 watch.hear_of(signal.Signals(int(number)))
-            time.sleep(POLL_S)
 
     watch.call(tell)
     if not jax.process_index():
         watch.grace_s += LEAVE_S
-    threading.Thread(target=ask, name="signals-of-hosts", daemon=True).start()
+    thread = threading.Thread(target=ask, name="signals-of-hosts", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        # Not to be in that store when the interpreter ends: the process would die of it.
+        over.set()
+        thread.join(LEAVE_S)
 
 
 def meet(watch: preemption.Watch) -> None:

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from pirl_jax import __main__
 from pirl_jax.envs import child
 from pirl_jax.run import preemption
 
@@ -143,6 +144,26 @@ def test_nobody_has_to_read_what_a_command_says(stream):
     other = process.stderr if stream == "stdout" else process.stdout
     assert other.read() == "" and process.wait(20) == 7
     other.close()
+
+
+@pytest.mark.parametrize("name", [*__main__.COMMANDS])
+def test_every_command_is_watched(name):
+    path = ROOT / "pirl_jax" / ("bench/__main__.py" if name == "bench" else f"{name}.py")
+    main = path.read_text().partition("\ndef main(")
+    assert "@preemption.watching(" in main[0] or "preemption.watching(" in main[2][:300]
+
+
+def test_ctrl_c_while_modules_load_needs_no_traceback():
+    """`pirl COMMAND`; the module here loads for ever."""
+    code = "import sys, time; from pirl_jax import __main__; "
+    code += "__main__.importlib.import_module = lambda _: print('ready') or time.sleep(60); "
+    code += "__main__.main(['pirl', 'train'])"
+    command = [sys.executable, "-u", "-c", code]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    assert end(process, signal.SIGINT) == (-signal.SIGINT, "")
 
 
 def test_the_line_names_the_command(monkeypatch):
