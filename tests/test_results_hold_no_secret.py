@@ -3,6 +3,7 @@
 Nor in what it prints.  Each writer runs with secrets in every place that can carry one.
 """
 
+import importlib.machinery
 import json
 import sys
 import types
@@ -13,7 +14,7 @@ import pytest
 from pirl_jax import compare, convert, evaluate
 from pirl_jax.bench import __main__ as bench
 from pirl_jax.core import page, secrets
-from pirl_jax.monitor import journal, log, mirror
+from pirl_jax.monitor import journal, log
 from pirl_jax.policy import normalize
 from pirl_jax.run import command
 
@@ -74,7 +75,7 @@ def test_a_run(tmp_path, nothing_shows, monkeypatch):
     wandb = types.ModuleType("wandb")
     wandb.init = lambda **options: told.update(options) or run
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.setattr(mirror.importlib.util, "find_spec", lambda name: True)
+    wandb.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
     fields = page.Page().as_dict()
     fields["model"]["checkpoint"] = f"/runs/{OF_THE_ENVIRONMENT['HUB_PASSWORD']}/x"
     fields["env"]["assets"] = ADDRESS
