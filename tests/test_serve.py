@@ -543,7 +543,6 @@ def videos(folder):
             ["--policy=ws://127.0.0.1:1"],
             "--policy=ws://127.0.0.1:1 cannot be reached",
         ),
-        (serve.main, ["--checkpoint=x", "--api-key=a\nb"], "--api-key has characters"),
         (serve.main, ["--checkpoint=x", "--tls", "no", "key"], "--tls no key cannot be used"),
         (
             evaluate.main,

@@ -3,6 +3,7 @@
 Refuses to know what is said over the connections.
 """
 
+import os
 import ssl
 
 
@@ -13,10 +14,11 @@ def server_context(certificate: str, key: str) -> ssl.SSLContext:
         ValueError: a file cannot be read, they do not belong together, or have expired.
     """
     named = f"--tls {certificate} {key}"
+    certificate = os.path.expanduser(certificate)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # Without a password OpenSSL would ask for one at the terminal.
-        context.load_cert_chain(certificate, key, password=lambda: "")
+        context.load_cert_chain(certificate, os.path.expanduser(key), password=lambda: "")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{named} cannot be used ({error}); give a certificate and its own private key, both "
@@ -44,7 +46,7 @@ def client_context(authority: str) -> ssl.SSLContext:
         ValueError: the file cannot be read, or holds none.
     """
     try:
-        return ssl.create_default_context(cafile=authority or None)
+        return ssl.create_default_context(cafile=os.path.expanduser(authority) or None)
     except OSError as error:
         raise ValueError(
             f"--tls-ca {authority} cannot be used ({error}); give a PEM file of certificates"
