@@ -211,6 +211,7 @@ def test_an_evaluation_whose_server_fails_is_continued_by_the_same_command(tmp_p
         "env__suite": "probe_conditioned",
         "env__tasks": "0,",
         "sft__demonstrations": 0,
+        "eval__episodes_during_training": 2,
         "env__split": "published",
         "rollout__num_envs": 1,
         "rollout__num_groups": 1,

@@ -38,7 +38,7 @@ from pirl_jax.rollout import stream
 from pirl_jax.run import config, evaluation, policies
 from pirl_jax.serving import client, requests
 from pirl_jax.weights import assets, sources, targets
-from tests.serving import conftest
+from tests.serving import conftest, test_tls
 from tests.weights import conftest as weights
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -58,6 +58,9 @@ FIELDS = {
     "eval.num_videos": 0,
     "run.compilation_cache": "",
 }
+
+
+authority = test_tls.authority  # a fixture
 
 
 def make_run(folder, **fields):
@@ -436,7 +439,7 @@ def command(folder, *arguments, **environment):
     ) as process:
         try:
             lines = [process.stdout.readline() for _ in range(2)]
-            yield process, lines, int(re.search(r"ws://127.0.0.1:(\d+)", lines[1])[1])
+            yield process, lines, int(re.search(r"wss?://127.0.0.1:(\d+)", lines[1])[1])
         finally:
             process.kill()
 
@@ -508,6 +511,23 @@ def test_evaluate_against_a_server_repeats_the_evaluation_in_process(run, tmp_pa
     assert ours["protocol"] == theirs["protocol"]
     assert theirs["policy"]["name"] == f"ws://127.0.0.1:{port}"
     assert theirs["policy"]["server"]["checkpoint"]["run"] == str(folder)
+
+
+@pytest.mark.slow
+def test_a_policy_is_served_and_evaluated_over_tls(run, authority, tmp_path, capsys):
+    """Both commands as a user types them; an evaluation that trusts somebody else is refused."""
+    files = authority("server.pem"), authority("server.key")
+    fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
+    with command(run[0], "--tls", *files, "--api-key=secret") as (_, lines, port):
+        assert lines[1] == f"serving on wss://127.0.0.1:{port}, with an API key\n"
+        policy = [f"--policy=wss://127.0.0.1:{port}", "--api-key=secret"]
+        argv = ["evaluate", "--config", QUICKSTART, *fields, *policy, "--output", str(tmp_path)]
+        with pytest.raises(SystemExit):
+            evaluate.main(argv)
+        assert "give the certificate of who signed" in capsys.readouterr().err
+        evaluate.main([*argv, "--tls-ca", authority("ca.pem")])
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert len(written["episodes"]) == 4 and "secret" not in json.dumps(written)
 
 
 def videos(folder):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import itertools
+import logging
 import socket
 import ssl
 import struct
@@ -49,6 +50,9 @@ BROKEN = (
     frames.CloseCode.MESSAGE_TOO_BIG,
 )
 CONTINUE = "the same command continues the evaluation"
+
+
+log = logging.getLogger(__name__)
 
 
 class _Lost(Exception):
@@ -120,7 +124,9 @@ class Remote:
             except _Lost as loss:
                 self.close()
                 now_s = time.monotonic()
-                first_loss_s = first_loss_s or now_s
+                if first_loss_s is None:
+                    first_loss_s = now_s
+                    log.warning("%s is lost (%s); looking for it again", self.name, loss)
                 if now_s + pause_s - first_loss_s > RECONNECT_S:
                     raise self.failure(
                         f"the connection was lost ({loss}), and none came back within "

@@ -232,7 +232,7 @@ def test_lists_of_numbers_are_actions(scripted):
     np.testing.assert_array_equal(ask(scripted(Script([packed(rows)])), 1)[0], rows[:5])
 
 
-def test_a_server_that_comes_back_is_asked_the_same(scripted, monkeypatch):
+def test_a_server_that_comes_back_is_asked_the_same(scripted, monkeypatch, caplog):
     monkeypatch.setattr(client, "FIRST_PAUSE_S", 0.05)
     greeting = msgpack_numpy.packb({"accepts": ["noise_id"]})
     # Two connections are cut when they have asked, the next cannot be had for a while.
@@ -246,6 +246,7 @@ def test_a_server_that_comes_back_is_asked_the_same(scripted, monkeypatch):
     numbers = sorted(message["noise_id"] for message in asked)
     assert numbers in ([0, 0, 5, 5], [0, 5, 5], [0, 0, 5]), numbers
     assert asked[-1]["prompt"] in SPEC.instructions
+    assert caplog.text.count("is lost") == 1 and "looking for it again" in caplog.text
 
 
 async def hang_up(connection):
