@@ -81,6 +81,7 @@ class Answer:
     env_s: float  # time spent inside the env
     num_episodes: int  # resets this process has served
     memory_bytes: int  # resident, of this process, after a reset; 0 after a chunk
+    fault: str = ""  # numbers that are none: the episode is lost, nothing else here means anything
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +194,10 @@ def _serve(
 def _execute(
     env: base.Env, request: Reset | Chunk, block: memory.Memory, num_episodes: int
 ) -> Answer:
-    """Do what is asked; the observation goes into the slot's rows of the block."""
+    """Do what is asked; the observation goes into the slot's rows of the block.
+
+    Faulty numbers go nowhere.
+    """
     is_reset = isinstance(request, Reset)
     start_s = time.perf_counter()
     if is_reset:
@@ -201,6 +205,10 @@ def _execute(
     else:
         step = env.step_chunk(request.actions_Ia, request.record)
     env_s = time.perf_counter() - start_s
+    memory_bytes = THIS_PROCESS.memory_info().rss if is_reset else 0
+    fault = base.fault(step, env.spec, 0 if is_reset else len(request.actions_Ia))
+    if fault:
+        return _faulty(request.slot, fault, env_s, num_episodes, memory_bytes)
     block.images_EVYX3[request.slot] = step.images
     block.state_EQ[request.slot] = step.state
     return Answer(
@@ -208,11 +216,28 @@ def _execute(
         reward=float(step.reward),
         terminated=bool(step.terminated),
         truncated=bool(step.truncated),
-        num_steps=step.num_steps,
+        num_steps=int(step.num_steps),
         frames=step.frames,
         env_s=env_s,
         num_episodes=num_episodes,
-        memory_bytes=THIS_PROCESS.memory_info().rss if is_reset else 0,
+        memory_bytes=memory_bytes,
+    )
+
+
+def _faulty(
+    slot: int, fault: str, env_s: float, num_episodes: int, memory_bytes: int
+) -> Answer:
+    return Answer(
+        slot=slot,
+        reward=0.0,
+        terminated=False,
+        truncated=False,
+        num_steps=0,
+        frames=None,
+        env_s=env_s,
+        num_episodes=num_episodes,
+        memory_bytes=memory_bytes,
+        fault=fault,
     )
 
 
