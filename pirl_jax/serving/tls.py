@@ -3,7 +3,6 @@
 Refuses to know what is said over the connections.
 """
 
-import os
 import pathlib
 import ssl
 
@@ -15,11 +14,11 @@ def server_context(certificate: pathlib.Path, key: pathlib.Path) -> ssl.SSLConte
         ValueError: a file cannot be read, they do not belong together, or have expired.
     """
     named = f"--tls {certificate} {key}"
-    certificate = os.path.expanduser(certificate)
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # Without a password OpenSSL would ask for one at the terminal.
-        context.load_cert_chain(certificate, os.path.expanduser(key), password=lambda: "")
+        context.load_cert_chain(certificate, key, password=lambda: "")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{named} cannot be used ({error}); give a certificate and its own private key, both "

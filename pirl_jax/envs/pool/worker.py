@@ -224,9 +224,7 @@ def _execute(
     )
 
 
-def _faulty(
-    slot: int, fault: str, env_s: float, num_episodes: int, memory_bytes: int
-) -> Answer:
+def _faulty(slot: int, fault: str, env_s: float, num_episodes: int, memory_bytes: int) -> Answer:
     return Answer(
         slot=slot,
         reward=0.0,

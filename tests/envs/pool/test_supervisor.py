@@ -409,7 +409,9 @@ def test_a_simulator_that_a_reset_does_not_mend_is_replaced_and_spends_the_budge
         assert lost == 2 * supervisor.FAULTY_IN_A_ROW - 1, "the last one is the error"
         assert envs.counters()["restarts"] == 1
     said = str(error.value)
-    assert "env 0 (task 0, init state 3) sent faulty numbers in 3 episodes in a row: its state" in said
+    assert (
+        "env 0 (task 0, init state 3) sent faulty numbers in 3 episodes in a row: its state" in said
+    )
     assert "This is the first of 2 failures within an hour; restarts_per_hour allows" in said
 
 
