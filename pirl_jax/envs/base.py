@@ -71,6 +71,10 @@ class Env(Protocol):
         """Release the simulator."""
 
 
+class FaultyNumbers(RuntimeError):
+    """A simulator answered with numbers that are none."""
+
+
 # What batches hold of a number: from here on float32 is infinite.
 MOST = float(np.finfo(np.float32).max)
 
@@ -86,6 +90,18 @@ def fault(step: TimeStep, spec: EnvSpec, num_actions: int) -> str:
         or _fault_of_outcome(step, num_actions)
         or _fault_of_frames(step.frames)
     )
+
+
+def sound(step: TimeStep, spec: EnvSpec, num_actions: int) -> TimeStep:
+    """The step itself.
+
+    Raises:
+        FaultyNumbers: `fault` finds something.
+    """
+    said = fault(step, spec, num_actions)
+    if said:
+        raise FaultyNumbers(said)
+    return step
 
 
 def _fault_of_images(images: Any, spec: EnvSpec) -> str:

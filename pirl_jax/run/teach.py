@@ -58,8 +58,14 @@ def collect(settings: config.Settings, playable: starts.Starts) -> list[dict]:
                 pool.submit(_demonstrate, make_env, *job, settings.raw.seed, page.action_noise)
                 for job in _jobs(settings, playable)
             ]
-        played = itertools.chain.from_iterable(part.result() for part in parts)
-        episodes = [episode for episode in played if episode["success"]]
+        played = list(itertools.chain.from_iterable(part.result() for part in parts))
+    episodes = [episode for episode in played if episode["success"]]
+    faults = [episode["fault"] for episode in played if "fault" in episode]
+    if faults:
+        print(
+            f"{len(faults)} of {len(played)} demonstrations are lost, because their simulators "
+            f"sent faulty numbers twice: {faults[0]}"
+        )
     if not episodes:
         raise ValueError(
             f"none of {page.demonstrations} demonstrations per task succeeded; "
