@@ -17,8 +17,8 @@ import sys
 import jax
 import numpy as np
 
+from pirl_jax.core import endings, page, rng, types
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import page, rng, types
 from pirl_jax.envs.pool import queue
 from pirl_jax.learner import objective, update
 from pirl_jax.learner import state as states
@@ -31,6 +31,7 @@ from pirl_jax.run import (
     command,
     config,
     devices,
+    divergence,
     evaluation,
     hosts,
     policies,
@@ -57,8 +58,9 @@ def main(argv: list[str]) -> None:
             devices.setup_jax(settings)
             stack.enter_context(hosts.joined(options.hosts, watch))
             run = training.prepare(settings, raw, options.resume, stack)
+            guard = divergence.Guard(run)
         with command.known_endings():
-            finish(run, iterate(run, first_state(run), watch))
+            learn(run, guard, watch)
 
 
 def _parser() -> command.Parser:
@@ -71,6 +73,26 @@ def _parser() -> command.Parser:
         help="auto: continue the run in run.directory",
     )
     return parser
+
+
+def learn(run: training.Run, guard: divergence.Guard, watch: preemption.Watch) -> None:
+    """To the end of the run, back from where it diverges.
+
+    Raises:
+      endings.Failure: it ends before.
+    """
+    state = first_state(run)
+    while state is not None:
+        cause = ""
+        try:
+            finish(run, iterate(run, state, guard, watch))
+        except endings.Diverged as error:
+            cause = str(error)
+        # Before anything is loaded: a state that is of no use may fill the devices.
+        state = None
+        if cause:
+            guard.roll_back(cause)
+            state = _resumed(run)
 
 
 def first_state(run: training.Run) -> states.TrainState:
@@ -98,7 +120,7 @@ def first_state(run: training.Run) -> states.TrainState:
     if settings.raw.eval.baseline:
         _evaluate(run, params, 0, "before", settings.raw.eval.episodes_per_task)
     state = steps.train_state(settings, params, run.mesh)
-    run.store.save(0, state)
+    run.store.save(0, divergence.checked(state, 0))
     return state
 
 
@@ -156,7 +178,10 @@ def _encoded_demonstrations(run: training.Run) -> tuple[types.Observation, np.nd
 
 
 def iterate(
-    run: training.Run, state: states.TrainState, watch: preemption.Watch
+    run: training.Run,
+    state: states.TrainState,
+    guard: divergence.Guard,
+    watch: preemption.Watch,
 ) -> states.TrainState:
     """The training loop.
 
@@ -164,6 +189,7 @@ def iterate(
 
     Raises:
       endings.Preempted: it was; the run goes on from that checkpoint as if nothing had been.
+      endings.Diverged: there is nothing to go on with.
     """
     raw = run.settings.raw
     learner = Learner(steps.updater(run.settings, run.mesh), _encoded_demonstrations(run))
@@ -173,7 +199,7 @@ def iterate(
     with watch.patient(run.envs.interrupt), advancing as advance:
         for iteration in range(run.first_iteration, raw.num_iterations):
             with _resumable(run, state, iteration, watch):
-                state = _step(run, learner, state, iteration, advance)
+                state = _step(run, learner, state, iteration, guard, advance)
         run.store.finish(raw.num_iterations, state)
     return state
 
@@ -187,7 +213,7 @@ def _resumable(
         hosts.meet(watch)
         yield
     except queue.Interrupted:
-        run.store.finish(iteration, state)
+        run.store.finish(iteration, divergence.checked(state, iteration))
         raise watch.ending(f"iteration {iteration} is saved") from None
 
 
@@ -196,6 +222,7 @@ def _step(
     learner: "Learner",
     state: states.TrainState,
     iteration: int,
+    guard: divergence.Guard,
     advance: Advance,
 ) -> states.TrainState:
     """One iteration, with its evaluation, its row and its checkpoint."""
@@ -209,12 +236,16 @@ def _step(
         state, metrics = _iteration(run, learner, state, iteration, advance)
     if iteration == run.first_iteration:  # its updates included
         metrics["time/to_first_update"] = run.timers.age_s()
-    advance(1, timeline.line(run.directory.write(iteration, metrics)))
+    if run.rollbacks:
+        metrics["run/rollbacks"] = float(run.rollbacks)
+    row = run.directory.write(iteration, metrics)
+    advance(1, timeline.line(row))
+    guard.watch(iteration, row)
     due = (iteration + 1) % raw.run.save_every == 0 or iteration + 1 == raw.num_iterations
     # One that failed is made good with the state of today.
     if run.store.failed() or due:
         with run.timers.measure("save"):
-            run.store.save(iteration + 1, state)
+            run.store.save(iteration + 1, divergence.checked(state, iteration + 1))
     return state
 
 
@@ -237,7 +268,7 @@ def _iteration(
 ) -> tuple[states.TrainState, dict]:
     """One rollout and its updates -> state, metrics."""
     cfg = run.settings.raw.algorithm
-    key = rng.named(run.key, "iteration", iteration)
+    key = run.iteration_key(iteration)
     faults = run.envs.counters()
     published = meshes.local_view(state.params, run.mesh)
     with hosts.together():

@@ -14,6 +14,10 @@ class Failure(Exception):
     prefix = "error: "
 
 
+class Diverged(Failure):
+    """Learning has gone wrong for good; a command that keeps checkpoints may go back to one."""
+
+
 class Preempted(Failure):
     """Asked to end early: everything is stored, and the same command goes on."""
 

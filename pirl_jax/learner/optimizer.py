@@ -61,8 +61,7 @@ def apply(
         return (p - rates[group] * u).astype(p.dtype)
 
     new_params = _by_group(moved, params, updates)
-    finite = jnp.isfinite(norm)
-    good = finite & jnp.logical_not(skip | (skip_idle & (norm == 0)))
+    good = jnp.isfinite(norm) & jnp.logical_not(skip | (skip_idle & (norm == 0)))
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(good, new, old), (new_params, new_opt_state), (params, opt_state)
     )
@@ -71,7 +70,6 @@ def apply(
         "lr": rates["policy"],
         "value_lr": rates["value"],
         "skipped": 1.0 - good,
-        "nonfinite": 1.0 - finite,
     }
     return params, opt_state, metrics
 

@@ -283,7 +283,6 @@ def _summary(history: list[dict], cfg: page.Algorithm) -> dict[str, float]:
     variance_sums = metrics.pop("variance_sums").astype(np.float64).sum(0)
     deviation = metrics["ratio_max_dev"]
     skipped = metrics.pop("skipped")
-    nonfinite = metrics.pop("nonfinite")
     summary = {f"actor/{name}": float(x.mean()) for name, x in metrics.items()}
     if cfg.uses_critic:
         summary["critic/explained_variance"] = losses.explained_variance(variance_sums)
@@ -291,6 +290,6 @@ def _summary(history: list[dict], cfg: page.Algorithm) -> dict[str, float]:
         "actor/ratio_max_dev": float(deviation.max()),
         "actor/first_ratio_max_dev": float(deviation[0]),
         "actor/skipped_updates": float(skipped.sum()),
-        "actor/nonfinite_updates": float(nonfinite.sum()),
+        "actor/nonfinite_updates": float((~np.isfinite(metrics["grad_norm"])).sum()),
         "actor/updates": float(len(history)),
     }

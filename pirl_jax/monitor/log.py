@@ -15,6 +15,7 @@ Everything but time/* is deterministic and can be compared between runs with ==;
 `read(path, timing=False)` gives exactly that part.
 """
 
+from collections.abc import Callable
 import datetime
 import itertools
 import json
@@ -118,6 +119,29 @@ class RunDir:
         if self._wandb:
             self._wandb.log({"iteration": iteration} | row)
         return row
+
+    def go_back(self, iteration: int, stays: Callable[[dict], bool]) -> None:
+        """The run goes on from an iteration; of the rows so far, some are true still.
+
+        stays: says so of a row.
+        """
+        if not self.writes:
+            return
+        self._lines.close()
+        rows = [row for row in read(self.metrics_path) if stays(row)]
+        atomic.write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._lines = lines.Lines(self.metrics_path)
+        if self._events:
+            self._events.close()
+            self._events = events.Events(self.path / "tensorboard", iteration)
+            for row in rows:
+                if row["iteration"] >= iteration:
+                    self._show(row)
+
+    def _show(self, row: dict[str, Any]) -> None:
+        """Once more in TensorBoard, which hides what was shown before."""
+        numbers = {name: float(value) for name, value in row.items() if name != "iteration"}
+        self._events.write(row["iteration"], numbers, time.time())
 
     def close(self) -> None:
         if not self.writes:

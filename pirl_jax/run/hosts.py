@@ -152,14 +152,19 @@ def together() -> Iterator[None]:
 
     Raises:
       queue.Interrupted: one of them was interrupted in it.
+      endings.Diverged: to one of them the policy was of no use.
     """
-    interrupted = False
+    mine = None
     try:
         yield
-    except queue.Interrupted:
-        interrupted = True
-    if any(meshes.gather(interrupted)):
-        raise queue.Interrupted
+    except (queue.Interrupted, endings.Diverged) as ending:
+        mine = ending.with_traceback(None)  # whose frames hold what the devices should give back
+    everyone = [ending for ending in meshes.gather(mine) if ending]
+    # A signal comes first: the run ends in any case.
+    for kind in (queue.Interrupted, endings.Diverged):
+        for ending in everyone:
+            if isinstance(ending, kind):
+                raise ending
 
 
 def _store() -> Any:

@@ -14,8 +14,8 @@ import multiprocessing
 import jax
 import numpy as np
 
+from pirl_jax.core import endings, rng, types
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import rng, types
 from pirl_jax.envs import base, child
 from pirl_jax.envs.pool import worker
 from pirl_jax.learner import sft
@@ -23,6 +23,9 @@ from pirl_jax.learner import state as states
 from pirl_jax.policy import normalize, observation
 from pirl_jax.rollout import starts
 from pirl_jax.run import config, simulators
+
+# A loss that has grown by this factor since the first step, whose model knew nothing yet.
+DIVERGED = 10.0
 
 
 @dataclasses.dataclass
@@ -178,6 +181,9 @@ def fit(
     """Run the SFT steps on the demonstrations -> parameters, metrics of the last step.
 
     Takes `params` over.  advance: shows progress.
+
+    Raises:
+      endings.Failure: it has diverged.
     """
     page = settings.raw.sft
     state = sft.create_state(params, settings.sft, mesh)
@@ -185,8 +191,15 @@ def fit(
     encoded = encode(settings, to_model, episodes)
     drawn = batches(encoded, page.batch_size, rng.named(key, "sft", "batches"))
     noise_key = rng.named(key, "sft", "noise")
-    metrics = {}
+    history = []
     for batch in itertools.islice(drawn, page.steps):
         state, metrics = step(state, *meshes.put_batch(batch, mesh), noise_key)
+        history = [*history[:1], metrics]  # the first and the last
         advance(1)
-    return states.acting_params(state), jax.device_get(metrics)
+    first, last = jax.device_get((history[0], history[-1]))
+    if not last["loss"] <= DIVERGED * first["loss"]:  # not-a-number is not below either
+        raise endings.Failure(
+            f"SFT has diverged: its loss went from {first['loss']:.4g} to {last['loss']:.4g} in "
+            f"{page.steps} steps; lower sft.lr={page.lr}"
+        )
+    return states.acting_params(state), last

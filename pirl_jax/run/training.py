@@ -10,7 +10,7 @@ import pathlib
 import jax
 import ml_collections
 
-from pirl_jax.core import locks, paths
+from pirl_jax.core import locks, paths, rng
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
 from pirl_jax.monitor import log, mirror, timeline
@@ -39,10 +39,16 @@ class Run:
     actor: actors.Actor | None = None
     # Episodes of the scripted expert, where SFT or co-training asked for them.
     demonstrations: list[dict] | None = None
+    rollbacks: int = 0  # how often the run has gone back (run/divergence.py)
 
     @property
     def instructions(self) -> tuple[str, ...]:
         return self.envs.spec.instructions
+
+    def iteration_key(self, iteration: int) -> jax.Array:
+        """Where an iteration draws from; after each rollback from somewhere else."""
+        key = rng.named(self.key, "iteration", iteration)
+        return rng.named(key, "rollback", self.rollbacks) if self.rollbacks else key
 
     def next_stream(self, iteration: int) -> streams.Stream:
         """The rollout of an iteration, whose simulators start now."""

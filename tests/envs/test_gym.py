@@ -92,8 +92,8 @@ def test_faulty_numbers_reach_no_one(env, monkeypatch):
         ("reset", lambda: env.reset(seed=0)),
     ):
 
-        def faulty(*args, real=getattr(wrapped, request)):
-            step = real(*args)
+        def faulty(*args, request=request):
+            step = getattr(type(wrapped), request)(wrapped, *args)
             step.state = step.state * np.nan
             return step
 

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from pirl_jax.core import mesh as meshes
 from pirl_jax.core import endings, page, rows, spec, types
+from pirl_jax.core import mesh as meshes
 from pirl_jax.envs import probes
 from pirl_jax.envs.pool import queue
 from pirl_jax.learner import objective, optimizer, update
