@@ -28,6 +28,7 @@ ROOT = SCRIPT.parents[1]
 QUICK = (
     "safetensors",
     "index",
+    "network",
     "pt",
     "statistics",
     "tokenizer",
