@@ -23,15 +23,17 @@ import zipfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import ml_dtypes
 import numpy as np
 
 from pirl_jax import compare
-from pirl_jax.core import outside
+from pirl_jax.core import outside, spec
+from pirl_jax.models import heads, pi0, variants
 from pirl_jax.monitor import report
 from pirl_jax.policy import normalize, tokenizer
 from pirl_jax.rollout import stream
 from pirl_jax.run import recipes, results
-from pirl_jax.weights import pickled, safetensors, sources
+from pirl_jax.weights import pickled, safetensors, sources, targets
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SECONDS = 20  # of one case; milliseconds on an idle machine
@@ -178,6 +180,67 @@ class Index(Safetensors):
         (folder / "model-1.safetensors").write_bytes(self.honest)
         (folder / "model.safetensors.index.json").write_bytes(data)
         return folder / "model.safetensors.index.json"
+
+
+class Network(Safetensors):
+    """A whole pi0 whose file is in order, with tensors of other shapes, types and names."""
+
+    def __init__(self):
+        cfg = variants.pi0_config("tiny")
+        arrays = {}
+        for path, leaf in spec.flatten(pi0.specs(cfg) | heads.value_specs(32, (7,))).items():
+            arrays[path] = np.zeros(leaf.shape, ml_dtypes.bfloat16)
+        source = sources.Source(
+            "memory",
+            pathlib.Path("memory"),
+            {path: x.shape for path, x in arrays.items()},
+            {path: x.dtype for path, x in arrays.items()},
+            lambda path, dtype: arrays[path],
+            {},
+            cfg,
+        )
+        targets.write_openpi_torch(pathlib.Path("network"), source, heads=True)
+        self.honest = pathlib.Path("network", "model.safetensors").read_bytes()
+
+    def damage(self, draw):
+        (length,) = struct.unpack("<Q", self.honest[:8])
+        header = json.loads(self.honest[8 : 8 + length])
+        names = [name for name in header if name != "__metadata__"]
+        # Those of the first layer and outside of layers tell the sizes.
+        telling = [name for name in names if "layers." not in name or "layers.0." in name]
+        for _ in range(draw.choice((1, 1, 2, 5))):
+            name = draw.choice(telling)
+            if name in header:
+                self.change(draw, header, name)
+        text = json.dumps(header).encode()
+        return struct.pack("<Q", len(text)) + text + self.honest[8 + length :]
+
+    def change(self, draw, header, name):
+        entry = header[name]
+        count = (entry["data_offsets"][1] - entry["data_offsets"][0]) // 2
+        kind = draw.randrange(5)
+        if kind == 0:
+            shapes = ([count], [1, count], [count, 1, 1], entry["shape"][::-1], [1] * 9 + [count])
+            entry["shape"] = draw.choice(shapes)
+        elif kind == 1:
+            entry["dtype"] = draw.choice(("F16", "I16"))
+        elif kind == 2:
+            entry |= {"dtype": "U8", "shape": [count, 2]}
+        else:
+            other = draw.choice(list(header))
+            renamed = draw.choice(
+                ("x", name.replace(".0.", ".7."), "value_head.weight", f"{other}.0")
+            )
+            header[renamed] = header.pop(name)
+
+    def place(self, folder, data):
+        (folder / "model.safetensors").write_bytes(data)
+        return folder
+
+    def read(self, path):
+        opened = sources.open_source(path)
+        for name in opened.shapes:
+            opened.read(name)
 
 
 class Pickled:
@@ -424,6 +487,7 @@ def use(tensor):
 KINDS = {
     "safetensors": Safetensors,
     "index": Index,
+    "network": Network,
     "pt": Pickled,
     "statistics": Statistics,
     "tokenizer": Tokenizer,

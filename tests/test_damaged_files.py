@@ -16,7 +16,10 @@ import numpy as np
 import pytest
 
 from pirl_jax import compare, convert, evaluate, serve, train
+from pirl_jax.core import spec
+from pirl_jax.models import pi0
 from pirl_jax.policy import normalize
+from pirl_jax.run import config, recipes
 from pirl_jax.weights import targets
 from tests.weights import conftest
 
@@ -25,6 +28,7 @@ ROOT = SCRIPT.parents[1]
 QUICK = (
     "safetensors",
     "index",
+    "network",
     "pt",
     "statistics",
     "tokenizer",
@@ -229,3 +233,19 @@ def test_weights_that_are_not_finite_are_not_converted(refusal, tmp_path, to):
     assert f"state_proj.weight in {tmp_path / 'source'} holds NaN or infinity" in said
     out = tmp_path / "out"
     assert not out.exists() or not list(out.iterdir()), "the same command works when it is mended"
+
+
+def test_statistics_near_a_checkpoint_are_read_before_a_run_begins(refusal, tmp_path):
+    network = config.settings(recipes.load_recipe("probe")).policy.network
+    params = {}
+    for path, leaf in spec.flatten(pi0.specs(network)).items():
+        params[path] = np.zeros(leaf.shape, np.float32)
+    source = tmp_path / "source"
+    targets.write_openpi_torch(source, conftest.memory_source(params, network))
+    path = source / "assets" / "norm_stats.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"norm_stats": {"state": {"mean": [[0.0]]}, "actions": {}}}))
+    arguments = [f"--config.model.checkpoint={source}", "--config.model.norm_stats="]
+    said = refusal(train, PROBE, "--config.run.compilation_cache=", *arguments)
+    assert f"state.mean of {path} is no list of finite numbers" in said
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"], "nothing is left behind"

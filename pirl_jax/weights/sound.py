@@ -3,6 +3,7 @@
 Knows no format; `where` is the file, for the error.
 """
 
+from collections.abc import Iterable
 import math
 from typing import Any
 
@@ -61,6 +62,17 @@ def require_real(dtype: np.dtype, name: str, where: Any) -> None:
             f"{outside.shown(name)} in {where} is of type {dtype.name}, which weights cannot be; "
             f"give another checkpoint"
         )
+
+
+def common_type(dtypes: Iterable[np.dtype]) -> np.dtype:
+    """The smallest floating type that holds the numbers of all of these."""
+    found = set(dtypes)
+    halves = {np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)}
+    if halves <= found:
+        # Of these two numpy knows none.
+        found.add(np.dtype(np.float32))
+        found -= halves
+    return np.result_type(*found)
 
 
 def require_finite(x: np.ndarray, name: str, where: Any) -> None:

@@ -301,7 +301,7 @@ def _torch(
     for our_path, entries in parts.items():
         # Each layer is a tensor of its own there, and may have a dtype of its own.
         stored = [tensors[entry.name].dtype for entry in entries]
-        dtypes[our_path] = np.result_type(*stored)
+        dtypes[our_path] = sound.common_type(stored)
 
     def fetch(our_path: str, dtype: Any) -> np.ndarray:
         out = np.empty(shapes[our_path], dtype)

@@ -45,3 +45,16 @@ def test_shapes():
     for wrong in (None, "3", 3, [-1], [True], [1.0], ["3"], [1] * 17, [1 << 48], [0, 1 << 48]):
         with pytest.raises(ValueError, match=r"^w in a.pt has no shape that can be; "):
             sound.shape(wrong, 4, "w", "a.pt")
+
+
+def test_the_common_type_of_layers_holds_them_all():
+    half = np.dtype(ml_dtypes.bfloat16)
+    for dtypes, common in (
+        ([half], half),
+        ([half, "f4", half], "f4"),
+        (["f2", "f4"], "f4"),
+        (["f2", half], "f4"),
+        ([half, "f8", "f2"], "f8"),
+    ):
+        found = sound.common_type([np.dtype(dtype) for dtype in dtypes])
+        assert found == np.dtype(common)
