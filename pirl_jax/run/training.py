@@ -80,7 +80,7 @@ def prepare(
     paths.require_writable(path, "run.directory")
     if raw.run.wandb and not jax.process_index():
         mirror.check()
-    standing = meshes.gather(_claim(path, resume, stack))[0]
+    standing = _claim(path, resume, stack)
     resume_at = standing.resume_at
     if not resume_at:
         policies.check_start(settings)
@@ -135,12 +135,24 @@ class _Standing:
 def _claim(path: pathlib.Path, resume: str, stack: contextlib.ExitStack) -> _Standing:
     """Be the only one who writes in the run directory; nothing that stands there changes.
 
-    The first host speaks for all.
+    The first host speaks for all, also where it refuses.
     """
-    if jax.process_index():
-        return _Standing(None, {})
-    remedy = "wait for its end or stop it, or give another run.directory"
-    stack.enter_context(locks.writing(path, remedy))
+    found = None
+    refused = ""
+    if not jax.process_index():
+        try:
+            remedy = "wait for its end or stop it, or give another run.directory"
+            stack.enter_context(locks.writing(path, remedy))
+            found = _look(path, resume)
+        except ValueError as error:
+            refused = str(error)
+    found, refused = meshes.gather((found, refused))[0]
+    if refused:
+        raise ValueError(refused)
+    return found
+
+
+def _look(path: pathlib.Path, resume: str) -> _Standing:
     if not log.holds_run(path):
         return _Standing(None, {})
     if resume == "never":

@@ -293,7 +293,6 @@ class Store:
         finally:
             self._background.shutdown()
             self._checkpointer.close()
-            logging.getLogger("absl").removeFilter(_is_news)
 
     def _standing(self) -> list[int]:
         """Iterations of complete checkpoints, the same on all hosts."""
