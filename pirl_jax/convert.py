@@ -9,8 +9,11 @@ Numbers change only where --dtype or --merge-lora ask for it.
 """
 
 import argparse
+from collections.abc import Iterator
+import contextlib
 import dataclasses
 import pathlib
+import shutil
 import sys
 
 import jax
@@ -61,12 +64,14 @@ def convert(
     if dtype:
         written, errors = targets.cast(source, dtype)
     # Of our own runs the heads are a part, asked for or not.
-    notes = targets.WRITERS[to](folder, written, heads or to == "pirl")
+    with _all_or_nothing(folder):
+        notes = targets.WRITERS[to](folder, written, heads or to == "pirl")
+        said = _save_stats(folder, stats, to, asset_id)
     lines += [f"  {name}: {reason}" for name, reason in notes.items()]
     if errors:
         worst = max(errors, key=errors.get)
         lines.append(f"rounded to {dtype}: largest absolute error {errors[worst]:.3g}, in {worst}")
-    lines.append(_save_stats(folder, stats, to, asset_id))
+    lines.append(said)
     if source.cfg is None:
         return [*lines, f"wrote {folder} ({to})"]
     result = sources.open_source(folder, source.cfg)
@@ -74,6 +79,20 @@ def convert(
     if verify:
         lines.append(parity(source, result, written))
     return lines
+
+
+@contextlib.contextmanager
+def _all_or_nothing(folder: pathlib.Path) -> Iterator[None]:
+    """A folder that was empty is so again where the block is not finished: half of it misleads."""
+    try:
+        yield
+    except BaseException:
+        for path in folder.glob("[!.]*"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        raise
 
 
 def _find_stats(
