@@ -1,3 +1,5 @@
+import sys
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -50,6 +52,15 @@ def test_our_run_to_openpi_and_back(run, tmp_path, capsys):
     before = sources.open_source(run)
     after = sources.open_source(tmp_path / "jax")
     conftest.assert_same(after, {path: before.read(path) for path in after.shapes})
+
+
+def test_a_conversion_that_is_ended_leaves_nothing(run, tmp_path, capsys, monkeypatch):
+    asked = [run, tmp_path / "jax", "--to", "openpi_jax"]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(convert, "_save_stats", lambda *_: sys.exit(143))
+        command(capsys, *asked)
+    assert not [*(tmp_path / "jax").glob("[!.]*")]
+    assert f"wrote {tmp_path / 'jax'}" in command(capsys, *asked)
 
 
 def test_rounding_says_its_error_and_what_it_does_to_actions(run, tmp_path, capsys):
