@@ -6,9 +6,13 @@ its own.
 """
 
 import contextlib
+import os
 import pathlib
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import types
 
 import jax
@@ -537,6 +541,89 @@ def test_a_bug_at_work_keeps_its_traceback(command, bug, places, monkeypatch):
     _working(monkeypatch, command, bug("a mistake of ours"))
     with pytest.raises(bug, match="a mistake of ours"):
         command.main(["pirl", PROBE, NO_CACHE])
+
+
+# ---- in processes of their own -------------------------------------------------------------------
+
+
+def process(arguments, where, before=(), **options):
+    """What a command says as a process; it may be started by another, such as unshare."""
+    argv = [*before, sys.executable, "-m", "pirl_jax", *arguments]
+    variables = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    variables.pop("XLA_FLAGS", None)
+    done = subprocess.run(
+        argv,
+        cwd=where,
+        env=variables,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        check=False,
+        **options,
+    )
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    return lines[0]
+
+
+@pytest.mark.slow
+def test_nobody_answers_on_a_closed_terminal(places):
+    """A recipe that asks a question; standard input and output are closed."""
+    closed = ["bash", "-c", 'exec "$0" "$@" <&- >&-']
+    said = process(["train", "--config=waits.py"], places, closed)
+    assert "waits.py:2 raises" in said and "mend it" in said
+
+
+@pytest.mark.slow
+def test_a_name_that_is_no_text(places):
+    name = os.fsdecode(b"r\xff.py")
+    (places / name).write_text("x = 1\n")
+    assert "has characters that cannot be printed" in process(["train", f"--config={name}"], places)
+
+
+IN_PLACE = {
+    "train": ["train", PROBE, NO_CACHE, "--config.run.directory=here/run"],
+    "the cache": ["train", PROBE, "--config.run.compilation_cache=here/cache"],
+    "evaluate": ["evaluate", PROBE, NO_CACHE, "--policy=random", "--output=here/out"],
+    "compare": ["compare", "run", "--output=here/sheet"],
+    "bench": ["bench", "plan", "--output=here/plan.json"],
+    "download": ["download", "pi0_base", "--to=here/weights"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", IN_PLACE.values(), ids=IN_PLACE)
+@pytest.mark.parametrize("disk", ["read-only", "full"])
+def test_no_command_begins_where_it_cannot_write(arguments, disk, tmp_path):
+    if os.geteuid() or shutil.which("unshare") is None:
+        pytest.skip("mounting needs root and unshare")
+    (tmp_path / "here").mkdir()
+    mounts = {
+        "read-only": "mount --bind here here && mount -o remount,ro,bind here",
+        "full": "mount -t tmpfs -o size=64k tmpfs here; cat /dev/zero >here/fill 2>/dev/null; true",
+    }
+    may = ["unshare", "-m", "bash", "-c", mounts[disk]]
+    if subprocess.run(may, cwd=tmp_path, capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount")
+    mounted = ["unshare", "-m", "bash", "-c", f'{{ {mounts[disk]}; }} && exec "$0" "$@"']
+    reason = {"read-only": "Read-only file system", "full": "No space left on device"}[disk]
+    said = process(arguments, tmp_path, mounted)
+    assert f"cannot be written ({reason}: {tmp_path / 'here'}); choose another place" in said
+
+
+@pytest.mark.slow
+def test_a_port_that_only_root_may_take(places):
+    other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]
+    if os.geteuid() or shutil.which("setpriv") is None:
+        pytest.skip("being somebody else needs root and setpriv")
+    taking = "import pirl_jax, socket; socket.create_server(('127.0.0.1', 80)).close()"
+    may = [*other, sys.executable, "-c", taking]
+    done = subprocess.run(may, cwd=ROOT, capture_output=True, text=True, check=False)
+    if "Permission denied" not in done.stderr or "socket" not in done.stderr:
+        pytest.skip("here everybody may take port 80, or another user cannot read this checkout")
+    said = process(["serve", PROBE, "--port=80"], "/", other)
+    assert "--port=80 cannot be used ([Errno 13] Permission denied); choose others" in said
 
 
 def test_there_are_as_many_as_an_audit_of_them_had():

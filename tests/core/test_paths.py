@@ -15,6 +15,7 @@ import sys
 import pytest
 
 from pirl_jax.core import bounds, endings, page, paths
+from pirl_jax.envs.libero import files
 from pirl_jax.run import command
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -64,6 +65,20 @@ def test_variables(home, monkeypatch):
     monkeypatch.setenv("PIRL_LIBERO_ASSETS", "~nobody_of_this_name/x")
     with pytest.raises(ValueError, match=r"^\$PIRL_LIBERO_ASSETS: ~nobody"):
         paths.of_variable("PIRL_LIBERO_ASSETS")
+
+
+def test_variables_of_simulators(home, monkeypatch):
+    """envs/ knows no core, and expands the same."""
+    for name in files.ASSET_FOLDERS:
+        (home / "assets" / name).mkdir(parents=True)
+    monkeypatch.setattr(files, "package", lambda: home / "libero")
+    monkeypatch.setenv("PIRL_LIBERO_ASSETS", "~/assets")
+    assert files.find_assets(None) == home / "assets"
+    monkeypatch.setenv("PIRL_LIBERO_ASSETS", "~nobody_of_this_name/assets")
+    with pytest.raises(ValueError, match="LIBERO assets are not in ~nobody_of_this_name/assets"):
+        files.find_assets(None)
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/caches")
+    assert files.cache_folder("meshes") == home / "caches" / "pirl_jax" / "meshes"
 
 
 def _places():

@@ -150,7 +150,7 @@ def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:
     # in the package of a checkout, or downloaded at the first import
     own = [package() / "assets", downloaded_assets()]
     # No shell expands the ~ of a variable in a job file.
-    candidates = [pathlib.Path(wanted).expanduser()] if wanted else own
+    candidates = [pathlib.Path(os.path.expanduser(wanted))] if wanted else own
     for folder in candidates:
         if all((folder / name).is_dir() for name in ASSET_FOLDERS):
             return folder.resolve()
@@ -169,8 +169,8 @@ def downloaded_assets() -> pathlib.Path:
 
 def cache_folder(name: str) -> pathlib.Path:
     """A folder of ours in the user's cache."""
-    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return root.expanduser() / "pirl_jax" / name
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(os.path.expanduser(root), "pirl_jax", name)
 
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:
