@@ -2,9 +2,11 @@
 
 import concurrent.futures
 import contextlib
+import gc
 import logging
 import socket
 import time
+import weakref
 
 import numpy as np
 from openpi_client import msgpack_numpy
@@ -133,6 +135,25 @@ def test_unfinished_messages_of_an_address_have_a_bound(wired, monkeypatch):
             assert isinstance(other.recv(timeout=20), bytes)
 
 
+def test_a_refused_message_takes_no_room_any_more(wired):
+    """At once, not when the garbage collector comes by: a client can send many until then."""
+    arrays = []
+
+    def read(message):
+        arrays.append(weakref.ref(message["x"]))
+        raise ValueError("no")
+
+    gc.disable()
+    try:
+        with connect(wired(answer, read=read)) as connection:
+            connection.recv()
+            connection.send(msgpack_numpy.packb({"x": np.zeros(2**20, np.uint8)}))
+            assert connection.recv(timeout=20).endswith("ValueError: no\n")
+            assert arrays[0]() is None
+    finally:
+        gc.enable()
+
+
 def test_small_messages_wait_neither_for_large_ones_nor_for_those_of_others(wired):
     def read(message):
         time.sleep(message["s"])
@@ -148,7 +169,7 @@ def test_small_messages_wait_neither_for_large_ones_nor_for_those_of_others(wire
         for connection in (*others, mine):
             connection.recv()
         for connection in others[:6]:
-            connection.send(packed(guard.LARGE_BYTES, 1.0))
+            connection.send(packed(guard.LARGE_BYTES, 1.6))
         time.sleep(0.2)
         assert seconds(mine, packed(10, 0.0)) < 0.8, "large ones have a line of their own"
         for connection in others[6:]:
