@@ -2,6 +2,7 @@
 resume bit for bit."""
 
 import errno
+import functools
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from pirl_jax import train
-from pirl_jax.core import locks
+from pirl_jax.core import endings, locks
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs import child
 from pirl_jax.learner import update
@@ -22,6 +23,7 @@ from pirl_jax.monitor import log
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import evaluation, preemption
 from pirl_jax.weights import folders, store
+from tests import faulty
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
@@ -34,6 +36,7 @@ SMALL = {
     "algorithm.microbatch_size": 4,
     "run.compilation_cache": "",
 }
+FAULTY = functools.partial(faulty.Faulty, 0.05)
 MAKE_MESH = meshes.make_mesh
 
 
@@ -639,3 +642,108 @@ def test_fields_of_evaluations_and_checkpoints(noises):
     assert counts == {"iteration_1": 1, "after": 2}
     kept = {path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()}
     assert kept == {"0", "1", "2"}
+
+
+# ---- a run that diverges ------------------------------------------------------------------------
+
+
+def untrained_after(iteration, times, patch):
+    """The first `times` rollouts of an iteration end as if the policy acted non-finite."""
+    play = train.rollouts.play
+    left = [times]
+    keys = []
+
+    def played(settings, playable, now, *args):
+        if now == iteration:
+            keys.append(jax.random.key_data(args[3]).tolist())
+            if left[0]:
+                left[0] -= 1
+                raise endings.Diverged("the policy acts non-finite")
+        return play(settings, playable, now, *args)
+
+    patch.setattr(train.rollouts, "play", played)
+    return keys
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["after the next save", "before the next save"])
+def test_a_run_that_went_back_resumes_bit_for_bit(tmp_path, monkeypatch, capsys, killed):
+    """Rolled back from iteration 3 to 2; the draws and the step of what follows are others."""
+    run = tmp_path / "run"
+    fields = dict(run__on_divergence="rollback", run__save_every=1, eval__every=0)
+    with monkeypatch.context() as patch:
+        keys = untrained_after(3, 1, patch)
+        whole = probe(tmp_path / "whole", 5, **fields)
+    assert len(keys) == 2 and keys[0] != keys[1]
+    assert "ROLLBACK 1 of at most 3: the policy acts non-finite" in capsys.readouterr().out
+    rows = [row for row in log.read(whole, timing=False) if "actor/lr" in row]
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row.get("run/rollbacks", 0) for row in rows] == [0, 0, 1, 1, 1]
+    np.testing.assert_allclose([row["actor/lr"] for row in rows], [1e-3] * 2 + [3e-4] * 3)
+    with monkeypatch.context() as patch:
+        untrained_after(3, 1, patch)
+        if killed == "after the next save":
+            probe(run, 4, **fields)
+        else:
+            watch = train.divergence.Guard.watch
+
+            def dies(guard, iteration, metrics):
+                if guard._run.rollbacks:
+                    raise KeyboardInterrupt
+                watch(guard, iteration, metrics)
+
+            patch.setattr(train.divergence.Guard, "watch", dies)
+            with pytest.raises(KeyboardInterrupt):
+                probe(run, 5, **fields)
+    probe(run, 5, "--resume", "auto", **fields)
+    assert log.read(run, timing=False) == log.read(whole, timing=False)
+    assert_equal_states(saved(run, 5), saved(whole, 5))
+
+
+DIVERGING = {
+    "PPO": dict(optim__lr=10),
+    "parameters that overflow": dict(optim__lr=10, optim__weight_decay=1e4),
+    "critic": dict(optim__lr=1e-9, optim__value_lr=10, optim__weight_decay=1e4),
+    "learned noise": dict(optim__lr=10, model__noise_method="flow_noise"),
+    "GRPO": dict(
+        optim__lr=10,
+        env__suite="probe_action",
+        model__add_value_head=False,
+        algorithm__adv_type="grpo",
+        algorithm__group_size=4,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DIVERGING)
+def test_a_run_that_diverges_says_so_and_keeps_its_last_healthy_checkpoint(tmp_path, capsys, kind):
+    with pytest.raises(SystemExit) as exit_:
+        probe(tmp_path, 8, run__save_every=1, run__keep=1, eval__every=0, **DIVERGING[kind])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert exit_.value.code == 2 and said.startswith("error: "), said
+    assert "the last healthy checkpoint is that of iteration 0: --resume auto goes on" in said
+    assert store.newest(tmp_path / "checkpoints") == 0
+    assert all(np.isfinite(value).all() for value in saved(tmp_path, 0).values())
+
+
+@pytest.mark.slow
+def test_sft_that_diverges_says_so(tmp_path, capsys):
+    fields = dict(sft__steps=30, sft__lr=10, sft__demonstrations=1, sft__batch_size=8)
+    sizes = dict(model__size="tiny", model__image_size_px=16, env__image_size_px=32)
+    with pytest.raises(SystemExit) as exit_:
+        start("quickstart.py", tmp_path, num_iterations=1, **fields, **sizes)
+    assert exit_.value.code == 2
+    assert "SFT has diverged: its loss went from " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_faulty_numbers_lose_no_update(tmp_path, monkeypatch):
+    """5 % of the states are not finite; every update lost its gradient to them."""
+    monkeypatch.setattr(train.training.simulators, "env_factory", lambda settings: FAULTY)
+    run = probe(tmp_path, 2, rollout__episodes_per_iteration=48, eval__every=0)
+    rows = [row for row in log.read(run) if "actor/updates" in row]
+    assert sum(row["env/lost_episodes"] for row in rows) > 0 == rows[0]["env/restarts"]
+    assert [row["actor/skipped_updates"] for row in rows] == [0, 0]
+    for name, value in rows[-1].items():
+        assert np.isfinite(float(value)) or name == "critic/explained_variance", name

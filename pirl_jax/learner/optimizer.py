@@ -61,7 +61,8 @@ def apply(
         return (p - rates[group] * u).astype(p.dtype)
 
     new_params = _by_group(moved, params, updates)
-    good = jnp.isfinite(norm) & jnp.logical_not(skip | (skip_idle & (norm == 0)))
+    is_idle = skip_idle & (norm == 0)
+    good = jnp.isfinite(norm) & jnp.logical_not(skip | is_idle)
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(good, new, old), (new_params, new_opt_state), (params, opt_state)
     )

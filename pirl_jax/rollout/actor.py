@@ -72,8 +72,8 @@ def _check_actions(actions_nIa: np.ndarray) -> None:
             f"are not finite, so its parameters are of no use"
         )
     raise endings.Diverged(
-        f"the policy acts like none: it chose a normalised action of {size_nIa.max():.4g}, where "
-        f"{ABSURD:g} is absurd, so its parameters are of no use"
+        f"the policy acts absurdly: it chose a normalised action of {size_nIa.max():.4g}, beyond "
+        f"{ABSURD:g}, so its parameters are of no use"
     )
 
 

@@ -1,7 +1,8 @@
 """Training that has gone wrong for good: how a run notices, and what becomes of it.
 
-It notices by actions that no working policy chooses (rollout/actor.py), by parameters that are not
-finite when they are to be saved, and by iterations in a row none of whose gradients was finite.
+It notices by actions that no working policy chooses (rollout/actor.py), by updates that leave
+nothing of the policy, by parameters that are not finite when they are to be saved, and by
+iterations in a row none of whose gradients was finite.
 
 A checkpoint is healthy once an iteration that began with it, or a later one, has applied an update,
 and all rollouts since had the actions of a working policy.  What is not finite is never saved.  The
@@ -29,6 +30,9 @@ from pirl_jax.weights import folders
 
 STEP = 0.3  # both learning rates are multiplied by it at each rollback
 FILE = "rollbacks.json"
+# Of a decision, between the policy that played a rollout and those that its updates made of it.  A
+# bold update moves it by some nats; a step a thousand times too large by more than 1e6.
+MOST_NATS = 1e6
 
 
 class Guard:
@@ -55,15 +59,23 @@ class Guard:
         self._protect()
         self._shrink()
         if self._rollbacks:
-            print(f"this run has gone back {len(self._rollbacks)} times; {self._step()} ({FILE})")
+            print(
+                f"this run has gone back {len(self._rollbacks)} times ({FILE}); "
+                f"its step is {self._step()}"
+            )
 
     def watch(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """An iteration is over, and nothing of it is saved yet.
 
         Raises:
-          endings.Diverged: nothing has been learned for too long.
+          endings.Diverged: the policy is gone, or nothing has been learned for too long.
         """
         self._note(iteration, metrics)
+        if metrics["actor/approx_kl"] > MOST_NATS:
+            raise endings.Diverged(
+                f"the updates of iteration {iteration} left nothing of the policy: they moved it "
+                f"by {metrics['actor/approx_kl']:.4g} nats a decision"
+            )
         if self._skipped >= self._settings.raw.run.max_skipped_iterations:
             raise endings.Diverged(
                 f"no gradient of the last {self._skipped} iterations was finite "
@@ -101,13 +113,13 @@ class Guard:
         most = run.settings.raw.run.max_rollbacks
         print(
             f"ROLLBACK {len(self._rollbacks)} of at most {most}: {cause}; back to the checkpoint "
-            f"of iteration {healthy}, with other draws; {self._step()}",
+            f"of iteration {healthy}, with other draws and a step of {self._step()}",
             flush=True,
         )
 
     def _refuse_to_go_on(self, cause: str, healthy: int | None) -> None:
         section = self._settings.raw.run
-        smaller = f"a smaller step ({self._step()})"
+        smaller = f"a smaller step (it is {self._step()})"
         if healthy is None:
             raise endings.Failure(
                 f"{cause}; no checkpoint of {self._run.directory.path} has proven healthy: "
@@ -162,7 +174,9 @@ class Guard:
 
     def _step(self) -> str:
         rates = ", ".join(f"{name}={rate:.4g}" for name, rate in self._rates().items())
-        return f"the step is {STEP ** len(self._rollbacks):.4g} of the configured one: {rates}"
+        if not self._rollbacks:
+            return rates
+        return f"{STEP ** len(self._rollbacks):.4g} times the configured one: {rates}"
 
     def _drop_streams(self) -> None:
         """Simulators answer what they were asked, and nobody listens."""

@@ -530,6 +530,8 @@ TESTED = {
     "mesh.fsdp": [HERE + "test_the_mesh_has_the_configured_axes"],
     "run.save_every": [EVALUATIONS],
     "run.keep": [EVALUATIONS],
+    "run.max_rollbacks": ["run/test_divergence.py::Run"],
+    "run.max_skipped_iterations": ["run/test_divergence.py::Run"],
 }
 
 
