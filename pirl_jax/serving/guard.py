@@ -150,8 +150,8 @@ class Readers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._small.shutdown()
-        self._large.shutdown()
+        self._small.shutdown(cancel_futures=True)
+        self._large.shutdown(cancel_futures=True)
 
     async def run(self, peer: Peer, num_bytes: int, read: Callable[[Any], Any], frame: Any) -> Any:
         """read(frame), of so many bytes."""
