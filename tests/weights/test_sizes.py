@@ -1,9 +1,10 @@
 import dataclasses
+import random
 
 import pytest
 
 from pirl_jax.models import variants
-from pirl_jax.weights import sizes, torch_names
+from pirl_jax.weights import accounting, sizes, torch_names
 
 
 def torch_shapes(cfg):
@@ -74,3 +75,31 @@ def test_a_part_of_a_network_is_a_sentence():
         sizes.infer({"action_in_proj/kernel": (32, 1024)})
     with pytest.raises(ValueError, match=r"no pi0 or pi0.5 checkpoint of openpi, RLinf or LeRobot"):
         sizes.infer_torch({"encoder.weight": (3, 4)})
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_pi05", "pi0_lora"])
+def test_shapes_of_no_network_are_a_sentence(name):
+    """Axes lost, gained, empty, exchanged or larger than any memory, arrays gone."""
+    cfg = variants.pi0_config(name)
+    shapes = sizes.shapes_of(cfg)
+    refused = 0
+    for seed in range(150):
+        draw = random.Random(seed)
+        changed = dict(shapes)
+        for path in draw.sample(list(shapes), draw.choice((1, 2, 4))):
+            changed[path] = _other(draw, changed[path])
+        try:
+            found = sizes.infer(changed, draw.choice((None, cfg)))
+            accounting.require_shapes(sizes.shapes_of(found), changed, "a checkpoint")
+        except ValueError as error:
+            assert "unpack" not in str(error) and "zip()" not in str(error), error
+            refused += 1
+    assert refused > 100
+
+
+def _other(draw, shape):
+    at = draw.randrange(len(shape))
+    larger = draw.choice((0, 1, 3, 2**31, 2**47))
+    return draw.choice(
+        (shape[:-1], (*shape, 1), shape[::-1], (*shape[:at], larger, *shape[at + 1 :]))
+    )
