@@ -72,8 +72,12 @@ def wait_for(condition, limit_s=10.0):
 
 
 def ended(process):
+    """-> exit code, its complaints; whoever outlives it has nothing to add."""
+    code = process.wait(20)
+    calls = said(pathlib.Path(process.args[1]).parents[1])
     _, complaint = process.communicate(timeout=20)
-    return process.returncode, complaint
+    assert said(pathlib.Path(process.args[1]).parents[1]) == calls
+    return code, complaint
 
 
 @pytest.mark.parametrize(
