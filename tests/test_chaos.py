@@ -148,7 +148,8 @@ def fill_the_disk(trainer, chance):
     recipe, fields = trainer.run
     full = Trainer(recipe, trainer.directory, fields, file_limit=FULL_BYTES)
     said = full.wait(), full.said.read_text()
-    assert said[0] == 2 and "File too large" in said[1].strip().splitlines()[-1], said
+    sentences = [line for line in said[1].splitlines() if line.startswith("error: ")]
+    assert said[0] == 2 and len(sentences) == 1 and "File too large" in sentences[0], said
     return False
 
 

@@ -124,7 +124,7 @@ def test_hosts_without_common_storage_are_refused(tmp_path):
     assert all("must lie on storage that all hosts share" in complaint for complaint in complaints)
 
 
-def wait_for_rows(directory, count, timeout_s=120):
+def wait_for_rows(directory, count, timeout_s=300):
     """Until so many iterations are done."""
     metrics = directory / "metrics.jsonl"  # the first thing that a run writes
     deadline_s = time.monotonic() + timeout_s

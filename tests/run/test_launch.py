@@ -127,7 +127,7 @@ def test_hosts_save_where_the_script_is_gone(launch, tmp_path):
 
 def test_a_host_that_fails_ends_the_others(launch, tmp_path, monkeypatch):
     monkeypatch.setenv("FAILS", "3")
-    assert ended(launch("hosts.sh", "one,two"))[0] == 3
+    assert launch("hosts.sh", "one,two").wait(20) == 3
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
