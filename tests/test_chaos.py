@@ -65,8 +65,9 @@ class Trainer:
                 [*command, "--resume", "auto"],
                 cwd=ROOT,
                 env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-                stdout=output,
+                stdout=subprocess.PIPE if file_limit else output,  # a log would be full, too
                 stderr=subprocess.STDOUT,
+                text=True,
                 start_new_session=True,
                 preexec_fn=file_limit and limit_files,
             )
@@ -147,9 +148,10 @@ def fill_the_disk(trainer, chance):
     kill_the_trainer(trainer, chance)
     recipe, fields = trainer.run
     full = Trainer(recipe, trainer.directory, fields, file_limit=FULL_BYTES)
-    said = full.wait(), full.said.read_text()
-    sentences = [line for line in said[1].splitlines() if line.startswith("error: ")]
-    assert said[0] == 2 and len(sentences) == 1 and "File too large" in sentences[0], said
+    said, _ = full.process.communicate(timeout=PATIENCE_S)
+    sentences = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert full.process.returncode == 2 and len(sentences) == 1, said[-3000:]
+    assert "File too large" in sentences[0]
     return False
 
 
