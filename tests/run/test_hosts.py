@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pirl_jax.monitor import log
-from pirl_jax.run import hosts, results
+from pirl_jax.run import hosts, preemption, results
 from tests import test_train
 from tests.learner import test_two_hosts
 
@@ -171,7 +171,7 @@ def test_an_address_is_checked(wrong):
         pytest.raises(
             ValueError, match=f"--hosts={wrong} is no address; give ADDRESS:PORT,COUNT,INDEX"
         ),
-        hosts.joined(wrong),
+        hosts.joined(wrong, preemption.Watch("", None)),
     ):
         pass
 
