@@ -31,7 +31,7 @@ COMMON = {
 }
 PROBE = {
     "env.suite": "probe_delayed",
-    "num_iterations": 60,
+    "num_iterations": 30,
     "rollout.num_envs": 8,
     "rollout.num_groups": 2,
     "rollout.episodes_per_iteration": 12,
@@ -46,7 +46,7 @@ LIBERO = {
     "eval.every": 0,
 }
 PATIENCE_S = 300.0  # until something that is waited for has happened
-FULL_BYTES = 40_000  # no file may be larger: rows fit for a while, checkpoints never
+FULL_BYTES = 200_000  # no file may be larger: rows fit, checkpoints do not
 
 
 class Trainer:
@@ -65,8 +65,9 @@ class Trainer:
                 [*command, "--resume", "auto"],
                 cwd=ROOT,
                 env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-                stdout=output,
+                stdout=subprocess.PIPE if file_limit else output,  # a log would be full, too
                 stderr=subprocess.STDOUT,
+                text=True,
                 start_new_session=True,
                 preexec_fn=file_limit and limit_files,
             )
@@ -147,8 +148,10 @@ def fill_the_disk(trainer, chance):
     kill_the_trainer(trainer, chance)
     recipe, fields = trainer.run
     full = Trainer(recipe, trainer.directory, fields, file_limit=FULL_BYTES)
-    said = full.wait(), full.said.read_text()
-    assert said[0] == 2 and "File too large" in said[1].strip().splitlines()[-1], said
+    said, _ = full.process.communicate(timeout=PATIENCE_S)
+    sentences = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert full.process.returncode == 2 and len(sentences) == 1, said[-3000:]
+    assert "File too large" in sentences[0]
     return False
 
 
@@ -187,15 +190,13 @@ def rows(directory):
     return found
 
 
-def check(recipe, folder, fields, rounds):
+def check(recipe, folder, fields):
     chance = random.Random(0)
-    troubles = []
-    for _ in range(rounds):
-        troubles += chance.sample(TROUBLES, len(TROUBLES))
+    troubles = chance.sample(TROUBLES, len(TROUBLES))
     assert Trainer(recipe, folder / "undisturbed", fields).wait() == 0
     endure(recipe, folder / "disturbed", fields, troubles, chance)
     starts = json.loads((folder / "disturbed" / "environment.json").read_text())
-    assert len(starts) > rounds
+    assert len(starts) > 4
     disturbed = rows(folder / "disturbed")
     for row, expected in zip(disturbed, rows(folder / "undisturbed"), strict=True):
         assert row == expected
@@ -206,9 +207,9 @@ def check(recipe, folder, fields, rounds):
 
 def test_a_probe_among_troubles(tmp_path):
     fields = PROBE | {"run.compilation_cache": tmp_path / "compiled"}
-    check("probe", tmp_path, fields, rounds=2)
+    check("probe", tmp_path, fields)
 
 
 def test_libero_among_troubles(tmp_path, libero_assets):
     fields = LIBERO | {"run.compilation_cache": tmp_path / "compiled", "env.assets": libero_assets}
-    check("libero_spatial_ppo_pi0_tiny", tmp_path, fields, rounds=1)
+    check("libero_spatial_ppo_pi0_tiny", tmp_path, fields)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pirl_jax.monitor import log
-from pirl_jax.run import hosts, results
+from pirl_jax.run import hosts, preemption, results
 from tests import test_train
 from tests.learner import test_two_hosts
 
@@ -124,7 +124,7 @@ def test_hosts_without_common_storage_are_refused(tmp_path):
     assert all("must lie on storage that all hosts share" in complaint for complaint in complaints)
 
 
-def wait_for_rows(directory, count, timeout_s=120):
+def wait_for_rows(directory, count, timeout_s=300):
     """Until so many iterations are done."""
     metrics = directory / "metrics.jsonl"  # the first thing that a run writes
     deadline_s = time.monotonic() + timeout_s
@@ -171,7 +171,7 @@ def test_an_address_is_checked(wrong):
         pytest.raises(
             ValueError, match=f"--hosts={wrong} is no address; give ADDRESS:PORT,COUNT,INDEX"
         ),
-        hosts.joined(wrong),
+        hosts.joined(wrong, preemption.Watch("", None)),
     ):
         pass
 

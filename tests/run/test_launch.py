@@ -72,8 +72,12 @@ def wait_for(condition, limit_s=10.0):
 
 
 def ended(process):
+    """-> exit code, its complaints; whoever outlives it has nothing to add."""
+    code = process.wait(20)
+    calls = said(pathlib.Path(process.args[1]).parents[1])
     _, complaint = process.communicate(timeout=20)
-    return process.returncode, complaint
+    assert said(pathlib.Path(process.args[1]).parents[1]) == calls
+    return code, complaint
 
 
 @pytest.mark.parametrize(
@@ -123,7 +127,7 @@ def test_hosts_save_where_the_script_is_gone(launch, tmp_path):
 
 def test_a_host_that_fails_ends_the_others(launch, tmp_path, monkeypatch):
     monkeypatch.setenv("FAILS", "3")
-    assert ended(launch("hosts.sh", "one,two"))[0] == 3
+    assert launch("hosts.sh", "one,two").wait(20) == 3
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -1,8 +1,11 @@
 """Signals as a scheduler, a terminal and a launch script send them, to small programs."""
 
+import asyncio
+import contextlib
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -10,7 +13,7 @@ import time
 
 import pytest
 
-from pirl_jax import __main__
+from pirl_jax import __main__, serve
 from pirl_jax.envs import child
 from pirl_jax.run import preemption
 
@@ -151,6 +154,23 @@ def test_every_command_is_watched(name):
     path = ROOT / "pirl_jax" / ("bench/__main__.py" if name == "bench" else f"{name}.py")
     main = path.read_text().partition("\ndef main(")
     assert "@preemption.watching(" in main[0] or "preemption.watching(" in main[2][:300]
+
+
+@pytest.mark.parametrize("number", child.ENDING)
+def test_a_server_ends_normally(number, monkeypatch):
+    """That is how it ends at all; before it serves it ends as other commands do."""
+    handlers = {each: signal.getsignal(each) for each in child.ENDING}
+
+    @contextlib.asynccontextmanager
+    async def serving(*_):
+        asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), number)
+        yield
+
+    monkeypatch.setattr(serve, "serving", serving)
+    with preemption.watching("the policy was not served yet"), socket.create_server(("", 0)) as on:
+        asyncio.run(serve._until_signal(None, {}, on, "", 0.0))
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
 
 
 def test_ctrl_c_while_modules_load_needs_no_traceback():
