@@ -16,6 +16,6 @@ fi
 for benchmark in "${benchmarks[@]}"; do
   # Plans only read what a compiler says about memory: LLVM need not optimise what never runs.
   [[ "$benchmark" != plan ]] || export XLA_FLAGS="--xla_backend_optimization_level=0"
-  python -m pirl_jax.bench "$benchmark" --repeats "${PIRL_BENCH_REPEATS:-5}" --output "docs/bench/${benchmark}_${name}.json"
+  relay python -m pirl_jax.bench "$benchmark" --repeats "${PIRL_BENCH_REPEATS:-5}" --output "docs/bench/${benchmark}_${name}.json"
   unset XLA_FLAGS
 done

@@ -5,18 +5,23 @@
 #   [SEEDS="0 1 2"] bash launch/learning.sh tabletop|libero_object|libero_spatial [pi0] [pi05]
 #
 # Writes docs/results/SUITE.{json,png}.  Finished runs under runs/learning are kept: a second call continues where the first stopped.
+# Asked to end by a signal it lets the run under way save its state, says so, and ends with exit code 75.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 suite=${1:?"name a suite: tabletop, libero_object or libero_spatial"}
+again="$(printf '%q ' ${SEEDS:+env "SEEDS=$SEEDS"} bash "$ROOT/launch/learning.sh" "$@")"
 models=("${@:2}")
 [[ ${#models[@]} -gt 0 ]] || models=(pi0 pi05)
 
 train() { # NAME flags...; skipped where the run is finished
   local directory="runs/learning/$suite/$1"
+  local status=0
   if [[ ! -f "$directory/table.json" ]]; then
-    python -m pirl_jax.train "${recipe[@]}" --config.run.directory="$directory" --resume auto "${@:2}"
+    relay python -m pirl_jax.train "${recipe[@]}" --config.run.directory="$directory" --resume auto "${@:2}" || status=$?
   fi
+  [[ "$status" -ne 75 ]] || echo "launch/learning.sh was asked to end; to go on: $again" >&2
+  [[ "$status" -eq 0 ]] || exit "$status"
 }
 
 # LIBERO's RL stage has a time limit close to what the expert needs, so that a policy has to become faster as well as surer: episodes

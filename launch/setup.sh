@@ -96,6 +96,29 @@ choose_renderer() {
   return 1
 }
 
+# Run a command to its end.  A signal that asks this script to end is passed on to it and waited for; its exit code is returned, 75
+# where it was asked to end before it could say so.  (A command in the background ignores SIGINT, so SIGTERM stands for it.)
+relay() { # COMMAND...
+  local child="" asked="" status=0 name
+  for name in HUP INT TERM USR1; do
+    trap "asked=${name/INT/TERM}; pass_on" "$name"
+  done
+  "$@" &
+  child=$!
+  [[ -z "$asked" ]] || pass_on
+  while kill -0 "$child" 2>/dev/null; do # a signal ends a wait, not the command
+    wait "$child" || true
+  done
+  wait "$child" || status=$? # remembered
+  trap - HUP INT TERM USR1
+  [[ -z "$asked" || "$status" -le 128 ]] || status=75
+  return "$status"
+}
+
+pass_on() {
+  [[ -z "$child" ]] || kill -s "$asked" "$child" 2>/dev/null || true
+}
+
 mkdir -p "$VENV"
 (flock 9; make_venv) 9>"$VENV.lock" # hosts that share the checkout start at the same time
 # Without a visible GPU the simulator would pick an EGL device that does not exist.

@@ -4,6 +4,7 @@ The only file that names the commands; it loads none but the one asked for.
 """
 
 import importlib
+import signal
 import sys
 
 COMMANDS = {
@@ -28,6 +29,9 @@ def main(argv: list[str] | None = None) -> None:
     if name not in COMMANDS:
         print(f"error: {name!r} is no command; pirl has: {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
+    # Ctrl-C needs no traceback while modules load; then the command has its own handlers.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     module = "pirl_jax.bench.__main__" if name == "bench" else f"pirl_jax.{name}"
     importlib.import_module(module).main([f"pirl {name}", *argv[2:]])
 

@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pirl_jax.core import locks, paths, secrets, spec, types
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import paths, secrets, spec, types
 from pirl_jax.models import pi0, variants
 from pirl_jax.policy import normalize
-from pirl_jax.run import command
+from pirl_jax.run import command, preemption
 from pirl_jax.weights import adapters, assets, sources, targets
 
 # Of the policy that --verify runs.
@@ -51,7 +51,7 @@ def convert(
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give a new folder")
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(path.name != locks.NAME for path in folder.iterdir()):
         raise ValueError(f"{folder} is not empty; give a new folder")
     paths.require_writable(folder, "DST")
     if verify and source.cfg is None:
@@ -290,10 +290,12 @@ def prepare(args: argparse.Namespace) -> sources.Source:
     return adapters.only(source) if args.adapters_only else source
 
 
+@preemption.watching("the checkpoint is not converted")
 def main(argv: list[str]) -> None:
     """argv: as sys.argv, the program's name first."""
     args = _arguments(argv[1:])
-    with command.user_errors():
+    # Two at once would both find the folder empty.
+    with command.user_errors(), locks.writing(args.folder, "give a new folder"):
         lines = convert(
             prepare(args),
             args.folder,

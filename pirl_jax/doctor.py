@@ -20,7 +20,7 @@ from pirl_jax.envs.libero import assets as libero_assets
 from pirl_jax.envs.libero import files as libero_files
 from pirl_jax.envs.pool import worker
 from pirl_jax.monitor import columns, packages
-from pirl_jax.run import command, machine
+from pirl_jax.run import command, machine, preemption
 
 STATUSES = ("pass", "fail", "skip")
 JAX_TIMEOUT_S = 120.0
@@ -240,6 +240,7 @@ def as_text(rows: Sequence[machine.Row]) -> str:
     return f"{columns.aligned(lines, left=3)}\n\n{counts}"
 
 
+@preemption.watching("the examination is not finished")
 def main(argv: list[str]) -> None:
     parser = command.Parser("pirl doctor", __doc__)
     add = parser.add_argument

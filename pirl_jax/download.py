@@ -16,7 +16,7 @@ import sys
 from pirl_jax.core import paths, secrets
 from pirl_jax.envs.libero import assets as libero_assets
 from pirl_jax.envs.libero import files as libero_files
-from pirl_jax.run import command
+from pirl_jax.run import command, preemption
 from pirl_jax.weights import hubs
 
 # Where hf-libero 0.1.4 itself downloads from (its utils/download_utils.py), at the newest revision.
@@ -133,6 +133,7 @@ def _choose_hub(name: str, hub: str, available: Collection[str]) -> str:
     return hub or next(iter(available))
 
 
+@preemption.watching("the same command goes on with the download", preemption.TRY_AGAIN)
 def main(argv: list[str]) -> None:
     parser = command.Parser("pirl download", __doc__)
     parser.add_argument("name", choices=["assets", *PUBLISHED, *ALIASES])

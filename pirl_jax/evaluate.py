@@ -15,7 +15,6 @@ import argparse
 from collections.abc import Callable
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import sys
@@ -35,9 +34,11 @@ from pirl_jax.run import (
     evaluation,
     machine,
     policies,
+    preemption,
     results,
     simulators,
 )
+from pirl_jax.serving import metadata, tls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Candidate:
     directory: pathlib.Path  # where results go by default
 
 
+@preemption.watching("the same command plays what is missing", preemption.TRY_AGAIN)
 def main(argv: list[str]) -> None:
     """argv: as sys.argv, the program's name first."""
     with contextlib.ExitStack() as stack:
@@ -67,7 +69,12 @@ def _parser() -> command.Parser:
     parser.add_argument(
         "--policy",
         default="checkpoint",
-        help=f"checkpoint | {' | '.join(POLICIES)} | ws://HOST:PORT",
+        help=f"checkpoint | {' | '.join(POLICIES)} | ws://HOST:PORT | wss://HOST:PORT",
+    )
+    parser.add_argument(
+        "--tls-ca",
+        type=command.path,
+        help="whom to trust at wss://, a PEM file; default: the system's",
     )
     parser.add_argument(
         "--api-key", type=command.key, help="of the server at ws://; default $PIRL_API_KEY"
@@ -162,10 +169,10 @@ def _network(
     devices.setup_jax(settings)
     mesh = devices.mesh(settings)
     run_dir = policies.run_directory(options.checkpoint)
-    # First: the newest of a run that still trains is another one a moment later.
-    identity = policies.checkpoint_identity(run_dir, options.iteration)
-    iteration = options.iteration if identity["iteration"] is None else identity["iteration"]
-    params, norm_stats = policies.load_policy(settings, run_dir, iteration, mesh)
+    # A run that still trains may write another one in between.
+    with policies.held(run_dir, options.iteration) as iteration:
+        params, norm_stats = policies.load_policy(settings, run_dir, iteration, mesh)
+        identity = policies.checkpoint_identity(run_dir, iteration)
     num_envs = _num_envs(settings)
     envs = stack.enter_context(simulators.open_envs(settings, num_envs))
     instructions = envs.spec.instructions
@@ -193,12 +200,16 @@ def _served(
     machine.require_openpi_client()
     from pirl_jax.serving import client  # needs openpi-client, which pip cannot bring along
 
-    opened, metadata = stack.enter_context(client.connections(options.policy, api_key, count))
+    is_secure = options.policy.startswith("wss://")
+    if options.tls_ca and not is_secure:
+        raise ValueError(
+            f"--tls-ca={options.tls_ca} has no effect without --policy=wss://HOST:PORT"
+        )
+    verifying = tls.client_context(options.tls_ca) if is_secure else None
+    remote = stack.enter_context(client.connect(options.policy, api_key, count, verifying))
     envs = stack.enter_context(simulators.open_envs(settings, num_envs))
-    decide = client.decide(opened, metadata, envs.spec, settings.policy.model.action_chunk)
-    # Metadata of others may hold arrays.
-    server = json.loads(json.dumps(metadata, default=str))
-    named = {"name": options.policy, "server": server}
+    decide = client.decide(remote, envs.spec, settings.policy.model.action_chunk)
+    named = {"name": remote.name, "server": metadata.as_json(remote.greeting)}
     directory = pathlib.Path("runs", f"served_{settings.raw.env.suite}")
     return Candidate(envs, settings.raw.rollout, decide, named, directory)
 
@@ -248,9 +259,8 @@ def measure(this: evaluation.Evaluation) -> str:
     with command.user_errors():
         notes = journal.Journal(this.directory / "episodes.jsonl", this.measured)
     with notes:
-        index = {episode: e for e, episode in enumerate(this.episodes)}
-        known = [results.from_row(row) for row in notes.rows]
-        done = {index[result.episode]: result for result in known}
+        with command.user_errors():
+            done = results.finished(notes.rows, this.episodes, notes.path)
         if done:
             print(
                 f"{len(done)} of {len(this.episodes)} episodes are in {notes.path}; "

@@ -5,19 +5,18 @@
 
 For openpi-client or any other client of that protocol.  Requests of all clients are computed
 together, on the first device; actions carry no exploration noise.  Everything is compiled before
-the port opens.  Ends with SIGINT or SIGTERM.
+the port opens.  Ends with SIGINT, SIGTERM or SIGHUP.
 """
 
 import argparse
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent import futures
 import contextlib
 import dataclasses
 import itertools
 import os
-import signal
 import socket
+import ssl
 import sys
 import time
 
@@ -25,14 +24,14 @@ import jax
 import numpy as np
 
 from pirl_jax.core import mesh as meshes
+from pirl_jax.envs import child
 from pirl_jax.policy import observation
 from pirl_jax.rollout import actor as actors
-from pirl_jax.run import command, config, devices, machine, policies
-from pirl_jax.serving import batching, requests
+from pirl_jax.run import command, config, devices, machine, policies, preemption
+from pirl_jax.serving import batching, requests, tls
 
 MOST_ROWS = 4096  # of a batch: each of its powers of two is compiled
 LONGEST_WINDOW_MS = 60_000
-NUM_READERS = 2  # threads that decode and resize pictures
 
 
 @dataclasses.dataclass
@@ -80,6 +79,7 @@ class Engine:
             self([request] * size)
 
 
+@preemption.watching("the policy was not served yet")
 def main(argv: list[str]) -> None:
     """The command, until the signal that ends it; argv as sys.argv, the program's name first."""
     with contextlib.ExitStack() as stack:
@@ -87,7 +87,9 @@ def main(argv: list[str]) -> None:
             values, raw = command.parse(argv, _parser())
             machine.require_openpi_client()
             _check(values)
-            # Before the checkpoint is read, which takes minutes: a port that is taken is told now.
+            # Before the checkpoint is read, which takes minutes: bad files and a port that is
+            # taken are told now.
+            encrypted = tls.server_context(*values.tls) if values.tls else None
             listener = stack.enter_context(bind(values.host, values.port))
             engine, metadata = prepare(values, config.settings(raw))
         start_s = time.monotonic()
@@ -97,7 +99,7 @@ def main(argv: list[str]) -> None:
         print(f"compiled for batches of {sizes} in {seconds:.1f} s", flush=True)
         api_key = values.api_key or os.environ.get("PIRL_API_KEY", "")
         window_s = 1e-3 * values.window_ms
-        asyncio.run(_until_signal(engine, metadata, listener, api_key, window_s))
+        asyncio.run(_until_signal(engine, metadata, listener, api_key, window_s, encrypted))
 
 
 def _parser() -> command.Parser:
@@ -123,6 +125,13 @@ def _parser() -> command.Parser:
     parser.add_argument("--port", type=int, default=8000, help="0 = any free one")
     parser.add_argument(
         "--api-key", type=command.key, help="clients must send it; default $PIRL_API_KEY"
+    )
+    parser.add_argument(
+        "--tls",
+        nargs=2,
+        type=command.path,
+        metavar=("CERT", "KEY"),
+        help="serve wss:// with this certificate and private key, PEM files",
     )
     parser.add_argument("--max-batch", type=int, default=8, help="most requests computed together")
     parser.add_argument(
@@ -178,10 +187,9 @@ def prepare(values: argparse.Namespace, settings: config.Settings) -> tuple[Engi
         )
     devices.setup_jax(settings)
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
-    # First: the newest of a run that still trains is another one a moment later.
-    identity = policies.checkpoint_identity(values.checkpoint, values.iteration)
-    iteration = values.iteration if identity["iteration"] is None else identity["iteration"]
-    params, norm_stats = policies.load_policy(settings, values.checkpoint, iteration, mesh)
+    with policies.held(values.checkpoint, values.iteration) as iteration:
+        params, norm_stats = policies.load_policy(settings, values.checkpoint, iteration, mesh)
+        identity = policies.checkpoint_identity(values.checkpoint, iteration)
     # The prompts are the clients'; each is checked as it comes.
     transform = policies.transform(settings, norm_stats, [""])
     engine = Engine(
@@ -213,16 +221,22 @@ def _batch_sizes(max_batch: int) -> tuple[int, ...]:
 
 
 async def _until_signal(
-    engine: Engine, metadata: dict, listener: socket.socket, api_key: str, window_s: float
+    engine: Engine,
+    metadata: dict,
+    listener: socket.socket,
+    api_key: str,
+    window_s: float,
+    encrypted: ssl.SSLContext | None,
 ) -> None:
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in child.ENDING:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with serving(engine, metadata, listener, api_key, window_s):
+    async with serving(engine, metadata, listener, api_key, window_s, encrypted):
         host, port = listener.getsockname()[:2]
         key = "with" if api_key else "without"
         # Flushed: a program that starts this one waits for the line, and reads the port there.
-        print(f"serving on ws://{host}:{port}, {key} an API key", flush=True)
+        scheme = "wss" if encrypted else "ws"
+        print(f"serving on {scheme}://{host}:{port}, {key} an API key", flush=True)
         await stop.wait()
 
 
@@ -233,31 +247,31 @@ async def serving(
     listener: socket.socket,
     api_key: str = "",
     window_s: float = 0.004,
+    encrypted: ssl.SSLContext | None = None,
 ) -> AsyncIterator[None]:
     """The open server.
 
     api_key: what clients must send; "": nothing.
+    encrypted: None: in the clear.
     window_s: how long a request waits for companions.
     """
     from pirl_jax.serving import wire  # needs openpi-client, which pip cannot bring along
 
     arrivals = itertools.count()
-    loop = asyncio.get_running_loop()
     batcher = batching.Batcher(engine, engine.batch_sizes[-1], window_s)
-    # Decoding and resizing pictures must not delay the answers of others.
-    with contextlib.closing(batcher), futures.ThreadPoolExecutor(NUM_READERS) as readers:
+    with contextlib.closing(batcher):
 
-        async def answer(message: dict) -> dict:
-            request = await loop.run_in_executor(
-                readers, requests.read, message, engine.actor.transform, next(arrivals)
-            )
+        def read(message: dict) -> requests.Request:
+            return requests.read(message, engine.actor.transform, next(arrivals))
+
+        async def answer(request: requests.Request) -> dict:
             future = batcher.submit(request, expected=len(server.connections))
             result = await asyncio.wrap_future(future)
             if not np.isfinite(result["actions"]).all():
                 raise RuntimeError("the policy's actions are not finite; serve another checkpoint")
             return result
 
-        async with wire.listen(answer, metadata, sock=listener, api_key=api_key) as server:
+        async with wire.listen(answer, metadata, api_key, read, encrypted, sock=listener) as server:
             yield
 
 

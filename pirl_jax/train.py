@@ -17,8 +17,9 @@ import sys
 import jax
 import numpy as np
 
+from pirl_jax.core import endings, page, rng, types
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import page, rng, types
+from pirl_jax.envs.pool import queue
 from pirl_jax.learner import objective, update
 from pirl_jax.learner import state as states
 from pirl_jax.monitor import log, progress, report, timeline
@@ -30,9 +31,11 @@ from pirl_jax.run import (
     command,
     config,
     devices,
+    divergence,
     evaluation,
     hosts,
     policies,
+    preemption,
     results,
     rollouts,
     steps,
@@ -44,15 +47,20 @@ Advance = Callable[..., None]  # (count, note) of monitor/progress.py
 
 
 def main(argv: list[str]) -> None:
-    with contextlib.ExitStack() as stack:
+    resume = preemption.how_to_resume(argv)
+    with (
+        preemption.watching(resume, preemption.TRY_AGAIN) as watch,
+        contextlib.ExitStack() as stack,
+    ):
         with command.user_errors():
             options, raw = command.parse(argv, _parser())
             settings = config.settings(raw)
             devices.setup_jax(settings)
-            stack.enter_context(hosts.joined(options.hosts))
+            stack.enter_context(hosts.joined(options.hosts, watch))
             run = training.prepare(settings, raw, options.resume, stack)
+            guard = divergence.Guard(run)
         with command.known_endings():
-            finish(run, iterate(run, first_state(run)))
+            learn(run, guard, watch)
 
 
 def _parser() -> command.Parser:
@@ -65,6 +73,26 @@ def _parser() -> command.Parser:
         help="auto: continue the run in run.directory",
     )
     return parser
+
+
+def learn(run: training.Run, guard: divergence.Guard, watch: preemption.Watch) -> None:
+    """To the end of the run, back from where it diverges.
+
+    Raises:
+      endings.Failure: it ends before.
+    """
+    state = first_state(run)
+    while state is not None:
+        cause = ""
+        try:
+            finish(run, iterate(run, state, guard, watch))
+        except endings.Diverged as error:
+            cause = str(error)
+        # Before anything is loaded: a state that is of no use may fill the devices.
+        state = None
+        if cause:
+            guard.roll_back(cause)
+            state = _resumed(run)
 
 
 def first_state(run: training.Run) -> states.TrainState:
@@ -92,7 +120,7 @@ def first_state(run: training.Run) -> states.TrainState:
     if settings.raw.eval.baseline:
         _evaluate(run, params, 0, "before", settings.raw.eval.episodes_per_task)
     state = steps.train_state(settings, params, run.mesh)
-    run.store.save(0, state)
+    run.store.save(0, divergence.checked(state, 0))
     return state
 
 
@@ -141,6 +169,7 @@ def _encoded_demonstrations(run: training.Run) -> tuple[types.Observation, np.nd
     if not run.settings.raw.algorithm.sft_loss_weight:
         return None
     if run.demonstrations is None:
+        run.store.wait()  # this takes minutes, in which a signal ends the run at once
         run.demonstrations = teach.collect(run.settings, run.playable)
     return teach.encode(run.settings, run.actor.transform, run.demonstrations)
 
@@ -148,28 +177,75 @@ def _encoded_demonstrations(run: training.Run) -> tuple[types.Observation, np.nd
 # ---- iterate ---------------------------------------------------------------------------------
 
 
-def iterate(run: training.Run, state: states.TrainState) -> states.TrainState:
-    """The training loop."""
+def iterate(
+    run: training.Run,
+    state: states.TrainState,
+    guard: divergence.Guard,
+    watch: preemption.Watch,
+) -> states.TrainState:
+    """The training loop.
+
+    Asked to end, it finishes the update that is under way, or drops the rollout, and saves.
+
+    Raises:
+      endings.Preempted: it was; the run goes on from that checkpoint as if nothing had been.
+      endings.Diverged: there is nothing to go on with.
+    """
     raw = run.settings.raw
     learner = Learner(steps.updater(run.settings, run.mesh), _encoded_demonstrations(run))
     run.timers.take()
     total = raw.num_iterations - run.first_iteration
-    with progress.track("training", total=total, unit="iterations") as advance:
+    advancing = progress.track("training", total=total, unit="iterations")
+    with watch.patient(run.envs.interrupt), advancing as advance:
         for iteration in range(run.first_iteration, raw.num_iterations):
-            # At the start of an iteration, not at its end: a resumed run has the same evaluations.
-            if config.evaluation_due(raw, iteration):
-                count = raw.eval.episodes_during_training or raw.eval.episodes_per_task
-                acting = states.acting_params(state)
-                _evaluate(run, acting, iteration, f"iteration_{iteration}", count)
-            with jax.transfer_guard("disallow"):
-                state, metrics = _iteration(run, learner, state, iteration, advance)
-            if iteration == run.first_iteration:  # its updates included
-                metrics["time/to_first_update"] = run.timers.age_s()
-            advance(1, timeline.line(run.directory.write(iteration, metrics)))
-            if (iteration + 1) % raw.run.save_every == 0 or iteration + 1 == raw.num_iterations:
-                with run.timers.measure("save"):
-                    run.store.save(iteration + 1, state)
-    run.store.wait()
+            with _resumable(run, state, iteration, watch):
+                state = _step(run, learner, state, iteration, guard, advance)
+        run.store.finish(raw.num_iterations, state)
+    return state
+
+
+@contextlib.contextmanager
+def _resumable(
+    run: training.Run, state: states.TrainState, iteration: int, watch: preemption.Watch
+) -> Iterator[None]:
+    """Where the iteration is interrupted before its updates begin, all hosts save its start."""
+    try:
+        hosts.meet(watch)
+        yield
+    except queue.Interrupted:
+        run.store.finish(iteration, divergence.checked(state, iteration))
+        raise watch.ending(f"iteration {iteration} is saved") from None
+
+
+def _step(
+    run: training.Run,
+    learner: "Learner",
+    state: states.TrainState,
+    iteration: int,
+    guard: divergence.Guard,
+    advance: Advance,
+) -> states.TrainState:
+    """One iteration, with its evaluation, its row and its checkpoint."""
+    raw = run.settings.raw
+    # At the start of an iteration, not at its end: a resumed run has the same evaluations.
+    if config.evaluation_due(raw, iteration):
+        count = raw.eval.episodes_during_training or raw.eval.episodes_per_task
+        acting = states.acting_params(state)
+        _evaluate(run, acting, iteration, f"iteration_{iteration}", count)
+    with jax.transfer_guard("disallow"):
+        state, metrics = _iteration(run, learner, state, iteration, advance)
+    if iteration == run.first_iteration:  # its updates included
+        metrics["time/to_first_update"] = run.timers.age_s()
+    if run.rollbacks:
+        metrics["run/rollbacks"] = float(run.rollbacks)
+    row = run.directory.write(iteration, metrics)
+    advance(1, timeline.line(row))
+    guard.watch(iteration, row)
+    due = (iteration + 1) % raw.run.save_every == 0 or iteration + 1 == raw.num_iterations
+    # One that failed is made good with the state of today.
+    if run.store.failed() or due:
+        with run.timers.measure("save"):
+            run.store.save(iteration + 1, divergence.checked(state, iteration + 1))
     return state
 
 
@@ -192,10 +268,11 @@ def _iteration(
 ) -> tuple[states.TrainState, dict]:
     """One rollout and its updates -> state, metrics."""
     cfg = run.settings.raw.algorithm
-    key = rng.named(run.key, "iteration", iteration)
+    key = run.iteration_key(iteration)
     faults = run.envs.counters()
     published = meshes.local_view(state.params, run.mesh)
-    rollout, played = _rollout(run, published, key, iteration, advance)
+    with hosts.together():
+        rollout, played = _rollout(run, published, key, iteration, advance)
     _start_next(run, iteration + 1)
     with run.timers.measure("update"):
         data = objective.with_advantages(rollout, cfg)
@@ -263,7 +340,8 @@ def _evaluate(
             directory=run.directory.path / "evaluation" / name,
             filmed=results.first_videos(whole, num_videos),
         )
-        played = this.play(run.take_stream() or this.start(), name=f"evaluation ({name})")
+        with hosts.together():
+            played = this.play(run.take_stream() or this.start(), name=f"evaluation ({name})")
     played = starts.joined(meshes.gather(played))
     metrics = stats.episode_metrics(played)
     metrics = {name.replace("env/", "eval/"): value for name, value in metrics.items()}

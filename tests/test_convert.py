@@ -1,8 +1,11 @@
+import sys
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from pirl_jax import convert
+from pirl_jax.core import locks
 from pirl_jax.policy import normalize
 from pirl_jax.weights import adapters, sources, targets
 from tests.weights import conftest
@@ -49,6 +52,15 @@ def test_our_run_to_openpi_and_back(run, tmp_path, capsys):
     before = sources.open_source(run)
     after = sources.open_source(tmp_path / "jax")
     conftest.assert_same(after, {path: before.read(path) for path in after.shapes})
+
+
+def test_a_conversion_that_is_ended_leaves_nothing(run, tmp_path, capsys, monkeypatch):
+    asked = [run, tmp_path / "jax", "--to", "openpi_jax"]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(convert, "_save_stats", lambda *_: sys.exit(143))
+        command(capsys, *asked)
+    assert not [*(tmp_path / "jax").glob("[!.]*")]
+    assert f"wrote {tmp_path / 'jax'}" in command(capsys, *asked)
 
 
 def test_rounding_says_its_error_and_what_it_does_to_actions(run, tmp_path, capsys):
@@ -102,6 +114,15 @@ def test_verify_notices_a_changed_bit():
     bias[0] = np.nextafter(bias[0], np.float32(9))
     with pytest.raises(ValueError, match="differs from what was written in action_out_proj/bias"):
         convert.parity(source, conftest.memory_source(changed, source.cfg), source)
+
+
+def test_two_conversions_into_one_folder(vectors, tmp_path, capsys):
+    trained = vectors / "openpi" / "orbax_pi0_tiny"
+    with locks.writing(tmp_path / "new", ""), pytest.raises(SystemExit) as exit_:
+        command(capsys, trained, tmp_path / "new", "--to", "openpi_jax")
+    said = capsys.readouterr().err
+    assert exit_.value.code == 2 and "is in use by process" in said and said.count("\n") == 1
+    assert not (tmp_path / "new").exists()
 
 
 def test_mistakes_are_sentences(run, tmp_path, vectors, capsys):

@@ -9,10 +9,12 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from pirl_jax import evaluate, train
 from pirl_jax.core import mesh as meshes
+from tests.serving import conftest
 
 ROOT = pathlib.Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs/quickstart.py")
@@ -127,9 +129,18 @@ def test_the_expert_succeeds_where_random_actions_do_not(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_continues_where_it_stopped(tmp_path, capfd):
-    """Killed with SIGKILL after some episodes; the same command plays the others, and the result is
-    that of an undisturbed one."""
+@pytest.mark.parametrize(
+    "number, code",
+    [
+        (signal.SIGKILL, -signal.SIGKILL),
+        pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_evaluation_continues_where_it_stopped(tmp_path, capfd, number, code):
+    """Killed or asked to end after some episodes; the same command plays the others.
+
+    The result is that of an undisturbed one.
+    """
     fields = {"env__max_episode_steps": 50, "eval__episodes_per_task": 20}
     whole = play("random", tmp_path / "whole", **fields)
     output = tmp_path / "killed"
@@ -153,10 +164,12 @@ def test_a_killed_evaluation_continues_where_it_stopped(tmp_path, capfd):
         while not notes.exists() or notes.read_bytes().count(b"\n") < 10:
             assert process.poll() is None and time.monotonic() < deadline_s
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(number)
+    assert process.returncode == code
+    said = capfd.readouterr().err
+    assert said == ("SIGTERM: the same command plays what is missing\n" if code == 75 else "")
     before = notes.read_bytes()
     assert 10 <= before.count(b"\n") < 41 and not (output / "evaluation.json").exists()
-    capfd.readouterr()
     resumed = play("random", output, **fields)
     done = before.count(b"\n") - 1
     assert f"{done} of 40 episodes are in {notes}; playing the others" in capfd.readouterr().out
@@ -165,6 +178,64 @@ def test_a_killed_evaluation_continues_where_it_stopped(tmp_path, capfd):
     assert notes.read_bytes().startswith(complete) and notes.read_bytes().count(b"\n") == 41, (
         "nothing is played twice"
     )
+
+
+wired = conftest.wired  # a fixture
+
+
+class Server:
+    """Moves by the state it is shown, until it has been asked `healthy` times."""
+
+    def __init__(self):
+        self.healthy = 0
+        self.fault = None
+
+    async def __call__(self, message):
+        self.healthy -= 1
+        if self.healthy < 0:
+            return self.fault()
+        return {"actions": np.tile(np.tanh(message["observation/state"][:7]), (10, 1))}
+
+
+def refuse():
+    raise ValueError("out of memory")
+
+
+def test_an_evaluation_whose_server_fails_is_continued_by_the_same_command(tmp_path, wired, capsys):
+    """One sentence, exit code 2, what is done is kept; in the end the results are those of an
+    undisturbed evaluation. (tests/serving/test_client.py knows what else a server may do.)"""
+    server = Server()
+    server.fault = refuse
+    policy = f"ws://127.0.0.1:{wired(server, {'name': 'fake'})}"
+    fields = {
+        "env__suite": "probe_conditioned",
+        "env__tasks": "0,",
+        "sft__demonstrations": 0,
+        "eval__episodes_during_training": 2,
+        "env__split": "published",
+        "rollout__num_envs": 1,
+        "rollout__num_groups": 1,
+        "eval__episodes_per_task": 2,
+    }
+    server.healthy = 2
+    whole = play(policy, tmp_path / "whole", **fields)
+    assert len(whole["episodes"]) == 2 and server.healthy == 0
+    server.healthy = 1
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        play(policy, tmp_path / "failed", **fields)
+    said = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert said[-1] == (
+        f"error: --policy={policy}: the server answered with an error (ValueError: out of memory); "
+        "mend it, the same command continues the evaluation"
+    )
+    assert (tmp_path / "failed" / "episodes.jsonl").read_text().count("\n") == 2
+    server.healthy = 1
+    resumed = play(policy, tmp_path / "failed", **fields)
+    assert server.healthy == 0, "what was done is not asked again"
+    assert resumed["episodes"] == whole["episodes"] and resumed["policy"] == whole["policy"]
+    assert whole["policy"] == {"name": policy, "server": {"name": "fake"}}
 
 
 def test_another_evaluation_does_not_mix_in(tmp_path, capsys):

@@ -38,7 +38,7 @@ from pirl_jax.rollout import stream
 from pirl_jax.run import config, evaluation, policies
 from pirl_jax.serving import client, requests
 from pirl_jax.weights import assets, sources, targets
-from tests.serving import conftest
+from tests.serving import conftest, test_tls
 from tests.weights import conftest as weights
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -58,6 +58,9 @@ FIELDS = {
     "eval.num_videos": 0,
     "run.compilation_cache": "",
 }
+
+
+authority = test_tls.authority  # a fixture
 
 
 def make_run(folder, **fields):
@@ -177,8 +180,8 @@ def through_openpis_keys(turn, spec, chunk, port):
 
 def by_remote(turn, spec, chunk, port):
     """The decision function of `evaluate --policy ws://`."""
-    with client.connections(f"ws://127.0.0.1:{port}", "", len(turn.row)) as (opened, metadata):
-        return client.decide(opened, metadata, spec, chunk)(turn)
+    with client.connect(f"ws://127.0.0.1:{port}", "", len(turn.row)) as remote:
+        return client.decide(remote, spec, chunk)(turn)
 
 
 def test_tabletop_through_openpis_keys_gives_the_actions_of_the_in_process_policy(run, served):
@@ -295,7 +298,7 @@ def test_a_bad_observation_ends_its_own_connection_only(served):
     nan_state = {"observation/state": np.full(8, np.nan)}
     grey_image = {"observation/image": np.zeros((16, 16), np.uint8)}
     cases = (
-        (nan_state, r"observation/state is .nan, .* send 8 finite numbers"),
+        (nan_state, r"observation/state: .* not finite; send 8 finite numbers"),
         (grey_image, "send uint8"),
         ({"prompt": 7}, "prompt is a int; send a string"),
         ({"prompt": "push " * 40}, "max_token_len is 40"),
@@ -436,7 +439,7 @@ def command(folder, *arguments, **environment):
     ) as process:
         try:
             lines = [process.stdout.readline() for _ in range(2)]
-            yield process, lines, int(re.search(r"ws://127.0.0.1:(\d+)", lines[1])[1])
+            yield process, lines, int(re.search(r"wss?://127.0.0.1:(\d+)", lines[1])[1])
         finally:
             process.kill()
 
@@ -510,6 +513,23 @@ def test_evaluate_against_a_server_repeats_the_evaluation_in_process(run, tmp_pa
     assert theirs["policy"]["server"]["checkpoint"]["run"] == str(folder)
 
 
+@pytest.mark.slow
+def test_a_policy_is_served_and_evaluated_over_tls(run, authority, tmp_path, capsys):
+    """Both commands as a user types them; an evaluation that trusts somebody else is refused."""
+    files = authority("server.pem"), authority("server.key")
+    fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
+    with command(run[0], "--tls", *files, "--api-key=secret") as (_, lines, port):
+        assert lines[1] == f"serving on wss://127.0.0.1:{port}, with an API key\n"
+        policy = [f"--policy=wss://127.0.0.1:{port}", "--api-key=secret"]
+        argv = ["evaluate", "--config", QUICKSTART, *fields, *policy, "--output", str(tmp_path)]
+        with pytest.raises(SystemExit):
+            evaluate.main(argv)
+        assert "give the certificate of who signed" in capsys.readouterr().err
+        evaluate.main([*argv, "--tls-ca", authority("ca.pem")])
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert len(written["episodes"]) == 4 and "secret" not in json.dumps(written)
+
+
 def videos(folder):
     return {path.name: path.read_bytes() for path in (folder / "videos").iterdir()}
 
@@ -523,6 +543,24 @@ def videos(folder):
             ["--policy=ws://127.0.0.1:1"],
             "--policy=ws://127.0.0.1:1 cannot be reached",
         ),
+        (serve.main, ["--checkpoint=x", "--tls", "no", "key"], "--tls no key cannot be used"),
+        (
+            evaluate.main,
+            ["--policy=ws://127.0.0.1:1", "--tls-ca=x"],
+            "--tls-ca=x has no effect without --policy=wss://HOST:PORT",
+        ),
+        (
+            evaluate.main,
+            ["--policy=wss://127.0.0.1:1", "--tls-ca=nowhere"],
+            "--tls-ca nowhere cannot be used",
+        ),
+        (
+            evaluate.main,
+            ["--policy=ws://me:secret@127.0.0.1:1"],
+            "--policy=ws://127.0.0.1:1 cannot be reached",
+        ),
+        (evaluate.main, ["--policy=ws://127.0.0.1:99999"], "cannot be reached"),
+        (evaluate.main, ["--policy=ws://"], "cannot be reached"),
         (
             evaluate.main,
             ["--policy=http://x"],

@@ -1,18 +1,29 @@
 """Whole runs of the command, in this process: what they leave behind, and that they repeat and
 resume bit for bit."""
 
+import errno
+import functools
 import json
+import os
 import pathlib
 import shutil
+import signal
+import threading
 
 import jax
 import numpy as np
 import pytest
 
 from pirl_jax import train
+from pirl_jax.core import endings, locks
 from pirl_jax.core import mesh as meshes
+from pirl_jax.envs import child
+from pirl_jax.learner import update
 from pirl_jax.monitor import log
-from pirl_jax.weights import store
+from pirl_jax.rollout import stream as streams
+from pirl_jax.run import evaluation, preemption
+from pirl_jax.weights import folders, store
+from tests import faulty
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
@@ -25,6 +36,7 @@ SMALL = {
     "algorithm.microbatch_size": 4,
     "run.compilation_cache": "",
 }
+FAULTY = functools.partial(faulty.Faulty, 0.05)
 MAKE_MESH = meshes.make_mesh
 
 
@@ -151,6 +163,178 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(half, tmp_path):
     probe(killed, 2, "--resume", "auto")
     assert log.read(killed, timing=False) == log.read(half, timing=False)
     assert_equal_states(saved(killed, 2), saved(half, 2))
+
+
+# ---- asked to end ----
+
+
+@pytest.fixture
+def ask(monkeypatch):
+    """Sends this process a signal, and returns when the thread that listens has acted on it.
+
+    The process goes on after the command, with its own handlers.
+    """
+    before = {number: signal.getsignal(number) for number in child.ENDING}
+    monkeypatch.setattr(preemption.Watch, "_limit", lambda self, code: None)
+    heard = threading.Event()
+    begin = preemption.Watch._begin
+
+    def begun(self, number):
+        begin(self, number)
+        heard.set()
+
+    monkeypatch.setattr(preemption.Watch, "_begin", begun)
+
+    def kill(number=signal.SIGTERM):
+        if not heard.is_set():
+            os.kill(os.getpid(), number)
+            assert heard.wait(10)
+
+    yield kill
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    signal.set_wakeup_fd(-1)
+
+
+def before_call(monkeypatch, owner, name, number, action):
+    """`action` before the call of this number, from 1, of a function of the program."""
+    function = getattr(owner, name)
+    count = iter(range(1, 10**6))
+
+    def called(*args, **kwargs):
+        if next(count) == number:
+            action()
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, called)
+
+
+# what is called when the signal comes: owner, name, which call -> iteration that is saved
+PLACES = {
+    # One call each in the evaluation before and in its other episodes.
+    "rollout": (streams.Stream, "send", 8, 0),
+    "end of a rollout": (update, "learn", 1, 1),
+    "update": (update.Updater, "step", 3, 1),
+    "row": (log.RunDir, "write", 3, 2),
+    "evaluation": (evaluation.Evaluation, "play", 2, 2),
+    "last update": (update, "learn", 4, 4),
+}
+ALL_BUT_ONE = [pytest.param(place, marks=pytest.mark.slow) for place in list(PLACES)[1:]]
+
+
+@pytest.mark.parametrize("place", ["rollout", *ALL_BUT_ONE])
+def test_a_run_that_is_asked_to_end_goes_on_as_if_nothing_had_been(
+    whole, tmp_path, monkeypatch, capsys, ask, place
+):
+    owner, name, number, iteration = PLACES[place]
+    with monkeypatch.context() as patch:
+        before_call(patch, owner, name, number, ask)
+        with pytest.raises(SystemExit) as exit_:
+            probe(tmp_path, 4)
+    assert exit_.value.code == 75
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("SIGTERM: ") and "\n" not in said and said.endswith("--resume auto")
+    saved_iterations = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+    assert max(saved_iterations) == iteration
+    assert sum("actor/loss" in row for row in log.read(tmp_path)) == iteration
+    probe(tmp_path, 4, "--resume", "auto")
+    assert log.read(tmp_path, timing=False) == log.read(whole, timing=False)
+    assert_equal_states(saved(tmp_path, 4), saved(whole, 4))
+
+
+# ---- nothing is lost -----------------------------------------------------------------------------
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def files(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_run_equals_the_undisturbed(
+    whole, tmp_path, capsys
+):
+    run = shutil.copytree(whole, tmp_path / "run")
+    blobs = [path for path in (run / "checkpoints" / "4" / "state").rglob("*") if path.is_file()]
+    flip(max(blobs, key=lambda path: path.stat().st_size))
+    probe(run, 4, "--resume", "auto")
+    said = capsys.readouterr().out
+    assert said.count("has another checksum) and set aside as 4.damaged; going on from 2\n") == 1
+    assert log.read(run, timing=False) == log.read(whole, timing=False)
+    assert_equal_states(saved(run, 4), saved(whole, 4))
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"2", "4", "4.damaged"}
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", pytest.param("config.json", marks=pytest.mark.slow)]
+)
+def test_no_fragile_file_decides_about_checkpoints(whole, tmp_path, name, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / name).write_bytes(b"")
+    checkpoints = files(run / "checkpoints")
+    with pytest.raises(SystemExit) as exit_:
+        probe(run, 4)
+    assert exit_.value.code == 2 and "already holds a run" in capsys.readouterr().err
+    probe(run, 4, "--resume", "auto")
+    assert "damaged since the last start: " in capsys.readouterr().out
+    assert files(run / "checkpoints") == checkpoints
+    assert log.read(run, timing=False)[-1] == log.read(whole, timing=False)[-1]
+
+
+def test_a_second_start_changes_nothing(whole, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    with locks.writing(run, ""):
+        before = files(run)
+        for resume in ("never", "auto"):
+            with pytest.raises(SystemExit) as exit_:
+                probe(run, 6, "--resume", resume)
+            said = capsys.readouterr().err
+            assert exit_.value.code == 2 and said.count("\n") == 1
+            assert f"{run} is in use by process {os.getpid()} on host " in said
+        assert files(run) == before
+
+
+def test_a_conversion_is_no_run_to_go_on_with(half, tmp_path, capsys):
+    shutil.copytree(half / "checkpoints" / "2", tmp_path / "checkpoints" / "0")
+    before = files(tmp_path)
+    with pytest.raises(SystemExit):
+        probe(tmp_path, 2, "--resume", "auto")
+    assert "start from it with model.checkpoint=" in capsys.readouterr().err
+    assert files(tmp_path) == before
+
+
+def test_a_save_that_fails_is_made_good_an_iteration_later(half, tmp_path, monkeypatch, caplog):
+    seal, left = folders.seal, [2]
+
+    def full(folder):
+        if folder.name.partition(".")[0] in ("0", "1") and left:
+            left.pop()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        seal(folder)
+
+    monkeypatch.setattr(folders, "seal", full)
+    run = probe(tmp_path, 2)
+    assert "checkpoints/0 could not be written (No space left on device)" in caplog.text
+    assert log.read(run, timing=False) == log.read(half, timing=False)
+    assert_equal_states(saved(run, 2), saved(half, 2))
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"1", "2"}
+
+
+@pytest.mark.slow
+def test_saves_that_go_on_failing_end_the_run(tmp_path, monkeypatch, capsys):
+    def full(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(folders, "seal", full)
+    monkeypatch.setattr(store, "PAUSE_S", 0.0)
+    with pytest.raises(SystemExit) as exit_:
+        probe(tmp_path, 2)
+    assert exit_.value.code == 2
+    assert "(No space left on device), 3 times in a row; it holds []" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -458,3 +642,108 @@ def test_fields_of_evaluations_and_checkpoints(noises):
     assert counts == {"iteration_1": 1, "after": 2}
     kept = {path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()}
     assert kept == {"0", "1", "2"}
+
+
+# ---- a run that diverges ------------------------------------------------------------------------
+
+
+def untrained_after(iteration, times, patch):
+    """The first `times` rollouts of an iteration end as if the policy acted non-finite."""
+    play = train.rollouts.play
+    left = [times]
+    keys = []
+
+    def played(settings, playable, now, *args):
+        if now == iteration:
+            keys.append(jax.random.key_data(args[3]).tolist())
+            if left[0]:
+                left[0] -= 1
+                raise endings.Diverged("the policy acts non-finite")
+        return play(settings, playable, now, *args)
+
+    patch.setattr(train.rollouts, "play", played)
+    return keys
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["after the next save", "before the next save"])
+def test_a_run_that_went_back_resumes_bit_for_bit(tmp_path, monkeypatch, capsys, killed):
+    """Rolled back from iteration 3 to 2; the draws and the step of what follows are others."""
+    run = tmp_path / "run"
+    fields = dict(run__on_divergence="rollback", run__save_every=1, eval__every=0)
+    with monkeypatch.context() as patch:
+        keys = untrained_after(3, 1, patch)
+        whole = probe(tmp_path / "whole", 5, **fields)
+    assert len(keys) == 2 and keys[0] != keys[1]
+    assert "ROLLBACK 1 of at most 3: the policy acts non-finite" in capsys.readouterr().out
+    rows = [row for row in log.read(whole, timing=False) if "actor/lr" in row]
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row.get("run/rollbacks", 0) for row in rows] == [0, 0, 1, 1, 1]
+    np.testing.assert_allclose([row["actor/lr"] for row in rows], [1e-3] * 2 + [3e-4] * 3)
+    with monkeypatch.context() as patch:
+        untrained_after(3, 1, patch)
+        if killed == "after the next save":
+            probe(run, 4, **fields)
+        else:
+            watch = train.divergence.Guard.watch
+
+            def dies(guard, iteration, metrics):
+                if guard._run.rollbacks:
+                    raise KeyboardInterrupt
+                watch(guard, iteration, metrics)
+
+            patch.setattr(train.divergence.Guard, "watch", dies)
+            with pytest.raises(KeyboardInterrupt):
+                probe(run, 5, **fields)
+    probe(run, 5, "--resume", "auto", **fields)
+    assert log.read(run, timing=False) == log.read(whole, timing=False)
+    assert_equal_states(saved(run, 5), saved(whole, 5))
+
+
+DIVERGING = {
+    "PPO": dict(optim__lr=10),
+    "parameters that overflow": dict(optim__lr=10, optim__weight_decay=1e4),
+    "critic": dict(optim__lr=1e-9, optim__value_lr=10, optim__weight_decay=1e4),
+    "learned noise": dict(optim__lr=10, model__noise_method="flow_noise"),
+    "GRPO": dict(
+        optim__lr=10,
+        env__suite="probe_action",
+        model__add_value_head=False,
+        algorithm__adv_type="grpo",
+        algorithm__group_size=4,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DIVERGING)
+def test_a_run_that_diverges_says_so_and_keeps_its_last_healthy_checkpoint(tmp_path, capsys, kind):
+    with pytest.raises(SystemExit) as exit_:
+        probe(tmp_path, 8, run__save_every=1, run__keep=1, eval__every=0, **DIVERGING[kind])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert exit_.value.code == 2 and said.startswith("error: "), said
+    assert "the last healthy checkpoint is that of iteration 0: --resume auto goes on" in said
+    assert store.newest(tmp_path / "checkpoints") == 0
+    assert all(np.isfinite(value).all() for value in saved(tmp_path, 0).values())
+
+
+@pytest.mark.slow
+def test_sft_that_diverges_says_so(tmp_path, capsys):
+    fields = dict(sft__steps=30, sft__lr=10, sft__demonstrations=1, sft__batch_size=8)
+    sizes = dict(model__size="tiny", model__image_size_px=16, env__image_size_px=32)
+    with pytest.raises(SystemExit) as exit_:
+        start("quickstart.py", tmp_path, num_iterations=1, **fields, **sizes)
+    assert exit_.value.code == 2
+    assert "SFT has diverged: its loss went from " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_faulty_numbers_lose_no_update(tmp_path, monkeypatch):
+    """5 % of the states are not finite; every update lost its gradient to them."""
+    monkeypatch.setattr(train.training.simulators, "env_factory", lambda settings: FAULTY)
+    run = probe(tmp_path, 2, rollout__episodes_per_iteration=48, eval__every=0)
+    rows = [row for row in log.read(run) if "actor/updates" in row]
+    assert sum(row["env/lost_episodes"] for row in rows) > 0 == rows[0]["env/restarts"]
+    assert [row["actor/skipped_updates"] for row in rows] == [0, 0]
+    for name, value in rows[-1].items():
+        assert np.isfinite(float(value)) or name == "critic/explained_variance", name

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from pirl_jax.bench import end2end, env, plan, policy
 from pirl_jax.core import atomic, paths, secrets
 from pirl_jax.monitor import log
-from pirl_jax.run import command
+from pirl_jax.run import command, preemption
 
 
 class Benchmark(NamedTuple):
@@ -34,6 +34,7 @@ class Benchmark(NamedTuple):
     as_text: Callable[[dict], str]  # that dict -> table
 
 
+@preemption.watching("the benchmark is not finished")
 def main(argv: list[str]) -> None:
     parser = command.Parser("pirl bench", __doc__)
     commands = parser.add_subparsers(dest="benchmark", required=True)

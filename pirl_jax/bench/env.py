@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 
 from pirl_jax.bench import baselines, interleaved
-from pirl_jax.envs import base
+from pirl_jax.envs import base, child
 from pirl_jax.envs.libero import files
 from pirl_jax.envs.pool import pool, worker
 from pirl_jax.monitor import columns
@@ -299,6 +299,10 @@ def _in_process(function: Callable, *arguments: Any) -> Any:
     context = multiprocessing.get_context("spawn")
     with (
         worker.spawning(),
-        concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor,
+        concurrent.futures.ProcessPoolExecutor(
+            1, mp_context=context, initializer=worker.live_with_parent
+        ) as executor,
     ):
-        return executor.submit(function, *arguments).result()
+        with child.shielded():
+            future = executor.submit(function, *arguments)
+        return future.result()

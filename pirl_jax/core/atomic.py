@@ -6,6 +6,7 @@ Knows no format but text and JSON.  Makes no folders and takes no locks: one wri
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -30,6 +31,33 @@ def publish(path: str | os.PathLike) -> None:
         # Else the name may reach the disk before the content does.
         os.fsync(file.fileno())
     os.replace(unfinished(path), path)
+    sync_folder(pathlib.Path(path).parent)
+
+
+def sync_folder(folder: str | os.PathLike) -> None:
+    """The names in a folder reach the disk, as new and renamed files need.
+
+    Some network storage knows no such call and refuses it; it writes names when they are given.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """An OSError of a write does not know the file: it is told here."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -40,10 +68,26 @@ def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     temporary = unfinished(path)
     try:
-        yield temporary
-        publish(path)
+        with naming(path):
+            yield temporary
+            publish(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        # On a disk that has just become read-only this fails too, and would hide why.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def set_aside(path: str | os.PathLike, suffix: str = ".damaged") -> pathlib.Path:
+    """Rename a file or folder so that another can take its place -> its new name."""
+    path = pathlib.Path(path)
+    aside = path.with_name(path.name + suffix)
+    count = 1
+    while aside.exists():
+        count += 1
+        aside = path.with_name(f"{path.name}{suffix}_{count}")
+    path.rename(aside)
+    sync_folder(path.parent)
+    return aside
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

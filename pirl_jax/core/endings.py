@@ -11,12 +11,18 @@ class Failure(Exception):
     """What was under way cannot go on; the text says why and what to do."""
 
     code = 2
+    prefix = "error: "
+
+
+class Diverged(Failure):
+    """Learning has gone wrong for good; a command that keeps checkpoints may go back to one."""
 
 
 class Preempted(Failure):
     """Asked to end early: everything is stored, and the same command goes on."""
 
     code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+    prefix = ""
 
 
 def about(error: OSError) -> str | None:

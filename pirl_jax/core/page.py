@@ -93,12 +93,8 @@ class Env(Section):
     restarts_per_hour: int = at_least(
         0, 20, "replaced processes before the run stops with the first cause"
     )
-    recycle_episodes: int = at_least(
-        0, 0, "a worker is replaced after so many; 0 = never", "episodes"
-    )
-    recycle_growth_gb: float = at_least(
-        0, 0.0, "a worker is replaced once it has grown so much; 0 = never", "GB"
-    )
+    recycle_episodes: int = at_least(0, 0, "that wear a worker out; 0 = never", "episodes")
+    recycle_growth_gb: float = at_least(0, 0.0, "growth that wears it out; 0 = never", "GB")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,12 +299,8 @@ class Algorithm(Section):
     trajectory_weighting: bool = plain(
         True, "every trajectory weighs the same; False: every decision"
     )
-    target_kl: float = at_least(
-        0, 0.0, "no more epochs after a mean KL above this; 0 = off", "nats"
-    )
-    critic_warmup_iterations: int = at_least(
-        0, 0, "that fit the value head alone", "first iterations"
-    )
+    target_kl: float = at_least(0, 0.0, "no more epochs above this mean KL; 0 = off", "nats")
+    critic_warmup_iterations: int = at_least(0, 0, "for the value head alone", "first iterations")
     anchor: str = one_of(
         ("kl", "velocity_mse"), "kl", "distance to the policy that training starts from"
     )
@@ -394,6 +386,15 @@ class Run(Section):
     directory: str = place("runs/default", "of everything that the run writes", filled=True)
     save_every: int = positive(40, "between checkpoints", "iterations")
     keep: int = positive(2, "checkpoints kept")
+    on_divergence: str = one_of(
+        ("stop", "rollback"),
+        "stop",
+        "rollback: on from the last healthy checkpoint with other draws and 0.3 times the step",
+    )
+    max_rollbacks: int = positive(3, "of a run; then it stops")
+    max_skipped_iterations: int = positive(
+        3, "in a row whose gradients were all not finite; then it has diverged", "iterations"
+    )
     tensorboard: bool = plain(True, "write event files")
     wandb: bool = plain(False, "needs the wandb package and an account")
     compilation_cache: str = place("~/.cache/pirl_jax", "persistent XLA cache; empty = off")

@@ -6,6 +6,7 @@ init_state); the same name gives the same episode, whatever ran in that env befo
 
 from collections.abc import Iterable
 import dataclasses
+import numbers
 from typing import Any, Protocol
 
 import numpy as np
@@ -68,6 +69,86 @@ class Env(Protocol):
 
     def close(self) -> None:
         """Release the simulator."""
+
+
+class FaultyNumbers(RuntimeError):
+    """A simulator answered with numbers that are none."""
+
+
+# What batches hold of a number: from here on float32 is infinite.
+MOST = float(np.finfo(np.float32).max)
+
+
+def fault(step: TimeStep, spec: EnvSpec, num_actions: int) -> str:
+    """What is wrong with the numbers of one env's answer, in a few words; "" where nothing is.
+
+    num_actions: how many it was given; 0 for a reset.
+    """
+    return (
+        _fault_of_images(step.images, spec)
+        or _fault_of_state(step.state, spec)
+        or _fault_of_outcome(step, num_actions)
+        or _fault_of_frames(step.frames)
+    )
+
+
+def sound(step: TimeStep, spec: EnvSpec, num_actions: int) -> TimeStep:
+    """The step itself.
+
+    Raises:
+        FaultyNumbers: `fault` finds something.
+    """
+    said = fault(step, spec, num_actions)
+    if said:
+        raise FaultyNumbers(said)
+    return step
+
+
+def _fault_of_images(images: Any, spec: EnvSpec) -> str:
+    shape = (len(spec.cameras), spec.image_size_px, spec.image_size_px, 3)
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape == shape:
+        return ""
+    return f"its images are {_kind(images)} and not uint8 of shape {list(shape)}"
+
+
+def _fault_of_state(state: Any, spec: EnvSpec) -> str:
+    shape = (spec.state_dim,)
+    is_real = isinstance(state, np.ndarray) and state.dtype.kind in "fiu"
+    if not is_real or state.shape != shape:
+        return f"its state is {_kind(state)} and not real numbers of shape {list(shape)}"
+    if not (np.abs(state) <= MOST).all():  # not-a-number is not below either
+        return f"its state has entries that are not finite: {state.tolist()}"
+    return ""
+
+
+def _fault_of_outcome(step: TimeStep, num_actions: int) -> str:
+    """Reward, ends, number of steps."""
+    for name in ("terminated", "truncated"):
+        end = getattr(step, name)
+        if not isinstance(end, (bool, np.bool_)):
+            return f"{name} is {_kind(end)} and not a bool"
+    reward = step.reward
+    if not isinstance(reward, numbers.Real) or not abs(reward) <= MOST:
+        return f"its reward is {_kind(reward)} and not a finite number"
+    num_steps = step.num_steps
+    if not isinstance(num_steps, numbers.Integral) or not 0 <= num_steps <= num_actions:
+        return f"its num_steps is {_kind(num_steps)} and not between 0 and {num_actions}"
+    return ""
+
+
+def _fault_of_frames(frames: Any) -> str:
+    for frame in frames or ():
+        is_bytes = isinstance(frame, np.ndarray) and frame.dtype == np.uint8
+        if not is_bytes or frame.ndim != 3 or frame.shape[-1] != 3:
+            return f"a video frame is {_kind(frame)} and not uint8 of shape [Y, X, 3]"
+    return ""
+
+
+def _kind(value: Any) -> str:
+    """A value in few words, however large it is."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {list(value.shape)}"
+    return f"{type(value).__name__} {str(value)[:40]}"
 
 
 def unknown(field: str, value: object, choices: Iterable[Any]) -> ValueError:

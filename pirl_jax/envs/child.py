@@ -4,7 +4,7 @@ Drivers and imports do.  The module that is run answers with one JSON object as 
 output; `answer` writes it.  Refuses to know the questions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import json
 import os
@@ -17,10 +17,25 @@ import sys
 ROOT = pathlib.Path(__file__).parents[2]
 # How long a killed process may take to go; one that hangs inside a driver cannot be killed at all.
 KILL_S = 5.0
+# What a terminal or a scheduler sends to a whole process group; the parent decides what ends when.
+ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class ChildError(RuntimeError):
     """The process failed, crashed or gave no answer in time; one clause says which."""
+
+
+@contextlib.contextmanager
+def shielded(*more: int) -> Iterator[None]:
+    """Processes started in the block, by this thread, are not reached by ENDING and `more`.
+
+    Neither between their start and their first line: a signal mask is inherited.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING, *more})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ask(
@@ -35,15 +50,16 @@ def ask(
     Raises:
         ChildError: there is no such answer.
     """
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        env=_environment(variables or {}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
+    with shielded():
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            env=_environment(variables or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
     try:
         output, errors = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
@@ -52,6 +68,9 @@ def ask(
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=KILL_S)
         raise ChildError(f"no answer within {timeout_s:g} s") from error
+    except BaseException:
+        process.kill()  # this process is asked to end, and the child is not
+        raise
     return _read(process.returncode, output.strip(), errors.strip())
 
 

@@ -91,19 +91,28 @@ def collect_demonstrations(
     how to come back from a deviation (DART, Laskey et al. 2017).  Each is a dict of images
     [steps,cameras,Y,X,3] uint8, state [steps,8], actions [steps,7], instruction, success and
     init_state; row t holds the observation in which actions[t] was chosen.
+
+    An episode whose simulator sends faulty numbers is played once more; faulty again, it is lost:
+    no success, and a "fault" instead of rows.
     """
-    episodes = []
-    for init_state in init_states:
+    return [_played(env, task, init_state, seed, noise) for init_state in init_states]
+
+
+def _played(env: base.Env, task: int, init_state: int, seed: int, noise: float) -> dict:
+    for _ in range(2):
         # By episode: what else is collected does not change it.
         rng = np.random.default_rng([seed, task, init_state])
-        episodes.append(_demonstration(env, task, init_state, rng, noise))
-    return episodes
+        try:
+            return _demonstration(env, task, init_state, rng, noise)
+        except base.FaultyNumbers as error:
+            fault = str(error)
+    return {"init_state": init_state, "success": False, "fault": fault}
 
 
 def _demonstration(
     env: base.Env, task: int, init_state: int, rng: np.random.Generator, noise: float
 ) -> dict:
-    step = env.reset(task, init_state)
+    step = base.sound(env.reset(task, init_state), env.spec, 0)
     act = expert(env)
     images = []
     states = []
@@ -114,7 +123,7 @@ def _demonstration(
         images.append(step.images)
         states.append(step.state)
         actions.append(action_a)
-        step = env.step_chunk(perturbed(action_a, noise, rng)[None])
+        step = base.sound(env.step_chunk(perturbed(action_a, noise, rng)[None]), env.spec, 1)
     return {
         "images": np.stack(images),
         "state": np.stack(states),

@@ -61,7 +61,7 @@ class OneTask(gymnasium.Env):
         # Drawn even where it is named: the draws that follow stay the same.
         drawn = int(self.np_random.integers(self._env.spec.num_init_states))
         init_state = (options or {}).get("init_state", drawn)
-        self._last = self._env.reset(self._task, init_state)
+        self._last = base.sound(self._env.reset(self._task, init_state), self._env.spec, 0)
         return self._observation(), self._info() | {"init_state": init_state}
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
@@ -69,9 +69,12 @@ class OneTask(gymnasium.Env):
 
         Images are rendered at every step; a terminated or truncated episode must be reset before
         the next one.
+
+        Raises:
+            base.FaultyNumbers: the simulator is broken; a reset mends most of them.
         """
         step = self._env.step_chunk(np.asarray(action)[None])
-        self._last = step
+        self._last = base.sound(step, self._env.spec, 1)
         return (
             self._observation(),
             float(step.reward),

@@ -37,10 +37,12 @@ def apply(
     schedule_step: int | jax.Array,
     freeze_policy: bool | jax.Array = False,
     skip: bool | jax.Array = False,
+    skip_idle: bool | jax.Array = False,
 ) -> tuple[dict, optax.OptState, dict]:
     """One step -> params, opt_state, metrics.
 
-    A gradient that is not finite leaves everything as it was, and so does skip.  freeze_policy
+    A gradient that is not finite leaves everything as it was, and so does skip; skip_idle does
+    where the gradient is 0 everywhere: weights would only decay.  freeze_policy
     spares the policy; the moments of the rest stay 0 meanwhile, but its bias correction ages: its
     first steps afterwards are shorter than those of a fresh Adam, never longer.  Both may be
     traced.
@@ -59,7 +61,8 @@ def apply(
         return (p - rates[group] * u).astype(p.dtype)
 
     new_params = _by_group(moved, params, updates)
-    good = jnp.isfinite(norm) & jnp.logical_not(skip)
+    is_idle = skip_idle & (norm == 0)
+    good = jnp.isfinite(norm) & jnp.logical_not(skip | is_idle)
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(good, new, old), (new_params, new_opt_state), (params, opt_state)
     )

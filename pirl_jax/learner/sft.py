@@ -76,7 +76,7 @@ def make_sft_step(cfg: Stage, mesh: jax.sharding.Mesh) -> Callable:
             step=state.step + 1,
             params=learned,
             opt_state=opt_state,
-            ema=states.averaged(state.ema, learned, cfg.page.ema),
+            ema=states.averaged(state.ema, learned, cfg.page.ema, applied["skipped"]),
         )
         return state, metrics
 

@@ -144,11 +144,17 @@ def acting_params(state: TrainState) -> dict:
     return state.params if state.ema is None else merge(state.params, state.ema)
 
 
-def averaged(ema: dict | None, learned: dict, decay: float) -> dict | None:
-    """The average after one more step; None stays None."""
+def averaged(
+    ema: dict | None, learned: dict, decay: float, skipped: jax.Array | float = 0.0
+) -> dict | None:
+    """The average after one more step; None stays None, and a skipped step changes nothing."""
     if ema is None:
         return None
-    return jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, learned)
+
+    def moved(e: jax.Array, p: jax.Array) -> jax.Array:
+        return jnp.where(skipped > 0, e, decay * e + (1.0 - decay) * p)
+
+    return jax.tree.map(moved, ema, learned)
 
 
 def shardings(tree: Any) -> Any:

@@ -180,6 +180,9 @@ class Updater:
             state.iteration,
             freeze_policy=state.iteration < cfg.critic_warmup_iterations,
             skip=total.weight == 0,
+            # Without a critic and with equal scores in every group; what another term of the loss
+            # teaches has a gradient.
+            skip_idle=total.weighted["loss"] == 0,
         )
         count = jnp.maximum(total.count, 1.0)
         metrics |= applied | {name: x / count for name, x in total.counted.items()}
@@ -187,7 +190,7 @@ class Updater:
             step=state.step + 1,
             params=learned,
             opt_state=opt_state,
-            ema=states.averaged(state.ema, learned, cfg.ema_decay),
+            ema=states.averaged(state.ema, learned, cfg.ema_decay, applied["skipped"]),
         )
         return state, metrics | total.largest | {"variance_sums": total.variance}
 
@@ -201,7 +204,8 @@ def learn(
 ) -> tuple[states.TrainState, dict[str, float]]:
     """All epochs over the rows of one rollout.  Waits for the device once, at the end.
 
-    Where no row has weight (every group filtered) all updates are skipped.
+    An update without a signal is skipped: no row has weight (every group filtered), or all
+    advantages are 0 and nothing else in the loss has a gradient.
 
     Args:
       data: each process passes its own rows.
@@ -270,7 +274,8 @@ def _summary(history: list[dict], cfg: page.Algorithm) -> dict[str, float]:
     """Means over the minibatches, with four exceptions.
 
     These are the largest ratio_max_dev and the first one (rounding noise if sampling and learning
-    agree), the number of skipped updates, and one explained variance of all rows.
+    agree), the numbers of skipped updates and of those whose gradient was not finite, and one
+    explained variance of all rows.
     """
     metrics = {}
     for name in history[0]:
@@ -285,5 +290,6 @@ def _summary(history: list[dict], cfg: page.Algorithm) -> dict[str, float]:
         "actor/ratio_max_dev": float(deviation.max()),
         "actor/first_ratio_max_dev": float(deviation[0]),
         "actor/skipped_updates": float(skipped.sum()),
+        "actor/nonfinite_updates": float((~np.isfinite(metrics["grad_norm"])).sum()),
         "actor/updates": float(len(history)),
     }

@@ -3,14 +3,18 @@
     header line       what the work is; another header is another work and is refused
     one line per row  JSON, complete as soon as `append` returns
 
-Knows neither episodes nor checkpoints: header and rows are JSON dicts.
+Whoever has it open is the only one who writes in its folder.  Damaged rows are work that is done
+again.  Knows neither episodes nor checkpoints: header and rows are JSON dicts.
 """
 
+import contextlib
 import json
 import os
 import pathlib
+import sys
 from typing import Self
 
+from pirl_jax.core import lines, locks, outside
 from pirl_jax.monitor import log
 
 
@@ -21,27 +25,29 @@ class Journal:
         """Start the file, or continue it.
 
         Raises:
-          ValueError: it belongs to another header; the error names what differs.
+          ValueError: another process has it open, it belongs to another header (the error names
+            what differs), or its header is damaged.
         """
         self.path = pathlib.Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         header = json.loads(json.dumps(header))  # tuples as lists, as the file gives them back
-        lines = self._complete_lines()
-        if lines:
-            self._refuse_other_work(json.loads(lines[0]), header)
-        self.rows = [json.loads(line) for line in lines[1:]]
-        self._file = self.path.open("a", encoding="utf-8")
-        if not lines:
-            self.append(header)
+        with contextlib.ExitStack() as stack:
+            remedy = "wait for its end, or give another folder with --output"
+            stack.enter_context(locks.writing(self.path.parent, remedy))
+            noted = lines.read(self.path)
+            if noted:
+                self._refuse_other_work(noted[0], header)
+            self.rows = self._intact(noted[1:])
+            self._lines = stack.enter_context(lines.Lines(self.path))
+            if not noted:
+                self.append(header)
+            self._open = stack.pop_all()
 
     def append(self, row: dict) -> None:
         """Note a row; it survives a power cut from here on."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._lines.append(json.dumps(row))
 
     def close(self) -> None:
-        self._file.close()
+        self._open.close()
 
     def __enter__(self) -> Self:
         return self
@@ -49,7 +55,10 @@ class Journal:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _refuse_other_work(self, noted: dict, header: dict) -> None:
+    def _refuse_other_work(self, line: bytes, header: dict) -> None:
+        remedy = "give another folder with --output, or delete this file"
+        noted = outside.parse_json(line, f"the first line of {self.path}", remedy)
+        noted = outside.part(noted, "", dict, f"the first line of {self.path}", remedy)
         changes = log.config_changes(noted, header)
         if changes:
             raise ValueError(
@@ -57,13 +66,12 @@ class Journal:
                 f"give another folder with --output, or delete this one"
             )
 
-    def _complete_lines(self) -> list[str]:
-        """Also drops the half line of a killed write."""
-        if not self.path.exists():
-            return []
-        text = self.path.read_bytes()
-        end = text.rfind(b"\n") + 1
-        if end < len(text):
-            # Else the next row would go on in the middle of this line.
-            os.truncate(self.path, end)
-        return text[:end].decode().splitlines()
+    def _intact(self, noted: list[bytes]) -> list[dict]:
+        rows = []
+        for i, line in enumerate(noted):
+            where = f"line {i + 2} of {self.path}"
+            try:
+                rows.append(outside.part(outside.parse_json(line, where), "", dict, where))
+            except ValueError as error:
+                print(f"warning: {outside.shown(error)}; it is played again", file=sys.stderr)
+        return rows

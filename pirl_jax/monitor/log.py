@@ -8,31 +8,39 @@
     tensorboard/       the same numbers as TensorBoard events
     checkpoints/  assets/  evaluation/   filled by others
 
+A file that is damaged decides about no other: a resume sets it aside as NAME.damaged, says what is
+lost and goes on.
 Knows no reinforcement learning: a metric is a name with a '/' and a number.
 Everything but time/* is deterministic and can be compared between runs with ==;
 `read(path, timing=False)` gives exactly that part.
 """
 
+from collections.abc import Callable
 import datetime
+import itertools
 import json
 import math
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
+import time
 from typing import Any
 
 from flax import traverse_util
 import jax
-import tensorboardX
 
-from pirl_jax.core import atomic, secrets
-from pirl_jax.monitor import mirror, packages
+from pirl_jax.core import atomic, lines, outside, secrets
+from pirl_jax.monitor import events, mirror, packages
 
 
 class RunDir:
-    """The files of one run; `changed` names the fields that a resume changed."""
+    """The files of one run.
+
+    `changed` names the fields that a resume changed, `lost` what damaged files took along.
+    """
 
     def __init__(
         self,
@@ -59,27 +67,28 @@ class RunDir:
         self.metrics_path = self.path / "metrics.jsonl"
         self.writes = writes
         self.changed: list[str] = []
+        self.lost: list[str] = []
         if not writes:
             return
-        if resume_at is None and holds_run(self.path):
+        standing = holds_run(self.path)
+        if resume_at is None and standing:
             raise standing_run_error(self.path)
-        if resume_at is not None and not self.metrics_path.exists():
+        if resume_at is not None and not standing:
             raise ValueError(
                 f"run directory {self.path} holds no run to continue; start one without --resume"
             )
         first_iteration = resume_at or 0
         # Before any other file: where wandb fails, what stands stays as it is.
-        self._wandb = mirror.start(self.path, config) if wandb else None
+        self._wandb = mirror.start(self.path, config, self._set_aside) if wandb else None
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.changed = self._write_config(_as_json(config), resume_at)
         self._record_environment(first_iteration)
-        self._truncate(first_iteration)
-        self._file = self.metrics_path.open("a", encoding="utf-8")
-        self._tensorboard = None
+        if resume_at is not None:
+            self._truncate(first_iteration)
+        self._lines = lines.Lines(self.metrics_path)
+        self._events = None
         if tensorboard:
-            events = str(self.path / "tensorboard")
-            # purge_step: TensorBoard hides what ran beyond the checkpoint and runs again.
-            self._tensorboard = tensorboardX.SummaryWriter(events, purge_step=first_iteration)
+            self._events = events.Events(self.path / "tensorboard", first_iteration)
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -102,22 +111,44 @@ class RunDir:
         if not self.writes:
             return row
         written = {name: _number(value) for name, value in row.items()}
-        self._file.write(_line({"iteration": iteration} | written))
+        # In this order: whoever has a row in metrics.jsonl has it in TensorBoard, after any kill.
+        if self._events:
+            self._events.write(iteration, row, time.time())
         # A watcher and a killed run's successor see every finished iteration.
-        self._file.flush()
-        if self._tensorboard:
-            for name, value in row.items():
-                self._tensorboard.add_scalar(name, value, iteration)
+        self._lines.append(json.dumps({"iteration": iteration} | written))
         if self._wandb:
             self._wandb.log({"iteration": iteration} | row)
         return row
 
+    def go_back(self, iteration: int, stays: Callable[[dict], bool]) -> None:
+        """The run goes on from an iteration; of the rows so far, some are true still.
+
+        stays: says so of a row.
+        """
+        if not self.writes:
+            return
+        self._lines.close()
+        rows = [row for row in read(self.metrics_path) if stays(row)]
+        atomic.write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._lines = lines.Lines(self.metrics_path)
+        if self._events:
+            self._events.close()
+            self._events = events.Events(self.path / "tensorboard", iteration)
+            for row in rows:
+                if row["iteration"] >= iteration:
+                    self._show(row)
+
+    def _show(self, row: dict[str, Any]) -> None:
+        """Once more in TensorBoard, which hides what was shown before."""
+        numbers = {name: float(value) for name, value in row.items() if name != "iteration"}
+        self._events.write(row["iteration"], numbers, time.time())
+
     def close(self) -> None:
         if not self.writes:
             return
-        self._file.close()
-        if self._tensorboard:
-            self._tensorboard.close()
+        self._lines.close()
+        if self._events:
+            self._events.close()
         if self._wandb:
             self._wandb.finish()
 
@@ -125,8 +156,8 @@ class RunDir:
         """-> one line per field that differs from the configuration before the resume."""
         path = self.path / "config.json"
         old = config
-        if resume_at is not None and path.exists():
-            old = json.loads(path.read_text())
+        if resume_at is not None:
+            old = self._standing_json(path, dict, config)
         changed = config_changes(old, config)
         if changed:
             atomic.write_json(self.path / f"config_before_{resume_at}.json", old)
@@ -135,28 +166,64 @@ class RunDir:
 
     def _record_environment(self, first_iteration: int) -> None:
         path = self.path / "environment.json"
-        starts = []
-        if path.exists():
-            starts = json.loads(path.read_text())
+        starts = self._standing_json(path, list, [])
         starts.append({"first_iteration": first_iteration} | environment())
         atomic.write_json(path, starts)
 
+    def _standing_json(self, path: pathlib.Path, kind: type, otherwise: Any) -> Any:
+        """A JSON file of an earlier start; `otherwise` where there is none, or a damaged one."""
+        if not path.exists():
+            return otherwise
+        try:
+            return outside.read_json(path, kind)
+        except ValueError as error:
+            self._set_aside(path, str(error))
+            return otherwise
+
+    def _set_aside(self, path: pathlib.Path, reason: str) -> None:
+        aside = atomic.set_aside(path)
+        self.lost.append(f"{reason}; kept as {aside.name}, written anew")
+
     def _truncate(self, first_iteration: int) -> None:
-        """Drop the rows of iterations that run again, and the half line of a killed write."""
-        if not self.metrics_path.exists():
-            return
-        rows = read(self.metrics_path)
-        kept = [_line(row) for row in rows if row["iteration"] < first_iteration]
-        atomic.write_text(self.metrics_path, "".join(kept))
+        """Drop the rows of iterations that run again, and what is no row any more."""
+        noted = lines.read(self.metrics_path)
+        kept = []
+        there = set()
+        damaged = []
+        for number, line in enumerate(noted, 1):
+            try:
+                iteration = _row(line, self.metrics_path, number)["iteration"]
+            except ValueError as error:
+                damaged.append(str(error))
+                continue
+            if iteration < first_iteration:
+                kept.append(line + b"\n")
+                there.add(iteration)
+        # A run that starts over without any checkpoint replaces rows that nobody else has.
+        if damaged or (len(noted) > len(kept) and not first_iteration):
+            copy = self.path / f"metrics_before_{first_iteration}.jsonl"
+            with atomic.writing(copy) as temporary:
+                shutil.copyfile(self.metrics_path, temporary)
+            self.lost += [*damaged, f"{self.metrics_path} as it was is kept as {copy.name}"]
+        missing = [i for i in range(first_iteration) if i not in there]
+        if missing:
+            self.lost.append(f"{self.metrics_path} has no rows of iterations {_ranges(missing)}")
+        with atomic.writing(self.metrics_path) as temporary:
+            temporary.write_bytes(b"".join(kept))
 
 
 def holds_run(path: str | os.PathLike) -> bool:
-    """Whether a run wrote metrics there.
+    """Whether anything of a run stands there: rows, a configuration or checkpoints."""
+    # Also 12.damaged: what is left of a run that somebody may want to save.
+    return began(path) or any((pathlib.Path(path) / "checkpoints").glob("[0-9]*"))
 
-    One that ended before its first row left nothing to lose.
-    """
-    path = pathlib.Path(path) / "metrics.jsonl"
-    return path.exists() and path.stat().st_size > 0
+
+def began(path: str | os.PathLike) -> bool:
+    """Whether a run left its rows or its configuration there."""
+    path = pathlib.Path(path)
+    metrics = path / "metrics.jsonl"
+    rows = metrics.exists() and metrics.stat().st_size
+    return bool(rows) or (path / "config.json").exists()
 
 
 def standing_run_error(path: str | os.PathLike) -> ValueError:
@@ -173,13 +240,15 @@ def read(path: str | os.PathLike, timing: bool = True) -> list[dict[str, Any]]:
     with ==.
 
     timing: False leaves out time/*.
+
+    Raises:
+      ValueError: no such file, or a damaged line.
     """
     path = pathlib.Path(path)
     if path.is_dir():
         path = path / "metrics.jsonl"
-    # What follows the last newline is an unfinished write, or nothing.
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    rows = [json.loads(line) for line in lines]
+    outside.require_file(path, "give the directory of a run")
+    rows = [_row(line, path, number) for number, line in enumerate(lines.read(path), 1)]
     if timing:
         return rows
     return [_without_timing(row) for row in rows]
@@ -230,8 +299,22 @@ def _as_json(config: dict) -> dict:
     return json.loads(json.dumps(secrets.cleaned(config)))
 
 
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row) + "\n"
+def _row(line: bytes, path: pathlib.Path, number: int) -> dict[str, Any]:
+    """ValueError where it is none."""
+    where = f"line {number} of {path}"
+    remedy = "--resume auto leaves it out and goes on"
+    row = outside.parse_json(line, where, remedy)
+    outside.part(row, "iteration", int, where, remedy)
+    return row
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Sorted numbers, "0-3, 7"."""
+    words = []
+    for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        members = [number for _, number in run]
+        words.append(f"{members[0]}-{members[-1]}" if members[1:] else f"{members[0]}")
+    return ", ".join(words)
 
 
 def _number(value: float) -> float | str:

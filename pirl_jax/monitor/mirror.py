@@ -3,18 +3,21 @@
 Its id lies in the run directory, so that a resume finds it again.  Knows no metric.
 """
 
+from collections.abc import Callable
 import importlib.util
 import netrc
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 import urllib.parse
 import uuid
 
-from pirl_jax.core import paths, secrets
+from pirl_jax.core import atomic, paths, secrets
 
 WITHOUT_ACCOUNT = ("offline", "disabled", "dryrun")  # values of WANDB_MODE
+ID = re.compile(rb"[0-9a-f]{32}")
 SERVICE = "https://api.wandb.ai"
 REMEDY = "set WANDB_API_KEY or WANDB_MODE=offline, or run.wandb=False"
 
@@ -48,8 +51,10 @@ def _logged_in() -> bool:
     return False
 
 
-def start(path: pathlib.Path, config: dict) -> Any:
+def start(path: pathlib.Path, config: dict, set_aside: Callable[[pathlib.Path, str], None]) -> Any:
     """The open mirror of the run in that folder, which is made.
+
+    set_aside: (file, reason) puts a damaged file out of the way.
 
     Raises:
       ValueError: it cannot be begun; what was made for it is gone again.
@@ -61,12 +66,11 @@ def start(path: pathlib.Path, config: dict) -> Any:
     path.mkdir(parents=True, exist_ok=True)
     id_path = path / "wandb_id.txt"
     made = made or [place for place in (id_path, path / "wandb") if not place.exists()]
-    if not id_path.exists():
-        id_path.write_text(uuid.uuid4().hex)
+    number = identity(id_path, set_aside)
     try:
         run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "pirl_jax"),
-            id=id_path.read_text(),
+            id=number,
             resume="allow",  # goes on where a run of this id exists, else starts it
             dir=str(path),
             config=secrets.cleaned(config),
@@ -83,6 +87,18 @@ def start(path: pathlib.Path, config: dict) -> Any:
     # wandb's own step may not go back after a resume; iteration is the axis instead.
     run.define_metric("*", step_metric="iteration")
     return run
+
+
+def identity(path: pathlib.Path, set_aside: Callable[[pathlib.Path, str], None]) -> str:
+    """The id in that file; a new one where there is none, or a damaged one."""
+    if path.exists():
+        known = path.read_bytes().strip()
+        if ID.fullmatch(known):
+            return known.decode()
+        set_aside(path, f"{path} is no id, so that wandb gets another run")
+    number = uuid.uuid4().hex
+    atomic.write_text(path, number)
+    return number
 
 
 def _absent(path: pathlib.Path) -> list[pathlib.Path]:

@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib import axes, figure, ticker
 from scipy import stats
 
+from pirl_jax.core import atomic
 from pirl_jax.monitor import columns
 
 COLOURS = {
@@ -187,7 +188,8 @@ def learning_curve(
         panel.grid(color=COLOURS["grid"], linewidth=0.8)
         panel.set_axisbelow(True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.savefig(path)
+    with atomic.writing(path) as temporary:
+        sheet.savefig(temporary, format=pathlib.Path(path).suffix[1:])
     return path
 
 
@@ -272,7 +274,8 @@ def comparison(
         "dots of evaluations before and after (95 % interval)",
         fontsize=9,
     )
-    sheet.savefig(path)
+    with atomic.writing(path) as temporary:
+        sheet.savefig(temporary, format=pathlib.Path(path).suffix[1:])
     return pathlib.Path(path)
 
 

@@ -6,8 +6,10 @@ Knows nothing of policies or simulators.
 """
 
 from collections.abc import Sequence
+import errno
 import os
 import pathlib
+import signal
 import subprocess
 import textwrap
 
@@ -24,6 +26,8 @@ LINE_PX = FONT_PX + 6
 LINES = 4  # of text: the longest instructions of LIBERO fit
 MARGIN_PX = 8  # of the text, on every side but the top
 BACKGROUND = (20, 20, 24)
+# What ffmpeg tells of the disk, in the words of the C library.
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 COLOURS = {
     True: (90, 210, 120),  # success
     False: (235, 110, 100),  # failure
@@ -128,6 +132,11 @@ def _encode(path: pathlib.Path, pictures: Sequence[np.ndarray], fps: int) -> Non
     )
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip()
+        if done.returncode == -signal.SIGXFSZ:
+            reason = os.strerror(errno.EFBIG)
+        for number in STORAGE_ERRORS:
+            if os.strerror(number) in reason:
+                raise OSError(number, os.strerror(number), str(path))
         raise RuntimeError(f"ffmpeg could not write {path}: {reason}")
 
 

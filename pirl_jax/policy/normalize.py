@@ -5,16 +5,20 @@ results become float32 only where they enter the model.  File format: openpi's `
 (one Stats per key ``state`` and ``actions``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 
-from pirl_jax.core import atomic, bounds
+from pirl_jax.core import atomic, bounds, outside
 
 EPS = 1e-6  # openpi's guard against a dimension that never moves
+FIELDS = ("mean", "std", "q01", "q99")
+MOST_DIMS = 4096  # of a vector; robots have 7 or 8, files are padded to 32
+REMEDY = "give the norm_stats.json of the checkpoint's dataset"
 NUM_BINS = 5000  # histogram bins behind q01 and q99
 DELTA_DIMS = 6  # position and rotation are relative to the state, the gripper command is absolute
 
@@ -43,22 +47,24 @@ class NormStats:
 def load(path: str | pathlib.Path) -> NormStats:
     """Read a norm_stats.json.
 
-    Raises: ValueError when there is none, or one without state or actions.
+    Raises: ValueError when there is none, one without state or actions, or one whose entries are no
+    vectors of finite numbers, all of a quantity as long as each other.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f"no normalisation statistics at {path};"
-            " give the norm_stats.json of the checkpoint's dataset"
-        )
-    tree = json.loads(path.read_text()).get("norm_stats", {})
-    missing = [key for key in ("state", "actions") if key not in tree]
+    if not path.exists():
+        raise ValueError(f"no normalisation statistics at {path}; {REMEDY}")
+    tree = outside.read_json(path, remedy=REMEDY)
+    quantities = outside.part(tree, "norm_stats", dict, path, REMEDY)
+    missing = [key for key in ("state", "actions") if key not in quantities]
     if missing:
         names = " and ".join(missing)
         raise ValueError(
             f"{path} has no statistics for {names}; give a file with state and actions"
         )
-    return NormStats(_from_lists(tree["state"]), _from_lists(tree["actions"]))
+    return NormStats(
+        state=_from_lists(quantities, "state", path),
+        actions=_from_lists(quantities, "actions", path),
+    )
 
 
 def save(path: str | pathlib.Path, stats: NormStats) -> None:
@@ -69,11 +75,37 @@ def save(path: str | pathlib.Path, stats: NormStats) -> None:
     atomic.write_text(path, json.dumps({"norm_stats": entries}, indent=2))
 
 
-def _from_lists(entry: dict) -> Stats:
+def _from_lists(quantities: dict, quantity: str, path: pathlib.Path) -> Stats:
+    entry = outside.part(quantities, quantity, dict, path, REMEDY)
     arrays = {}
-    for name in ("mean", "std", "q01", "q99"):
-        values = entry.get(name)
-        arrays[name] = None if values is None else np.asarray(values, np.float64)
+    for name in FIELDS:
+        if entry.get(name) is None:
+            continue
+        numbers = outside.part(entry, name, list, f"{quantity} of {path}", REMEDY)
+        if not all(outside.fits(number, float) for number in numbers):
+            raise ValueError(f"{quantity}.{name} of {path} is no list of finite numbers; {REMEDY}")
+        arrays[name] = np.asarray(numbers, np.float64)
+    return from_vectors(arrays, quantity, path)
+
+
+def from_vectors(arrays: Mapping[str, np.ndarray], quantity: str, where: Any) -> Stats:
+    """Field -> vector; the quantiles may be absent.
+
+    quantity, where: for the error.
+    Raises: ValueError for absent means, vectors of unlike lengths or numbers that are not finite.
+    """
+    absent = [name for name in ("mean", "std") if name not in arrays]
+    if absent:
+        raise ValueError(f"{quantity} of {where} has no {' and '.join(absent)}; {REMEDY}")
+    for name, values in arrays.items():
+        shape = list(values.shape)
+        if shape != [len(arrays["mean"])] or not 1 <= len(values) <= MOST_DIMS:
+            raise ValueError(
+                f"{quantity}.{name} of {where} has shape {shape} and should be one vector as long "
+                f"as the mean ({len(arrays['mean'])}), of at most {MOST_DIMS}; {REMEDY}"
+            )
+        if not np.isfinite(values).all():
+            raise ValueError(f"{quantity}.{name} of {where} is not finite; {REMEDY}")
     return Stats(**arrays)
 
 

@@ -14,6 +14,10 @@ from typing import Protocol
 import numpy as np
 import sentencepiece
 
+from pirl_jax.core import outside
+
+MOST_BYTES = 1 << 26  # of a model file; PaliGemma's has 4 MB
+REMEDY = "put PaliGemma's paligemma_tokenizer.model there"
 NUM_STATE_BINS = 256
 PAD_ID = 0
 
@@ -37,16 +41,24 @@ class ByteTokenizer:
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model file, e.g. paligemma_tokenizer.model."""
+    """A SentencePiece model file, e.g. paligemma_tokenizer.model.
+
+    Raises: ValueError for anything else.
+    """
 
     def __init__(self, path: str | pathlib.Path):
         path = pathlib.Path(path)
-        if not path.is_file():
-            raise ValueError(
-                f"no tokenizer file at {path}; put PaliGemma's paligemma_tokenizer.model there"
-            )
-        self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        self.vocab_size = self._processor.vocab_size()
+        if not path.exists():
+            raise ValueError(f"no tokenizer file at {path}; {REMEDY}")
+        content = outside.read_bytes(path, MOST_BYTES, REMEDY)
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+            self.vocab_size = self._processor.vocab_size()
+            # Some damage shows at the first text only.
+            self._processor.encode("a text", add_bos=True)
+        # Its sentence names a line of its source, or is itself no text.
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ValueError(f"{path} is no SentencePiece model; {REMEDY}") from error
 
     def encode(self, text: str, add_bos: bool) -> list[int]:
         """Token ids of a text, as it is."""

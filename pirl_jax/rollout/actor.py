@@ -7,11 +7,16 @@ import dataclasses
 import jax
 import numpy as np
 
-from pirl_jax.core import rows, types
+from pirl_jax.core import endings, rows, types
 from pirl_jax.envs import base
 from pirl_jax.policy import observation
 from pirl_jax.rollout import starts
 from pirl_jax.rollout import stream as streams
+
+# Of a normalised action, in standard deviations of the data (or half ranges).  Untrained networks
+# and bold exploration stay below 20; after a few steps at a thousand times the right rate it is
+# thousands.
+ABSURD = 1000.0
 
 
 @dataclasses.dataclass
@@ -45,10 +50,31 @@ class Actor:
         )
 
     def decode(self, actions_BHA: np.ndarray, turn: streams.Turn) -> np.ndarray:
-        """Normalised actions of the batch -> the executed chunk [n,I,a] in simulator units."""
+        """Normalised actions of the batch -> the executed chunk [n,I,a] in simulator units.
+
+        Raises:
+          endings.Diverged: actions that no working policy chooses, for any of the slots.
+        """
         actions_nHA = np.asarray(actions_BHA)[turn.row]
+        _check_actions(actions_nHA[:, : self.action_chunk, : self.transform.env_action_dim])
         decoded = observation.decode(self.transform, actions_nHA, turn.step.state)
         return decoded[:, : self.action_chunk]
+
+
+def _check_actions(actions_nIa: np.ndarray) -> None:
+    size_nIa = np.abs(actions_nIa)
+    if (size_nIa < ABSURD).all():  # not-a-number is not below either
+        return
+    count = np.count_nonzero(~np.isfinite(actions_nIa))
+    if count:
+        raise endings.Diverged(
+            f"the policy acts non-finite: {count} of the {actions_nIa.size} numbers of its actions "
+            f"are not finite, so its parameters are of no use"
+        )
+    raise endings.Diverged(
+        f"the policy acts absurdly: it chose a normalised action of {size_nIa.max():.4g}, beyond "
+        f"{ABSURD:g}, so its parameters are of no use"
+    )
 
 
 def exploiting(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import jax
 import numpy as np
 
-from pirl_jax.core import rows, types
+from pirl_jax.core import endings, rows, types
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import stream as streams
 
@@ -112,13 +112,13 @@ class Book:
         Rows are ordered by (episode, decision); a lost episode has no valid decision.
 
         Raises:
-          RuntimeError: every episode was lost.
+          endings.Failure: every episode was lost.
         """
         order = sorted(self._chain)
         if not order:
-            raise RuntimeError(
+            raise endings.Failure(
                 f"all {len(results)} episodes of the rollout were lost with their simulators; "
-                f"see the log"
+                f"the warnings above say why"
             )
         chains = [self._chain[decision] for decision in order]
         context = [self._context[decision] for decision in order]

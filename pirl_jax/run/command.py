@@ -283,7 +283,7 @@ def known_endings() -> Iterator[None]:
     try:
         yield
     except endings.Failure as ending:
-        _say(str(ending))
+        _say(str(ending), ending.prefix)
         sys.exit(ending.code)
     except OSError as error:
         sentence = endings.about(error)
@@ -293,7 +293,7 @@ def known_endings() -> Iterator[None]:
         sys.exit(endings.Failure.code)
 
 
-def _say(sentence: str) -> None:
+def _say(sentence: str, prefix: str = endings.Failure.prefix) -> None:
     """One line, whatever was quoted in it."""
     line = " ".join(secrets.text(sentence).splitlines())
-    print(f"error: {line}", file=sys.stderr)
+    print(f"{prefix}{line}", file=sys.stderr)

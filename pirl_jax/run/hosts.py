@@ -15,21 +15,32 @@ import importlib.util
 import os
 import pathlib
 import re
+import signal
 import socket
 import sys
+import threading
 import time
 import traceback
+from typing import Any
 
 import jax
+from jax._src import distributed
 
+from pirl_jax.core import endings, page
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import page
+from pirl_jax.envs.pool import queue
 from pirl_jax.rollout import starts
+from pirl_jax.run import preemption
 
 HEARTBEAT_S = 30  # a host that is silent for so long is lost, and the run with it
 LAST_PORT = 65535
 MEETING_S = 300.0  # hosts start so far apart
 STORAGE_S = 60  # network storage may show a new folder so late
+POLL_S = 0.5  # how often a host looks whether another one was asked to end
+LEAVE_S = 5.0  # how long the first host, whose end ends all, waits for the others to leave
+# In the store that jax.distributed shares: the number of a signal; who has left, by index.
+ENDING = "pirl/ending"
+LEFT = "pirl/left"
 
 
 def share() -> starts.Share:
@@ -60,11 +71,11 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def joined(hosts: str) -> Iterator[None]:
+def joined(hosts: str, watch: preemption.Watch) -> Iterator[None]:
     """Wait for the other hosts, and be one of them until the end; "" is this host alone.
 
     A process that fails ends at once, and the others end soon after: none waits forever for a host
-    that is gone.
+    that is gone.  A signal to one of them is one to all.
 
     Raises:
       ValueError: an address that is none, or nobody there.
@@ -96,22 +107,110 @@ def joined(hosts: str) -> Iterator[None]:
         # Open as long as the process.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
-        yield
+        with _shared_signals(watch):
+            yield
     except BaseException as error:
-        _leave(error)
+        _leave(error, watch)
 
 
-def _leave(error: BaseException) -> None:
+@contextlib.contextmanager
+def _shared_signals(watch: preemption.Watch) -> Iterator[None]:
+    """A signal to one host is told to all, in a thread of each."""
+    over = threading.Event()
+
+    def tell(number: signal.Signals) -> None:
+        if _read(ENDING) is None:
+            _store().key_value_set(ENDING, str(int(number)), allow_overwrite=True)
+
+    def ask() -> None:
+        while watch.wanted is None and not over.wait(POLL_S):
+            number = _read(ENDING)
+            if number is not None:
+                watch.hear_of(signal.Signals(int(number)))
+
+    watch.call(tell)
+    if not jax.process_index():
+        watch.grace_s += LEAVE_S
+    thread = threading.Thread(target=ask, name="signals-of-hosts", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        # Not to be in that store when the interpreter ends: the process would die of it.
+        over.set()
+        thread.join(LEAVE_S)
+
+
+def meet(watch: preemption.Watch) -> None:
+    """All hosts go on, or none.
+
+    Raises:
+      queue.Interrupted: one of them was asked to end.
+    """
+    if any(meshes.gather(watch.wanted is not None)):
+        raise queue.Interrupted
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """All hosts finish the block, or none.
+
+    Raises:
+      queue.Interrupted: one of them was interrupted in it.
+      endings.Diverged: to one of them the policy was of no use.
+    """
+    mine = None
+    try:
+        yield
+    except (queue.Interrupted, endings.Diverged) as ending:
+        mine = ending.with_traceback(None)  # whose frames hold what the devices should give back
+    everyone = [ending for ending in meshes.gather(mine) if ending]
+    # A signal comes first: the run ends in any case.
+    for kind in (queue.Interrupted, endings.Diverged):
+        for ending in everyone:
+            if isinstance(ending, kind):
+                raise ending
+
+
+def _store() -> Any:
+    return distributed.global_state.client
+
+
+def _read(name: str) -> str | None:
+    try:
+        return _store().key_value_try_get(name)
+    except jax.errors.JaxRuntimeError:  # not there, or the first host is gone
+        return None
+
+
+def _leave(error: BaseException, watch: preemption.Watch) -> None:
     """Not a tidy exit: that waits for the other processes, which wait for this one in a
     computation."""
     code = 1
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
+    elif isinstance(error, jax.errors.JaxRuntimeError) and _read(ENDING) is not None:
+        # The consequence: another host has left in the middle of a computation.
+        ending = watch.ending("ended together")
+        code = ending.code
+        print(ending, file=sys.stderr)
     else:
         traceback.print_exception(error)
+    if code == endings.Preempted.code:
+        _leave_in_order()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _leave_in_order() -> None:
+    """The first host last: the others would die of its end, with another exit code."""
+    _store().key_value_set(f"{LEFT}/{jax.process_index()}", "", allow_overwrite=True)
+    deadline_s = time.monotonic() + LEAVE_S
+    while not jax.process_index() and time.monotonic() < deadline_s:
+        if len(_store().key_value_dir_get(LEFT)) == jax.process_count():
+            deadline_s = 0.0
+        time.sleep(POLL_S)
 
 
 def check_storage(folder: pathlib.Path) -> None:

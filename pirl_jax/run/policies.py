@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import logging
 import pathlib
-import time
 
 import jax
 import numpy as np
@@ -17,9 +16,8 @@ from pirl_jax.core import rng, rows, spec
 from pirl_jax.policy import flow, noise, normalize, observation, tokenizer
 from pirl_jax.rollout import actor as actors
 from pirl_jax.run import config, hosts, steps
-from pirl_jax.weights import assets, sources, statistics, store
+from pirl_jax.weights import assets, folders, sources, statistics, store
 
-REMOVAL_S = 2.0  # a checkpoint that is being removed is gone by then
 PROMPT_BUCKET = 16  # tokens: the lengths that prompts are padded to are multiples of it
 
 log = logging.getLogger(__name__)
@@ -156,7 +154,9 @@ def check_start(settings: config.Settings) -> None:
       ValueError: a checkpoint or statistics that do not exist, or that do not fit.
     """
     if settings.raw.model.checkpoint:
-        sources.open_source(pathlib.Path(settings.raw.model.checkpoint), settings.policy.network)
+        path = pathlib.Path(settings.raw.model.checkpoint)
+        source = sources.open_source(path, settings.policy.network)
+        _checked_stats(settings, source.location)
     elif not settings.raw.sft.demonstrations:
         given_stats(settings)
 
@@ -181,44 +181,43 @@ def load_policy(
     path = pathlib.Path(path)
     if iteration >= 0:
         path = run_directory(path) / "checkpoints" / str(iteration)
-    with _while_it_is_there(path):
-        return _load_policy(settings, path, mesh)
+    # A run that still trains would remove it meanwhile.
+    with folders.holding(path) as place:
+        folders.require_intact(place)
+        return _loaded(settings, sources.open_source(place, settings.policy.network), mesh)
 
 
 @contextlib.contextmanager
-def _while_it_is_there(path: pathlib.Path) -> Iterator[None]:
-    """A run that still trains removes its older checkpoints, also while somebody reads them."""
-    was_there = path.exists()
-    try:
-        yield
-    except Exception as error:
-        # Removing takes a while, too.
-        deadline_s = time.monotonic() + REMOVAL_S
-        while was_there and path.exists() and time.monotonic() < deadline_s:
-            time.sleep(0.1)
-        if not was_there or path.exists():
-            raise
-        raise ValueError(
-            f"checkpoint {path} went away while it was read; its run still trains:"
-            f" run the same command again, or raise run.keep there"
-        ) from error
+def held(path: str | pathlib.Path, iteration: int) -> Iterator[int]:
+    """-> the iteration that is the newest now, which stays until the block ends; others as given.
+
+    Foreign checkpoints have none: -1.
+    """
+    path = pathlib.Path(path)
+    with folders.holding(path, iteration) as place:
+        yield iteration if place == path else int(place.name)
 
 
-def _load_policy(
-    settings: config.Settings, path: pathlib.Path, mesh: jax.sharding.Mesh
+def _loaded(
+    settings: config.Settings, source: sources.Source, mesh: jax.sharding.Mesh
 ) -> tuple[dict, normalize.NormStats]:
-    source = sources.open_source(path, settings.policy.network)
     declared = flow.specs(settings.policy)
     layout = spec.shardings(declared, mesh, meshes.RULES)
-    stats = _stats_near(settings, source.location)
-    statistics.check(
-        stats, settings.raw.model.norm_mode, action_dim=settings.policy.model.action_env_dim
-    )
+    stats = _checked_stats(settings, source.location)
     key = rng.named(jax.random.key(settings.raw.seed), "params")
     params, notes = sources.load(source, declared, layout, key)
     for name, reason in notes.items():
         log.info("%s: %s", name, reason)
     return params, stats
+
+
+def _checked_stats(settings: config.Settings, location: pathlib.Path) -> normalize.NormStats:
+    """Statistics for the weights at a place, if they fit the robot."""
+    stats = _stats_near(settings, location)
+    statistics.check(
+        stats, settings.raw.model.norm_mode, action_dim=settings.policy.model.action_env_dim
+    )
+    return stats
 
 
 def _stats_near(settings: config.Settings, location: pathlib.Path) -> normalize.NormStats:

@@ -5,16 +5,17 @@ Refuses to know what the fields mean.
 
 import ast
 import importlib.util
-import json
 import pathlib
 import traceback
 import types
+from typing import Any
 
 import ml_collections
 
-from pirl_jax.core import paths
+from pirl_jax.core import outside, paths
 
 PACKAGE = "pirl_jax.recipes"
+WITHOUT_PAGE = "give the recipe with --config"
 NOT_RECIPES = ("__init__", "base")
 
 
@@ -126,25 +127,45 @@ def load_run(directory: str | pathlib.Path) -> ml_collections.ConfigDict:
     """
     folder = paths.absolute(directory)
     path = (folder.parent if folder.name == "checkpoints" else folder) / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(
-            f"--checkpoint {directory} has no config.json beside its checkpoints; "
-            f"give the recipe with --config"
+            f"--checkpoint {directory} has no config.json beside its checkpoints; {WITHOUT_PAGE}"
         )
     page = importlib.import_module(f"{PACKAGE}.base").get_config()
+    fields = _with_tuples(outside.read_json(path, remedy=WITHOUT_PAGE))
+    _require_fields(path, page, fields)
     try:
-        fields = json.loads(path.read_text(), object_hook=_with_tuples)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON ({error}); give the recipe with --config") from error
-    saved = ml_collections.ConfigDict(fields)
-    unlike = sorted(set(field_names(page)) ^ set(field_names(saved)))
+        page.update(ml_collections.ConfigDict(fields))
+    # A locked page refuses so; OverflowError: a number that no float is.
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not fit the page: {outside.shown(error)}; {WITHOUT_PAGE}"
+        ) from error
+    return page
+
+
+def _require_fields(path: pathlib.Path, page: ml_collections.ConfigDict, fields: dict) -> None:
+    """The names of today's page, all of them and no other."""
+    ours = set(field_names(page))
+    theirs = set(_names(fields))
+    if not ours & theirs:
+        raise ValueError(f"{path} is no config.json of a run of ours; {WITHOUT_PAGE}")
+    unlike = sorted(ours ^ theirs)
     if unlike:
         raise ValueError(
-            f"{path} is of another version (fields {', '.join(unlike)}); "
-            f"give the recipe with --config"
+            f"{path} is of another version (fields {outside.listed(unlike)}); {WITHOUT_PAGE}"
         )
-    page.update(saved)
-    return page
+
+
+def _names(fields: dict, section: str = "") -> list[str]:
+    """As field_names, of the plain dict."""
+    found = []
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            found += _names(value, f"{section}{name}.")
+        else:
+            found.append(f"{section}{name}")
+    return found
 
 
 def field_names(page: ml_collections.ConfigDict) -> list[str]:
@@ -158,9 +179,8 @@ def field_names(page: ml_collections.ConfigDict) -> list[str]:
     return found
 
 
-def _with_tuples(fields: dict) -> dict:
-    """JSON has lists only."""
-    for name, value in fields.items():
-        if isinstance(value, list):
-            fields[name] = tuple(value)
-    return fields
+def _with_tuples(value: Any) -> Any:
+    """JSON has lists only; the lists of a field are tuples on the page."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(inner) for name, inner in value.items()}
+    return tuple(value) if isinstance(value, list) else value

@@ -10,12 +10,11 @@ episodes.jsonl      of the command only: one line per finished episode, from whi
 """
 
 from collections.abc import Callable, Sequence
-import json
 import pathlib
 import re
 
-from pirl_jax.core import atomic, page
-from pirl_jax.envs import base
+from pirl_jax.core import atomic, endings, outside, page
+from pirl_jax.envs import base, child
 from pirl_jax.envs.libero import files
 from pirl_jax.monitor import log, report, video
 from pirl_jax.rollout import starts, stats, stream
@@ -147,11 +146,23 @@ def _suites(suite: str, per_task: list[dict]) -> dict[str, list[str]]:
 
 
 def read_successes(directory: pathlib.Path) -> dict[str, tuple[int, int]] | None:
-    """What `write` left in a directory, as `successes` gives it; None: nothing was evaluated."""
+    """What `write` left in a directory, as `successes` gives it; None: nothing was evaluated.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
     path = directory / "evaluation.json"
     if not path.exists():
         return None
-    return _counts(json.loads(path.read_text())["per_task"])
+    remedy = f"move {directory} away"
+    table = outside.part(outside.read_json(path, remedy=remedy), "per_task", list, path, remedy)
+    for row in table:
+        outside.part(row, "instruction", str, path, remedy)
+        episodes = outside.part(row, "episodes", int, path, remedy)
+        successes = outside.part(row, "successes", int, path, remedy)
+        if not 0 <= successes <= episodes:
+            raise ValueError(f"{path} has {successes} successes of {episodes} episodes; {remedy}")
+    return _counts(table)
 
 
 def write_comparison(
@@ -159,9 +170,16 @@ def write_comparison(
     raw: page.Page,
     after: dict[str, tuple[int, int]],
 ) -> str:
-    """table.json and table.txt of a run -> success rates before (where evaluated) and after it."""
+    """table.json and table.txt of a run -> success rates before (where evaluated) and after it.
+
+    Raises:
+      endings.Failure: the evaluation before the run is damaged.
+    """
     rows = {}
-    before = read_successes(run_dir / "evaluation" / "before")
+    try:
+        before = read_successes(run_dir / "evaluation" / "before")
+    except ValueError as error:
+        raise endings.Failure(f"the run is complete, but not its table: {error}") from error
     if before:
         rows["SFT" if raw.sft.demonstrations else "before"] = before
     rows[report.algorithm_name(raw.algorithm.adv_type)] = after
@@ -171,6 +189,16 @@ def write_comparison(
     atomic.write_text(run_dir / "table.txt", text + "\n")
     return text
 
+
+ROW = {
+    "task": int,
+    "init_state": int,
+    "success": bool,
+    "steps": int,
+    "decisions": int,
+    "reward": float,
+}
+FROM_START = "remove the file to play all episodes again"
 
 # ---- one episode -----------------------------------------------------------------------------
 
@@ -187,15 +215,43 @@ def row(result: stream.Result) -> dict:
     }
 
 
-def from_row(row: dict) -> stream.Result:
-    """The Result that `row` was made from, less its frames."""
+def from_row(row: dict, where: pathlib.Path | str = "a row") -> stream.Result:
+    """The Result that `row` was made from, less its frames.
+
+    where: the file, for the error.
+
+    Raises:
+      ValueError: a field is missing or of another kind.
+    """
+    values = {name: outside.part(row, name, kind, where, FROM_START) for name, kind in ROW.items()}
     return stream.Result(
-        stream.Episode(row["task"], row["init_state"]),
-        success=row["success"],
-        reward=row["reward"],
-        num_steps=row["steps"],
-        num_decisions=row["decisions"],
+        stream.Episode(values["task"], values["init_state"]),
+        success=values["success"],
+        reward=values["reward"],
+        num_steps=values["steps"],
+        num_decisions=values["decisions"],
     )
+
+
+def finished(
+    rows: Sequence[dict], episodes: Sequence[stream.Episode], where: pathlib.Path
+) -> dict[int, stream.Result]:
+    """The results in an episodes.jsonl, by index into `episodes`.
+
+    Raises:
+      ValueError: a row is damaged, or of an episode that is none of these.
+    """
+    index = {episode: e for e, episode in enumerate(episodes)}
+    done = {}
+    for row in rows:
+        result = from_row(row, where)
+        if result.episode not in index:
+            raise ValueError(
+                f"{where} has task {result.episode.task} from start state "
+                f"{result.episode.init_state}, which this evaluation does not play; {FROM_START}"
+            )
+        done[index[result.episode]] = result
+    return done
 
 
 def chosen_videos(choice: str) -> Callable[[stream.Episode, bool], bool]:
@@ -229,5 +285,6 @@ def film(directory: pathlib.Path, result: stream.Result, instructions: Sequence[
     outcome = "success" if result.success else "failure"
     name = f"task_{episode.task}_init_{episode.init_state}_{outcome}.mp4"
     caption = f"task {episode.task}: {instructions[episode.task]}"
-    video.write_episode(directory / "videos" / name, result.frames, caption, result.success)
+    with child.shielded():  # the encoder
+        video.write_episode(directory / "videos" / name, result.frames, caption, result.success)
     result.frames = None

@@ -14,15 +14,18 @@ import multiprocessing
 import jax
 import numpy as np
 
+from pirl_jax.core import endings, rng, types
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import rng, types
-from pirl_jax.envs import base
+from pirl_jax.envs import base, child
 from pirl_jax.envs.pool import worker
 from pirl_jax.learner import sft
 from pirl_jax.learner import state as states
 from pirl_jax.policy import normalize, observation
 from pirl_jax.rollout import starts
 from pirl_jax.run import config, simulators
+
+# A loss that has grown by this factor since the first step, whose model knew nothing yet.
+DIVERGED = 10.0
 
 
 @dataclasses.dataclass
@@ -49,14 +52,23 @@ def collect(settings: config.Settings, playable: starts.Starts) -> list[dict]:
     make_env = simulators.env_factory(settings)
     with (
         worker.spawning(),
-        concurrent.futures.ProcessPoolExecutor(env.num_workers, mp_context=context) as pool,
+        concurrent.futures.ProcessPoolExecutor(
+            env.num_workers, mp_context=context, initializer=worker.live_with_parent
+        ) as pool,
     ):
-        parts = [
-            pool.submit(_demonstrate, make_env, *job, settings.raw.seed, page.action_noise)
-            for job in _jobs(settings, playable)
-        ]
-        played = itertools.chain.from_iterable(part.result() for part in parts)
-        episodes = [episode for episode in played if episode["success"]]
+        with child.shielded():
+            parts = [
+                pool.submit(_demonstrate, make_env, *job, settings.raw.seed, page.action_noise)
+                for job in _jobs(settings, playable)
+            ]
+        played = list(itertools.chain.from_iterable(part.result() for part in parts))
+    episodes = [episode for episode in played if episode["success"]]
+    faults = [episode["fault"] for episode in played if "fault" in episode]
+    if faults:
+        print(
+            f"{len(faults)} of {len(played)} demonstrations are lost, because their simulators "
+            f"sent faulty numbers twice: {faults[0]}"
+        )
     if not episodes:
         raise ValueError(
             f"none of {page.demonstrations} demonstrations per task succeeded; "
@@ -169,6 +181,9 @@ def fit(
     """Run the SFT steps on the demonstrations -> parameters, metrics of the last step.
 
     Takes `params` over.  advance: shows progress.
+
+    Raises:
+      endings.Failure: it has diverged.
     """
     page = settings.raw.sft
     state = sft.create_state(params, settings.sft, mesh)
@@ -176,8 +191,15 @@ def fit(
     encoded = encode(settings, to_model, episodes)
     drawn = batches(encoded, page.batch_size, rng.named(key, "sft", "batches"))
     noise_key = rng.named(key, "sft", "noise")
-    metrics = {}
+    history = []
     for batch in itertools.islice(drawn, page.steps):
         state, metrics = step(state, *meshes.put_batch(batch, mesh), noise_key)
+        history = [*history[:1], metrics]  # the first and the last
         advance(1)
-    return states.acting_params(state), jax.device_get(metrics)
+    first, last = jax.device_get((history[0], history[-1]))
+    if not last["loss"] <= DIVERGED * first["loss"]:  # not-a-number is not below either
+        raise endings.Failure(
+            f"SFT has diverged: its loss went from {first['loss']:.4g} to {last['loss']:.4g} in "
+            f"{page.steps} steps; lower sft.lr={page.lr}"
+        )
+    return states.acting_params(state), last

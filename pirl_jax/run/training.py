@@ -10,15 +10,15 @@ import pathlib
 import jax
 import ml_collections
 
+from pirl_jax.core import locks, paths, rng
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import paths
 from pirl_jax.envs.pool import queue
 from pirl_jax.monitor import log, mirror, timeline
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import starts
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import config, devices, hosts, plan, policies, rollouts, simulators
-from pirl_jax.weights import store
+from pirl_jax.weights import folders, store
 
 
 @dataclasses.dataclass
@@ -39,10 +39,16 @@ class Run:
     actor: actors.Actor | None = None
     # Episodes of the scripted expert, where SFT or co-training asked for them.
     demonstrations: list[dict] | None = None
+    rollbacks: int = 0  # how often the run has gone back (run/divergence.py)
 
     @property
     def instructions(self) -> tuple[str, ...]:
         return self.envs.spec.instructions
+
+    def iteration_key(self, iteration: int) -> jax.Array:
+        """Where an iteration draws from; after each rollback from somewhere else."""
+        key = rng.named(self.key, "iteration", iteration)
+        return rng.named(key, "rollback", self.rollbacks) if self.rollbacks else key
 
     def next_stream(self, iteration: int) -> streams.Stream:
         """The rollout of an iteration, whose simulators start now."""
@@ -74,10 +80,8 @@ def prepare(
     paths.require_writable(path, "run.directory")
     if raw.run.wandb and not jax.process_index():
         mirror.check()
-    standing = meshes.gather(log.holds_run(path))[0]
-    if standing and resume == "never":
-        raise log.standing_run_error(path)
-    resume_at = store.newest(path / "checkpoints") if standing else None
+    standing = _claim(path, resume, stack)
+    resume_at = standing.resume_at
     if not resume_at:
         policies.check_start(settings)
     elif resume_at > raw.num_iterations:
@@ -94,8 +98,15 @@ def prepare(
     stream = _first_stream(settings, envs, playable, resume_at or 0)
     settings, planned = plan.choose(settings, mesh, to_model.max_token_len, envs.spec)
     print(planned)
-    # Last: a wrong start leaves no directory behind.
+    # Last: a wrong start leaves no directory behind, and a standing run as it is.
+    if not jax.process_index():
+        folders.set_aside(path / "checkpoints", standing.damaged)
     directory = _open_directory(path, raw, resume_at, stack)
+    for number, wrong in standing.damaged.items():
+        print(
+            f"checkpoint {number} of {path} is damaged ({wrong}) and set aside as "
+            f"{number}.damaged; going on from {resume_at}"
+        )
     checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
     stack.callback(checkpoints.close)
     hosts.check_storage(checkpoints.directory)
@@ -111,6 +122,48 @@ def prepare(
         first_iteration=resume_at or 0,
         stream=stream,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Standing:
+    """What stands in the run directory."""
+
+    resume_at: int | None  # None: no run; 0: one without a checkpoint after its start
+    damaged: dict[int, str]  # newer checkpoints, and what is wrong with them
+
+
+def _claim(path: pathlib.Path, resume: str, stack: contextlib.ExitStack) -> _Standing:
+    """Be the only one who writes in the run directory; nothing that stands there changes.
+
+    The first host speaks for all, also where it refuses.
+    """
+    found = None
+    refused = ""
+    if not jax.process_index():
+        try:
+            remedy = "wait for its end or stop it, or give another run.directory"
+            stack.enter_context(locks.writing(path, remedy))
+            found = _look(path, resume)
+        except ValueError as error:
+            refused = str(error)
+    found, refused = meshes.gather((found, refused))[0]
+    if refused:
+        raise ValueError(refused)
+    return found
+
+
+def _look(path: pathlib.Path, resume: str) -> _Standing:
+    if not log.holds_run(path):
+        return _Standing(None, {})
+    if resume == "never":
+        raise log.standing_run_error(path)
+    found = folders.newest(path / "checkpoints")
+    if found.newest == 0 and not log.began(path):
+        raise ValueError(
+            f"{path} holds a checkpoint without a run, as a conversion leaves it; start from it "
+            f"with model.checkpoint={path} in another run.directory"
+        )
+    return _Standing(found.newest or 0, found.damaged)
 
 
 def _open_directory(
@@ -130,6 +183,8 @@ def _open_directory(
     stack.callback(directory.close)
     for line in directory.changed:
         print(f"changed since the last start: {line}")
+    for line in directory.lost:
+        print(f"damaged since the last start: {line}")
     return directory
 
 

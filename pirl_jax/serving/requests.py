@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from pirl_jax.envs import arrays
 from pirl_jax.policy import images, observation
+from pirl_jax.policy import tokenizer as tokenizers
+from pirl_jax.serving import messages
 
 IMAGES = ("observation/image", "observation/wrist_image")  # agentview, wrist; rotated by 180 deg
 # End-effector position (m), axis-angle (rad), finger joint positions (m).
@@ -19,6 +22,8 @@ NOISE_ID = "noise_id"
 NUM_NOISE_IDS = 2**31
 # One side of a picture is at most so many times the other: resizing a line would leave nothing.
 MAX_ASPECT = 64
+# Longer ones are not even counted in tokens, which takes time.
+MAX_PROMPT_LENGTH = 8192
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,14 +51,14 @@ def read(message: dict, transform: observation.Transform, arrival: int) -> Reque
     """The arrival-th request of a server.
 
     Raises:
-        ValueError: names what is wrong and what would be right.
+        ValueError: says what is wrong and what would be right, by keys and shapes alone.
     """
     missing = [key for key in (*IMAGES, STATE, PROMPT) if key not in message]
     if missing:
-        there = ", ".join(map(str, message)) or "nothing"
+        there = messages.names(message) or "nothing"
         raise ValueError(f"the observation lacks {', '.join(missing)}; it has {there}")
     prompt = _prompt(message[PROMPT])
-    observation.check(transform, [prompt])
+    _check_length(prompt, transform)
     size_px = transform.image_size_px
     views = []
     for key in IMAGES:
@@ -74,6 +79,23 @@ def _prompt(prompt: Any) -> str:
     if not isinstance(prompt, str):
         raise ValueError(f"{PROMPT} is a {type(prompt).__name__}; send a string")
     return str(prompt)
+
+
+def _check_length(prompt: str, transform: observation.Transform) -> None:
+    """Whether the tokens of a prompt fit, whatever the state beside it is."""
+    most = transform.max_token_len
+    if len(prompt) > MAX_PROMPT_LENGTH:
+        raise ValueError(
+            f"{PROMPT} has {len(prompt)} characters, but max_token_len is {most}; send fewer"
+        )
+    # A state in the topmost bin has three digits in every dimension: none makes a longer prompt.
+    state_Q = np.ones(transform.env_state_dim) if transform.discrete_state else None
+    length = len(tokenizers.prompt_ids(transform.tokenizer, prompt, state_Q))
+    if length > most:
+        raise ValueError(
+            f"{PROMPT} of {len(prompt)} characters needs {length} tokens, but max_token_len is "
+            f"{most}; send a shorter one"
+        )
 
 
 def _image(key: str, image: Any) -> np.ndarray:
@@ -108,8 +130,10 @@ def _state(state: Any, dim: int) -> np.ndarray:
         raise ValueError(f"{STATE} is a {type(state).__name__} and no array; {remedy}")
     if state.shape != (dim,) or state.dtype.kind not in "fiu":
         raise ValueError(f"{STATE} has dtype {state.dtype} and shape {list(state.shape)}; {remedy}")
-    if not np.isfinite(state).all():
-        raise ValueError(f"{STATE} is {state.tolist()}; {remedy}")
+    try:
+        arrays.check_finite(state)
+    except ValueError as error:
+        raise ValueError(f"{STATE}: {error}; {remedy}") from error
     return state.astype(np.float64)
 
 
@@ -119,5 +143,8 @@ def _noise_id(value: Any, arrival: int) -> int:
         return NUM_NOISE_IDS + arrival % NUM_NOISE_IDS
     is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not is_integer or not 0 <= value < NUM_NOISE_IDS:
-        raise ValueError(f"{NOISE_ID} is {value!r}; send an integer in [0, 2**31), or leave it out")
+        raise ValueError(
+            f"{NOISE_ID} is a {type(value).__name__} that names no noise; send an integer in "
+            f"[0, 2**31), or leave it out"
+        )
     return int(value)

@@ -3,60 +3,106 @@
     server  binary   metadata, once
     client  binary   observation: msgpack, arrays as openpi_client.msgpack_numpy packs them
     server  binary   the answer and its server_timing; or, where the request failed:
-            text     a traceback, then close code 1011
+            text     a traceback of which the last line counts, then close code 1011
 
 A connection has one request under way.  What a client sends, or fails to read, ends its own
-connection only.  Refuses to know models.
+connection only; nothing of it is repeated but key names and shapes.  Refuses to know models.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+import dataclasses
 import functools
 import hmac
 import http
 import logging
+import ssl
 import time
 import traceback
 from typing import Any
 
-import msgpack
-import numpy as np
 from openpi_client import msgpack_numpy
-from websockets import exceptions, frames, http11, protocol
-from websockets import server as sans_io
+from websockets import exceptions, frames, http11
 from websockets.asyncio import server
 
+from pirl_jax.serving import guard, messages
+
 log = logging.getLogger(__name__)
+library_log = logging.getLogger("websockets.server")
+LIMIT = guard.LineLimit()
+log.addFilter(LIMIT)
+library_log.addFilter(LIMIT)
 
-CLOSE_REASON = "Internal server error. Traceback included in previous frame."
 MAX_FRAME_BYTES = 2**24  # two uint8 cameras of 224 px are 0.3 MB, of 1080 x 1920 px 12.4 MB
-MAX_CLIENTS = 256
 WRITE_TIMEOUT_S = 10.0  # a client that reads nothing for so long is cut off
-REFUSED_KINDS = "VOc"  # numpy's: records, Python objects, complex numbers
+HANDSHAKE_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 5.0
+# A client that asks nothing for so long gives its place to another; ours reconnects.
+IDLE_TIMEOUT_S = 600.0
+MAX_ERROR_LENGTH = 1000  # characters
+MAX_CALLS = 5  # of a mistake of ours, in the log
+# The sentences of these two are ours.  Others may repeat what was sent: they stay in the log.
+TOLD = (ValueError, RuntimeError)
 
-Answer = Callable[[dict], Awaitable[dict]]  # observation -> what the client gets
+Answer = Callable[[Any], Awaitable[dict]]  # request -> what the client gets
 
 
-def listen(answer: Answer, metadata: dict, api_key: str = "", **address: Any) -> server.Server:
-    """The server, an asynchronous context.
+@dataclasses.dataclass(frozen=True)
+class _Service:
+    """What every connection is served with."""
+
+    readers: guard.Readers
+    read: Callable[[str | bytes], Any]  # frame -> request
+    answer: Answer
+    hello: bytes
+
+
+@contextlib.asynccontextmanager
+async def listen(
+    answer: Answer,
+    metadata: dict,
+    api_key: str = "",
+    read: Callable[[Any], Any] | None = None,
+    tls: ssl.SSLContext | None = None,
+    **address: Any,
+) -> AsyncIterator[server.Server]:
+    """The open server.
 
     api_key: what clients must send; "": nothing.
+    read: message -> request, in a thread beside the event loop; None: the message itself.
+    tls: None: in the clear.
     address: arguments of asyncio's create_server (host and port, or sock).
     """
-    hello = msgpack_numpy.packb(metadata)
-    return server.serve(
-        functools.partial(_serve, answer=answer, hello=hello),
-        compression=None,  # as openpi's server: pictures gain little for the time it takes
-        max_size=MAX_FRAME_BYTES,
-        max_queue=1,  # frames of one client that wait here: it has one request under way
-        process_request=functools.partial(_check_handshake, api_key=api_key),
-        create_connection=_Connection,
-        **address,
-    )
+    peers = guard.Peers()
+
+    def read_frame(frame: str | bytes) -> Any:
+        message = messages.unpack(frame)
+        if not isinstance(message, dict):
+            name = type(message).__name__
+            raise ValueError(f"the message is a {name} and no dict; {messages.REMEDY}")
+        return message if read is None else read(message)
+
+    with guard.Readers() as readers:
+        service = _Service(readers, read_frame, answer, msgpack_numpy.packb(metadata))
+        async with server.serve(
+            functools.partial(_serve, service=service),
+            compression=None,  # as openpi's server: pictures gain little for the time it takes
+            max_size=MAX_FRAME_BYTES,
+            max_queue=1,  # frames of one client that wait here: it has one request under way
+            open_timeout=HANDSHAKE_TIMEOUT_S,
+            close_timeout=CLOSE_TIMEOUT_S,
+            process_request=functools.partial(_check_handshake, api_key=api_key),
+            create_connection=functools.partial(guard.Connection, peers=peers),
+            logger=library_log,
+            ssl=tls,
+            **address,
+        ) as running:
+            yield running
 
 
 def _check_handshake(
-    connection: server.ServerConnection, request: http11.Request, api_key: str
+    connection: guard.Connection, request: http11.Request, api_key: str
 ) -> http11.Response | None:
     """HTTP response to who does not get a WebSocket, else None."""
     if request.path == "/healthz":
@@ -64,74 +110,96 @@ def _check_handshake(
     given = ", ".join(request.headers.get_all("Authorization"))
     wanted = f"Api-Key {api_key}"
     # In constant time: how long a comparison takes would tell how much of a guess is right.
-    if api_key and not hmac.compare_digest(given.encode(), wanted.encode()):
+    if api_key and not hmac.compare_digest(
+        given.encode(errors="surrogateescape"), wanted.encode(errors="surrogateescape")
+    ):
         text = "send the header 'Authorization: Api-Key KEY'\n"
         return connection.respond(http.HTTPStatus.UNAUTHORIZED, text)
-    if len(connection.server.connections) >= MAX_CLIENTS:
-        text = f"{MAX_CLIENTS} clients are connected; come back later\n"
+    if connection.peer.num_connections > guard.MAX_CLIENTS_PER_PEER:
+        text = (
+            f"your address has {guard.MAX_CLIENTS_PER_PEER} connections, the most; close some, "
+            "or evaluate with a smaller eval.num_envs\n"
+        )
+        return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, text)
+    if len(connection.server.connections) >= guard.MAX_CLIENTS:
+        text = f"{guard.MAX_CLIENTS} clients are connected; come back later\n"
         return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, text)
     return None
 
 
-class _Connection(server.ServerConnection):
-    """The library closes without a word when a frame is too large.
-
-    This one says so as it says every other error.
-    """
-
-    def __init__(self, state: sans_io.ServerProtocol, *args: Any, **options: Any) -> None:
-        super().__init__(state, *args, **options)
-        self._library_fail = state.fail
-        state.fail = self._explain_and_fail
-
-    def _explain_and_fail(self, code: int, reason: str = "") -> None:
-        state = self.protocol
-        if code == frames.CloseCode.MESSAGE_TOO_BIG and state.state is protocol.State.OPEN:
-            log.warning("%s: %s", self.remote_address, reason)
-            text = f"ValueError: the message is too large: {reason}; send smaller images"
-            state.send_text(text.encode())
-            code = frames.CloseCode.INTERNAL_ERROR
-            reason = CLOSE_REASON
-        self._library_fail(code, reason)
-
-
-async def _serve(connection: server.ServerConnection, answer: Answer, hello: bytes) -> None:
+async def _serve(connection: guard.Connection, service: _Service) -> None:
     """One client, from its arrival until it leaves."""
     try:
-        await _send(connection, hello)
-        await _answer_requests(connection, answer)
+        await _send(connection, service.hello)
+        await _answer_requests(connection, service)
     except exceptions.ConnectionClosed as closed:
-        log.info("%s: %s", connection.remote_address, closed)
+        code = closed.rcvd.code if closed.rcvd else "no"
+        log.info("%s: closed with %s code", connection.remote_address, code)
 
 
-async def _answer_requests(connection: server.ServerConnection, answer: Answer) -> None:
+async def _answer_requests(connection: guard.Connection, service: _Service) -> None:
     """One request after the other; returns after the first that fails."""
     previous_s = None  # how long the request before took, with waiting for it and sending
     while True:
         start_s = time.monotonic()
-        frame = await connection.recv()
         try:
-            message = await _reply(connection, frame, answer, previous_s)
+            async with asyncio.timeout(IDLE_TIMEOUT_S):
+                frame = await connection.recv()
+        except TimeoutError:
+            log.info("%s: idle for %.0f s", connection.remote_address, IDLE_TIMEOUT_S)
+            reason = f"nothing was asked for {IDLE_TIMEOUT_S:.0f} s"
+            await connection.close(frames.CloseCode.GOING_AWAY, reason)
+            return
+        told = ""
+        try:
+            message = await _reply(connection, frame, service, previous_s)
         except exceptions.ConnectionClosed:
             raise
         except Exception as error:  # any of them is told to the client
-            log.warning("%s: %s", connection.remote_address, error)
-            await _send(connection, traceback.format_exc())
-            await connection.close(frames.CloseCode.INTERNAL_ERROR, CLOSE_REASON)
+            told = _told(connection, error)
+            _let_go(error)
+        # It may be large, and a client may take its time to read and to close.
+        del frame
+        connection.message_is_read()
+        if told:
+            await _send(connection, told)
+            await connection.close(frames.CloseCode.INTERNAL_ERROR, guard.CLOSE_REASON)
             return
         await _send(connection, message)
         previous_s = time.monotonic() - start_s
 
 
+def _told(connection: guard.Connection, error: Exception) -> str:
+    """The text of a failed request; what cannot be told is logged."""
+    name = type(error).__name__
+    if type(error) in TOLD:
+        text = str(error)[:MAX_ERROR_LENGTH]
+        log.warning("%s: %s: %s", connection.remote_address, name, text)
+    else:
+        text = "see the log of the server"
+        # Where it happened, without what it says.
+        calls = traceback.extract_tb(error.__traceback__)[-MAX_CALLS:]
+        places = [f"{call.filename}:{call.lineno} {call.name}" for call in reversed(calls)]
+        log.error("%s: %s at %s", connection.remote_address, name, " < ".join(places))
+    return f"Traceback (most recent call last):\n  in the policy server\n{name}: {text}\n"
+
+
+def _let_go(error: BaseException | None) -> None:
+    """A traceback keeps the message alive until the garbage collector comes by."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
 async def _reply(
-    connection: server.ServerConnection,
+    connection: guard.Connection,
     frame: str | bytes,
-    answer: Answer,
+    service: _Service,
     previous_s: float | None,
 ) -> bytes:
     """The answer to a frame that has just arrived, packed."""
     arrived_s = time.monotonic()
-    reply = await _while_connected(connection, answer(_unpack(frame)))
+    reply = await _while_connected(connection, _compute(connection, frame, service))
     timing = {"infer_ms": 1e3 * (time.monotonic() - arrived_s)}
     if previous_s is not None:
         # Of the request before: this one's sending is still to come.
@@ -139,37 +207,12 @@ async def _reply(
     return msgpack_numpy.packb(reply | {"server_timing": timing})
 
 
-def _unpack(frame: str | bytes) -> dict:
-    """The observation as the client had it; its keys and values are not checked here."""
-    remedy = (
-        "send what openpi_client.msgpack_numpy.packb makes of the observation, as a binary frame"
-    )
-    if isinstance(frame, str):
-        raise ValueError(f"a text frame of {len(frame)} characters is no observation; {remedy}")
-    try:
-        message = msgpack.unpackb(frame, object_hook=_unpack_array)
-    except Exception as error:  # msgpack and numpy raise half a dozen kinds
-        raise ValueError(
-            f"the message of {len(frame)} bytes cannot be unpacked ({error}); {remedy}"
-        ) from error
-    if not isinstance(message, dict):
-        raise ValueError(f"the message is a {type(message).__name__} and no dict; {remedy}")
-    return message
+async def _compute(connection: guard.Connection, frame: str | bytes, service: _Service) -> dict:
+    request = await service.readers.run(connection.peer, len(frame), service.read, frame)
+    return await service.answer(request)
 
 
-def _unpack_array(fields: dict) -> Any:
-    """openpi's refuses these kinds when packing only.
-
-    Bytes taken for Python objects would crash the process.
-    """
-    if b"dtype" in fields:
-        dtype = np.dtype(fields[b"dtype"])
-        if dtype.kind in REFUSED_KINDS:
-            raise ValueError(f"Unsupported dtype: {dtype}")
-    return msgpack_numpy.unpack_array(fields)
-
-
-async def _while_connected(connection: server.ServerConnection, work: Awaitable[dict]) -> dict:
+async def _while_connected(connection: guard.Connection, work: Awaitable[dict]) -> dict:
     """The result of `work`, which is cancelled when the client leaves before."""
     task = asyncio.ensure_future(work)
     closed = asyncio.ensure_future(connection.wait_closed())
@@ -183,7 +226,7 @@ async def _while_connected(connection: server.ServerConnection, work: Awaitable[
         closed.cancel()
 
 
-async def _send(connection: server.ServerConnection, message: str | bytes) -> None:
+async def _send(connection: guard.Connection, message: str | bytes) -> None:
     try:
         async with asyncio.timeout(WRITE_TIMEOUT_S):
             await connection.send(message)

@@ -6,11 +6,16 @@ Knows no file and no model; callers say what is compared and what the user shoul
 from collections.abc import Mapping
 from typing import Any
 
+from pirl_jax.core import outside
+
+MOST_LISTED = 2000  # more than any of our networks has
+
 
 def misfits(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Two tables of name -> what an array is (its shape, say) -> one line per name that differs."""
     lines = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
-    lines += [f"{name} is left over" for name in sorted(found.keys() - expected.keys())]
+    left_over = sorted(found.keys() - expected.keys())
+    lines += [f"{outside.shown(name)} is left over" for name in left_over]
     for name in sorted(expected.keys() & found.keys()):
         if expected[name] != found[name]:
             lines.append(f"{name} is {found[name]} and should be {expected[name]}")
@@ -30,9 +35,10 @@ def require_shapes(
     """
     lines = misfits(_as_lists(expected), _as_lists(found))
     if lines:
+        more = f"; and {len(lines) - MOST_LISTED} more" if len(lines) > MOST_LISTED else ""
         raise ValueError(
             f"{where} does not fit {what} ({len(lines)} of {len(expected)} arrays): "
-            f"{'; '.join(lines)}"
+            f"{'; '.join(lines[:MOST_LISTED])}{more}"
         )
 
 

@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 
+from pirl_jax.core import outside
 from pirl_jax.policy import normalize
 from pirl_jax.weights import safetensors
 
@@ -57,7 +58,7 @@ def _find_file(folder: pathlib.Path, asset_id: str) -> pathlib.Path | None:
         files.update(folder.glob(pattern))
     paths = sorted(path for path in files if asset_id in path.parent.as_posix())
     # Copies are no choice: openpi_torch alone has two of them.
-    if len({path.read_text() for path in paths}) > 1:
+    if len({outside.read_text(path) for path in paths}) > 1:
         names = ", ".join(path.relative_to(folder).as_posix() for path in paths)
         raise ValueError(
             f"{folder} has statistics of several data sets ({names}); choose one with --asset-id"
@@ -76,25 +77,34 @@ def _find_lerobot(folder: pathlib.Path) -> tuple[normalize.NormStats, str] | Non
         for name, tensor in safetensors.read(path).items():
             for old, new in LEROBOT_BUFFERS.items():
                 name = name.replace(old, new)
-            if name.startswith(("observation.state.", "action.")):
-                tensors[name] = np.asarray(tensor, np.float64).reshape(-1)
+            quantity, _, field = name.rpartition(".")
+            if quantity in ("observation.state", "action") and field in normalize.FIELDS:
+                tensors[name] = _vector(tensor)
     needed = {"observation.state.mean", "observation.state.std", "action.mean", "action.std"}
     if not needed <= tensors.keys():
         return None
+    where = ", ".join(str(path) for path in files)
     stats = normalize.NormStats(
-        state=_lerobot_stats(tensors, "observation.state"),
-        actions=_lerobot_stats(tensors, "action"),
+        state=_lerobot_stats(tensors, "observation.state", where),
+        actions=_lerobot_stats(tensors, "action", where),
     )
-    return stats, ", ".join(str(path) for path in files)
+    return stats, where
 
 
-def _lerobot_stats(tensors: dict[str, np.ndarray], quantity: str) -> normalize.Stats:
-    return normalize.Stats(
-        mean=tensors[f"{quantity}.mean"],
-        std=tensors[f"{quantity}.std"],
-        q01=tensors.get(f"{quantity}.q01"),
-        q99=tensors.get(f"{quantity}.q99"),
-    )
+def _vector(tensor: np.ndarray) -> np.ndarray:
+    """Float64; axes of size 1 are no second axis.  What is too large is left to be refused."""
+    if tensor.size > normalize.MOST_DIMS:
+        return tensor
+    squeezed = tensor.reshape(-1) if tensor.size == max(tensor.shape, default=1) else tensor
+    return np.asarray(squeezed, np.float64)
+
+
+def _lerobot_stats(tensors: dict[str, np.ndarray], quantity: str, where: str) -> normalize.Stats:
+    arrays = {}
+    for field in normalize.FIELDS:
+        if f"{quantity}.{field}" in tensors:
+            arrays[field] = tensors[f"{quantity}.{field}"]
+    return normalize.from_vectors(arrays, quantity, where)
 
 
 def save(

@@ -7,16 +7,21 @@ it stopped, what arrived damaged is fetched once more.
 """
 
 import base64
+import collections
 from collections.abc import Callable, Iterable
 import dataclasses
 import os
 import pathlib
 import types
+from typing import Any
 import urllib.parse
 
+from pirl_jax.core import locks, outside
 from pirl_jax.weights import checksums, transfer
 
 FETCHES = 2  # of a file that arrives damaged
+MOST_BYTES = 1 << 40  # of one file
+MOST_PAGES = 1000  # of a list; a server may name the same one for ever
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +52,35 @@ def fetch(repository: Repository, folder: pathlib.Path) -> list[File]:
     """Make `folder` hold all files of a repository -> their list.
 
     Raises: ConnectionError when the hub, or a file of it, is out of reach; ValueError when a file
-    arrived damaged twice, or when the hub lists a file outside of `folder`.
+    arrived damaged twice, or when the hub lists what no hub would.
     """
     hub = HUBS[repository.hub]
-    files = hub.listing(repository)
+    with outside.named(repository.page):
+        files = hub.listing(repository)
     if not files:
         raise ConnectionError(f"{repository.page} lists no file")
-    _refuse_names_outside(folder, files, repository)
+    _refuse_strange(folder, files, repository)
     damaged = _not_whole(files, folder)
-    for _ in range(FETCHES):
-        if damaged:
-            hub.copy(repository, damaged, folder)
-            damaged = _not_whole(damaged, folder)
+    if damaged:
+        # Two downloads would append to one file.
+        with locks.writing(folder, "wait until it is done, then run the same command again"):
+            damaged = _copied(hub, repository, damaged, folder)
     if damaged:
         names = ", ".join(file.name for file in damaged)
         raise ValueError(
             f"{names} arrived damaged twice from {repository.page}; try another network or mirror"
         )
+    return files
+
+
+def _copied(
+    hub: "Hub", repository: Repository, files: list[File], folder: pathlib.Path
+) -> list[File]:
+    """-> those that arrived damaged FETCHES times."""
+    for _ in range(FETCHES):
+        if files:
+            hub.copy(repository, files, folder)
+            files = _not_whole(files, folder)
     return files
 
 
@@ -78,18 +95,37 @@ def _not_whole(files: Iterable[File], folder: pathlib.Path) -> list[File]:
     return [file for file in files if not is_whole(folder / file.name, file)]
 
 
-def _refuse_names_outside(folder: pathlib.Path, files: list[File], repository: Repository) -> None:
+def _refuse_strange(folder: pathlib.Path, files: list[File], repository: Repository) -> None:
     """A listing comes from the network: "../../.bashrc" is a name, too."""
     root = folder.resolve()
-    outside = []
-    for file in files:
-        if not (folder / file.name).resolve().is_relative_to(root):
-            outside.append(file.name)
-    if outside:
+    strange = [file.name for file in files if not _stays(root, file.name)]
+    if strange:
         raise ValueError(
-            f"{repository.page} lists {', '.join(outside)}, which would lie outside {folder}; "
+            f"{repository.page} lists {outside.listed(strange)}, which would lie outside {folder}; "
             f"nothing was fetched"
         )
+    counts = collections.Counter(file.name for file in files)
+    twice = [name for name, count in counts.items() if count > 1]
+    without_size = [file.name for file in files if not _is_size(file.size)]
+    for what, names in (("twice", twice), ("without a size", without_size)):
+        if names:
+            raise ValueError(
+                f"{repository.page} lists {outside.listed(names)} {what}; nothing was fetched"
+            )
+
+
+def _stays(root: pathlib.Path, name: str) -> bool:
+    """Whether it names a file below this folder, on every system and in every terminal."""
+    if not isinstance(name, str) or not name.isprintable() or "\\" in name:
+        return False
+    parts = name.split("/")
+    if "" in parts or "." in parts or ".." in parts:
+        return False
+    return (root / name).resolve().is_relative_to(root)
+
+
+def _is_size(size: Any) -> bool:
+    return outside.fits(size, int) and 0 <= size <= MOST_BYTES
 
 
 # ---- Hugging Face --------------------------------------------------------------------------------
@@ -169,15 +205,15 @@ def _list_modelscope(repository: Repository) -> list[File]:
     root = f"{_modelscope_root()}/api/v1/models/{repository.name}/repo"
     answer = transfer.read_json(f"{root}/files?Revision=master&Recursive=true")
     files = []
-    for entry in answer["Data"]["Files"]:
-        if entry["Type"] == "tree":
+    for entry in _field(answer, "Data.Files", list):
+        if _field(entry, "Type", str) == "tree":
             continue  # a folder
         checksum = None
         if entry.get("Sha256"):
-            checksum = checksums.Checksum("sha256", entry["Sha256"])
-        name = entry["Path"]
+            checksum = checksums.Checksum("sha256", _field(entry, "Sha256", str))
+        name = _field(entry, "Path", str)
         url = f"{root}?Revision=master&FilePath={_quoted(name)}"
-        files.append(File(name, entry["Size"], checksum, url))
+        files.append(File(name, _field(entry, "Size", int), checksum, url))
     return files
 
 
@@ -202,29 +238,36 @@ def _list_google(repository: Repository) -> list[File]:
     folder = prefix.rpartition("/")[0]
     query = {"prefix": prefix}
     files = []
-    while True:
+    for _ in range(MOST_PAGES):
         # An answer is one page of the list, and names the next.
         answer = transfer.read_json(f"{_google_objects(bucket)}?{urllib.parse.urlencode(query)}")
-        for item in answer.get("items", ()):
-            if item["name"].endswith("/"):
+        for item in _field(answer, "items", list) if "items" in answer else ():
+            if _field(item, "name", str).endswith("/"):
                 continue  # the mark of a folder
             files.append(_google_file(item, bucket, folder))
         if not answer.get("nextPageToken"):
             return files
-        query["pageToken"] = answer["nextPageToken"]
+        query["pageToken"] = _field(answer, "nextPageToken", str)
+    raise ValueError(f"the list has more than {MOST_PAGES} pages; try another hub")
 
 
 def _google_file(item: dict, bucket: str, folder: str) -> File:
-    digest = base64.b64decode(item["crc32c"]).hex()
+    name = _field(item, "name", str)
+    digest = base64.b64decode(_field(item, "crc32c", str), validate=True).hex()
     return File(
-        name=item["name"].removeprefix(f"{folder}/"),
-        size=int(item["size"]),
+        name=name.removeprefix(f"{folder}/"),
+        size=int(_field(item, "size", str)),
         checksum=checksums.Checksum("crc32c", digest),
-        url=f"{_google_objects(bucket)}/{_quoted(item['name'])}?alt=media",
+        url=f"{_google_objects(bucket)}/{_quoted(name)}?alt=media",
     )
 
 
 # ---- what the hubs that speak plain HTTPS have in common -----------------------------------------
+
+
+def _field(answer: Any, names: str, kind: type) -> Any:
+    """A part of what a hub answers; errors get its page from `fetch`."""
+    return outside.part(answer, names, kind, "the listing", transfer.LATER)
 
 
 def _quoted(name: str) -> str:

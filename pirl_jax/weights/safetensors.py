@@ -6,6 +6,7 @@ at once to write a file, and because reading takes thirty lines.
 """
 
 from collections.abc import Iterable, Mapping
+import dataclasses
 import json
 import math
 import os
@@ -16,7 +17,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from pirl_jax.core import atomic
+from pirl_jax.core import atomic, outside
+from pirl_jax.weights import sound
 
 DTYPES = {
     "F64": np.float64,
@@ -35,15 +37,29 @@ LENGTH = struct.Struct("<Q")  # of the header, in bytes
 ALIGNMENT = 8  # bytes: readers map the data and want it aligned
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in the data."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    first: int  # byte
+    last: int  # the byte behind it
+
+
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """One file -> read-only views of its tensors; data comes from disk when it is touched.
 
-    Raises: ValueError for a file that is cut off, or holds a dtype that is none of DTYPES.
+    Raises: ValueError for a file that is cut off, holds a dtype that is none of DTYPES, or whose
+    header does not give every byte of the data to one tensor, as the format wants it.
     """
     path = pathlib.Path(path)
+    outside.require_file(path)
     header, data = _header_and_data(path)
     header.pop("__metadata__", None)
-    return {name: _tensor(path, name, entry, data) for name, entry in header.items()}
+    places = {name: _place(path, name, entry, len(data)) for name, entry in header.items()}
+    _require_gapless(path, places, len(data))
+    return {name: _tensor(path, name, place, data) for name, place in places.items()}
 
 
 def _header_and_data(path: pathlib.Path) -> tuple[dict, np.ndarray]:
@@ -58,27 +74,67 @@ def _header_and_data(path: pathlib.Path) -> tuple[dict, np.ndarray]:
             raise ValueError(
                 f"{path} is cut off or no safetensors file ({size} bytes); fetch it again"
             )
-        header = json.loads(file.read(length))
+        if length > outside.MOST_BYTES:
+            raise ValueError(
+                f"the header of {path} has {length:,} bytes, so it is another file; fetch it again"
+            )
+        where = f"the header of {path}"
+        header = outside.parse_json(file.read(length), where)
+    header = outside.part(header, "", dict, where)
     if start == size:
         return header, np.zeros(0, np.uint8)  # nothing cannot be mapped
     return header, np.memmap(path, np.uint8, mode="r", offset=start)
 
 
-def _tensor(path: pathlib.Path, name: str, entry: dict, data: np.ndarray) -> np.ndarray:
-    if entry["dtype"] not in DTYPES:
+def _place(path: pathlib.Path, name: str, entry: Any, size: int) -> Place:
+    """What the header says of a tensor, if that can be.  size: of the data, in bytes."""
+    where = f"{outside.shown(name)} in {path}"
+    dtype_name = outside.part(entry, "dtype", str, where)
+    if dtype_name not in DTYPES:
         raise ValueError(
-            f"{name} in {path} has dtype {entry['dtype']}, which is none of {', '.join(DTYPES)}"
+            f"{where} has dtype {outside.shown(dtype_name)}, which is none of {', '.join(DTYPES)}"
         )
-    dtype = np.dtype(DTYPES[entry["dtype"]])
-    num_bytes = math.prod(entry["shape"]) * dtype.itemsize
-    first, last = entry["data_offsets"]
+    dtype = np.dtype(DTYPES[dtype_name])
+    shape = sound.shape(outside.part(entry, "shape", list, where), dtype.itemsize, name, path)
+    offsets = outside.part(entry, "data_offsets", list, where)
+    if len(offsets) != 2 or not all(outside.fits(offset, int) for offset in offsets):
+        raise ValueError(
+            f"{where} lies at bytes {outside.shown(offsets)}, where first and last are meant; "
+            f"fetch it again"
+        )
+    first, last = offsets
     # The header may be whole and the data not: interrupted downloads look like that.
-    if not 0 <= first <= last <= len(data) or last - first != num_bytes:
+    if not 0 <= first <= last <= size or last - first != math.prod(shape) * dtype.itemsize:
         raise ValueError(
-            f"{name} lies at bytes {first} to {last} of the {len(data)} in {path}: "
-            f"it is cut off; fetch it again"
+            f"{where} lies at bytes {first} to {last} of the {size} there: it is cut off; "
+            f"fetch it again"
         )
-    return data[first:last].view(dtype).reshape(entry["shape"])
+    return Place(dtype, shape, first, last)
+
+
+def _require_gapless(path: pathlib.Path, places: Mapping[str, Place], size: int) -> None:
+    """Every byte belongs to exactly one tensor, else a small file could fill a memory."""
+    end = 0
+    for name, place in sorted(places.items(), key=lambda item: (item[1].first, item[1].last)):
+        if place.first != end:
+            what = "shares bytes with another tensor" if place.first < end else "leaves a hole"
+            raise ValueError(
+                f"{outside.shown(name)} in {path} {what} (from byte {place.first}; the tensors "
+                f"before it end at {end}); write the file again with the safetensors package"
+            )
+        end = place.last
+    if end != size:
+        raise ValueError(
+            f"{path} has {size - end} bytes behind its last tensor; write it again with the "
+            f"safetensors package"
+        )
+
+
+def _tensor(path: pathlib.Path, name: str, place: Place, data: np.ndarray) -> np.ndarray:
+    flat = data[place.first : place.last].view(place.dtype)
+    if place.dtype == np.bool_:
+        sound.require_truths(flat, name, path)
+    return flat.reshape(place.shape)
 
 
 def read_folder(folder: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -93,27 +149,58 @@ def read_folder(folder: str | os.PathLike) -> dict[str, np.ndarray]:
     whole = folder / "model.safetensors"
     if whole.is_file():
         return read(whole)
-    tensors = {}
-    for path in sorted(folder.glob("model*.safetensors")):
-        tensors |= read(path)
-    return tensors
+    return _join({path.name: read(path) for path in sorted(folder.glob("model*.safetensors"))})
+
+
+def _join(shards: Mapping[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """File -> its tensors; all of them as one.
+
+    Raises: ValueError for a name in two files, of which only a person knows which one is meant.
+    """
+    joined: dict[str, np.ndarray] = {}
+    file_of: dict[str, str] = {}
+    for file, members in shards.items():
+        for name in members:
+            if name in file_of:
+                raise ValueError(
+                    f"{outside.shown(name)} lies in {file_of[name]} and in {file}; "
+                    f"keep one of these files"
+                )
+            file_of[name] = file
+        joined |= members
+    return joined
 
 
 def _read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
     folder = index.parent
-    shard_of = json.loads(index.read_text())["weight_map"]  # name of a tensor -> file
+    # Name of a tensor -> file.
+    shard_of = outside.part(outside.read_json(index), "weight_map", dict, index)
+    for file in shard_of.values():
+        _require_plain(index, file)
     files = sorted(set(shard_of.values()))
     absent = [file for file in files if not (folder / file).is_file()]
     if absent:
-        raise ValueError(f"{index} names {', '.join(absent)}, which {folder} lacks; fetch them too")
+        raise ValueError(
+            f"{index} names {outside.listed(absent)}, which {folder} lacks; fetch them too"
+        )
     shards = {file: read(folder / file) for file in files}
     lost = sorted(name for name, file in shard_of.items() if name not in shards[file])
     if lost:
         raise ValueError(
-            f"{index} places {', '.join(lost)} in a shard that lacks it; "
+            f"{index} places {outside.listed(lost)} in a shard that lacks it; "
             f"fetch index and shards again"
         )
     return {name: shards[file][name] for name, file in shard_of.items()}
+
+
+def _require_plain(index: pathlib.Path, file: Any) -> None:
+    """A shard lies beside its index: "../../other.safetensors" is a path to anywhere."""
+    plain = isinstance(file, str) and file.endswith(".safetensors") and file.isprintable()
+    if not plain or "/" in file or "\\" in file:
+        raise ValueError(
+            f"{index} names the shard {outside.shown(file)}, which is no file beside it; "
+            f"fetch the index again"
+        )
 
 
 def write(

@@ -25,18 +25,19 @@ _ACTION_IN = "action_in_proj/kernel"  # [A,D]
 # Beginnings of the names of both experts; expert 1 has "_1" behind them.
 _ATTENTION = "PaliGemma/llm/layers/attn/"
 _MLP = "PaliGemma/llm/layers/mlp"
-_NEEDED = (
-    _PATCHES,
-    _POSITIONS,
-    TOKEN_EMBEDDING,
-    _VISION_MLP,
-    _VISION_QUERY,
-    _ACTION_IN,
-    _ATTENTION + "attn_vec_einsum/w",
-    _ATTENTION + "attn_vec_einsum_1/w",
-    _MLP + "/linear",
-    _MLP + "_1/linear",
-)
+# Path -> number of axes.
+_NEEDED = {
+    _PATCHES: 4,
+    _POSITIONS: 3,
+    TOKEN_EMBEDDING: 2,
+    _VISION_MLP: 3,
+    _VISION_QUERY: 4,
+    _ACTION_IN: 2,
+    _ATTENTION + "attn_vec_einsum/w": 4,
+    _ATTENTION + "attn_vec_einsum_1/w": 4,
+    _MLP + "/linear": 3,
+    _MLP + "_1/linear": 3,
+}
 # Fields of a configuration that no shape tells.
 _FROM_SETTINGS = ("action_horizon", "max_token_len", "dtype", "remat", "attention")
 
@@ -81,10 +82,17 @@ def infer(
     return found
 
 
-def _require(names: Iterable[str], shapes: Mapping[str, tuple], otherwise: str) -> None:
-    lacking = [name for name in names if name not in shapes]
+def _require(needed: Mapping[str, int], shapes: Mapping[str, tuple], otherwise: str) -> None:
+    """needed: name -> number of axes, none of which is empty."""
+    lacking = [name for name in needed if name not in shapes]
     if lacking:
         raise ValueError(f"{otherwise}: {', '.join(lacking)} missing")
+    for name, axes in needed.items():
+        shape = shapes[name]
+        if len(shape) != axes or 0 in shape:
+            raise ValueError(
+                f"{otherwise}: {name} has shape {list(shape)} and should have {axes} axes"
+            )
 
 
 def _family(shapes: Mapping[str, tuple], time_mlp: str) -> str:
@@ -101,12 +109,18 @@ def _gemma(
     depth, num_heads, head_dim, width = shapes[f"{out}/w"]  # [layer,N,h,D]
     num_kv_heads = num_heads
     if key_value in shapes:  # else queries, keys and values share one array
+        _require({key_value: 5}, shapes, "no whole pi0 or pi0.5 checkpoint")
         num_kv_heads = shapes[key_value][2]  # [layer,2,K,D,h]
     lora = None
     if f"{out}/lora_a" in shapes:
+        ranks = {f"{out}/lora_a": 4}
+        feed_forward = f"{_MLP}{suffix}/linear_lora_a"
+        if feed_forward in shapes:
+            ranks[feed_forward] = 3
+        _require(ranks, shapes, "no adapters of pi0 or pi0.5")
         attn_rank = shapes[f"{out}/lora_a"][-1]
         # Adapters may be on attention alone.
-        ffn_rank = shapes.get(f"{_MLP}{suffix}/linear_lora_a", (attn_rank,))[-1]
+        ffn_rank = shapes[feed_forward][-1] if feed_forward in shapes else attn_rank
         lora = variants.LoraConfig(attn_rank, float(attn_rank), ffn_rank)
         if given and given.lora:
             # Alpha and its rule, which no tensor tells.
@@ -183,9 +197,10 @@ def infer_torch(
     patches = torch_names.VISION + "embeddings.patch_embedding.weight"
     positions = torch_names.VISION + "embeddings.position_embedding.weight"
     vision_mlp = torch_names.VISION + "encoder.layers.0.mlp.fc1.weight"
-    needed = [patches, positions, vision_mlp, torch_names.EMBEDDING, "action_in_proj.weight"]
+    matrices = [positions, vision_mlp, torch_names.EMBEDDING, "action_in_proj.weight"]
     for root in (paligemma, expert):
-        needed += [f"{root}layers.0.{name}.weight" for name in _NEEDED_OF_EXPERT]
+        matrices += [f"{root}layers.0.{name}.weight" for name in _NEEDED_OF_EXPERT]
+    needed = {patches: 4} | dict.fromkeys(matrices, 2)
     _require(needed, tensors, "no pi0 or pi0.5 checkpoint of openpi, RLinf or LeRobot")
     width, _, patch_px, _ = tensors[patches]  # [D,3,Y,X]
     vision = _VisionSizes(

@@ -5,8 +5,10 @@ the reason; whatever is missing, left over or of another shape ends in one error
 Knows formats and networks; no training, and of devices only where arrays shall go.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 from typing import Any
@@ -15,12 +17,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pirl_jax.core import spec
+from pirl_jax.core import outside, spec
 from pirl_jax.models import variants
-from pirl_jax.weights import accounting, pickled, safetensors, sizes, torch_names
+from pirl_jax.weights import accounting, pickled, safetensors, sizes, sound, torch_names
 
 # How the names of PEFT's files begin.
 PEFT = ("adapter_model.", "adapter_config.json")
+# Weights hardly compress; but adapters and new heads hold zeros.
+MOST_GROWTH = 100
+FREE_GROWTH = 1 << 28  # bytes
 # What reinforcement learning adds; no part of openpi's networks.
 HEADS = ("value_head/", "noise_head/")
 
@@ -46,7 +51,7 @@ class Source:
         """Of all arrays as stored."""
         total = 0
         for path, shape in self.shapes.items():
-            total += int(np.prod(shape)) * self.dtypes[path].itemsize
+            total += math.prod(shape) * self.dtypes[path].itemsize
         return total
 
 
@@ -71,12 +76,13 @@ def open_source(
     if not path.exists():
         raise ValueError(_nothing_at(path))
     kind, location = _locate(path)
-    source = OPENERS[kind](location, given, raw)
-    if not whole and sizes.TOKEN_EMBEDDING not in source.shapes:
-        return source
-    cfg = sizes.infer(source.shapes, given)
-    heads = {path: shape for path, shape in source.shapes.items() if path.startswith(HEADS)}
-    accounting.require_shapes(sizes.shapes_of(cfg) | heads, source.shapes, location)
+    with outside.named(location):
+        source = OPENERS[kind](location, given, raw)
+        if not whole and sizes.TOKEN_EMBEDDING not in source.shapes:
+            return source
+        cfg = sizes.infer(source.shapes, given)
+        heads = {path: shape for path, shape in source.shapes.items() if path.startswith(HEADS)}
+        accounting.require_shapes(sizes.shapes_of(cfg) | heads, source.shapes, location)
     return dataclasses.replace(source, cfg=cfg)
 
 
@@ -176,7 +182,9 @@ def _open_pirl(folder: pathlib.Path, given: variants.Pi0Config | None, raw: bool
 
 def _leaves(folder: pathlib.Path) -> dict[tuple, Any]:
     """Keys of a leaf in the stored tree -> its shape and dtype."""
-    tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+    outside.require_file(folder / "_METADATA")
+    with _readable(folder):
+        tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         keys = tuple(key.key if hasattr(key, "key") else key.idx for key in path)
@@ -200,16 +208,50 @@ def _orbax(format_name: str, folder: pathlib.Path, is_wanted: Callable[[tuple], 
         args = ocp.args.PyTreeRestore(
             item=one_leaf, restore_args=restore_args, partial_restore=True
         )
-        return jax.tree.leaves(handler.restore(folder, args=args))[0]
+        with _readable(folder):
+            array = jax.tree.leaves(handler.restore(folder, args=args))[0]
+        found = (array.shape, array.dtype)
+        if found != (tuple(leaves[keys_of[path]].shape), dtype):
+            raise ValueError(f"{path} in {folder} is not as its metadata say; fetch it again")
+        sound.require_finite(array, path, folder)
+        return array
 
-    return Source(
+    dtypes = {path: np.dtype(leaves[keys].dtype) for path, keys in keys_of.items()}
+    for path, stored in dtypes.items():
+        sound.require_real(stored, path, folder)
+    source = Source(
         format=format_name,
         location=folder,
         shapes={path: tuple(leaves[keys].shape) for path, keys in keys_of.items()},
-        dtypes={path: np.dtype(leaves[keys].dtype) for path, keys in keys_of.items()},
+        dtypes=dtypes,
         fetch=fetch,
         ignored={},
     )
+    _refuse_bomb(source)
+    return source
+
+
+def _refuse_bomb(source: Source) -> None:
+    """Orbax compresses, and what is not there is zeros: a small folder can describe any array."""
+    on_disk = sum(file.stat().st_size for file in source.location.rglob("*") if file.is_file())
+    if source.num_bytes > MOST_GROWTH * on_disk + FREE_GROWTH:
+        raise ValueError(
+            f"the arrays of {source.location} come to {source.num_bytes:,} bytes, of which "
+            f"{on_disk:,} lie on the disk: it is damaged or incomplete; fetch it again"
+        )
+
+
+@contextlib.contextmanager
+def _readable(folder: pathlib.Path) -> Iterator[None]:
+    """What goes wrong in orbax and tensorstore, as a sentence with the folder."""
+    try:
+        yield
+    # Theirs have no base class in common: a damaged file is a KeyError as well as a ValueError.
+    except Exception as error:
+        reason = outside.shown(error) or type(error).__name__
+        raise ValueError(
+            f"{folder} cannot be read as a checkpoint of orbax ({reason}); fetch or copy it again"
+        ) from error
 
 
 def _our_paths(leaves: Iterable[tuple]) -> dict[str, tuple]:
@@ -253,17 +295,21 @@ def _torch(
     for entries in parts.values():
         expected |= {entry.name: entry.tensor_shape for entry in entries}
     accounting.require_shapes(expected, found, path)
+    for name in expected:
+        sound.require_real(tensors[name].dtype, name, path)
     dtypes = {}
     for our_path, entries in parts.items():
         # Each layer is a tensor of its own there, and may have a dtype of its own.
         stored = [tensors[entry.name].dtype for entry in entries]
-        dtypes[our_path] = np.result_type(*stored)
+        dtypes[our_path] = sound.common_type(stored)
 
-    def fetch(path: str, dtype: Any) -> np.ndarray:
-        out = np.empty(shapes[path], dtype)
-        for entry in parts[path]:
+    def fetch(our_path: str, dtype: Any) -> np.ndarray:
+        out = np.empty(shapes[our_path], dtype)
+        for entry in parts[our_path]:
             part = torch_names.from_torch(tensors[entry.name], entry)
             torch_names.copy_into(out[entry.index], part)
+            # Here, since it now lies in the cache; and after rounding, which can overflow.
+            sound.require_finite(out[entry.index], entry.name, path)
         return out
 
     return Source(

@@ -1,13 +1,20 @@
 """Checkpoints: the whole training state on disk with orbax, written in the background.
 
-They are visible only when complete.  A state is stored as a flat table `path -> array`
-("params/llm/w"), so that the check at restore names exactly what does not fit, and a part of it
-(only the parameters, for evaluation) can be read alone.
+They are visible only when complete, with the checksum of every file.  A state is stored as a flat
+table `path -> array` ("params/llm/w"), so that the check at restore names exactly what does not
+fit, and a part of it (only the parameters, for evaluation) can be read alone.
+A save that the storage refuses is tried again (MOST_FAILURES), never forgotten.
 Knows no model: any pytree of arrays will do (flax.struct dataclasses, optax states, dicts).
 """
 
+from collections.abc import Iterator
+import concurrent.futures
+import contextlib
+import logging
 import os
 import pathlib
+import re
+import time
 from typing import Any
 
 import jax
@@ -15,7 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pirl_jax.weights import accounting
+from pirl_jax.core import endings
+from pirl_jax.core import mesh as meshes
+from pirl_jax.weights import accounting, folders
 
 
 def named_leaves(tree: Any, prefix: str = "") -> dict[str, jax.Array]:
@@ -30,15 +39,24 @@ def named_leaves(tree: Any, prefix: str = "") -> dict[str, jax.Array]:
     return table
 
 
-def newest(directory: str | os.PathLike) -> int:
-    """Iteration of the newest checkpoint of a run; 0 where there is none."""
-    if not pathlib.Path(directory).is_dir():
-        return 0
-    checkpoints = Store(directory, create=False)
-    try:
-        return checkpoints.latest() or 0
-    finally:
-        checkpoints.close()
+log = logging.getLogger(__name__)
+
+MOST_FAILURES = 3  # saves in a row that may fail before a run ends
+PAUSE_S = 5.0  # before a save that nothing else separates from the one that failed
+TENSORSTORE_ERRNO = re.compile(r"os_error_code='(\d+)'")
+
+
+def storage_error(error: Exception) -> str:
+    """The storage's own words, "No space left on device"; "" for an error of another kind."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error) or type(error).__name__
+    number = TENSORSTORE_ERRNO.search(str(error))
+    return os.strerror(int(number[1])) if number else ""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Orbax prints the tracebacks of errors that it raises as well."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname or record.levelno < logging.ERROR
 
 
 class Store:
@@ -47,38 +65,173 @@ class Store:
     def __init__(self, directory: str | os.PathLike, keep: int | None = None, create: bool = True):
         """create: make the folder; False only reads, and refuses a folder that is not there."""
         self.directory = pathlib.Path(directory).absolute()
+        self.keep = keep
         if not create and not self.directory.is_dir():
             raise ValueError(
                 f"checkpoint folder {self.directory} does not exist; give the folder of a saved run"
             )
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            create=create,
-            # What a killed run left of a save; a reader may look on while another run is saving.
-            cleanup_tmp_directories=create,
+        if create and not jax.process_index():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            folders.tidy(self.directory)
+        # Folders are made before `save` returns: made later, one that cannot be made leaves
+        # threads that wait for it for minutes.
+        options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        handler = ocp.CompositeCheckpointHandler(
+            composite_options=ocp.CompositeOptions(async_options=options),
+            state=ocp.PyTreeCheckpointHandler(),
+            extra=ocp.JsonCheckpointHandler(),
         )
-        handlers = {"state": ocp.PyTreeCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_handlers=handlers
-        )
+        self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
+        self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._saving: concurrent.futures.Future | None = None
+        self._iteration = -1  # of the last save
+        self._failures = 0  # in a row
+        self._refusal = ""  # the last one
+        self._protected: int | None = None
+        logging.getLogger("absl").addFilter(_is_news)
 
     def save(self, iteration: int, state: Any, extra: dict | None = None) -> None:
         """Start writing `state` and the JSON dict `extra`.
 
         Returns as soon as the arrays may be donated or changed.  Checkpoints of this or a later
-        iteration belong to a branch that a resume has left: they are removed.
+        iteration belong to a branch that a resume has left: they are removed once this one is
+        complete.  What the storage refuses is a warning: ask `failed`.
+
+        Raises:
+          endings.Failure: the storage refused too often.
         """
-        self.wait()
-        abandoned = [saved for saved in self._manager.all_steps() if saved >= iteration]
-        for saved in abandoned:
-            self._manager.delete(saved)
+        self._settle()
+        self._iteration = iteration
         table = {path: _storable(leaf) for path, leaf in named_leaves(state).items()}
         # In one item each: `extra` can be read by eye, and neither is visible without the other.
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(table),
             extra=ocp.args.JsonSave(extra or {}),
         )
-        self._manager.save(iteration, args=items)
+        place = folders.partial(self.directory, iteration)
+        for reason in meshes.gather(self._refused(place)):
+            if reason:
+                self._note(reason)
+                return
+        with self._noticing():
+            self._checkpointer.save(place, args=items, force=True, custom_metadata=folders.PROMISE)
+            self._saving = self._background.submit(self._complete, iteration)
+
+    def _refused(self, place: pathlib.Path) -> str:
+        """Asked before orbax is, whose hosts would wait for one that cannot write."""
+        if jax.process_index():
+            return ""
+        probe = place.with_name(f"{place.name}.probe")
+        try:
+            probe.write_bytes(bytes(4096))
+        except OSError as error:
+            return storage_error(error)
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+        return ""
+
+    def _complete(self, iteration: int) -> None:
+        """In the background: checksums, then the checkpoint gets its number, and old ones go."""
+        self._checkpointer.wait_until_finished()
+        if jax.process_index():
+            return
+        folders.seal(folders.partial(self.directory, iteration))
+        folders.publish(self.directory, iteration)
+        self._prune()
+
+    def _prune(self) -> None:
+        if self.keep is None:
+            return
+        # One that somebody reads goes after a later save.
+        for iteration in folders.standing(self.directory)[: -self.keep]:
+            if iteration != self._protected:
+                folders.remove(self.directory, iteration)
+
+    def failed(self) -> bool:
+        """Whether the last save came to nothing, so that the caller saves again; never waits.
+
+        All hosts ask together and hear the same.
+
+        Raises:
+          endings.Failure: it was the last failure of MOST_FAILURES in a row.
+        """
+        if self._saving is not None and self._saving.done():
+            self._settle()
+        return any(meshes.gather(self._saving is None and self._failures > 0))
+
+    def finish(self, iteration: int, state: Any) -> None:
+        """Return when the state of this iteration is on the disk, saved again where needed.
+
+        Raises:
+          endings.Failure: the storage refused too often.
+        """
+        if self._iteration != iteration and iteration not in self._standing():
+            self.save(iteration, state)
+        self._settle()
+        while any(meshes.gather(self._failures > 0)):
+            time.sleep(PAUSE_S)
+            self.save(iteration, state)
+            self._settle()
+
+    def _settle(self) -> None:
+        """Wait for the running save and take note of its end."""
+        saving = self._saving
+        if saving is None:
+            return
+        self._saving = None
+        with self._noticing():
+            saving.result()
+            self._failures = 0
+
+    @contextlib.contextmanager
+    def _noticing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            reason = storage_error(error)
+            if not reason:
+                raise
+            self._note(reason)
+
+    def _note(self, reason: str) -> None:
+        """A failure is said, and the last one ends the run."""
+        self._failures += 1
+        if jax.process_index():
+            return
+        folders.drop_partial(self.directory, self._iteration)
+        self._refusal = f"{self._folder(self._iteration)} could not be written ({reason})"
+        if self._failures >= MOST_FAILURES:
+            raise self._failure()
+        log.warning(
+            "checkpoint %s; failure %d, and %d in a row end the run",
+            self._refusal,
+            self._failures,
+            MOST_FAILURES,
+        )
+
+    def _failure(self) -> endings.Failure:
+        older = folders.standing(self.directory)
+        return endings.Failure(
+            f"checkpoint {self._refusal}, {self._failures} times in a row; it holds {older}; "
+            f"make room or let this user write there, then go on with --resume auto"
+        )
+
+    def protect(self, iteration: int | None) -> None:
+        """This checkpoint stays beside the newest `keep`, however old it gets; None: none does."""
+        self._protected = iteration
+
+    def remove_after(self, iteration: int) -> None:
+        """Leave the branch of the checkpoints later than this one.
+
+        From here on a resume finds this one.  The others go when the next save is complete.
+        """
+        saved_ones = self._standing()
+        if jax.process_index():
+            return
+        for saved in saved_ones:
+            if saved > iteration:
+                folders.abandon(self.directory, saved)
 
     def restore(
         self, abstract: Any, iteration: int | None = None, prefix: str = ""
@@ -102,14 +255,14 @@ class Store:
             ),
             extra=ocp.args.JsonRestore(),
         )
-        restored = self._manager.restore(iteration, args=items)
+        restored = self._checkpointer.restore(self._folder(iteration), args=items)
         leaves = [_unstored(restored["state"][path], leaf) for path, leaf in expected.items()]
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves), restored["extra"]
 
     def latest(self) -> int | None:
         """Newest complete iteration, or None; waits for a running save."""
-        self.wait()
-        return self._manager.latest_step()
+        saved = self._standing()
+        return saved[-1] if saved else None
 
     def identity(self, iteration: int | None = None) -> dict[str, int]:
         """{"iteration", "written_ns"} of a checkpoint (None: the newest).
@@ -117,22 +270,43 @@ class Store:
         Tells it from another one of the same iteration.
         """
         iteration = self._existing(iteration)
-        metadata = self._manager.metadata(iteration)
+        metadata = self._checkpointer.metadata(self._folder(iteration))
         return {"iteration": iteration, "written_ns": metadata.commit_timestamp_nsecs}
 
     def wait(self) -> None:
-        """Block until the running save is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Block until the running save is on disk.
+
+        Raises:
+          endings.Failure: the storage refused it.
+        """
+        self._settle()
+        if self._failures:
+            raise self._failure()
 
     def close(self) -> None:
         """Finish the running save and let go of the folder."""
-        self.wait()
-        self._manager.close()
+        try:
+            self._settle()
+            # What was read meanwhile; a reader may stay, and the next start prunes again.
+            if self._iteration >= 0 and not jax.process_index():
+                self._prune()
+        finally:
+            self._background.shutdown()
+            self._checkpointer.close()
+
+    def _standing(self) -> list[int]:
+        """Iterations of complete checkpoints, the same on all hosts."""
+        self._settle()
+        # The first host has given the number before any of them looks.
+        meshes.gather(None)
+        return folders.standing(self.directory)
+
+    def _folder(self, iteration: int) -> pathlib.Path:
+        return self.directory / str(iteration)
 
     def _existing(self, iteration: int | None) -> int:
         """The iteration asked for, None: the newest; ValueError where there is none."""
-        self.wait()
-        saved = sorted(self._manager.all_steps())
+        saved = self._standing()
         if not saved:
             raise ValueError(
                 f"{self.directory} holds no complete checkpoint; give the folder of a saved run"
@@ -147,7 +321,8 @@ class Store:
 
     def saved_leaves(self, iteration: int) -> dict[str, Any]:
         """Path -> shape and dtype of the stored table, without reading the arrays."""
-        return dict(self._manager.item_metadata(iteration)["state"])
+        metadata = self._checkpointer.metadata(self._folder(iteration))
+        return dict(metadata.item_metadata["state"])
 
     def _require_fit(self, expected: dict, iteration: int, prefix: str) -> None:
         """Strict both ways."""

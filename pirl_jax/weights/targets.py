@@ -73,9 +73,14 @@ def write_pirl(folder: pathlib.Path, source: sources.Source, heads: bool = True)
     Peak memory is the checkpoint.
     """
     source, notes = _without_heads(source, heads)
+    # Before there is a folder: reading may refuse.
+    arrays = {path: source.read(path) for path in source.shapes}
     run = store.Store(folder / "checkpoints")
-    run.save(0, {"params": {path: source.read(path) for path in source.shapes}})
-    run.close()
+    try:
+        run.save(0, {"params": arrays})
+        run.wait()
+    finally:
+        run.close()
     return notes
 
 

@@ -198,13 +198,21 @@ def by_path(shapes: Mapping[str, tuple]) -> dict[str, list[Entry]]:
 
 
 def head_shapes(tensors: Mapping[str, tuple]) -> dict[str, tuple]:
-    """Shapes of our heads, from those of RLinf's."""
+    """Shapes of our heads, from those of RLinf's.
+
+    Raises: ValueError for a weight that is no matrix.
+    """
     shapes = {}
     for head in HEADS:
         weights = _head_weights(tensors, head)
         for i, name in enumerate(weights):
             layer = _head_layer(head, i, len(weights))
             weight_shape = tuple(tensors[name])  # (out, in)
+            if len(weight_shape) != 2:
+                raise ValueError(
+                    f"{name} has shape {list(weight_shape)}, and layers of a head have 2 axes; "
+                    f"give another checkpoint"
+                )
             shapes[f"{layer}kernel"] = weight_shape[::-1]
             shapes[f"{layer}bias"] = weight_shape[:1]
     return shapes
@@ -214,14 +222,17 @@ def _head_weights(tensors: Iterable[str], head: str) -> list[str]:
     """Names of the weights of a head, from the input to the output."""
     weights = []
     for name in tensors:
-        if name.startswith(f"{head}.") and name.endswith(".weight"):
+        if name.startswith(f"{head}.") and _COUNTED.search(name) and name.endswith(".weight"):
             weights.append(name)
     return sorted(weights, key=_counter)
 
 
+_COUNTED = re.compile(r"\.([0-9]{1,6})\.")
+
+
 def _counter(name: str) -> int:
     """12 of "value_head.mlp.12.weight": as text it would come before 2."""
-    return int(re.search(r"\.(\d+)\.", name)[1])
+    return int(_COUNTED.search(name)[1])
 
 
 def _head_rows(shapes: Iterable[str]) -> list[Row]:

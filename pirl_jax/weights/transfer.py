@@ -5,7 +5,6 @@ Knows URLs and sizes; no hub, and no checksum.
 
 from collections.abc import Callable
 import http.client
-import json
 import pathlib
 import time
 from typing import Any
@@ -14,13 +13,14 @@ import urllib.request
 
 import tqdm
 
-from pirl_jax.core import atomic
+from pirl_jax.core import atomic, outside
 
 ATTEMPTS = 5  # in a row that bring no new byte
 WAIT_S = 0.5  # doubles with every one of them
 TIMEOUT_S = 60.0  # of silence on a connection
 BLOCK = 1 << 22  # bytes read at a time
 TOO_MANY_REQUESTS = 429
+LATER = "try again later, or another hub"
 
 
 class Incomplete(OSError):
@@ -28,14 +28,18 @@ class Incomplete(OSError):
 
 
 def read_json(url: str) -> dict:
-    """What lies behind a URL.
+    """The object behind a URL.
 
-    Raises: ConnectionError when the server refuses, or ATTEMPTS in a row fail.
+    Raises: ConnectionError when the server refuses, or ATTEMPTS in a row fail or bring something
+    else.
     """
 
     def attempt() -> dict:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
-            return json.loads(response.read())
+            content = response.read(outside.MOST_BYTES + 1)
+        if len(content) > outside.MOST_BYTES:
+            raise ValueError(f"{url} answers with more than {outside.MOST_BYTES:,} bytes")
+        return outside.part(outside.parse_json(content, url, LATER), "", dict, url, LATER)
 
     return _retry(url, attempt)
 
@@ -76,6 +80,9 @@ def _append(url: str, path: pathlib.Path, size: int, bar: tqdm.tqdm) -> None:
             mode = "ab" if response.status == http.client.PARTIAL_CONTENT else "wb"
             with path.open(mode) as file:
                 while block := response.read(BLOCK):
+                    if file.tell() + len(block) > size:
+                        # A server that goes on and on would fill the disk.
+                        raise Incomplete(f"more than the {size} bytes that were listed arrive")
                     file.write(block)
                     bar.update(len(block))
     if _size(path) != size:
@@ -93,7 +100,8 @@ def _retry(url: str, attempt: Callable[[], Any], grows: pathlib.Path | None = No
         before = _size(grows)
         try:
             return attempt()
-        except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
+        # ValueError: an answer that is no JSON, or too long.
+        except (OSError, http.client.HTTPException, ValueError) as error:
             cause = sentence(error)
             if _is_final(error):
                 break

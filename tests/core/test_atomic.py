@@ -1,6 +1,9 @@
 import json
+import os
+import stat
 
 import pytest
+import storage
 
 from pirl_jax.core import atomic
 
@@ -46,9 +49,13 @@ def test_what_grew_in_several_runs_is_published(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
+def test_content_is_on_the_disk_before_the_name_and_the_name_after_it(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(atomic.os, "fsync", lambda descriptor: calls.append("content"))
+
+    def sync(descriptor):
+        calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "content")
+
+    monkeypatch.setattr(atomic.os, "fsync", sync)
     replace = atomic.os.replace
 
     def rename(old, new):
@@ -57,4 +64,32 @@ def test_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr(atomic.os, "replace", rename)
     atomic.write_text(tmp_path / "a", "x")
-    assert calls == ["content", "name"]
+    assert calls == ["content", "name", "folder"]
+
+
+FULL = """
+from pirl_jax.core import atomic
+path = os.path.join(place, "a.json")
+atomic.write_json(path, [1])
+fill()
+try:
+    atomic.write_json(path, list(range(100_000)))
+except OSError as error:
+    print(error.strerror, error.filename == path)
+make_room()
+print(open(path).read().split(), os.listdir(place))
+"""
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
+    done = storage.on_small_disk(FULL, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "No space left on device True\n['[', '1', ']'] ['a.json']\n"
+
+
+def test_what_is_set_aside_takes_no_other_place(tmp_path):
+    for content in "12":
+        (tmp_path / "a").write_text(content)
+        atomic.set_aside(tmp_path / "a")
+    assert (tmp_path / "a.damaged").read_text() == "1"
+    assert (tmp_path / "a.damaged_2").read_text() == "2"

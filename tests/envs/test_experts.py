@@ -110,3 +110,39 @@ def test_a_suite_without_an_expert_is_named():
     sentence = "'libero_10' does not exist; choose one of: tabletop, libero_spatial, libero"
     with pytest.raises(ValueError, match=sentence):
         experts.expert(other)
+
+
+class Faulty:
+    """The tabletop env; the third observation of its first `count` episodes is not finite."""
+
+    def __init__(self, env, count):
+        self._env = env
+        self._count = count
+        self.spec = env.spec
+
+    def __getattr__(self, name):
+        return getattr(self._env, name)
+
+    def reset(self, task, init_state):
+        self._count -= 1
+        self._requests = 0
+        return self._env.reset(task, init_state)
+
+    def step_chunk(self, actions_Ia, record=False):
+        step = self._env.step_chunk(actions_Ia, record)
+        self._requests += 1
+        if self._count >= 0 and self._requests == 2:
+            step.state[1] = np.nan
+        return step
+
+
+def test_faulty_numbers_are_in_no_demonstration(env):
+    """Once: the episode is played again and is the same; twice: it is lost, others are not."""
+    (sound,) = experts.collect_demonstrations(env, 0, [5], seed=3, noise=0.2)
+    (again,) = experts.collect_demonstrations(Faulty(env, 1), 0, [5], seed=3, noise=0.2)
+    for name, value in sound.items():
+        np.testing.assert_array_equal(again[name], value, err_msg=name)
+    lost, other = experts.collect_demonstrations(Faulty(env, 2), 0, [4, 5], seed=3, noise=0.2)
+    assert lost.keys() == {"init_state", "success", "fault"} and not lost["success"]
+    assert lost["init_state"] == 4 and "its state has entries that are not finite" in lost["fault"]
+    np.testing.assert_array_equal(other["state"], sound["state"])

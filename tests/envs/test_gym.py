@@ -7,7 +7,7 @@ from gymnasium.utils import env_checker
 import numpy as np
 import pytest
 
-from pirl_jax.envs import gym
+from pirl_jax.envs import base, gym
 from pirl_jax.envs.tabletop import suite as tabletop
 
 TABLETOP = "pirl_jax.envs.gym:pirl_jax/Tabletop-v0"
@@ -81,3 +81,25 @@ def test_wrong_names():
     sentence = "render_mode 'ascii' does not exist; choose one of: rgb_array"
     with pytest.raises(ValueError, match=sentence):
         gym.Tabletop(render_mode="ascii")
+
+
+def test_faulty_numbers_reach_no_one(env, monkeypatch):
+    """Neither after a reset nor after a step; a reset mends it."""
+    env.reset(seed=0)
+    wrapped = env.unwrapped._env
+    for request, call in (
+        ("step_chunk", lambda: env.step(env.action_space.sample())),
+        ("reset", lambda: env.reset(seed=0)),
+    ):
+
+        def faulty(*args, request=request):
+            step = getattr(type(wrapped), request)(wrapped, *args)
+            step.state = step.state * np.nan
+            return step
+
+        with monkeypatch.context() as patch:
+            patch.setattr(wrapped, request, faulty)
+            with pytest.raises(base.FaultyNumbers, match="its state has entries that are not"):
+                call()
+        observation, _ = env.reset(seed=0)
+        assert np.isfinite(observation["state"]).all()

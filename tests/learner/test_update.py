@@ -255,6 +255,70 @@ def test_nothing_is_learned_where_every_group_is_filtered():
     assert metrics["actor/skipped_updates"] == metrics["actor/updates"] and state.iteration == 1
 
 
+SIGNALS = {
+    "none": ({}, 1.0),
+    "none, averaged": (dict(ema_decay=0.5), 1.0),
+    "an anchor": (dict(anchor_coef=0.1), 0.0),
+    "demonstrations": (dict(sft_loss_weight=0.1), 0.0),
+    "the entropy of a learned std": (dict(entropy_bonus=0.01), 0.0),
+    "the critic": (dict(adv_type="gae"), 0.0),
+}
+
+
+@pytest.mark.parametrize("beside", SIGNALS)
+def test_advantages_of_zero_change_nothing_unless_something_else_teaches(beside):
+    """No weight, no moment, no average; before, weights decayed and Adam's momentum went on."""
+    changes, share = SIGNALS[beside]
+    plain = dict(adv_type="grpo", group_size=2, entropy_bonus=0.0, update_epochs=1)
+    cfg = dataclasses.replace(CFG, **plain | changes)
+    mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
+    kept = dict(ema=cfg.ema_decay > 0, anchor=cfg.anchor_coef > 0)
+
+    def sft_loss(params, demonstrations, step):
+        return ((demonstrations @ params["policy"]["w"]) ** 2).mean()
+
+    updater = update.Updater(log_prob_fn, cfg, OPTIM, trainable, mesh, sft_loss)
+    state = states.create(make_params(mesh), OPTIM, trainable, mesh, **kept)
+    batches = itertools.repeat(np.ones((4, D), np.float32)) if cfg.sft_loss_weight else None
+    rows = make_rows(32)
+    metrics = []
+    seen = []
+    for scale in (1, 0, 1):
+        data = rows.replace(advantage=scale * rows.advantage)
+        state, row = update.learn(updater, state, data, jax.random.key(0), batches)
+        metrics.append(row)
+        # Copies: what an update changes is donated.
+        seen.append(jax.tree.map(np.array, (state.params, state.opt_state, state.ema)))
+    skipped = [row["actor/skipped_updates"] / row["actor/updates"] for row in metrics]
+    assert skipped == [0.0, share, 0.0]
+    assert [row["actor/nonfinite_updates"] for row in metrics] == [0.0] * 3
+    same = all(jax.tree.leaves(jax.tree.map(np.array_equal, seen[0], seen[1])))
+    assert same == bool(share)
+    assert not np.array_equal(seen[1][0]["policy"]["w"], seen[2][0]["policy"]["w"])
+
+
+def test_an_update_all_of_whose_rows_are_clipped_has_a_signal():
+    """Its gradient is 0 and its advantages are not: AdamW goes on, as published."""
+    rows = make_rows(16)
+    chain = rows.chain.replace(log_prob=rows.chain.log_prob - 1.0)  # ratios far above 1.2
+    data = rows.replace(chain=chain, advantage=np.abs(rows.advantage) + 0.1)
+    cfg = dataclasses.replace(CFG, adv_type="grpo", group_size=2, entropy_bonus=0.0)
+    state, metrics = run(1, 1, data, dataclasses.replace(cfg, update_epochs=1))
+    assert metrics["actor/grad_norm"] == 0 and metrics["actor/pg_clipfrac"] == 1
+    assert metrics["actor/skipped_updates"] == 0
+    before = jax.device_get(make_params(meshes.make_mesh(1, 1, jax.devices()[:1])))
+    decayed = before["policy"]["w"] * (1 - OPTIM.lr * OPTIM.weight_decay)
+    np.testing.assert_allclose(state.params["policy"]["w"], decayed, rtol=1e-6)
+
+
+def test_gradients_that_are_not_finite_are_counted_apart():
+    rows = make_rows(16)
+    rows.return_[:] = np.nan
+    state, metrics = run(1, 1, rows)
+    assert metrics["actor/nonfinite_updates"] == metrics["actor/skipped_updates"] == 2
+    assert metrics["actor/updates"] == 2 and np.isfinite(state.params["policy"]["w"]).all()
+
+
 def test_anchor_and_average():
     """The anchor pulls back to where training started; the average follows."""
     rows = make_rows(32)

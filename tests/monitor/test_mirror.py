@@ -137,3 +137,17 @@ def test_training_asks_before_anything_starts(wandb, tmp_path, monkeypatch, caps
         said.startswith("error: run.wandb is True but wandb has no key") and said.count("\n") == 1
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_an_id_that_is_none_is_replaced(tmp_path):
+    lost = []
+    path = tmp_path / "wandb_id.txt"
+
+    def set_aside(place, reason):
+        lost.append(reason)
+
+    first = mirror.identity(path, set_aside)
+    assert mirror.identity(path, set_aside) == first and lost == []
+    path.write_text("")
+    assert mirror.identity(path, set_aside) not in ("", first)
+    assert lost == [f"{path} is no id, so that wandb gets another run"]

@@ -1,6 +1,7 @@
 import cv2
 import numpy as np
 import pytest
+import storage
 
 from pirl_jax.monitor import video
 
@@ -80,3 +81,34 @@ def test_wrong_frames_are_a_sentence(tmp_path):
         video.annotate(np.zeros((2, 2, 3), np.float32), "")
     with pytest.raises(ValueError, match="at least one frame"):
         video.write(tmp_path / "a.mp4", [], [])
+
+
+FULL = """
+import numpy as np
+from pirl_jax.monitor import video
+frames = list(np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), np.uint8))
+refuse()
+try:
+    video.write(place + "/videos/a.mp4", frames, ["caption"] * 30)
+except OSError as error:
+    print(error.strerror, error.filename, os.listdir(place + "/videos"))
+"""
+
+
+def test_a_full_disk_is_named_as_such(tmp_path):
+    for refuse, run, words in (
+        (
+            "def refuse():\n    os.mkdir(place + '/videos')\n    fill()\n",
+            storage.on_small_disk,
+            "No space left on device",
+        ),
+        (
+            "refuse = os.getpid\n",
+            lambda program, place: storage.with_small_files(program, place, 1 << 14),
+            "File too large",
+        ),
+    ):
+        done = run(refuse + FULL, tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"{words} {tmp_path}/videos/a.mp4"), done.stdout
+        assert done.stdout.endswith(" []\n"), "no half of a video"

@@ -112,6 +112,35 @@ def test_wrong_input_says_the_remedy(tmp_path):
         normalize.normalize(np.zeros(1), normalize.Stats(np.zeros(1), np.ones(1)), "minmax")
 
 
+ENTRY = {"mean": [0.0] * 3, "std": [1.0] * 3, "q01": [-1.0] * 3, "q99": [1] * 3}
+UNLIKE = {
+    "per step": ({"mean": [[0.0] * 3] * 10}, "mean of .* is no list of finite"),
+    "unlike lengths": ({"std": [1.0] * 4}, r"std of .* has shape \[4\] .* as the mean \(3\)"),
+    "a text": ({"mean": "0.1"}, 'mean of .* is "0.1" and should be a list'),
+    "texts": ({"q01": ["0.1"] * 3}, "q01 of .* is no list of finite numbers"),
+    "true": ({"q01": [True] * 3}, "q01 of .* is no list of finite numbers"),
+    "not finite": ({"q99": [1.0, float("nan"), 1.0]}, "q99 of .* is no list of finite numbers"),
+    "digits": ({"mean": [10**400, 0, 0]}, "mean of .* is no list of finite numbers"),
+    "no mean": ({"mean": None}, "has no mean"),
+    "no dims": ({name: [] for name in ENTRY}, r"mean of .* has shape \[0\]"),
+    "a list": ([1, 2], r"is \[1, 2\] and should be an object"),
+}
+
+
+@pytest.mark.parametrize("quantity", ["state", "actions"])
+@pytest.mark.parametrize("name", UNLIKE)
+def test_statistics_are_vectors_of_one_length_whatever_is_asked_of_them(tmp_path, name, quantity):
+    change, said = UNLIKE[name]
+    wrong = ENTRY | change if isinstance(change, dict) else change
+    path = tmp_path / "these.json"
+    path.write_text(
+        json.dumps({"norm_stats": {"state": ENTRY, "actions": ENTRY} | {quantity: wrong}})
+    )
+    with pytest.raises(ValueError, match=said) as caught:
+        normalize.load(path)
+    assert str(path) in str(caught.value) and quantity in str(caught.value)
+
+
 def test_delta_actions_by_hand():
     actions_BHA = np.ones((1, 2, 7), np.float32)
     state_BQ = np.arange(8.0)[None]

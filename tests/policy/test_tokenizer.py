@@ -75,3 +75,19 @@ def test_check_prompts_bounds_every_state():
 def test_missing_file_says_the_remedy(tmp_path):
     with pytest.raises(ValueError, match=r"no tokenizer file at .*paligemma.model; put"):
         tokenizer.SentencePieceTokenizer(tmp_path / "paligemma.model")
+
+
+def test_a_file_that_is_no_model_is_named(tmp_path, vectors):
+    path = tmp_path / "tokenizer.model"
+    with pytest.raises(ValueError, match=f"^no tokenizer file at {path}; put PaliGemma"):
+        tokenizer.load(str(path))
+    with pytest.raises(ValueError, match=f"^{tmp_path} is a folder"):
+        tokenizer.load(str(tmp_path))
+    honest = (vectors / "openpi" / "tiny_spm.model").read_bytes()
+    for content in (b"", b"words", honest[: len(honest) // 2], b"PK\3\4" + honest):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"^{path} is no SentencePiece model; put PaliGemma"):
+            tokenizer.load(str(path))
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=f"^{path} is a Git LFS pointer"):
+        tokenizer.load(str(path))

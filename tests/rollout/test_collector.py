@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from pirl_jax.core import endings, page, rows, spec, types
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import page, rows, spec, types
 from pirl_jax.envs import probes
 from pirl_jax.envs.pool import queue
 from pirl_jax.learner import objective, optimizer, update
@@ -249,7 +249,7 @@ def test_an_episode_that_stays_lost_never_reaches_the_learner(actor, make_pool):
 def test_a_rollout_without_any_episode_is_an_error(actor, make_pool):
     pool, episodes = make_pool(1, faults={0, 1}), [streams.Episode(0, 1)]
     with pytest.raises(
-        RuntimeError, match="all 1 episodes of the rollout were lost with their simulators"
+        endings.Failure, match="all 1 episodes of the rollout were lost with their simulators"
     ):
         play(actor, pool, episodes, page.Rollout(num_groups=1))
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import typing
@@ -15,7 +16,7 @@ import typing
 import jax
 import pytest
 
-from pirl_jax import evaluate, train
+from pirl_jax import evaluate, serve, train
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page as pages
 from pirl_jax.envs import base as envs
@@ -655,6 +656,30 @@ def test_a_run_brings_its_own_configuration(sentence, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(saved | {"extra": 1}))
     said = sentence(evaluate, f"--checkpoint={tmp_path}")
     assert "is of another version (fields env.split, extra); give the recipe with --config" in said
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"seed": "seven"}, "config.json does not fit the page: .*seed"),
+        ({"optim": base.get_config().optim.to_dict() | {"lr": 10**400}}, "does not fit the page: "),
+        ({"env": {}}, "config.json is of another version .fields env.*, .* and [0-9]+ more"),
+        ({"env": 7}, "config.json is of another version"),
+        ({f"extra.{k}": k for k in range(1000)}, "extra.*, .* and 990 more"),
+        ({"a.b": 1}, "config.json is of another version .fields a.b.;"),
+        (None, "config.json is no config.json of a run of ours; give the recipe with --config"),
+    ],
+)
+def test_a_configuration_that_is_not_the_pages_is_a_short_sentence(
+    sentence, tmp_path, change, said
+):
+    saved = json.loads(json.dumps(quickstart.get_config().to_dict()))
+    foreign = {"type": "pi05", "chunk_size": 5, "normalization_mapping": {"STATE": "IDENTITY"}}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(foreign if change is None else saved | change))
+    for command_ in (evaluate, serve):
+        text = sentence(command_, f"--checkpoint={tmp_path}")
+        assert re.search(said, text) and str(path) in text and len(text) < 600, text
 
 
 def test_a_real_process_ends_with_code_2_and_one_line():

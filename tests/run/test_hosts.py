@@ -53,7 +53,7 @@ def test_a_first_host_whose_port_is_taken_or_that_comes_later(monkeypatch):
     hosts._require_first_host(f"{place},2,0", place, 2, 0)
 
 
-def start(directory, count, *arguments, devices=1, of_host=None, **fields):
+def start(directory, count, *arguments, devices=1, of_host=None, flags="", **fields):
     """Processes of one training, each with so many devices."""
     address = f"localhost:{test_two_hosts.free_port()}"
     fields = (
@@ -63,7 +63,7 @@ def start(directory, count, *arguments, devices=1, of_host=None, **fields):
     )
     command = [sys.executable, "-m", "pirl_jax.train", "--config", "configs/probe.py", *arguments]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags += f" --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     started = []
     for host in range(count):
@@ -145,18 +145,45 @@ def test_hosts_without_common_storage_are_refused(tmp_path):
     assert all("must lie on storage that all hosts share" in complaint for complaint in complaints)
 
 
+def wait_for_rows(directory, count, timeout_s=120):
+    """Until so many iterations are done."""
+    metrics = directory / "metrics.jsonl"  # the first thing that a run writes
+    deadline_s = time.monotonic() + timeout_s
+    while not metrics.exists() or metrics.read_text().count("actor/loss") < count:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_no_host_waits_for_one_that_died(tmp_path, how):
+def test_no_host_waits_for_one_that_died(tmp_path):
     started = start(tmp_path, 2, num_iterations=1000)
-    metrics, deadline_s = tmp_path / "metrics.jsonl", time.monotonic() + 120
-    while time.monotonic() < deadline_s and not (
-        metrics.exists() and "actor/loss" in metrics.read_text()
-    ):
-        time.sleep(0.1)
-    started[1].send_signal(how)
+    wait_for_rows(tmp_path, 1)
+    started[1].kill()
     (first, second), (complaint, _) = finish(started, timeout_s=2 * hosts.HEARTBEAT_S)
-    assert first != 0 and second == -how, complaint
+    assert first != 0 and second == -signal.SIGKILL, complaint
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_host_ends_all_with_the_same_iteration(tmp_path):
+    """At any moment, to either; what they saved goes on as if nothing had been."""
+    # Nothing is measured here that optimised code would change.
+    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    fields = {"num_iterations": 8, "run__save_every": 100, "eval__every": 2, "flags": flags}
+    whole = tmp_path / "whole"
+    finish(start(whole, 2, **fields), [0, 0])
+    directory = tmp_path / "interrupted"
+    # Before anything is saved, and in the middle.
+    for number, (host, rows) in enumerate([(1, 0), (0, 2), (1, 4)]):
+        started = start(directory, 2, "--resume", "auto", **fields)
+        wait_for_rows(directory, rows)
+        time.sleep(0.02 * number)
+        started[host].send_signal(signal.SIGTERM)
+        _, complaints = finish(started, [75, 75])
+        assert all("--resume auto" in complaint for complaint in complaints), complaints
+    finish(start(directory, 2, "--resume", "auto", **fields), [0, 0])
+    assert log.read(directory, timing=False) == log.read(whole, timing=False)
+    saved = [test_train.saved(path, 8) for path in (directory, whole)]
+    test_train.assert_equal_states(*saved)
 
 
 @pytest.mark.parametrize("wrong", ["cluster", "localhost,2,0", "localhost:1234,2,2"])
@@ -172,8 +199,8 @@ def test_an_address_is_checked(wrong):
 
 @pytest.mark.slow
 def test_the_launch_script_teaches_and_trains_on_two_hosts(tmp_path):
-    ssh = tmp_path / "ssh"  # -tt HOST COMMAND, without leaving this machine
-    ssh.write_text('#!/usr/bin/env bash\nexec bash -c "$3"\n')
+    ssh = tmp_path / "ssh"  # HOST COMMAND, without leaving this machine
+    ssh.write_text('#!/usr/bin/env bash\nexec bash -c "$2"\n')
     ssh.chmod(0o755)
     fields = {
         "run.directory": tmp_path / "a run",

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from pirl_jax.core import endings
 from pirl_jax.envs import base as envs
 from pirl_jax.envs.libero import files
 from pirl_jax.recipes import base, quickstart
@@ -117,6 +118,59 @@ def test_the_suites_of_libero_130_get_a_row_each(tmp_path, monkeypatch):
 def test_rows_read_back():
     for result in played()[:3]:
         assert results.from_row(json.loads(json.dumps(results.row(result)))) == result
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"task": None}, "task of .*episodes.jsonl is null and should be a whole number"),
+        ({"task": True}, "task of .* is true"),
+        ({"init_state": 1.5}, "init_state of .* is 1.5"),
+        ({"success": 1}, "success of .* is 1 and should be true or false"),
+        ({"reward": float("nan")}, "reward of .* is NaN and should be a finite number"),
+        ({"steps": 10**30}, "steps of .* should be a whole number"),
+        ({"task": 7}, "has task 7 from start state 800, which this evaluation does not play"),
+    ],
+)
+def test_a_damaged_row_is_named(tmp_path, change, said):
+    path = tmp_path / "episodes.jsonl"
+    played_rows = [results.row(result) for result in played()[:3]]
+    episodes = [result.episode for result in played()[:3]]
+    played_rows[0] = played_rows[0] | change
+    with pytest.raises(ValueError, match=f"{said}.*; remove the file to play all") as caught:
+        results.finished(played_rows, episodes, path)
+    assert str(path) in str(caught.value)
+    without = {name: value for name, value in played_rows[1].items() if name != "steps"}
+    for row in (without, 7, [], None):
+        with pytest.raises(ValueError, match=f"^{path} has no "):
+            results.finished([row], episodes, path)
+
+
+def test_rows_are_found_again_by_their_episode(tmp_path):
+    some = played()[:3]
+    episodes = [result.episode for result in some]
+    rows = json.loads(json.dumps([results.row(result) for result in some]))
+    assert results.finished(rows, episodes, tmp_path) == dict(enumerate(some))
+    assert results.finished(rows[1:], episodes, tmp_path) == {1: some[1], 2: some[2]}
+
+
+@pytest.mark.parametrize(
+    "table, said",
+    [
+        ([{"instruction": "a", "episodes": 2, "successes": 3}], "has 3 successes of 2 episodes"),
+        ([{"instruction": "a", "episodes": 2}], "has no successes"),
+        ([7], "has no instruction"),
+        ("x", 'per_task of .* is "x" and should be a list'),
+    ],
+)
+def test_a_damaged_evaluation_before_a_run_ends_it_with_a_sentence(tmp_path, table, said):
+    folder = tmp_path / "evaluation" / "before"
+    folder.mkdir(parents=True)
+    (folder / "evaluation.json").write_text(json.dumps({"per_task": table}))
+    with pytest.raises(ValueError, match=said):
+        results.read_successes(folder)
+    with pytest.raises(endings.Failure, match=f"not its table: .*{said}.*; move {folder} away"):
+        results.write_comparison(tmp_path, quickstart.get_config(), {"a": (1, 2)})
 
 
 @pytest.mark.parametrize(

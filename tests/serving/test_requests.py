@@ -116,7 +116,7 @@ BAD = {
     "text state": (GOOD | {"observation/state": np.array(["x"] * 8)}, "dtype <U1"),
     "NaN state": (
         GOOD | {"observation/state": np.full(8, np.nan)},
-        r"is \[nan, .*; send 8 finite numbers",
+        r"state: an array of shape \[8\] has values that are not finite; send 8 finite numbers",
     ),
     "infinite state": (GOOD | {"observation/state": np.full(8, np.inf)}, "finite"),
     "no image": (
@@ -140,10 +140,10 @@ BAD = {
     ),
     "empty floats": (GOOD | {"observation/image": np.zeros((0, 0, 3))}, "no picture"),
     "a line": (GOOD | {"observation/image": np.zeros((1, 1000, 3), np.uint8)}, "no picture"),
-    "text id": (GOOD | {"noise_id": "a"}, "noise_id is 'a'; send an integer"),
-    "true id": (GOOD | {"noise_id": True}, "noise_id is True"),
-    "negative id": (GOOD | {"noise_id": -1}, "noise_id is -1"),
-    "large id": (GOOD | {"noise_id": 2**31}, "noise_id is 2147483648"),
+    "text id": (GOOD | {"noise_id": "a"}, "noise_id is a str that names no noise; send an integer"),
+    "true id": (GOOD | {"noise_id": True}, "noise_id is a bool"),
+    "negative id": (GOOD | {"noise_id": -1}, "noise_id is a int"),
+    "large id": (GOOD | {"noise_id": 2**31}, "noise_id is a int"),
 }
 
 

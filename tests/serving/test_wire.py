@@ -12,7 +12,7 @@ import pytest
 from websockets import exceptions
 from websockets.sync import client
 
-from pirl_jax.serving import wire
+from pirl_jax.serving import guard, messages, wire
 
 # openpi-client 0.1.2 calls websockets as version 16 wanted it; version 17 still allows that.
 pytestmark = pytest.mark.filterwarnings(
@@ -79,7 +79,7 @@ def test_arrays_are_packed_as_openpi_packs_them(transcript):
     for name, case in transcript["pack_cases"].items():
         frame = transcript[f"pack_{name}.bin"]
         assert frame == bytes.fromhex(case["hex"])
-        assert msgpack_numpy.packb(wire._unpack(frame)) == frame, name
+        assert msgpack_numpy.packb(messages.unpack(frame)) == frame, name
 
 
 def test_the_unmodified_client_and_broker(wired, transcript):
@@ -174,7 +174,7 @@ MALFORMED = {
 @pytest.fixture
 def short_limits(monkeypatch):
     monkeypatch.setattr(wire, "MAX_FRAME_BYTES", 2**20)
-    monkeypatch.setattr(wire, "MAX_CLIENTS", 8)
+    monkeypatch.setattr(guard, "MAX_CLIENTS", 8)
     monkeypatch.setattr(wire, "WRITE_TIMEOUT_S", 0.3)
 
 
@@ -194,7 +194,7 @@ def test_malformed_messages_are_answered_and_hurt_nobody(wired, short_limits):
             with pytest.raises(exceptions.ConnectionClosedError) as closed:
                 connection.recv(timeout=10)
             last = closed.value.rcvd
-            assert (last.code, last.reason) == (1011, wire.CLOSE_REASON), name
+            assert (last.code, last.reason) == (1011, guard.CLOSE_REASON), name
         assert bystander.infer({"observation/state": np.zeros(8)})["actions"].shape == (10, 7)
     bystander._ws.close()
 

@@ -83,3 +83,32 @@ def test_lerobots_places(tmp_path, file, state, action):
     found, where = assets.find(tmp_path)
     assert_equal(found, stats)
     assert where == str(path)
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (np.zeros((10, 7), np.float32), r"action.mean of .* has shape \[10, 7\]"),
+        (np.zeros(6, np.float32), r"action.std of .* has shape \[7\] .* as the mean \(6\)"),
+        (np.full(7, np.nan, np.float32), "action.mean of .* is not finite"),
+        (np.zeros(1 << 16, np.uint8), r"action.mean of .* has shape \[65536\]"),
+    ],
+)
+def test_lerobots_statistics_are_vectors_of_one_length(tmp_path, wrong, said):
+    tensors = {"action.mean": wrong, "action.std": np.ones(7, np.float32)}
+    tensors |= {f"observation.state.{field}": np.ones((1, 8)) for field in ("mean", "std")}
+    path = tmp_path / "policy_preprocessor_step_5_normalizer_processor.safetensors"
+    layout = {name: (x.shape, x.dtype) for name, x in tensors.items()}
+    safetensors.write(path, layout, iter(tensors.values()), {})
+    with pytest.raises(ValueError, match=said) as caught:
+        assets.find(tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def test_statistics_that_are_a_pointer_are_named_where_several_lie(tmp_path):
+    for data_set in ("a", "b"):
+        normalize.save(tmp_path / "assets" / data_set / "norm_stats.json", conftest.make_stats())
+    path = tmp_path / "assets" / "b" / "norm_stats.json"
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=f"^{path} is a Git LFS pointer"):
+        assets.find(tmp_path)

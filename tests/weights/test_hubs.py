@@ -7,6 +7,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 
+from pirl_jax.core import locks
 from pirl_jax.weights import hubs, transfer
 from tests import hub_server
 
@@ -65,6 +66,17 @@ def test_all_files_come_and_are_not_asked_for_again(hub, tmp_path):
     hub.ranges.clear()
     hubs.fetch(hub.repository, tmp_path)
     assert hub.ranges == []
+
+
+def test_two_downloads_into_one_folder(monkeypatch, tmp_path):
+    with serving(monkeypatch, "google") as hub:
+        with locks.writing(tmp_path, ""):
+            with pytest.raises(ValueError, match=r"in use by process .* wait until it is done"):
+                hubs.fetch(hub.repository, tmp_path)
+            assert [path.name for path in tmp_path.iterdir()] == [locks.NAME]
+        hubs.fetch(hub.repository, tmp_path)
+        with locks.writing(tmp_path, ""):
+            hubs.fetch(hub.repository, tmp_path)  # whole: nothing is written
 
 
 def test_a_dropped_connection_is_continued_where_it_ended(hub, tmp_path, monkeypatch):
@@ -211,3 +223,87 @@ def test_a_file_without_a_checksum_that_lies_there_cut_short_is_fetched(tmp_path
     (tmp_path / "file").write_bytes(b"123")
     hubs.fetch(REPOSITORIES["modelscope"], tmp_path)
     assert fetched == ["file"]
+
+
+# ---- hostile listings ----------------------------------------------------------------------------
+
+
+def modelscope_file(**changes):
+    entry = {"Path": "a.json", "Type": "blob", "Size": 3, "Sha256": "00"} | changes
+    return {"Data": {"Files": [entry]}}
+
+
+def google_file(**changes):
+    item = {"name": "checkpoints/x/a.json", "size": "3", "crc32c": "AAAAAA=="} | changes
+    return {"items": [item]}
+
+
+STRANGE = ["../out", "/etc/out", "a/../b", "", ".", "a//b", "a/", "..\\out", "a\x1b[2Jb", "a\nb"]
+LISTINGS = [
+    *[("modelscope", modelscope_file(Path=name), "would lie outside") for name in STRANGE],
+    ("modelscope", modelscope_file(Size=-1), "lists a.json without a size"),
+    ("modelscope", modelscope_file(Size=1 << 50), "lists a.json without a size"),
+    ("modelscope", modelscope_file(Size="3"), "Size of .* should be a whole number"),
+    ("modelscope", modelscope_file(Sha256=7), "Sha256 of .* should be a text"),
+    ("modelscope", modelscope_file(Path=None), "Path of .* should be a text"),
+    ("modelscope", {"Data": None}, "has no Data.Files"),
+    ("modelscope", {"Code": 500}, "has no Data.Files"),
+    ("google", google_file(name="checkpoints/x/../../../out"), "would lie outside"),
+    ("google", google_file(size="many"), "invalid literal"),
+    ("google", google_file(size="9" * 5000), "limit"),
+    ("google", google_file(crc32c="?"), "gs://bucket/checkpoints/x/.*: "),
+    ("google", {"items": [7]}, "has no name"),
+    ("google", {"items": 7}, "items of .* should be a list"),
+    ("google", google_file() | {"nextPageToken": "again"}, "more than 1000 pages"),
+    ("google", {"items": 2 * google_file()["items"]}, "lists a.json twice; nothing was fetched"),
+]
+
+
+@pytest.mark.parametrize("name, answer, said", LISTINGS)
+def test_a_listing_that_no_hub_would_give_fetches_nothing(
+    tmp_path, monkeypatch, name, answer, said
+):
+    monkeypatch.setattr(transfer, "read_json", lambda url: answer)
+    with pytest.raises(ValueError, match=said) as caught:
+        hubs.fetch(REPOSITORIES[name], tmp_path)
+    assert str(REPOSITORIES[name].page) in str(caught.value) and str(caught.value).isprintable()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"", "is empty"),
+        (b"<html>", "is no JSON"),
+        (b"[" * 100_000, "is nested too deep"),
+        (b"[]", "should be an object"),
+        (b" " * (1 << 24) + b"{}", "answers with more than 16,777,216 bytes"),
+    ],
+    ids=["empty", "a page", "nests", "a list", "too long"],
+)
+def test_an_answer_that_is_no_listing_is_out_of_reach(google, tmp_path, content, said, monkeypatch):
+    monkeypatch.setattr(transfer, "ATTEMPTS", 2)
+    google.files["listing"] = content
+    monkeypatch.setattr(
+        hubs, "_google_objects", lambda bucket: f"{google.url}/storage/v1/b/x/o/listing"
+    )
+    with pytest.raises(ConnectionError, match=said):
+        hubs.fetch(google.repository, tmp_path)
+
+
+def test_a_server_that_sends_without_end_fills_no_disk(google, tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "BLOCK", 1000)
+    name = google.root + "model.safetensors"
+    listing = google.google
+
+    def shorter(prefix, page):
+        answer = listing(prefix, page)
+        for item in answer["items"]:
+            if item["name"] == name:
+                item["size"] = "5000"
+        return answer
+
+    monkeypatch.setattr(google, "google", shorter)
+    with pytest.raises(ValueError, match=r"^model.safetensors arrived damaged twice"):
+        hubs.fetch(google.repository, tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size == 5000

@@ -1,13 +1,14 @@
 import os
 import pathlib
 import pickle
+import resource
 import zipfile
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from pirl_jax.weights import pickled
+from pirl_jax.weights import opcodes, pickled
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "torch_state_dict.pt"
 
@@ -40,8 +41,14 @@ class Attack:
 
 
 def write_pickle(path, tree):
+    write_description(path, pickle.dumps(tree, protocol=2))
+
+
+def write_description(path, description, **members):
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(tree))
+        archive.writestr("archive/data.pkl", description)
+        for name, content in members.items():
+            archive.writestr(f"archive/data/{name.removeprefix('storage_')}", content)
 
 
 def test_code_in_a_file_never_runs(tmp_path, monkeypatch):
@@ -61,6 +68,142 @@ def test_other_files_are_a_sentence(tmp_path):
     write_pickle(tmp_path / "empty.pt", {"step": 3})
     with pytest.raises(ValueError, match="holds no tensors by name"):
         pickled.read(tmp_path / "empty.pt")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_protocol_of_plain_data_is_read(protocol):
+    tree = {"a": (1, [2.5, None], True, "ä" * 300), 7: {}, "nested": {"b": (), "c": (1, 2, 3, 4)}}
+    machine = opcodes.Machine("x", "y", None, None)
+    assert machine.run(pickle.dumps(tree, protocol)) == tree
+
+
+class Tensor:
+    """What torch.save writes for a tensor of storage 0, which holds eight float32 or bytes."""
+
+    def __init__(self, size, stride, kind="FloatStorage", count=8, offset=0, key="0"):
+        self.id = ("storage", kind, key, "cpu", count)
+        self.view = (offset, size, stride)
+
+
+def described(**tensors) -> bytes:
+    """The opcodes of a state_dict of protocol 2, written by hand."""
+    parts = [b"\x80\x02}("]
+    for name, tensor in tensors.items():
+        tag, kind, key, device, count = tensor.id
+        offset, size, stride = tensor.view
+        parts += [plain(name), b"ctorch._utils\n_rebuild_tensor_v2\n((", plain(tag)]
+        parts += [f"ctorch\n{kind}\n".encode(), plain(key), plain(device), plain(count), b"tQ"]
+        parts += [plain(offset), plain(size), plain(stride), b"\x89}tR"]
+    return b"".join(parts) + b"u."
+
+
+def plain(value) -> bytes:
+    return pickle.dumps(value, protocol=2)[2:-1]
+
+
+FLOATS = np.arange(8, dtype=np.float32)
+BOMBS = {
+    "stride 0": (Tensor((1 << 40,), (0,)), r"^w in .* has shape \(1099511627776,\) and repeats"),
+    "overlaps": (Tensor((8, 8), (0, 1)), r"^w in .* repeats the 8 elements"),
+    "outside": (Tensor((8,), (1,), offset=1), "^w in .* reaches beyond its storage"),
+    "before": (Tensor((8,), (1,), offset=-4), "^w in .* reaches beyond its storage"),
+    "a stride without end": (Tensor((0, 8), (1, 1 << 62)), "^w in .* reaches beyond its storage"),
+    "sizes without end": (Tensor((0, 1 << 62), (1, 1)), "^w in .* is not described by whole"),
+    "a long storage": (Tensor((8,), (1,), count=1 << 40), "^storage 0 of .* cut off"),
+    "another entry": (Tensor((8,), (1,), key="../data.pkl"), r"^storage ../data.pkl of .* missing"),
+    "true as a size": (Tensor((True, 8), (8, 1)), "^w in .* is not described by whole"),
+    "bool of 2": (Tensor((3,), (1,), "BoolStorage"), r"^w in .* holds \d+ where true"),
+    "no numbers": (Tensor((8,), (1,), "ComplexFloatStorage"), "type that is known"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_tensor_is_refused_before_it_takes_memory(tmp_path, name):
+    tensor, said = BOMBS[name]
+    path = tmp_path / "a.pt"
+    write_description(path, described(w=tensor), storage_0=FLOATS[::-1].tobytes())
+    with pytest.raises(ValueError, match=said) as caught:
+        pickled.read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_tensors_that_share_storages_come_to_few_file_sizes(tmp_path):
+    path = tmp_path / "a.pt"
+    storage = np.zeros(1 << 16, np.float32)
+    whole = Tensor((1 << 16,), (1,), count=1 << 16)
+    write_description(path, described(a=whole, b=whole), storage_0=storage.tobytes())
+    assert {x.shape for x in pickled.read(path).values()} == {(1 << 16,)}
+    many = {f"w{k}": whole for k in range(100)}
+    write_description(path, described(**many), storage_0=storage.tobytes())
+    with pytest.raises(ValueError, match=r"a.pt come to 26,214,400 bytes, 9\d times the file"):
+        pickled.read(path)
+
+
+OPCODES = {
+    "a memo of 4 GB": (b"\x80\x02Nr\xff\xff\xff\x7f.", "holds no tensors by name"),
+    "bytes without end": (b"\x8e" + b"\xff" * 7 + b"\x7f.", "breaks off or makes no sense"),
+    "a bytearray": (b"\x96\x08\0\0\0\0\0\0\0" + bytes(8) + b".", "asks for BYTEARRAY8"),
+    "no end": (b"(" * 100_000, "breaks off or makes no sense"),
+    "nests": (b")" + b"\x85" * 100_000 + b".", "holds no tensors by name"),
+    "a table in itself": (b"}q\0X\1\0\0\0ah\0s.", "holds no tensors by name"),
+    "an instance": (b"cos\nsystem\n)\x81.", "asks for NEWOBJ"),
+    "attributes of a tuple": (b")}b.", "a tuple is no dict"),
+    "a call of a text": (b"X\1\0\0\0a)R.", "a call of what is no function"),
+    "arguments that do not fit": (b"ctorch._utils\n_rebuild_tensor_v2\n)R.", "makes no sense"),
+    "a name twice": (b"}(X\1\0\0\0aNX\1\0\0\0aNu.", "names a twice"),
+    "a tuple as a name": (b"})Ns.", "has a tuple as a name"),
+    "numbers that collide": (b"}\x8a\x08" + b"\xff" * 7 + b"\x1fNs.", "has a int as a name"),
+    "too large": (b"N0" * (1 << 22), "larger than 2,097,152 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", OPCODES)
+def test_hostile_opcodes_are_refused_in_a_sentence_and_within_bounds(tmp_path, name):
+    description, said = OPCODES[name]
+    path = tmp_path / "a.pt"
+    write_description(path, description)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=said) as caught:
+        pickled.read(path)
+    assert str(path) in str(caught.value) and len(str(caught.value)) < 1000
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < 1 << 28
+
+
+def test_a_table_found_twice_on_every_level_is_looked_at_once():
+    tree = {}
+    for _ in range(100):
+        tree = {"a": tree, "b": tree}
+    assert pickled._state_dict(tree) == {}
+
+
+@pytest.mark.parametrize("place", ["byteorder", "data.pkl", "data.pkl twice"])
+def test_what_lies_beside_the_storages_is_checked(tmp_path, place):
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(GOLDEN) as old, zipfile.ZipFile(path, "w") as new:
+        for info in old.infolist():
+            name = info.filename.partition("/")[2]
+            content = old.read(info)
+            if name == place == "byteorder":
+                content = b"big"
+            new.writestr(info.filename, content)
+        if "twice" in place:
+            with pytest.warns(UserWarning, match="Duplicate name"):
+                new.writestr("torch_state_dict/data.pkl", b"N.")
+    if place == "data.pkl":
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"turned", b"turner", 1))  # an honest name, not its own
+    said = {"byteorder": "the other byte order", "data.pkl": "data.pkl of .* is damaged"}
+    with pytest.raises(ValueError, match=said.get(place, "holds data.pkl twice")):
+        pickled.read(path)
+
+
+def test_a_pointer_and_a_folder_are_named(tmp_path):
+    path = tmp_path / "full_weights.pt"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
+    with pytest.raises(ValueError, match=f"^{path} is a Git LFS pointer"):
+        pickled.read(path)
+    with pytest.raises(ValueError, match=f"^{tmp_path} is a folder"):
+        pickled.read(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_a_field_that_contradicts_the_preset_is_an_error(field, value):
     page.model[field], wanted = value, page.model[field]
     with pytest.raises(
         ValueError,
-        match=f"^model.preset='pi05_libero' has {field}={wanted}; leave these fields alone or set",
+        match=f"^model.preset='pi05_libero' has model.{field}={wanted}; leave these fields alone",
     ):
         config.settings(page)
     page.model.preset = ""

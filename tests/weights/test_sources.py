@@ -209,6 +209,118 @@ def test_files_of_peft_are_refused_alone_and_beside_weights(tmp_path, name, besi
             sources.open_source(given)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", [PROJECTION, torch_names.EMBEDDING])
+def test_numbers_that_are_not_finite_are_refused_with_file_and_tensor(
+    torch_case, tmp_path, name, value
+):
+    tensors = dict(safetensors.read_folder(torch_case.folder))
+    changed = tensors[name].copy()
+    changed.reshape(-1)[-1] = value  # in the last block
+    source = sources.open_source(_rewrite(tensors | {name: changed}, tmp_path), torch_case.cfg)
+    refused = []
+    for path in source.shapes:
+        try:
+            source.read(path)
+        except ValueError as error:
+            refused.append(str(error))
+    said = f"{name} in {tmp_path} holds NaN or infinity, with which no policy acts; give another"
+    assert len(refused) == 1 and said in refused[0], refused
+
+
+def test_numbers_that_overflow_in_the_dtype_asked_for_are_refused(torch_case, tmp_path):
+    tensors = dict(safetensors.read_folder(torch_case.folder))
+    tensors[PROJECTION] = np.full(tensors[PROJECTION].shape, 3e38, np.float32)
+    source = sources.open_source(_rewrite(tensors, tmp_path), torch_case.cfg)
+    source.read("PaliGemma/img/head/bias")
+    with (
+        pytest.raises(ValueError, match=f"^{PROJECTION} in .* holds NaN or infinity"),
+        np.errstate(over="ignore"),
+    ):
+        source.read("PaliGemma/img/head/bias", np.float16)
+
+
+def test_weights_of_a_type_that_none_have_are_refused(torch_case, tmp_path):
+    tensors = dict(safetensors.read_folder(torch_case.folder))
+    tensors[PROJECTION] = np.zeros(tensors[PROJECTION].shape, bool)
+    with pytest.raises(ValueError, match=f"^{PROJECTION} in .* is of type bool"):
+        sources.open_source(_rewrite(tensors, tmp_path), torch_case.cfg)
+
+
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        (torch_names.EMBEDDING, (8,)),
+        (torch_names.VISION + "embeddings.patch_embedding.weight", (3, 4)),
+        ("action_in_proj.weight", (0, 0)),
+        ("value_head.mlp.0.weight", (3,)),
+        ("value_head.weight", (3, 3)),
+    ],
+)
+def test_shapes_without_sense_are_a_sentence_with_the_path(torch_case, tmp_path, name, shape):
+    tensors = dict(safetensors.read_folder(torch_case.folder))
+    tensors[name] = np.zeros(shape, np.float32)
+    with pytest.raises(ValueError, match=name) as caught:
+        sources.open_source(_rewrite(tensors, tmp_path), torch_case.cfg)
+    assert str(tmp_path) in str(caught.value)
+
+
+def _damage_metadata(folder):
+    (folder / "_METADATA").write_text("version https://git-lfs.github.com/spec/v1")
+
+
+def _cut_metadata(folder):
+    path = folder / "_METADATA"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def _lose_manifest(folder):
+    (folder / "manifest.ocdbt").unlink()
+
+
+# The first array that cannot be read ends orbax's event loop under the feet of the others.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (_damage_metadata, "_METADATA is a Git LFS pointer"),
+        (_cut_metadata, "cannot be read as a checkpoint of orbax"),
+        (_lose_manifest, "cannot be read as a checkpoint of orbax"),
+    ],
+)
+def test_damaged_checkpoints_of_orbax_are_a_sentence(vectors, tmp_path, damage, said):
+    folder = tmp_path / "params"
+    shutil.copytree(vectors / "openpi" / "orbax_pi0_tiny" / "pure_bfloat16" / "params", folder)
+    damage(folder)
+    with pytest.raises(ValueError, match=said) as caught:
+        source = sources.open_source(folder)
+        for path in source.shapes:
+            source.read(path)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_openpis_weights_that_are_not_finite_are_refused(tmp_path):
+    source = conftest.random_source("tiny")
+    params = conftest.arrays_of(source)
+    params["action_out_proj/bias"][3] = np.nan
+    targets.write_openpi_jax(tmp_path, conftest.memory_source(params, source.cfg))
+    opened = sources.open_source(tmp_path)
+    opened.read("action_in_proj/bias")
+    with pytest.raises(ValueError, match=f"^action_out_proj/bias in {tmp_path}.* NaN or infinity"):
+        opened.read("action_out_proj/bias")
+
+
+def test_a_small_folder_cannot_describe_an_array_of_any_size(tmp_path):
+    """Zeros compress to nothing, and what a zarr array lacks is zeros."""
+    folder = tmp_path / "params"
+    folder.mkdir()
+    (folder / "weights").write_bytes(bytes(1000))
+    large = {"a": (1 << 20, 1 << 10)}
+    source = sources.Source("pirl", folder, large, {"a": np.dtype("f4")}, None, {})
+    with pytest.raises(ValueError, match=r"come to 4,294,967,296 bytes, of which 1,000 lie on"):
+        sources._refuse_bomb(source)
+
+
 def test_a_contradiction_with_the_configuration_is_an_error(torch_case):
     wrong = dataclasses.replace(torch_case.cfg, action_dim=7, vocab_size=99)
     lines = r"vocab_size is 512 in the checkpoint and 99 .*action_dim is 32 in the checkpoint and 7"

@@ -1,5 +1,9 @@
+import errno
+import json
+import os
 import subprocess
 import sys
+import time
 
 from flax import struct
 import jax
@@ -7,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import storage
 
+from pirl_jax.core import endings
+from pirl_jax.weights import folders
 from pirl_jax.weights import store as store_
 
 
@@ -177,3 +184,181 @@ def test_a_checkpoint_written_again_is_another(store):
     assert first == store.identity(3) and first["iteration"] == 3
     store.save(3, {"w": np.zeros(2)})
     assert store.identity()["written_ns"] > first["written_ns"]
+
+
+def save_numbers(store, *iterations):
+    for iteration in iterations:
+        store.save(iteration, {"w": np.full(1, float(iteration))})
+    store.wait()
+
+
+def number(store, iteration=None):
+    restored, _ = store.restore({"w": np.zeros(1)}, iteration)
+    return restored["w"][0]
+
+
+def test_a_protected_checkpoint_outlives_the_newest(store):
+    save_numbers(store, 1, 2)
+    store.protect(1)
+    save_numbers(store, 3, 4)
+    assert folders.standing(store.directory) == [1, 3, 4] and number(store, 1) == 1
+    store.protect(3)
+    save_numbers(store, 5)
+    assert folders.standing(store.directory) == [3, 4, 5]
+    store.protect(None)
+    save_numbers(store, 6)
+    assert folders.standing(store.directory) == [5, 6]
+
+
+def test_an_abandoned_branch_is_not_resumed_and_lies_there_until_it_is_replaced(store):
+    store.keep = 5
+    save_numbers(store, 1, 2, 3)
+    store.remove_after(1)
+    assert store.latest() == 1 and number(store) == 1
+    assert {path.name for path in store.directory.iterdir()} == {"1", "2.abandoned", "3.abandoned"}
+    store_.Store(store.directory, keep=5).close()  # also when a run starts in between
+    assert len(list(store.directory.iterdir())) == 3
+    save_numbers(store, 2)
+    assert {path.name for path in store.directory.iterdir()} == {"1", "2"}
+
+
+def test_nothing_is_removed_before_its_replacement_is_complete(store, monkeypatch):
+    save_numbers(store, 2, 3)
+    complete = store_.folders.publish
+    found = []
+
+    def looked(directory, iteration):
+        found.append([number(store_.Store(directory, create=False), i) for i in (2, 3)])
+        complete(directory, iteration)
+
+    monkeypatch.setattr(store_.folders, "publish", looked)
+    store.save(2, {"w": np.full(1, 20.0)})
+    store.wait()
+    assert found == [[2, 3]]
+    assert {path.name for path in store.directory.iterdir()} == {"2"} and number(store) == 20
+
+
+def test_a_writer_killed_between_two_names_loses_neither(tmp_path):
+    opened = store_.Store(tmp_path)
+    save_numbers(opened, 1, 2)
+    opened.close()
+    (tmp_path / "2").rename(tmp_path / "2.replaced")
+    (tmp_path / "3.partial").mkdir()
+    opened = store_.Store(tmp_path)
+    assert number(opened) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+    opened.close()
+
+
+def test_what_is_no_checkpoint_does_not_matter(store):
+    save_numbers(store, 1)
+    for name in ("foo", "12.orbax-checkpoint-tmp", "7", "007", "8.damaged"):
+        (store.directory / name).mkdir()
+    (store.directory / "9").write_text("a file")
+    assert store.latest() == 1 and number(store) == 1
+    save_numbers(store, 7, 9)
+    assert folders.standing(store.directory) == [7, 9]
+    assert {"foo", "007", "7.damaged", "8.damaged", "9.damaged"} < {
+        path.name for path in store.directory.iterdir()
+    }
+
+
+def refuse(store, monkeypatch, times):
+    """The disk is full at the end of so many saves."""
+    seal = folders.seal
+    left = [None] * times
+
+    def full(folder):
+        if left:
+            left.pop()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        seal(folder)
+
+    monkeypatch.setattr(folders, "seal", full)
+    monkeypatch.setattr(store_, "PAUSE_S", 0.0)
+
+
+def until_failed(store):
+    deadline_s = time.monotonic() + 10
+    while not store.failed():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+
+
+def test_a_save_that_fails_is_seen_without_another_one_and_made_good(store, monkeypatch, caplog):
+    save_numbers(store, 1)
+    assert not store.failed()
+    refuse(store, monkeypatch, 2)
+    for iteration in (2, 3):
+        store.save(iteration, {"w": np.full(1, float(iteration))})
+        until_failed(store)
+        assert f"{iteration} could not be written (No space left on device)" in caplog.text
+        assert {path.name for path in store.directory.iterdir()} == {"1"}, "no remains"
+    save_numbers(store, 4)
+    assert not store.failed() and folders.standing(store.directory) == [1, 4]
+    save_numbers(store, 5)
+    assert folders.standing(store.directory) == [4, 5]
+
+
+def test_failures_in_a_row_end_the_run_and_older_checkpoints_stay(store, monkeypatch):
+    save_numbers(store, 1)
+    refuse(store, monkeypatch, 2)
+    store.finish(2, {"w": np.full(1, 2.0)})  # the third time
+    assert number(store) == 2
+    refuse(store, monkeypatch, 3)
+    with pytest.raises(endings.Failure) as caught:
+        store.finish(3, {"w": np.full(1, 3.0)})
+    assert str(caught.value) == (
+        f"checkpoint {store.directory}/3 could not be written (No space left on device), 3 times "
+        f"in a row; it holds [1, 2]; make room or let this user write there, then go on with "
+        f"--resume auto"
+    )
+    assert number(store, 1) == 1 and number(store, 2) == 2
+
+
+def test_an_error_of_another_kind_keeps_its_traceback(store, monkeypatch):
+    monkeypatch.setattr(folders, "seal", lambda folder: {}["mistake"])
+    store.save(1, {"w": np.ones(1)})
+    with pytest.raises(KeyError, match="mistake"):
+        store.wait()
+
+
+def test_what_is_on_the_disk_is_not_saved_again(store, monkeypatch):
+    save_numbers(store, 1)
+    again = store_.Store(store.directory)
+    monkeypatch.setattr(again, "save", None)
+    again.finish(1, {"w": np.ones(1)})
+    again.close()
+
+
+REFUSED = """
+import json, time
+import numpy as np
+from pirl_jax.weights import store
+begin = time.monotonic()
+opened = store.Store(place + "/checkpoints")
+large = {"w": np.random.default_rng(0).normal(size=1 << 19)}  # 4 MB, which do not shrink
+opened.save(0, {"w": np.zeros(1)})
+opened.wait()
+opened.save(1, large)
+while not opened.failed():
+    time.sleep(0.01)
+read_only()
+opened.save(2, {"w": np.ones(1)})
+assert opened.failed()
+writable()
+opened.save(3, {"w": np.ones(1)})
+opened.wait()
+opened.close()
+print(json.dumps([sorted(os.listdir(place + "/checkpoints")), time.monotonic() - begin < 30]))
+"""
+
+
+def test_full_and_read_only_disks_hang_nobody(tmp_path):
+    done = storage.on_small_disk(REFUSED, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [["0", "3"], True]
+    warnings = done.stderr.splitlines()
+    assert len(warnings) == 2, "not a page of tracebacks"
+    assert "1 could not be written (No space left on device); failure 1" in warnings[0]
+    assert "2 could not be written (Read-only file system); failure 2" in warnings[1]

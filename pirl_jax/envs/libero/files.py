@@ -7,15 +7,14 @@ Builds no simulator; `simulator.py` does.
 import dataclasses
 import functools
 import importlib.util
-import io
 import os
 import pathlib
-import pickle
 import tempfile
 import types
-import zipfile
 
 import numpy as np
+
+from pirl_jax.envs.libero import stored_states
 
 ASSETS_VARIABLE = "PIRL_LIBERO_ASSETS"
 ASSET_FOLDERS = (
@@ -130,38 +129,13 @@ def bddl_file(suite: str, task: int) -> pathlib.Path:
 def init_states(suite: str, task: int) -> np.ndarray:
     """[init states, 1 + nq + nv] float64: time (s), joint positions, joint velocities.
 
-    The file is a zip archive written by torch.save with one pickle of one numpy array.
-
     Raises:
-        ValueError: the pickle asks for anything but an array.
+        ValueError: the file is missing, damaged, or holds anything but such an array.
     """
     stored = tasks(suite)[task]
-    path = package() / "init_files" / stored.suite / f"{stored.name}.pruned_init"
-    with zipfile.ZipFile(path) as archive:
-        (pickled,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        content = archive.read(pickled)
-    return _ArrayUnpickler(io.BytesIO(content)).load()
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds numpy arrays and nothing else; also reads the module names of numpy 1."""
-
-    ALLOWED = frozenset(
-        {
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        }
+    return stored_states.read(
+        package() / "init_files" / stored.suite / f"{stored.name}.pruned_init"
     )
-
-    def find_class(self, module: str, name: str) -> object:
-        module = module.replace("numpy.core", "numpy._core")
-        if (module, name) not in self.ALLOWED:
-            raise ValueError(
-                f"an init state file asks for {module}.{name}; it is not LIBERO's, or it is damaged"
-            )
-        return super().find_class(module, name)
 
 
 def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:

@@ -90,9 +90,16 @@ class Simulator:
 
         Raises:
             RuntimeError: LIBERO found no place for its fixtures.
+            ValueError: the stored states are those of another model.
         """
         self._draw(self._reset, init_state)
         stored = files.init_states(self._setup.suite, self._setup.task)[init_state]
+        width = 1 + self.model.nq + self.model.nv
+        if len(stored) != width:
+            raise ValueError(
+                f"the init states of {self._setup.suite} task {self._setup.task} have "
+                f"{len(stored)} numbers, but its model has {width}; install LIBERO again"
+            )
         self.task_env.sim.set_state_from_flattened(stored)
         mujoco.mj_forward(self.model, self.data)
         self._control = control.ArmControl(self.model, self.data, self._robot)

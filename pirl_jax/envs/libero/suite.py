@@ -13,10 +13,10 @@ import pathlib
 import numpy as np
 
 from pirl_jax.envs import base, panda
-from pirl_jax.envs.libero import cache, files, render
+from pirl_jax.envs.libero import cache, files, render, stored_states
 from pirl_jax.envs.libero import simulator as simulators
 
-NUM_INIT_STATES = 50  # stored per task
+NUM_INIT_STATES = stored_states.NUM_STATES
 
 
 class Libero:

@@ -6,7 +6,9 @@ worker's slots only.  One thread may receive while another posts.
 
 A worker that fails, dies or hangs is replaced.  Episodes that ran there are lost: the answer to the
 request under way, or to the next `send`, is a row with `lost` set and zeros elsewhere; the slot
-goes on with a reset.  Answers that had arrived before stay valid.  When more workers fail within an
+goes on with a reset.  Answers that had arrived before stay valid.  An env that answers with numbers
+that are none (base.fault) loses its episode alone; several of these in a row, and its worker is
+replaced.  When more workers fail within an
 hour than `restarts_per_hour`, recv raises EnvError with the first cause, and raises it again
 whenever it is called.  Knows no policy; what is done with the observations is the caller's
 business.

@@ -14,7 +14,7 @@ import time
 
 import psutil
 
-from pirl_jax.envs import base
+from pirl_jax.envs import base, child
 from pirl_jax.envs.pool import channel, worker
 
 STACK_S = 1.0  # how long a hung worker may take to write its stack
@@ -52,14 +52,15 @@ class Process:
         # Not by multiprocessing: that would import the parent's main module (with it jax) in the
         # child, and needs the child's variables to be set in the parent, where other threads may
         # be reading them.
-        self._popen = subprocess.Popen(
-            # -P: modules are found as here, and never by chance in the current folder.
-            [sys.executable, "-P", "-c", program],
-            # A library that asks a question shall fail, not wait at the terminal.
-            stdin=subprocess.DEVNULL,
-            pass_fds=(worker_end.fileno(), lifeline_fd, memory_fd, self._stacks_fd),
-            env=_variables(render_device),
-        )
+        with child.shielded(worker.STACK_SIGNAL):
+            self._popen = subprocess.Popen(
+                # -P: modules are found as here, and never by chance in the current folder.
+                [sys.executable, "-P", "-c", program],
+                # A library that asks a question shall fail, not wait at the terminal.
+                stdin=subprocess.DEVNULL,
+                pass_fds=(worker_end.fileno(), lifeline_fd, memory_fd, self._stacks_fd),
+                env=_variables(render_device),
+            )
         # The worker's ends must live in the worker only, or its death would not be seen here.
         worker_end.close()
         os.close(lifeline_fd)
@@ -178,7 +179,7 @@ class Process:
 
     def _ask_for_stacks(self) -> str:
         """Where its Python code is now; "" if it does not write that within STACK_S."""
-        self._popen.send_signal(signal.SIGUSR1)
+        self._popen.send_signal(worker.STACK_SIGNAL)
         until_s = time.monotonic() + STACK_S
         stacks = ""
         while time.monotonic() < until_s:

@@ -17,6 +17,10 @@ POLL_S = 0.1  # how often the thread looks whether the queue was closed; answers
 BATCHED_FIELDS = ("images", "state", "reward", "terminated", "truncated", "num_steps", "lost")
 
 
+class Interrupted(Exception):
+    """Nobody wants the answer any more."""
+
+
 class ReadyQueue:
     """Ready slots of one pool, at most `capacity` of them; the rest waits inside the pool.
 
@@ -31,6 +35,7 @@ class ReadyQueue:
         self._ready: dict[int, base.TimeStep] = {}
         self._error: BaseException | None = None  # what the pool raised; it ends the thread
         self._closed = False
+        self._interrupted = False
         # A daemon: a program that fails before `close` still ends.
         self._thread = threading.Thread(target=self._run, name="ready-queue", daemon=True)
         self._thread.start()
@@ -45,6 +50,7 @@ class ReadyQueue:
         Raises:
             ValueError: the batch could never be made, or the queue is closed.
             EnvError: what the pool raised, as soon as it did.
+            Interrupted: somebody called `interrupt`.
         """
         if slots is not None:
             slots = [int(slot) for slot in slots]
@@ -53,6 +59,8 @@ class ReadyQueue:
             self._changed.wait_for(lambda: self._stopped() or self._available(batch, slots))
             if self._error is not None:
                 raise self._error
+            if self._interrupted:
+                raise Interrupted
             if self._closed:
                 raise ValueError("the queue is closed")
             taken = list(self._ready)[:batch] if slots is None else slots
@@ -99,6 +107,15 @@ class ReadyQueue:
     ) -> None:
         """See EnvPool.send."""
         self._pool.send(slots, actions_EIa, record)
+
+    def interrupt(self) -> None:
+        """From now on `get` waits for nothing and raises Interrupted, whoever waits now included.
+
+        To be called from any thread, and again.
+        """
+        with self._changed:
+            self._interrupted = True
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Stop the thread; the pool stays open.
@@ -148,7 +165,7 @@ class ReadyQueue:
         return all(slot in self._ready for slot in slots)
 
     def _stopped(self) -> bool:
-        return self._closed or self._error is not None
+        return self._closed or self._interrupted or self._error is not None
 
     def _run(self) -> None:
         """The thread: one slot after the other, out of the pool."""

@@ -23,6 +23,8 @@ LOOK_S = 1.0  # how long `wait` sleeps at most
 # A pool that has not looked for so long was stopped, or busy elsewhere: no worker is to blame.
 AWAY_S = 5.0
 HOUR_S = 3600.0
+# A slot whose episodes so often in a row ended in faulty numbers has a simulator that is broken.
+FAULTY_IN_A_ROW = 3
 
 
 class EnvError(RuntimeError):
@@ -72,6 +74,8 @@ class Supervisor:
         self._render_devices = tuple(render_devices)
         # (task, init state) that each slot was last reset to.
         self._episodes: list[tuple[int | None, int | None]] = [(None, None)] * num_envs
+        self._faulty_in_a_row = [0] * num_envs  # episodes of each slot
+        self._num_faulty = 0  # answers since the start
         # Of the last hour: (time, cause), oldest first.
         self._failures: collections.deque[tuple[float, EnvError]] = collections.deque()
         self._looked_s = time.monotonic()
@@ -124,7 +128,7 @@ class Supervisor:
             selector.select(max(0.0, min(limit_s, LOOK_S, until_deadline_s)))
 
     def take(self) -> tuple[list[worker.Answer], list[int]]:
-        """-> all answers that have arrived; the slots whose episodes were lost.
+        """-> all answers that have arrived and are sound; the slots whose episodes were lost.
 
         Waits only for what a worker that hangs or has ended can still tell.
 
@@ -137,10 +141,15 @@ class Supervisor:
         for process in tuple(self._processes):
             arrived, failure = process.take(self.timeout_s)
             for answer in arrived:
+                self._recycle_if_worn(process, answer)
+                if answer.fault:
+                    lost_slots.append(answer.slot)
+                    failure = failure or self._lose(answer)
+                    continue
+                answers.append(answer)
                 if answer.terminated or answer.truncated:
                     self.playing.discard(answer.slot)
-                self._recycle_if_worn(process, answer)
-            answers += arrived
+                    self._faulty_in_a_row[answer.slot] = 0
             if failure is not None:
                 lost_slots += self._replace(process, failure)
         self._retire()
@@ -239,6 +248,33 @@ class Supervisor:
             str(error).partition("\n")[0],
         )
         return lost_slots
+
+    def _lose(self, faulty: worker.Answer) -> worker.Failure | None:
+        """An episode whose numbers are none is lost -> why its worker goes too, None: it stays.
+
+        A reset mends most simulators; one that it does not mend is replaced.
+        """
+        slot = faulty.slot
+        self.playing.discard(slot)
+        self.counters["lost_episodes"] += 1
+        self._num_faulty += 1
+        if self._num_faulty.bit_count() == 1:  # at 1, 2, 4, ...: a log has an end, too
+            task, init_state = self._episodes[slot]
+            log.warning(
+                "env %d (task %s, init state %s) sent faulty numbers, %d times so far in all envs; "
+                "its episode is lost; %s",
+                slot,
+                task,
+                init_state,
+                self._num_faulty,
+                faulty.fault,
+            )
+        self._faulty_in_a_row[slot] += 1
+        if self._faulty_in_a_row[slot] < FAULTY_IN_A_ROW:
+            return None
+        self._faulty_in_a_row[slot] = 0
+        summary = f"sent faulty numbers in {FAULTY_IN_A_ROW} episodes in a row: {faulty.fault}"
+        return worker.Failure(slot, summary)
 
     def _spend(self, error: EnvError) -> None:
         """Take one restart from the hour's budget; where none is left, raise the first cause."""

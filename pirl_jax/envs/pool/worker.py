@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import faulthandler
 import fcntl
+import multiprocessing
 import os
 import pickle
 import signal
@@ -23,11 +24,13 @@ import types
 import numpy as np
 import psutil
 
-from pirl_jax.envs import base
+from pirl_jax.envs import base, child
 from pirl_jax.envs.gl import backends
 from pirl_jax.envs.pool import channel, memory
 
 THIS_PROCESS = psutil.Process()
+# The pool's question where a worker is; one that no scheduler sends.
+STACK_SIGNAL = signal.SIGRTMIN + 3
 # Many workers share the cores: threads of a numeric library would only fight for them.
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -78,6 +81,7 @@ class Answer:
     env_s: float  # time spent inside the env
     num_episodes: int  # resets this process has served
     memory_bytes: int  # resident, of this process, after a reset; 0 after a chunk
+    fault: str = ""  # numbers that are none: the episode is lost, nothing else here means anything
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,12 +139,11 @@ def main(channel_fd: int, lifeline_fd: int, memory_fd: int, stacks_fd: int) -> N
     The descriptors are inherited: socket to the pool, read end of a pipe that only the pool holds
     open, block of the observations, file for Python's stacks.
     """
-    # Ctrl-C reaches the whole process group; the parent decides what stops.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A crash in C leaves the Python stack in the file; so does the pool's question (SIGUSR1) where
-    # a worker hangs.
+    # A crash in C leaves the Python stack in the file; so does the pool's question where a worker
+    # hangs.
     faulthandler.enable(stacks_fd)
-    faulthandler.register(signal.SIGUSR1, stacks_fd)
+    faulthandler.register(STACK_SIGNAL, stacks_fd)
+    ignore_endings()
     _die_with_the_pool(lifeline_fd)
     to_pool = channel.WorkerEnd(socket.socket(fileno=channel_fd))
     envs: dict[int, base.Env] = {}
@@ -191,7 +194,10 @@ def _serve(
 def _execute(
     env: base.Env, request: Reset | Chunk, block: memory.Memory, num_episodes: int
 ) -> Answer:
-    """Do what is asked; the observation goes into the slot's rows of the block."""
+    """Do what is asked; the observation goes into the slot's rows of the block.
+
+    Faulty numbers go nowhere.
+    """
     is_reset = isinstance(request, Reset)
     start_s = time.perf_counter()
     if is_reset:
@@ -199,6 +205,10 @@ def _execute(
     else:
         step = env.step_chunk(request.actions_Ia, request.record)
     env_s = time.perf_counter() - start_s
+    memory_bytes = THIS_PROCESS.memory_info().rss if is_reset else 0
+    fault = base.fault(step, env.spec, 0 if is_reset else len(request.actions_Ia))
+    if fault:
+        return _faulty(request.slot, fault, env_s, num_episodes, memory_bytes)
     block.images_EVYX3[request.slot] = step.images
     block.state_EQ[request.slot] = step.state
     return Answer(
@@ -206,11 +216,26 @@ def _execute(
         reward=float(step.reward),
         terminated=bool(step.terminated),
         truncated=bool(step.truncated),
-        num_steps=step.num_steps,
+        num_steps=int(step.num_steps),
         frames=step.frames,
         env_s=env_s,
         num_episodes=num_episodes,
-        memory_bytes=THIS_PROCESS.memory_info().rss if is_reset else 0,
+        memory_bytes=memory_bytes,
+    )
+
+
+def _faulty(slot: int, fault: str, env_s: float, num_episodes: int, memory_bytes: int) -> Answer:
+    return Answer(
+        slot=slot,
+        reward=0.0,
+        terminated=False,
+        truncated=False,
+        num_steps=0,
+        frames=None,
+        env_s=env_s,
+        num_episodes=num_episodes,
+        memory_bytes=memory_bytes,
+        fault=fault,
     )
 
 
@@ -226,6 +251,20 @@ def _reporting(to_pool: channel.WorkerEnd, slot: int, building: bool = False) ->
         summary = f"failed: {type(error).__name__}: {error}".split("\n")[0]
         to_pool.send(Failure(slot, summary, traceback.format_exc(), remedy))
         sys.exit(1)
+
+
+def ignore_endings() -> None:
+    """What reaches the whole process group; the parent decides what stops."""
+    for number in child.ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    # The process was started shielded.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*child.ENDING, STACK_SIGNAL})
+
+
+def live_with_parent() -> None:
+    """First line of a process that multiprocessing has started: it ends when its parent does."""
+    ignore_endings()
+    _die_with_the_pool(multiprocessing.parent_process().sentinel)
 
 
 def _die_with_the_pool(lifeline_fd: int) -> None:

@@ -1,13 +1,10 @@
 """LIBERO's files: all suites, the benchmark's wording, init states without torch; its import."""
 
 import ast
-import io
 import os
 import pathlib
-import pickle
 import subprocess
 import sys
-import zipfile
 
 import numpy as np
 import pytest
@@ -43,31 +40,6 @@ def test_init_states_of_every_task(suite):
         assert np.isfinite(states).all()
         assert files.bddl_file(suite, task).is_file()
     assert "torch" not in sys.modules
-
-
-def test_an_init_state_file_cannot_run_code(tmp_path, monkeypatch):
-    class Evil:
-        def __reduce__(self):
-            return os.system, ("true",)
-
-    monkeypatch.setattr(files, "package", lambda: tmp_path)
-    monkeypatch.setattr(files, "tasks", lambda suite: (files.Task(suite, "evil"),))
-    folder = tmp_path / "init_files" / "libero_evil"
-    folder.mkdir(parents=True)
-    with zipfile.ZipFile(folder / "evil.pruned_init", "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(Evil(), protocol=2))
-    with pytest.raises(ValueError, match=r"asks for (posix|nt)\.system"):
-        files.init_states("libero_evil", 0)
-
-
-def test_unpickler_reads_both_numpy_generations():
-    written = pickle.dumps(np.arange(3.0), protocol=2)
-    old = written.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-    assert old != written
-    for data in (old, written):
-        np.testing.assert_array_equal(
-            files._ArrayUnpickler(io.BytesIO(data)).load(), np.arange(3.0)
-        )
 
 
 def test_assets_come_from_argument_then_variable(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import troubled
-from troubled import CHUNK, make, reset
+from troubled import CHUNK, make, reset, send
 
 from pirl_jax.envs.pool import queue, supervisor
 
@@ -39,6 +39,19 @@ def test_first_ready(envs):
         assert step.frames is None
         slots, step = ready.get(2)
         assert sorted(slots) == [1, 3] and step.reward.tolist() == [-0.5, -0.5]
+
+
+def test_who_waits_can_be_interrupted(envs):
+    with queue.ReadyQueue(envs) as ready:
+        reset(envs, [0], [0])
+        ready.get(1)
+        send(envs, [0])
+        threading.Timer(0.05, ready.interrupt).start()
+        for _ in range(2):  # and stays so
+            with pytest.raises(queue.Interrupted):
+                ready.get(1)
+    while envs.num_busy:
+        envs.recv_any(1)
 
 
 def test_lockstep_has_the_order_asked_for(envs):

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 
+import numpy as np
 import psutil
 import pytest
 import troubled
@@ -320,7 +321,7 @@ def kill_at_random(envs, done, kills=6):
         if done.wait(generator.uniform(0.3, 1.2)):
             return
         pid = generator.choice(envs.process_ids)
-        deadly = generator.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+        deadly = generator.choice([signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
         # One that was killed before may just be being replaced.
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, deadly)
@@ -339,3 +340,85 @@ def test_a_process_with_a_full_channel_can_be_killed(envs):
     start_s = time.monotonic()
     assert envs.recv([1]).lost.tolist() == [True]
     assert time.monotonic() - start_s < 5 + process.STACK_S
+
+
+# ---- faulty numbers ---------------------------------------------------------------------------
+
+NAN_STATE = np.full(8, np.nan, np.float32)
+FAULTY = {
+    2: (0, "state", NAN_STATE),
+    3: (1, "state", NAN_STATE),
+    4: (2, "reward", float("nan")),
+    5: (1, "images", np.full((2, 4, 4, 3), np.nan, np.float32)),
+    6: (1, "num_steps", 6),
+    7: (0, "state", np.zeros(1, np.float32)),
+}
+
+
+def faulty_pool(**settings):
+    return pools.start(functools.partial(troubled.Faulty, FAULTY), 3, 1, **settings)
+
+
+def test_faulty_numbers_cost_their_own_episode_and_nothing_else(caplog):
+    """In any request and field; the others of the same worker go on, and it stays."""
+    with faulty_pool() as envs:
+        for init_state, (request, _, _) in FAULTY.items():
+            begin(envs, [0, 2], [0, 1])
+            reset(envs, [1], [init_state])
+            lost = envs.recv([1]).lost.tolist()
+            for _ in range(request):
+                assert lost == [False]
+                lost = lost_after(envs, [1])
+            assert lost == [True]
+            with pytest.raises(ValueError, match="slot 1 has no episode"):
+                send(envs, [1])
+            begin(envs, [1], [0])  # the same simulator, after a reset
+            for _ in range(2):
+                send(envs, [0, 1, 2])
+                step = envs.recv([0, 1, 2])
+                assert not step.lost.any() and np.isfinite(step.state).all()
+            assert step.reward.tolist() == [1, 1, 1]
+        count = len(FAULTY)
+        assert envs.counters() == {"restarts": 0, "recycled": 0, "lost_episodes": count}
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3, "at 1, 2, 4: a flood of faults is no flood of lines"
+    assert said[0].startswith("env 1 (task 0, init state 2) sent faulty numbers, 1 times so far")
+    assert "its state has entries that are not finite: [nan" in said[0]
+
+
+def test_what_lies_in_shared_memory_was_sound(monkeypatch):
+    """A faulty observation is not written: the row that follows is zero, not what was there."""
+    with faulty_pool() as envs:
+        begin(envs, [0, 1, 2], [1, 1, 1])
+        reset(envs, [1], [2])
+        step = envs.recv([1])
+        assert step.lost.all() and not step.state.any()
+        assert np.isfinite(envs._supervisor.memory.state_EQ).all()
+
+
+def test_a_simulator_that_a_reset_does_not_mend_is_replaced_and_spends_the_budget():
+    """Every episode faults: the run ends with the cause."""
+    with faulty_pool(restarts_per_hour=1) as envs:
+        lost = 0
+        with pytest.raises(supervisor.EnvError) as error:
+            while True:
+                reset(envs, [0], [3])
+                assert envs.recv([0]).lost.tolist() == [False]
+                assert lost_after(envs, [0]) == [True]
+                lost += 1
+        assert lost == 2 * supervisor.FAULTY_IN_A_ROW - 1, "the last one is the error"
+        assert envs.counters()["restarts"] == 1
+    said = str(error.value)
+    assert (
+        "env 0 (task 0, init state 3) sent faulty numbers in 3 episodes in a row: its state" in said
+    )
+    assert "This is the first of 2 failures within an hour; restarts_per_hour allows" in said
+
+
+def test_a_sound_episode_forgives_the_faulty_ones_before():
+    with faulty_pool() as envs:
+        for init_state in (2, 2, 0) * 3:
+            reset(envs, [0], [init_state])
+            if not envs.recv([0]).lost[0]:
+                assert lost_after(envs, [0]) == [False] and lost_after(envs, [0]) == [False]
+        assert envs.counters() == {"restarts": 0, "recycled": 0, "lost_episodes": 6}

@@ -10,8 +10,9 @@ import time
 import types
 
 import psutil
+import troubled
 
-from pirl_jax.envs import probes
+from pirl_jax.envs import child, probes
 from pirl_jax.envs.pool import worker
 from tests import pools
 
@@ -111,6 +112,60 @@ def test_workers_exit_when_the_parent_is_killed(tmp_path):
         time.sleep(0.05)
     assert not any(_alive(pid) for pid in pids)
     assert not set(os.listdir("/dev/shm")) - before
+
+
+def test_workers_live_through_what_their_group_is_sent(monkeypatch):
+    """From their first moment on, before Python has begun in them."""
+    start = subprocess.Popen
+
+    def sent_to_all(*args, **kwargs):
+        process = start(*args, **kwargs)
+        for number in child.ENDING:
+            process.send_signal(number)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", sent_to_all)
+    with troubled.make(num_envs=2) as envs:
+        for pid in envs.process_ids:
+            for number in child.ENDING:
+                os.kill(pid, number)
+        troubled.begin(envs, [0, 1], [troubled.WELL] * 2)
+        assert troubled.lost_after(envs, [0, 1]) == [False, False]
+        assert not envs.counters()["restarts"]
+
+
+def test_other_processes_end_with_their_parent_and_not_before(tmp_path):
+    """Those that multiprocessing starts, for demonstrations."""
+    program = tmp_path / "parent.py"
+    program.write_text(
+        textwrap.dedent(f"""
+        import concurrent.futures, multiprocessing, os, signal, sys, time
+        sys.path.insert(0, {str(ROOT)!r})
+        from pirl_jax.envs import child
+        from pirl_jax.envs.pool import worker
+        if __name__ == "__main__":
+            context = multiprocessing.get_context("spawn")
+            pool = concurrent.futures.ProcessPoolExecutor(
+                1, mp_context=context, initializer=worker.live_with_parent
+            )
+            with worker.spawning(), child.shielded():
+                pid = pool.submit(os.getpid).result()
+                busy = pool.submit(time.sleep, 60)
+            for number in child.ENDING:
+                os.kill(pid, number)
+            time.sleep(0.3)
+            print(pid, int(busy.running()), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        """)
+    )
+    done = subprocess.run(
+        [sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60
+    )
+    pid, running = (int(word) for word in done.stdout.split())
+    deadline_s = time.monotonic() + 5
+    while _alive(pid) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert running and not _alive(pid)
 
 
 def _alive(pid: int) -> bool:

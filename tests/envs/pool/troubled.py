@@ -130,3 +130,23 @@ def kill(pid):
     until_s = time.monotonic() + 5
     while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < until_s:
         time.sleep(0.01)
+
+
+class Faulty(probes.Delayed):
+    """Two decisions; an episode of a faulty init state ends in numbers that are none.
+
+    faulty: init state -> (request from 0 on, field, value).
+    """
+
+    num_init_states = 8
+
+    def __init__(self, faulty):
+        super().__init__(image_size_px=4, chunk=5)
+        self._faulty = faulty
+
+    def _observe(self, reward, num_steps):
+        step = super()._observe(reward, num_steps)
+        request, field, value = self._faulty.get(self._init_state, (-1, "", None))
+        if self._decision == request:
+            setattr(step, field, value)
+        return step
