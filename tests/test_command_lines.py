@@ -256,6 +256,7 @@ TRAIN = [
     (["--config", "quickstart"], "--config is given twice, with different values; give it once"),
     (["--hosts=nonsense"], "--hosts=nonsense is no address; give ADDRESS:PORT,COUNT,INDEX"),
     (["--hosts=a:1,2,5"], "--hosts=a:1,2,5 is no address"),
+    (["--hosts=localhost:99999,2,0"], "--hosts=localhost:99999,2,0 cannot be used (a port is at"),
     (["--nothing"], "--nothing is no option; pirl train --help lists the arguments"),
     (["--resme=auto"], "--resme is no option, did you mean --resume?"),
     (["stray"], "argument 'stray' belongs to no option, write --name=value"),
