@@ -298,6 +298,19 @@ def test_a_second_start_changes_nothing(whole, tmp_path, capsys):
         assert files(run) == before
 
 
+def test_a_wrong_start_leaves_nothing_behind(half, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        start("probe.py", tmp_path / "new" / "run", model__checkpoint=tmp_path / "absent")
+    assert exit_.value.code == 2 and "there is no checkpoint at" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    run = shutil.copytree(half, tmp_path / "run")
+    flip(run / "checkpoints" / "2" / "state" / "manifest.ocdbt")
+    before = files(run)
+    with pytest.raises(SystemExit):
+        probe(run, 2, "--resume", "auto", model__checkpoint=tmp_path / "absent")
+    assert files(run) == before
+
+
 def test_a_conversion_is_no_run_to_go_on_with(half, tmp_path, capsys):
     shutil.copytree(half / "checkpoints" / "2", tmp_path / "checkpoints" / "0")
     before = files(tmp_path)

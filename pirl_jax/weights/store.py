@@ -197,10 +197,9 @@ class Store:
     def _note(self, reason: str) -> None:
         """A failure is said, and the last one ends the run."""
         self._failures += 1
-        if jax.process_index():
-            return
-        folders.drop_partial(self.directory, self._iteration)
         self._refusal = f"{self._folder(self._iteration)} could not be written ({reason})"
+        if not jax.process_index():
+            folders.drop_partial(self.directory, self._iteration)
         if self._failures >= MOST_FAILURES:
             raise self._failure()
         log.warning(
