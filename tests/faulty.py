@@ -1,4 +1,4 @@
-"""A probe whose simulator sends a state that is not finite, at random."""
+"""A probe whose simulator now and then sends a state that is not finite."""
 
 import numpy as np
 
@@ -6,15 +6,16 @@ from pirl_jax.envs import probes
 
 
 class Faulty(probes.Delayed):
-    """A share of the states is NaN, whatever the episode."""
+    """Every `period`-th state is NaN, whatever the episode."""
 
-    def __init__(self, share: float):
+    def __init__(self, period: int):
         super().__init__(image_size_px=16, chunk=5)
-        self._share = share
-        self._draw = np.random.default_rng(0)
+        self._period = period
+        self._count = 0
 
     def _observe(self, reward, num_steps):
         step = super()._observe(reward, num_steps)
-        if self._draw.random() < self._share:
+        self._count += 1
+        if self._count % self._period == 0:
             step.state[2] = np.nan
         return step

@@ -36,7 +36,7 @@ SMALL = {
     "algorithm.microbatch_size": 4,
     "run.compilation_cache": "",
 }
-FAULTY = functools.partial(faulty.Faulty, 0.05)
+FAULTY = functools.partial(faulty.Faulty, 20)
 MAKE_MESH = meshes.make_mesh
 
 
@@ -65,9 +65,7 @@ def probe(directory, num_iterations, *arguments, **fields):
         directory,
         *arguments,
         num_iterations=num_iterations,
-        env__suite="probe_delayed",
-        run__save_every=2,
-        **({"eval__every": 2} | fields),
+        **(dict(env__suite="probe_delayed", run__save_every=2, eval__every=2) | fields),
     )
 
 

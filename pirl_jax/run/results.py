@@ -67,13 +67,13 @@ def successes(
     A task all of whose episodes were lost is not in it.
 
     Raises:
-      RuntimeError: all episodes were lost.
+      endings.Failure: all episodes were lost.
     """
     counts = _counts(stats.per_task(results, instructions))
     if not counts:
-        raise RuntimeError(
+        raise endings.Failure(
             f"all {len(results)} episodes of the evaluation were lost with their simulators; "
-            f"see the log"
+            f"the warnings above say why"
         )
     return counts
 
