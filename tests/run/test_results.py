@@ -34,7 +34,7 @@ def played():
 
 def test_successes_by_task():
     assert results.successes(played(), NAMES) == {"reach": (0, 1), "lift": (1, 2)}
-    with pytest.raises(RuntimeError, match="all 1 episodes of the evaluation were lost"):
+    with pytest.raises(endings.Failure, match="all 1 episodes of the evaluation were lost"):
         results.successes(played()[3:], NAMES)
 
 
