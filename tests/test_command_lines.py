@@ -374,11 +374,11 @@ CONVERT = [
     (["folder", "out", "more", "--to=pirl"], "argument 'more' belongs to no option"),
 ]
 CONVERT_TO = [  # with a source that would do
-    ("file.txt", "file.txt is a file; give a new folder"),
+    ("file.txt", "file.txt cannot be made (File exists); choose another place"),
     ("full", "full is not empty; give a new folder"),
-    ("/proc/x", "DST=/proc/x cannot be written"),
-    ("file.txt/out", "file.txt/out cannot be written (Not a directory"),
-    ("loop", "loop cannot be written (Too many levels of symbolic links"),
+    ("/proc/x", "/proc/x cannot be made (No such file or directory); choose another place"),
+    ("file.txt/out", "file.txt/out cannot be made (Not a directory); choose another place"),
+    ("loop", "loop cannot be made (File exists); choose another place"),
 ]
 
 
@@ -522,8 +522,8 @@ def _working(monkeypatch, command, raised):
 
     if command is train:
         monkeypatch.setattr(train.training, "prepare", lambda *args: None)
-        monkeypatch.setattr(train, "first_state", lambda run: None)
-        monkeypatch.setattr(train, "iterate", work)
+        monkeypatch.setattr(train.divergence, "Guard", lambda run: None)
+        monkeypatch.setattr(train, "learn", work)
     else:
         monkeypatch.setattr(evaluate, "prepare", lambda *args: None)
         monkeypatch.setattr(evaluate, "measure", work)
