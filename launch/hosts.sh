@@ -42,6 +42,7 @@ IFS=, read -r -a names <<<"$hosts"
 read -r -a remote <<<"${PIRL_SSH:-ssh}"
 settings="export PIRL_HEED_INPUT=1; "
 for name in "${!PIRL_@}"; do
+  [[ "$name" != PIRL_API_KEY ]] || continue # command lines are for all to read, and training needs none
   settings+="export $name=$(printf %q "${!name}"); "
 done
 inputs="$(mktemp -d)"

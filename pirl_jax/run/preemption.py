@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 
-from pirl_jax.core import endings
+from pirl_jax.core import endings, secrets
 from pirl_jax.envs import child
 
 TRY_AGAIN = endings.Preempted.code
@@ -177,8 +177,19 @@ def how_to_resume(argv: Sequence[str]) -> str:
     if arguments and sys.orig_argv[-len(arguments) :] == arguments:
         start = [sys.executable, *sys.orig_argv[1 : -len(arguments)]]
     if "--resume=auto" not in arguments and "--resume auto" not in " ".join(arguments):
-        arguments += ["--resume", "auto"]
-    return f"to go on, in {os.getcwd()}: {shlex.join([*start, *arguments])}"
+        arguments = [*_without_resume(arguments), "--resume", "auto"]
+    # What is printed ends up in logs: no key among it.
+    shown = secrets.arguments([*start, *arguments])
+    return f"to go on, in {os.getcwd()}: {shlex.join(shown)}"
+
+
+def _without_resume(arguments: Sequence[str]) -> list[str]:
+    """--resume never, given, would contradict what goes on."""
+    kept = [argument for argument in arguments if not argument.startswith("--resume=")]
+    if "--resume" in kept:
+        place = kept.index("--resume")
+        del kept[place : place + 2]
+    return kept
 
 
 # ---- output that nobody reads any more -------------------------------------------------------

@@ -194,3 +194,12 @@ def test_the_line_names_the_command(monkeypatch):
     assert said == f"to go on, in {os.getcwd()}: {sys.executable} {started}"
     for given in (["--resume", "auto"], ["--resume=auto"]):
         assert preemption.how_to_resume(["train.py", *given]).count("auto") == 1
+
+
+@pytest.mark.parametrize("given", [["--resume", "never"], ["--resume=never"]])
+def test_the_command_that_goes_on_contradicts_nothing_and_shows_no_key(given, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_token_of_mine")
+    words = ["--config=probe", *given, "--config.model.checkpoint=/x/hf_token_of_mine"]
+    said = preemption.how_to_resume(["train.py", *words])
+    assert "never" not in said and said.endswith(" --resume auto")
+    assert "hf_token_of_mine" not in said and "--config=probe" in said
