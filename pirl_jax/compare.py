@@ -13,7 +13,7 @@ import pathlib
 import sys
 from typing import Any
 
-from pirl_jax.core import atomic
+from pirl_jax.core import atomic, paths
 from pirl_jax.monitor import columns, log, report
 from pirl_jax.run import command
 
@@ -22,18 +22,21 @@ MACHINE = ("git", "python", "platform", "cpu_cores", "devices")  # what of envir
 
 def main(argv: list[str]) -> None:
     parser = command.Parser("pirl compare", __doc__)
-    parser.add_argument("runs", nargs="+", type=pathlib.Path, help="run directories")
+    parser.add_argument("runs", nargs="+", type=command.path, help="run directories")
     parser.add_argument(
-        "--output", type=pathlib.Path, required=True, help="path of the result, without its ending"
+        "--output", type=command.path, required=True, help="path of the result, without its ending"
     )
     options = parser.parse_args(argv[1:])
-    numbers = options.output.with_suffix(".json")
-    picture = options.output.with_suffix(".png")
+    folder = options.output.parent
+    # Not with_suffix: "pi0.5" has none.
+    numbers = folder / f"{options.output.name}.json"
+    picture = folder / f"{options.output.name}.png"
     with command.user_errors():
+        paths.require_writable(folder, "--output")
         summaries = [summary(run) for run in options.runs]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(numbers, {"interval": "Wilson 95 %", "runs": summaries})
-    report.comparison(picture, summaries)
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic.write_json(numbers, {"interval": "Wilson 95 %", "runs": summaries})
+        report.comparison(picture, summaries)
     print(as_text(summaries))
     print(f"results in {numbers} and {picture}")
 
@@ -51,7 +54,9 @@ def summary(run: pathlib.Path) -> dict[str, Any]:
     first_start = json.loads((run / "environment.json").read_text())[0]
     before = run / "evaluation" / "before"
     if not before.is_dir():
-        before = pathlib.Path(config["model"]["checkpoint"]) / "evaluation" / "after"
+        # As it was typed, empty where the run taught its model itself.
+        start = config["model"]["checkpoint"]
+        before = (paths.absolute(start) if start else run) / "evaluation" / "after"
     rows = [row for row in log.read(run) if "env/success_once" in row]
     return {
         "panel": _panel(config),

@@ -9,15 +9,18 @@ Numbers change only where --dtype or --merge-lora ask for it.
 """
 
 import argparse
+from collections.abc import Iterator
+import contextlib
 import dataclasses
 import pathlib
+import shutil
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pirl_jax.core import locks, spec, types
+from pirl_jax.core import locks, paths, secrets, spec, types
 from pirl_jax.core import mesh as meshes
 from pirl_jax.models import pi0, variants
 from pirl_jax.policy import normalize
@@ -38,7 +41,7 @@ def convert(
     dtype: str = "",
     heads: bool = False,
     asset_id: str = "",
-    norm_stats: str = "",
+    norm_stats: pathlib.Path | None = None,
     verify: bool = False,
 ) -> list[str]:
     """Write `source` into `folder` -> lines that say what was done.
@@ -46,8 +49,7 @@ def convert(
     to: key of targets.WRITERS; the other arguments are those of the command.
     Raises: ValueError before anything is written, or where --verify finds a difference.
     """
-    if folder.exists() and any(path.name != locks.NAME for path in folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; give a new folder")
+    _require_new(folder)
     if verify and source.cfg is None:
         raise ValueError(
             "--verify runs the policy, and adapters alone are none; "
@@ -61,12 +63,14 @@ def convert(
     if dtype:
         written, errors = targets.cast(source, dtype)
     # Of our own runs the heads are a part, asked for or not.
-    notes = targets.WRITERS[to](folder, written, heads or to == "pirl")
+    with _whole_or_absent(folder):
+        notes = targets.WRITERS[to](folder, written, heads or to == "pirl")
+        where = _save_stats(folder, stats, to, asset_id)
     lines += [f"  {name}: {reason}" for name, reason in notes.items()]
     if errors:
         worst = max(errors, key=errors.get)
         lines.append(f"rounded to {dtype}: largest absolute error {errors[worst]:.3g}, in {worst}")
-    lines.append(_save_stats(folder, stats, to, asset_id))
+    lines.append(where)
     if source.cfg is None:
         return [*lines, f"wrote {folder} ({to})"]
     result = sources.open_source(folder, source.cfg)
@@ -76,12 +80,33 @@ def convert(
     return lines
 
 
+@contextlib.contextmanager
+def _whole_or_absent(folder: pathlib.Path) -> Iterator[None]:
+    """Half a checkpoint would be in the way of the next attempt, or taken for a whole one."""
+    was_there = folder.exists()
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        if was_there:
+            folder.mkdir()
+        raise
+
+
+def _require_new(folder: pathlib.Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a new folder")
+    if folder.exists() and any(path.name != locks.NAME for path in folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; give a new folder")
+    paths.require_writable(folder, "DST")
+
+
 def _find_stats(
-    source: sources.Source, asset_id: str, given: str
+    source: sources.Source, asset_id: str, given: pathlib.Path | None
 ) -> tuple[normalize.NormStats, str] | None:
     """-> (statistics, where they lie)."""
     if given:
-        return normalize.load(given), given
+        return normalize.load(given), str(given)
     return assets.find(source.location, asset_id)
 
 
@@ -197,8 +222,8 @@ def actions(source: sources.Source) -> np.ndarray:
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = command.Parser("pirl convert", __doc__)
-    parser.add_argument("source", metavar="SRC")
-    parser.add_argument("folder", metavar="DST", type=pathlib.Path)
+    parser.add_argument("source", metavar="SRC", type=command.path)
+    parser.add_argument("folder", metavar="DST", type=command.path)
     parser.add_argument("--to", required=True, choices=targets.WRITERS)
     parser.add_argument(
         "--dtype",
@@ -212,6 +237,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--adapters",
         metavar="DIR",
+        type=command.path,
         help="put these adapters (--adapters-only) onto SRC, their base",
     )
     parser.add_argument(
@@ -222,7 +248,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--merge-lora", action="store_true", help="fold adapters into the weights")
     parser.add_argument(
         "--lora-scale",
-        type=float,
+        type=command.number(float, 1e-6, 1e6),
         default=1.0,
         help="alpha / rank of the attention's adapters; 1: as published",
     )
@@ -234,11 +260,13 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--norm-stats",
         metavar="FILE",
-        default="",
+        type=command.path,
         help="norm_stats.json where none lies near the weights",
     )
     parser.add_argument(
-        "--asset-id", default="", help=f"data set of the statistics; default {assets.LIBERO_ID}"
+        "--asset-id",
+        type=command.text,
+        help=f"data set of the statistics; default {assets.LIBERO_ID}",
     )
     parser.add_argument(
         "--verify",
@@ -269,19 +297,22 @@ def prepare(args: argparse.Namespace) -> sources.Source:
 def main(argv: list[str]) -> None:
     """argv: as sys.argv, the program's name first."""
     args = _arguments(argv[1:])
-    # Two at once would both find the folder empty.
-    with command.user_errors(), locks.writing(args.folder, "give a new folder"):
-        lines = convert(
-            prepare(args),
-            args.folder,
-            args.to,
-            dtype=args.dtype,
-            heads=args.heads,
-            asset_id=args.asset_id,
-            norm_stats=args.norm_stats,
-            verify=args.verify,
-        )
-    print("\n".join(lines))
+    with command.user_errors():
+        source = prepare(args)
+        _require_new(args.folder)
+        # Two at once would both find the folder empty.
+        with locks.writing(args.folder, "give a new folder"):
+            lines = convert(
+                source,
+                args.folder,
+                args.to,
+                dtype=args.dtype,
+                heads=args.heads,
+                asset_id=args.asset_id or "",
+                norm_stats=args.norm_stats,
+                verify=args.verify,
+            )
+    print(secrets.text("\n".join(lines)))
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def check_jax() -> machine.Row:
 # ---- LIBERO ------------------------------------------------------------------------------------
 
 
-def check_assets(assets: str | None) -> tuple[machine.Row, pathlib.Path | None]:
+def check_assets(assets: pathlib.Path | None) -> tuple[machine.Row, pathlib.Path | None]:
     """The row, and the folder where it is complete."""
     name = "LIBERO assets"
     try:
@@ -244,7 +244,12 @@ def main(argv: list[str]) -> None:
     parser = command.Parser("pirl doctor", __doc__)
     add = parser.add_argument
     add("--full", action="store_true", help="all 50 start states of the physics probe, not 2")
-    add("--assets", metavar="DIR", help="LIBERO's assets; default: where training finds them")
+    add(
+        "--assets",
+        type=command.path,
+        metavar="DIR",
+        help="LIBERO's assets; default: where training finds them",
+    )
     sizes = (
         ("--num-envs", 64, "rollout.num_envs"),
         ("--num-workers", 8, "env.num_workers"),
@@ -252,8 +257,10 @@ def main(argv: list[str]) -> None:
     )
     for flag, default, field in sizes:
         about = f"as {field} (default {default})"
-        add(flag, type=int, default=default, metavar="N", help=about)
-    rows = examine(parser.parse_args(argv[1:]))
+        add(flag, type=command.number(int, 1), default=default, metavar="N", help=about)
+    options = parser.parse_args(argv[1:])
+    with command.user_errors():
+        rows = examine(options)
     print(as_text(rows))
     sys.exit(any(row.status == "fail" for row in rows))
 

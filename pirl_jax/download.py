@@ -10,10 +10,10 @@ download, and verifies a finished one.  HF_ENDPOINT names another server than hu
 
 from collections.abc import Collection
 import dataclasses
-import os
 import pathlib
 import sys
 
+from pirl_jax.core import paths, secrets
 from pirl_jax.envs.libero import assets as libero_assets
 from pirl_jax.envs.libero import files as libero_files
 from pirl_jax.run import command
@@ -66,7 +66,8 @@ def published(name: str, hub: str, folder: pathlib.Path | None) -> str:
     name = ALIASES.get(name, name)
     wanted = PUBLISHED[name]
     repository = wanted.repositories[_choose_hub(name, hub, wanted.repositories)]
-    folder = (folder or pathlib.Path(CACHE) / name).expanduser().absolute()
+    folder = folder or paths.absolute(CACHE) / name
+    paths.require_writable(folder, "--to")
     try:
         files = hubs.fetch(repository, folder)
     except ConnectionError as error:
@@ -91,12 +92,12 @@ def assets(name: str, hub: str, folder: pathlib.Path | None) -> str:
     Raises: ValueError when the download fails or ends incomplete.
     """
     _choose_hub(name, hub, ("huggingface",))
-    found_anyway = pathlib.Path(
-        os.environ.get(libero_files.ASSETS_VARIABLE) or libero_files.downloaded_assets()
-    )
-    folder = (folder or found_anyway).expanduser().absolute()
+    given = paths.of_variable(libero_files.ASSETS_VARIABLE)
+    found_anyway = given or libero_files.downloaded_assets()
+    folder = folder or found_anyway
     # A complete folder asks no server.
     if libero_assets.missing(folder):
+        paths.require_writable(folder, "--to")
         _fetch_assets(folder)
     absent = libero_assets.missing(folder)
     if absent:
@@ -108,7 +109,7 @@ def assets(name: str, hub: str, folder: pathlib.Path | None) -> str:
             f"run the same command again"
         )
     use = "which is found without further settings"
-    if folder != found_anyway.absolute():
+    if folder != found_anyway:
         use = f"give it as --config.env.assets={folder} or set {libero_files.ASSETS_VARIABLE}"
     return f"LIBERO's assets are complete in {folder}; {use}"
 
@@ -137,7 +138,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("name", choices=["assets", *PUBLISHED, *ALIASES])
     parser.add_argument(
         "--to",
-        type=pathlib.Path,
+        type=command.path,
         metavar="DIR",
         help=f"folder to fill; default: {CACHE}/NAME, and for assets where they are found anyway",
     )
@@ -147,7 +148,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv[1:])
     download = assets if options.name == "assets" else published
     with command.user_errors():
-        print(download(options.name, options.hub, options.to))
+        print(secrets.text(download(options.name, options.hub, options.to)))
 
 
 PUBLISHED = {

@@ -22,7 +22,7 @@ import sys
 
 import numpy as np
 
-from pirl_jax.core import bounds, page
+from pirl_jax.core import bounds, page, paths, secrets
 from pirl_jax.envs import base
 from pirl_jax.envs.pool import queue
 from pirl_jax.monitor import journal, timeline
@@ -69,16 +69,27 @@ def _parser() -> command.Parser:
         default="checkpoint",
         help=f"checkpoint | {' | '.join(POLICIES)} | ws://HOST:PORT",
     )
-    parser.add_argument("--api-key", help="of the server at ws://; default $PIRL_API_KEY")
-    parser.add_argument("--checkpoint", help="run directory that holds checkpoints/")
     parser.add_argument(
-        "--iteration", type=int, default=-1, help="which checkpoint; -1 = the newest"
+        "--api-key", type=command.key, help="of the server at ws://; default $PIRL_API_KEY"
     )
     parser.add_argument(
-        "--output", help="where results go; default RUN_DIR/evaluation/checkpoint_N"
+        "--checkpoint", type=command.path, help="run directory that holds checkpoints/"
     )
     parser.add_argument(
-        "--videos", help="all | failures | task:init,...; default: the first eval.num_videos"
+        "--iteration",
+        type=command.number(int, -1),
+        default=-1,
+        help="which checkpoint; -1 = the newest",
+    )
+    parser.add_argument(
+        "--output",
+        type=command.path,
+        help="where results go; default RUN_DIR/evaluation/checkpoint_N",
+    )
+    parser.add_argument(
+        "--videos",
+        type=command.text,
+        help="all | failures | task:init,...; default: the first eval.num_videos",
     )
     return parser
 
@@ -104,6 +115,7 @@ def prepare(
         raise ValueError(
             "--checkpoint is missing; give the directory of a run, or --policy random | expert"
         )
+    paths.require_writable(options.output or _default_place(options), "--output")
     if served:
         candidate = _served(options, settings, stack)
     elif options.policy == "checkpoint":
@@ -124,10 +136,19 @@ def prepare(
         cached_tasks=raw.env.cached_tasks,
         decide=candidate.decide,
         episodes=episodes,
-        measured={"policy": candidate.identity, "protocol": protocol},
-        directory=pathlib.Path(options.output) if options.output else candidate.directory,
+        measured=secrets.cleaned({"policy": candidate.identity, "protocol": protocol}),
+        directory=options.output or candidate.directory,
         filmed=filmed,
     )
+
+
+def _default_place(options: argparse.Namespace) -> pathlib.Path:
+    """Where the results will lie, or a folder above: before anything is loaded."""
+    if options.policy == "checkpoint":
+        run_dir = policies.run_directory(options.checkpoint)
+        if (run_dir / "checkpoints").is_dir():
+            return run_dir / "evaluation"
+    return pathlib.Path("runs")
 
 
 def _num_envs(settings: config.Settings) -> int:

@@ -30,6 +30,8 @@ from pirl_jax.rollout import actor as actors
 from pirl_jax.run import command, config, devices, machine, policies
 from pirl_jax.serving import batching, requests
 
+MOST_ROWS = 4096  # of a batch: each of its powers of two is compiled
+LONGEST_WINDOW_MS = 60_000
 NUM_READERS = 2  # threads that decode and resize pictures
 
 
@@ -101,13 +103,27 @@ def main(argv: list[str]) -> None:
 def _parser() -> command.Parser:
     """The command's own flags."""
     parser = command.Parser("pirl serve", __doc__)
-    parser.add_argument("--checkpoint", help="run directory, or a checkpoint of a known format")
     parser.add_argument(
-        "--iteration", type=int, default=-1, help="which checkpoint of a run; -1 = the newest"
+        "--checkpoint",
+        type=command.path,
+        help="run directory, or a checkpoint of a known format",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 = all")
+    parser.add_argument(
+        "--iteration",
+        type=command.number(int, -1),
+        default=-1,
+        help="which checkpoint of a run; -1 = the newest",
+    )
+    parser.add_argument(
+        "--host",
+        type=command.text,
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 = all",
+    )
     parser.add_argument("--port", type=int, default=8000, help="0 = any free one")
-    parser.add_argument("--api-key", help="clients must send it; default $PIRL_API_KEY")
+    parser.add_argument(
+        "--api-key", type=command.key, help="clients must send it; default $PIRL_API_KEY"
+    )
     parser.add_argument("--max-batch", type=int, default=8, help="most requests computed together")
     parser.add_argument(
         "--window-ms", type=float, default=4.0, help="how long a request waits for companions"
@@ -119,10 +135,15 @@ def _check(values: argparse.Namespace) -> None:
     """Numbers on the command line that make no sense."""
     if not 0 <= values.port <= 65535:
         raise ValueError(f"--port={values.port} must lie between 0 and 65535")
-    if values.max_batch < 1:
-        raise ValueError(f"--max-batch={values.max_batch} must be at least 1")
-    if not 0 <= values.window_ms < float("inf"):
-        raise ValueError(f"--window-ms={values.window_ms} must be a time of at least 0")
+    if not 1 <= values.max_batch <= MOST_ROWS:
+        raise ValueError(
+            f"--max-batch={values.max_batch} must be at least 1 and at most {MOST_ROWS}"
+        )
+    if not 0 <= values.window_ms <= LONGEST_WINDOW_MS:
+        raise ValueError(
+            f"--window-ms={values.window_ms} must be a time of at least 0"
+            f" and at most {LONGEST_WINDOW_MS}"
+        )
 
 
 def bind(host: str, port: int) -> socket.socket:

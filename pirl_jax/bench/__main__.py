@@ -20,7 +20,7 @@ import types
 from typing import Any, NamedTuple
 
 from pirl_jax.bench import end2end, env, plan, policy
-from pirl_jax.core import atomic
+from pirl_jax.core import atomic, paths, secrets
 from pirl_jax.monitor import log
 from pirl_jax.run import command
 
@@ -41,17 +41,30 @@ def main(argv: list[str]) -> None:
         subparser = commands.add_parser(name, help=benchmark.what)
         benchmark.add_arguments(subparser)
         subparser.add_argument(
-            "--repeats", type=int, default=5, help="interleaved repeats of every measurement"
+            "--repeats",
+            type=command.number(int, 1),
+            default=5,
+            help="interleaved repeats of every measurement",
         )
-        subparser.add_argument("--output", type=pathlib.Path, help="where the JSON goes")
+        subparser.add_argument("--output", type=command.path, help="where the JSON goes")
     options = parser.parse_args(argv[1:])
     benchmark = BENCHMARKS[options.benchmark]
     with command.user_errors():
+        if options.output:
+            _require_file(options.output)
         result = benchmark.run(options)
     print(benchmark.as_text(result))
     if options.output:
-        _write(options.output, options.benchmark, result, argv[1:])
+        with command.known_endings():
+            _write(options.output, options.benchmark, result, argv[1:])
         print(f"results in {options.output}")
+
+
+def _require_file(path: pathlib.Path) -> None:
+    """Before hours of measurements: whether their file can be written."""
+    if path.is_dir():
+        raise ValueError(f"--output={path} is a folder; give the path of a file")
+    paths.require_writable(path.parent, "--output")
 
 
 def _write(
@@ -59,7 +72,8 @@ def _write(
 ) -> None:
     environment = log.environment()
     # The first word that was typed is a path of this machine.
-    environment["command"] = ["python", "-m", "pirl_jax.bench", *arguments]
+    shown = secrets.arguments(arguments)
+    environment["command"] = ["python", "-m", "pirl_jax.bench", *shown]
     path.parent.mkdir(parents=True, exist_ok=True)
     written = {"benchmark": benchmark, "result": result, "environment": environment}
     atomic.write_json(path, written)

@@ -15,6 +15,7 @@ import tempfile
 from typing import Any
 
 from pirl_jax.monitor import columns
+from pirl_jax.run import command, recipes
 
 PARTS = ("iteration", "env", "inference", "transfer", "update", "idle")
 # The straightforward run: simulation and inference take turns, and every microbatch computes its
@@ -39,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe", default="quickstart", help="a recipe that teaches its model itself"
     )
     parser.add_argument(
-        "--iterations", type=int, default=3, help="of every run; the first does not count"
+        "--iterations",
+        type=command.number(int, 2),
+        default=3,
+        help="of every run; the first does not count",
     )
     parser.add_argument(
         "--set",
@@ -52,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """{"baseline" | "ours": {part: median seconds per iteration}}"""
+    page = recipes.load_recipe(options.recipe, "--recipe")
+    command.override(page, [f"--config.{change}" for change in options.set])
     rows = {name: [] for name in VARIANTS}
     for _ in range(options.repeats):
         for name, changes in VARIANTS.items():
@@ -83,11 +89,11 @@ def _train(recipe: str, fields: Mapping[str, Any], more: Sequence[str]) -> list[
     with tempfile.TemporaryDirectory() as folder:
         directory = pathlib.Path(folder) / "run"
         overrides.append(f"--config.run.directory={directory}")
-        command = [sys.executable, "-m", "pirl_jax.train", "--config", recipe, *overrides]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        argv = [sys.executable, "-m", "pirl_jax.train", "--config", recipe, *overrides]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
         if done.returncode:
             # Commands end in one sentence; what stands above it is log.
-            last_line = done.stderr.strip().splitlines()[-1]
+            *_, last_line = [f"exit code {done.returncode}", *done.stderr.strip().splitlines()]
             raise ValueError(f"a run of {recipe} ended with: {last_line}")
         lines = (directory / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]

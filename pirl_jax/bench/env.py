@@ -20,6 +20,7 @@ from pirl_jax.envs import base
 from pirl_jax.envs.libero import files
 from pirl_jax.envs.pool import pool, worker
 from pirl_jax.monitor import columns
+from pirl_jax.run import command
 
 BARE = ("stock, no rendering", "ours, no rendering", "mj_step alone")
 RENDERING = ("stock", "ours", "ours light")
@@ -27,6 +28,7 @@ CHUNKS = (5, 10)  # executed actions per decision
 CHUNKS_PER_REPEAT = 3
 CONTROL_STEPS = 50  # per repeat, without rendering
 DEMONSTRATED = range(5)  # init states that the expert may try
+MOST_WORKERS = 1024
 POOL = {  # of every pool that is measured
     "timeout_s": 600.0,
     "restarts_per_hour": 20,
@@ -46,10 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="suite:task, separated by commas",
     )
     parser.add_argument(
-        "--image-size", type=int, default=128, help="pixels of both cameras (default 128)"
+        "--image-size",
+        type=command.number(int, 1, 4096),
+        default=128,
+        help="pixels of both cameras (default 128)",
     )
     parser.add_argument(
-        "--assets", default=None, help="LIBERO's assets; default $PIRL_LIBERO_ASSETS"
+        "--assets", type=command.path, help="LIBERO's assets; default $PIRL_LIBERO_ASSETS"
     )
     parser.add_argument(
         "--workers",
@@ -60,8 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     """{suite:task: {measurement: {name: value}}}"""
+    names = options.tasks.split(",")
+    for name in names:
+        _suite_and_task(name)
+    _worker_counts(options.workers)
     files.find_assets(options.assets)
-    return {name: _task(name, options) for name in options.tasks.split(",")}
+    return {name: _task(name, options) for name in names}
 
 
 def _task(name: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -89,11 +98,25 @@ def _task(name: str, options: argparse.Namespace) -> dict[str, dict[str, float]]
         # Last, when every env has grown to what a run would see.
         memory = {name: memory_mb(one_env) for name, one_env in rendering.items()}
         result["memory per worker, MB"] = memory
-    counts = [int(count) for count in options.workers.split(",") if count]
-    for count in counts:
+    for count in _worker_counts(options.workers):
         measurement = f"{count} workers, control steps per s, chunks of 10"
         result[measurement] = throughput(make, task, count, repeats)
     return result
+
+
+def _worker_counts(text: str) -> list[int]:
+    """The numbers of "1,2,4"; none of "".
+
+    Raises:
+      ValueError: it is no such list.
+    """
+    counts = [count for count in text.split(",") if count]
+    for count in counts:
+        if not count.isdecimal() or not 1 <= int(count) <= MOST_WORKERS:
+            raise ValueError(
+                f"--workers={text} has {count!r}; write numbers from 1 to {MOST_WORKERS} like 1,2,4"
+            )
+    return list(map(int, counts))
 
 
 def _suite_and_task(name: str) -> tuple[str, int]:

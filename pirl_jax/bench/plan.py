@@ -16,7 +16,7 @@ from pirl_jax.envs import base
 from pirl_jax.envs.libero import files
 from pirl_jax.monitor import columns
 from pirl_jax.policy import flops
-from pirl_jax.run import config, devices, plan, recipes
+from pirl_jax.run import command, config, devices, plan, recipes
 
 GB = 1e9
 SMALL = {
@@ -47,13 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--limit-gb",
-        type=float,
+        type=command.number(float, 1e-3, 1e6),
         default=24.0,
         help="device memory that a small recipe should fit, 10^9 bytes",
     )
     parser.add_argument(
         "--prompt-tokens",
-        type=int,
+        type=command.number(int, 1, 10_000),
         default=32,
         help="padded prompt; LIBERO's prompts have at most 32 tokens",
     )
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def _recipe(recipe: str, mesh: jax.sharding.Mesh, options: argparse.Namespace) -> dict[str, Any]:
-    settings = config.settings(recipes.load_recipe(recipe))
+    settings = config.settings(recipes.load_recipe(recipe, "--recipes"))
     devices.setup_jax(settings)
     env_spec = _env_spec(recipe, settings.raw.env)
     memory = {}

@@ -26,7 +26,7 @@ from pirl_jax.learner import objective
 from pirl_jax.models import variants
 from pirl_jax.monitor import columns
 from pirl_jax.policy import flops, flow
-from pirl_jax.run import config, recipes, steps
+from pirl_jax.run import command, config, recipes, steps
 
 VARIANTS = ("baseline", "ours")
 SIZES = ("full", "scaled")
@@ -66,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser, recipes: str, batch: int) -> 
         default="auto",
         help="auto: full on an accelerator, else scaled",
     )
-    parser.add_argument("--batch", type=int, default=batch, help="rows at a time")
+    parser.add_argument(
+        "--batch", type=command.number(int, 1, 65_536), default=batch, help="rows at a time"
+    )
 
 
 # ---- what all measurements share ---------------------------------------------------------------
@@ -101,7 +103,7 @@ def prepare(recipe: str, options: argparse.Namespace) -> Case:
         "rollout.prefix_cache": "host",
         "model.gradient_checkpointing": "none",
     }
-    settings = config.changed(config.settings(recipes.load_recipe(recipe)), changes)
+    settings = config.changed(config.settings(recipes.load_recipe(recipe, "--recipes")), changes)
     prompt = PROMPT
     if _is_scaled(options.size):
         settings = _scaled(settings)

@@ -12,6 +12,8 @@ import os
 import pathlib
 from typing import Any
 
+from pirl_jax.core import secrets
+
 
 def unfinished(path: str | os.PathLike) -> pathlib.Path:
     """Where a file grows until it is whole: beside its place, since a rename crosses no disk.
@@ -95,5 +97,5 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """What json.dumps takes, indented, with a newline at its end."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """What json.dumps takes, indented, with a newline at its end; without the secrets in it."""
+    write_text(path, json.dumps(secrets.cleaned(value), indent=2) + "\n")

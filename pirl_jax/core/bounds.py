@@ -4,12 +4,14 @@ A field is declared with one of the helpers (`at_least(0, 0.5, "meaning", "unit"
 bound, meaning and unit in its metadata.  Knows no field.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import dataclasses
 import math
 import typing
 
 import numpy as np
+
+from pirl_jax.core import paths
 
 MOST = 2**31 - 1  # whole numbers become int32 on the device
 MOST_FLOAT = 3.4e38  # and numbers float32, which is infinite from here on
@@ -27,6 +29,8 @@ class Bound:
     besides: tuple[float, ...] = ()  # outside of low and high, with a meaning of their own
     choices: tuple[str, ...] = ()
     filled: bool = False  # a text must not be empty
+    place: bool = False  # a text is a path, or one of `names`
+    names: tuple[str, ...] = ()
     length: int | None = None  # of a tuple; None: any
     distinct: bool = False  # no element of a tuple twice
 
@@ -36,6 +40,8 @@ class Bound:
             return "one of: " + ", ".join(repr(choice) for choice in self.choices)
         if self.filled:
             return "not empty"
+        if self.place:
+            return ", or ".join(["a path", *self.names])
         words = []
         if self.low > -math.inf:
             words.append(f"{'above' if self.open_low else 'at least'} {self.low}")
@@ -108,9 +114,12 @@ def one_of(choices: tuple[str, ...], default: str, meaning: str) -> typing.Any:
     return _field(Bound(choices=choices), default, meaning, "")
 
 
-def filled(default: str, meaning: str) -> typing.Any:
-    """A text that is not empty."""
-    return _field(Bound(filled=True), default, meaning, "")
+def place(default: str, meaning: str, *names: str, filled: bool = False) -> typing.Any:
+    """Where something lies, as a path; `names` are what else a text may say.
+
+    filled: False lets it be empty, which is nowhere.
+    """
+    return _field(Bound(place=True, names=names, filled=filled), default, meaning, "")
 
 
 def tuple_of(
@@ -151,6 +160,28 @@ def check(section: object, prefix: str = "") -> None:
             fault = _fault(value, field.type, bound)
             if fault:
                 raise ValueError(f"{name}={value!r} must be {fault}")
+
+
+def with_whole_paths(section: type, values: Mapping, prefix: str = "") -> dict:
+    """Values of a section, {field: value}, in which every path is a whole one.
+
+    Raises:
+      ValueError: one sentence with `prefix` and name of the field, where nothing has such a path.
+    """
+    result = dict(values)
+    for field in dataclasses.fields(section):
+        bound = field.metadata["bound"]
+        value = result.get(field.name)
+        # What is no text, or empty, is another check's.
+        if not bound.place or not isinstance(value, str) or not value.strip():
+            continue
+        if value in bound.names:
+            continue
+        try:
+            result[field.name] = str(paths.absolute(value))
+        except ValueError as error:
+            raise ValueError(f"{prefix}{field.name}: {error}") from error
+    return result
 
 
 def element_kind(kind: object) -> type:

@@ -35,13 +35,13 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
     devices = jax.devices() if devices is None else devices
     if fsdp < 1 or len(devices) % fsdp:
         raise ValueError(
-            f"mesh fsdp={fsdp} does not divide the {len(devices)} devices; choose a divisor of it"
+            f"mesh.fsdp={fsdp} does not divide the {len(devices)} devices; choose a divisor of it"
         )
     data = len(devices) // fsdp if data == -1 else data
     if data * fsdp != len(devices):
         raise ValueError(
-            f"mesh data={data} x fsdp={fsdp} needs {data * fsdp} devices"
-            f" but there are {len(devices)}; set data={len(devices) // fsdp}"
+            f"mesh.data={data} x mesh.fsdp={fsdp} needs {data * fsdp} devices"
+            f" but there are {len(devices)}; set mesh.data={len(devices) // fsdp}"
         )
     axis_types = (AxisType.Auto,) * 2
     if jax.process_count() == 1:
@@ -64,7 +64,7 @@ def local(mesh: Mesh) -> Mesh:
         processes = {device.process_index for device in row}
         if len(processes) > 1:
             raise ValueError(
-                f"mesh fsdp={len(row)} reaches over more than one host of"
+                f"mesh.fsdp={len(row)} reaches over more than one host of"
                 f" {len(mesh.local_devices)} devices, but each plays with whole parameters"
                 f" of its own; choose a divisor of {len(mesh.local_devices)}"
             )

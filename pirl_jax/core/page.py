@@ -14,9 +14,9 @@ from pirl_jax.core.bounds import (
     above,
     at_least,
     between,
-    filled,
     fraction_below_one,
     one_of,
+    place,
     plain,
     positive,
     tuple_of,
@@ -65,9 +65,8 @@ class Env(Section):
         "rlinf",
         "LIBERO: whose time limits and settle steps; openpi also sets model.action_chunk to 5",
     )
-    assets: str = plain(
-        "",
-        "folder of LIBERO's meshes; empty = $PIRL_LIBERO_ASSETS, else libero's own download",
+    assets: str = place(
+        "", "folder of LIBERO's meshes; empty = $PIRL_LIBERO_ASSETS, else libero's own download"
     )
     render_quality: str = one_of(
         ("exact", "light"),
@@ -133,29 +132,28 @@ class Model(Section):
     action_dim: int = positive(32, "the simulator's 7 are zero-padded to it", "action dims")
     action_horizon: int = between(1, 1000, 50, "H, denoised per decision", "actions")
     max_token_len: int = positive(48, "length of a prompt", "tokens")
-    tokenizer: str = plain(
-        "", "path of a SentencePiece model (PaliGemma's for published weights), or byte"
+    tokenizer: str = place(
+        "", "path of a SentencePiece model (PaliGemma's for published weights), or byte", "byte"
     )
-    norm_stats: str = plain(
+    norm_stats: str = place(
         "",
         "norm_stats.json, or identity; empty = next to the weights, or from the demonstrations",
+        "identity",
     )
     norm_mode: str = one_of(("zscore", "quantile"), "zscore", "pi0: zscore, pi0.5: quantile")
     delta_actions: bool = plain(
         True, "pi0-LIBERO: the first 6 action dims are predicted relative to the state"
     )
     discrete_state: bool = plain(False, "pi0.5: write the state into the prompt")
-    checkpoint: str = plain(
-        "",
-        "to start from: run directory, or openpi's, RLinf's, LeRobot's; empty = fresh, then sft",
+    checkpoint: str = place(
+        "", "to start from: run directory, or openpi's, RLinf's, LeRobot's; empty = fresh, then sft"
     )
     gradient_checkpointing: str = one_of(
         ("none", "dots", "full"), "none", "what the backward pass recomputes"
     )
     train_expert_only: bool = plain(True, "freeze the VLM (image tower, embedder, expert 0)")
     is_lora: bool = plain(
-        False,
-        "low-rank adapters train in the VLM's language layers; its other weights are frozen",
+        False, "low-rank adapters train in the VLM's language layers; its other weights are frozen"
     )
     lora_rank: int = positive(32, "rank and alpha of the adapters")
     lora_init: str = one_of(
@@ -202,8 +200,7 @@ class Model(Section):
     ignore_last: bool = plain(False, "the last denoise step is never the stochastic one")
     joint_logprob: bool = plain(False, "all denoise steps are stochastic; False: one, by decision")
     joint_mean: bool = plain(
-        False,
-        "joint_logprob: mean over start noise and steps (RLinf), not the sum over the steps",
+        False, "joint_logprob: mean over start noise and steps (RLinf), not the sum over the steps"
     )
     action_chunk: int = positive(5, "I, executed open loop per decision", "actions")
     action_env_dim: int = positive(7, "read by the simulator, and scored", "action dims")
@@ -317,9 +314,7 @@ class Algorithm(Section):
     )
     anchor_coef: float = at_least(0, 0.0, "its weight in the loss; 0 = off")
     sft_loss_weight: float = at_least(
-        0,
-        0.0,
-        "weight of the flow-matching loss on sft.demonstrations; 0 = off",
+        0, 0.0, "weight of the flow-matching loss on sft.demonstrations; 0 = off"
     )
     ema_decay: float = fraction_below_one(0.0, "of averaged weights to evaluate; 0 = off")
 
@@ -341,9 +336,7 @@ class Optim(Section):
     weight_decay: float = at_least(0, 0.01, "of everything that trains")
     clip_grad: float = positive(1.0, "global norm over everything that trains")
     schedule: str = one_of(
-        ("constant", "cosine", "openpi_cosine"),
-        "constant",
-        "of both rates, by iteration",
+        ("constant", "cosine", "openpi_cosine"), "constant", "of both rates, by iteration"
     )
     warmup_steps: int = at_least(0, 0, "from 0 to the full rate", "iterations")
     decay_steps: int = at_least(0, 0, "until a cosine is lowest, warm-up included", "iterations")
@@ -398,12 +391,12 @@ class Mesh(Section):
 class Run(Section):
     """What a run leaves behind."""
 
-    directory: str = filled("runs/default", "of everything that the run writes")
+    directory: str = place("runs/default", "of everything that the run writes", filled=True)
     save_every: int = positive(40, "between checkpoints", "iterations")
     keep: int = positive(2, "checkpoints kept")
     tensorboard: bool = plain(True, "write event files")
     wandb: bool = plain(False, "needs the wandb package and an account")
-    compilation_cache: str = plain("~/.cache/pirl_jax", "persistent XLA cache; empty = off")
+    compilation_cache: str = place("~/.cache/pirl_jax", "persistent XLA cache; empty = off")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -438,7 +431,7 @@ def from_dict(fields: Mapping) -> Page:
     """
     values = dict(fields)
     for name, section in SECTIONS.items():
-        values[name] = section(**values[name])
+        values[name] = section(**bounds.with_whole_paths(section, values[name], f"{name}."))
     return Page(**values)
 
 

@@ -75,12 +75,12 @@ class Pi0Config:
             other = getattr(self.expert, field)
             if one != other:
                 raise ValueError(
-                    f"the two experts share attention, so {field} must agree;"
-                    f" it is {one} and {other}"
+                    f"model.paligemma_variant and model.action_expert_variant share attention, so"
+                    f" {field} must agree; it is {one} and {other}"
                 )
         if any(size % self.siglip.patch for size in self.image_size):
             raise ValueError(
-                f"image_size {self.image_size} must be a multiple of the patch"
+                f"model.image_size_px={self.image_size[0]} must be a multiple of the patch"
                 f" of {self.siglip.patch} px"
             )
         if self.paligemma.num_heads % self.paligemma.num_kv_heads:

@@ -16,7 +16,6 @@ Everything but time/* is deterministic and can be compared between runs with ==;
 """
 
 import datetime
-import importlib.util
 import itertools
 import json
 import math
@@ -29,13 +28,12 @@ import subprocess
 import sys
 import time
 from typing import Any
-import uuid
 
 from flax import traverse_util
 import jax
 
-from pirl_jax.core import atomic, lines, outside
-from pirl_jax.monitor import events, packages
+from pirl_jax.core import atomic, lines, outside, secrets
+from pirl_jax.monitor import events, mirror, packages
 
 
 class RunDir:
@@ -62,7 +60,7 @@ class RunDir:
           writes: False for the processes of other hosts, which leave the files to the first one.
 
         Raises:
-          ValueError: a run stands there, or none where one should go on; wandb is not installed.
+          ValueError: a run stands there, or none where one should go on; wandb does not start.
         """
         # Absolute: nobody who changes the working directory moves the run.
         self.path = pathlib.Path(path).absolute()
@@ -79,10 +77,13 @@ class RunDir:
             raise ValueError(
                 f"run directory {self.path} holds no run to continue; start one without --resume"
             )
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
         first_iteration = resume_at or 0
-        # Before any other file: where wandb is absent, a standing configuration stays as it is.
-        self._wandb = self._start_wandb(config) if wandb else None
+        self._wandb = None
+        if wandb:
+            self._drop_damaged_id()
+            # Before any other file: where wandb fails, what stands stays as it is.
+            self._wandb = mirror.start(self.path, config)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.changed = self._write_config(_as_json(config), resume_at)
         self._record_environment(first_iteration)
         if resume_at is not None:
@@ -190,41 +191,10 @@ class RunDir:
         with atomic.writing(self.metrics_path) as temporary:
             temporary.write_bytes(b"".join(kept))
 
-    def _start_wandb(self, config: dict) -> Any:
-        """A mirror of the metrics; its id lies in the run directory, so that a resume finds it.
-
-        Raises:
-          ValueError: wandb is not installed.
-        """
-        if importlib.util.find_spec("wandb") is None:
-            raise ValueError(
-                "run.wandb is True but wandb is not installed; run pip install wandb or set it to "
-                "False"
-            )
-        import wandb  # an optional package
-
-        run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "pirl_jax"),
-            id=self._wandb_id(),
-            resume="allow",  # goes on where a run of this id exists, else starts it
-            dir=str(self.path),
-            config=config,
-            name=self.path.name,
-        )
-        # wandb's own step may not go back after a resume; iteration is the axis instead.
-        run.define_metric("*", step_metric="iteration")
-        return run
-
-    def _wandb_id(self) -> str:
+    def _drop_damaged_id(self) -> None:
         path = self.path / "wandb_id.txt"
-        if path.exists():
-            known = path.read_bytes().strip()
-            if re.fullmatch(rb"[0-9a-f]{32}", known):
-                return known.decode()
+        if path.exists() and not re.fullmatch(rb"[0-9a-f]{32}", path.read_bytes().strip()):
             self._set_aside(path, f"{path} is no id, so that wandb gets another run")
-        new = uuid.uuid4().hex
-        atomic.write_text(path, new)
-        return new
 
 
 def holds_run(path: str | os.PathLike) -> bool:
@@ -286,7 +256,7 @@ def environment() -> dict[str, Any]:
     """What a reader needs to repeat a run: revision, versions, machine."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": secrets.arguments(sys.argv),
         "git": git_revision(pathlib.Path(__file__).parents[2]),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -310,8 +280,8 @@ def git_revision(root: str | os.PathLike) -> str | None:
 
 
 def _as_json(config: dict) -> dict:
-    """As json reads it back (tuples as lists): an unchanged configuration compares equal."""
-    return json.loads(json.dumps(config))
+    """As the file has it (tuples as lists): an unchanged configuration compares equal."""
+    return json.loads(json.dumps(secrets.cleaned(config)))
 
 
 def _row(line: bytes, path: pathlib.Path, number: int) -> dict[str, Any]:

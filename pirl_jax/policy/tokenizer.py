@@ -115,7 +115,7 @@ def check_prompts(
     worst = max(lengths, key=lengths.get)
     if lengths[worst] > max_len:
         raise ValueError(
-            f"the prompt {worst!r} needs {lengths[worst]} tokens, but max_token_len is {max_len};"
-            f" set max_token_len to at least {lengths[worst]}"
+            f"the prompt {worst!r} needs {lengths[worst]} tokens, but model.max_token_len is"
+            f" {max_len}; set model.max_token_len to at least {lengths[worst]}"
         )
     return lengths[worst]

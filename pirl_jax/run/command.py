@@ -5,9 +5,11 @@ Flags are --like-this VALUE or --like-this=VALUE.  --config names a recipe;
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import difflib
+import math
+import pathlib
 import re
 import sys
 from typing import NoReturn
@@ -16,7 +18,7 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from pirl_jax.core import endings
+from pirl_jax.core import bounds, endings, paths, secrets
 from pirl_jax.run import recipes, reference
 
 # What belongs to the page, and is read by absl, which ml_collections builds on.
@@ -43,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse where the arguments are wrong."""
-        print(f"error: {message}; {self.prog} --help lists the arguments", file=sys.stderr)
+        _say(f"{message}; {self.prog} --help lists the arguments")
         sys.exit(2)
 
     def parse_args(
@@ -51,6 +53,9 @@ class Parser(argparse.ArgumentParser):
     ) -> argparse.Namespace:
         """As argparse's; an argument that it does not know is named with what comes closest."""
         options, unknown = self.parse_known_args(args, namespace)
+        for name, value in vars(options).items():
+            if secrets.names_one(name):
+                secrets.tell(value)
         if unknown:
             self.error(self._about(unknown[0]))
         return options
@@ -67,7 +72,21 @@ class Parser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         """As argparse's, after old spellings have been replaced."""
         given = sys.argv[1:] if args is None else args
-        return super().parse_known_args([self._today(arg) for arg in given], namespace)
+        given = [self._today(arg) for arg in given]
+        self._refuse_contradictions(given)
+        return super().parse_known_args(given, namespace)
+
+    def _refuse_contradictions(self, given: Sequence[str]) -> None:
+        """argparse would take the last value without a word; a repeated one is no contradiction."""
+        values = {}
+        for i, arg in enumerate(given):
+            name, equals, value = arg.partition("=")
+            action = self._option_string_actions.get(name)
+            if not isinstance(action, argparse._StoreAction):
+                continue
+            value = value if equals else "".join(given[i + 1 : i + 2])
+            if values.setdefault(action.dest, value) != value:
+                self.error(f"{name} is given twice, with different values; give it once")
 
     def _today(self, arg: str) -> str:
         """An argument as it is spelled today."""
@@ -83,6 +102,51 @@ class Parser(argparse.ArgumentParser):
             return arg
         print(f"note: {name} is the old spelling of {spelled}", file=sys.stderr)
         return spelled + equals + value
+
+
+# ---- values of flags: argparse's `type` --------------------------------------------------------
+
+
+def path(value: str) -> pathlib.Path:
+    """A path, made whole."""
+    try:
+        return paths.absolute(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def text(value: str) -> str:
+    """A text that says something: an unset variable of a script would say nothing."""
+    if not value.strip() or not value.isprintable():
+        raise argparse.ArgumentTypeError(f"{value!r} is no text; leave the flag out or fill it")
+    return value
+
+
+def key(value: str) -> str:
+    """What goes into a header of HTTP.  An empty key would leave a server open."""
+    if not (value.isascii() and value.isprintable()) or re.search(r"\s", value) or not value:
+        raise argparse.ArgumentTypeError("a key has printable ASCII characters and no spaces")
+    return value
+
+
+def number(kind: type, low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
+    """A finite number of that kind (int or float), both bounds included."""
+    bound = bounds.Bound(low=low, high=high)
+
+    def convert(value: str) -> float:
+        try:
+            result = kind(value)
+        except ValueError:
+            result = math.nan
+        if not math.isfinite(result) or not bound.holds(result):
+            words = bounds.in_words(kind, bound)
+            raise argparse.ArgumentTypeError(f"{value!r} must be {words}")
+        return result
+
+    return convert
+
+
+# ---- the page ------------------------------------------------------------------------------------
 
 
 def parse(
@@ -194,6 +258,9 @@ def _remedy(page: ml_collections.ConfigDict, names: list[str], wanted: str) -> s
     return f"it has: {', '.join(sorted(page))}"
 
 
+# ---- ends --------------------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """What the user can mend ends in one sentence and exit code 2.
@@ -209,9 +276,24 @@ def user_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def known_endings() -> Iterator[None]:
-    """While a command works: an ending that has a sentence needs no traceback."""
+    """While a command works: an ending that has a sentence needs no traceback.
+
+    So does what the machine refuses, such as a full disk.
+    """
     try:
         yield
     except endings.Failure as ending:
-        print(f"error: {ending}", file=sys.stderr)
+        _say(str(ending))
         sys.exit(ending.code)
+    except OSError as error:
+        sentence = endings.about(error)
+        if sentence is None:
+            raise
+        _say(sentence)
+        sys.exit(endings.Failure.code)
+
+
+def _say(sentence: str) -> None:
+    """One line, whatever was quoted in it."""
+    line = " ".join(secrets.text(sentence).splitlines())
+    print(f"error: {line}", file=sys.stderr)

@@ -21,6 +21,8 @@ MODEL_SIZES = {
     "small": ("small", "small_pi05"),
     "tiny": ("tiny", "tiny_pi05"),
 }
+# A step's std enters the probabilities squared; below this, float32 has nothing left of it.
+LEAST_NOISE = 1e-6
 MULTIPLES = (  # field, what it must be a multiple of
     ("rollout.num_envs", "rollout.num_groups"),
     ("eval.num_envs", "rollout.num_groups"),
@@ -219,14 +221,34 @@ def check_training(raw: page.Page) -> None:
             f"algorithm.sft_loss_weight={algorithm.sft_loss_weight} needs demonstrations; "
             f"set sft.demonstrations (it is {raw.sft.demonstrations}) to at least 1"
         )
-    learned = noise.ALIASES.get(model.noise_method, model.noise_method) == "flow_noise"
-    explores = learned or model.noise_anneal or model.noise_level > 0
-    if model.noise_method == "flow_ode" or not explores:
+    _check_exploration(model)
+    if algorithm.clip_ratio_low == algorithm.clip_ratio_high == 0:
         raise ValueError(
-            f"model.noise_method={model.noise_method!r} with model.noise_level={model.noise_level}"
-            f" explores nothing, so there is nothing to learn;"
-            f" use flow_sde with a positive noise_level"
+            "algorithm.clip_ratio_low=0 and algorithm.clip_ratio_high=0 clip every move of the"
+            " policy away; set one of them above 0, 0.2 is usual"
         )
+
+
+def _check_exploration(model: page.Model):
+    """Noise that is there, and that float32 can tell from none."""
+    learned = noise.ALIASES.get(model.noise_method, model.noise_method) == "flow_noise"
+    if learned and model.noise_anneal:
+        raise ValueError(
+            f"model.noise_anneal=True has no meaning with model.noise_method="
+            f"{model.noise_method!r}, whose noise is learned; drop one"
+        )
+    levels = {"model.noise_level": model.noise_level}
+    if learned:
+        levels = {"model.noise_logvar_range": model.noise_logvar_range[0]}
+    elif model.noise_anneal:
+        levels = {"model.noise_params": min(model.noise_params[:2])}
+    for name, level in levels.items():
+        if model.noise_method == "flow_ode" or level < LEAST_NOISE:
+            raise ValueError(
+                f"model.noise_method={model.noise_method!r} with {name}={level}"
+                f" explores nothing, so there is nothing to learn;"
+                f" use flow_sde with a positive noise_level, at least {LEAST_NOISE}"
+            )
 
 
 def _check_critic(raw: page.Page):
@@ -237,6 +259,13 @@ def _check_critic(raw: page.Page):
             f"algorithm.adv_type={algorithm.adv_type!r}"
             f" {'needs a critic' if critic else 'has no critic'};"
             f" set model.add_value_head={critic}"
+        )
+    # A single iteration tries the machinery, whatever it learns.
+    if 1 < raw.num_iterations <= algorithm.critic_warmup_iterations:
+        raise ValueError(
+            f"algorithm.critic_warmup_iterations={algorithm.critic_warmup_iterations} leaves no"
+            f" iteration of num_iterations={raw.num_iterations} to the policy;"
+            f" set num_iterations to more, or the warm-up to less"
         )
     if algorithm.critic_warmup_iterations and not critic:
         raise ValueError(

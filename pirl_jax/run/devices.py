@@ -5,14 +5,20 @@ import pathlib
 import jax
 
 from pirl_jax.core import mesh as meshes
+from pirl_jax.core import paths
 from pirl_jax.run import config
 
 
 def setup_jax(settings: config.Settings) -> None:
-    """Persistent compilation cache: the second start of a run does not compile."""
+    """Persistent compilation cache: the second start of a run does not compile.
+
+    Raises:
+      ValueError: it cannot be written; JAX would say so at every function, and go on without.
+    """
     folder = settings.raw.run.compilation_cache
     if folder:
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).expanduser()))
+        paths.require_writable(pathlib.Path(folder), "run.compilation_cache")
+        jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

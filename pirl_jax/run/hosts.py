@@ -15,6 +15,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import socket
 import sys
 import time
 import traceback
@@ -26,6 +27,8 @@ from pirl_jax.core import page
 from pirl_jax.rollout import starts
 
 HEARTBEAT_S = 30  # a host that is silent for so long is lost, and the run with it
+LAST_PORT = 65535
+MEETING_S = 300.0  # hosts start so far apart
 STORAGE_S = 60  # network storage may show a new folder so late
 
 
@@ -70,6 +73,8 @@ def joined(hosts: str) -> Iterator[None]:
         yield
         return
     address = _address(hosts)
+    if address:
+        _require_first_host(hosts, *address)
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
     if importlib.util.find_spec("libtpu") is None:  # whose compiler reads the same variable
         # Compiling GPU processes would wait for each other's measurements, which not all of them
@@ -118,6 +123,41 @@ def check_storage(folder: pathlib.Path) -> None:
         raise ValueError(
             f"run.directory={folder.parent} must lie on storage that all hosts share, and does not"
         )
+
+
+def _require_first_host(hosts: str, address: str, count: int, index: int) -> None:
+    """That the port is free, on the first host; that somebody listens there, on the others.
+
+    JAX's own client would end the process with a page of its stack.
+
+    Raises:
+      ValueError: it is taken, or nobody is there in time.
+    """
+    host, _, port = address.rpartition(":")
+    remedy = f"start the same command with INDEX from 0 to {count - 1}, or give another ADDRESS"
+    try:
+        if int(port) > LAST_PORT:
+            raise OverflowError(f"a port is at most {LAST_PORT}")
+        if index:
+            _wait_for(host.strip("[]"), int(port))
+        else:
+            with socket.create_server(("", int(port))):
+                pass
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"--hosts={hosts} cannot be used ({error}); {remedy}") from error
+
+
+def _wait_for(host: str, port: int) -> None:
+    """Until somebody listens; OSError of the last attempt after MEETING_S."""
+    deadline_s = time.monotonic() + MEETING_S
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=MEETING_S):
+                return
+        except OSError:
+            if time.monotonic() > deadline_s:
+                raise
+        time.sleep(0.5)
 
 
 def _address(hosts: str) -> tuple:

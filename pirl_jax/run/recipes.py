@@ -7,39 +7,67 @@ import ast
 import importlib.util
 import json
 import pathlib
+import traceback
+import types
 
 import ml_collections
+
+from pirl_jax.core import paths
 
 PACKAGE = "pirl_jax.recipes"
 NOT_RECIPES = ("__init__", "base")
 
 
-def load_recipe(name: str | pathlib.Path) -> ml_collections.ConfigDict:
+def load_recipe(name: str | pathlib.Path, flag: str = "--config") -> ml_collections.ConfigDict:
     """The page that a recipe describes.
 
     Args:
       name: path of a Python file with get_config(), or the name of a recipe of this package.
+      flag: where it was given, for errors.
 
     Raises:
-      ValueError: there is no such recipe, or it is written for an earlier version.
+      ValueError: there is no such recipe, it does not run, or it is written for an earlier version.
     """
     if not name:
-        raise ValueError("--config is missing; give a recipe, for example --config quickstart")
-    path = _find(str(name))
+        raise ValueError(f"{flag} is missing; give a recipe, for example {flag} quickstart")
+    path = _find(str(name), flag)
     _check_imports(path)
     spec = importlib.util.spec_from_file_location("recipe", path)
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        page = module.get_config()
-    except (AttributeError, KeyError, TypeError) as error:  # a locked page refuses so
-        raise ValueError(f"recipe {path} does not fit the page: {_one_line(error)}") from error
+    page = _run(module, path)
     if not isinstance(page, ml_collections.ConfigDict):
         raise ValueError(f"recipe {path} gives no page; get_config() must return base.get_config()")
     return page
 
 
-def _one_line(error: Exception) -> str:
+def _run(module: types.ModuleType, path: pathlib.Path) -> object:
+    """What get_config() of a recipe returns.
+
+    Whatever a recipe raises is its own affair, not a mistake of ours: its line is the remedy.
+    """
+    try:
+        module.__spec__.loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise TypeError("it has no get_config(); write one that returns base.get_config()")
+        return module.get_config()
+    except (AttributeError, KeyError, TypeError) as error:  # a locked page refuses so
+        where = _line_of(error, path)
+        raise ValueError(
+            f"recipe {path}{where} does not fit the page: {_one_line(error)}"
+        ) from error
+    except (Exception, SystemExit) as error:
+        what = f"{type(error).__name__}: {_one_line(error)}"
+        raise ValueError(f"recipe {path}{_line_of(error, path)} raises {what}; mend it") from error
+
+
+def _line_of(error: BaseException, path: pathlib.Path) -> str:
+    """ ":7", the last line of the recipe that was running; "" where none was."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return f":{lines[-1]}" if lines else ""
+
+
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
@@ -53,29 +81,29 @@ def _folder() -> pathlib.Path:
     return pathlib.Path(importlib.util.find_spec(PACKAGE).origin).parent
 
 
-def _find(name: str) -> pathlib.Path:
-    path = pathlib.Path(name)
-    if path.suffix == ".py" and path.is_file():
-        return path
+def _find(name: str, flag: str) -> pathlib.Path:
     if name in names():
         return _folder() / f"{name}.py"
+    path = paths.absolute(name)
+    if path.suffix == ".py" and path.is_file():
+        return path
+    if path.suffix == ".py" and path.exists():
+        raise ValueError(f"{flag} {name} is no file; give a Python file with get_config()")
     if path.parent.is_dir() and path.suffix == ".py":
         here = sorted(path.parent.glob("*.py"))
         there = ", ".join(str(file) for file in here if file.stem not in NOT_RECIPES)
-        raise ValueError(
-            f"--config {name} does not exist; {path.parent} has: {there or 'no recipe'}"
-        )
+        raise ValueError(f"{flag} {name} does not exist; {path.parent} has: {there or 'no recipe'}")
     raise ValueError(
-        f"--config {name} is no file and no recipe of this package; it has: {', '.join(names())}"
+        f"{flag} {name} is no file and no recipe of this package; it has: {', '.join(names())}"
     )
 
 
 def _check_imports(path: pathlib.Path) -> None:
     """Recipes used to import each other as `configs`, which is no package outside of a checkout."""
     try:
-        tree = ast.parse(path.read_text(), filename=str(path))
-    except SyntaxError as error:
-        raise ValueError(f"recipe {path} is no Python: {_one_line(error)}") from error
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"recipe {path} is no Python: {_one_line(error)}; mend it") from error
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             imported = [node.module or ""]
@@ -96,7 +124,7 @@ def load_run(directory: str | pathlib.Path) -> ml_collections.ConfigDict:
     Raises:
       ValueError: the folder holds no run, or one with other fields than today's page.
     """
-    folder = pathlib.Path(directory)
+    folder = paths.absolute(directory)
     path = (folder.parent if folder.name == "checkpoints" else folder) / "config.json"
     if not path.is_file():
         raise ValueError(

@@ -10,10 +10,10 @@ import pathlib
 import jax
 import ml_collections
 
-from pirl_jax.core import locks
+from pirl_jax.core import locks, paths
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
-from pirl_jax.monitor import log, timeline
+from pirl_jax.monitor import log, mirror, timeline
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import starts
 from pirl_jax.rollout import stream as streams
@@ -70,7 +70,10 @@ def prepare(
     """
     config.check_training(settings.raw)
     timers = timeline.Timers()
-    path = pathlib.Path(raw.run.directory).expanduser()
+    path = pathlib.Path(settings.raw.run.directory)
+    paths.require_writable(path, "run.directory")
+    if raw.run.wandb and not jax.process_index():
+        mirror.check()
     standing = _claim(path, resume, stack)
     resume_at = standing.resume_at
     if not resume_at:

@@ -14,13 +14,16 @@ def named(name: str) -> dict[str, Any]:
 
 
 def changed_fields(model: Any) -> list[str]:
-    """Fields of a `model` section that differ from those of the preset it names, "field=value"."""
+    """Fields of a `model` section that differ from those of the preset it names.
+
+    As "model.field=value", with the preset's values.
+    """
     if not model.preset:
         return []
     wrong = []
     for field, published in PRESETS[model.preset].items():
         if getattr(model, field) != published:
-            wrong.append(f"{field}={published}")
+            wrong.append(f"model.{field}={published}")
     return wrong
 
 

@@ -17,7 +17,8 @@ def test_make_mesh_names_value_and_remedy():
     with pytest.raises(ValueError, match="fsdp=3 does not divide the 8 devices"):
         meshes.make_mesh(fsdp=3)
     with pytest.raises(
-        ValueError, match="data=3 x fsdp=2 needs 6 devices but there are 8; set data=4"
+        ValueError,
+        match=r"mesh\.data=3 x mesh\.fsdp=2 needs 6 devices but there are 8; set mesh\.data=4",
     ):
         meshes.make_mesh(3, 2)
 

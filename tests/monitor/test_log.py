@@ -258,11 +258,12 @@ def test_a_json_file_that_does_not_parse_is_written_anew(quick, tmp_path, name, 
 
 def test_an_id_of_wandb_that_is_none_is_replaced(quick, tmp_path):
     run = played(tmp_path)
-    first = run._wandb_id()
-    assert run._wandb_id() == first and run.lost == []
-    (tmp_path / "wandb_id.txt").write_text("")
-    assert run._wandb_id() not in ("", first)
-    assert run.lost[0].startswith(f"{tmp_path}/wandb_id.txt is no id")
+    path = tmp_path / "wandb_id.txt"
+    for content, lost in (("0123456789abcdef" * 2, 0), ("", 1)):
+        path.write_text(content)
+        run._drop_damaged_id()
+        assert path.exists() != bool(lost) and len(run.lost) == lost
+    assert run.lost[0].startswith(f"{path} is no id")
 
 
 FULL = """

@@ -59,7 +59,8 @@ def test_check_prompts_refuses_what_would_be_cut():
     texts = ["stack", "push it"]
     assert tokenizer.check_prompts(tokens, texts, 9) == 9  # BOS + 7 bytes + newline
     with pytest.raises(
-        ValueError, match=r"'push it' needs 9 tokens, but max_token_len is 8; set .* at least 9"
+        ValueError,
+        match=r"'push it' needs 9 tokens, but model.max_token_len is 8; set .* at least 9",
     ):
         tokenizer.check_prompts(tokens, texts, 8)
 

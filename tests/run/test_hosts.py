@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,6 +31,26 @@ SAME = {
     "run.save_every": 1,
     "run.compilation_cache": ROOT / ".jax_cache",
 }
+
+
+@pytest.mark.parametrize(
+    "place", ["127.0.0.1:1,2,1", "nobody.invalid:80,2,1", "localhost:99999,2,0"]
+)
+def test_a_first_host_that_is_not_there(place, monkeypatch):
+    """JAX itself would end the process after minutes, with its stack and exit code 134."""
+    monkeypatch.setattr(hosts, "MEETING_S", 0.1)
+    said = f"^--hosts={place} cannot be used .*; start the same command with INDEX from 0 to 1, or"
+    with pytest.raises(ValueError, match=said):
+        hosts._require_first_host(place, *hosts._address(place))
+
+
+def test_a_first_host_whose_port_is_taken_or_that_comes_later(monkeypatch):
+    with socket.create_server(("", 0)) as taken:
+        place = f"localhost:{taken.getsockname()[1]}"
+        with pytest.raises(ValueError, match="Address already in use"):
+            hosts._require_first_host(f"{place},2,0", place, 2, 0)
+        hosts._require_first_host(f"{place},2,1", place, 2, 1)
+    hosts._require_first_host(f"{place},2,0", place, 2, 0)
 
 
 def start(directory, count, *arguments, devices=1, of_host=None, **fields):

@@ -175,14 +175,16 @@ def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:
     wanted = assets or os.environ.get(ASSETS_VARIABLE)
     # in the package of a checkout, or downloaded at the first import
     own = [package() / "assets", downloaded_assets()]
-    candidates = [pathlib.Path(wanted)] if wanted else own
+    # No shell expands the ~ of a variable in a job file.
+    candidates = [pathlib.Path(os.path.expanduser(wanted))] if wanted else own
     for folder in candidates:
         if all((folder / name).is_dir() for name in ASSET_FOLDERS):
             return folder.resolve()
     looked = ", ".join(map(str, candidates))
     raise ValueError(
         f"LIBERO assets are not in {looked} (needed: {', '.join(ASSET_FOLDERS)}); run"
-        f" python -m pirl_jax.download assets, or pass assets=FOLDER or set {ASSETS_VARIABLE}"
+        f" python -m pirl_jax.download assets, or give --config.env.assets=FOLDER or set"
+        f" {ASSETS_VARIABLE}"
     )
 
 
@@ -193,8 +195,8 @@ def downloaded_assets() -> pathlib.Path:
 
 def cache_folder(name: str) -> pathlib.Path:
     """A folder of ours in the user's cache."""
-    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    return root / "pirl_jax" / name
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(os.path.expanduser(root), "pirl_jax", name)
 
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:

@@ -1,0 +1,272 @@
+"""Paths as people write them, and places where nothing can be written.
+
+Tests run as root, for whom permissions prove nothing: other users, and disks that are read-only or
+full, are tried in processes of their own.
+"""
+
+import ast
+import dataclasses
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from pirl_jax.core import bounds, endings, page, paths
+from pirl_jax.envs.libero import files
+from pirl_jax.run import command
+
+ROOT = pathlib.Path(__file__).parents[2]
+# envs/ knows no core.
+MAY_EXPAND = {"core/paths.py", "envs/libero/files.py"}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+# ---- what people write -------------------------------------------------------------------------
+
+
+def test_the_home_folder_and_the_working_directory(home, tmp_path):
+    assert paths.absolute("~/runs/x") == home / "runs" / "x"
+    assert paths.absolute("~") == home
+    assert paths.absolute("runs/x") == tmp_path / "runs" / "x"
+    assert paths.absolute("./~/x") == tmp_path / "~" / "x", "a folder of that name"
+    assert paths.absolute("a b/ü") == tmp_path / "a b" / "ü"
+    assert paths.absolute(tmp_path) == tmp_path
+
+
+def test_links_stay_as_they_are(tmp_path):
+    (tmp_path / "newest").symlink_to("home")
+    assert paths.absolute("newest").name == "newest"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "  ", "a\0b", "a\nb", "b\udcff", "a" * 256, "x/" * 3000, "~nobody_of_this_name/x"]
+)
+def test_what_is_no_path(text):
+    with pytest.raises(ValueError, match=r"; (write|rename)") as error:
+        paths.absolute(text)
+    assert str(error.value).isprintable()
+
+
+def test_variables(home, monkeypatch):
+    monkeypatch.setenv("PIRL_LIBERO_ASSETS", "~/assets")
+    assert paths.of_variable("PIRL_LIBERO_ASSETS") == home / "assets"
+    monkeypatch.setenv("PIRL_LIBERO_ASSETS", "")
+    assert paths.of_variable("PIRL_LIBERO_ASSETS") is None
+    monkeypatch.setenv("PIRL_LIBERO_ASSETS", "~nobody_of_this_name/x")
+    with pytest.raises(ValueError, match=r"^\$PIRL_LIBERO_ASSETS: ~nobody"):
+        paths.of_variable("PIRL_LIBERO_ASSETS")
+
+
+def test_variables_of_simulators(home, monkeypatch):
+    """envs/ knows no core, and expands the same."""
+    for name in files.ASSET_FOLDERS:
+        (home / "assets" / name).mkdir(parents=True)
+    monkeypatch.setattr(files, "package", lambda: home / "libero")
+    monkeypatch.setenv("PIRL_LIBERO_ASSETS", "~/assets")
+    assert files.find_assets(None) == home / "assets"
+    monkeypatch.setenv("PIRL_LIBERO_ASSETS", "~nobody_of_this_name/assets")
+    with pytest.raises(ValueError, match="LIBERO assets are not in ~nobody_of_this_name/assets"):
+        files.find_assets(None)
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/caches")
+    assert files.cache_folder("meshes") == home / "caches" / "pirl_jax" / "meshes"
+
+
+def _places():
+    for name, section in page.SECTIONS.items():
+        for field in dataclasses.fields(section):
+            if field.metadata["bound"].place:
+                yield name, field
+
+
+PLACES = [pytest.param(*place, id=f"{place[0]}.{place[1].name}") for place in _places()]
+
+
+def test_which_fields_are_paths():
+    names = {f"{section}.{field.name}" for section, field in _places()}
+    assert names == {
+        *("env.assets", "model.checkpoint", "model.norm_stats", "model.tokenizer"),
+        *("run.directory", "run.compilation_cache"),
+    }
+
+
+@pytest.mark.parametrize("section, field", PLACES)
+def test_every_path_of_the_page_is_a_whole_one(section, field, home):
+    fields = page.Page().as_dict()
+    fields[section][field.name] = "~/x"
+    assert getattr(getattr(page.from_dict(fields), section), field.name) == str(home / "x")
+    for name in field.metadata["bound"].names:
+        fields[section][field.name] = name
+        assert getattr(getattr(page.from_dict(fields), section), field.name) == name
+    fields[section][field.name] = "~nobody_of_this_name/x"
+    with pytest.raises(ValueError, match=rf"^{section}.{field.name}: ~nobody_of_this_name/x"):
+        page.from_dict(fields)
+
+
+def test_values_that_are_no_text_are_anothers(home):
+    made = bounds.with_whole_paths(page.Run, {"directory": 3, "compilation_cache": ""})
+    assert made == {"directory": 3, "compilation_cache": ""}
+
+
+def test_a_flag(home):
+    parser = command.Parser("pirl x")
+    parser.add_argument("--to", type=command.path)
+    assert parser.parse_args(["--to=~/x"]).to == home / "x"
+
+
+def test_nobody_else_expands_a_path():
+    """A second function for it would be one that differs."""
+    wrong = []
+    for file in sorted((ROOT / "pirl_jax").rglob("*.py")):
+        name = str(file.relative_to(ROOT / "pirl_jax"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            expands = isinstance(node, ast.Attribute) and node.attr == "expanduser"
+            # What argparse hands over as it was typed.
+            is_type = isinstance(node, ast.keyword) and node.arg == "type"
+            raw = is_type and ast.unparse(node.value) == "pathlib.Path"
+            if (expands or raw) and name not in MAY_EXPAND:
+                wrong.append(f"{name}: {ast.unparse(node)}")
+    assert not wrong, wrong
+
+
+# ---- where nothing can be written --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "place, reason",
+    [
+        ("/proc/pirl/run", "cannot be written"),
+        ("/dev/null", "Not a directory: /dev/null"),
+        ("file", "Not a directory: file"),
+        ("file/run", "Not a directory: file"),
+        ("loop", "Too many levels of symbolic links: loop"),
+        ("dangling", "No such file or directory: dangling"),
+    ],
+)
+def test_places_that_cannot_be_written(place, reason, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=rf"^run\.directory={place} .*; choose another") as error:
+        paths.require_writable(pathlib.Path(place), "run.directory")
+    assert reason in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_place_that_can_be_written_stays_as_it_was(tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    paths.require_writable(tmp_path, "run.directory")
+    paths.require_writable(tmp_path / "a" / "b", "run.directory")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+TRY = """
+import pathlib, sys
+from pirl_jax.core import paths
+try:
+    paths.require_writable(pathlib.Path(sys.argv[1]), "--output")
+except ValueError as error:
+    print(error)
+else:
+    print("can be written")
+"""
+
+
+def tried(*before, place):
+    """What require_writable says where `before` starts it."""
+    argv = [*before, sys.executable, "-c", TRY, str(place)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def _mounts(script, place, *, must="unshare"):
+    """The same in a mount namespace of its own, after a line of shell; $0 is the place."""
+    if os.geteuid() or shutil.which(must) is None:
+        pytest.skip("mounting needs root and unshare")
+    shell = f'{script} && exec "$@"'
+    probe = ["unshare", "-m", "bash", "-c", f"{script} && true", str(place)]
+    if subprocess.run(probe, capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount")
+    return tried("unshare", "-m", "bash", "-c", shell, str(place), place=place)
+
+
+def test_a_read_only_disk(tmp_path):
+    said = _mounts('mount --bind "$0" "$0" && mount -o remount,ro,bind "$0"', tmp_path)
+    assert said == (
+        f"--output={tmp_path} cannot be written (Read-only file system: {tmp_path}); "
+        f"choose another place"
+    )
+
+
+def test_a_full_disk(tmp_path):
+    fill = (
+        'mount -t tmpfs -o size=64k tmpfs "$0" && { cat /dev/zero >"$0/fill" 2>/dev/null; true; }'
+    )
+    said = _mounts(fill, tmp_path)
+    assert f"--output={tmp_path} cannot be written (No space left on device: {tmp_path})" in said
+
+
+def test_another_users_folder(tmp_path):
+    if os.geteuid() or shutil.which("setpriv") is None:
+        pytest.skip("being somebody else needs root and setpriv")
+    other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    sees = [*other, sys.executable, "-c", "import pirl_jax.core.paths"]
+    if subprocess.run(sees, cwd=ROOT, capture_output=True, check=False).returncode:
+        pytest.skip("another user cannot read this checkout or its environment")
+    (tmp_path / "mine").mkdir(mode=0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(folder.stat().st_mode | 0o011)
+    place = tmp_path / "mine"
+    assert f"--output={place} cannot be written (Permission denied: " in tried(*other, place=place)
+    place.chmod(0o777)
+    assert tried(*other, place=place) == "can be written"
+
+
+# ---- what the machine refuses while a command works ----------------------------------------------
+
+
+@pytest.mark.parametrize("number", endings.REMEDIES)
+def test_what_the_machine_refuses_has_a_sentence(number, capsys):
+    with pytest.raises(SystemExit) as exit_, command.known_endings():
+        raise OSError(number, os.strerror(number), "/runs/x/metrics.jsonl")
+    said = capsys.readouterr().err
+    remedy = endings.REMEDIES[number]
+    assert exit_.value.code == 2
+    assert said == f"error: /runs/x/metrics.jsonl: {os.strerror(number)}; {remedy}\n"
+
+
+def test_a_full_disk_needs_no_name(capsys):
+    """A write to an open file raises without one."""
+    with pytest.raises(SystemExit), command.known_endings():
+        raise OSError(28, "No space left on device")
+    said = capsys.readouterr().err
+    assert said == "error: No space left on device; make space or choose another place\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("a mistake of ours"),
+        ValueError("a mistake of ours"),
+        KeyError("params"),
+        FileNotFoundError("without a place"),
+        ConnectionResetError(104, "Connection reset by peer"),
+        TimeoutError("timed out"),
+    ],
+)
+def test_a_real_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error)) as raised, command.known_endings():
+        raise error
+    assert raised.value is error
