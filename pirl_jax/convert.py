@@ -49,11 +49,7 @@ def convert(
     to: key of targets.WRITERS; the other arguments are those of the command.
     Raises: ValueError before anything is written, or where --verify finds a difference.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; give a new folder")
-    if folder.exists() and any(path.name != locks.NAME for path in folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; give a new folder")
-    paths.require_writable(folder, "DST")
+    _require_new(folder)
     if verify and source.cfg is None:
         raise ValueError(
             "--verify runs the policy, and adapters alone are none; "
@@ -95,6 +91,14 @@ def _whole_or_absent(folder: pathlib.Path) -> Iterator[None]:
         if was_there:
             folder.mkdir()
         raise
+
+
+def _require_new(folder: pathlib.Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a new folder")
+    if folder.exists() and any(path.name != locks.NAME for path in folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; give a new folder")
+    paths.require_writable(folder, "DST")
 
 
 def _find_stats(
@@ -294,18 +298,21 @@ def prepare(args: argparse.Namespace) -> sources.Source:
 def main(argv: list[str]) -> None:
     """argv: as sys.argv, the program's name first."""
     args = _arguments(argv[1:])
-    # Two at once would both find the folder empty.
-    with command.user_errors(), locks.writing(args.folder, "give a new folder"):
-        lines = convert(
-            prepare(args),
-            args.folder,
-            args.to,
-            dtype=args.dtype,
-            heads=args.heads,
-            asset_id=args.asset_id or "",
-            norm_stats=args.norm_stats,
-            verify=args.verify,
-        )
+    with command.user_errors():
+        source = prepare(args)
+        _require_new(args.folder)
+        # Two at once would both find the folder empty.
+        with locks.writing(args.folder, "give a new folder"):
+            lines = convert(
+                source,
+                args.folder,
+                args.to,
+                dtype=args.dtype,
+                heads=args.heads,
+                asset_id=args.asset_id or "",
+                norm_stats=args.norm_stats,
+                verify=args.verify,
+            )
     print(secrets.text("\n".join(lines)))
 
 

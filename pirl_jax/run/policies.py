@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
+import time
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from pirl_jax.rollout import actor as actors
 from pirl_jax.run import config, hosts, steps
 from pirl_jax.weights import assets, folders, sources, statistics, store
 
+REMOVAL_S = 2.0  # a checkpoint that is being removed is gone by then
 PROMPT_BUCKET = 16  # tokens: the lengths that prompts are padded to are multiples of it
 
 log = logging.getLogger(__name__)
@@ -182,7 +184,7 @@ def load_policy(
     if iteration >= 0:
         path = run_directory(path) / "checkpoints" / str(iteration)
     # A run that still trains would remove it meanwhile.
-    with folders.holding(path) as place:
+    with folders.holding(path) as place, _while_it_is_there(place):
         folders.require_intact(place)
         return _loaded(settings, sources.open_source(place, settings.policy.network), mesh)
 
@@ -196,6 +198,25 @@ def held(path: str | pathlib.Path, iteration: int) -> Iterator[int]:
     path = pathlib.Path(path)
     with folders.holding(path, iteration) as place:
         yield iteration if place == path else int(place.name)
+
+
+@contextlib.contextmanager
+def _while_it_is_there(path: pathlib.Path) -> Iterator[None]:
+    """Where storage has no locks, a run that still trains removes what somebody reads."""
+    was_there = path.exists()
+    try:
+        yield
+    except Exception as error:
+        # Removing takes a while, too.
+        deadline_s = time.monotonic() + REMOVAL_S
+        while was_there and path.exists() and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+        if not was_there or path.exists():
+            raise
+        raise ValueError(
+            f"checkpoint {path} went away while it was read; its run still trains:"
+            f" run the same command again, or raise run.keep there"
+        ) from error
 
 
 def _loaded(

@@ -1,5 +1,7 @@
 """What run/ adds to the parts it puts together."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -45,6 +47,39 @@ def test_given_statistics_of_another_robot_are_an_error(tmp_path):
             policies.given_stats(config.settings(page))
     normalize.save(page.model.norm_stats, normalize.identity(32, 32))  # openpi's may be padded
     policies.given_stats(config.settings(page))
+
+
+def test_a_checkpoint_that_goes_away_while_it_is_read(tmp_path, monkeypatch):
+    """The run that it belongs to still trains, and keeps the newest ones only."""
+    folder = tmp_path / "run" / "checkpoints" / "8"
+    (folder / "state").mkdir(parents=True)
+    settings = config.settings(recipe.get_config())
+
+    def reading(path, network):
+        shutil.rmtree(path)
+        raise RuntimeError("a page of the words of a library")
+
+    monkeypatch.setattr(policies.sources, "open_source", reading)
+    monkeypatch.setattr(policies.folders, "require_intact", lambda folder: None)
+    said = f"checkpoint {folder} went away while it was read; its run still trains: run the same"
+    with pytest.raises(ValueError, match=f"^{said}"):
+        policies.load_policy(settings, tmp_path / "run", 8, None)
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_other_errors_of_reading_stay_what_they_are(tmp_path, monkeypatch, present):
+    if present:
+        (tmp_path / "checkpoints" / "8").mkdir(parents=True)
+    monkeypatch.setattr(policies, "REMOVAL_S", 0.1)
+
+    def reading(path, network):
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(policies.sources, "open_source", reading)
+    monkeypatch.setattr(policies.folders, "require_intact", lambda folder: None)
+    settings = config.settings(recipe.get_config())
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        policies.load_policy(settings, tmp_path, 8, None)
 
 
 PROMPTS = ["push the cube", "lift it"]
