@@ -249,3 +249,17 @@ def test_statistics_near_a_checkpoint_are_read_before_a_run_begins(refusal, tmp_
     said = refusal(train, PROBE, "--config.run.compilation_cache=", *arguments)
     assert f"state.mean of {path} is no list of finite numbers" in said
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"], "nothing is left behind"
+
+
+@pytest.mark.slow
+def test_a_process_says_one_sentence_of_a_damaged_checkpoint_of_orbax(tmp_path):
+    """Orbax leaves threads behind, whose tracebacks Python would print around it."""
+    folder = tmp_path / "params"
+    shutil.copytree(GOLDEN / "openpi" / "orbax_pi0_tiny" / "pure_bfloat16" / "params", folder)
+    (folder / "manifest.ocdbt").unlink()
+    command = [sys.executable, "-m", "pirl_jax.convert", folder, tmp_path / "out", "--to", "pirl"]
+    options = {"capture_output": True, "text": True, "check": False}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(list(map(str, command)), env=environment, cwd=tmp_path, **options)
+    assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
+    assert done.stderr.count("\n") == 1 and str(folder) in done.stderr, done.stderr

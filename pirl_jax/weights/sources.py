@@ -8,9 +8,11 @@ Knows formats and networks; no training, and of devices only where arrays shall 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -244,6 +246,7 @@ def _refuse_bomb(source: Source) -> None:
 @contextlib.contextmanager
 def _readable(folder: pathlib.Path) -> Iterator[None]:
     """What goes wrong in orbax and tensorstore, as a sentence with the folder."""
+    _keep_quiet()
     try:
         yield
     # Theirs have no base class in common: a damaged file is a KeyError as well as a ValueError.
@@ -252,6 +255,21 @@ def _readable(folder: pathlib.Path) -> Iterator[None]:
         raise ValueError(
             f"{folder} cannot be read as a checkpoint of orbax ({reason}); fetch or copy it again"
         ) from error
+
+
+@functools.cache
+def _keep_quiet() -> None:
+    """When one array fails, orbax closes its loop and leaves the others to tensorstore's threads.
+
+    Python would print a traceback for each of them, around the one sentence.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _our_paths(leaves: Iterable[tuple]) -> dict[str, tuple]:
