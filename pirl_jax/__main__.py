@@ -7,6 +7,8 @@ import importlib
 import signal
 import sys
 
+from pirl_jax.run import preemption
+
 COMMANDS = {
     "train": "fine-tune a policy by reinforcement learning",
     "evaluate": "play every start state of a protocol with a policy",
@@ -22,6 +24,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> None:
     """argv: as sys.argv, the program's name first."""
     argv = sys.argv if argv is None else argv
+    preemption.outlive_readers()
     if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
         print(overview())
         return

@@ -42,6 +42,7 @@ PROBE = {
 LIBERO = {
     "num_iterations": 24,
     "env.max_episode_steps": 20,
+    "env.timeout_s": 60,  # a simulator takes long to build on a busy machine
     "env.render_quality": "light",
     "eval.every": 0,
 }

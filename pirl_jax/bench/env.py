@@ -6,9 +6,7 @@ Times are taken inside the worker, except where workers compete (then it is the 
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
-import concurrent.futures
 import contextlib
-import multiprocessing
 import time
 from typing import Any
 
@@ -295,14 +293,7 @@ def _random_actions(seed: int, count: int) -> np.ndarray:
 
 def _in_process(function: Callable, *arguments: Any) -> Any:
     """Run in a process with a worker's environment: this one stays free of simulators."""
-    # A fork would copy a process that runs threads.
-    context = multiprocessing.get_context("spawn")
-    with (
-        worker.spawning(),
-        concurrent.futures.ProcessPoolExecutor(
-            1, mp_context=context, initializer=worker.live_with_parent
-        ) as executor,
-    ):
+    with worker.processes(1) as executor:
         with child.shielded():
             future = executor.submit(function, *arguments)
         return future.result()

@@ -134,7 +134,7 @@ def watching(sentence: str, code: int | None = None) -> Iterator[Watch]:
     if threading.current_thread() is not threading.main_thread():
         yield watch  # a program that runs a command in a thread keeps its own handlers
         return
-    _outlive_readers()
+    outlive_readers()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     # The bytes reach the thread at once, Python's handlers only between two instructions of the
@@ -206,7 +206,7 @@ class _Output(io.FileIO):
             return len(data)
 
 
-def _outlive_readers() -> None:
+def outlive_readers() -> None:
     """Standard output and error for the rest of the process; not those of a test."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

@@ -6,10 +6,8 @@ but parameters and stats.
 """
 
 from collections.abc import Callable, Iterator
-import concurrent.futures
 import dataclasses
 import itertools
-import multiprocessing
 
 import jax
 import numpy as np
@@ -48,14 +46,8 @@ def collect(settings: config.Settings, playable: starts.Starts) -> list[dict]:
     """
     env = settings.raw.env
     page = settings.raw.sft
-    context = multiprocessing.get_context("spawn")
     make_env = simulators.env_factory(settings)
-    with (
-        worker.spawning(),
-        concurrent.futures.ProcessPoolExecutor(
-            env.num_workers, mp_context=context, initializer=worker.live_with_parent
-        ) as pool,
-    ):
+    with worker.processes(env.num_workers) as pool:
         with child.shielded():
             parts = [
                 pool.submit(_demonstrate, make_env, *job, settings.raw.seed, page.action_noise)

@@ -186,6 +186,15 @@ def test_ctrl_c_while_modules_load_needs_no_traceback():
     assert end(process, signal.SIGINT) == (-signal.SIGINT, "")
 
 
+def test_nobody_has_to_read_what_there_is():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pirl_jax"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(20) == 0
+    process.stderr.close()
+
+
 def test_the_line_names_the_command(monkeypatch):
     words = ["--config", "a b.py", "--config.run.directory=$HOME/x"]
     started = f"-m pirl_jax.train --config 'a b.py' '{words[2]}' --resume auto"

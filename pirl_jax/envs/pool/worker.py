@@ -7,6 +7,7 @@ memory only.  Knows no policy and never imports jax.
 """
 
 from collections.abc import Iterator
+import concurrent.futures
 import contextlib
 import dataclasses
 import faulthandler
@@ -131,6 +132,29 @@ def spawning() -> Iterator[None]:
         sys.modules["__main__"] = main_module
         os.environ.clear()
         os.environ.update(saved_variables)
+
+
+@contextlib.contextmanager
+def processes(count: int) -> Iterator[concurrent.futures.Executor]:
+    """Processes in a worker's world for jobs that need no pool; submit `child.shielded`.
+
+    They live through what their group is sent, and end with this process; where the block fails
+    nobody waits for what they are doing.
+    """
+    # A fork would copy a process that runs threads.
+    context = multiprocessing.get_context("spawn")
+    with (
+        spawning(),
+        concurrent.futures.ProcessPoolExecutor(
+            count, mp_context=context, initializer=live_with_parent
+        ) as executor,
+    ):
+        try:
+            yield executor
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
 
 
 def main(channel_fd: int, lifeline_fd: int, memory_fd: int, stacks_fd: int) -> None:

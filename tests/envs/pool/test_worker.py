@@ -10,6 +10,7 @@ import time
 import types
 
 import psutil
+import pytest
 import troubled
 
 from pirl_jax.envs import child, probes
@@ -139,23 +140,20 @@ def test_other_processes_end_with_their_parent_and_not_before(tmp_path):
     program = tmp_path / "parent.py"
     program.write_text(
         textwrap.dedent(f"""
-        import concurrent.futures, multiprocessing, os, signal, sys, time
+        import os, signal, sys, time
         sys.path.insert(0, {str(ROOT)!r})
         from pirl_jax.envs import child
         from pirl_jax.envs.pool import worker
         if __name__ == "__main__":
-            context = multiprocessing.get_context("spawn")
-            pool = concurrent.futures.ProcessPoolExecutor(
-                1, mp_context=context, initializer=worker.live_with_parent
-            )
-            with worker.spawning(), child.shielded():
-                pid = pool.submit(os.getpid).result()
-                busy = pool.submit(time.sleep, 60)
-            for number in child.ENDING:
-                os.kill(pid, number)
-            time.sleep(0.3)
-            print(pid, int(busy.running()), flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
+            with worker.processes(1) as pool:
+                with child.shielded():
+                    pid = pool.submit(os.getpid).result()
+                    busy = pool.submit(time.sleep, 60)
+                for number in child.ENDING:
+                    os.kill(pid, number)
+                time.sleep(0.3)
+                print(pid, int(busy.running()), flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
         """)
     )
     done = subprocess.run(
@@ -166,6 +164,15 @@ def test_other_processes_end_with_their_parent_and_not_before(tmp_path):
     while _alive(pid) and time.monotonic() < deadline_s:
         time.sleep(0.05)
     assert running and not _alive(pid)
+
+
+def test_who_is_asked_to_end_waits_for_no_other_process():
+    start_s = time.monotonic()
+    with pytest.raises(SystemExit), worker.processes(1) as pool:
+        pool.submit(os.getpid).result()
+        pool.submit(time.sleep, 60)
+        sys.exit(75)
+    assert time.monotonic() - start_s < 20
 
 
 def _alive(pid: int) -> bool:
