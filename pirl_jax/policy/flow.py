@@ -162,7 +162,10 @@ def gaussian_entropy(std: Array) -> Array:
 
 
 def gaussian_kl(mean: Array, std: Array, other_mean: Array, other_std: Array) -> Array:
-    """KL(N(mean, std) || N(other_mean, other_std)) of every entry; 0 where std is 0."""
+    """KL(N(mean, std) || N(other_mean, other_std)) of every entry.
+
+    Where std is 0, which has no finite one, as if both were 1: half the squared distance.
+    """
     is_random = std > 0
     std = jnp.where(is_random, std, 1.0)
     other_std = jnp.where(is_random, other_std, 1.0)
