@@ -27,9 +27,9 @@ import ml_dtypes
 import numpy as np
 
 from pirl_jax import compare
-from pirl_jax.core import outside, spec
+from pirl_jax.core import spec
 from pirl_jax.models import heads, pi0, variants
-from pirl_jax.monitor import report
+from pirl_jax.monitor import journal, report
 from pirl_jax.policy import normalize, tokenizer
 from pirl_jax.rollout import stream
 from pirl_jax.run import recipes, results
@@ -406,7 +406,9 @@ class Run:
         self.metrics = json.dumps(row | {"time/iteration": 1.5}) + "\n"
 
     def damage(self, draw):
-        name = draw.choice(list(self.files))
+        name = draw.choice([*self.files, "metrics.jsonl"])
+        if name == "metrics.jsonl":
+            return name, damaged_json(draw, self.metrics.encode()) + b"\n"
         return name, damaged_json(draw, json.dumps(self.files[name]).encode())
 
     def place(self, folder, data):
@@ -431,22 +433,22 @@ class Episodes:
     def __init__(self):
         self.episodes = [stream.Episode(task, 7) for task in range(3)]
         rows = [results.row(stream.Result(episode, True, 1.0, 30, 6)) for episode in self.episodes]
-        self.honest = [json.dumps(row).encode() for row in rows]
+        self.header = {"policy": {"name": "x"}, "protocol": {"tasks": [0, 1]}}
+        self.honest = [json.dumps(row).encode() for row in (self.header, *rows)]
 
     def damage(self, draw):
         lines = list(self.honest)
         which = draw.randrange(len(lines))
         lines[which] = damaged_json(draw, lines[which])
-        return b"\n".join(lines)
+        return b"\n".join(lines) + b"\n"
 
     def place(self, folder, data):
         (folder / "episodes.jsonl").write_bytes(data)
-        return folder / "episodes.jsonl"
+        return folder  # of another evaluation's the folder is named
 
     def read(self, path):
-        lines = path.read_bytes().split(b"\n")
-        rows = [outside.parse_json(line, path) for line in lines]
-        results.finished(rows, self.episodes, path)
+        with journal.Journal(path / "episodes.jsonl", self.header) as notes:
+            results.finished(notes.rows, self.episodes, notes.path)
 
 
 class Orbax:

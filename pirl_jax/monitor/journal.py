@@ -62,7 +62,8 @@ class Journal:
         changes = log.config_changes(noted, header)
         if changes:
             raise ValueError(
-                f"{self.path.parent} holds results of another evaluation ({'; '.join(changes)}); "
+                f"{self.path.parent} holds results of another evaluation "
+                f"({'; '.join(map(outside.shown, changes))}); "
                 f"give another folder with --output, or delete this one"
             )
 
