@@ -55,7 +55,9 @@ def storage_error(error: Exception) -> str:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Orbax prints the tracebacks of errors that it raises as well."""
+    """Orbax prints the tracebacks of errors that it raises as well, and asyncio those of orbax."""
+    if record.name == "asyncio":
+        return not (record.exc_info and isinstance(record.exc_info[1], OSError))
     return f"{os.sep}orbax{os.sep}" not in record.pathname or record.levelno < logging.ERROR
 
 
@@ -88,7 +90,8 @@ class Store:
         self._failures = 0  # in a row
         self._refusal = ""  # the last one
         self._protected: int | None = None
-        logging.getLogger("absl").addFilter(_is_news)
+        for logger in ("absl", "asyncio"):
+            logging.getLogger(logger).addFilter(_is_news)
 
     def save(self, iteration: int, state: Any, extra: dict | None = None) -> None:
         """Start writing `state` and the JSON dict `extra`.
@@ -283,9 +286,16 @@ class Store:
             raise self._failure()
 
     def close(self) -> None:
-        """Finish the running save and let go of the folder."""
+        """Finish the running save and let go of the folder.
+
+        A save that fails is no more than a warning here: `wait` and `finish` end a command with
+        it, and what ends it already is not to be hidden.
+        """
         try:
-            self._settle()
+            try:
+                self._settle()
+            except endings.Failure as error:
+                log.warning("%s", error)
             # What was read meanwhile; a reader may stay, and the next start prunes again.
             if self._iteration >= 0 and not jax.process_index():
                 self._prune()

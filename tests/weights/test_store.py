@@ -316,6 +316,15 @@ def test_failures_in_a_row_end_the_run_and_older_checkpoints_stay(store, monkeyp
     assert number(store, 1) == 1 and number(store, 2) == 2
 
 
+def test_closing_hides_no_other_end(tmp_path, monkeypatch, caplog):
+    opened = store_.Store(tmp_path)
+    refuse(opened, monkeypatch, 3)
+    for iteration in (1, 2, 3):
+        opened.save(iteration, {"w": np.ones(1)})
+    opened.close()
+    assert "3 times in a row" in caplog.text
+
+
 def test_an_error_of_another_kind_keeps_its_traceback(store, monkeypatch):
     monkeypatch.setattr(folders, "seal", lambda folder: {}["mistake"])
     store.save(1, {"w": np.ones(1)})
