@@ -56,6 +56,8 @@ class Guard:
         self._rollbacks, rows = meshes.gather(mine)[0]
         for row in rows:
             self._note(row["iteration"], row)
+        # Nothing better is known than what the run starts from, whose save may be under way.
+        run.store.protect(run.first_iteration)
         self._protect()
         self._shrink()
         if self._rollbacks:
@@ -159,7 +161,10 @@ class Guard:
         return max((each for each in saved if each <= self._proven), default=None)
 
     def _protect(self) -> None:
-        self._run.store.protect(self._healthy())
+        """An older healthy one goes on being protected while the newest is being written."""
+        healthy = self._healthy()
+        if healthy is not None:
+            self._run.store.protect(healthy)
 
     def _shrink(self) -> None:
         run = self._run

@@ -105,6 +105,18 @@ def test_the_last_healthy_checkpoint_is_never_removed(start):
     assert seen == [[0], [0, 1], [0, 2], [0, 3], [3, 4], [3, 5], [5, 6]]
 
 
+def test_a_checkpoint_that_is_still_being_written_is_protected_in_time(start, monkeypatch):
+    """keep=1 on a slow disk: the first iteration is over before the start is on it."""
+    run = start()
+    with monkeypatch.context() as patch:
+        patch.setattr(divergence.folders, "standing", lambda directory: [])
+        run.guard.watch(0, GOOD | {"actor/approx_kl": 0.1})
+    run.save(1)
+    run.guard.watch(1, NOT_FINITE | {"actor/approx_kl": 0.1})
+    run.save(2)
+    assert run.standing == [0, 2]
+
+
 def test_iterations_without_a_finite_gradient_end_a_run(start):
     """In a row; a rollout without a signal is no fault, and forgives none."""
     run = start()
