@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pirl_jax.core import endings
+from pirl_jax.core import endings, outside
 from pirl_jax.core import mesh as meshes
 from pirl_jax.weights import accounting, folders
 
@@ -48,16 +48,19 @@ TENSORSTORE_ERRNO = re.compile(r"os_error_code='(\d+)'")
 
 def storage_error(error: Exception) -> str:
     """The storage's own words, "No space left on device"; "" for an error of another kind."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error) or type(error).__name__
     number = TENSORSTORE_ERRNO.search(str(error))
-    return os.strerror(int(number[1])) if number else ""
+    if number:
+        return os.strerror(int(number[1]))
+    if not isinstance(error, OSError):
+        return ""
+    # Without a number it may be a page of a library's words.
+    return error.strerror or outside.shown(error) or type(error).__name__
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Orbax prints the tracebacks of errors that it raises as well, and asyncio those of orbax."""
     if record.name == "asyncio":
-        return not (record.exc_info and isinstance(record.exc_info[1], OSError))
+        return not (record.exc_info and storage_error(record.exc_info[1]))
     return f"{os.sep}orbax{os.sep}" not in record.pathname or record.levelno < logging.ERROR
 
 
@@ -200,6 +203,9 @@ class Store:
     def _note(self, reason: str) -> None:
         """A failure is said, and the last one ends the run."""
         self._failures += 1
+        # Errors that orbax still keeps would meet the next save.
+        with contextlib.suppress(OSError, ValueError):
+            self._checkpointer.wait_until_finished()
         self._refusal = f"{self._folder(self._iteration)} could not be written ({reason})"
         if not jax.process_index():
             folders.drop_partial(self.directory, self._iteration)
@@ -301,7 +307,9 @@ class Store:
                 self._prune()
         finally:
             self._background.shutdown()
-            self._checkpointer.close()
+            # What the storage refused has been said.
+            with contextlib.suppress(OSError):
+                self._checkpointer.close()
 
     def _standing(self) -> list[int]:
         """Iterations of complete checkpoints, the same on all hosts."""
