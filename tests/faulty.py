@@ -1,4 +1,6 @@
-"""A probe whose simulator now and then sends a state that is not finite."""
+"""A probe whose simulator now and then sends a state that is not finite, and one that dies."""
+
+import os
 
 import numpy as np
 
@@ -19,3 +21,8 @@ class Faulty(probes.Delayed):
         if self._count % self._period == 0:
             step.state[2] = np.nan
         return step
+
+
+def dying():
+    """A factory in whose process the renderer crashes."""
+    os._exit(1)

@@ -22,6 +22,7 @@ from pirl_jax import __main__ as pirl
 from pirl_jax import compare, convert, doctor, download, evaluate, serve, train
 from pirl_jax.bench import __main__ as bench
 from pirl_jax.core import mesh as meshes
+from pirl_jax.envs.pool import supervisor
 from pirl_jax.weights import transfer
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -534,6 +535,18 @@ def test_a_full_disk_at_work_is_a_sentence(command, places, capsys, monkeypatch)
     _working(monkeypatch, command, OSError(28, "No space left on device", "/runs/x/metrics.jsonl"))
     said = "/runs/x/metrics.jsonl: No space left on device; make space or choose another place"
     check(command.main, [PROBE, NO_CACHE], said, places, capsys)
+
+
+@pytest.mark.parametrize("command", [train, evaluate])
+def test_simulators_that_fail_are_a_sentence_below_their_stack(command, capsys, monkeypatch):
+    what = "died without a word (signal 11, SIGSEGV)\n  a stack\nfirst of 4 failures"
+    _working(monkeypatch, command, supervisor.EnvError(3, 1, 7, what))
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["pirl", PROBE, NO_CACHE])
+    *details, last = capsys.readouterr().err.rstrip().splitlines()
+    assert exit_.value.code == 2 and details == ["  a stack", "first of 4 failures"]
+    assert last.startswith("error: env 3 (task 1, init state 7) died without a word (signal 11")
+    assert last.endswith("or raise env.restarts_per_hour")
 
 
 @pytest.mark.parametrize("command", [train, evaluate])

@@ -21,7 +21,7 @@ from pirl_jax.envs import child
 from pirl_jax.learner import update
 from pirl_jax.monitor import log
 from pirl_jax.rollout import stream as streams
-from pirl_jax.run import evaluation, preemption
+from pirl_jax.run import evaluation, preemption, teach
 from pirl_jax.weights import folders, store
 from tests import faulty
 
@@ -585,6 +585,14 @@ def test_demonstrations_that_all_fail(tmp_path, capsys):
         "none of 1 demonstrations per task succeeded; raise env.max_episode_steps=5"
         in capsys.readouterr().err
     )
+
+
+def test_a_process_of_demonstrations_that_dies(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(teach.simulators, "env_factory", lambda settings: faulty.dying)
+    with pytest.raises(SystemExit) as exit_:
+        start("quickstart.py", tmp_path, sft__demonstrations=1)
+    assert exit_.value.code == 2
+    assert "error: a process that plays demonstrations died (" in capfd.readouterr().err
 
 
 # ---- guards: counters that decide what is drawn, fields of an evaluation ------------------------

@@ -19,6 +19,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from pirl_jax.core import bounds, endings, paths, secrets
+from pirl_jax.envs.pool import supervisor
 from pirl_jax.run import recipes, reference
 
 # What belongs to the page, and is read by absl, which ml_collections builds on.
@@ -278,13 +279,18 @@ def user_errors() -> Iterator[None]:
 def known_endings() -> Iterator[None]:
     """While a command works: an ending that has a sentence needs no traceback.
 
-    So does what the machine refuses, such as a full disk.
+    So does what the machine refuses, such as a full disk, and what simulators fail of.
     """
     try:
         yield
     except endings.Failure as ending:
         _say(str(ending), ending.prefix)
         sys.exit(ending.code)
+    except supervisor.EnvError as error:
+        summary, _, details = str(error).partition("\n")
+        print(secrets.text(details), file=sys.stderr)
+        _say(f"{summary}; mend what the lines above say, or raise env.restarts_per_hour")
+        sys.exit(endings.Failure.code)
     except OSError as error:
         sentence = endings.about(error)
         if sentence is None:

@@ -6,6 +6,7 @@ but parameters and stats.
 """
 
 from collections.abc import Callable, Iterator
+import concurrent.futures
 import dataclasses
 import itertools
 
@@ -53,7 +54,13 @@ def collect(settings: config.Settings, playable: starts.Starts) -> list[dict]:
                 pool.submit(_demonstrate, make_env, *job, settings.raw.seed, page.action_noise)
                 for job in _jobs(settings, playable)
             ]
-        played = list(itertools.chain.from_iterable(part.result() for part in parts))
+        try:
+            played = list(itertools.chain.from_iterable(part.result() for part in parts))
+        except concurrent.futures.BrokenExecutor as error:
+            raise endings.Failure(
+                f"a process that plays demonstrations died ({error}): memory was short, or its "
+                f"renderer crashed; lower env.num_workers={env.num_workers}, or run pirl doctor"
+            ) from error
     episodes = [episode for episode in played if episode["success"]]
     faults = [episode["fault"] for episode in played if "fault" in episode]
     if faults:
