@@ -7,8 +7,10 @@ import os
 
 from pirl_jax.envs import base, probes
 from pirl_jax.envs.gl import backends
+from pirl_jax.envs.libero import files
 from pirl_jax.envs.pool import pool as pools
-from pirl_jax.envs.pool import queue
+from pirl_jax.envs.pool import queue, worker
+from pirl_jax.monitor import progress
 from pirl_jax.run import config, machine
 
 
@@ -82,6 +84,7 @@ def open_envs(
     render_devices = tuple(env.render_devices)
     variables = _check_machine(num_envs, num_workers, env.image_size_px, backend, render_devices)
     os.environ.update(variables)
+    _prepare_light_pictures(settings)
     pool = pools.EnvPool(
         make_env or env_factory(settings),
         num_envs,
@@ -94,6 +97,22 @@ def open_envs(
     )
     with pool, queue.ReadyQueue(pool) as ready:
         yield ready
+
+
+def _prepare_light_pictures(settings: config.Settings) -> None:
+    """LIBERO's light meshes and textures are made once per machine; shows progress."""
+    env = settings.raw.env
+    if env.suite not in files.SUITES or env.render_quality != "light":
+        return
+    from pirl_jax.envs.libero import light  # brings mujoco, which is checked now
+
+    assets = files.find_assets(env.assets)
+    tasks = env.tasks or range(len(files.tasks(env.suite)))
+    missing = light.missing(env.suite, tasks, assets)
+    if missing:
+        name = "light meshes and textures, once per machine"
+        with progress.track(name, total=len(missing), unit="tasks") as advance:
+            light.prepare(missing, assets, worker.environment(), advance)
 
 
 @functools.cache

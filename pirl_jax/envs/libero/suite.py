@@ -162,7 +162,7 @@ def make(
 ) -> Libero:
     """An env of one suite.
 
-    `max_episode_steps` defaults to the protocol's, `assets` to $PIRL_LIBERO_ASSETS or LIBERO's own;
+    `max_episode_steps` defaults to the protocol's, `assets` to what `files.find_assets` finds;
     `render_quality` is exact (stock LIBERO's pictures) or light (fewer triangles, no multisampling,
     no reflection; the same physics); `cached_tasks` is the number of simulators this process keeps,
     0.3 to 0.5 GB each.
