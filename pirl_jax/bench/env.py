@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-size", type=int, default=128, help="pixels of both cameras (default 128)"
     )
     parser.add_argument(
-        "--assets", default=None, help="LIBERO's assets; default $PIRL_LIBERO_ASSETS"
+        "--assets", default=None, help="LIBERO's assets; default: where training finds them"
     )
     parser.add_argument(
         "--workers",

@@ -67,7 +67,7 @@ class Env(Section):
     )
     assets: str = plain(
         "",
-        "folder of LIBERO's meshes; empty = $PIRL_LIBERO_ASSETS, else libero's own download",
+        "folder of LIBERO's meshes; empty = $PIRL_LIBERO_ASSETS, the packages, or a download",
     )
     render_quality: str = one_of(
         ("exact", "light"),

@@ -7,6 +7,7 @@ import os
 
 from pirl_jax.envs import base, probes
 from pirl_jax.envs.gl import backends
+from pirl_jax.envs.libero import assets as asset_files
 from pirl_jax.envs.libero import files
 from pirl_jax.envs.pool import pool as pools
 from pirl_jax.envs.pool import queue, worker
@@ -106,13 +107,13 @@ def _prepare_light_pictures(settings: config.Settings) -> None:
         return
     from pirl_jax.envs.libero import light  # brings mujoco, which is checked now
 
-    assets = files.find_assets(env.assets)
+    folder = files.find_assets(env.assets)
     tasks = env.tasks or range(len(files.tasks(env.suite)))
-    missing = light.missing(env.suite, tasks, assets)
+    missing = light.missing(env.suite, tasks, folder)
     if missing:
         name = "light meshes and textures, once per machine"
         with progress.track(name, total=len(missing), unit="tasks") as advance:
-            light.prepare(missing, assets, worker.environment(), advance)
+            light.prepare(missing, folder, worker.environment(), advance)
 
 
 @functools.cache
@@ -137,3 +138,14 @@ def renderer(settings: config.Settings) -> str | None:
     if env.suite.startswith("probe_"):
         return None
     return backends.describe(os.environ.get("MUJOCO_GL", "egl"), *env.render_devices[:1])
+
+
+def assets(settings: config.Settings) -> dict | None:
+    """Which meshes and textures are drawn; part of every result.  None: those of the package.
+
+    Raises:
+      ValueError: LIBERO's are not there.
+    """
+    if config.rules(settings.raw) is None:
+        return None
+    return asset_files.identity(files.find_assets(settings.raw.env.assets))
