@@ -265,6 +265,23 @@ def test_two_thousand_resets_do_not_grow(libero_assets):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, task", [("libero_object", 0), ("libero_spatial", 0), ("libero_10", 2)]
+)
+def test_a_worker_with_light_pictures_takes_half_a_gigabyte(libero_assets, name, task):
+    """One kept task at the usual size; exact ones take 1.0 to 1.3 GB, and so did light ones."""
+    make = functools.partial(
+        suite.make, name, libero_assets, 256, render_quality="light", cached_tasks=1
+    )
+    with pools.start(make, num_envs=1, timeout_s=300) as envs:
+        envs.reset([0], [task], [0])
+        envs.recv([0])
+        envs.send([0], ACTIONS[None])
+        envs.recv([0])
+        assert psutil.Process(envs.process_ids[0]).memory_info().rss < 0.5e9
+
+
+@pytest.mark.slow
 def test_task_switches_do_not_grow(libero_assets):
     env = blind(libero_assets, seed=11, cached_tasks=1)
     for i in range(4):
