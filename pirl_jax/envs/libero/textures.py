@@ -10,13 +10,13 @@ import io
 import pathlib
 import xml.etree.ElementTree as ElementTree
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from pirl_jax.envs.libero import files, kept
 
 FOLDER = "textures"
 MAX_SIDE_PX = 512  # of the longer side
-CODE = 1  # counts changes of `smaller`: cached files of other code are not read
+CODE = 2  # counts changes of `smaller`: cached files of other code are not read
 RECIPE = (CODE, MAX_SIDE_PX)  # what a kept file depends on, besides its source
 # Attributes that say where in the picture the faces of a cube lie: its size matters.
 LAID_OUT = ("gridsize", "gridlayout")
@@ -66,9 +66,12 @@ def smaller(source: pathlib.Path) -> bytes:
 
     Every texel is the mean of those that it replaces, as in the mipmaps that OpenGL would make.
     """
+    chunks = PngImagePlugin.PngInfo()
     with Image.open(source) as picture:
         colours = picture.convert("RGB")  # MuJoCo drops transparency too
+        if "srgb" in picture.info:  # and draws such a picture darker
+            chunks.add(b"sRGB", bytes([picture.info["srgb"]]))
     colours.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.BOX, reducing_gap=None)
     written = io.BytesIO()
-    colours.save(written, "PNG")
+    colours.save(written, "PNG", pnginfo=chunks)
     return written.getvalue()

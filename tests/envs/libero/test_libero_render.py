@@ -267,6 +267,7 @@ def test_light_moves_as_exact_and_looks_alike(suite, task, make_stock):
             for camera in panda.CAMERAS
         ]
         assert 0 < np.mean(differences) < 6, "1 to 3.5 measured"
+        np.testing.assert_array_equal(light_model.tex_colorspace, model.tex_colorspace)
         assert light_model.nmeshface < 0.45 * model.nmeshface
         exact.close()
         light.close()

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import mujoco
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 import pytest
 
 from pirl_jax.envs.libero import textures
@@ -16,11 +16,13 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "pirl_jax" / "textures"
 
 
-def picture(path, width, height, mode="RGB"):
+def picture(path, width, height, channels=3, srgb=False):
     """A PNG of random colours -> its pixels."""
-    channels = len(mode)
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
-    Image.fromarray(pixels, mode).save(path)
+    chunks = PngImagePlugin.PngInfo()
+    if srgb:
+        chunks.add(b"sRGB", b"\0")
+    Image.fromarray(pixels).save(path, pnginfo=chunks)
     return pixels
 
 
@@ -42,11 +44,10 @@ def colours(model):
     return model.tex_data.reshape(size)
 
 
-@pytest.mark.filterwarnings("ignore:'mode' parameter:DeprecationWarning")
-@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_a_texel_is_the_mean_of_those_it_replaces(cache, tmp_path, mode):
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_texel_is_the_mean_of_those_it_replaces(cache, tmp_path, channels):
     """Transparency has no say: MuJoCo drops it."""
-    pixels = picture(tmp_path / "large.png", 1024, 512, mode)
+    pixels = picture(tmp_path / "large.png", 1024, 512, channels)
     model = mujoco.MjModel.from_xml_string(textures.shrink(scene(tmp_path / "large.png")))
     found = colours(model)
     assert found.shape == (256, 512, 3)
@@ -54,6 +55,17 @@ def test_a_texel_is_the_mean_of_those_it_replaces(cache, tmp_path, mode):
     np.testing.assert_array_equal(exact, pixels[..., :3], "what MuJoCo itself reads")
     means = exact.reshape(256, 2, 512, 2, 3).mean((1, 3))
     assert np.abs(found - means).max() < 2
+
+
+@pytest.mark.parametrize("srgb", [False, True])
+def test_a_picture_keeps_its_colour_space(cache, tmp_path, srgb):
+    """MuJoCo draws the same colours darker where the file says that they are sRGB."""
+    picture(tmp_path / "large.png", 600, 600, srgb=srgb)
+    xml = scene(tmp_path / "large.png")
+    exact = mujoco.MjModel.from_xml_string(xml)
+    light = mujoco.MjModel.from_xml_string(textures.shrink(xml))
+    assert light.tex_width[0] == 512 and light.tex_colorspace[0] == exact.tex_colorspace[0]
+    assert (exact.tex_colorspace[0] == mujoco.mjtColorSpace.mjCOLORSPACE_SRGB) is srgb
 
 
 def test_small_pictures_and_those_of_a_layout_stay(cache, tmp_path):
