@@ -103,17 +103,17 @@ def open_envs(
 def _prepare_light_pictures(settings: config.Settings) -> None:
     """LIBERO's light meshes and textures are made once per machine; shows progress."""
     env = settings.raw.env
-    if env.suite not in files.SUITES or env.render_quality != "light":
+    if config.rules(settings.raw) is None or env.render_quality != "light":
         return
     from pirl_jax.envs.libero import light  # brings mujoco, which is checked now
 
-    folder = files.find_assets(env.assets)
-    tasks = env.tasks or range(len(files.tasks(env.suite)))
-    missing = light.missing(env.suite, tasks, folder)
+    of_suite = env_factory(settings)()
+    tasks = env.tasks or range(of_suite.spec.num_tasks)
+    missing = light.missing([of_suite.setup(task) for task in tasks])
     if missing:
         name = "light meshes and textures, once per machine"
         with progress.track(name, total=len(missing), unit="tasks") as advance:
-            light.prepare(missing, folder, worker.environment(), advance)
+            light.prepare(missing, worker.environment(), advance)
 
 
 @functools.cache

@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 from pirl_jax.envs.libero import files
 
-# Of each folder: the least recently used files go first.  Those of all of LIBERO and LIBERO-PRO
-# take a tenth of it.
-MAX_BYTES = 500e6
+# Of each folder: the least recently used files go first.  Those of all of LIBERO's 130 tasks take
+# less than a fifth of it.
+MAX_BYTES = 100e6
 TOUCH_S = 3600.0  # a file that was used this long ago counts as old, until it is used again
 
 

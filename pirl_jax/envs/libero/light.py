@@ -2,14 +2,16 @@
 
 Once per machine, by as many processes as it has cores; each file is made by one of them.  Where
 this has not run, a simulator makes what it lacks when it is built.
-`python -m pirl_jax.envs.libero.light ASSETS SUITE TASK,TASK,...` is one of the processes.
+`python -m pirl_jax.envs.libero.light TASKS` is one of the processes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import concurrent.futures
+import dataclasses
 import hashlib
+import math
 import os
-import pathlib
+import pickle
 import sys
 from typing import NamedTuple
 
@@ -19,40 +21,44 @@ from pirl_jax.envs.libero import files, kept, meshes, textures
 from pirl_jax.envs.libero import simulator as simulators
 
 FOLDER = "prepared"  # an empty file per task that is done
+# Of more tasks, so many at equal distances: they share nearly all files.
+MAX_TASKS = 150
 TASKS_PER_PROCESS = 4  # one after another: a process takes seconds to start
-PROCESSES_PER_TASK = 4  # at most: a task has about twenty files
+PROCESSES_PER_TASK = 4  # at most: few of a task's files take long
 TIMEOUT_S = 600.0  # of a process
 
 
 class Task(NamedTuple):
-    """One task, and the name of the note that it is done."""
+    """What a simulator of one task is built from, and the name of the note that it is done."""
 
-    suite: str
-    task: int
+    setup: simulators.Setup
     note: str
 
 
-def missing(suite: str, tasks: Iterable[int], assets: pathlib.Path) -> list[Task]:
-    """The tasks for which nobody has prepared this machine yet; forgets what was long unused."""
+def missing(setups: Sequence[simulators.Setup]) -> list[Task]:
+    """The tasks that nobody has prepared on this machine yet; forgets what was long unused."""
     for name in (meshes.FOLDER, textures.FOLDER):
         kept.trim(name)
-    version = (asset_files.identity(assets), meshes.RECIPE, textures.RECIPE)
+    recipe = (meshes.RECIPE, textures.RECIPE, files.version("hf-libero"))
+    assets = {}  # which they are, by folder
     found = []
-    for task in tasks:
-        text = files.bddl_file(suite, task).read_text()
-        note = hashlib.sha256(repr((version, text)).encode()).hexdigest()[:24]
+    step = max(1, math.ceil(len(setups) / MAX_TASKS))
+    for setup in setups[::step]:
+        if setup.assets not in assets:
+            assets[setup.assets] = asset_files.identity(setup.assets)
+        # The pictures of a task depend on neither.
+        setup = dataclasses.replace(setup, settle_steps=1, seed=0)
+        about = repr((recipe, assets[setup.assets], setup))
+        note = hashlib.sha256(about.encode()).hexdigest()[:24]
         if not (kept.folder(FOLDER) / note).exists():
-            found.append(Task(suite, task, note))
+            found.append(Task(setup, note))
     return found
 
 
 def prepare(
-    tasks: Sequence[Task],
-    assets: pathlib.Path,
-    variables: Mapping[str, str],
-    advance: Callable[[int], None],
+    tasks: Sequence[Task], variables: Mapping[str, str], advance: Callable[[int], None]
 ) -> None:
-    """Make the files of these tasks of one suite; `advance(count)` after some of them.
+    """Make the files of these tasks; `advance(count)` after some of them.
 
     `variables` are the environment variables that simulators start with.
 
@@ -68,7 +74,7 @@ def prepare(
     with concurrent.futures.ThreadPoolExecutor(cores) as threads:
         at_work = []
         for group in groups:
-            same = [threads.submit(_ask, group, assets, variables) for _ in range(times)]
+            same = [threads.submit(_ask, group, variables) for _ in range(times)]
             at_work.append((group, same))
         for group, same in at_work:
             for process in same:
@@ -78,29 +84,26 @@ def prepare(
             advance(len(group))
 
 
-def _ask(group: Sequence[Task], assets: pathlib.Path, variables: Mapping[str, str]) -> None:
+def _ask(group: Sequence[Task], variables: Mapping[str, str]) -> None:
     """Have a process of its own build these tasks."""
-    suite = group[0].suite
-    numbers = ",".join(str(task.task) for task in group)
-    arguments = ["-m", "pirl_jax.envs.libero.light", str(assets), suite, numbers]
+    setups = [task.setup for task in group]
+    arguments = ["-m", "pirl_jax.envs.libero.light", pickle.dumps(setups).hex()]
     try:
         child.ask(arguments, variables, TIMEOUT_S)
     except child.ChildError as error:
+        names = ", ".join(f"{setup.suite} {setup.task}" for setup in setups)
         raise ValueError(
-            f"the light meshes and textures of {suite}, tasks {numbers}, could not be made"
-            f" ({error}); run python -m pirl_jax.doctor, or set env.render_quality=exact"
+            f"the light meshes and textures of {names} could not be made ({error}); run"
+            " python -m pirl_jax.doctor, or set env.render_quality=exact"
         ) from error
 
 
-def build(assets: str, suite: str, tasks: str) -> dict:
+def build(setups: Iterable[simulators.Setup]) -> dict:
     """In the process: a simulator makes what it lacks, and its first step compiles the controller.
 
     -> nothing to tell
     """
-    for task in tasks.split(","):
-        setup = simulators.Setup(
-            suite, int(task), pathlib.Path(assets), settle_steps=1, seed=0, light=True
-        )
+    for setup in setups:
         simulator = simulators.Simulator(setup)
         simulator.start(init_state=0)
         simulator.close()
@@ -108,4 +111,4 @@ def build(assets: str, suite: str, tasks: str) -> dict:
 
 
 if __name__ == "__main__":
-    child.answer(lambda: build(*sys.argv[1:]))
+    child.answer(lambda: build(pickle.loads(bytes.fromhex(sys.argv[1]))))
