@@ -74,11 +74,15 @@ def test_results_name_the_packages(libero_assets):
         assert (found["files"], found["bytes"]) == (864, 648_375_462)
 
 
-def test_other_assets_are_told_apart(tmp_path):
+def test_other_assets_are_told_apart(tmp_path, monkeypatch):
     """By a name, by a size; not by where they lie, or in which order the disk lists them."""
     first = folder(tmp_path / "1", {"a.xml": b"12", "b/c.png": b"345"})
     same = folder(tmp_path / "2", {"b/c.png": b"678", "a.xml": b"90"})
-    assert assets.identity(first) == assets.identity(same)
+    found = assets.identity(first)
+    listed = pathlib.Path.rglob
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "rglob", lambda *of: reversed(list(listed(*of))))
+        assert assets.identity(same) == found
     assert assets.identity(first)["files"] == 2 and assets.identity(first)["bytes"] == 5
     assert assets.identity(first)["package"] is None
     others = [
