@@ -1,7 +1,7 @@
 """Real LIBERO on two CPU cores: few-shot SFT of a small model on a scripted expert's
 demonstrations, then PPO with flow-SDE.
 
-    PIRL_LIBERO_ASSETS=... python -m pirl_jax.train --config configs/libero_small.py
+    python -m pirl_jax.train --config configs/libero_small.py
 
 One libero_object task, images of 64 px, light rendering (the same physics).  All 50 start states
 train and evaluate, as in the published protocol.  launch/learning.sh runs its variants; results:

@@ -1,7 +1,7 @@
 """The libero_spatial recipe with a tiny, untrained model and two simulators: shows that every part
 runs in real LIBERO.
 
-    PIRL_LIBERO_ASSETS=... python -m pirl_jax.train --config configs/libero_spatial_ppo_pi0_tiny.py
+    python -m pirl_jax.train --config configs/libero_spatial_ppo_pi0_tiny.py
 
 Minutes on two CPU cores; success stays 0 (nothing taught this model).
 """

@@ -2,7 +2,7 @@
 # Runs the benchmarks of this machine and leaves their JSON in docs/bench/:  bash launch/bench.sh [benchmark ...]
 #   PIRL_BENCH_NAME     what the files are called after (default: cpu, or the accelerator's name)
 #   PIRL_BENCH_REPEATS  interleaved repeats (default: 5)
-# Without arguments all of them; env needs LIBERO's assets (PIRL_LIBERO_ASSETS) and is left out where they are not set.
+# Without arguments all of them; env needs LIBERO's assets and is left out with PIRL_LIBERO=no.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -11,7 +11,7 @@ name="${PIRL_BENCH_NAME:-$(python -c 'import jax; print(jax.devices()[0].device_
 benchmarks=("$@")
 if [[ $# -eq 0 ]]; then
   benchmarks=(plan update rollout latency end2end)
-  [[ -z "${PIRL_LIBERO_ASSETS:-}" ]] || benchmarks+=(env)
+  [[ "${PIRL_LIBERO:-yes}" == no ]] || benchmarks+=(env)
 fi
 for benchmark in "${benchmarks[@]}"; do
   # Plans only read what a compiler says about memory: LLVM need not optimise what never runs.

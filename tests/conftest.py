@@ -21,6 +21,8 @@ import jax
 import pytest
 import reference_files
 
+from pirl_jax.envs.libero import files
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -37,11 +39,13 @@ def vectors() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def libero_assets() -> pathlib.Path:
-    """LIBERO's meshes and scenes beside the vectors; they are not part of the repository either."""
-    folder = reference_files.ALL.parent / "libero_assets"
-    if not folder.is_dir():
-        pytest.skip(f"LIBERO assets not found at {folder}")
-    return folder
+    """LIBERO's meshes and scenes: $PIRL_LIBERO_ASSETS, else those of the installed packages."""
+    try:
+        return files.find_assets(None)
+    except ValueError as error:
+        if os.environ.get(files.ASSETS_VARIABLE):
+            raise  # named, and not there: no reason to skip
+        pytest.skip(f"LIBERO's assets are not installed: {error}")
 
 
 # Files that one process works on for minutes.  Begun last, they would leave the other idle.

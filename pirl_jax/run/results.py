@@ -42,6 +42,7 @@ def protocol(
         "render_quality": env.render_quality,
         "spread": env.spread,
         "seed": settings.raw.seed,
+        "assets": simulators.assets(settings),
     }
 
 

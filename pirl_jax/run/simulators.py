@@ -7,8 +7,11 @@ import os
 
 from pirl_jax.envs import base, probes
 from pirl_jax.envs.gl import backends
+from pirl_jax.envs.libero import assets as asset_files
+from pirl_jax.envs.libero import files
 from pirl_jax.envs.pool import pool as pools
-from pirl_jax.envs.pool import queue
+from pirl_jax.envs.pool import queue, worker
+from pirl_jax.monitor import progress
 from pirl_jax.run import config, machine
 
 
@@ -82,6 +85,7 @@ def open_envs(
     render_devices = tuple(env.render_devices)
     variables = _check_machine(num_envs, num_workers, env.image_size_px, backend, render_devices)
     os.environ.update(variables)
+    _prepare_light_pictures(settings)
     pool = pools.EnvPool(
         make_env or env_factory(settings),
         num_envs,
@@ -94,6 +98,22 @@ def open_envs(
     )
     with pool, queue.ReadyQueue(pool) as ready:
         yield ready
+
+
+def _prepare_light_pictures(settings: config.Settings) -> None:
+    """LIBERO's light meshes and textures are made once per machine; shows progress."""
+    env = settings.raw.env
+    if config.rules(settings.raw) is None or env.render_quality != "light":
+        return
+    from pirl_jax.envs.libero import light  # brings mujoco, which is checked now
+
+    of_suite = env_factory(settings)()
+    tasks = env.tasks or range(of_suite.spec.num_tasks)
+    missing = light.missing([of_suite.setup(task) for task in tasks])
+    if missing:
+        name = "light meshes and textures, once per machine"
+        with progress.track(name, total=len(missing), unit="tasks") as advance:
+            light.prepare(missing, worker.environment(), advance)
 
 
 @functools.cache
@@ -118,3 +138,14 @@ def renderer(settings: config.Settings) -> str | None:
     if env.suite.startswith("probe_"):
         return None
     return backends.describe(os.environ.get("MUJOCO_GL", "egl"), *env.render_devices[:1])
+
+
+def assets(settings: config.Settings) -> dict | None:
+    """Which meshes and textures are drawn; part of every result.  None: those of the package.
+
+    Raises:
+      ValueError: LIBERO's are not there.
+    """
+    if config.rules(settings.raw) is None:
+        return None
+    return asset_files.identity(files.find_assets(settings.raw.env.assets))

@@ -69,12 +69,15 @@ def test_a_tiny_run(libero_assets, tmp_path, monkeypatch, capsys):
         "reset, ms",
         "episode, chunks of 10, s",
         "memory per worker, MB",
+        "first picture of a process, s",
         "1 workers, control steps per s, chunks of 10",
     ]
     for measured in rows.values():
         assert min(measured.values()) > 0
     step = rows["control step, ms"]
     assert step["mj_step alone"] < step["ours, no rendering"] < step["stock, no rendering"]
+    first = rows["first picture of a process, s"]
+    assert first["ours light"] < first["ours light, nothing kept"]
     episode = rows["episode, chunks of 10, s"]
     assert episode["ours"] < episode["stock"] / 3
 

@@ -574,7 +574,7 @@ def test_assets_that_do_not_exist_are_told_from_inside_the_simulator_process(
     )
     assert (
         "LIBERO assets are not in /nonexistent" in said
-        and "give --config.env.assets=FOLDER or set PIRL_LIBERO_ASSETS" in said
+        and "--config.env.assets=FOLDER or in PIRL_LIBERO_ASSETS" in said
     )
     assert not (tmp_path / "run").exists(), "the corrected command can use the same directory"
 

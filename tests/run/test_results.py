@@ -17,6 +17,13 @@ SPEC = envs.EnvSpec("tabletop", NAMES, 1000, max_episode_steps=60, image_size_px
 CHOSEN = starts.Starts((0, 1), range(800), range(800, 1000))
 
 
+@pytest.fixture
+def some_assets(tmp_path, monkeypatch):
+    for name in files.ASSET_FOLDERS:
+        (tmp_path / "assets" / name).mkdir(parents=True)
+    monkeypatch.setenv("PIRL_LIBERO_ASSETS", str(tmp_path / "assets"))
+
+
 def played():
     return [
         stream.Result(
@@ -71,7 +78,7 @@ def test_files_of_an_evaluation(tmp_path):
         assert said in text, said
 
 
-def test_the_protocol_has_every_number():
+def test_the_protocol_has_every_number(some_assets):
     page = base.get_config()
     page.env.update(suite="libero_130", protocol="openpi")
     protocol = results.protocol(
@@ -97,9 +104,11 @@ def test_the_protocol_has_every_number():
         and tabletop["settle_steps"] == 0
         and tabletop["name"] == "tabletop's own"
     )
+    assert protocol["assets"]["files"] == 0 and protocol["assets"]["package"] is None
+    assert tabletop["assets"] is None
 
 
-def test_the_suites_of_libero_130_get_a_row_each(tmp_path, monkeypatch):
+def test_the_suites_of_libero_130_get_a_row_each(some_assets, tmp_path, monkeypatch):
     settings = config.settings(base.get_config())
     tasks = [files.Task("libero_goal", "a"), files.Task("libero_90", "b")]
     monkeypatch.setattr(files, "tasks", lambda suite: tasks)

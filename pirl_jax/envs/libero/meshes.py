@@ -8,18 +8,20 @@ Shapes: p points, f triangles, n samples on the surface (the dimension key, core
 """
 
 import ctypes
+import functools
 import hashlib
-import pathlib
 from typing import NamedTuple
 import xml.etree.ElementTree as ElementTree
 
 import mujoco
 import numpy as np
-from scipy import sparse, spatial
-from scipy.sparse import csgraph
 
-from pirl_jax.envs.libero import files
+from pirl_jax.envs.libero import files, kept
 
+# scipy and fast_simplification are imported where they are used, which is only while a mesh is not
+# kept yet: they take a second, and simulators start often.
+
+FOLDER = "meshes"
 KEPT_SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)  # of a mesh's triangles: the first that looks the same
 MIN_TRIANGLES = 800  # meshes up to this size stay as they are
 SURFACE_ERROR = 0.003  # of a mesh's diagonal
@@ -95,14 +97,18 @@ def lighten(xml: str) -> str:
     """
     root = ElementTree.fromstring(xml)
     textured = visual_meshes(xml)
+    names = {}  # by element
+    makers = {}
     for element in root.iter("mesh"):
         name = element.get("name")
-        if name not in textured or element.get("file") is None:
-            continue
-        lighter = _cached(element, textured[name])
-        if lighter is not None:
+        if name in textured and element.get("file") is not None:
+            names[element] = _file_name(element, textured[name])
+            makers[names[element]] = functools.partial(_lighter_file, element, textured[name])
+    paths = kept.make(FOLDER, makers)
+    for element, name in names.items():
+        if paths[name].stat().st_size:  # an empty file: the mesh stays as it is
             attributes = {key: value for key, value in element.items() if key not in PLACED}
-            attributes["file"] = str(lighter)
+            attributes["file"] = str(paths[name])
             attributes["inertia"] = "shell"  # which may have holes
             element.attrib = attributes
     return ElementTree.tostring(root, encoding="unicode")
@@ -130,29 +136,22 @@ def visual_meshes(xml: str) -> dict[str, bool]:
     return {name: textured for name, textured in pictures.items() if name not in others}
 
 
-def _cached(element: ElementTree.Element, textured: bool) -> pathlib.Path | None:
-    """The file of the lighter mesh, made if it is not there; None if none looks the same.
-
-    Named by content and recipe, and moved into place when complete: workers that start at once
-    write the same.
-    """
-    source = pathlib.Path(element.get("file"))
-    if not source.is_absolute():
-        raise ValueError(
-            f"mesh file {source} is not an absolute path; pass the text of robosuite's"
-            " model.get_xml()"
-        )
+def _file_name(element: ElementTree.Element, textured: bool) -> str:
+    """Of the lighter mesh: by the content of the whole one and the recipe."""
+    source = files.absolute(element.get("file"))
     attributes = sorted((name, value) for name, value in element.items() if name != "file")
     digest = hashlib.sha256(source.read_bytes())
     digest.update(repr((RECIPE, textured, source.suffix, attributes)).encode())
-    path = files.cache_folder("meshes") / f"{digest.hexdigest()[:24]}.msh"
-    if not path.exists():
-        mesh = read(element)
-        if not textured:
-            mesh = mesh._replace(texture_f32=mesh.texture_f32[:, :, :0])
-        lighter = lightest(mesh)
-        files.write_whole(path, to_msh(lighter) if lighter else b"")
-    return path if path.stat().st_size else None  # an empty file: the mesh stays as it is
+    return f"{digest.hexdigest()[:24]}.msh"
+
+
+def _lighter_file(element: ElementTree.Element, textured: bool) -> bytes:
+    """Of the lighter mesh; empty if none looks the same."""
+    mesh = read(element)
+    if not textured:
+        mesh = mesh._replace(texture_f32=mesh.texture_f32[:, :, :0])
+    lighter = lightest(mesh)
+    return to_msh(lighter) if lighter else b""
 
 
 def read(element: ElementTree.Element) -> Mesh:
@@ -194,6 +193,8 @@ def looks_same(mesh: Mesh, lighter: Corners) -> bool:
 
     Nearly all old corners, by area, lie on the new surface and wear the texture that it has there.
     """
+    from scipy import spatial
+
     old_p3 = mesh.corners_f33.reshape(-1, 3)
     area_f = np.linalg.norm(_double_area(mesh.corners_f33), axis=1)
     weights = _sample_weights()
@@ -231,7 +232,7 @@ def _sample_weights() -> np.ndarray:
 
 def decimate(mesh: Mesh, share: float) -> Corners:
     """The mesh with that share of its triangles."""
-    import fast_simplification  # only where a mesh is not in the cache yet
+    import fast_simplification
 
     # Corners in one place become one point, else the seams of the texture open.
     single = mesh.points_p3.astype(np.float32)
@@ -269,6 +270,9 @@ def _texture(mesh: Mesh, alive: np.ndarray, position_f33: np.ndarray) -> np.ndar
     Those of the nearest old corner of the same patch.  A patch is what hangs together in space
     and in the texture; across its border the texture jumps.
     """
+    from scipy import sparse, spatial
+    from scipy.sparse import csgraph
+
     old = np.column_stack([mesh.triangles_f3.ravel(), mesh.texture_f32.reshape(-1, 2)])
     corners, corner_of = np.unique(old, axis=0, return_inverse=True)  # columns: point, texture
     corner_f3 = corner_of.reshape(-1, 3)
@@ -291,6 +295,8 @@ def _normals(points_p3: np.ndarray, triangles_f3: np.ndarray) -> np.ndarray:
 
     The mean, by area, over the triangles that meet there at less than the crease angle.
     """
+    from scipy import sparse
+
     area_f3 = _double_area(points_p3[triangles_f3].astype(np.float64))
     unit_f3 = _unit(area_f3)
     num_corners = triangles_f3.size

