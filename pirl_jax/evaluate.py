@@ -3,6 +3,7 @@
     python -m pirl_jax.evaluate --checkpoint runs/quickstart
     python -m pirl_jax.evaluate --checkpoint runs/libero --config.env.protocol=openpi
                                 --videos failures --output runs/openpi
+    python -m pirl_jax.evaluate --checkpoint runs/libero --pro all    # LIBERO-PRO beside its suite
     python -m pirl_jax.evaluate --policy expert --config configs/quickstart.py
     python -m pirl_jax.evaluate --policy ws://localhost:8000    # any openpi server
                                 --config configs/libero_spatial_ppo_pi05.py
@@ -34,6 +35,7 @@ from pirl_jax.run import (
     devices,
     evaluation,
     machine,
+    perturbations,
     policies,
     results,
     simulators,
@@ -56,7 +58,11 @@ def main(argv: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         with command.user_errors():
             options, raw = command.parse(argv, _parser())
-            this = prepare(options, config.settings(raw), stack)
+            settings = config.settings(raw)
+            if options.pro:
+                perturbed = perturbations.with_pro(settings.raw.env, options.pro)
+                settings = config.changed(settings, perturbed)
+            this = prepare(options, settings, stack)
         with command.known_endings():
             print(measure(this))
         print(f"results in {this.directory}")
@@ -76,6 +82,11 @@ def _parser() -> command.Parser:
     )
     parser.add_argument(
         "--output", help="where results go; default RUN_DIR/evaluation/checkpoint_N"
+    )
+    parser.add_argument(
+        "--pro",
+        metavar="DIMENSIONS",
+        help="all, or some of lan,object,swap,task: env.suite and these perturbations of it",
     )
     parser.add_argument(
         "--videos", help="all | failures | task:init,...; default: the first eval.num_videos"
@@ -154,6 +165,8 @@ def _network(
         settings, mesh, actor, params, envs.spec, batch_size, timeline.Timers()
     )
     directory = run_dir / "evaluation" / f"checkpoint_{identity['iteration']}"
+    if options.pro:
+        directory = directory.with_name(f"{directory.name}_pro")
     if identity["iteration"] is None:  # foreign checkpoints' folders are not ours to write into
         directory = pathlib.Path("runs", run_dir.name)
     named = {"name": "checkpoint", **identity, "model": dataclasses.asdict(settings.raw.model)}

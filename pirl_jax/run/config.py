@@ -76,6 +76,7 @@ def settings(fields: Mapping) -> Settings:
       ValueError: one sentence with the value and the remedy.
     """
     raw = page.from_dict(fields)
+    _check_suites(raw.env)
     _check_multiples(raw)
     _check_actions(raw)
     _check_demonstrations(raw)
@@ -100,6 +101,19 @@ def changed(current: Settings, changes: dict) -> Settings:
 def _value(raw: page.Page, name: str) -> int:
     section, _, field = name.partition(".")
     return getattr(getattr(raw, section), field)
+
+
+def _check_suites(env: page.Env):
+    """Which suites make a list, and whose words their instructions can be."""
+    members = files.members(env.suite)
+    if "," in env.suite and not members:
+        raise ValueError(
+            f"env.suite={env.suite!r} mixes simulators; a list is of LIBERO's suites alone"
+        )
+    if len(set(members)) < len(members):
+        raise ValueError(f"env.suite={env.suite!r} names a suite twice; drop one")
+    for member in members:
+        files.wording(member, env.wording)  # raises where they are another task's
 
 
 def _check_multiples(raw: page.Page):
@@ -131,7 +145,9 @@ def _check_demonstrations(raw: page.Page):
     section = raw.sft
     if not section.demonstrations:
         return
-    if raw.env.suite not in ("tabletop", *files.WITH_EXPERT):
+    # A list needs an expert for each of its suites.
+    suites = files.members(raw.env.suite) or (raw.env.suite,)
+    if not set(suites) <= {"tabletop", *files.WITH_EXPERT}:
         raise ValueError(
             f"env.suite={raw.env.suite!r} has no scripted expert;"
             f" set sft.demonstrations=0 and model.checkpoint"
@@ -350,7 +366,7 @@ def begins_with_rollout(raw: page.Page, iteration: int) -> bool:
 
 def rules(raw: page.Page) -> files.Protocol | None:
     """The protocol of a LIBERO suite; the other suites have limits of their own."""
-    return files.PROTOCOLS[raw.env.protocol] if raw.env.suite in files.SUITES else None
+    return files.PROTOCOLS[raw.env.protocol] if files.members(raw.env.suite) else None
 
 
 def _action_chunk(raw: page.Page) -> int:

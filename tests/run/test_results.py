@@ -51,6 +51,7 @@ def test_files_of_an_evaluation(tmp_path):
         "steps": 30,
         "decisions": 6,
         "reward": 1.0,
+        "unsettled": False,
     }
     assert (
         len(written["episodes"]) == written["num_episodes"] == 3 and written["episode_len"] == 40.0
@@ -101,6 +102,7 @@ def test_the_protocol_has_every_number():
 def test_the_suites_of_libero_130_get_a_row_each(tmp_path, monkeypatch):
     settings = config.settings(base.get_config())
     tasks = [files.Task("libero_goal", "a"), files.Task("libero_90", "b")]
+    settings = config.changed(settings, {"env.suite": "libero_goal,libero_90"})
     monkeypatch.setattr(files, "tasks", lambda suite: tasks)
     measured = {
         "policy": {"name": "expert"},

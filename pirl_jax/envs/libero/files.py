@@ -8,14 +8,18 @@ import dataclasses
 import functools
 import importlib.util
 import io
+import itertools
 import os
 import pathlib
 import pickle
+import re
 import tempfile
 import types
 import zipfile
 
 import numpy as np
+
+from pirl_jax.envs.libero import pro_states
 
 ASSETS_VARIABLE = "PIRL_LIBERO_ASSETS"
 ASSET_FOLDERS = (
@@ -28,9 +32,21 @@ ASSET_FOLDERS = (
 
 OWN_FILES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 WITH_EXPERT = ("libero_spatial", "libero_object")  # suites that expert.py can play
-# suite -> where its tasks come from
-SUITES = {name: (name,) for name in OWN_FILES}
-SUITES["libero_130"] = OWN_FILES
+LISTS = {"libero_130": OWN_FILES}  # names of lists of suites
+PRO_DIMENSIONS = ("lan", "object", "swap", "task")
+OTHER_WORDS = ("_lan", "_task")  # of them, those that change the instruction
+# LIBERO-PRO's suites, of which each perturbs every task of one of LIBERO's; pro.py knows their
+# files.
+PRO_SUITES = {
+    f"{base}_{dimension}": base
+    for base, dimension in itertools.product(OWN_FILES[:4], PRO_DIMENSIONS)
+}
+SUITES = (*OWN_FILES, *LISTS, *PRO_SUITES)  # what a list of suites may name
+# Whose words an instruction is: those of the benchmark's file names, or of the task's own file.
+WORDINGS = ("default", "benchmark", "bddl")
+
+
+LANGUAGE = re.compile(r"\(:language\s+([^()]*)\)")  # in a BDDL file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +56,14 @@ class Protocol:
     Published success rates of one checkpoint differ by these numbers.
     """
 
-    # control steps until truncation, by the suite a task comes from
+    # control steps until truncation, by the suite a task comes from, or the one that it perturbs
     max_episode_steps: dict[str, int]
     settle_steps: int  # idle steps, gripper open, after every reset; they do not count
     replan_steps: int | None  # executed actions per decision; None: the policy's own chunk
+
+    def limit(self, suite: str) -> int:
+        """Control steps until truncation in a suite that has files."""
+        return self.max_episode_steps[original(suite)]
 
 
 PROTOCOLS = {
@@ -78,8 +98,9 @@ PROTOCOLS = {
 class Task:
     """One task as LIBERO stores it; its name is also the stem of its files."""
 
-    suite: str  # one of the five that have files
+    suite: str  # one that has files
     name: str
+    number: int = 0  # in that suite
 
 
 @functools.cache
@@ -97,14 +118,34 @@ def package() -> pathlib.Path:
     return pathlib.Path(outer.submodule_search_locations[0], "libero")
 
 
+def members(suite: str) -> tuple[str, ...]:
+    """The suites that a list names: "libero_10,libero_goal", one of LISTS, or a single one.
+
+    (): it is not of LIBERO, or one of its names does not exist.
+    """
+    found = []
+    for name in suite.split(","):
+        found += LISTS.get(name, (name,))
+    return tuple(found) if set(found) <= {*OWN_FILES, *PRO_SUITES} else ()
+
+
+def original(suite: str) -> str:
+    """The suite of LIBERO's whose tasks a suite perturbs; itself, where it perturbs none."""
+    return PRO_SUITES.get(suite, suite)
+
+
 @functools.cache
 def tasks(suite: str) -> tuple[Task, ...]:
-    """A suite's tasks in the benchmark's order; libero_130 is the five suites one after another."""
+    """A suite's tasks in the benchmark's order; of a list, one suite after another.
+
+    Those of LIBERO-PRO have the names of the tasks that they perturb.
+    """
     path = package() / "benchmark" / "libero_suite_task_map.py"  # its package would import torch
     names = run_file(path, "libero_suite_task_map").libero_task_map
     found = []
-    for member in SUITES[suite]:
-        found += [Task(member, name) for name in names[member]]
+    for member in members(suite):
+        own = enumerate(names[original(member)])
+        found += [Task(member, name, number) for number, name in own]
     return tuple(found)
 
 
@@ -120,23 +161,74 @@ def instruction(task_name: str) -> str:
     return " ".join(words)
 
 
-def bddl_file(suite: str, task: int) -> pathlib.Path:
+def wording(suite: str, chosen: str = "default") -> str:
+    """Whose words the instructions of a suite are: benchmark | bddl.
+
+    By default those that policies know, and in LIBERO-PRO, whose files have the names of the tasks
+    that they perturb, those of its files.
+
+    Raises:
+        ValueError: the words chosen are those of another task.
+    """
+    if chosen not in WORDINGS:
+        raise ValueError(f"wording {chosen!r} does not exist; choose one of: {', '.join(WORDINGS)}")
+    if chosen == "benchmark" and suite.endswith(OTHER_WORDS) and suite in PRO_SUITES:
+        raise ValueError(
+            f"env.wording={chosen!r} would give {suite} the instructions of {original(suite)},"
+            f" which it changes; choose bddl"
+        )
+    if chosen != "default":
+        return chosen
+    return "bddl" if suite in PRO_SUITES else "benchmark"
+
+
+def instruct(task: Task, chosen: str = "default", pro_files: pathlib.Path | None = None) -> str:
+    """The instruction of a task, in the words chosen (see `wording`)."""
+    if wording(task.suite, chosen) == "benchmark":
+        return instruction(task.name)
+    return own_wording(bddl_file(task.suite, task.number, pro_files))
+
+
+def own_wording(bddl: pathlib.Path) -> str:
+    """The `:language` line of a task's file, as LIBERO reads it."""
+    (words,) = LANGUAGE.findall(bddl.read_text(encoding="utf-8"))
+    return " ".join(words.lower().split())
+
+
+def root(suite: str, pro_files: pathlib.Path | None = None) -> pathlib.Path:
+    """The folder of bddl_files and init_files; pro_files: LIBERO-PRO's."""
+    return pro_files if suite in PRO_SUITES else package()
+
+
+def bddl_file(suite: str, task: int, pro_files: pathlib.Path | None = None) -> pathlib.Path:
     """The file that describes the task's scene and goal."""
     stored = tasks(suite)[task]
-    return package() / "bddl_files" / stored.suite / f"{stored.name}.bddl"
+    folder = root(stored.suite, pro_files) / "bddl_files" / stored.suite
+    return folder / f"{stored.name}.bddl"
+
+
+def init_file(suite: str, task: int, pro_files: pathlib.Path | None = None) -> pathlib.Path:
+    """The file of the task's start states."""
+    stored = tasks(suite)[task]
+    folder = root(stored.suite, pro_files) / "init_files" / stored.suite
+    ending = "pruned_init.npz" if stored.suite in PRO_SUITES else "pruned_init"
+    return folder / f"{stored.name}.{ending}"
 
 
 @functools.cache
-def init_states(suite: str, task: int) -> np.ndarray:
+def init_states(suite: str, task: int, pro_files: pathlib.Path | None = None) -> np.ndarray:
     """[init states, 1 + nq + nv] float64: time (s), joint positions, joint velocities.
 
-    The file is a zip archive written by torch.save with one pickle of one numpy array.
+    LIBERO's file is a zip archive written by torch.save with one pickle of one numpy array,
+    LIBERO-PRO's an archive of numpy's.
 
     Raises:
-        ValueError: the pickle asks for anything but an array.
+        ValueError: the file holds anything but such an array.
     """
-    stored = tasks(suite)[task]
-    path = package() / "init_files" / stored.suite / f"{stored.name}.pruned_init"
+    path = init_file(suite, task, pro_files)
+    if path.suffix == ".npz":
+        stored = tasks(suite)[task]
+        return pro_states.read(path, init_states(original(stored.suite), stored.number).shape)
     with zipfile.ZipFile(path) as archive:
         (pickled,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         content = archive.read(pickled)

@@ -21,6 +21,7 @@ from pirl_jax.envs.libero import control, files, stock
 IDLE_ACTION = np.array([0, 0, 0, 0, 0, 0, -1.0])
 # Draws of the poses in a scene before giving up; the first one nearly always succeeds.
 RESET_ATTEMPTS = 10
+AT_REST_M_S = 0.01  # objects that have settled are a hundred times slower
 SUBSTEPS = 25  # physics steps of 2 ms in a control step of 50 ms
 # All that mj_step depends on, the solver's warm start included.
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -32,12 +33,21 @@ Result = TypeVar("Result")
 class Setup:
     """What a simulator is built from."""
 
-    suite: str
-    task: int
+    suite: str  # one that has files
+    task: int  # of that suite
     assets: pathlib.Path
     settle_steps: int  # idle control steps after every reset
     seed: int  # of the poses that LIBERO draws at a reset
     light: bool = False  # lighter visual meshes; physics is the same
+    pro_files: pathlib.Path | None = None  # LIBERO-PRO's, for its suites
+
+    def bddl_file(self) -> pathlib.Path:
+        """Scene and goal."""
+        return files.bddl_file(self.suite, self.task, self.pro_files)
+
+    def init_states(self) -> np.ndarray:
+        """See files.init_states."""
+        return files.init_states(self.suite, self.task, self.pro_files)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +62,7 @@ class Snapshot:
     goal_position_m: np.ndarray  # of the controller
     goal_rotation: np.ndarray  # an action without rotation keeps it
     grip_2: np.ndarray  # the gripper's ramp
+    unsettled: bool  # see Simulator
 
 
 class Simulator:
@@ -84,6 +95,8 @@ class Simulator:
         self._end_effector = self.model.body(self._robot.robot_model.eef_name).id
         self._fingers = self._robot._ref_gripper_joint_pos_indexes
         self._control = control.ArmControl(self.model, self.data, self._robot)
+        # Whether an object was in motion when the episode began: its start state throws it.
+        self.unsettled = False
 
     def start(self, init_state: int) -> None:
         """Reset, load the stored init state, let the objects settle.
@@ -92,13 +105,14 @@ class Simulator:
             RuntimeError: LIBERO found no place for its fixtures.
         """
         self._draw(self._reset, init_state)
-        stored = files.init_states(self._setup.suite, self._setup.task)[init_state]
+        stored = self._setup.init_states()[init_state]
         self.task_env.sim.set_state_from_flattened(stored)
         mujoco.mj_forward(self.model, self.data)
         self._control = control.ArmControl(self.model, self.data, self._robot)
         for i in range(self._setup.settle_steps):
             self._control_step(IDLE_ACTION, first=i == 0)
         self._refresh()
+        self.unsettled = self._fastest_m_s() > AT_REST_M_S
 
     def step(self, action_a: np.ndarray) -> bool:
         """One control step of 50 ms; whether the goal holds after it."""
@@ -128,6 +142,7 @@ class Simulator:
             goal_position_m=controller.goal_pos.copy(),
             goal_rotation=controller.goal_ori.copy(),
             grip_2=self._robot.gripper.current_action.copy(),
+            unsettled=self.unsettled,
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -138,6 +153,7 @@ class Simulator:
         controller.goal_pos = snapshot.goal_position_m.copy()
         controller.goal_ori = snapshot.goal_rotation.copy()
         self._robot.gripper.current_action = snapshot.grip_2.copy()
+        self.unsettled = snapshot.unsettled
         # contacts of this episode; leaves the warm start alone
         mujoco.mj_forward(self.model, self.data)
         self._refresh()
@@ -152,7 +168,7 @@ class Simulator:
         self._control = None
 
     def _build(self) -> object:
-        return stock.build_task(self._setup.suite, self._setup.task, self._setup.light)
+        return stock.build_task(self._setup.bddl_file(), self._setup.light)
 
     def _reset(self) -> None:
         """The inner reset; LIBERO's outer one swallows every exception and retries for ever.
@@ -206,6 +222,13 @@ class Simulator:
                     self._control.set_goal(action_a[:6])
                 self._control.apply(self._robot.gripper.current_action, grip_direction)
             mujoco.mj_step2(self.model, self.data)
+
+    def _fastest_m_s(self) -> float:
+        """Speed of the fastest object that is fixed to nothing."""
+        free = self.model.jnt_type == mujoco.mjtJoint.mjJNT_FREE
+        first_n1 = self.model.jnt_dofadr[free, None]
+        velocity_n3 = self.data.qvel[first_n1 + np.arange(3)]
+        return float(np.linalg.norm(velocity_n3, axis=1).max(initial=0.0))
 
     def _refresh(self) -> None:
         """Poses of bodies, cameras and lights for the state after the step.

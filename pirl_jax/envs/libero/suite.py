@@ -1,5 +1,7 @@
 """The one LIBERO adapter: stock LIBERO physics behind the contract of `base.py`.
 
+It plays one suite, or several as one: their tasks one after another.
+
 A chunk is rendered once, from the state after its last step (stock observations lag that state
 by one 2 ms physics step); an episode ends at success.  Physics is the business of
 `simulator.py`, sharing simulators that of `cache.py`, files that of `files.py`.
@@ -13,14 +15,14 @@ import pathlib
 import numpy as np
 
 from pirl_jax.envs import base, panda
-from pirl_jax.envs.libero import cache, files, render
+from pirl_jax.envs.libero import cache, files, pro, render
 from pirl_jax.envs.libero import simulator as simulators
 
 NUM_INIT_STATES = 50  # stored per task
 
 
 class Libero:
-    """One suite.
+    """One suite, or a list of suites.
 
     All Libero envs of a process share their simulators, one for each of the last few tasks.
     """
@@ -34,6 +36,7 @@ class Libero:
         seed: int,
         cached_tasks: int,
         render_quality: str,
+        pro_files: pathlib.Path | None = None,
     ):
         """`limits` are control steps until truncation, by task; `make` knows the rest.
 
@@ -51,6 +54,7 @@ class Libero:
         self._seed = seed
         self._cached_tasks = cached_tasks
         self._light = render_quality == "light"
+        self._pro_files = pro_files
         self._task: int | None = None
         # Control steps of the episode; None: no episode is under way.
         self._elapsed: int | None = None
@@ -77,7 +81,9 @@ class Libero:
         # Saves whoever's episode stands in the simulator.
         cache.SIMULATORS.start(self, self._setup(), init_state, self._cached_tasks)
         self._elapsed = 0
-        return self._observe(success=False, num_steps=0, frames=None)
+        step = self._observe(success=False, num_steps=0, frames=None)
+        step.unsettled = self.simulator.unsettled
+        return step
 
     def step_chunk(self, actions_Ia: Iterable[np.ndarray], record: bool = False) -> base.TimeStep:
         """Execute up to I actions [7]; see base.Env.
@@ -140,13 +146,16 @@ class Libero:
         return cache.SIMULATORS.hold(self, self._setup(), self._cached_tasks)
 
     def _setup(self) -> simulators.Setup:
+        # Named by the suite that it is of: an episode is the same in every list of suites.
+        stored = files.tasks(self.spec.suite)[self._task]
         return simulators.Setup(
-            suite=self.spec.suite,
-            task=self._task,
+            suite=stored.suite,
+            task=stored.number,
             assets=self._assets,
             settle_steps=self._settle_steps,
             seed=self._seed,
             light=self._light,
+            pro_files=self._pro_files,
         )
 
 
@@ -159,40 +168,48 @@ def make(
     seed: int = 0,
     render_quality: str = "exact",
     cached_tasks: int = 2,
+    wording: str = "default",
+    pro_files: str | os.PathLike | None = None,
 ) -> Libero:
-    """An env of one suite.
+    """An env of one suite, or of a list like "libero_spatial,libero_spatial_swap".
 
     `max_episode_steps` defaults to the protocol's, `assets` to $PIRL_LIBERO_ASSETS or LIBERO's own;
     `render_quality` is exact (stock LIBERO's pictures) or light (fewer triangles, no multisampling,
     no reflection; the same physics); `cached_tasks` is the number of simulators this process keeps,
-    0.3 to 0.5 GB each.
+    0.3 to 0.5 GB each; `wording` is that of the instructions (`files.wording`); `pro_files` is the
+    folder of LIBERO-PRO's suites (`pro.folder`).
 
     Raises:
         ValueError: a name does not exist, or the assets are absent; the sentence has the remedy.
     """
-    if suite not in files.SUITES:
+    members = files.members(suite)
+    if not members:
         raise base.unknown("suite", suite, files.SUITES)
     if protocol not in files.PROTOCOLS:
         raise base.unknown("protocol", protocol, files.PROTOCOLS)
     if render_quality not in render.QUALITIES:
         raise base.unknown("render_quality", render_quality, render.QUALITIES)
+    folder = files.find_assets(assets)
+    data = pro.folder(pro_files)
+    pro.require(members, data, folder)
     rules = files.PROTOCOLS[protocol]
     tasks = files.tasks(suite)
-    # By task: those of libero_130 keep the limits of the suites that they come from.
-    limits = [max_episode_steps or rules.max_episode_steps[task.suite] for task in tasks]
+    # By task: each keeps the limit of the suite that it comes from.
+    limits = [max_episode_steps or rules.limit(task.suite) for task in tasks]
     spec = base.EnvSpec(
         suite=suite,
-        instructions=tuple(files.instruction(task.name) for task in tasks),
+        instructions=tuple(files.instruct(task, wording, data) for task in tasks),
         num_init_states=NUM_INIT_STATES,
         max_episode_steps=max(limits),
         image_size_px=image_size_px,
     )
     return Libero(
         spec,
-        assets=files.find_assets(assets),
+        assets=folder,
         limits=limits,
         settle_steps=rules.settle_steps,
         seed=seed,
         cached_tasks=cached_tasks,
         render_quality=render_quality,
+        pro_files=data,
     )

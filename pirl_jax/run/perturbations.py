@@ -1,0 +1,115 @@
+"""Suites that perturb others: which are played beside which, and what each perturbation costs.
+
+A perturbed episode is compared with the one that it perturbs: the same task and number of start
+state.  Plays nothing.
+"""
+
+import collections
+from collections.abc import Iterator, Mapping, Sequence
+
+from pirl_jax.core import page
+from pirl_jax.envs import base
+from pirl_jax.envs.libero import files, pro
+from pirl_jax.monitor import columns, report
+from pirl_jax.rollout import stream
+
+Pair = tuple[int, int]  # task in its suite, start state
+
+HEADER = ("", "success rate", "difference to the suite perturbed", "unsettled")
+
+
+def with_pro(env: page.Env, dimensions: str) -> dict[str, object]:
+    """Fields that play a suite of LIBERO's and, after it, its perturbations in LIBERO-PRO.
+
+    dimensions: all, or some with commas between.
+
+    Raises:
+      ValueError: there is no such perturbation, or none of this suite.
+    """
+    chosen = files.PRO_DIMENSIONS if dimensions == "all" else dimensions.split(",")
+    if not set(chosen) <= set(files.PRO_DIMENSIONS) or len(set(chosen)) < len(chosen):
+        raise base.unknown("--pro", dimensions, ("all", *files.PRO_DIMENSIONS))
+    bases = sorted(set(files.PRO_SUITES.values()))
+    if env.suite not in bases:
+        raise base.unknown("--pro of env.suite", env.suite, bases)
+    suites = [env.suite, *(f"{env.suite}_{dimension}" for dimension in chosen)]
+    count = len(files.tasks(env.suite))
+    tasks = []
+    for place in range(len(suites)):
+        tasks += [place * count + task for task in env.tasks]
+    return {"env.suite": ",".join(suites), "env.tasks": tuple(tasks)}
+
+
+def data(env: page.Env) -> dict[str, dict[str, str]]:
+    """Which files the suites of LIBERO-PRO among these are played from, by suite."""
+    folder = pro.folder(env.pro_files)
+    perturbed = [suite for suite in files.members(env.suite) if suite in files.PRO_SUITES]
+    return {suite: pro.identity(suite, folder) for suite in perturbed}
+
+
+# ---- the table --------------------------------------------------------------------------------
+
+
+def table(suite: str, results: Sequence[stream.Result]) -> dict[str, dict]:
+    """Rates by suite, of those that perturb another one of the list and of these others.
+
+    Returns:
+      {suite: {"perturbs": suite or None, "successes", "episodes", "rate", "low", "high",
+      "unsettled": episodes, "difference": see report.paired_difference, or None}}; {} where the
+      list has no such suites.
+    """
+    members = files.members(suite)
+    played = _by_suite(suite, results)
+    rows = {}
+    for original in members:
+        perturbed = [own for own in members if files.PRO_SUITES.get(own) == original]
+        if not perturbed or not played[original]:
+            continue
+        rows[original] = _row(played[original]) | {"perturbs": None, "difference": None}
+        for own in perturbed:
+            if played[own]:
+                difference = _difference(played[own], played[original])
+                row = _row(played[own]) | {"perturbs": original, "difference": difference}
+                rows[own] = row
+    return rows
+
+
+def as_text(rows: Mapping[str, Mapping]) -> Iterator[str]:
+    """The table for a terminal; nothing where there are no rows."""
+    if not rows:
+        return
+    lines = []
+    for name, row in rows.items():
+        difference = row["difference"]
+        compared = ""
+        if difference:
+            compared = f"{report.interval_text(difference)} {difference['pairs']:>4} pairs"
+        lines.append((name, report.counts_text(row), compared, str(row["unsettled"])))
+    yield columns.aligned([*lines, columns.RULE], HEADER)
+    yield "intervals of 95 %: Wilson; differences paired by task and start state (Newcombe)"
+
+
+def _by_suite(suite: str, results: Sequence[stream.Result]) -> dict[str, dict]:
+    """{suite: {(task in it, start state): Result}} of the episodes that were not lost."""
+    tasks = files.tasks(suite) if files.members(suite) else ()
+    found = collections.defaultdict(dict)
+    for result in results:
+        if tasks and not result.lost:
+            task = tasks[result.episode.task]
+            found[task.suite][task.number, result.episode.init_state] = result
+    return found
+
+
+def _row(played: Mapping[Pair, stream.Result]) -> dict[str, float]:
+    successes = sum(result.success for result in played.values())
+    unsettled = sum(result.unsettled for result in played.values())
+    return report.rate(successes, len(played)) | {"unsettled": unsettled}
+
+
+def _difference(
+    perturbed: Mapping[Pair, stream.Result], original: Mapping[Pair, stream.Result]
+) -> dict[str, float] | None:
+    """Of the episodes that both have; None where they share none."""
+    shared = perturbed.keys() & original.keys()
+    outcomes = [(perturbed[pair].success, original[pair].success) for pair in shared]
+    return report.paired_difference(collections.Counter(outcomes)) if outcomes else None
