@@ -21,6 +21,8 @@ import jax
 import pytest
 import reference_files
 
+from pirl_jax.envs.libero import pro
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -41,6 +43,15 @@ def libero_assets() -> pathlib.Path:
     folder = reference_files.ALL.parent / "libero_assets"
     if not folder.is_dir():
         pytest.skip(f"LIBERO assets not found at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def libero_pro() -> pathlib.Path:
+    """LIBERO-PRO's task files and start states, where they are."""
+    folder = pro.folder()
+    if not (folder / pro.ORIGIN).is_file():
+        pytest.skip(f"LIBERO-PRO not found at {folder}")
     return folder
 
 

@@ -15,7 +15,7 @@ from pirl_jax.rollout import stream
 
 Pair = tuple[int, int]  # task in its suite, start state
 
-HEADER = ("", "success rate", "difference to the suite perturbed", "unsettled")
+HEADER = ("", "success rate", "difference to the suite perturbed", "thrown")
 
 
 def with_pro(env: page.Env, dimensions: str) -> dict[str, object]:
@@ -55,7 +55,7 @@ def table(suite: str, results: Sequence[stream.Result]) -> dict[str, dict]:
 
     Returns:
       {suite: {"perturbs": suite or None, "successes", "episodes", "rate", "low", "high",
-      "unsettled": episodes, "difference": see report.paired_difference, or None}}; {} where the
+      "thrown": episodes, "difference": see report.paired_difference, or None}}; {} where the
       list has no such suites.
     """
     members = files.members(suite)
@@ -84,7 +84,7 @@ def as_text(rows: Mapping[str, Mapping]) -> Iterator[str]:
         compared = ""
         if difference:
             compared = f"{report.interval_text(difference)} {difference['pairs']:>4} pairs"
-        lines.append((name, report.counts_text(row), compared, str(row["unsettled"])))
+        lines.append((name, report.counts_text(row), compared, str(row["thrown"])))
     yield columns.aligned([*lines, columns.RULE], HEADER)
     yield "intervals of 95 %: Wilson; differences paired by task and start state (Newcombe)"
 
@@ -102,8 +102,8 @@ def _by_suite(suite: str, results: Sequence[stream.Result]) -> dict[str, dict]:
 
 def _row(played: Mapping[Pair, stream.Result]) -> dict[str, float]:
     successes = sum(result.success for result in played.values())
-    unsettled = sum(result.unsettled for result in played.values())
-    return report.rate(successes, len(played)) | {"unsettled": unsettled}
+    thrown = sum(result.thrown for result in played.values())
+    return report.rate(successes, len(played)) | {"thrown": thrown}
 
 
 def _difference(

@@ -126,15 +126,15 @@ def write(
     directory.mkdir(parents=True, exist_ok=True)
     atomic.write_json(directory / "evaluation.json", measured | contents)
     lengths = {row["instruction"]: row["episode_len"] for row in per_task if row["episodes"]}
-    unsettled = sum(result.unsettled for result in results)
-    about = _about(measured["protocol"], total, len(results), unsettled)
+    thrown = sum(result.thrown for result in results)
+    about = _about(measured["protocol"], total, len(results), thrown)
     parts = [report.as_text(table, lengths), *perturbations.as_text(perturbed), about]
     text = "\n".join(parts)
     atomic.write_text(directory / "table.txt", text + "\n")
     return text
 
 
-def _about(protocol: dict, total: dict[str, float], count: int, unsettled: int) -> str:
+def _about(protocol: dict, total: dict[str, float], count: int, thrown: int) -> str:
     """One line under the table: under which rules, and what is not in it."""
     first, last = protocol["init_states"]
     text = (
@@ -146,8 +146,8 @@ def _about(protocol: dict, total: dict[str, float], count: int, unsettled: int) 
     lost = count - int(total["env/num_trajectories"])
     if lost:
         text += f"; {lost} episodes lost with their simulators"
-    if unsettled:
-        text += f"; {unsettled} episodes began with objects in motion (unsettled in the rows)"
+    if thrown:
+        text += f"; the start states of {thrown} episodes throw an object (thrown in the rows)"
     return text
 
 
@@ -200,7 +200,7 @@ def row(result: stream.Result) -> dict:
         "steps": result.num_steps,
         "decisions": result.num_decisions,
         "reward": result.reward,
-        "unsettled": result.unsettled,
+        "thrown": result.thrown,
     }
 
 
@@ -212,7 +212,7 @@ def from_row(row: dict) -> stream.Result:
         reward=row["reward"],
         num_steps=row["steps"],
         num_decisions=row["decisions"],
-        unsettled=row.get("unsettled", False),  # files of earlier versions do not say
+        thrown=row.get("thrown", False),  # files of earlier versions do not say
     )
 
 

@@ -51,7 +51,7 @@ def test_files_of_an_evaluation(tmp_path):
         "steps": 30,
         "decisions": 6,
         "reward": 1.0,
-        "unsettled": False,
+        "thrown": False,
     }
     assert (
         len(written["episodes"]) == written["num_episodes"] == 3 and written["episode_len"] == 40.0

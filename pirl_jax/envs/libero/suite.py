@@ -82,7 +82,7 @@ class Libero:
         cache.SIMULATORS.start(self, self._setup(), init_state, self._cached_tasks)
         self._elapsed = 0
         step = self._observe(success=False, num_steps=0, frames=None)
-        step.unsettled = self.simulator.unsettled
+        step.thrown = self.simulator.thrown
         return step
 
     def step_chunk(self, actions_Ia: Iterable[np.ndarray], record: bool = False) -> base.TimeStep:

@@ -75,7 +75,7 @@ class Answer:
     truncated: bool
     num_steps: int
     frames: list[np.ndarray] | None
-    unsettled: bool
+    thrown: bool
     env_s: float  # time spent inside the env
     num_episodes: int  # resets this process has served
     memory_bytes: int  # resident, of this process, after a reset; 0 after a chunk
@@ -209,7 +209,7 @@ def _execute(
         truncated=bool(step.truncated),
         num_steps=step.num_steps,
         frames=step.frames,
-        unsettled=bool(step.unsettled),
+        thrown=bool(step.thrown),
         env_s=env_s,
         num_episodes=num_episodes,
         memory_bytes=THIS_PROCESS.memory_info().rss if is_reset else 0,
