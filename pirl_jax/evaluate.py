@@ -25,6 +25,7 @@ import numpy as np
 
 from pirl_jax.core import bounds, page
 from pirl_jax.envs import base
+from pirl_jax.envs.libero import plus
 from pirl_jax.envs.pool import queue
 from pirl_jax.monitor import journal, timeline
 from pirl_jax.rollout import starts
@@ -59,13 +60,22 @@ def main(argv: list[str]) -> None:
         with command.user_errors():
             options, raw = command.parse(argv, _parser())
             settings = config.settings(raw)
-            if options.pro:
-                perturbed = perturbations.with_pro(settings.raw.env, options.pro)
-                settings = config.changed(settings, perturbed)
+            settings = _perturbed(options, settings)
             this = prepare(options, settings, stack)
         with command.known_endings():
             print(measure(this))
         print(f"results in {this.directory}")
+
+
+def _perturbed(options: argparse.Namespace, settings: config.Settings) -> config.Settings:
+    """With the suites that --pro or --plus ask for."""
+    if options.pro and options.plus:
+        raise ValueError("--pro and --plus are two evaluations; give one of them")
+    if options.pro:
+        settings = config.changed(settings, perturbations.with_pro(settings.raw.env, options.pro))
+    if options.plus:
+        settings = config.changed(settings, perturbations.with_plus(settings.raw.env, options.plus))
+    return settings
 
 
 def _parser() -> command.Parser:
@@ -87,6 +97,11 @@ def _parser() -> command.Parser:
         "--pro",
         metavar="DIMENSIONS",
         help="all, or some of lan,object,swap,task: env.suite and these perturbations of it",
+    )
+    parser.add_argument(
+        "--plus",
+        metavar="DIMENSIONS",
+        help=f"all, or some of {','.join(plus.DIMENSIONS)}: LIBERO-Plus's tasks for env.suite",
     )
     parser.add_argument(
         "--videos", help="all | failures | task:init,...; default: the first eval.num_videos"
@@ -165,8 +180,9 @@ def _network(
         settings, mesh, actor, params, envs.spec, batch_size, timeline.Timers()
     )
     directory = run_dir / "evaluation" / f"checkpoint_{identity['iteration']}"
-    if options.pro:
-        directory = directory.with_name(f"{directory.name}_pro")
+    for name in ("pro", "plus"):
+        if getattr(options, name):
+            directory = directory.with_name(f"{directory.name}_{name}")
     if identity["iteration"] is None:  # foreign checkpoints' folders are not ours to write into
         directory = pathlib.Path("runs", run_dir.name)
     named = {"name": "checkpoint", **identity, "model": dataclasses.asdict(settings.raw.model)}

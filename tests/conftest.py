@@ -21,7 +21,7 @@ import jax
 import pytest
 import reference_files
 
-from pirl_jax.envs.libero import pro
+from pirl_jax.envs.libero import perturbed
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -49,9 +49,18 @@ def libero_assets() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def libero_pro() -> pathlib.Path:
     """LIBERO-PRO's task files and start states, where they are."""
-    folder = pro.folder()
-    if not (folder / pro.ORIGIN).is_file():
-        pytest.skip(f"LIBERO-PRO not found at {folder}")
+    return _unpacked(perturbed.folders().pro, "LIBERO-PRO")
+
+
+@pytest.fixture(scope="session")
+def libero_plus() -> pathlib.Path:
+    """The same of LIBERO-Plus."""
+    return _unpacked(perturbed.folders().plus, "LIBERO-Plus")
+
+
+def _unpacked(folder: pathlib.Path, name: str) -> pathlib.Path:
+    if not (folder / perturbed.ORIGIN).is_file():
+        pytest.skip(f"{name} not found at {folder}")
     return folder
 
 

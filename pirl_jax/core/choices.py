@@ -11,10 +11,18 @@ PRO = tuple(
     f"{suite}_{dimension}"
     for suite, dimension in itertools.product(LIBERO, ("lan", "object", "swap", "task"))
 )
+# LIBERO-Plus's: all its tasks that perturb one of those in one way.
+PLUS = tuple(
+    f"{suite}_plus_{dimension}"
+    for suite, dimension in itertools.product(
+        LIBERO, ("camera", "robot", "language", "noise", "layout")
+    )
+)
 SUITES = (
     *LIBERO,
     *("libero_90", "libero_130"),  # the second is all of LIBERO
     *PRO,
+    *PLUS,
     *("tabletop", "probe_constant", "probe_observed", "probe_delayed"),
     *("probe_action", "probe_conditioned"),
 )

@@ -64,11 +64,12 @@ class Env(Section):
     wording: str = one_of(
         ("default", "benchmark", "bddl"),
         "default",
-        "of LIBERO's instructions: its file names', or the task files' (default for LIBERO-PRO)",
+        "LIBERO's instructions: by file names, or the task files' (default where perturbed)",
     )
     pro_files: str = plain(
         "", "folder of LIBERO-PRO; empty = $PIRL_LIBERO_PRO, else where pirl download puts it"
     )
+    plus_files: str = plain("", "likewise of LIBERO-Plus; empty = $PIRL_LIBERO_PLUS, else there")
     render_quality: str = one_of(
         ("exact", "light"),
         "exact",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pathlib
 import re
 
-from pirl_jax.envs.libero import files, pro
+from pirl_jax.envs.libero import files, perturbed
 
 SECTIONS = {
     ":language": "instruction",
@@ -76,20 +76,20 @@ THROWN = "THROWN"
 Parts = dict[str, list]
 
 
-def as_markdown(folder: pathlib.Path) -> str:
-    """The whole document; folder: LIBERO-PRO's files."""
+def as_markdown(folders: files.Folders) -> str:
+    """The whole document out of LIBERO-PRO's files."""
     counts = {dimension: collections.Counter() for dimension in files.PRO_DIMENSIONS}
     tables = []
     for suite, original in files.PRO_SUITES.items():
         lines = []
         for task in files.tasks(suite):
             before = parts(files.bddl_file(original, task.number))
-            after = parts(files.bddl_file(suite, task.number, folder))
+            after = parts(files.bddl_file(suite, task.number, folders))
             counts[suite.rpartition("_")[2]].update(_differing(before, after))
             lines.append(f"| {task.number} | {'; '.join(_changes(before, after))} |")
         tables += [f"\n## {suite}\n", "| task | changed |", "|---|---|", *lines]
     head = HEAD.format(
-        origin=pro.origin(folder), thrown=THROWN, count=len(files.PRO_SUITES) // 4 * 10
+        origin=perturbed.origin(folders.pro), thrown=THROWN, count=len(files.PRO_SUITES) // 4 * 10
     )
     return "\n".join([head, *_summary(counts), *tables]) + "\n"
 
@@ -208,4 +208,4 @@ def _text(expression: list | str) -> str:
 
 
 if __name__ == "__main__":
-    print(as_markdown(pro.folder()), end="")
+    print(as_markdown(perturbed.folders()), end="")

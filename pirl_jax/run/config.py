@@ -112,6 +112,11 @@ def _check_suites(env: page.Env):
         )
     if len(set(members)) < len(members):
         raise ValueError(f"env.suite={env.suite!r} names a suite twice; drop one")
+    if 0 < len(set(members) & files.PLUS_SUITES.keys()) < len(members):
+        raise ValueError(
+            f"env.suite={env.suite!r} mixes tasks of 1 and 50 start states; a list with"
+            f" LIBERO-Plus's suites holds nothing else"
+        )
     for member in members:
         files.wording(member, env.wording)  # raises where they are another task's
 

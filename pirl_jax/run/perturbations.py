@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pirl_jax.core import page
 from pirl_jax.envs import base
-from pirl_jax.envs.libero import files, pro
+from pirl_jax.envs.libero import files, plus
+from pirl_jax.envs.libero import perturbed as perturbed_data
 from pirl_jax.monitor import columns, report
 from pirl_jax.rollout import stream
 
@@ -26,12 +27,8 @@ def with_pro(env: page.Env, dimensions: str) -> dict[str, object]:
     Raises:
       ValueError: there is no such perturbation, or none of this suite.
     """
-    chosen = files.PRO_DIMENSIONS if dimensions == "all" else dimensions.split(",")
-    if not set(chosen) <= set(files.PRO_DIMENSIONS) or len(set(chosen)) < len(chosen):
-        raise base.unknown("--pro", dimensions, ("all", *files.PRO_DIMENSIONS))
-    bases = sorted(set(files.PRO_SUITES.values()))
-    if env.suite not in bases:
-        raise base.unknown("--pro of env.suite", env.suite, bases)
+    chosen = _chosen("--pro", dimensions, files.PRO_DIMENSIONS)
+    _check_perturbed("--pro", env.suite)
     suites = [env.suite, *(f"{env.suite}_{dimension}" for dimension in chosen)]
     count = len(files.tasks(env.suite))
     tasks = []
@@ -40,18 +37,63 @@ def with_pro(env: page.Env, dimensions: str) -> dict[str, object]:
     return {"env.suite": ",".join(suites), "env.tasks": tuple(tasks)}
 
 
+def with_plus(env: page.Env, dimensions: str) -> dict[str, object]:
+    """Fields that play all tasks of LIBERO-Plus that perturb a suite of LIBERO's, each once.
+
+    dimensions: all, or some with commas between.
+
+    Raises:
+      ValueError: there is no such perturbation, or it needs assets of LIBERO-Plus's.
+    """
+    for dimension in dimensions.split(","):
+        if dimension in plus.NEED_ASSETS:
+            raise ValueError(
+                f"--plus {dimension} needs LIBERO-Plus's own assets, which no package has; choose"
+                f" some of: {', '.join(plus.DIMENSIONS)}"
+            )
+    chosen = _chosen("--plus", dimensions, plus.DIMENSIONS)
+    _check_perturbed("--plus", env.suite)
+    if env.tasks:
+        raise ValueError(
+            f"env.tasks={env.tasks} are not LIBERO-Plus's, which numbers its own; leave env.tasks"
+            f" empty, or name one of its suites in env.suite"
+        )
+    suites = [f"{env.suite}_plus_{dimension}" for dimension in chosen]
+    # One start state for each task: there is nothing to hold out.
+    return {"env.suite": ",".join(suites), "env.split": "published"}
+
+
+def _chosen(flag: str, dimensions: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    if dimensions == "all":
+        return known
+    chosen = tuple(dimensions.split(","))
+    if not set(chosen) <= set(known) or len(set(chosen)) < len(chosen):
+        raise base.unknown(flag, dimensions, ("all", *known))
+    return chosen
+
+
+def _check_perturbed(flag: str, suite: str) -> None:
+    suites = sorted(set(files.PERTURBED.values()))
+    if suite not in suites:
+        raise base.unknown(f"{flag} of env.suite", suite, suites)
+
+
+def folders(env: page.Env) -> files.Folders:
+    """Where the perturbed suites of a configuration lie."""
+    return perturbed_data.folders(env.pro_files, env.plus_files)
+
+
 def data(env: page.Env) -> dict[str, dict[str, str]]:
-    """Which files the suites of LIBERO-PRO among these are played from, by suite."""
-    folder = pro.folder(env.pro_files)
-    perturbed = [suite for suite in files.members(env.suite) if suite in files.PRO_SUITES]
-    return {suite: pro.identity(suite, folder) for suite in perturbed}
+    """Which files the perturbed suites among these are played from, by suite."""
+    perturbed = [suite for suite in files.members(env.suite) if suite in files.PERTURBED]
+    return {suite: perturbed_data.identity(suite, folders(env)) for suite in perturbed}
 
 
 # ---- the table --------------------------------------------------------------------------------
 
 
 def table(suite: str, results: Sequence[stream.Result]) -> dict[str, dict]:
-    """Rates by suite, of those that perturb another one of the list and of these others.
+    """Rates by suite, of LIBERO-PRO's that perturb another one of the list and of these others.
 
     Returns:
       {suite: {"perturbs": suite or None, "successes", "episodes", "rate", "low", "high",
@@ -59,6 +101,8 @@ def table(suite: str, results: Sequence[stream.Result]) -> dict[str, dict]:
       list has no such suites.
     """
     members = files.members(suite)
+    if not set(members) & files.PRO_SUITES.keys():
+        return {}
     played = _by_suite(suite, results)
     rows = {}
     for original in members:
@@ -91,10 +135,10 @@ def as_text(rows: Mapping[str, Mapping]) -> Iterator[str]:
 
 def _by_suite(suite: str, results: Sequence[stream.Result]) -> dict[str, dict]:
     """{suite: {(task in it, start state): Result}} of the episodes that were not lost."""
-    tasks = files.tasks(suite) if files.members(suite) else ()
+    tasks = files.tasks(suite)
     found = collections.defaultdict(dict)
     for result in results:
-        if tasks and not result.lost:
+        if not result.lost:
             task = tasks[result.episode.task]
             found[task.suite][task.number, result.episode.init_state] = result
     return found

@@ -21,6 +21,8 @@ from pirl_jax.monitor import log, report, video
 from pirl_jax.rollout import starts, stats, stream
 from pirl_jax.run import config, perturbations, simulators
 
+MOST_LINES = 200  # of a table for a terminal; evaluation.json has every task
+
 
 def protocol(
     settings: config.Settings, spec: base.EnvSpec, playable: starts.Starts, per_task: int
@@ -106,7 +108,7 @@ def write(
     """
     counts = {policy_name: successes(results, instructions)}
     per_task = stats.per_task(results, instructions)
-    suites = _suites(settings.raw.env.suite, per_task)
+    suites = _suites(settings.raw.env, per_task)
     table = report.success_table(counts, suites if len(suites) > 1 else {})
     per_suite = report.success_table(counts, suites)["rows"][policy_name]["suites"]
     total = stats.episode_metrics(results)
@@ -125,6 +127,8 @@ def write(
     }
     directory.mkdir(parents=True, exist_ok=True)
     atomic.write_json(directory / "evaluation.json", measured | contents)
+    if len(per_task) > MOST_LINES:
+        table = _without_tasks(table)
     lengths = {row["instruction"]: row["episode_len"] for row in per_task if row["episodes"]}
     thrown = sum(result.thrown for result in results)
     about = _about(measured["protocol"], total, len(results), thrown)
@@ -132,6 +136,12 @@ def write(
     text = "\n".join(parts)
     atomic.write_text(directory / "table.txt", text + "\n")
     return text
+
+
+def _without_tasks(table: dict) -> dict:
+    """For a reader: thousands of lines say nothing."""
+    rows = {name: row | {"tasks": {}} for name, row in table["rows"].items()}
+    return table | {"rows": rows}
 
 
 def _about(protocol: dict, total: dict[str, float], count: int, thrown: int) -> str:
@@ -151,12 +161,13 @@ def _about(protocol: dict, total: dict[str, float], count: int, thrown: int) -> 
     return text
 
 
-def _suites(suite: str, per_task: list[dict]) -> dict[str, list[str]]:
+def _suites(env: page.Env, per_task: list[dict]) -> dict[str, list[str]]:
     """{suite: its tasks}; a list has several."""
     found = {}
-    is_libero = bool(files.members(suite))
+    suite = env.suite
+    tasks = files.tasks(suite, perturbations.folders(env)) if files.members(suite) else ()
     for row in per_task:
-        own = files.tasks(suite)[row["task"]].suite if is_libero else suite
+        own = tasks[row["task"]].suite if tasks else suite
         if row["episodes"]:
             found.setdefault(own, []).append(row["instruction"])
     return found

@@ -48,6 +48,7 @@ def env_factory(settings: config.Settings) -> Callable[[], base.Env]:
         cached_tasks=env.cached_tasks,
         wording=env.wording,
         pro_files=env.pro_files or None,
+        plus_files=env.plus_files or None,
     )
 
 

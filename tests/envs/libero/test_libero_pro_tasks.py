@@ -73,7 +73,9 @@ THROWN = {
 def test_start_states_that_throw_an_object_are_flagged(libero_assets, libero_pro):
     found = {}
     for name, task, init_state in THROWN:
-        setup = simulators.Setup(name, task, libero_assets, 10, seed=0, pro_files=libero_pro)
+        setup = simulators.Setup(
+            name, task, libero_assets, 10, seed=0, folders=files.Folders(pro=libero_pro)
+        )
         simulator = simulators.Simulator(setup)
         simulator.start(init_state)
         found[name, task, init_state] = simulator.thrown
