@@ -103,7 +103,7 @@ def test_the_suites_of_libero_130_get_a_row_each(tmp_path, monkeypatch):
     settings = config.settings(base.get_config())
     tasks = [files.Task("libero_goal", "a"), files.Task("libero_90", "b")]
     settings = config.changed(settings, {"env.suite": "libero_goal,libero_90"})
-    monkeypatch.setattr(files, "tasks", lambda suite: tasks)
+    monkeypatch.setattr(files, "tasks", lambda suite, folders: tasks)
     measured = {
         "policy": {"name": "expert"},
         "protocol": results.protocol(settings, SPEC, CHOSEN, 2),

@@ -173,6 +173,7 @@ def test_what_is_not_there_is_refused_by_name(libero_pro, libero_assets, tmp_pat
     path = files.bddl_file("libero_goal_object", 0, files.Folders(pro=tmp_path))
     path.write_text(path.read_text().replace("- yellow_cabinet", "- green_cabinet"))
     perturbed.missing.cache_clear()
+    perturbed._unknown.cache_clear()
     lines = perturbed.missing("libero_goal_object", files.Folders(pro=tmp_path), libero_assets)
     assert "libero_goal_object task 0: no object green_cabinet" in lines
 

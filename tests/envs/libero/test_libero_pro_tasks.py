@@ -106,7 +106,13 @@ def test_the_command_plays_a_suite_and_its_perturbations(
         "eval.episodes_per_task": 2,
         "eval.num_videos": 0,
     }
-    command = ["evaluate", "--policy=random", "--pro=all", f"--output={tmp_path}"]
+    command = [
+        "evaluate",
+        "--config=libero_object_ppo_pi0",
+        "--policy=random",
+        "--pro=all",
+        f"--output={tmp_path}",
+    ]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
     evaluate.main(command)
     said = capsys.readouterr().out
