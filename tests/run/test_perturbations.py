@@ -7,7 +7,7 @@ import pytest
 
 from pirl_jax.core import page
 from pirl_jax.envs import base as envs
-from pirl_jax.envs.libero import files
+from pirl_jax.envs.libero import files, plus
 from pirl_jax.monitor import report
 from pirl_jax.recipes import base
 from pirl_jax.rollout import starts, stream
@@ -49,6 +49,75 @@ def test_what_cannot_be_perturbed(suite, dimensions, said):
     with pytest.raises(ValueError) as error:
         perturbations.with_pro(env(suite=suite), dimensions)
     assert said in str(error.value)
+
+
+def test_all_of_libero_plus_for_a_suite():
+    fields = perturbations.with_plus(env(suite="libero_10"), "all")
+    names = [f"libero_10_plus_{name}" for name in plus.DIMENSIONS]
+    assert fields == {"env.suite": ",".join(names), "env.split": "published"}
+    some = perturbations.with_plus(env(suite="libero_goal"), "noise,robot")
+    assert some["env.suite"] == "libero_goal_plus_noise,libero_goal_plus_robot"
+
+
+@pytest.mark.parametrize(
+    "fields, dimensions, said",
+    [
+        ({"suite": "libero_goal"}, "light", "--plus light needs LIBERO-Plus's own assets"),
+        ({"suite": "libero_goal"}, "noise,distractors", "--plus distractors needs LIBERO-Plus's"),
+        ({"suite": "libero_goal"}, "mirror", "--plus 'mirror' does not exist; choose one of: all"),
+        ({"suite": "tabletop"}, "all", "--plus of env.suite 'tabletop' does not exist"),
+        ({"suite": "libero_goal", "tasks": (1,)}, "all", "env.tasks=(1,) are not LIBERO-Plus's"),
+    ],
+)
+def test_what_libero_plus_cannot_perturb(fields, dimensions, said):
+    with pytest.raises(ValueError) as error:
+        perturbations.with_plus(env(**fields), dimensions)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "suite, said",
+    [
+        ("libero_goal,libero_goal", "must name none of them twice"),
+        ("libero_130,libero_10", "names a suite twice"),
+        ("libero_goal,tabletop", "mixes simulators"),
+        ("libero_goal,libero_nine", "env.suite='libero_nine' does not exist"),
+        ("libero_goal,libero_goal_plus_robot", "mixes tasks of 1 and 50 start states"),
+    ],
+)
+def test_lists_of_suites_that_make_no_sense(suite, said):
+    fields = base.get_config()
+    fields.env.suite = suite
+    with pytest.raises(ValueError) as error:
+        config.settings(fields)
+    assert said in str(error.value)
+
+
+def test_words_of_other_tasks_are_refused_with_the_configuration():
+    fields = base.get_config()
+    fields.env.update(suite="libero_goal,libero_goal_lan", wording="benchmark")
+    with pytest.raises(ValueError, match="would give libero_goal_lan the instructions of"):
+        config.settings(fields)
+
+
+def test_thousands_of_tasks_are_no_table_for_a_terminal(tmp_path, monkeypatch):
+    suite = "libero_goal_plus_camera"
+    tasks = tuple(files.Task(suite, f"task {number}", number) for number in range(300))
+    monkeypatch.setattr(files, "tasks", lambda suite, folders: tasks)
+    monkeypatch.setattr(perturbations.perturbed_data, "identity", lambda suite, folders: {})
+    fields = base.get_config()
+    fields.env.update(suite=suite, split="published")
+    settings = config.settings(fields)
+    names = tuple(f"task {number}" for number in range(300))
+    spec = envs.EnvSpec(suite, names, 1, max_episode_steps=300, image_size_px=64)
+    chosen = starts.Starts(tuple(range(300)), range(1), range(1))
+    done = [stream.Result(stream.Episode(task, 0), success=task < 30) for task in range(300)]
+    measured = {"policy": {"name": "p"}, "protocol": results.protocol(settings, spec, chosen, 0)}
+    text = results.write(tmp_path, settings, measured, done, names, "p")
+    assert "10.0 % [" in text and "30/300" in text and "task 7" not in text
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert len(written["per_task"]) == 300 and len(written["table"]["rows"]["p"]["tasks"]) == 300
+    assert written["per_suite"][suite]["successes"] == 30
 
 
 def played(outcomes):

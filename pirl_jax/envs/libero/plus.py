@@ -28,7 +28,7 @@ ENDINGS = {
     "noise": r"(?P<task>.+)_view_0_0_100_0_0_initstate_0_noise_(?P<noise>\d+)",
     "robot": r"(?P<task>.+)_view_0_0_100_0_0_initstate_(?P<pose>[1-9]\d*)",
     "camera": r"(?P<task>.+)_view_(?P<view>\d+_\d+_\d+_\d+_\d+)_initstate_0",
-    "layout": r"(?P<task>.+)_level\d+_sample\d+",
+    "layout": r"(?P<task>.+?)(_moved)?_level\d+_sample\d+",
     "distractors": r"(?P<task>.+)_add_\d+",
     "light": r"(?P<task>.+)_light_\d+",
     "background": r"(?P<task>.+)_(table|tb)_\d+",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pirl_jax import evaluate
-from pirl_jax.envs.libero import files, suite
+from pirl_jax.envs.libero import files, plus, suite
 from pirl_jax.envs.libero import simulator as simulators
 from tests import pools
 
@@ -48,6 +48,42 @@ def test_one_task_of_each_suite(libero_assets, libero_pro):
     chosen = [10 * place + 1 + place % 4 for place in range(16)]
     pictures, _ = live(libero_assets, libero_pro, suites, chosen)
     assert len({picture.tobytes() for picture in pictures}) == 16
+
+
+def test_one_task_of_each_dimension_of_libero_plus(libero_assets, libero_plus):
+    """Camera and noise change the picture, the arm's pose the motion, and nothing the wrong one."""
+    names = [f"libero_goal_plus_{dimension}" for dimension in plus.DIMENSIONS]
+    folders = files.Folders(plus=libero_plus)
+    (task,) = [task for task in files.tasks("libero_goal") if task.name == "turn_on_the_stove"]
+    make = functools.partial(
+        suite.make, cached_tasks=1, assets=libero_assets, image_size_px=IMAGE_PX
+    )
+    found = {}
+    for name in ("libero_goal", *names):
+        env = make(name, plus_files=libero_plus, wording="bddl")
+        number = task.number
+        if name != "libero_goal":
+            (number, *_) = [
+                other.number
+                for other in files.tasks(name, folders)
+                if other.variant.task == task.name
+            ]
+        start = env.reset(number, 0)
+        found[name] = start, env.spec.instructions[number], env.simulator.data.qpos.copy()
+        assert not start.thrown and start.images.std(axis=(1, 2, 3)).min() > 15
+        env.close()
+    (own, words, qpos), *others = found.values()
+    for dimension, (start, said, theirs) in zip(plus.DIMENSIONS, others, strict=True):
+        same = [np.array_equal(*pair) for pair in zip(start.images, own.images, strict=True)]
+        still = np.array_equal(qpos, theirs)
+        expected = {
+            "camera": ([False, True], True, True),
+            "robot": ([False, False], False, True),
+            "language": ([True, True], True, False),
+            "noise": ([False, True], True, True),
+            "layout": ([False, False], False, True),
+        }
+        assert (same, still, said == words) == expected[dimension], dimension
 
 
 @pytest.mark.every_task
