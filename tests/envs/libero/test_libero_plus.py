@@ -1,5 +1,6 @@
 """LIBERO-Plus: tasks out of their names, poses of camera and arm, noise, words, start states."""
 
+import pathlib
 import re
 import types
 
@@ -10,6 +11,7 @@ from scipy.spatial import transform
 from pirl_jax.envs.libero import files, filters, perturbed, plus
 from pirl_jax.envs.libero import suite as suites
 
+DOCUMENT = pathlib.Path(__file__).parents[3] / "docs" / "libero_plus.md"
 BASES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 COUNTS = {
     "camera": 1599,
@@ -65,6 +67,14 @@ def test_all_ten_thousand_tasks_have_their_place(libero_plus):
             assert {variant.task for variant in variants.values()} <= known
     assert found == COUNTS and sum(found.values()) == 10_030
     assert sum(found[dimension] for dimension in plus.DIMENSIONS) == 6_983
+
+
+def test_the_document_counts_the_tasks(libero_plus):
+    text = DOCUMENT.read_text()
+    folders = files.Folders(plus=libero_plus)
+    for dimension in plus.DIMENSIONS:
+        counts = [len(files.tasks(f"{base}_plus_{dimension}", folders)) for base in BASES]
+        assert f"| `libero_*_plus_{dimension}` | {', '.join(map(str, counts))} |" in text
 
 
 def test_every_playable_task_has_its_files(libero_plus, libero_assets):
