@@ -155,8 +155,7 @@ class Model(Section):
     )
     train_expert_only: bool = plain(True, "freeze the VLM (image tower, embedder, expert 0)")
     is_lora: bool = plain(
-        False,
-        "low-rank adapters train in the VLM's language layers; its other weights are frozen",
+        False, "low-rank adapters train in the VLM's language layers; its other weights are frozen"
     )
     lora_rank: int = positive(32, "rank and alpha of the adapters")
     lora_init: str = one_of(
@@ -203,8 +202,7 @@ class Model(Section):
     ignore_last: bool = plain(False, "the last denoise step is never the stochastic one")
     joint_logprob: bool = plain(False, "all denoise steps are stochastic; False: one, by decision")
     joint_mean: bool = plain(
-        False,
-        "joint_logprob: mean over start noise and steps (RLinf), not the sum over the steps",
+        False, "joint_logprob: mean over start noise and steps (RLinf), not the sum over the steps"
     )
     action_chunk: int = positive(5, "I, executed open loop per decision", "actions")
     action_env_dim: int = positive(7, "read by the simulator, and scored", "action dims")
@@ -248,6 +246,9 @@ class Rollout(Section):
         ("uniform", "ordered"),
         "uniform",
         "of (task, start state); uniform: with replacement; ordered: each once before any twice",
+    )
+    balance: str = one_of(
+        ("tasks", "suites"), "tasks", "what of a list of suites is played as often in training"
     )
 
 

@@ -4,12 +4,12 @@ Says once what two fields may not be together, and every number that is derived 
 value may be stands on the page itself (core/page.py); of the machine it knows nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 from pirl_jax.core import page
 from pirl_jax.envs import base
-from pirl_jax.envs.libero import files
+from pirl_jax.envs.libero import files, perturbed
 from pirl_jax.learner import sft
 from pirl_jax.models import variants
 from pirl_jax.policy import flow, noise, tokenizer
@@ -348,7 +348,18 @@ def playable(raw: page.Page, spec: base.EnvSpec) -> starts.Starts:
                 f" ({states.start} to {states.stop - 1}) that env.split={raw.env.split} leaves it"
                 f" per task of suite {spec.suite!r}; each is played once"
             )
-    return starts.Starts(chosen, train, evaluate)
+    return starts.Starts(chosen, train, evaluate, _by_suite(raw.env, chosen))
+
+
+def _by_suite(env: page.Env, chosen: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """These tasks, by the suite of a list; (): there is no list."""
+    if len(files.members(env.suite)) < 2:
+        return ()
+    tasks = files.tasks(env.suite, perturbed.folders(env.pro_files, env.plus_files))
+    found = {}
+    for task in chosen:
+        found.setdefault(tasks[task].suite, []).append(task)
+    return tuple(map(tuple, found.values()))
 
 
 # ---- what is derived --------------------------------------------------------------------------

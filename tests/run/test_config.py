@@ -409,6 +409,7 @@ TABLES = {
     "model.value_vlm_mode": heads.POOLS,
     "rollout.prefix_cache": ("auto", "device", "host", "recompute"),
     "rollout.start_order": starts.ORDERS,
+    "rollout.balance": starts.BALANCES,
     "algorithm.adv_type": ("gae", *advantages.GROUP_BASELINES),
     "algorithm.logprob_type": losses.LOG_PROB_LEVELS,
     "algorithm.anchor": flow.ANCHORS,

@@ -93,6 +93,17 @@ def test_lists_of_suites_that_make_no_sense(suite, said):
     assert said in str(error.value)
 
 
+def test_playable_tasks_of_a_list_are_known_by_suite():
+    fields = base.get_config()
+    fields.env.update(suite="libero_goal,libero_10_swap", tasks=(3, 14, 0))
+    settings = config.settings(fields)
+    spec = envs.EnvSpec("list", ("task",) * 20, 50, max_episode_steps=300, image_size_px=64)
+    assert config.playable(settings.raw, spec).suites == ((3, 0), (14,))
+    fields.env.suite = "libero_goal"
+    fields.env.tasks = (3,)
+    assert config.playable(config.settings(fields).raw, spec).suites == ()
+
+
 def test_words_of_other_tasks_are_refused_with_the_configuration():
     fields = base.get_config()
     fields.env.update(suite="libero_goal,libero_goal_lan", wording="benchmark")
