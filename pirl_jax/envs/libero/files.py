@@ -242,7 +242,7 @@ def init_file(suite: str, task: int, folders: Folders = NOWHERE) -> pathlib.Path
     """The file of the task's start states."""
     stored = tasks(suite, folders)[task]
     if stored.variant and not stored.variant.own_states:
-        return init_file(original(stored.suite), _perturbed(stored).number)
+        return init_file(original(stored.suite), perturbed(stored).number)
     folder = folders.of(stored.suite) / "init_files"
     if stored.variant:
         folder = folder / "libero_newobj" / original(stored.suite)
@@ -252,8 +252,10 @@ def init_file(suite: str, task: int, folders: Folders = NOWHERE) -> pathlib.Path
     return folder / f"{stored.name}.{ending}"
 
 
-def _perturbed(task: Task) -> Task:
-    """The task of LIBERO's that one of LIBERO-Plus's perturbs."""
+def perturbed(task: Task) -> Task:
+    """The task of LIBERO's that this one perturbs; itself, where it perturbs none."""
+    if task.variant is None:
+        return dataclasses.replace(task, suite=original(task.suite))
     (found,) = [own for own in tasks(original(task.suite)) if own.name == task.variant.task]
     return found
 
@@ -270,7 +272,7 @@ def init_states(suite: str, task: int, folders: Folders = NOWHERE) -> np.ndarray
     """
     stored = tasks(suite, folders)[task]
     if stored.variant and not stored.variant.own_states:
-        return init_states(original(stored.suite), _perturbed(stored).number)[:1]
+        return init_states(original(stored.suite), perturbed(stored).number)[:1]
     path = init_file(suite, task, folders)
     if path.suffix == ".npz":
         return pro_states.read(path, init_states(original(stored.suite), stored.number).shape)

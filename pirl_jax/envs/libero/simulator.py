@@ -48,6 +48,10 @@ class Setup:
         """Scene and goal."""
         return files.bddl_file(self.suite, self.task, self.folders)
 
+    def number(self) -> int:
+        """Of the task in LIBERO: perturbed ones have fixtures where the original has them."""
+        return files.perturbed(files.tasks(self.suite, self.folders)[self.task]).number
+
     def variant(self) -> plus.Variant | None:
         """What the task changes, where it is LIBERO-Plus's."""
         return files.tasks(self.suite, self.folders)[self.task].variant
@@ -220,9 +224,10 @@ class Simulator:
         stored init state.
         """
         seed = self._setup.seed
+        task = self._setup.number()
         for attempt in range(RESET_ATTEMPTS):
             try:
-                with seeded((seed, self._setup.task, init_state, attempt)):
+                with seeded((seed, task, init_state, attempt)):
                     return function()
             except self._placement_error as error:
                 last = error

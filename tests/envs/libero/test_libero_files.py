@@ -52,7 +52,7 @@ def test_an_init_state_file_cannot_run_code(tmp_path, monkeypatch):
             return os.system, ("true",)
 
     monkeypatch.setattr(files, "package", lambda: tmp_path)
-    monkeypatch.setattr(files, "tasks", lambda suite: (files.Task(suite, "evil"),))
+    monkeypatch.setattr(files, "tasks", lambda suite, folders: (files.Task(suite, "evil"),))
     folder = tmp_path / "init_files" / "libero_evil"
     folder.mkdir(parents=True)
     with zipfile.ZipFile(folder / "evil.pruned_init", "w") as archive:

@@ -9,6 +9,7 @@ import pytest
 from scipy.spatial import transform
 
 from pirl_jax.envs.libero import files, filters, perturbed, plus
+from pirl_jax.envs.libero import simulator as simulators
 from pirl_jax.envs.libero import suite as suites
 
 DOCUMENT = pathlib.Path(__file__).parents[3] / "docs" / "libero_plus.md"
@@ -128,6 +129,21 @@ def test_a_suite_of_it_has_one_start_state_for_each_task(libero_plus, libero_ass
     env = suites.make("libero_goal_plus_camera", libero_assets, plus_files=libero_plus)
     assert (env.spec.num_tasks, env.spec.num_init_states) == (408, 1)
     assert set(env._limits) == {320}
+
+
+def test_fixtures_are_drawn_where_the_original_has_them(libero_plus, libero_assets):
+    """By the number of the task perturbed: nothing moves that the perturbation does not move."""
+    folders = files.Folders(plus=libero_plus)
+    (task, *_) = [
+        task
+        for task in files.tasks("libero_goal_plus_noise", folders)
+        if task.variant.task == files.tasks("libero_goal")[6].name
+    ]
+    setup = simulators.Setup(
+        "libero_goal_plus_noise", task.number, libero_assets, 10, 0, folders=folders
+    )
+    assert setup.number() == 6 != task.number
+    assert simulators.Setup("libero_goal", 6, libero_assets, 10, 0).number() == 6
 
 
 # ---- camera and arm ---------------------------------------------------------------------------
