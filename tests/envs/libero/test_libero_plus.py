@@ -248,7 +248,7 @@ def test_only_the_picture_of_agentview_is_noisy(monkeypatch):
         asked.append((number, seed))
         return image + 1
 
-    monkeypatch.setattr(suites.filters, "apply", apply)
+    monkeypatch.setattr(filters, "apply", apply)
     shared = types.SimpleNamespace(render=lambda camera, size: np.zeros((2, 2, 3), np.uint8))
     monkeypatch.setattr(suites.Libero, "_hold", lambda self: shared)
     variant = plus.read("turn_on_view_0_0_100_0_0_initstate_0_noise_36")
