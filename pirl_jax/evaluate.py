@@ -3,6 +3,7 @@
     python -m pirl_jax.evaluate --checkpoint runs/quickstart
     python -m pirl_jax.evaluate --checkpoint runs/libero --config.env.protocol=openpi
                                 --videos failures --output runs/openpi
+    python -m pirl_jax.evaluate --checkpoint runs/libero --pro all    # LIBERO-PRO beside its suite
     python -m pirl_jax.evaluate --policy expert --config configs/quickstart.py
     python -m pirl_jax.evaluate --policy ws://localhost:8000    # any openpi server
                                 --config configs/libero_spatial_ppo_pi05.py
@@ -23,6 +24,7 @@ import numpy as np
 
 from pirl_jax.core import bounds, page, paths, secrets
 from pirl_jax.envs import base
+from pirl_jax.envs.libero import plus
 from pirl_jax.envs.pool import queue
 from pirl_jax.monitor import journal, timeline
 from pirl_jax.rollout import starts
@@ -33,6 +35,7 @@ from pirl_jax.run import (
     devices,
     evaluation,
     machine,
+    perturbations,
     policies,
     preemption,
     results,
@@ -58,10 +61,23 @@ def main(argv: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         with command.user_errors():
             options, raw = command.parse(argv, _parser())
-            this = prepare(options, config.settings(raw), stack)
+            settings = config.settings(raw)
+            settings = _perturbed(options, settings)
+            this = prepare(options, settings, stack)
         with command.known_endings():
             print(measure(this))
         print(f"results in {this.directory}")
+
+
+def _perturbed(options: argparse.Namespace, settings: config.Settings) -> config.Settings:
+    """With the suites that --pro or --plus ask for."""
+    if options.pro and options.plus:
+        raise ValueError("--pro and --plus are two evaluations; give one of them")
+    if options.pro:
+        settings = config.changed(settings, perturbations.with_pro(settings.raw.env, options.pro))
+    if options.plus:
+        settings = config.changed(settings, perturbations.with_plus(settings.raw.env, options.plus))
+    return settings
 
 
 def _parser() -> command.Parser:
@@ -92,6 +108,18 @@ def _parser() -> command.Parser:
         "--output",
         type=command.path,
         help="where results go; default RUN_DIR/evaluation/checkpoint_N",
+    )
+    parser.add_argument(
+        "--pro",
+        type=command.text,
+        metavar="DIMENSIONS",
+        help="all, or some of lan,object,swap,task: env.suite and these perturbations of it",
+    )
+    parser.add_argument(
+        "--plus",
+        type=command.text,
+        metavar="DIMENSIONS",
+        help=f"all, or some of {','.join(plus.DIMENSIONS)}: LIBERO-Plus's tasks for env.suite",
     )
     parser.add_argument(
         "--videos",
@@ -184,6 +212,9 @@ def _network(
         settings, mesh, actor, params, envs.spec, batch_size, timeline.Timers()
     )
     directory = run_dir / "evaluation" / f"checkpoint_{identity['iteration']}"
+    for name in ("pro", "plus"):
+        if getattr(options, name):
+            directory = directory.with_name(f"{directory.name}_{name}")
     if identity["iteration"] is None:  # foreign checkpoints' folders are not ours to write into
         directory = pathlib.Path("runs", run_dir.name)
     named = {"name": "checkpoint", **identity, "model": dataclasses.asdict(settings.raw.model)}

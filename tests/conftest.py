@@ -21,7 +21,7 @@ import jax
 import pytest
 import reference_files
 
-from pirl_jax.envs.libero import files
+from pirl_jax.envs.libero import files, perturbed
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -46,6 +46,24 @@ def libero_assets() -> pathlib.Path:
         if os.environ.get(files.ASSETS_VARIABLE):
             raise  # named, and not there: no reason to skip
         pytest.skip(f"LIBERO's assets are not installed: {error}")
+
+
+@pytest.fixture(scope="session")
+def libero_pro() -> pathlib.Path:
+    """LIBERO-PRO's task files and start states, where they are."""
+    return _unpacked(perturbed.folders().pro, "LIBERO-PRO")
+
+
+@pytest.fixture(scope="session")
+def libero_plus() -> pathlib.Path:
+    """The same of LIBERO-Plus."""
+    return _unpacked(perturbed.folders().plus, "LIBERO-Plus")
+
+
+def _unpacked(folder: pathlib.Path, name: str) -> pathlib.Path:
+    if not (folder / perturbed.ORIGIN).is_file():
+        pytest.skip(f"{name} not found at {folder}")
+    return folder
 
 
 # Files that one process works on for minutes.  Begun last, they would leave the other idle.

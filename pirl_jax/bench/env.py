@@ -124,7 +124,7 @@ def _worker_counts(text: str) -> list[int]:
 def _suite_and_task(name: str) -> tuple[str, int]:
     """The parts of "libero_object:0"."""
     suite, _, task = name.partition(":")
-    known = suite in files.SUITES and task.isdigit()
+    known = suite in (*files.OWN_FILES, *files.LISTS) and task.isdigit()
     if not known or int(task) >= len(files.tasks(suite)):
         raise ValueError(f"--tasks has {name!r}; write suite:task, for example libero_object:0")
     return suite, int(task)

@@ -96,14 +96,14 @@ def _recipe(recipe: str, mesh: jax.sharding.Mesh, options: argparse.Namespace) -
 
 def _env_spec(recipe: str, env: Any) -> base.EnvSpec:
     """What the plan needs to know of the suite, without a simulator.  env: the page's section."""
-    if env.suite not in files.SUITES:
+    if not files.members(env.suite):
         raise ValueError(
             f"--recipes has {recipe}, whose env.suite={env.suite!r} is not LIBERO's; "
             f"give LIBERO recipes"
         )
     limit = env.max_episode_steps
     if not limit:
-        limit = files.PROTOCOLS[env.protocol].max_episode_steps[env.suite]
+        limit = max(map(files.PROTOCOLS[env.protocol].limit, files.members(env.suite)))
     return base.EnvSpec(
         suite=env.suite,
         instructions=(),

@@ -28,6 +28,7 @@ class Bound:
     open_high: bool = False  # high itself is refused
     besides: tuple[float, ...] = ()  # outside of low and high, with a meaning of their own
     choices: tuple[str, ...] = ()
+    several: bool = False  # a text may name several of them, with commas between
     filled: bool = False  # a text must not be empty
     place: bool = False  # a text is a path, or one of `names`
     names: tuple[str, ...] = ()
@@ -37,7 +38,8 @@ class Bound:
     def text(self) -> str:
         """The bound in words; "" where there is none."""
         if self.choices:
-            return "one of: " + ", ".join(repr(choice) for choice in self.choices)
+            count = "some of" if self.several else "one of"
+            return f"{count}: " + ", ".join(repr(choice) for choice in self.choices)
         if self.filled:
             return "not empty"
         if self.place:
@@ -122,6 +124,11 @@ def place(default: str, meaning: str, *names: str, filled: bool = False) -> typi
     return _field(Bound(place=True, names=names, filled=filled), default, meaning, "")
 
 
+def some_of(choices: tuple[str, ...], default: str, meaning: str) -> typing.Any:
+    """One such name, or several with commas between, none of them twice."""
+    return _field(Bound(choices=choices, several=True), default, meaning, "")
+
+
 def tuple_of(
     low: float,
     default: tuple,
@@ -154,8 +161,8 @@ def check(section: object, prefix: str = "") -> None:
         value = getattr(section, field.name)
         if typing.get_origin(field.type) is tuple:
             _check_tuple(name, value, field)
-        elif bound.choices and value not in bound.choices:
-            raise unknown(name, value, bound.choices)
+        elif bound.choices:
+            _check_choice(name, value, bound)
         else:
             fault = _fault(value, field.type, bound)
             if fault:
@@ -182,6 +189,16 @@ def with_whole_paths(section: type, values: Mapping, prefix: str = "") -> dict:
         except ValueError as error:
             raise ValueError(f"{prefix}{field.name}: {error}") from error
     return result
+
+
+def _check_choice(name: str, value: object, bound: Bound):
+    several = bound.several and isinstance(value, str)
+    chosen = value.split(",") if several else [value]
+    for choice in chosen:
+        if choice not in bound.choices:
+            raise unknown(name, choice, bound.choices)
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"{name}={value!r} must name none of them twice")
 
 
 def element_kind(kind: object) -> type:

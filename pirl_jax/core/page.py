@@ -9,7 +9,7 @@ know.  docs/config.md is made from this file (`python -m pirl_jax.run.reference`
 from collections.abc import Mapping
 import dataclasses
 
-from pirl_jax.core import bounds
+from pirl_jax.core import bounds, choices
 from pirl_jax.core.bounds import (
     above,
     at_least,
@@ -19,16 +19,12 @@ from pirl_jax.core.bounds import (
     place,
     plain,
     positive,
+    some_of,
     tuple_of,
 )
 
 # More than a host holds, whatever the suite; its own memory is checked where simulators start.
 MOST_ENVS = 65_536
-# Rows of models/variants.py GEMMA; no name is the one of the model's size.
-VARIANTS = (
-    *("", "gemma_2b", "gemma_300m", "gemma_2b_lora", "gemma_300m_lora"),
-    *("dummy", "small", "small_expert", "tiny", "tiny_expert"),
-)
 
 
 class Section:
@@ -42,14 +38,10 @@ class Section:
 class Env(Section):
     """The simulators."""
 
-    suite: str = one_of(
-        (
-            *("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"),
-            *("libero_130", "tabletop", "probe_constant", "probe_observed", "probe_delayed"),
-            *("probe_action", "probe_conditioned"),
-        ),
+    suite: str = some_of(
+        choices.SUITES,
         "libero_spatial",
-        "libero_130 is all of LIBERO; tabletop is ours; a probe_ needs no physics",
+        "of LIBERO also a list: libero_10,libero_goal; tabletop is ours; a probe_ needs no physics",
     )
     tasks: tuple[int, ...] = tuple_of(
         0, (), "used in training and evaluation; () = all", "task indices", distinct=True
@@ -69,6 +61,15 @@ class Env(Section):
         "",
         "folder of LIBERO's meshes; empty = $PIRL_LIBERO_ASSETS, the packages, or a download",
     )
+    wording: str = one_of(
+        ("default", "benchmark", "bddl"),
+        "default",
+        "LIBERO's instructions: by file names, or the task files' (default where perturbed)",
+    )
+    pro_files: str = place(
+        "", "folder of LIBERO-PRO; empty = $PIRL_LIBERO_PRO, else where pirl download puts it"
+    )
+    plus_files: str = place("", "likewise of LIBERO-Plus; empty = $PIRL_LIBERO_PLUS, else there")
     render_quality: str = one_of(
         ("exact", "light"),
         "exact",
@@ -159,12 +160,12 @@ class Model(Section):
         "fresh adapters; zeros: factor B is 0, they change nothing; openpi: both factors random",
     )
     paligemma_variant: str = one_of(
-        VARIANTS,
+        choices.VARIANTS,
         "",
         "openpi's name instead of is_lora: gemma_2b, gemma_2b_lora (rank 16); empty = by size",
     )
     action_expert_variant: str = one_of(
-        VARIANTS,
+        choices.VARIANTS,
         "",
         "gemma_300m, or gemma_300m_lora (rank 32), whose other language weights are frozen",
     )
@@ -241,6 +242,9 @@ class Rollout(Section):
         ("uniform", "ordered"),
         "uniform",
         "of (task, start state); uniform: with replacement; ordered: each once before any twice",
+    )
+    balance: str = one_of(
+        ("tasks", "suites"), "tasks", "what of a list of suites is played as often in training"
     )
 
 

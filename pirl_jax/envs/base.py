@@ -47,6 +47,8 @@ class TimeStep:
     num_steps: int  # control steps executed in this chunk (0 after a reset)
     # Video frames [Y,X,3] uint8 of each executed step, only when asked for.
     frames: list | None = None
+    # After a reset: the start state threw an object before it came to rest.
+    thrown: bool = False
     # The simulator was replaced under this episode: nothing else in this row means anything.
     lost: bool = False
 

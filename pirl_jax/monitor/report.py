@@ -48,6 +48,49 @@ def wilson(successes: int, episodes: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def paired_difference(counts: Mapping[tuple[bool, bool], int]) -> dict[str, float]:
+    """How much higher the first of two success rates is, on the same episodes; 95 % interval.
+
+    R. G. Newcombe 1998, "Improved confidence intervals for the difference between binomial
+    proportions based on paired data", method 10: the two Wilson intervals and the correlation.
+
+    Args:
+      counts: how many episodes had (success of the first, success of the second).
+
+    Returns:
+      {"pairs", "rate" (of the difference), "low", "high"}
+    """
+    both, first, second, neither = (
+        counts.get(outcome, 0)
+        for outcome in ((True, True), (True, False), (False, True), (False, False))
+    )
+    pairs = both + first + second + neither
+    low_1, high_1 = wilson(both + first, pairs)
+    low_2, high_2 = wilson(both + second, pairs)
+    rate_1 = (both + first) / pairs
+    rate_2 = (both + second) / pairs
+    products = (both + first) * (second + neither) * (both + second) * (first + neither)
+    agreement = both * neither - first * second
+    if agreement > 0:
+        agreement = max(agreement - pairs / 2, 0.0)  # continuity
+    correlation = agreement / math.sqrt(products) if products else 0.0
+    below = _combined(rate_1 - low_1, high_2 - rate_2, correlation)
+    above = _combined(high_1 - rate_1, rate_2 - low_2, correlation)
+    difference = (first - second) / pairs
+    return {
+        "pairs": pairs,
+        "rate": difference,
+        "low": difference - below,
+        "high": difference + above,
+    }
+
+
+def _combined(of_first: float, of_second: float, correlation: float) -> float:
+    """Half width of a difference, from those of the two rates."""
+    square = of_first**2 - 2 * correlation * of_first * of_second + of_second**2
+    return math.sqrt(max(square, 0.0))
+
+
 def algorithm_name(adv_type: str) -> str:
     """What people call it: PPO, GRPO, ..."""
     if adv_type == "gae":
@@ -75,7 +118,7 @@ def success_table(
         for suite, members in (suites or {}).items():
             subtotals[suite] = _total(tasks[task] for task in members)
         rows[name] = {
-            "tasks": {task: _rate(*counts) for task, counts in tasks.items()},
+            "tasks": {task: rate(*counts) for task, counts in tasks.items()},
             "suites": subtotals,
             "total": _total(tasks.values()),
         }
@@ -87,7 +130,8 @@ def success_table(
     return {"interval": "Wilson 95 %", "rows": rows, "disjoint": disjoint}
 
 
-def _rate(successes: int, episodes: int) -> dict[str, float]:
+def rate(successes: int, episodes: int) -> dict[str, float]:
+    """Counts, rate and Wilson interval."""
     low, high = wilson(successes, episodes)
     return {
         "successes": successes,
@@ -100,7 +144,7 @@ def _rate(successes: int, episodes: int) -> dict[str, float]:
 
 def _total(counts: Iterable[tuple[int, int]]) -> dict[str, float]:
     successes, episodes = zip(*counts, strict=True)
-    return _rate(sum(successes), sum(episodes))
+    return rate(sum(successes), sum(episodes))
 
 
 def as_text(table: Mapping[str, Any], episode_lengths: Mapping[str, float] | None = None) -> str:

@@ -22,6 +22,7 @@ class Starts:
     tasks: tuple[int, ...]
     train: range
     evaluate: range
+    suites: tuple[tuple[int, ...], ...] = ()  # the same tasks, by suite; (): of one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,21 +85,27 @@ def training(
     seed: int,
     iteration: int,
     played: int = 0,
+    balance: str = "tasks",
 ) -> list[stream.Episode]:
     """The `count` episodes of one iteration; each start `group_size` times in a row (1: no groups).
 
     Args:
       order: a key of ORDERS.
+      balance: of BALANCES.
       played: episodes that the iteration has played already; what replaces some of them is drawn
         uniformly, because nobody knows beforehand how many it will be.
     """
-    num_starts = len(starts.tasks) * len(starts.train)
     num_groups = count // group_size
+    episodes = []
+    if balance == "suites" and len(starts.suites) > 1:
+        for start in _in_turn(starts, num_groups, order, (seed, iteration, played)):
+            episodes += [start] * group_size
+        return episodes
+    num_starts = len(starts.tasks) * len(starts.train)
     if played:
         draws = _uniform(num_starts, num_groups, seed, iteration, played)
     else:
         draws = ORDERS[order](num_starts, num_groups, seed, iteration)
-    episodes = []
     for draw in draws:
         task, state = divmod(int(draw), len(starts.train))
         episodes += [stream.Episode(starts.tasks[task], starts.train[state])] * group_size
@@ -116,6 +123,29 @@ def evaluation(starts: Starts, per_task: int) -> list[stream.Episode]:
     return episodes
 
 
+def _in_turn(
+    starts: Starts, count: int, order: str, seeds: tuple[int, int, int]
+) -> list[stream.Episode]:
+    """As many starts of each suite, whatever its size: the suites take turns over the iterations.
+
+    seeds: seed, iteration, episodes that the iteration has played already.
+    """
+    seed, iteration, played = seeds
+    turns = np.arange(iteration * count, (iteration + 1) * count)
+    chosen: list[stream.Episode | None] = [None] * count
+    for s, tasks in enumerate(starts.suites):
+        own = np.flatnonzero(turns % len(starts.suites) == s)
+        num_starts = len(tasks) * len(starts.train)
+        if played or order == "uniform":
+            draws = _uniform(num_starts, len(own), *seeds, s)
+        else:
+            draws = _from_passes(num_starts, turns[own] // len(starts.suites), seed, s)
+        for i, draw in zip(own, draws, strict=True):
+            task, state = divmod(int(draw), len(starts.train))
+            chosen[i] = stream.Episode(tasks[task], starts.train[state])
+    return chosen
+
+
 def _uniform(num_starts: int, count: int, *seeds: int) -> Sequence[int]:
     """With replacement."""
     return np.random.default_rng(seeds).integers(0, num_starts, count)
@@ -127,18 +157,24 @@ def _ordered(num_starts: int, count: int, seed: int, iteration: int) -> Sequence
     Passes, each in an order of its own, run on over the iterations.
     """
     positions = np.arange(iteration * count, (iteration + 1) * count)
+    return _from_passes(num_starts, positions, seed)
+
+
+def _from_passes(num_starts: int, positions: np.ndarray, seed: int, *more: int) -> list[int]:
+    """What stands at these positions of all passes, one after another."""
     passes = {
-        number: _permutation(num_starts, seed, number)
+        number: _permutation(num_starts, seed, number, *more)
         for number in np.unique(positions // num_starts)
     }
     return [passes[position // num_starts][position % num_starts] for position in positions]
 
 
-def _permutation(num_starts: int, seed: int, number: int) -> np.ndarray:
+def _permutation(num_starts: int, *seeds: int) -> np.ndarray:
     order = np.arange(num_starts)
-    np.random.default_rng([seed, number]).shuffle(order)
+    np.random.default_rng(seeds).shuffle(order)
     return order
 
 
 SPLITS = ("held_out", "published")
+BALANCES = ("tasks", "suites")
 ORDERS = {"uniform": _uniform, "ordered": _ordered}

@@ -44,6 +44,7 @@ class Result:
     num_steps: int = 0  # control steps
     num_decisions: int = 0
     frames: list | None = None  # [Y,X,3] uint8, when recorded
+    thrown: bool = False  # its start state threw an object before it came to rest
     lost: bool = False  # its simulator failed twice: nothing else here means anything
 
 
@@ -227,6 +228,7 @@ class Stream:
             result.reward += float(step.reward[i])
             result.num_steps += int(step.num_steps[i])
             result.success |= bool(step.terminated[i])
+            result.thrown |= bool(step.thrown[i])
             if step.frames is not None and step.frames[i]:
                 result.frames += step.frames[i]
 

@@ -4,12 +4,12 @@ Says once what two fields may not be together, and every number that is derived 
 value may be stands on the page itself (core/page.py); of the machine it knows nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 from pirl_jax.core import page
 from pirl_jax.envs import base
-from pirl_jax.envs.libero import files
+from pirl_jax.envs.libero import files, perturbed
 from pirl_jax.learner import sft
 from pirl_jax.models import variants
 from pirl_jax.policy import flow, noise, tokenizer
@@ -78,6 +78,7 @@ def settings(fields: Mapping) -> Settings:
       ValueError: one sentence with the value and the remedy.
     """
     raw = page.from_dict(fields)
+    _check_suites(raw.env)
     _check_multiples(raw)
     _check_actions(raw)
     _check_demonstrations(raw)
@@ -102,6 +103,24 @@ def changed(current: Settings, changes: dict) -> Settings:
 def _value(raw: page.Page, name: str) -> int:
     section, _, field = name.partition(".")
     return getattr(getattr(raw, section), field)
+
+
+def _check_suites(env: page.Env):
+    """Which suites make a list, and whose words their instructions can be."""
+    members = files.members(env.suite)
+    if "," in env.suite and not members:
+        raise ValueError(
+            f"env.suite={env.suite!r} mixes simulators; a list is of LIBERO's suites alone"
+        )
+    if len(set(members)) < len(members):
+        raise ValueError(f"env.suite={env.suite!r} names a suite twice; drop one")
+    if 0 < len(set(members) & files.PLUS_SUITES.keys()) < len(members):
+        raise ValueError(
+            f"env.suite={env.suite!r} mixes tasks of 1 and 50 start states; a list with"
+            f" LIBERO-Plus's suites holds nothing else"
+        )
+    for member in members:
+        files.wording(member, env.wording)  # raises where they are another task's
 
 
 def _check_multiples(raw: page.Page):
@@ -133,7 +152,9 @@ def _check_demonstrations(raw: page.Page):
     section = raw.sft
     if not section.demonstrations:
         return
-    if raw.env.suite not in ("tabletop", *files.WITH_EXPERT):
+    # A list needs an expert for each of its suites.
+    suites = files.members(raw.env.suite) or (raw.env.suite,)
+    if not set(suites) <= {"tabletop", *files.WITH_EXPERT}:
         raise ValueError(
             f"env.suite={raw.env.suite!r} has no scripted expert;"
             f" set sft.demonstrations=0 and model.checkpoint"
@@ -356,7 +377,18 @@ def playable(raw: page.Page, spec: base.EnvSpec) -> starts.Starts:
                 f" ({states.start} to {states.stop - 1}) that env.split={raw.env.split} leaves it"
                 f" per task of suite {spec.suite!r}; each is played once"
             )
-    return starts.Starts(chosen, train, evaluate)
+    return starts.Starts(chosen, train, evaluate, _by_suite(raw.env, chosen))
+
+
+def _by_suite(env: page.Env, chosen: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """These tasks, by the suite of a list; (): there is no list."""
+    if len(files.members(env.suite)) < 2:
+        return ()
+    tasks = files.tasks(env.suite, perturbed.folders(env.pro_files, env.plus_files))
+    found = {}
+    for task in chosen:
+        found.setdefault(tasks[task].suite, []).append(task)
+    return tuple(map(tuple, found.values()))
 
 
 # ---- what is derived --------------------------------------------------------------------------
@@ -379,7 +411,7 @@ def begins_with_rollout(raw: page.Page, iteration: int) -> bool:
 
 def rules(raw: page.Page) -> files.Protocol | None:
     """The protocol of a LIBERO suite; the other suites have limits of their own."""
-    return files.PROTOCOLS[raw.env.protocol] if raw.env.suite in files.SUITES else None
+    return files.PROTOCOLS[raw.env.protocol] if files.members(raw.env.suite) else None
 
 
 def _action_chunk(raw: page.Page) -> int:

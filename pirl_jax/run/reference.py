@@ -59,7 +59,8 @@ def _rows(fields: Iterable[dataclasses.Field]) -> Iterator[str]:
 def _bound(field: dataclasses.Field) -> str:
     bound = field.metadata["bound"]
     if bound.choices:
-        return ", ".join(f"`{choice}`" if choice else "empty" for choice in bound.choices)
+        names = ", ".join(f"`{choice}`" if choice else "empty" for choice in bound.choices)
+        return f"{names}; or several, with commas" if bound.several else names
     if typing.get_origin(field.type) is not tuple:
         return _words(field.type, bound)
     words = f"each a {_words(bounds.element_kind(field.type), bound)}"

@@ -18,7 +18,9 @@ from pirl_jax.envs import base, child
 from pirl_jax.envs.libero import files
 from pirl_jax.monitor import log, report, video
 from pirl_jax.rollout import starts, stats, stream
-from pirl_jax.run import config, simulators
+from pirl_jax.run import config, perturbations, simulators
+
+MOST_LINES = 200  # of a table for a terminal; evaluation.json has every task
 
 
 def protocol(
@@ -36,6 +38,8 @@ def protocol(
         "trained_on_init_states": _bounds(playable.train),
         "max_episode_steps": _limits(env, rules, spec),
         "settle_steps": rules.settle_steps if rules else 0,
+        "wording": _wordings(env),
+        "data": perturbations.data(env),
         "action_chunk": settings.policy.model.action_chunk,
         "denoise_steps": settings.policy.model.num_steps,
         "image_size_px": env.image_size_px,
@@ -57,7 +61,12 @@ def _limits(
     """Control steps until truncation: a number, or by the suite a task comes from."""
     if env.max_episode_steps or rules is None:
         return spec.max_episode_steps
-    return {suite: rules.max_episode_steps[suite] for suite in files.SUITES[env.suite]}
+    return {suite: rules.limit(suite) for suite in files.members(env.suite)}
+
+
+def _wordings(env: page.Env) -> dict[str, str]:
+    """Whose words the instructions of each of LIBERO's suites are."""
+    return {suite: files.wording(suite, env.wording) for suite in files.members(env.suite)}
 
 
 def successes(
@@ -99,14 +108,16 @@ def write(
     """
     counts = {policy_name: successes(results, instructions)}
     per_task = stats.per_task(results, instructions)
-    suites = _suites(settings.raw.env.suite, per_task)
+    suites = _suites(settings.raw.env, per_task)
     table = report.success_table(counts, suites if len(suites) > 1 else {})
     per_suite = report.success_table(counts, suites)["rows"][policy_name]["suites"]
     total = stats.episode_metrics(results)
+    perturbed = perturbations.table(settings.raw.env.suite, results)
     contents = {
         "table": table,
         "per_task": per_task,
         "per_suite": per_suite,
+        "perturbations": perturbed,
         "episode_len": total["env/episode_len"],
         "num_episodes": int(total["env/num_trajectories"]),
         "lost_episodes": [row(result) for result in results if result.lost],
@@ -116,14 +127,24 @@ def write(
     }
     directory.mkdir(parents=True, exist_ok=True)
     atomic.write_json(directory / "evaluation.json", measured | contents)
+    if len(per_task) > MOST_LINES:
+        table = _without_tasks(table)
     lengths = {row["instruction"]: row["episode_len"] for row in per_task if row["episodes"]}
-    about = _about(measured["protocol"], total, len(results))
-    text = report.as_text(table, lengths) + "\n" + about
+    thrown = sum(result.thrown for result in results)
+    about = _about(measured["protocol"], total, len(results), thrown)
+    parts = [report.as_text(table, lengths), *perturbations.as_text(perturbed), about]
+    text = "\n".join(parts)
     atomic.write_text(directory / "table.txt", text + "\n")
     return text
 
 
-def _about(protocol: dict, total: dict[str, float], count: int) -> str:
+def _without_tasks(table: dict) -> dict:
+    """For a reader: thousands of lines say nothing."""
+    rows = {name: row | {"tasks": {}} for name, row in table["rows"].items()}
+    return table | {"rows": rows}
+
+
+def _about(protocol: dict, total: dict[str, float], count: int, thrown: int) -> str:
     """One line under the table: under which rules, and what is not in it."""
     first, last = protocol["init_states"]
     text = (
@@ -133,14 +154,20 @@ def _about(protocol: dict, total: dict[str, float], count: int) -> str:
         f"{total['env/episode_len']:.1f} control steps"
     )
     lost = count - int(total["env/num_trajectories"])
-    return text + f"; {lost} episodes lost with their simulators" if lost else text
+    if lost:
+        text += f"; {lost} episodes lost with their simulators"
+    if thrown:
+        text += f"; the start states of {thrown} episodes throw an object (thrown in the rows)"
+    return text
 
 
-def _suites(suite: str, per_task: list[dict]) -> dict[str, list[str]]:
-    """{suite: its tasks}; libero_130 has five."""
+def _suites(env: page.Env, per_task: list[dict]) -> dict[str, list[str]]:
+    """{suite: its tasks}; a list has several."""
     found = {}
+    suite = env.suite
+    tasks = files.tasks(suite, perturbations.folders(env)) if files.members(suite) else ()
     for row in per_task:
-        own = files.tasks(suite)[row["task"]].suite if suite in files.SUITES else suite
+        own = tasks[row["task"]].suite if tasks else suite
         if row["episodes"]:
             found.setdefault(own, []).append(row["instruction"])
     return found
@@ -213,6 +240,7 @@ def row(result: stream.Result) -> dict:
         "steps": result.num_steps,
         "decisions": result.num_decisions,
         "reward": result.reward,
+        "thrown": result.thrown,
     }
 
 
@@ -231,6 +259,7 @@ def from_row(row: dict, where: pathlib.Path | str = "a row") -> stream.Result:
         reward=values["reward"],
         num_steps=values["steps"],
         num_decisions=values["decisions"],
+        thrown=row.get("thrown") is True,  # files of earlier versions do not say
     )
 
 

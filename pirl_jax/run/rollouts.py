@@ -27,7 +27,9 @@ def episodes(
     size = raw.algorithm.group_size
     everywhere = count * jax.process_count()
     order = raw.rollout.start_order
-    whole = starts.training(playable, everywhere, size, order, raw.seed, iteration, played)
+    whole = starts.training(
+        playable, everywhere, size, order, raw.seed, iteration, played, raw.rollout.balance
+    )
     return hosts.share().of(whole, size)
 
 

@@ -49,6 +49,9 @@ def env_factory(settings: config.Settings) -> Callable[[], base.Env]:
         protocol=env.protocol,
         render_quality=env.render_quality,
         cached_tasks=env.cached_tasks,
+        wording=env.wording,
+        pro_files=env.pro_files or None,
+        plus_files=env.plus_files or None,
     )
 
 

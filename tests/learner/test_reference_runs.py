@@ -223,6 +223,7 @@ class Pool:
             num_steps=steps,
             terminated=terminated,
             truncated=truncated & ~terminated,
+            thrown=np.zeros(len(slots), bool),
             lost=np.zeros(len(slots), bool),
         )
 

@@ -78,5 +78,6 @@ class Pool:
             terminated=over & even,
             truncated=over & ~even,
             frames=list(frames) if any(frames) else None,
+            thrown=np.zeros(len(slots), bool),
             lost=np.array([a["lost"] for a in answers]),
         )

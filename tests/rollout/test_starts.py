@@ -173,3 +173,48 @@ def test_an_order_depends_on_the_seed_and_the_pass():
         for iteration in (0, 1)
     }
     assert len(orders) == 4
+
+
+# ---- lists of suites --------------------------------------------------------------------------
+
+TWO = starts.Starts(tuple(range(12)), range(5), range(0), ((0, 1), tuple(range(2, 12))))
+
+
+def draw(order, balance, count=21, iterations=4, group_size=1, played=0):
+    found = []
+    for iteration in range(iterations):
+        found += starts.training(TWO, count, group_size, order, 3, iteration, played, balance)
+    return found
+
+
+@pytest.mark.parametrize("order", starts.ORDERS)
+@pytest.mark.parametrize("played", [0, 7])
+def test_suites_of_a_list_take_turns_whatever_their_size(order, played):
+    found = draw(order, "suites", played=played)
+    in_small = [name.task < 2 for name in found]
+    assert sum(in_small) == 42 and in_small[:4] == [True, False, True, False]
+    assert {name.task for name in found} == set(range(12))
+    assert found == draw(order, "suites", played=played)
+    by_task = sum(name.task < 2 for name in draw("uniform", "tasks", count=600))
+    assert by_task == pytest.approx(2400 / 6, abs=60)
+
+
+def test_each_suite_in_order_has_each_start_once_before_any_twice():
+    found = pairs(draw("ordered", "suites", count=20, iterations=5))
+    small = [pair for pair in found if pair[0] < 2]
+    large = [pair for pair in found if pair[0] >= 2]
+    assert len(small) == len(large) == 50 == len(set(large))
+    for first in range(0, 50, 10):
+        assert len(set(small[first : first + 10])) == 10
+
+
+def test_groups_stay_together_when_suites_take_turns():
+    found = draw("uniform", "suites", count=12, iterations=1, group_size=3)
+    assert [found[i] == found[i - i % 3] for i in range(12)] == [True] * 12
+    assert [name.task < 2 for name in found[::3]] == [True, False, True, False]
+
+
+def test_one_suite_is_drawn_as_ever():
+    for order in starts.ORDERS:
+        plain = starts.training(LIBERO, 30, 1, order, 3, 1)
+        assert plain == starts.training(LIBERO, 30, 1, order, 3, 1, 0, "suites")

@@ -392,6 +392,7 @@ def test_the_published_recipe_has_the_published_split_and_the_default_is_held_ou
 TABLES = {
     "env.suite": (*files.SUITES, "tabletop", *(f"probe_{name}" for name in probes.PROBES)),
     "env.protocol": files.PROTOCOLS,
+    "env.wording": files.WORDINGS,
     "env.render_quality": ("exact", "light"),
     "env.split": starts.SPLITS,
     "model.preset": ("", *presets.PRESETS),
@@ -409,6 +410,7 @@ TABLES = {
     "model.value_vlm_mode": heads.POOLS,
     "rollout.prefix_cache": ("auto", "device", "host", "recompute"),
     "rollout.start_order": starts.ORDERS,
+    "rollout.balance": starts.BALANCES,
     "algorithm.adv_type": ("gae", *advantages.GROUP_BASELINES),
     "algorithm.logprob_type": losses.LOG_PROB_LEVELS,
     "algorithm.anchor": flow.ANCHORS,

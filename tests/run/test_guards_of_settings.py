@@ -192,6 +192,9 @@ def test_fields_of_the_simulators_reach_the_suite(simulators_asked):
         env__cached_tasks=5,
         env__protocol="openpi",
         env__assets="/somewhere",
+        env__wording="bddl",
+        env__pro_files="/elsewhere",
+        env__plus_files="/there",
     )
     make_env = simulators.env_factory(settings)
     assert isinstance(make_env, functools.partial) and make_env.args == ("libero_spatial",)
@@ -202,6 +205,9 @@ def test_fields_of_the_simulators_reach_the_suite(simulators_asked):
         protocol="openpi",
         render_quality="light",
         cached_tasks=5,
+        wording="bddl",
+        pro_files="/elsewhere",
+        plus_files="/there",
     )
     settings = changed(
         quickstart.get_config(),

@@ -59,6 +59,7 @@ def test_files_of_an_evaluation(tmp_path):
         "steps": 30,
         "decisions": 6,
         "reward": 1.0,
+        "thrown": False,
     }
     assert (
         len(written["episodes"]) == written["num_episodes"] == 3 and written["episode_len"] == 40.0
@@ -111,7 +112,8 @@ def test_the_protocol_has_every_number(some_assets):
 def test_the_suites_of_libero_130_get_a_row_each(some_assets, tmp_path, monkeypatch):
     settings = config.settings(base.get_config())
     tasks = [files.Task("libero_goal", "a"), files.Task("libero_90", "b")]
-    monkeypatch.setattr(files, "tasks", lambda suite: tasks)
+    settings = config.changed(settings, {"env.suite": "libero_goal,libero_90"})
+    monkeypatch.setattr(files, "tasks", lambda suite, folders: tasks)
     measured = {
         "policy": {"name": "expert"},
         "protocol": results.protocol(settings, SPEC, CHOSEN, 2),

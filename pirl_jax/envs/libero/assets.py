@@ -37,7 +37,7 @@ def missing(folder: str | os.PathLike) -> list[str]:
     folder = pathlib.Path(folder)
     absent = set()
     for category in categories():
-        xml = _object_file(folder, category)
+        xml = object_file(folder, category)
         absent |= _missing_of(folder, xml, {}) if xml else {f"{category}.xml"}
     for scene, textures in scenes():
         absent |= _missing_of(folder, folder / scene, textures)
@@ -76,10 +76,14 @@ def _distribution() -> str | None:
 @functools.cache
 def categories() -> frozenset[str]:
     """Kinds of objects and fixtures in the tasks, e.g. akita_black_bowl; each is one XML file."""
+    return frozenset().union(*map(kinds_of, _task_texts()))
+
+
+def kinds_of(text: str) -> frozenset[str]:
+    """The same of the text of one BDDL file."""
     found = set()
-    for text in _task_texts():
-        for things in THINGS.findall(text):
-            found.update(KIND.findall(things))
+    for things in THINGS.findall(text):
+        found.update(KIND.findall(things))
     return frozenset(found) - IN_THE_SCENE
 
 
@@ -112,7 +116,7 @@ def _task_texts() -> tuple[str, ...]:
     return tuple(files.bddl_file("libero_130", task).read_text() for task in tasks)
 
 
-def _object_file(folder: pathlib.Path, category: str) -> pathlib.Path | None:
+def object_file(folder: pathlib.Path, category: str) -> pathlib.Path | None:
     """The first XML file of that kind, beside the others of its group or in its own folder."""
     for group in files.ASSET_FOLDERS:
         for parent in (folder / group, folder / group / category):

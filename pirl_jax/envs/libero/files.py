@@ -8,14 +8,16 @@ import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import os
 import pathlib
+import re
 import tempfile
 import types
 
 import numpy as np
 
-from pirl_jax.envs.libero import stored_states
+from pirl_jax.envs.libero import plus, pro_states, stored_states
 
 ASSETS_VARIABLE = "PIRL_LIBERO_ASSETS"
 ASSET_FOLDERS = (
@@ -37,9 +39,27 @@ INSTALL_ASSETS = (
 
 OWN_FILES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 WITH_EXPERT = ("libero_spatial", "libero_object")  # suites that expert.py can play
-# suite -> where its tasks come from
-SUITES = {name: (name,) for name in OWN_FILES}
-SUITES["libero_130"] = OWN_FILES
+LISTS = {"libero_130": OWN_FILES}  # names of lists of suites
+PRO_DIMENSIONS = ("lan", "object", "swap", "task")
+OTHER_WORDS = ("_lan", "_task", "_language")  # suites that change the instruction
+# LIBERO-PRO's suites, of which each perturbs every task of one of LIBERO's; pro.py knows their
+# files.
+PRO_SUITES = {
+    f"{base}_{dimension}": base
+    for base, dimension in itertools.product(OWN_FILES[:4], PRO_DIMENSIONS)
+}
+# LIBERO-Plus's: all tasks that perturb one of LIBERO's in one way; plus.py knows how.
+PLUS_SUITES = {
+    f"{base}_plus_{dimension}": base
+    for base, dimension in itertools.product(OWN_FILES[:4], plus.DIMENSIONS)
+}
+PERTURBED = PRO_SUITES | PLUS_SUITES
+SUITES = (*OWN_FILES, *LISTS, *PERTURBED)  # what a list of suites may name
+# Whose words an instruction is: those of the benchmark's file names, or of the task's own file.
+WORDINGS = ("default", "benchmark", "bddl")
+
+
+LANGUAGE = re.compile(r"\(:language\s+([^()]*)\)")  # in a BDDL file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +69,14 @@ class Protocol:
     Published success rates of one checkpoint differ by these numbers.
     """
 
-    # control steps until truncation, by the suite a task comes from
+    # control steps until truncation, by the suite a task comes from, or the one that it perturbs
     max_episode_steps: dict[str, int]
     settle_steps: int  # idle steps, gripper open, after every reset; they do not count
     replan_steps: int | None  # executed actions per decision; None: the policy's own chunk
+
+    def limit(self, suite: str) -> int:
+        """Control steps until truncation in a suite that has files."""
+        return self.max_episode_steps[original(suite)]
 
 
 PROTOCOLS = {
@@ -87,8 +111,27 @@ PROTOCOLS = {
 class Task:
     """One task as LIBERO stores it; its name is also the stem of its files."""
 
-    suite: str  # one of the five that have files
+    suite: str  # one that has files
     name: str
+    number: int = 0  # in that suite
+    variant: plus.Variant | None = None  # of LIBERO-Plus
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+    """Where perturbed suites have their task files and start states."""
+
+    pro: pathlib.Path | None = None  # LIBERO-PRO's
+    plus: pathlib.Path | None = None  # LIBERO-Plus's
+
+    def of(self, suite: str) -> pathlib.Path:
+        """The folder of bddl_files and init_files of one suite."""
+        if suite in PLUS_SUITES:
+            return self.plus
+        return self.pro if suite in PRO_SUITES else package()
+
+
+NOWHERE = Folders()
 
 
 @functools.cache
@@ -104,15 +147,45 @@ def package() -> pathlib.Path:
     return pathlib.Path(outer.submodule_search_locations[0], "libero")
 
 
+def members(suite: str) -> tuple[str, ...]:
+    """The suites that a list names: "libero_10,libero_goal", one of LISTS, or a single one.
+
+    (): it is not of LIBERO, or one of its names does not exist.
+    """
+    found = []
+    for name in suite.split(","):
+        found += LISTS.get(name, (name,))
+    return tuple(found) if set(found) <= {*OWN_FILES, *PERTURBED} else ()
+
+
+def original(suite: str) -> str:
+    """The suite of LIBERO's whose tasks a suite perturbs; itself, where it perturbs none."""
+    return PERTURBED.get(suite, suite)
+
+
 @functools.cache
-def tasks(suite: str) -> tuple[Task, ...]:
-    """A suite's tasks in the benchmark's order; libero_130 is the five suites one after another."""
+def tasks(suite: str, folders: Folders = NOWHERE) -> tuple[Task, ...]:
+    """A suite's tasks in the benchmark's order; of a list, one suite after another.
+
+    Those of LIBERO-PRO have the names of the tasks that they perturb; those of LIBERO-Plus stand in
+    its folder.
+    """
     path = package() / "benchmark" / "libero_suite_task_map.py"  # its package would import torch
     names = run_file(path, "libero_suite_task_map").libero_task_map
     found = []
-    for member in SUITES[suite]:
-        found += [Task(member, name) for name in names[member]]
+    for member in members(suite):
+        if member in PLUS_SUITES:
+            found += _plus_tasks(member, folders.plus)
+            continue
+        own = enumerate(names[original(member)])
+        found += [Task(member, name, number) for number, name in own]
     return tuple(found)
+
+
+def _plus_tasks(suite: str, folder: pathlib.Path) -> list[Task]:
+    variants = plus.variants(folder, original(suite))[suite.rpartition("_")[2]]
+    numbered = enumerate(variants.items())
+    return [Task(suite, name, number, variant) for number, (name, variant) in numbered]
 
 
 def instruction(task_name: str) -> str:
@@ -127,23 +200,88 @@ def instruction(task_name: str) -> str:
     return " ".join(words)
 
 
-def bddl_file(suite: str, task: int) -> pathlib.Path:
+def wording(suite: str, chosen: str = "default") -> str:
+    """Whose words the instructions of a suite are: benchmark | bddl.
+
+    By default those that policies know; in perturbed suites, whose names are those of the tasks
+    perturbed and more, those of their files.
+
+    Raises:
+        ValueError: the words chosen are those of another task.
+    """
+    if chosen not in WORDINGS:
+        raise ValueError(f"wording {chosen!r} does not exist; choose one of: {', '.join(WORDINGS)}")
+    if chosen == "benchmark" and suite.endswith(OTHER_WORDS) and suite in PERTURBED:
+        raise ValueError(
+            f"env.wording={chosen!r} would give {suite} the instructions of {original(suite)},"
+            f" which it changes; choose bddl"
+        )
+    if chosen != "default":
+        return chosen
+    return "bddl" if suite in PERTURBED else "benchmark"
+
+
+def instruct(task: Task, chosen: str = "default", folders: Folders = NOWHERE) -> str:
+    """The instruction of a task, in the words chosen (see `wording`)."""
+    if wording(task.suite, chosen) == "benchmark":
+        return instruction(task.variant.task if task.variant else task.name)
+    return own_wording(bddl_file(task.suite, task.number, folders))
+
+
+def own_wording(bddl: pathlib.Path) -> str:
+    """The `:language` line of a task's file, as LIBERO reads it."""
+    (words,) = LANGUAGE.findall(bddl.read_text(encoding="utf-8"))
+    return " ".join(words.lower().split())
+
+
+def bddl_file(suite: str, task: int, folders: Folders = NOWHERE) -> pathlib.Path:
     """The file that describes the task's scene and goal."""
-    stored = tasks(suite)[task]
-    return package() / "bddl_files" / stored.suite / f"{stored.name}.bddl"
+    stored = tasks(suite, folders)[task]
+    stem = stored.variant.bddl if stored.variant else stored.name
+    # LIBERO-Plus's folders are named after the suite perturbed.
+    own = original(stored.suite) if stored.variant else stored.suite
+    return folders.of(stored.suite) / "bddl_files" / own / f"{stem}.bddl"
+
+
+def init_file(suite: str, task: int, folders: Folders = NOWHERE) -> pathlib.Path:
+    """The file of the task's start states."""
+    stored = tasks(suite, folders)[task]
+    if stored.variant and not stored.variant.own_states:
+        return init_file(original(stored.suite), perturbed(stored).number)
+    folder = folders.of(stored.suite) / "init_files"
+    if stored.variant:
+        folder = folder / "libero_newobj" / original(stored.suite)
+    else:
+        folder = folder / stored.suite
+    ending = "pruned_init.npz" if stored.suite in PRO_SUITES else "pruned_init"
+    return folder / f"{stored.name}.{ending}"
+
+
+def perturbed(task: Task) -> Task:
+    """The task of LIBERO's that this one perturbs; itself, where it perturbs none."""
+    if task.variant is None:
+        return dataclasses.replace(task, suite=original(task.suite))
+    (found,) = [own for own in tasks(original(task.suite)) if own.name == task.variant.task]
+    return found
 
 
 @functools.cache
-def init_states(suite: str, task: int) -> np.ndarray:
+def init_states(suite: str, task: int, folders: Folders = NOWHERE) -> np.ndarray:
     """[init states, 1 + nq + nv] float64: time (s), joint positions, joint velocities.
+
+    LIBERO's file is a zip archive written by torch.save with one pickle of one numpy array,
+    LIBERO-PRO's an archive of numpy's.  A task of LIBERO-Plus has one.
 
     Raises:
         ValueError: the file is missing, damaged, or holds anything but such an array.
     """
-    stored = tasks(suite)[task]
-    return stored_states.read(
-        package() / "init_files" / stored.suite / f"{stored.name}.pruned_init"
-    )
+    stored = tasks(suite, folders)[task]
+    if stored.variant and not stored.variant.own_states:
+        return init_states(original(stored.suite), perturbed(stored).number)[:1]
+    path = init_file(suite, task, folders)
+    if path.suffix == ".npz":
+        return pro_states.read(path, init_states(original(stored.suite), stored.number).shape)
+    return stored_states.read(path, single=stored.variant is not None)
 
 
 def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:

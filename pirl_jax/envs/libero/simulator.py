@@ -15,12 +15,16 @@ import mujoco
 import numpy as np
 
 from pirl_jax.envs import panda
-from pirl_jax.envs.libero import control, files, stock
+from pirl_jax.envs.libero import control, files, plus, stock
 
 # No motion, open gripper; what openpi plays while objects settle.
 IDLE_ACTION = np.array([0, 0, 0, 0, 0, 0, -1.0])
 # Draws of the poses in a scene before giving up; the first one nearly always succeeds.
 RESET_ATTEMPTS = 10
+# While a start state of LIBERO's settles no object moves aside by half as much, and afterwards none
+# has a hundredth of this speed.
+THROWN_M = 0.05
+AT_REST_M_S = 0.01
 SUBSTEPS = 25  # physics steps of 2 ms in a control step of 50 ms
 # All that mj_step depends on, the solver's warm start included.
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -32,12 +36,29 @@ Result = TypeVar("Result")
 class Setup:
     """What a simulator is built from."""
 
-    suite: str
-    task: int
+    suite: str  # one that has files
+    task: int  # of that suite
     assets: pathlib.Path
     settle_steps: int  # idle control steps after every reset
     seed: int  # of the poses that LIBERO draws at a reset
     light: bool = False  # lighter visual meshes; physics is the same
+    folders: files.Folders = files.NOWHERE  # of perturbed suites
+
+    def bddl_file(self) -> pathlib.Path:
+        """Scene and goal."""
+        return files.bddl_file(self.suite, self.task, self.folders)
+
+    def number(self) -> int:
+        """Of the task in LIBERO: perturbed ones have fixtures where the original has them."""
+        return files.perturbed(files.tasks(self.suite, self.folders)[self.task]).number
+
+    def variant(self) -> plus.Variant | None:
+        """What the task changes, where it is LIBERO-Plus's."""
+        return files.tasks(self.suite, self.folders)[self.task].variant
+
+    def init_states(self) -> np.ndarray:
+        """See files.init_states."""
+        return files.init_states(self.suite, self.task, self.folders)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +73,7 @@ class Snapshot:
     goal_position_m: np.ndarray  # of the controller
     goal_rotation: np.ndarray  # an action without rotation keeps it
     grip_2: np.ndarray  # the gripper's ramp
+    thrown: bool  # see Simulator
 
 
 class Simulator:
@@ -84,6 +106,10 @@ class Simulator:
         self._end_effector = self.model.body(self._robot.robot_model.eef_name).id
         self._fingers = self._robot._ref_gripper_joint_pos_indexes
         self._control = control.ArmControl(self.model, self.data, self._robot)
+        if setup.variant():
+            self._perturb(setup.variant())
+        # Whether an object was thrown while the start state of the episode settled.
+        self.thrown = False
 
     def start(self, init_state: int) -> None:
         """Reset, load the stored init state, let the objects settle.
@@ -93,7 +119,7 @@ class Simulator:
             ValueError: the stored states are those of another model.
         """
         self._draw(self._reset, init_state)
-        stored = files.init_states(self._setup.suite, self._setup.task)[init_state]
+        stored = self._setup.init_states()[init_state]
         width = 1 + self.model.nq + self.model.nv
         if len(stored) != width:
             raise ValueError(
@@ -106,6 +132,7 @@ class Simulator:
         for i in range(self._setup.settle_steps):
             self._control_step(IDLE_ACTION, first=i == 0)
         self._refresh()
+        self.thrown = self._is_thrown(stored)
 
     def step(self, action_a: np.ndarray) -> bool:
         """One control step of 50 ms; whether the goal holds after it."""
@@ -135,6 +162,7 @@ class Simulator:
             goal_position_m=controller.goal_pos.copy(),
             goal_rotation=controller.goal_ori.copy(),
             grip_2=self._robot.gripper.current_action.copy(),
+            thrown=self.thrown,
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -145,6 +173,7 @@ class Simulator:
         controller.goal_pos = snapshot.goal_position_m.copy()
         controller.goal_ori = snapshot.goal_rotation.copy()
         self._robot.gripper.current_action = snapshot.grip_2.copy()
+        self.thrown = snapshot.thrown
         # contacts of this episode; leaves the warm start alone
         mujoco.mj_forward(self.model, self.data)
         self._refresh()
@@ -159,7 +188,21 @@ class Simulator:
         self._control = None
 
     def _build(self) -> object:
-        return stock.build_task(self._setup.suite, self._setup.task, self._setup.light)
+        return stock.build_task(self._setup.bddl_file(), self._setup.light)
+
+    def _perturb(self, variant: plus.Variant) -> None:
+        """The camera of a task of LIBERO-Plus, and the arm pose that a reset begins with.
+
+        The stored start state puts its own arm pose in place of that one, as in the benchmark; the
+        controller, which still pulls towards the drawn one, remains.
+        """
+        if variant.pose:
+            self._robot.init_qpos = plus.arm_pose(variant.pose)
+        if variant.view != plus.STOCK_VIEW:
+            camera = self.model.camera(panda.CAMERAS[0])
+            position_m, quaternion = plus.moved_camera(camera.pos, camera.quat, variant.view)
+            camera.pos[:] = position_m
+            camera.quat[:] = quaternion
 
     def _reset(self) -> None:
         """The inner reset; LIBERO's outer one swallows every exception and retries for ever.
@@ -188,9 +231,10 @@ class Simulator:
         stored init state.
         """
         seed = self._setup.seed
+        task = self._setup.number()
         for attempt in range(RESET_ATTEMPTS):
             try:
-                with seeded((seed, self._setup.task, init_state, attempt)):
+                with seeded((seed, task, init_state, attempt)):
                     return function()
             except self._placement_error as error:
                 last = error
@@ -213,6 +257,20 @@ class Simulator:
                     self._control.set_goal(action_a[:6])
                 self._control.apply(self._robot.gripper.current_action, grip_direction)
             mujoco.mj_step2(self.model, self.data)
+
+    def _is_thrown(self, stored: np.ndarray) -> bool:
+        """Whether an object that is fixed to nothing has left its place, or is about to.
+
+        Objects are stored above the table and fall straight onto it.
+        """
+        free = self.model.jnt_type == mujoco.mjtJoint.mjJNT_FREE
+        place_n1 = self.model.jnt_qposadr[free, None]
+        speed_n1 = self.model.jnt_dofadr[free, None]
+        aside_n2 = self.data.qpos[place_n1 + np.arange(2)] - stored[1 + place_n1 + np.arange(2)]
+        velocity_n3 = self.data.qvel[speed_n1 + np.arange(3)]
+        aside_m = np.linalg.norm(aside_n2, axis=1)
+        fast_m_s = np.linalg.norm(velocity_n3, axis=1)
+        return bool((aside_m > THROWN_M).any() or (fast_m_s > AT_REST_M_S).any())
 
     def _refresh(self) -> None:
         """Poses of bodies, cameras and lights for the state after the step.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pirl_jax.envs.gl import backends
-from pirl_jax.envs.libero import files, meshes, textures
+from pirl_jax.envs.libero import files, kinds, meshes, textures
 
 # Of the model; a reset moves fixtures and hides sites.
 RESET_FIELDS = ("body_pos", "body_quat", "site_rgba")
@@ -41,6 +41,7 @@ def import_libero(assets: pathlib.Path) -> tuple[type, type[Exception]]:
     from libero.libero.envs import OffScreenRenderEnv
     from robosuite.utils.errors import RandomizationError
 
+    kinds.register()
     return OffScreenRenderEnv, RandomizationError
 
 
@@ -83,15 +84,15 @@ def _config_folder(assets: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def build_task(suite: str, task: int, light: bool) -> Any:
-    """LIBERO's environment of one task, without cameras; `import_libero` comes first.
+def build_task(bddl: pathlib.Path, light: bool) -> Any:
+    """LIBERO's environment of the task in a BDDL file, without cameras; `import_libero` first.
 
     `light` gives it lighter visual meshes.  Draws poses from numpy's global generator.
     """
     from libero.libero.envs import bddl_utils
     import robosuite
 
-    path = str(files.bddl_file(suite, task))
+    path = str(bddl)
     problem_name = bddl_utils.get_problem_info(path)["problem_name"]
     task_env = _task_class(problem_name, light)(
         path,

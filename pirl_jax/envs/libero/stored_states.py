@@ -29,14 +29,16 @@ TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES")
 OPCODES = frozenset([*STRUCTURE, *TUPLES, *MEMO, *VALUES, *TEXTS])
 
 
-def read(path: pathlib.Path) -> np.ndarray:
+def read(path: pathlib.Path, single: bool = False) -> np.ndarray:
     """[init states, 1 + nq + nv] float64: time (s), joint positions, joint velocities.
+
+    single: the file has one state instead of NUM_STATES, as LIBERO-Plus's have.
 
     Raises:
         ValueError: the file is missing, damaged, or holds anything else.
     """
     try:
-        return _checked(_unpickle(_content(path)))
+        return _checked(_unpickle(_content(path)), 1 if single else NUM_STATES)
     except Exception as error:  # zip and pickle raise a dozen kinds
         reason = str(error)[:200] or type(error).__name__
         raise ValueError(
@@ -112,10 +114,12 @@ def _unpickle(content: bytes) -> np.ndarray:
     return arrays.decode(order + name, shape, data)
 
 
-def _checked(states: np.ndarray) -> np.ndarray:
+def _checked(states: np.ndarray, count: int) -> np.ndarray:
     """Numbers that a simulator can stand in."""
     shape = list(states.shape)
-    if states.ndim != 2 or len(states) != NUM_STATES or states.dtype.kind != "f":
-        raise ValueError(f"it has {states.dtype} of shape {shape} instead of {NUM_STATES} states")
+    if count == 1:
+        states = np.atleast_2d(states)
+    if states.ndim != 2 or len(states) != count or states.dtype.kind != "f":
+        raise ValueError(f"it has {states.dtype} of shape {shape} instead of {count} states")
     arrays.check_finite(states)
     return states.astype(np.float64)

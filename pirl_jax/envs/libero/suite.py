@@ -1,5 +1,7 @@
 """The one LIBERO adapter: stock LIBERO physics behind the contract of `base.py`.
 
+It plays one suite, or several as one: their tasks one after another.
+
 A chunk is rendered once, from the state after its last step (stock observations lag that state
 by one 2 ms physics step); an episode ends at success.  Physics is the business of
 `simulator.py`, sharing simulators that of `cache.py`, files that of `files.py`.
@@ -13,14 +15,14 @@ import pathlib
 import numpy as np
 
 from pirl_jax.envs import base, panda
-from pirl_jax.envs.libero import cache, files, render, stored_states
+from pirl_jax.envs.libero import cache, files, perturbed, render, stored_states
 from pirl_jax.envs.libero import simulator as simulators
 
 NUM_INIT_STATES = stored_states.NUM_STATES
 
 
 class Libero:
-    """One suite.
+    """One suite, or a list of suites.
 
     All Libero envs of a process share their simulators, one for each of the last few tasks.
     """
@@ -34,6 +36,7 @@ class Libero:
         seed: int,
         cached_tasks: int,
         render_quality: str,
+        folders: files.Folders = files.NOWHERE,
     ):
         """`limits` are control steps until truncation, by task; `make` knows the rest.
 
@@ -51,6 +54,7 @@ class Libero:
         self._seed = seed
         self._cached_tasks = cached_tasks
         self._light = render_quality == "light"
+        self._folders = folders
         self._task: int | None = None
         # Control steps of the episode; None: no episode is under way.
         self._elapsed: int | None = None
@@ -77,7 +81,9 @@ class Libero:
         # Saves whoever's episode stands in the simulator.
         cache.SIMULATORS.start(self, self._setup(), init_state, self._cached_tasks)
         self._elapsed = 0
-        return self._observe(success=False, num_steps=0, frames=None)
+        step = self._observe(success=False, num_steps=0, frames=None)
+        step.thrown = self.simulator.thrown
+        return step
 
     def step_chunk(self, actions_Ia: Iterable[np.ndarray], record: bool = False) -> base.TimeStep:
         """Execute up to I actions [7]; see base.Env.
@@ -132,25 +138,41 @@ class Libero:
 
     def _render(self, camera: str) -> np.ndarray:
         # Asked again at every picture: another env may have run since.
-        return self._hold().render(camera, self.spec.image_size_px)
+        image = self._hold().render(camera, self.spec.image_size_px)
+        stored = self._stored()
+        if camera == panda.CAMERAS[0] and stored.variant and stored.variant.noise:
+            # Not at the top: scipy, which only these suites need, doubles the start of a worker.
+            from pirl_jax.envs.libero import filters
+
+            # By episode and step, so that the same picture comes whatever else is played.
+            seed = (self._seed, stored.number, self._elapsed or 0)
+            image = filters.apply(image, stored.variant.noise, seed)
+        return image
 
     def _hold(self) -> cache.Shared:
         if self._task is None:
             raise RuntimeError("no simulator is built yet; call reset first")
         return cache.SIMULATORS.hold(self, self._setup(), self._cached_tasks)
 
+    def _stored(self) -> files.Task:
+        """The task of the episode as files name it."""
+        return files.tasks(self.spec.suite, self._folders)[self._task]
+
     def _setup(self) -> simulators.Setup:
         return self.setup(self._task)
 
     def setup(self, task: int) -> simulators.Setup:
         """What the simulator of a task is built from."""
+        # Named by the suite that it is of: an episode is the same in every list of suites.
+        stored = files.tasks(self.spec.suite, self._folders)[task]
         return simulators.Setup(
-            suite=self.spec.suite,
-            task=task,
+            suite=stored.suite,
+            task=stored.number,
             assets=self._assets,
             settle_steps=self._settle_steps,
             seed=self._seed,
             light=self._light,
+            folders=self._folders,
         )
 
 
@@ -163,41 +185,51 @@ def make(
     seed: int = 0,
     render_quality: str = "exact",
     cached_tasks: int = 2,
+    wording: str = "default",
+    pro_files: str | os.PathLike | None = None,
+    plus_files: str | os.PathLike | None = None,
 ) -> Libero:
-    """An env of one suite.
+    """An env of one suite, or of a list like "libero_spatial,libero_spatial_swap".
 
     `max_episode_steps` defaults to the protocol's, `assets` to what `files.find_assets` finds;
     `render_quality` is exact (stock LIBERO's pictures) or light (fewer triangles, smaller textures,
     no multisampling, no reflection; the same physics); `cached_tasks` is the number of simulators
     this process keeps: the first takes 1.0 to 1.3 GB and each further one 0.4 to 0.9 GB, with light
-    pictures 0.45 and 0.1 GB.
+    pictures 0.45 and 0.1 GB; `wording` is that of the instructions (`files.wording`);
+    `pro_files` and `plus_files` are the folders of LIBERO-PRO's and LIBERO-Plus's suites
+    (`perturbed.folders`).
 
     Raises:
         ValueError: a name does not exist, or the assets are absent; the sentence has the remedy.
     """
-    if suite not in files.SUITES:
+    members = files.members(suite)
+    if not members:
         raise base.unknown("suite", suite, files.SUITES)
     if protocol not in files.PROTOCOLS:
         raise base.unknown("protocol", protocol, files.PROTOCOLS)
     if render_quality not in render.QUALITIES:
         raise base.unknown("render_quality", render_quality, render.QUALITIES)
+    folder = files.find_assets(assets)
+    folders = perturbed.folders(pro_files, plus_files)
+    perturbed.require(members, folders, folder)
     rules = files.PROTOCOLS[protocol]
-    tasks = files.tasks(suite)
-    # By task: those of libero_130 keep the limits of the suites that they come from.
-    limits = [max_episode_steps or rules.max_episode_steps[task.suite] for task in tasks]
+    tasks = files.tasks(suite, folders)
+    # By task: each keeps the limit of the suite that it comes from.
+    limits = [max_episode_steps or rules.limit(task.suite) for task in tasks]
     spec = base.EnvSpec(
         suite=suite,
-        instructions=tuple(files.instruction(task.name) for task in tasks),
-        num_init_states=NUM_INIT_STATES,
+        instructions=tuple(files.instruct(task, wording, folders) for task in tasks),
+        num_init_states=1 if tasks[0].variant else NUM_INIT_STATES,
         max_episode_steps=max(limits),
         image_size_px=image_size_px,
     )
     return Libero(
         spec,
-        assets=files.find_assets(assets),
+        assets=folder,
         limits=limits,
         settle_steps=rules.settle_steps,
         seed=seed,
         cached_tasks=cached_tasks,
         render_quality=render_quality,
+        folders=folders,
     )

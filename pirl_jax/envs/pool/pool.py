@@ -33,6 +33,7 @@ LOST = worker.Answer(
     truncated=False,
     num_steps=0,
     frames=None,
+    thrown=False,
     env_s=0.0,
     num_episodes=0,
     memory_bytes=0,
@@ -287,5 +288,6 @@ class EnvPool:
             truncated=np.array([answer.truncated for answer in answers]),
             num_steps=np.array([answer.num_steps for answer in answers], np.int32),
             frames=frames if has_frames else None,
+            thrown=np.array([answer.thrown for answer in answers]),
             lost=lost,
         )

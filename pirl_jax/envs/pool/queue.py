@@ -14,7 +14,9 @@ from pirl_jax.envs import base
 from pirl_jax.envs.pool import pool as pools
 
 POLL_S = 0.1  # how often the thread looks whether the queue was closed; answers wake it at once
-BATCHED_FIELDS = ("images", "state", "reward", "terminated", "truncated", "num_steps", "lost")
+BATCHED_FIELDS = (
+    *("images", "state", "reward", "terminated", "truncated", "num_steps", "thrown", "lost"),
+)
 
 
 class Interrupted(Exception):

