@@ -139,7 +139,7 @@ def fuzz(seed, count):
     outcomes = collections.Counter()
     for k, mutant in enumerate(mutants.mutants(content, count, generator)):
         try:
-            states = stored_states._checked(stored_states._unpickle(mutant))
+            states = stored_states._checked(stored_states._unpickle(mutant), 2)
         except Exception as error:
             outcomes[type(error).__name__] += 1
         else:
