@@ -90,6 +90,17 @@ def set_aside(path: str | os.PathLike, suffix: str = ".damaged") -> pathlib.Path
     return aside
 
 
+def vacant(path: str | os.PathLike) -> pathlib.Path:
+    """This path, or NAME_2.suffix and so on where something lies there already."""
+    path = pathlib.Path(path)
+    free = path
+    count = 1
+    while free.exists():
+        count += 1
+        free = path.with_stem(f"{path.stem}_{count}")
+    return free
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Text as UTF-8."""
     with writing(path) as temporary:

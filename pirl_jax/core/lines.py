@@ -18,7 +18,8 @@ class Lines:
         """Make the file, or go on after its last whole line."""
         self.path = pathlib.Path(path)
         with atomic.naming(self.path):
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+            self._descriptor: int | None = os.open(self.path, flags, 0o666)
             # Else the next line would go on in the middle of a killed write.
             os.ftruncate(self._descriptor, len(_whole(self.path)))
             atomic.sync_folder(self.path.parent)
@@ -42,7 +43,10 @@ class Lines:
                 raise
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        """Once is enough: by the second time the number may be another file's."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = None
 
     def __enter__(self) -> Self:
         return self

@@ -160,7 +160,8 @@ class RunDir:
             old = self._standing_json(path, dict, config)
         changed = config_changes(old, config)
         if changed:
-            atomic.write_json(self.path / f"config_before_{resume_at}.json", old)
+            aside = atomic.vacant(self.path / f"config_before_{resume_at}.json")
+            atomic.write_json(aside, old)
         atomic.write_json(path, config)
         return changed
 
@@ -201,7 +202,7 @@ class RunDir:
                 there.add(iteration)
         # A run that starts over without any checkpoint replaces rows that nobody else has.
         if damaged or (len(noted) > len(kept) and not first_iteration):
-            copy = self.path / f"metrics_before_{first_iteration}.jsonl"
+            copy = atomic.vacant(self.path / f"metrics_before_{first_iteration}.jsonl")
             with atomic.writing(copy) as temporary:
                 shutil.copyfile(self.metrics_path, temporary)
             self.lost += [*damaged, f"{self.metrics_path} as it was is kept as {copy.name}"]

@@ -83,8 +83,7 @@ def _lines(line: "_Line", interval_s: float) -> Iterator[Advance]:
     # A thread, because a compilation never calls advance.
     thread = threading.Thread(target=heartbeat, name=f"progress-{line.name}", daemon=True)
     thread.start()
-    # What raises is named and passed on.
-    state = "failed"
+    state = "not finished"  # whether it failed or was asked to end, others say
     try:
         yield line.advance
         state = "done"

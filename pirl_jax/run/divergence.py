@@ -95,15 +95,13 @@ class Guard:
           endings.Failure: it does not; one sentence.
         """
         run = self._run
-        run.store.wait()
+        run.store.latest()  # waits for a save; one that failed is of no use any more
         healthy = meshes.gather(self._healthy())[0]
         if healthy is not None:
             run.store.remove_after(healthy)
         self._refuse_to_go_on(cause, healthy)
         self._drop_streams()
-        run.directory.go_back(
-            healthy, lambda row: row["iteration"] < healthy or not (healthy or _learned(row))
-        )
+        run.directory.go_back(healthy, lambda row: row["iteration"] < healthy or _comes_first(row))
         entry = {"iteration": healthy, "cause": cause, "step": STEP ** (len(self._rollbacks) + 1)}
         self._rollbacks.append(entry)
         if run.directory.writes:
@@ -214,3 +212,8 @@ def _all_finite(leaves: list[jax.Array]) -> jax.Array:
 def _learned(row: Mapping[str, float]) -> bool:
     """Whether a row is that of an iteration."""
     return "actor/updates" in row
+
+
+def _comes_first(row: Mapping[str, float]) -> bool:
+    """Whether a row is of what the run starts from: SFT, the evaluation before."""
+    return not row["iteration"] and not _learned(row)

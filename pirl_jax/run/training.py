@@ -99,9 +99,9 @@ def prepare(
     settings, planned = plan.choose(settings, mesh, to_model.max_token_len, envs.spec)
     print(planned)
     # Last: a wrong start leaves no directory behind, and a standing run as it is.
-    if not jax.process_index():
-        folders.set_aside(path / "checkpoints", standing.damaged)
     directory = _open_directory(path, raw, resume_at, stack)
+    if directory.writes:
+        folders.set_aside(path / "checkpoints", standing.damaged)
     for number, wrong in standing.damaged.items():
         print(
             f"checkpoint {number} of {path} is damaged ({wrong}) and set aside as "

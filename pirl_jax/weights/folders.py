@@ -37,7 +37,10 @@ def standing(directory: pathlib.Path) -> list[int]:
 
 
 def _is_checkpoint(path: pathlib.Path) -> bool:
-    return bool(NUMBER.fullmatch(path.name)) and path.is_dir() and any(path.iterdir())
+    try:
+        return bool(NUMBER.fullmatch(path.name)) and any(path.iterdir())
+    except (FileNotFoundError, NotADirectoryError):  # it goes just now, or is a file
+        return False
 
 
 def partial(directory: pathlib.Path, iteration: int) -> pathlib.Path:

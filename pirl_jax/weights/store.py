@@ -151,8 +151,13 @@ class Store:
             return
         # One that somebody reads goes after a later save.
         for iteration in folders.standing(self.directory)[: -self.keep]:
-            if iteration != self._protected:
+            if iteration == self._protected:
+                continue
+            try:
                 folders.remove(self.directory, iteration)
+            except OSError as error:  # what has been saved is good all the same
+                reason = storage_error(error)
+                log.warning("checkpoint %d cannot be removed (%s)", iteration, reason)
 
     def failed(self) -> bool:
         """Whether the last save came to nothing, so that the caller saves again; never waits.
@@ -235,6 +240,7 @@ class Store:
         From here on a resume finds this one.  The others go when the next save is complete.
         """
         saved_ones = self._standing()
+        self._iteration = -1  # whichever it was, the new branch saves it anew
         if jax.process_index():
             return
         for saved in saved_ones:

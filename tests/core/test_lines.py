@@ -91,3 +91,12 @@ def test_a_folder_of_somebody_else_is_named(tmp_path):
     assert (tmp_path / "file").read_text() == "one\n"
     with pytest.raises(IsADirectoryError):
         lines.Lines(tmp_path)
+
+
+def test_closing_twice_closes_nobody_elses_file(tmp_path):
+    grown = lines.Lines(tmp_path / "file")
+    grown.close()
+    with (tmp_path / "other").open("wb") as other:
+        grown.close()
+        other.write(b"still open")
+    assert (tmp_path / "other").read_bytes() == b"still open"

@@ -82,6 +82,9 @@ def test_a_changed_configuration_is_named_and_the_old_one_kept(tmp_path):
     assert run.changed == ["learner.lr: 0.1 -> 0.2"]
     assert json.loads((tmp_path / "config_before_5.json").read_text())["learner"]["lr"] == 0.1
     assert json.loads((tmp_path / "config.json").read_text())["learner"]["lr"] == 0.2
+    log.RunDir(tmp_path, CONFIG, resume_at=5).close()
+    assert json.loads((tmp_path / "config_before_5.json").read_text())["learner"]["lr"] == 0.1
+    assert json.loads((tmp_path / "config_before_5_2.json").read_text())["learner"]["lr"] == 0.2
 
 
 def test_environment_names_revision_versions_and_devices(tmp_path):
@@ -231,6 +234,11 @@ def test_rows_without_a_checkpoint_are_kept(quick, tmp_path):
     rows = (tmp_path / "metrics.jsonl").read_bytes()
     (lost,) = resumed(tmp_path, 0).lost
     assert "metrics_before_0.jsonl" in lost and log.read(tmp_path) == []
+    assert (tmp_path / "metrics_before_0.jsonl").read_bytes() == rows
+    # Killed again before its first checkpoint.
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 0, "a/b": 1.0}\n')
+    (lost,) = resumed(tmp_path, 0).lost
+    assert "metrics_before_0_2.jsonl" in lost
     assert (tmp_path / "metrics_before_0.jsonl").read_bytes() == rows
 
 

@@ -32,13 +32,13 @@ def test_heartbeat_while_uncountable_work_blocks():
     assert lines[-1].endswith("done")
 
 
-def test_failure_is_named_and_passed_on():
+def test_what_raises_is_passed_on():
     stream = io.StringIO()
     with pytest.raises(RuntimeError), progress.track("update", total=2, stream=stream) as advance:
         advance()
         raise RuntimeError
     assert stream.getvalue().startswith("update: 1/2") and stream.getvalue().rstrip().endswith(
-        "failed"
+        "not finished"
     )
 
 

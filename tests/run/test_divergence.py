@@ -3,7 +3,9 @@
 Whole runs: tests/test_train.py.
 """
 
+import errno
 import json
+import os
 import types
 
 import jax
@@ -186,10 +188,30 @@ def test_a_rollback(start, capsys):
 
 def test_a_rollback_to_the_start_keeps_what_was_measured_before(start):
     run = start(on_divergence="rollback", tensorboard=True)
-    run.play(0, GOOD)
+    run.play(0, GOOD | {"actor/skipped_updates": 8.0})
+    run.run.directory.write(1, {"eval/return": 0.1})
+    run.guard.watch(0, GOOD | {"actor/approx_kl": 0.1})
     run.guard.roll_back("the policy acts absurdly")
     (row,) = log.read(run.run.directory.path)
     assert row == {"iteration": 0, "eval/return": 0.5} and run.standing == [0]
+
+
+def test_a_save_that_failed_is_in_no_rollbacks_way(start, monkeypatch):
+    """Nor does it hide the cause; the next iteration is saved instead."""
+    run = start(on_divergence="rollback")
+    run.play(0, GOOD)
+
+    def full(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "seal", full)
+        run.run.store.save(2, {"w": np.float32([2])})
+        run.guard.roll_back("the policy acts absurdly")
+    assert run.run.first_iteration == 0 and run.standing == [0]
+    assert run.run.store.failed()
+    run.play(0, GOOD)
+    assert not run.run.store.failed()
 
 
 def test_a_resumed_run_knows_what_was_before(start, capsys):

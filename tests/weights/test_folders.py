@@ -190,6 +190,20 @@ def test_readers_hear_of_an_intact_one_and_change_nothing(intact, tmp_path):
         assert place == pathlib.Path("elsewhere")
 
 
+def test_a_checkpoint_that_goes_while_somebody_looks_stands_no_more(intact, tmp_path, monkeypatch):
+    """Old ones are removed in the background of training and of its readers."""
+    copy = shutil.copytree(intact, tmp_path / "checkpoints")
+    listed = pathlib.Path.iterdir
+
+    def removed_meanwhile(path):
+        if path.name == "8":
+            shutil.rmtree(path)
+        return listed(path)
+
+    monkeypatch.setattr(pathlib.Path, "iterdir", removed_meanwhile)
+    assert folders.standing(copy) == [12]
+
+
 def test_what_is_read_is_pruned_later(intact, tmp_path):
     copy = shutil.copytree(intact, tmp_path / "checkpoints")
     opened = store.Store(copy, keep=2)

@@ -300,6 +300,29 @@ def test_a_save_that_fails_is_seen_without_another_one_and_made_good(store, monk
     assert folders.standing(store.directory) == [4, 5]
 
 
+def test_a_checkpoint_that_cannot_be_removed_is_in_no_saves_way(store, monkeypatch, caplog):
+    """Nor in that of the end: a disk that has just become read-only."""
+    save_numbers(store, 1, 2)
+
+    def refused(directory, iteration):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "remove", refused)
+        save_numbers(store, 3)
+        assert not store.failed() and folders.standing(store.directory) == [1, 2, 3]
+        assert "checkpoint 1 cannot be removed (Read-only file system)" in caplog.text
+        store.close()
+    assert folders.standing(store.directory) == [1, 2, 3]
+
+
+def test_an_iteration_of_a_branch_that_was_left_is_saved_again(store):
+    save_numbers(store, 1, 2)
+    store.remove_after(1)
+    store.finish(2, {"w": np.full(1, 20.0)})
+    assert number(store, 2) == 20
+
+
 def test_failures_in_a_row_end_the_run_and_older_checkpoints_stay(store, monkeypatch):
     save_numbers(store, 1)
     refuse(store, monkeypatch, 2)
