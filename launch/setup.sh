@@ -95,6 +95,17 @@ add_assets() {
   echo "$stamp" >"$VENV/assets"
 }
 
+# LIBERO-PRO's task files and start states (10 MB) into the user's cache; done in a second where they lie there already.
+add_perturbed_tasks() {
+  if [[ "${PIRL_LIBERO:-yes}" == no ]] ||
+    [[ -f "$VENV/libero_pro" && "$(<"$VENV/libero_pro")" == "$(cd "$ROOT" && sha256sum <pirl_jax/envs/libero/perturbed.py)" ]]; then
+    return
+  fi
+  (cd "$ROOT" && "$VENV/bin/python" -m pirl_jax.download libero_pro >"$VENV/libero_pro.log" 2>&1) ||
+    fail "$(tail -n 1 "$VENV/libero_pro.log")" "Do it again, or set PIRL_LIBERO=no to go on without LIBERO."
+  (cd "$ROOT" && sha256sum <pirl_jax/envs/libero/perturbed.py) >"$VENV/libero_pro"
+}
+
 # Render one frame with the backend $1 in a process of its own: a broken driver may crash it.
 can_render() {
   PYTHONPATH="$ROOT" "$VENV/bin/python" -m pirl_jax.envs.gl.backends "$1" >"$VENV/render.log" 2>&1
@@ -137,7 +148,7 @@ pass_on() {
 }
 
 mkdir -p "$VENV"
-(flock 9; make_venv; add_assets) 9>"$VENV.lock" # hosts that share the checkout start at the same time
+(flock 9; make_venv; add_assets; add_perturbed_tasks) 9>"$VENV.lock" # hosts that share the checkout start at the same time
 # Without a visible GPU the simulator would pick an EGL device that does not exist.
 if [[ -z "${CUDA_VISIBLE_DEVICES-unset}" ]]; then
   export MUJOCO_EGL_DEVICE_ID="${MUJOCO_EGL_DEVICE_ID:-0}"

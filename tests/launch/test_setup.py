@@ -17,8 +17,17 @@ exit "${STATUS:-0}"
 
 @pytest.fixture
 def add_assets(tmp_path):
-    """add_assets(**variables) -> exit code, output, what pip was asked for."""
-    (function,) = re.findall(r"^add_assets\(\) {\n.*?^}", SETUP, re.M | re.S)
+    return starter(tmp_path, "add_assets")
+
+
+@pytest.fixture
+def add_perturbed_tasks(tmp_path):
+    return starter(tmp_path, "add_perturbed_tasks")
+
+
+def starter(tmp_path, name):
+    """function(**variables) -> exit code, output, what python was asked for."""
+    (function,) = re.findall(rf"^{name}\(\) {{\n.*?^}}", SETUP, re.M | re.S)
     (fail,) = re.findall(r"^fail\(\) {\n.*?^}", SETUP, re.M | re.S)
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
@@ -30,7 +39,7 @@ def add_assets(tmp_path):
         commands.write_text("")
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("PIRL_LIBERO")}
         inherited |= {"VENV": str(tmp_path), "ROOT": str(ROOT)} | variables
-        code = f"set -euo pipefail\n{fail}\n{function}\nadd_assets"
+        code = f"set -euo pipefail\n{fail}\n{function}\n{name}"
         command = ["bash", "-c", code]
         done = subprocess.run(command, env=inherited, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr, commands.read_text()
@@ -61,3 +70,13 @@ def test_a_failure_is_a_sentence_and_is_tried_again(add_assets):
     code, said, asked = add_assets(STATUS="1")
     assert code == 2 and "or set PIRL_LIBERO=no to go on without LIBERO" in said
     assert add_assets()[2] == asked
+
+
+def test_liberopros_tasks_are_unpacked_once_and_left_out_with_libero(add_perturbed_tasks, tmp_path):
+    assert add_perturbed_tasks(PIRL_LIBERO="no") == (0, "", "")
+    code, _, asked = add_perturbed_tasks(STATUS="1")
+    assert code == 2 and asked == "-m pirl_jax.download libero_pro\n"
+    assert add_perturbed_tasks() == (0, "", asked)
+    assert add_perturbed_tasks() == (0, "", "")
+    (tmp_path / "libero_pro").write_text("another version\n")
+    assert add_perturbed_tasks()[2] == asked
