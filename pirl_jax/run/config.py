@@ -78,7 +78,7 @@ def settings(fields: Mapping) -> Settings:
       ValueError: one sentence with the value and the remedy.
     """
     raw = page.from_dict(fields)
-    _check_suites(raw.env)
+    perturbed.check(raw.env.suite, raw.env.wording)
     _check_multiples(raw)
     _check_actions(raw)
     _check_demonstrations(raw)
@@ -103,24 +103,6 @@ def changed(current: Settings, changes: dict) -> Settings:
 def _value(raw: page.Page, name: str) -> int:
     section, _, field = name.partition(".")
     return getattr(getattr(raw, section), field)
-
-
-def _check_suites(env: page.Env):
-    """Which suites make a list, and whose words their instructions can be."""
-    members = files.members(env.suite)
-    if "," in env.suite and not members:
-        raise ValueError(
-            f"env.suite={env.suite!r} mixes simulators; a list is of LIBERO's suites alone"
-        )
-    if len(set(members)) < len(members):
-        raise ValueError(f"env.suite={env.suite!r} names a suite twice; drop one")
-    if 0 < len(set(members) & files.PLUS_SUITES.keys()) < len(members):
-        raise ValueError(
-            f"env.suite={env.suite!r} mixes tasks of 1 and 50 start states; a list with"
-            f" LIBERO-Plus's suites holds nothing else"
-        )
-    for member in members:
-        files.wording(member, env.wording)  # raises where they are another task's
 
 
 def _check_multiples(raw: page.Page):

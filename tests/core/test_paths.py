@@ -94,7 +94,14 @@ PLACES = [pytest.param(*place, id=f"{place[0]}.{place[1].name}") for place in _p
 def test_which_fields_are_paths():
     names = {f"{section}.{field.name}" for section, field in _places()}
     assert names == {
-        *("env.assets", "model.checkpoint", "model.norm_stats", "model.tokenizer"),
+        *(
+            "env.assets",
+            "env.pro_files",
+            "env.plus_files",
+            "model.checkpoint",
+            "model.norm_stats",
+            "model.tokenizer",
+        ),
         *("run.directory", "run.compilation_cache"),
     }
 

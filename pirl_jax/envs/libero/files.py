@@ -295,8 +295,7 @@ def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:
     """
     wanted = assets or os.environ.get(ASSETS_VARIABLE)
     if wanted:
-        # No shell expands the ~ of a variable in a job file.
-        candidates = [pathlib.Path(os.path.expanduser(wanted))]
+        candidates = [expanded(wanted)]
     else:
         # after the packages': in the package of a checkout, or downloaded at the first import
         candidates = [*installed_assets(), package() / "assets", downloaded_assets()]
@@ -345,7 +344,12 @@ def downloaded_assets() -> pathlib.Path:
 def cache_folder(name: str) -> pathlib.Path:
     """A folder of ours in the user's cache."""
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(os.path.expanduser(root), "pirl_jax", name)
+    return expanded(root) / "pirl_jax" / name
+
+
+def expanded(path: str | os.PathLike) -> pathlib.Path:
+    """With the home folder for ~, which no shell expands in a variable of a job file."""
+    return pathlib.Path(os.path.expanduser(path))
 
 
 def absolute(file: str) -> pathlib.Path:

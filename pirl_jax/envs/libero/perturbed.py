@@ -35,7 +35,29 @@ def folders(
 
 def _folder(wanted: str | os.PathLike | None, variable: str, name: str) -> pathlib.Path:
     chosen = wanted or os.environ.get(variable) or files.cache_folder(name)
-    return pathlib.Path(chosen).expanduser().absolute()
+    return files.expanded(chosen).absolute()
+
+
+def check(suite: str, wording: str) -> None:
+    """Which suites make a list, and whose words their instructions can be.
+
+    Raises:
+        ValueError: one sentence with the fields env.suite and env.wording.
+    """
+    members = files.members(suite)
+    if "," in suite and not members:
+        raise ValueError(
+            f"env.suite={suite!r} mixes simulators; a list is of LIBERO's suites alone"
+        )
+    if len(set(members)) < len(members):
+        raise ValueError(f"env.suite={suite!r} names a suite twice; drop one")
+    if 0 < len(set(members) & files.PLUS_SUITES.keys()) < len(members):
+        raise ValueError(
+            f"env.suite={suite!r} mixes tasks of 1 and 50 start states; a list with"
+            f" LIBERO-Plus's suites holds nothing else"
+        )
+    for member in members:
+        files.wording(member, wording)  # raises where they are another task's
 
 
 def require(suites: Iterable[str], data: files.Folders, assets: pathlib.Path) -> None:
