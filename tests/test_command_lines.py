@@ -375,11 +375,11 @@ CONVERT = [
     (["folder", "out", "more", "--to=pirl"], "argument 'more' belongs to no option"),
 ]
 CONVERT_TO = [  # with a source that would do
-    ("file.txt", "file.txt cannot be made (File exists); choose another place"),
+    ("file.txt", "file.txt is a file; give a new folder"),
     ("full", "full is not empty; give a new folder"),
-    ("/proc/x", "/proc/x cannot be made (No such file or directory); choose another place"),
-    ("file.txt/out", "file.txt/out cannot be made (Not a directory); choose another place"),
-    ("loop", "loop cannot be made (File exists); choose another place"),
+    ("/proc/x", "DST=/proc/x cannot be written (No such file or directory: /proc); choose another"),
+    ("file.txt/out", "file.txt/out cannot be written (Not a directory: "),
+    ("loop", "loop cannot be written (Too many levels of symbolic links: "),
 ]
 
 

@@ -413,6 +413,7 @@ TABLES = {
     "algorithm.logprob_type": losses.LOG_PROB_LEVELS,
     "algorithm.anchor": flow.ANCHORS,
     "optim.schedule": optimizer.SCHEDULES,
+    "run.on_divergence": ("stop", "rollback"),
 }
 
 

@@ -58,7 +58,7 @@ def end(process, *numbers, pause_s=0.4):
         process.send_signal(number)
         time.sleep(pause_s * (number is not numbers[-1] or len(numbers) > 1))
     try:
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=60)
     finally:
         process.kill()
     return process.returncode, said.strip()
@@ -119,7 +119,7 @@ def test_what_is_no_second_wish(numbers, pause_s):
     for number in numbers:
         process.send_signal(number)
         time.sleep(pause_s)
-    said, complaint = process.communicate(timeout=20)
+    said, complaint = process.communicate(timeout=60)
     assert process.returncode == 1 and said == "saved\n"
     ending = f"{numbers[0].name}: everything is saved; the same again goes on"
     assert complaint.strip().endswith(f"endings.Preempted: {ending}")
@@ -168,7 +168,7 @@ def test_a_server_ends_normally(number, monkeypatch):
 
     monkeypatch.setattr(serve, "serving", serving)
     with preemption.watching("the policy was not served yet"), socket.create_server(("", 0)) as on:
-        asyncio.run(serve._until_signal(None, {}, on, "", 0.0))
+        asyncio.run(serve._until_signal(None, {}, on, "", 0.0, None))
     for each, handler in handlers.items():
         signal.signal(each, handler)
 
