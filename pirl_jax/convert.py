@@ -25,7 +25,7 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.models import pi0, variants
 from pirl_jax.policy import normalize
 from pirl_jax.run import command, preemption
-from pirl_jax.weights import adapters, assets, sources, targets
+from pirl_jax.weights import adapters, assets, folders, sources, targets
 
 # Of the policy that --verify runs.
 EULER_STEPS = 2
@@ -276,14 +276,15 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def prepare(args: argparse.Namespace) -> sources.Source:
-    """The source as the arguments want it.
+def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> sources.Source:
+    """The source as the arguments want it, which stays until the stack closes.
 
     Raises: ValueError where they contradict each other, or the source.
     """
-    source = sources.open_source(args.source, raw=args.raw)
+    source = sources.open_source(_intact(args.source, stack), raw=args.raw)
     if args.adapters:
-        source = adapters.overlay(source, sources.open_source(args.adapters, whole=False))
+        patch = sources.open_source(_intact(args.adapters, stack), whole=False)
+        source = adapters.overlay(source, patch)
     source = adapters.scaled(source, args.lora_scale)
     if args.adapters_only and (args.merge_lora or args.to != "pirl"):
         raise ValueError(
@@ -294,12 +295,19 @@ def prepare(args: argparse.Namespace) -> sources.Source:
     return adapters.only(source) if args.adapters_only else source
 
 
+def _intact(path: pathlib.Path, stack: contextlib.ExitStack) -> pathlib.Path:
+    """A run that still trains does not remove it meanwhile."""
+    place = stack.enter_context(folders.holding(path))
+    folders.require_intact(place)
+    return place
+
+
 @preemption.watching("the checkpoint is not converted")
 def main(argv: list[str]) -> None:
     """argv: as sys.argv, the program's name first."""
     args = _arguments(argv[1:])
-    with command.user_errors():
-        source = prepare(args)
+    with command.user_errors(), contextlib.ExitStack() as stack:
+        source = prepare(args, stack)
         _require_new(args.folder)
         # Two at once would both find the folder empty.
         with locks.writing(args.folder, "give a new folder"):

@@ -391,7 +391,7 @@ def test_flags_of_convert(arguments, said, places, capsys):
 @pytest.mark.parametrize("to, said", CONVERT_TO, ids=[to for to, _ in CONVERT_TO])
 def test_where_convert_writes(to, said, places, capsys, monkeypatch):
     source = types.SimpleNamespace(cfg=None)
-    monkeypatch.setattr(convert, "prepare", lambda args: source)
+    monkeypatch.setattr(convert, "prepare", lambda *_: source)
     check(convert.main, ["folder", to, "--to=pirl"], said, places, capsys)
 
 

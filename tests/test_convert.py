@@ -7,7 +7,7 @@ import pytest
 from pirl_jax import convert
 from pirl_jax.core import locks
 from pirl_jax.policy import normalize
-from pirl_jax.weights import adapters, sources, targets
+from pirl_jax.weights import adapters, folders, sources, targets
 from tests.weights import conftest
 
 
@@ -123,6 +123,32 @@ def test_two_conversions_into_one_folder(vectors, tmp_path, capsys):
     said = capsys.readouterr().err
     assert exit_.value.code == 2 and "is in use by process" in said and said.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_checkpoint_is_not_converted(run, tmp_path, capsys):
+    newest = folders.standing(run / "checkpoints")[-1]
+    folder = run / "checkpoints" / str(newest)
+    largest = max(folder.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    said = failure(capsys, run, tmp_path / "new", "--to", "openpi_torch")
+    assert f"checkpoint {folder} is damaged" in said and "has another checksum" in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_is_converted_is_not_removed_meanwhile(run, tmp_path, capsys, monkeypatch):
+    """The run that it belongs to still trains."""
+    (newest,) = folders.standing(run / "checkpoints")
+    removed = []
+
+    def writing(*args, **options):
+        removed.append(folders.remove(run / "checkpoints", newest))
+        return []
+
+    monkeypatch.setattr(convert, "convert", writing)
+    command(capsys, run, tmp_path / "new", "--to", "openpi_torch")
+    assert removed == [False] and folders.remove(run / "checkpoints", newest)
 
 
 def test_mistakes_are_sentences(run, tmp_path, vectors, capsys):

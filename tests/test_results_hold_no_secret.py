@@ -138,7 +138,7 @@ def test_a_comparison(tmp_path, nothing_shows, monkeypatch):
 def test_a_converted_checkpoint(tmp_path, nothing_shows, monkeypatch):
     """Statistics and where they come from are all that convert writes beside the weights."""
     lines = []
-    monkeypatch.setattr(convert, "prepare", lambda args: None)
+    monkeypatch.setattr(convert, "prepare", lambda *args: None)
     monkeypatch.setattr(convert, "convert", lambda *args, **kwargs: lines)
     stats = normalize.identity(8, 7)
     found = stats, f"{ADDRESS}/norm_stats.json"

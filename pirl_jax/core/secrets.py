@@ -106,6 +106,10 @@ def _part(value: str) -> str:
 
 def _of_environment() -> Iterator[str]:
     for name, value in os.environ.items():
-        # A file that holds a key is no key.
-        if names_one(name) and not value.startswith(("/", "~", "./")):
+        if names_one(name) and not _is_file_of_one(value):
             yield value.strip()
+
+
+def _is_file_of_one(value: str) -> bool:
+    """A file that holds a key is no key; one in base64 may begin as a path does."""
+    return value.startswith(("/", "~", "./")) and os.path.exists(os.path.expanduser(value))

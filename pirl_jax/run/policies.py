@@ -157,8 +157,10 @@ def check_start(settings: config.Settings) -> None:
     """
     if settings.raw.model.checkpoint:
         path = pathlib.Path(settings.raw.model.checkpoint)
-        source = sources.open_source(path, settings.policy.network)
-        _checked_stats(settings, source.location)
+        with folders.holding(path) as place:
+            folders.require_intact(place)
+            source = sources.open_source(place, settings.policy.network)
+            _checked_stats(settings, source.location)
     elif not settings.raw.sft.demonstrations:
         given_stats(settings)
 

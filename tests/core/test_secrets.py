@@ -53,11 +53,12 @@ def test_values_of_variables_wherever_they_stand(environment):
         "HF_TOKEN": "hf_abcdefgh",
         "SHORT_KEY": "robot",
         "TINY_KEY": "on",
-        "KEY_FILE": "/keys/of_mine",
+        "KEY_FILE": __file__,
+        "SLASHED_KEY": "/9j4AAQSkZJRg",
         "HOME": "a_home_of_mine",
     }
-    said = "Ahf_abcdefghZ robot robots on /keys/of_mine a_home_of_mine"
-    assert secrets.text(said) == "A***Z *** robots on /keys/of_mine a_home_of_mine"
+    said = f"Ahf_abcdefghZ robot robots on {__file__} a_home_of_mine /9j4AAQSkZJRg"
+    assert secrets.text(said) == f"A***Z *** robots on {__file__} a_home_of_mine ***"
 
 
 def test_the_longer_of_two_is_hidden_whole(environment):

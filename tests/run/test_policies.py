@@ -49,6 +49,19 @@ def test_given_statistics_of_another_robot_are_an_error(tmp_path):
     policies.given_stats(config.settings(page))
 
 
+def test_no_run_starts_from_a_damaged_checkpoint(tmp_path):
+    """Said before the new run has a folder, which would be in the way of the next attempt."""
+    opened = store.Store(tmp_path / "run" / "checkpoints")
+    opened.save(8, {"w": np.ones(3)})
+    opened.wait()
+    opened.close()
+    (tmp_path / "run" / "checkpoints" / "8" / folders.SUMS).unlink()
+    page = recipe.get_config()
+    page.model.checkpoint = str(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"8 is damaged .checksums.json is missing"):
+        policies.check_start(config.settings(page))
+
+
 def test_a_checkpoint_that_goes_away_while_it_is_read(tmp_path, monkeypatch):
     """The run that it belongs to still trains, and keeps the newest ones only."""
     folder = tmp_path / "run" / "checkpoints" / "8"

@@ -204,6 +204,16 @@ def test_a_checkpoint_that_goes_while_somebody_looks_stands_no_more(intact, tmp_
     assert folders.standing(copy) == [12]
 
 
+def test_a_secret_that_is_called_as_a_file_of_ours_damages_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "state")
+    folder = tmp_path / "8"
+    (folder / "state").mkdir(parents=True)
+    (folder / "state" / "array").write_bytes(b"numbers")
+    (folder / folders.METADATA).write_text("{}")
+    folders.seal(folder)
+    assert folders.damage(folder) == ""
+
+
 def test_what_is_read_is_pruned_later(intact, tmp_path):
     copy = shutil.copytree(intact, tmp_path / "checkpoints")
     opened = store.Store(copy, keep=2)
