@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is the cost of these tests: the CPU compiler's optimisations and fusion emitters cost
@@ -24,6 +25,11 @@ import reference_files
 from pirl_jax.envs.libero import files, perturbed
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+# A job in the background ignores SIGINT, and so would all commands that the tests start.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))

@@ -543,16 +543,16 @@ def videos(folder):
             ["--policy=ws://127.0.0.1:1"],
             "--policy=ws://127.0.0.1:1 cannot be reached",
         ),
-        (serve.main, ["--checkpoint=x", "--tls", "no", "key"], "--tls no key cannot be used"),
+        (serve.main, ["--checkpoint=x", "--tls", "/no", "/key"], "--tls /no /key cannot be used"),
         (
             evaluate.main,
-            ["--policy=ws://127.0.0.1:1", "--tls-ca=x"],
-            "--tls-ca=x has no effect without --policy=wss://HOST:PORT",
+            ["--policy=ws://127.0.0.1:1", "--tls-ca=/x"],
+            "--tls-ca=/x has no effect without --policy=wss://HOST:PORT",
         ),
         (
             evaluate.main,
-            ["--policy=wss://127.0.0.1:1", "--tls-ca=nowhere"],
-            "--tls-ca nowhere cannot be used",
+            ["--policy=wss://127.0.0.1:1", "--tls-ca=/nowhere"],
+            "--tls-ca /nowhere cannot be used",
         ),
         (
             evaluate.main,

@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import signal
 import threading
+import types
 
 import jax
 import numpy as np
@@ -588,7 +589,8 @@ def test_demonstrations_that_all_fail(tmp_path, capsys):
 
 
 def test_a_process_of_demonstrations_that_dies(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(teach.simulators, "env_factory", lambda settings: faulty.dying)
+    dying = types.SimpleNamespace(env_factory=lambda settings: faulty.dying)
+    monkeypatch.setattr(teach, "simulators", dying)
     with pytest.raises(SystemExit) as exit_:
         start("quickstart.py", tmp_path, sft__demonstrations=1)
     assert exit_.value.code == 2

@@ -128,7 +128,7 @@ def test_what_needs_openpi_client_says_so(monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
         serve.main(["serve", "--config=quickstart", "--checkpoint=nowhere"])
     assert exit_.value.code == 2
-    assert "run: pip install --no-deps openpi-client==" in capsys.readouterr().err
+    assert "run: python -m pirl_jax.download simulators" in capsys.readouterr().err
 
 
 def test_a_run_is_its_own_recipe(tmp_path):

@@ -126,10 +126,12 @@ def test_what_is_no_second_wish(numbers, pause_s):
 
 
 def test_what_was_ignored_stays_ignored():
-    def ignore():
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    process = start("time.sleep(1)", preexec_fn=ignore)
+    """As by nohup; a process inherits what its parent ignores."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start("time.sleep(1)")
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert end(process, signal.SIGHUP) == (0, "")
 
 

@@ -258,6 +258,7 @@ def _faulty(slot: int, fault: str, env_s: float, num_episodes: int, memory_bytes
         truncated=False,
         num_steps=0,
         frames=None,
+        thrown=False,
         env_s=env_s,
         num_episodes=num_episodes,
         memory_bytes=memory_bytes,

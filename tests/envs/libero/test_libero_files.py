@@ -1,12 +1,15 @@
 """LIBERO's files: all suites, the benchmark's wording, init states without torch; its import."""
 
 import ast
+import functools
+import importlib.metadata
 import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -66,21 +69,26 @@ def places(tmp_path, monkeypatch):
         information = site / f"{name.replace('-', '_')}-0.1.0.dist-info"
         information.mkdir()
         (information / "METADATA").write_text(f"Name: {name}\nVersion: 0.1.0\n")
-    monkeypatch.setattr(sys, "path", [str(site), *without_asset_packages()])
+    # Those that are really installed are out of the way.
+    monkeypatch.setattr(sys, "path", [str(site), *sys.path])
+    monkeypatch.setattr(files, "version", functools.partial(version_in, site))
+    spec = types.SimpleNamespace(submodule_search_locations=[found["packages"].parent])
+    find_spec = files.importlib.util.find_spec
+    monkeypatch.setattr(
+        files.importlib.util,
+        "find_spec",
+        lambda name: spec if name == files.ASSET_MODULE else find_spec(name),
+    )
     monkeypatch.setattr(files, "package", lambda: tmp_path / "libero")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PIRL_LIBERO_ASSETS", str(found["variable"]))
     return found
 
 
-def without_asset_packages():
-    """What is looked for, less where the packages are really installed."""
-    return [
-        folder
-        for folder in sys.path
-        if not pathlib.Path(folder, files.ASSET_MODULE).exists()
-        or pathlib.Path(folder, "numpy").exists()
-    ]
+def version_in(site, name):
+    """The version that lies in one folder of packages."""
+    found = importlib.metadata.distributions(name=name, path=[str(site)])
+    return next((each.version for each in found), None)
 
 
 def test_assets_come_from_the_first_place_that_has_them(places, monkeypatch):
