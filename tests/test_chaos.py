@@ -31,7 +31,7 @@ COMMON = {
 }
 PROBE = {
     "env.suite": "probe_delayed",
-    "num_iterations": 30,
+    "num_iterations": 120,
     "rollout.num_envs": 8,
     "rollout.num_groups": 2,
     "rollout.episodes_per_iteration": 12,
@@ -56,6 +56,7 @@ class Trainer:
     def __init__(self, recipe, directory, fields, file_limit=None):
         self.directory = directory
         self.said = directory.with_suffix(".log")
+        self.starts_before = self.num_starts()
         fields = COMMON | fields | {"run.directory": directory}
         command = [sys.executable, "-m", "pirl_jax.train", "--config", f"configs/{recipe}.py"]
         command += [f"--config.{name}={value}" for name, value in fields.items()]
@@ -82,19 +83,27 @@ class Trainer:
 
     def wait_for_rows(self, more):
         """Until so many more iterations are done; False where the run ended before."""
-        metrics = self.directory / "metrics.jsonl"
         wanted = None
         deadline_s = time.monotonic() + PATIENCE_S
         while self.process.poll() is None:
-            # A resume cuts rows off before it adds any.
-            if "training:" in self.said.read_text() or "resumed" in self.said.read_text():
-                count = metrics.read_text().count("actor/loss") if metrics.exists() else 0
-                wanted = count + more if wanted is None else wanted
-                if count >= wanted:
+            if self.num_starts() > self.starts_before:
+                # This start notes itself, and then cuts rows off: the least counts.
+                reached = self.num_rows() + more
+                wanted = reached if wanted is None else min(wanted, reached)
+                if self.num_rows() >= wanted:
                     return True
             assert time.monotonic() < deadline_s, self.said.read_text()
             time.sleep(0.02)
         return False
+
+    def num_rows(self):
+        """Of iterations."""
+        metrics = self.directory / "metrics.jsonl"
+        return metrics.read_text().count("actor/loss") if metrics.exists() else 0
+
+    def num_starts(self):
+        path = self.directory / "environment.json"
+        return len(json.loads(path.read_text())) if path.exists() else 0
 
     def workers(self):
         """Their process numbers."""
