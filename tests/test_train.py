@@ -351,8 +351,7 @@ def test_saves_that_go_on_failing_end_the_run(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_grpo_with_learned_noise_an_anchor_and_an_average(tmp_path, capsys):
-    """Everything that a run without a critic has, and what it has not; and the level of the noise
-    goes down."""
+    """Everything that a run without a critic has, and what it has not."""
     run = start(
         "probe.py",
         tmp_path,
@@ -362,7 +361,6 @@ def test_grpo_with_learned_noise_an_anchor_and_an_average(tmp_path, capsys):
         model__add_value_head=False,
         model__noise_method="reinflow",
         model__joint_logprob=True,
-        model__noise_anneal=True,
         algorithm__adv_type="grpo",
         algorithm__group_size=4,
         algorithm__anchor_coef=0.1,
@@ -371,7 +369,7 @@ def test_grpo_with_learned_noise_an_anchor_and_an_average(tmp_path, capsys):
     )
     said = capsys.readouterr().out
     assert said.count("norm stats: zscore, state 8 dims, actions 7 dims\nnorm stats: ") == 1, (
-        "once, with evaluations and a noise that changes"
+        "once, with evaluations"
     )
     assert "state values lie outside q01..q99 (by dim: " in said
     _, first, second, _ = log.read(run)
