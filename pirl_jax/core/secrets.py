@@ -10,6 +10,8 @@ import os
 import re
 from typing import Any
 
+from pirl_jax.core import paths
+
 HIDDEN = "***"
 NAMING = {
     *("key", "keys", "apikey", "token", "secret", "secrets", "password", "passwd", "passphrase"),
@@ -112,4 +114,9 @@ def _of_environment() -> Iterator[str]:
 
 def _is_file_of_one(value: str) -> bool:
     """A file that holds a key is no key; one in base64 may begin as a path does."""
-    return value.startswith(("/", "~", "./")) and os.path.exists(os.path.expanduser(value))
+    if not value.startswith(("/", "~", "./")):
+        return False
+    try:
+        return os.path.exists(paths.absolute(value))
+    except ValueError:  # nothing can have such a path
+        return False
