@@ -80,11 +80,7 @@ def writing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 def set_aside(path: str | os.PathLike, suffix: str = ".damaged") -> pathlib.Path:
     """Rename a file or folder so that another can take its place -> its new name."""
     path = pathlib.Path(path)
-    aside = path.with_name(path.name + suffix)
-    count = 1
-    while aside.exists():
-        count += 1
-        aside = path.with_name(f"{path.name}{suffix}_{count}")
+    aside = _first_free(path, path.name + suffix, "")
     path.rename(aside)
     sync_folder(path.parent)
     return aside
@@ -93,11 +89,16 @@ def set_aside(path: str | os.PathLike, suffix: str = ".damaged") -> pathlib.Path
 def vacant(path: str | os.PathLike) -> pathlib.Path:
     """This path, or NAME_2.suffix and so on where something lies there already."""
     path = pathlib.Path(path)
-    free = path
+    return _first_free(path, path.stem, path.suffix)
+
+
+def _first_free(path: pathlib.Path, name: str, ending: str) -> pathlib.Path:
+    """Beside `path`: the first of NAMEending, NAME_2ending and so on that nothing bears."""
+    free = path.with_name(name + ending)
     count = 1
     while free.exists():
         count += 1
-        free = path.with_stem(f"{path.stem}_{count}")
+        free = path.with_name(f"{name}_{count}{ending}")
     return free
 
 
