@@ -19,7 +19,6 @@ import logging
 import os
 import pathlib
 import socket
-from typing import Self
 
 log = logging.getLogger(__name__)
 
@@ -96,32 +95,19 @@ def _claimed(folder: pathlib.Path, remedy: str) -> int:
     return descriptor
 
 
-class Reading:
-    """Holds a file for reading until `close`, so that nobody who asks `is_read` removes it."""
+def reading(path: str | os.PathLike) -> contextlib.ExitStack | None:
+    """Hold a file that stands, so that nobody who asks `removing` removes it.
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor: int | None = descriptor
-
-    def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-        self._descriptor = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-def reading(path: str | os.PathLike) -> Reading | None:
-    """Hold a file that stands; None: it went, or goes just now."""
+    Returns what lets go of it, as a context or by `close`; None: the file went, or goes just now.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
         return None
     if _lock(descriptor, fcntl.LOCK_SH) and _still_there(descriptor, path):
-        return Reading(descriptor)
+        held = contextlib.ExitStack()
+        held.callback(os.close, descriptor)
+        return held
     os.close(descriptor)
     return None
 
