@@ -5,6 +5,13 @@ A ValueError says the same while a command is being set up; later on it is a mis
 
 import errno
 import os
+import re
+
+# How a status of XLA's runtime begins.  It comes as a ValueError where JAX first meets it.
+STATUS = re.compile(
+    "(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL"
+    "|RESOURCE_EXHAUSTED|UNAVAILABLE|UNKNOWN): "
+)
 
 
 class Failure(Exception):
@@ -23,6 +30,11 @@ class Preempted(Failure):
 
     code = 75  # EX_TEMPFAIL of sysexits.h: try again later
     prefix = ""
+
+
+def is_of_runtime(error: BaseException) -> bool:
+    """Devices or other hosts are at fault, whatever the kind of the exception says."""
+    return isinstance(error, RuntimeError | ValueError) and bool(STATUS.match(str(error)))
 
 
 def about(error: OSError) -> str | None:

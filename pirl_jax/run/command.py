@@ -272,6 +272,8 @@ def user_errors() -> Iterator[None]:
         try:
             yield
         except ValueError as error:
+            if endings.is_of_runtime(error):
+                raise
             raise endings.Failure(str(error)) from error
 
 

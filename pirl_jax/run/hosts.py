@@ -189,7 +189,7 @@ def _leave(error: BaseException, watch: preemption.Watch) -> None:
     code = 1
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
-    elif isinstance(error, jax.errors.JaxRuntimeError) and _read(ENDING) is not None:
+    elif endings.is_of_runtime(error) and _read(ENDING) is not None:
         # The consequence: another host has left in the middle of a computation.
         ending = watch.ending("ended together")
         code = ending.code

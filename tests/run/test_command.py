@@ -175,3 +175,13 @@ def test_pirl_loads_only_the_command_that_is_asked_for():
 def test_python_m_stays(name):
     module = importlib.import_module(f"pirl_jax.{name}")
     assert "if __name__ ==" in pathlib.Path(module.__file__).read_text()
+
+
+def test_what_the_devices_say_is_no_mistake_of_the_user():
+    """JAX wraps some errors of its runtime in a ValueError; a traceback, not a sentence."""
+    lost = "UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:24242"
+    with pytest.raises(ValueError, match="Gloo"), command.user_errors():
+        raise ValueError(lost)
+    with pytest.raises(SystemExit) as ending, command.user_errors():
+        raise ValueError("UNKNOWN is no suite")
+    assert ending.value.code == 2

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -184,6 +185,29 @@ def test_a_signal_to_one_host_ends_all_with_the_same_iteration(tmp_path):
     assert log.read(directory, timing=False) == log.read(whole, timing=False)
     saved = [test_train.saved(path, 8) for path in (directory, whole)]
     test_train.assert_equal_states(*saved)
+
+
+@pytest.mark.parametrize("kind", [ValueError, jax.errors.JaxRuntimeError])
+@pytest.mark.parametrize(
+    "text, number, expected",
+    [
+        ("UNKNOWN: Gloo AllGather failed: Connection closed by peer", "15", 75),
+        ("UNKNOWN: Gloo AllGather failed: Connection closed by peer", None, 1),  # a failure
+        ("shapes (3,) and (4,) do not fit", "15", 1),  # a mistake is none the less one
+    ],
+)
+def test_who_loses_another_host_ends_as_that_one_was_asked_to(
+    kind, text, number, expected, monkeypatch, capsys
+):
+    codes = []
+    monkeypatch.setattr(hosts, "_read", lambda name: number)
+    monkeypatch.setattr(hosts, "_leave_in_order", lambda: None)
+    monkeypatch.setattr(hosts.os, "_exit", codes.append)
+    watch = preemption.Watch("to go on, the same command", 75)
+    monkeypatch.setattr(watch, "_limit", lambda code: None)
+    hosts._leave(kind(text), watch)
+    assert codes == [expected]
+    assert ("to go on" in capsys.readouterr().err) == (expected == 75)
 
 
 @pytest.mark.parametrize("wrong", ["cluster", "localhost,2,0", "localhost:1234,2,2"])
