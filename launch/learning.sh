@@ -42,7 +42,7 @@ for seed in ${SEEDS:-0}; do
     train "${model}_grpo_sde_$seed" "${same[@]}" --config.model.add_value_head=False --config.algorithm.adv_type=grpo \
       --config.algorithm.group_size=8 --config.algorithm.critic_warmup_iterations=0
     train "${model}_ppo_noise_$seed" "${same[@]}" --config.model.noise_method=flow_noise \
-      "--config.model.noise_logvar_range=(0.2,0.6)" --config.model.joint_logprob=True
+      "--config.model.noise_logvar_range=(0.2,0.6)" --config.model.noise_steps=all
   done
 done
 python -m pirl_jax.compare runs/learning/"$suite"/pi0*_{ppo_sde,ppo_noise,grpo_sde}_* --output "docs/results/$suite"

@@ -20,7 +20,7 @@ import numpy as np
 from pirl_jax.core import endings, page, rng, types
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
-from pirl_jax.learner import objective, update
+from pirl_jax.learner import exploration, objective, update
 from pirl_jax.learner import state as states
 from pirl_jax.monitor import log, progress, report, timeline
 from pirl_jax.policy import normalize
@@ -227,13 +227,17 @@ def _step(
 ) -> states.TrainState:
     """One iteration, with its evaluation, its row and its checkpoint."""
     raw = run.settings.raw
+    evaluated = {}
     # At the start of an iteration, not at its end: a resumed run has the same evaluations.
     if config.evaluation_due(raw, iteration):
         count = raw.eval.episodes_during_training or raw.eval.episodes_per_task
         acting = states.acting_params(state)
-        _evaluate(run, acting, iteration, f"iteration_{iteration}", count)
+        evaluated = _evaluate(run, acting, iteration, f"iteration_{iteration}", count)
     with jax.transfer_guard("disallow"):
         state, metrics = _iteration(run, learner, state, iteration, advance)
+    if evaluated:
+        gap = results.rate(evaluated) - metrics["env/success_once"]
+        metrics["rollout/exploration_gap"] = gap
     if iteration == run.first_iteration:  # its updates included
         metrics["time/to_first_update"] = run.timers.age_s()
     if run.rollbacks:
@@ -276,10 +280,18 @@ def _iteration(
     _start_next(run, iteration + 1)
     with run.timers.measure("update"):
         data = objective.with_advantages(rollout, cfg)
+        moved = exploration.metrics(
+            steps.displacement(run.settings.policy, run.mesh),
+            state.params,
+            data,
+            cfg.microbatch_size,
+            rng.named(key, "moved"),
+            run.mesh,
+        )
         demonstrations = learner.batches(run.settings.raw.sft.batch_size, key)
         shuffle = rng.named(key, "shuffle")
         state, metrics = update.learn(learner.updater, state, data, shuffle, demonstrations)
-    metrics |= _what_was_played(cfg, played)
+    metrics |= moved | _what_was_played(cfg, played)
     metrics |= stats.fault_metrics(faults, run.envs.counters(), meshes.gather)
     metrics |= stats.rollout_metrics(rollout, data, meshes.gather)
     return state, metrics | run.timers.take()

@@ -90,7 +90,6 @@ def policy(meta: dict) -> flow.Policy:
         "noise_method",
         "noise_level",
         "ignore_last",
-        "joint_logprob",
         "action_chunk",
         "action_env_dim",
         "add_value_head",
@@ -101,6 +100,7 @@ def policy(meta: dict) -> flow.Policy:
     )
     model = page.Model(
         joint_mean=True,
+        noise_steps="all" if meta["joint_logprob"] else "one",
         noise_logvar_range=tuple(meta["noise_logvar_range"]),
         **{n: meta[n] for n in names},
     )
@@ -109,7 +109,9 @@ def policy(meta: dict) -> flow.Policy:
 
 def randomness(noise, denoise_inds, cfg: flow.Policy):
     """Recorded noise [J+1,B,H,A], indices [B,J] -> the randomness of flow.integrate."""
-    j_BU = np.asarray(denoise_inds if cfg.model.joint_logprob else denoise_inds[:, :1], np.int32)
+    j_BU = np.asarray(
+        denoise_inds if cfg.model.noise_steps == "all" else denoise_inds[:, :1], np.int32
+    )
     eps_BJHA = np.moveaxis(noise[1:], 0, 1)
     noise_BUHA = np.take_along_axis(eps_BJHA, np.maximum(j_BU, 0)[:, :, None, None], axis=1)
     return noise[0], j_BU, noise_BUHA

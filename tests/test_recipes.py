@@ -102,9 +102,9 @@ def test_what_differs(recipe):
 def test_what_is_common(recipe):
     page, *_ = recipe
     model, algorithm, optim = page.model, page.algorithm, page.optim
-    assert (model.noise_method, model.joint_logprob, model.ignore_last, model.noise_anneal) == (
+    assert (model.noise_method, model.noise_steps, model.ignore_last, model.noise_anneal) == (
         "flow_sde",
-        False,
+        "one",
         False,
         False,
     )

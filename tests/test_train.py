@@ -152,6 +152,11 @@ def test_neither_where_prefixes_lie_nor_when_simulators_start_changes_a_run(half
     rows = [
         [row for row in log.read(path, timing=False) if "actor/loss" in row] for path in (run, half)
     ]
+    # Success of the evaluation before it, less that of the rollout.
+    evaluated = [row for row in log.read(run) if "eval/success_once" in row]
+    gap = rows[0][1].pop("rollout/exploration_gap")
+    (rate,) = [row["eval/success_once"] for row in evaluated if row["iteration"] == 1]
+    assert gap == rate - rows[0][1]["env/success_once"]
     assert rows[0] == rows[1] and len(rows[0]) == 2
     assert_equal_states(saved(run, 2), saved(half, 2))
 
@@ -360,7 +365,7 @@ def test_grpo_with_learned_noise_an_anchor_and_an_average(tmp_path, capsys):
         eval__episodes_per_task=1,
         model__add_value_head=False,
         model__noise_method="reinflow",
-        model__joint_logprob=True,
+        model__noise_steps="all",
         algorithm__adv_type="grpo",
         algorithm__group_size=4,
         algorithm__anchor_coef=0.1,

@@ -196,9 +196,12 @@ class Model(Section):
     )
     num_steps: int = between(1, 1000, 4, "J of the flow", "denoise steps")
     ignore_last: bool = plain(False, "the last denoise step is never the stochastic one")
-    joint_logprob: bool = plain(False, "all denoise steps are stochastic; False: one, by decision")
+    noise_steps: str = one_of(
+        ("one", "all", "last"), "one", "which denoise steps are stochastic; one: drawn per decision"
+    )
+    joint_logprob: bool = plain(False, "older name, and RLinf's, of noise_steps=all")
     joint_mean: bool = plain(
-        False, "joint_logprob: mean over start noise and steps (RLinf), not the sum over the steps"
+        False, "noise_steps=all: mean over start noise and steps (RLinf), not the sum of the steps"
     )
     action_chunk: int = positive(5, "I, executed open loop per decision", "actions")
     action_env_dim: int = positive(7, "read by the simulator, and scored", "action dims")

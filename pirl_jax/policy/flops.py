@@ -146,7 +146,7 @@ def update(
     if vlm not in VLM:
         raise bounds.unknown("vlm", vlm, VLM)
     hidden = reads_vlm(cfg) if hidden is None else hidden
-    scored = cfg.model.num_steps if cfg.model.joint_logprob else 1
+    scored = cfg.model.num_steps if cfg.model.noise_steps == "all" else 1
     total = 3 * scored * step(cfg, tokens, conditions)
     if vlm == "kept":
         return total

@@ -1,10 +1,10 @@
 """The policy: a flow-matching network with stochastic denoise steps.
 
 A decision denoises an action chunk in J steps.  By default J - 1 of them are deterministic (ODE);
-one, drawn per row, adds Gaussian noise and carries the log-probability: log pi(chunk | obs) := log
-N(x_{j+1}; mean(x_j), std(j)).  With joint_logprob all J steps are stochastic and their
-log-probabilities add up.  Sampling and learning go through the same `denoise_step`, so right after
-a rollout the probability ratio is 1 up to rounding.
+one, drawn per row or always the last, adds Gaussian noise and carries the log-probability: log
+pi(chunk | obs) := log N(x_{j+1}; mean(x_j), std(j)).  With noise_steps=all every step is stochastic
+and their log-probabilities add up.  Sampling and learning go through the same `denoise_step`, so
+right after a rollout the probability ratio is 1 up to rounding.
 
 Knows networks and probabilities; refuses to know advantages, simulators and optimisers.
 """
@@ -191,7 +191,7 @@ def _over_steps(terms: list[Array], start: Array | float, cfg: Policy) -> Array:
     joint_mean adds the start noise as a term and takes the mean (RLinf's choice: the ratio of two
     policies is then the (J+1)-th root of the true one).
     """
-    if cfg.model.joint_logprob and cfg.model.joint_mean:
+    if cfg.model.noise_steps == "all" and cfg.model.joint_mean:
         return sum(terms, start) / (len(terms) + 1)
     return sum(terms)
 
@@ -199,13 +199,14 @@ def _over_steps(terms: list[Array], start: Array | float, cfg: Policy) -> Array:
 # ---- sampling -----------------------------------------------------------------------------------
 
 
-def num_choices(cfg: Policy) -> int:
+def choices(cfg: Policy) -> range:
     """Denoise steps that may be the stochastic one.
 
     A step that is deterministic anyway would carry no gradient.
     """
     last_is_fixed = cfg.model.ignore_last or cfg.model.noise_method in noise.LAST_STEP_DETERMINISTIC
-    return cfg.model.num_steps - last_is_fixed
+    first = cfg.model.num_steps - 1 if cfg.model.noise_steps == "last" else 0
+    return range(first, cfg.model.num_steps - last_is_fixed)
 
 
 def draw(key_B: Array, cfg: Policy) -> tuple[Array, Array, Array]:
@@ -217,10 +218,10 @@ def draw(key_B: Array, cfg: Policy) -> tuple[Array, Array, Array]:
 
     def row(key: Array) -> tuple[Array, Array, Array]:
         start_key, index_key, noise_key = jax.random.split(key, 3)
-        if cfg.model.joint_logprob:
+        if cfg.model.noise_steps == "all":
             j_U = jnp.arange(cfg.model.num_steps)
         else:
-            j_U = jax.random.randint(index_key, (1,), 0, num_choices(cfg))
+            j_U = jax.random.randint(index_key, (1,), choices(cfg).start, choices(cfg).stop)
         start_HA = jax.random.normal(start_key, shape)
         noise_UHA = jax.random.normal(noise_key, (len(j_U), *shape))
         return start_HA, j_U, noise_UHA
@@ -313,6 +314,34 @@ def sample_actions(params: dict, key_B: Array, prefix: pi0.Prefix, cfg: Policy) 
     return actions_BHA
 
 
+def displacement(
+    params: dict, chain: types.Chain, context: types.Observation | pi0.Prefix, cfg: Policy
+) -> Array:
+    """How far its noise has moved each decision [B]: against the chunk that the same start gives
+    without noise, the root mean square over the executed entries, normalised units.
+
+    chain: of a rollout with the same parameters; context as in chain_steps.
+    """
+    prefix = _prefix_of(params, context, cfg)
+    modulation_J = modulations(params, cfg)
+
+    def body(paths: tuple[Array, Array], j: Array) -> tuple[tuple[Array, Array], None]:
+        j_B = jnp.full(chain.j.shape[0], j)
+        # Both paths stand still until they part: before the first stochastic step, after the last.
+        plain_BHA, noisy_BHA = paths
+        goes = (j >= chain.j[:, 0], j > chain.j[:, -1])
+        moved = []
+        for x_BHA, goes_B in zip((plain_BHA, noisy_BHA), goes, strict=True):
+            velocity_BHA, _ = _velocity(params, prefix, modulation_J, x_BHA, j_B, cfg)
+            next_BHA = x_BHA - velocity_BHA / cfg.model.num_steps
+            moved.append(jnp.where(goes_B[:, None, None], next_BHA, x_BHA))
+        return tuple(moved), None
+
+    start = (chain.x[:, 0], chain.x_next[:, -1])
+    (plain_BHA, noisy_BHA), _ = jax.lax.scan(body, start, jnp.arange(cfg.model.num_steps))
+    return jnp.sqrt((executed(noisy_BHA - plain_BHA, cfg) ** 2).mean((1, 2)))
+
+
 # ---- learning -----------------------------------------------------------------------------------
 
 
@@ -327,7 +356,7 @@ def chain_steps(
     context: the Observation, or its Prefix when the VLM is frozen and the prefix was kept from the
     rollout.
     """
-    prefix = prefill(params, context, cfg) if isinstance(context, types.Observation) else context
+    prefix = _prefix_of(params, context, cfg)
     modulation_J = modulations(params, cfg)
     steps = []
     for u in range(chain.j.shape[1]):
@@ -336,6 +365,10 @@ def chain_steps(
         step = denoise_step(params, prefix, modulation_J, x_BHA, j_B, chain.level, cfg)
         steps.append(step)
     return steps
+
+
+def _prefix_of(params: dict, context: types.Observation | pi0.Prefix, cfg: Policy) -> pi0.Prefix:
+    return prefill(params, context, cfg) if isinstance(context, types.Observation) else context
 
 
 def chain_log_prob(

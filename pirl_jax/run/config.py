@@ -174,22 +174,30 @@ def _check_model(raw: page.Page):
 def _check_noise(raw: page.Page):
     """Which denoise steps are stochastic, and how much."""
     model = raw.model
-    if model.joint_logprob and model.ignore_last:
+    if model.joint_logprob and model.noise_steps == "last":
         raise ValueError(
-            f"model.ignore_last={model.ignore_last} has no meaning with model.joint_logprob=True,"
-            f" where every step is stochastic; drop one"
+            "model.joint_logprob=True is noise_steps='all', and model.noise_steps='last' is not;"
+            " drop one"
         )
-    if flow.num_choices(_policy(raw)) < 1:
+    policy = _policy(raw)
+    steps = policy.model.noise_steps
+    if steps != "one" and model.ignore_last:
+        raise ValueError(
+            f"model.ignore_last={model.ignore_last} has no meaning with model.noise_steps={steps!r}"
+            f", where the last step is stochastic; drop one"
+        )
+    if not flow.choices(policy):
+        remedy = "num_steps to at least 2" if steps == "one" else "noise_steps to one"
         raise ValueError(
             f"model.num_steps={model.num_steps} leaves no stochastic step to"
-            f" model.noise_method={model.noise_method!r}"
-            f" with model.ignore_last={model.ignore_last}; set num_steps to at least 2"
+            f" model.noise_method={model.noise_method!r} with model.noise_steps={steps!r} and"
+            f" model.ignore_last={model.ignore_last}; set {remedy}"
         )
     low, high = model.noise_logvar_range
-    if low >= high:
+    if low > high:
         raise ValueError(
             f"model.noise_logvar_range={model.noise_logvar_range} must be (lowest, highest) std"
-            f" with 0 < lowest < highest"
+            f" with 0 < lowest <= highest"
         )
 
 
@@ -410,8 +418,10 @@ def _frozen_vlm(raw: page.Page) -> bool:
 
 
 def _policy(raw: page.Page) -> flow.Policy:
+    steps = "all" if raw.model.joint_logprob else raw.model.noise_steps
     model = dataclasses.replace(
         raw.model,
+        noise_steps=steps,
         noise_method=noise.ALIASES.get(raw.model.noise_method, raw.model.noise_method),
         action_chunk=_action_chunk(raw),
     )

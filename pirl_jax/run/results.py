@@ -10,6 +10,7 @@ episodes.jsonl      of the command only: one line per finished episode, from whi
 """
 
 from collections.abc import Callable, Sequence
+import math
 import pathlib
 import re
 
@@ -86,6 +87,13 @@ def successes(
             f"the warnings above say why"
         )
     return counts
+
+
+def rate(successes: dict[str, tuple[int, int]]) -> float:
+    """Of all episodes together; not-a-number where all were lost."""
+    won = sum(succeeded for succeeded, _ in successes.values())
+    played = sum(count for _, count in successes.values())
+    return won / played if played else math.nan
 
 
 def _counts(table: list[dict]) -> dict[str, tuple[int, int]]:

@@ -8,6 +8,7 @@ import functools
 
 import jax
 
+from pirl_jax.core import mesh as meshes
 from pirl_jax.core import types
 from pirl_jax.learner import optimizer, sft, update
 from pirl_jax.learner import state as states
@@ -82,6 +83,22 @@ def updater(settings: config.Settings, mesh: jax.sharding.Mesh) -> update.Update
     )
 
 
+@functools.lru_cache(maxsize=4)
+def displacement(cfg: flow.Policy, mesh: jax.sharding.Mesh) -> Callable:
+    """What learner/exploration.py measures with: jitted (params, chain, context rows) ->
+    displacement [B], stochastic steps [B,U]; whole on every host."""
+
+    def moved(params: dict, chain: types.Chain, context: object) -> tuple[jax.Array, jax.Array]:
+        return flow.displacement(params, chain, _as_context(context), cfg), chain.j
+
+    return jax.jit(moved, out_shardings=meshes.replicated(mesh))
+
+
+def _as_context(rows: object) -> object:
+    """Rows of a rollout, as the policy takes them."""
+    return flow.prefix_from_rows(rows) if isinstance(rows, pi0.Prefix) else rows
+
+
 def log_prob_fn(settings: config.Settings) -> Callable:
     """What the learner sees of the policy.
 
@@ -93,7 +110,7 @@ def log_prob_fn(settings: config.Settings) -> Callable:
     def log_prob(
         params: dict, chain: types.Chain, context: object, anchor: dict | None = None
     ) -> tuple[jax.Array, ...]:
-        context = flow.prefix_from_rows(context) if isinstance(context, pi0.Prefix) else context
+        context = _as_context(context)
         steps = flow.chain_steps(params, chain, context, cfg)
         distance_B = 0.0
         if anchor is not None:

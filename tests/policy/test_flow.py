@@ -40,7 +40,7 @@ def _observation(cfg, seed=0):
 VARIANTS = {
     "pi0": {},
     "pi05_vlm_critic": dict(pi05=True, value_after_vlm=True),
-    "pi0_noise_joint": dict(noise_method="flow_noise", joint_logprob=True),
+    "pi0_noise_joint": dict(noise_method="flow_noise", noise_steps="all"),
     "pi05_cps": dict(pi05=True, noise_method="flow_cps"),
 }
 
@@ -89,7 +89,7 @@ def test_the_stochastic_index_is_drawn_per_row(setup):
     """
     cfg, *_ = setup
     j_BU = np.asarray(flow.draw(jax.random.split(jax.random.key(1), 64), cfg)[1])
-    if cfg.model.joint_logprob:
+    if cfg.model.noise_steps == "all":
         np.testing.assert_array_equal(
             j_BU, np.broadcast_to(np.arange(cfg.model.num_steps), (64, cfg.model.num_steps))
         )
@@ -170,7 +170,7 @@ def test_only_the_executed_entries_are_scored(setup):
     moved, _, _ = flow.score(chain.replace(x_next=outside), steps, cfg)
     np.testing.assert_array_equal(moved, flow.score(chain, steps, cfg)[0])
     mean, std = (np.asarray(x)[:, :3, :7] for x in (steps[0].mean, steps[0].std))
-    if cfg.model.joint_logprob:
+    if cfg.model.noise_steps == "all":
         return
     z = (np.asarray(chain.x_next)[:, 0, :3, :7] - mean) / std
     np.testing.assert_allclose(
@@ -181,7 +181,7 @@ def test_only_the_executed_entries_are_scored(setup):
 def test_flow_ode_is_the_euler_sampler(setup):
     """With the deterministic method a chain is plain Euler integration, its log-prob 0."""
     cfg, params, obs, _ = setup
-    ode = _with(cfg, noise_method="flow_ode", joint_logprob=False)
+    ode = _with(cfg, noise_method="flow_ode", noise_steps="one")
     key_B = jax.random.split(jax.random.key(5), B)
     sample = jax.jit(lambda params, key_B, obs: _sample(params, key_B, obs, ode))
     chain, actions, _ = sample(params, key_B, obs)
@@ -216,7 +216,7 @@ def test_the_noise_level_of_the_moment_travels_with_the_chain(setup):
 
 
 def test_the_likelihood_of_a_joint_chain_is_that_of_all_its_steps():
-    cfg = _config(noise_method="flow_sde", joint_logprob=True)
+    cfg = _config(noise_method="flow_sde", noise_steps="all")
     rng = np.random.default_rng(0)
 
     def normal(*shape):
@@ -287,7 +287,7 @@ def test_padding_does_not_move_a_critic_on_the_vlm():
 
 def test_the_distance_of_joint_chains():
     """Over the steps: velocities have a mean, the divergence of a chunk is a sum."""
-    cfg, ones = _config(joint_logprob=True), jnp.ones((1, 4, 8))
+    cfg, ones = _config(noise_steps="all"), jnp.ones((1, 4, 8))
 
     def steps(*means):
         return [flow.Step(velocity=m * ones, mean=m * ones, std=ones, value=None) for m in means]

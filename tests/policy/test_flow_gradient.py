@@ -51,7 +51,7 @@ def test_the_score_is_the_gradient_of_the_mean_reward(monkeypatch, method):
         noise_method=method,
         noise_level=0.4,
         noise_logvar_range=(0.3, 0.7),
-        joint_logprob=True,
+        noise_steps="all",
         action_chunk=H,
         action_env_dim=A,
         add_value_head=False,

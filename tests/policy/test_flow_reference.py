@@ -155,7 +155,7 @@ def test_the_reductions_of_the_reference(vectors):
     z = np.load(vectors / "rlinf" / "d_heads.npz")
     for joint in (0, 1):
         case = f"default_forward_reduction_joint{joint}"
-        cfg = flow.Policy(None, page.Model(joint_logprob=bool(joint), joint_mean=True))
+        cfg = flow.Policy(None, page.Model(noise_steps="all" if joint else "one", joint_mean=True))
         for name in ("log_probs", "entropy"):
             terms = [flow.executed(x, cfg) for x in np.moveaxis(z[f"{case}/in/{name}"], 1, 0)]
             got = (

@@ -72,11 +72,14 @@ WRONG = [
         "choose one of: flow_ode, flow_sde, flow_noise, flow_cps, reinflow",
     ),
     ("model.num_steps", 1, "leaves no stochastic step to model.noise_method='flow_cps'"),
-    ("model.ignore_last", True, "has no meaning with model.joint_logprob=True"),
+    ("model.ignore_last", True, "has no meaning with model.noise_steps='all'"),
+    ("model.noise_steps", "first", "choose one of: one, all, last"),
+    ("model.noise_steps", "last", "leaves no stochastic step to model.noise_method='flow_cps'"),
+    ("model.joint_logprob", True, "model.noise_steps='last' is not; drop one"),
     (
         "model.noise_logvar_range",
         (0.2, 0.1),
-        "must be (lowest, highest) std with 0 < lowest < highest",
+        "must be (lowest, highest) std with 0 < lowest <= highest",
     ),
     (
         "model.noise_params",
@@ -157,7 +160,9 @@ WRONG = [
 # What must be set besides for the value to be wrong.
 NEEDED = {
     "model.num_steps": dict(noise_method="flow_cps"),
-    "model.ignore_last": dict(joint_logprob=True),
+    "model.ignore_last": dict(noise_steps="all"),
+    "model.noise_steps": dict(noise_method="flow_cps"),
+    "model.joint_logprob": dict(noise_steps="last"),
 }
 
 
@@ -230,7 +235,8 @@ def test_users_names_reach_the_policy():
     )
     settings = config.settings(page)
     assert (
-        settings.policy.model.noise_method == "flow_noise" and settings.policy.model.joint_logprob
+        settings.policy.model.noise_method == "flow_noise"
+        and settings.policy.model.noise_steps == "all"
     )
     assert (
         settings.policy.network.paligemma.lora.attn_rank == 4
@@ -407,6 +413,7 @@ TABLES = {
     "model.paligemma_variant": ("", *variants.GEMMA),
     "model.action_expert_variant": ("", *variants.GEMMA),
     "model.noise_method": (*noise.METHODS, *noise.ALIASES),
+    "model.noise_steps": ("one", "all", "last"),
     "model.value_vlm_mode": heads.POOLS,
     "rollout.prefix_cache": ("auto", "device", "host", "recompute"),
     "rollout.start_order": starts.ORDERS,
