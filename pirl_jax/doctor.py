@@ -18,6 +18,7 @@ from pirl_jax.envs import child
 from pirl_jax.envs.gl import backends
 from pirl_jax.envs.libero import assets as libero_assets
 from pirl_jax.envs.libero import files as libero_files
+from pirl_jax.envs.libero import perturbed, plus
 from pirl_jax.envs.pool import worker
 from pirl_jax.monitor import columns, packages
 from pirl_jax.run import command, machine, preemption
@@ -25,6 +26,11 @@ from pirl_jax.run import command, machine, preemption
 STATUSES = ("pass", "fail", "skip")
 JAX_TIMEOUT_S = 120.0
 PHYSICS_TIMEOUT_S = 300.0  # the first reset compiles; 50 start states take 25 s on one core
+# What `pirl download` unpacks: the variable that names its folder, what does not run without it.
+PERTURBED = {
+    "libero_pro": (perturbed.PRO_VARIABLE, "LIBERO-PRO's suites (evaluate --pro)"),
+    "libero_plus": (plus.VARIABLE, "LIBERO-Plus's suites (evaluate --plus)"),
+}
 JAX_DEVICES = """
 import jax
 from pirl_jax.envs import child
@@ -99,7 +105,7 @@ def _check_device(device: backends.Device, probe: backends.Probe) -> machine.Row
     # A device that does not render matters only to those who use it: an NVIDIA one is what they
     # came for.
     status = "skip" if device.cuda is None else "fail"
-    return machine.Row(name, status, f"{kind}: {probe.reason}; {probe.remedy}", probe.remedy)
+    return machine.Row(name, status, f"{kind}: {probe.reason}", probe.remedy)
 
 
 def _kind(device: backends.Device) -> str:
@@ -170,6 +176,9 @@ def check_assets(assets: pathlib.Path | None) -> tuple[machine.Row, pathlib.Path
         package = libero_assets.identity(folder)["package"]
     except ValueError as error:
         problem, _, remedy = str(error).rpartition("; ")
+        if isinstance(error, libero_files.NotInstalledError):
+            absent = "not installed: LIBERO's suites do not run, tabletop does"
+            return machine.Row(name, "skip", absent, remedy), None
         return machine.Row(name, "fail", problem, remedy), None
     if missing:
         problem = f"{len(missing)} files missing in {folder}, e.g. {missing[0]}"
@@ -179,6 +188,27 @@ def check_assets(assets: pathlib.Path | None) -> tuple[machine.Row, pathlib.Path
         return machine.Row(name, "fail", problem, remedy), None
     origin = package or "not of a package"
     return machine.Row(name, "pass", f"complete in {folder} ({origin})"), folder
+
+
+def check_perturbed(data: str) -> machine.Row:
+    """Whether the task files of LIBERO-PRO or LIBERO-Plus are there, and which they are.
+
+    Args:
+      data: libero_pro | libero_plus, as `pirl download` has it.
+    """
+    variable, suites = PERTURBED[data]
+    folder = getattr(perturbed.folders(), data.removeprefix("libero_"))
+    remedy = f"run: python -m pirl_jax.download {data}"
+    try:
+        noted = perturbed.noted(folder)
+    except ValueError as error:
+        return machine.Row(data, "fail", str(error).partition("; ")[0], remedy)
+    if noted is not None:
+        about = f"{noted['package']} {noted['version']}, sha256 {noted['sha256'][:12]}"
+        return machine.Row(data, "pass", f"{about}, in {folder}")
+    if os.environ.get(variable):
+        return machine.Row(data, "fail", f"not in {folder}, which {variable} names", remedy)
+    return machine.Row(data, "skip", f"not in {folder}: {suites} do not run", remedy)
 
 
 def check_physics(assets: pathlib.Path | None, backend: str, num_init_states: int) -> machine.Row:
@@ -228,16 +258,17 @@ def examine(options: argparse.Namespace) -> list[machine.Row]:
         machine.check_shared_memory(options.num_envs, options.image_size_px),
         machine.check_files(options.num_workers),
         assets_row,
+        *map(check_perturbed, PERTURBED),
         check_physics(assets, wanted, num_init_states),
     ]
 
 
 def as_text(rows: Sequence[machine.Row]) -> str:
-    """A line per check, the remedy below a failed one, and how many there are of each kind."""
+    """A line per check, below it what to do where something is; how many there are of each kind."""
     lines = []
     for row in rows:
         lines.append([row.check, row.status, row.found])
-        if row.status == "fail":
+        if row.status != "pass" and row.remedy:
             lines.append(["", "", f"-> {row.remedy}"])
     statuses = [row.status for row in rows]
     counts = "  ".join(f"{statuses.count(status)} {status}" for status in STATUSES)

@@ -48,27 +48,25 @@ def libero_assets() -> pathlib.Path:
     """LIBERO's meshes and scenes: $PIRL_LIBERO_ASSETS, else those of the installed packages."""
     try:
         return files.find_assets(None)
-    except ValueError as error:
-        if os.environ.get(files.ASSETS_VARIABLE):
-            raise  # named, and not there: no reason to skip
+    except files.NotInstalledError as error:  # named and not there, or half there, is an error
         pytest.skip(f"LIBERO's assets are not installed: {error}")
 
 
 @pytest.fixture(scope="session")
 def libero_pro() -> pathlib.Path:
     """LIBERO-PRO's task files and start states, where they are."""
-    return _unpacked(perturbed.folders().pro, "LIBERO-PRO")
+    return _unpacked(perturbed.folders().pro, "libero_pro")
 
 
 @pytest.fixture(scope="session")
 def libero_plus() -> pathlib.Path:
     """The same of LIBERO-Plus."""
-    return _unpacked(perturbed.folders().plus, "LIBERO-Plus")
+    return _unpacked(perturbed.folders().plus, "libero_plus")
 
 
 def _unpacked(folder: pathlib.Path, name: str) -> pathlib.Path:
     if not (folder / perturbed.ORIGIN).is_file():
-        pytest.skip(f"{name} not found at {folder}")
+        pytest.skip(f"LIBERO: {name} is not in {folder}; run: pirl download {name}")
     return folder
 
 

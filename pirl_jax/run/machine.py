@@ -29,7 +29,7 @@ OTHER_FILES = 300  # jax, checkpoints, logs
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One check; a failed one says in `remedy` what to do."""
+    """One check; a failed one says in `remedy` what to do, a skipped one what would bring it."""
 
     check: str
     status: str  # pass | fail | skip

@@ -134,16 +134,20 @@ class Folders:
 NOWHERE = Folders()
 
 
+class NotInstalledError(ValueError):
+    """Nothing is broken: what is asked for was left out, and nobody named a place of it."""
+
+
 @functools.cache
 def package() -> pathlib.Path:
     """Folder of the installed package `libero.libero`, found without importing it.
 
     Raises:
-        ValueError: LIBERO is not installed.
+        NotInstalledError: LIBERO is not there.
     """
     outer = importlib.util.find_spec("libero")
     if outer is None:
-        raise ValueError(f"LIBERO is not installed; run: {INSTALL_SIMULATORS}")
+        raise NotInstalledError(f"LIBERO is not installed; run: {INSTALL_SIMULATORS}")
     return pathlib.Path(outer.submodule_search_locations[0], "libero")
 
 
@@ -291,7 +295,8 @@ def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:
     keeps them.
 
     Raises:
-        ValueError: it is not there, or not complete.
+        NotInstalledError: no folder was named, and none is in the places looked at.
+        ValueError: it is not where it was named, or not complete.
     """
     wanted = assets or os.environ.get(ASSETS_VARIABLE)
     if wanted:
@@ -303,7 +308,8 @@ def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:
         if all((folder / name).is_dir() for name in ASSET_FOLDERS):
             return folder.resolve()
     looked = ", ".join(map(str, candidates))
-    raise ValueError(
+    broken = wanted or installed_assets() or any(folder.exists() for folder in candidates)
+    raise (ValueError if broken else NotInstalledError)(
         f"LIBERO assets are not in {looked} (needed: {', '.join(ASSET_FOLDERS)}); run:"
         f" {INSTALL_ASSETS}, or give a folder that has them as --config.env.assets=FOLDER or in"
         f" {ASSETS_VARIABLE}"

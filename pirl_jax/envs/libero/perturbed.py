@@ -119,11 +119,21 @@ def identity(suite: str, data: files.Folders) -> dict[str, str]:
 
 def origin(folder: pathlib.Path) -> str:
     """Package and version that the files were unpacked from."""
+    found = noted(folder)
+    return f"{found['package']} {found['version']}" if found else "unknown"
+
+
+def noted(folder: pathlib.Path) -> dict[str, str] | None:
+    """Package, version and SHA-256 of the file that was unpacked; None where nothing says so.
+
+    Raises:
+        ValueError: the note is damaged.
+    """
     path = folder / ORIGIN
     if not path.is_file():
-        return "unknown"
+        return None
     try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
-        return f"{noted['package']} {noted['version']}"
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: found[name] for name in ("package", "version", "sha256")}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); fetch the data again") from error
