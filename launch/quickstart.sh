@@ -9,7 +9,7 @@ set -euo pipefail
 recipe=configs/quickstart.py directory=runs/quickstart time="about 13 minutes"
 if [[ "${1:-}" == libero ]]; then
   shift
-  recipe=configs/libero_small.py directory=runs/quickstart_libero time="an estimated 15 minutes"
+  recipe=configs/libero_small.py directory=runs/quickstart_libero time="about 20 minutes"
 fi
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
