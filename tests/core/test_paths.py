@@ -17,6 +17,7 @@ import pytest
 from pirl_jax.core import bounds, endings, page, paths
 from pirl_jax.envs.libero import files
 from pirl_jax.run import command
+from tests import storage
 
 ROOT = pathlib.Path(__file__).parents[2]
 # envs/ knows no core.
@@ -232,9 +233,7 @@ def test_another_users_folder(tmp_path):
     if subprocess.run(sees, cwd=ROOT, capture_output=True, check=False).returncode:
         pytest.skip("another user cannot read this checkout or its environment")
     (tmp_path / "mine").mkdir(mode=0o755)
-    for folder in (tmp_path, *tmp_path.parents):
-        if not folder.stat().st_mode & 0o001:
-            folder.chmod(folder.stat().st_mode | 0o011)
+    storage.let_others_in(tmp_path)
     place = tmp_path / "mine"
     assert f"--output={place} cannot be written (Permission denied: " in tried(*other, place=place)
     place.chmod(0o777)
