@@ -17,6 +17,7 @@ COMMANDS = {
     "download": "fetch published weights, the tokenizer or LIBERO's assets",
     "doctor": "say what on this machine would stop a run, and the remedy",
     "compare": "put several runs on one sheet",
+    "diagnose": "say why a run does not learn, and what to change next",
     "bench": "measure ours against a baseline",
 }
 

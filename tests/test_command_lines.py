@@ -19,7 +19,7 @@ import jax
 import pytest
 
 from pirl_jax import __main__ as pirl
-from pirl_jax import compare, convert, doctor, download, evaluate, serve, train
+from pirl_jax import compare, convert, diagnose, doctor, download, evaluate, serve, train
 from pirl_jax.bench import __main__ as bench
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import supervisor
@@ -461,6 +461,21 @@ def test_flags_of_compare(arguments, said, places, capsys):
     check(compare.main, arguments, said, places, capsys)
 
 
+DIAGNOSE = [
+    ([], "the following arguments are required: run"),
+    (["nowhere"], "nowhere is no file; give the directory of a run"),
+    (["folder"], "metrics.jsonl is no file; give the directory of a run"),
+    (["", "--output=out"], "argument run: an empty path names nothing"),
+    (["folder", "--output="], "argument --output: an empty path names nothing"),
+    (["folder", "--output=/proc/x/y"], "--output=/proc/x cannot be written"),
+]
+
+
+@pytest.mark.parametrize("arguments, said", DIAGNOSE, ids=[" ".join(a) for a, _ in DIAGNOSE])
+def test_flags_of_diagnose(arguments, said, places, capsys):
+    check(diagnose.main, arguments, said, places, capsys)
+
+
 # ---- bench and pirl ----------------------------------------------------------------------------
 
 BENCH = [
@@ -601,6 +616,7 @@ IN_PLACE = {
     "the cache": ["train", PROBE, "--config.run.compilation_cache=here/cache"],
     "evaluate": ["evaluate", PROBE, NO_CACHE, "--policy=random", "--output=here/out"],
     "compare": ["compare", "run", "--output=here/sheet"],
+    "diagnose": ["diagnose", "run", "--output=here/diagnosis.json"],
     "bench": ["bench", "plan", "--output=here/plan.json"],
     "download": ["download", "pi0_base", "--to=here/weights"],
 }
@@ -642,5 +658,14 @@ def test_a_port_that_only_root_may_take(places):
 
 def test_there_are_as_many_as_an_audit_of_them_had():
     tables = (WRONG_FIELDS, TOGETHER, TRAIN, EVALUATE, SERVE, CONVERT, CONVERT_TO, DOWNLOAD)
-    tables = (*tables, DOCTOR, COMPARE, BENCH, WRONG_RECIPES, WRONG_RECIPES, WRONG_RECIPES)
+    tables = (
+        *tables,
+        DOCTOR,
+        COMPARE,
+        DIAGNOSE,
+        BENCH,
+        WRONG_RECIPES,
+        WRONG_RECIPES,
+        WRONG_RECIPES,
+    )
     assert sum(map(len, tables)) >= 115
