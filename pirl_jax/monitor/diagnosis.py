@@ -298,12 +298,13 @@ def _gain(history: History) -> Finding:
         return Finding(question, seen, UNKNOWN)
     change, noise = _rise(history)
     seen = f"{100 * change:+.1f} points within {count} episodes, standard error {100 * noise:.1f}"
-    if not _is_flat(history):
-        return Finding(question, seen, OK if change > 0 else LOOK, "" if change > 0 else FLAT)
-    return Finding(question, seen, LOOK, FLAT)
-
-
-FLAT = "more episodes an iteration, a start that succeeds more often, or fewer decisions an episode"
+    if change > 0 and not _is_flat(history):
+        return Finding(question, seen, OK)
+    remedy = (
+        "more episodes an iteration, a start that succeeds more often, or fewer decisions an "
+        "episode"
+    )
+    return Finding(question, seen, LOOK, remedy)
 
 
 def _rise(history: History) -> tuple[float, float]:

@@ -306,12 +306,19 @@ def sample_actions(params: dict, key_B: Array, prefix: pi0.Prefix, cfg: Policy) 
     modulation_J = modulations(params, cfg)
 
     def body(x_BHA: Array, j: Array) -> tuple[Array, None]:
-        j_B = jnp.full(x_BHA.shape[0], j)
-        velocity_BHA, _ = _velocity(params, prefix, modulation_J, x_BHA, j_B, cfg)
-        return x_BHA - velocity_BHA / cfg.model.num_steps, None
+        return _without_noise(params, prefix, modulation_J, x_BHA, j, cfg), None
 
     actions_BHA, _ = jax.lax.scan(body, start_BHA, jnp.arange(cfg.model.num_steps))
     return actions_BHA
+
+
+def _without_noise(
+    params: dict, prefix: pi0.Prefix, modulation_J: dict | None, x_BHA: Array, j: Array, cfg: Policy
+) -> Array:
+    """Denoise step j of all rows as a plain Euler step."""
+    j_B = jnp.full(x_BHA.shape[0], j)
+    velocity_BHA, _ = _velocity(params, prefix, modulation_J, x_BHA, j_B, cfg)
+    return x_BHA - velocity_BHA / cfg.model.num_steps
 
 
 def displacement(
@@ -326,14 +333,12 @@ def displacement(
     modulation_J = modulations(params, cfg)
 
     def body(paths: tuple[Array, Array], j: Array) -> tuple[tuple[Array, Array], None]:
-        j_B = jnp.full(chain.j.shape[0], j)
         # Both paths stand still until they part: before the first stochastic step, after the last.
         plain_BHA, noisy_BHA = paths
         goes = (j >= chain.j[:, 0], j > chain.j[:, -1])
         moved = []
         for x_BHA, goes_B in zip((plain_BHA, noisy_BHA), goes, strict=True):
-            velocity_BHA, _ = _velocity(params, prefix, modulation_J, x_BHA, j_B, cfg)
-            next_BHA = x_BHA - velocity_BHA / cfg.model.num_steps
+            next_BHA = _without_noise(params, prefix, modulation_J, x_BHA, j, cfg)
             moved.append(jnp.where(goes_B[:, None, None], next_BHA, x_BHA))
         return tuple(moved), None
 
