@@ -147,6 +147,13 @@ def tuple_of(
 # ---- checks -----------------------------------------------------------------------------------
 
 
+class Section:
+    """A group of fields; what is constructed is checked."""
+
+    def __post_init__(self):
+        check(self, f"{type(self).__name__.lower()}.")
+
+
 def check(section: object, prefix: str = "") -> None:
     """Check every declared field of a dataclass.
 

@@ -3,7 +3,8 @@
 A recipe overrides at most ~25 of them, a command line any.  A page that exists has been checked,
 value by value; what two fields may not be together, and what is derived of them, stands in
 run/config.py.  The names under `model` and `algorithm` are those that users of RLinf and openpi
-know.  docs/config.md is made from this file (`python -m pirl_jax.run.reference`).
+know.  Algorithm, Optim and Sft are written in page_learning.py; docs/config.md is made from both
+(`python -m pirl_jax.run.reference`).
 """
 
 from collections.abc import Mapping
@@ -11,10 +12,8 @@ import dataclasses
 
 from pirl_jax.core import bounds, choices
 from pirl_jax.core.bounds import (
-    above,
     at_least,
     between,
-    fraction_below_one,
     one_of,
     place,
     plain,
@@ -22,20 +21,14 @@ from pirl_jax.core.bounds import (
     some_of,
     tuple_of,
 )
+from pirl_jax.core.page_learning import Algorithm, Optim, Sft
 
 # More than a host holds, whatever the suite; its own memory is checked where simulators start.
 MOST_ENVS = 65_536
 
 
-class Section:
-    """A group of fields; what is constructed is checked."""
-
-    def __post_init__(self):
-        bounds.check(self, f"{type(self).__name__.lower()}.")
-
-
 @dataclasses.dataclass(frozen=True)
-class Env(Section):
+class Env(bounds.Section):
     """The simulators."""
 
     suite: str = some_of(
@@ -100,7 +93,7 @@ class Env(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class Model(Section):
+class Model(bounds.Section):
     """The network, its inputs, and how it acts."""
 
     preset: str = one_of(
@@ -224,7 +217,7 @@ class Model(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class Rollout(Section):
+class Rollout(bounds.Section):
     """How episodes are played."""
 
     num_envs: int = between(1, MOST_ENVS, 64, "simulators stepping at a time, of each host")
@@ -252,116 +245,7 @@ class Rollout(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class Algorithm(Section):
-    """What is learned from a rollout.  Sizes count rows of all hosts together."""
-
-    adv_type: str = one_of(
-        ("gae", "grpo", "rloo", "dr_grpo"),
-        "gae",
-        "gae has a critic; the others compare with the group's scores: add_value_head=False",
-    )
-    group_size: int = positive(1, "consecutive, of one task and start state", "episodes")
-    filter_rewards: bool = plain(False, "learn only of groups whose mean is in the bounds")
-    rewards_lower_bound: float = plain(0.1, "of filter_rewards")
-    rewards_upper_bound: float = plain(0.9, "of filter_rewards")
-    max_episodes_per_iteration: int = at_least(
-        0,
-        0,
-        "filtered groups and such of equal scores are replaced up to here (DAPO); 0 = off",
-        "episodes",
-    )
-    gamma: float = between(0, 1, 0.99, "discount per decision")
-    gae_lambda: float = between(0, 1, 0.95, "per decision; 1 = Monte Carlo")
-    bootstrap_truncated: bool = plain(
-        False, "value of the last observation after a time limit; False: as RLinf, 0"
-    )
-    normalize_advantages: bool = plain(True, "over the valid decisions of the whole rollout")
-    update_epochs: int = positive(4, "passes over one rollout")
-    minibatch_size: int = positive(2048, "per optimiser step", "decisions")
-    microbatch_size: int = at_least(
-        0,
-        128,
-        "per forward-backward; 0 = the most, up to 128, that the memory plan finds room for",
-        "decisions",
-    )
-    clip_ratio_low: float = between(0, 1, 0.2, "the probability ratio is clipped below 1 - this")
-    clip_ratio_high: float = at_least(0, 0.2, "the probability ratio is clipped above 1 + this")
-    clip_ratio_c: float = above(
-        1,
-        0.0,
-        "dual clip: bound of the loss of bad actions; 0 for no dual clip",
-        "of the advantage",
-        besides=(0,),
-    )
-    logprob_type: str = one_of(
-        ("chunk", "action", "token"),
-        "chunk",
-        "one probability ratio per chunk, per action, or per token (entry of an action)",
-    )
-    value_clip: float = positive(0.2, "clip of a value's move away from the rollout's")
-    huber_delta: float = positive(10.0, "error from which the value loss is linear")
-    value_coef: float = at_least(0, 1.0, "weight of the value loss")
-    entropy_bonus: float = at_least(
-        0, 0.0, "reward for the mean entropy of one action entry", "per nat"
-    )
-    trajectory_weighting: bool = plain(
-        True, "every trajectory weighs the same; False: every decision"
-    )
-    target_kl: float = at_least(0, 0.0, "no more epochs above this mean KL; 0 = off", "nats")
-    critic_warmup_iterations: int = at_least(0, 0, "for the value head alone", "first iterations")
-    anchor: str = one_of(
-        ("kl", "velocity_mse"), "kl", "distance to the policy that training starts from"
-    )
-    anchor_coef: float = at_least(0, 0.0, "its weight in the loss; 0 = off")
-    sft_loss_weight: float = at_least(
-        0, 0.0, "weight of the flow-matching loss on sft.demonstrations; 0 = off"
-    )
-    ema_decay: float = fraction_below_one(0.0, "of averaged weights to evaluate; 0 = off")
-
-    @property
-    def uses_critic(self) -> bool:
-        """Whether a value head is trained."""
-        return self.adv_type == "gae"
-
-
-@dataclasses.dataclass(frozen=True)
-class Optim(Section):
-    """AdamW."""
-
-    lr: float = between(0, 10, 5e-6, "of the policy")
-    value_lr: float = between(0, 10, 1e-4, "of the value head")
-    b1: float = fraction_below_one(0.9, "decay of the first moment")
-    b2: float = fraction_below_one(0.95, "decay of the second moment")
-    eps: float = positive(1e-8, "added to the root of the second moment")
-    weight_decay: float = at_least(0, 0.01, "of everything that trains")
-    clip_grad: float = positive(1.0, "global norm over everything that trains")
-    schedule: str = one_of(
-        ("constant", "cosine", "openpi_cosine"), "constant", "of both rates, by iteration"
-    )
-    warmup_steps: int = at_least(0, 0, "from 0 to the full rate", "iterations")
-    decay_steps: int = at_least(0, 0, "until a cosine is lowest, warm-up included", "iterations")
-    min_lr_ratio: float = between(0, 1, 0.0, "that minimum, as a fraction of the peak")
-
-
-@dataclasses.dataclass(frozen=True)
-class Sft(Section):
-    """Supervised fine-tuning of a fresh model, before reinforcement learning."""
-
-    demonstrations: int = at_least(
-        0, 0, "scripted, per task, for a fresh model; 0 = no SFT", "episodes"
-    )
-    action_noise: float = at_least(0, 0.0, "std on executed expert actions; the label is clean")
-    steps: int = at_least(0, 1000, "optimiser steps")
-    batch_size: int = at_least(0, 64, "per step", "control steps")
-    lr: float = between(0, 10, 1e-3, "peak of the warm-up and cosine of openpi")
-    warmup_steps: int = at_least(0, 50, "from 0 to the peak", "steps")
-    weight_decay: float = at_least(0, 1e-4, "of everything that trains")
-    ema: float = fraction_below_one(0.0, "decay of the averaged weights used afterwards; 0 = off")
-    augment: bool = plain(False, "openpi's crop, rotation and colour jitter")
-
-
-@dataclasses.dataclass(frozen=True)
-class Eval(Section):
+class Eval(bounds.Section):
     """Evaluation: during training, at its ends, and by the evaluate command."""
 
     episodes_per_task: int = at_least(
@@ -380,7 +264,7 @@ class Eval(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class Mesh(Section):
+class Mesh(bounds.Section):
     """How many devices share what."""
 
     data: int = at_least(1, -1, "along the batch; -1: all that fsdp leaves", "devices", (-1,))
@@ -388,7 +272,7 @@ class Mesh(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class Run(Section):
+class Run(bounds.Section):
     """What a run leaves behind."""
 
     directory: str = place("runs/default", "of everything that the run writes", filled=True)
@@ -414,15 +298,15 @@ class Page:
 
     seed: int = between(0, 2**32 - 1, 42, "of everything random")
     num_iterations: int = at_least(0, 1000, "one rollout and its updates each", "iterations")
-    env: Env = Env()
-    model: Model = Model()
-    rollout: Rollout = Rollout()
-    algorithm: Algorithm = Algorithm()
-    optim: Optim = Optim()
-    sft: Sft = Sft()
-    eval: Eval = Eval()
-    mesh: Mesh = Mesh()
-    run: Run = Run()
+    env: Env = dataclasses.field(default_factory=Env)
+    model: Model = dataclasses.field(default_factory=Model)
+    rollout: Rollout = dataclasses.field(default_factory=Rollout)
+    algorithm: Algorithm = dataclasses.field(default_factory=Algorithm)
+    optim: Optim = dataclasses.field(default_factory=Optim)
+    sft: Sft = dataclasses.field(default_factory=Sft)
+    eval: Eval = dataclasses.field(default_factory=Eval)
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
+    run: Run = dataclasses.field(default_factory=Run)
 
     def __post_init__(self):
         bounds.check(self)

@@ -1,0 +1,123 @@
+"""The sections of the page that say what is learned and how: algorithm, optim, sft."""
+
+import dataclasses
+
+from pirl_jax.core import bounds
+from pirl_jax.core.bounds import (
+    above,
+    at_least,
+    between,
+    fraction_below_one,
+    one_of,
+    plain,
+    positive,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm(bounds.Section):
+    """What is learned from a rollout.  Sizes count rows of all hosts together."""
+
+    adv_type: str = one_of(
+        ("gae", "grpo", "rloo", "dr_grpo"),
+        "gae",
+        "gae has a critic; the others compare with the group's scores: add_value_head=False",
+    )
+    group_size: int = positive(1, "consecutive, of one task and start state", "episodes")
+    filter_rewards: bool = plain(False, "learn only of groups whose mean is in the bounds")
+    rewards_lower_bound: float = plain(0.1, "of filter_rewards")
+    rewards_upper_bound: float = plain(0.9, "of filter_rewards")
+    max_episodes_per_iteration: int = at_least(
+        0,
+        0,
+        "filtered groups and such of equal scores are replaced up to here (DAPO); 0 = off",
+        "episodes",
+    )
+    gamma: float = between(0, 1, 0.99, "discount per decision")
+    gae_lambda: float = between(0, 1, 0.95, "per decision; 1 = Monte Carlo")
+    bootstrap_truncated: bool = plain(
+        False, "value of the last observation after a time limit; False: as RLinf, 0"
+    )
+    normalize_advantages: bool = plain(True, "over the valid decisions of the whole rollout")
+    update_epochs: int = positive(4, "passes over one rollout")
+    minibatch_size: int = positive(2048, "per optimiser step", "decisions")
+    microbatch_size: int = at_least(
+        0,
+        128,
+        "per forward-backward; 0 = the most, up to 128, that the memory plan finds room for",
+        "decisions",
+    )
+    clip_ratio_low: float = between(0, 1, 0.2, "the probability ratio is clipped below 1 - this")
+    clip_ratio_high: float = at_least(0, 0.2, "the probability ratio is clipped above 1 + this")
+    clip_ratio_c: float = above(
+        1,
+        0.0,
+        "dual clip: bound of the loss of bad actions; 0 for no dual clip",
+        "of the advantage",
+        besides=(0,),
+    )
+    logprob_type: str = one_of(
+        ("chunk", "action", "token"),
+        "chunk",
+        "one probability ratio per chunk, per action, or per token (entry of an action)",
+    )
+    value_clip: float = positive(0.2, "clip of a value's move away from the rollout's")
+    huber_delta: float = positive(10.0, "error from which the value loss is linear")
+    value_coef: float = at_least(0, 1.0, "weight of the value loss")
+    entropy_bonus: float = at_least(
+        0, 0.0, "reward for the mean entropy of one action entry", "per nat"
+    )
+    trajectory_weighting: bool = plain(
+        True, "every trajectory weighs the same; False: every decision"
+    )
+    target_kl: float = at_least(0, 0.0, "no more epochs above this mean KL; 0 = off", "nats")
+    critic_warmup_iterations: int = at_least(0, 0, "for the value head alone", "first iterations")
+    anchor: str = one_of(
+        ("kl", "velocity_mse"), "kl", "distance to the policy that training starts from"
+    )
+    anchor_coef: float = at_least(0, 0.0, "its weight in the loss; 0 = off")
+    sft_loss_weight: float = at_least(
+        0, 0.0, "weight of the flow-matching loss on sft.demonstrations; 0 = off"
+    )
+    ema_decay: float = fraction_below_one(0.0, "of averaged weights to evaluate; 0 = off")
+
+    @property
+    def uses_critic(self) -> bool:
+        """Whether a value head is trained."""
+        return self.adv_type == "gae"
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim(bounds.Section):
+    """AdamW."""
+
+    lr: float = between(0, 10, 5e-6, "of the policy")
+    value_lr: float = between(0, 10, 1e-4, "of the value head")
+    b1: float = fraction_below_one(0.9, "decay of the first moment")
+    b2: float = fraction_below_one(0.95, "decay of the second moment")
+    eps: float = positive(1e-8, "added to the root of the second moment")
+    weight_decay: float = at_least(0, 0.01, "of everything that trains")
+    clip_grad: float = positive(1.0, "global norm over everything that trains")
+    schedule: str = one_of(
+        ("constant", "cosine", "openpi_cosine"), "constant", "of both rates, by iteration"
+    )
+    warmup_steps: int = at_least(0, 0, "from 0 to the full rate", "iterations")
+    decay_steps: int = at_least(0, 0, "until a cosine is lowest, warm-up included", "iterations")
+    min_lr_ratio: float = between(0, 1, 0.0, "that minimum, as a fraction of the peak")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sft(bounds.Section):
+    """Supervised fine-tuning of a fresh model, before reinforcement learning."""
+
+    demonstrations: int = at_least(
+        0, 0, "scripted, per task, for a fresh model; 0 = no SFT", "episodes"
+    )
+    action_noise: float = at_least(0, 0.0, "std on executed expert actions; the label is clean")
+    steps: int = at_least(0, 1000, "optimiser steps")
+    batch_size: int = at_least(0, 64, "per step", "control steps")
+    lr: float = between(0, 10, 1e-3, "peak of the warm-up and cosine of openpi")
+    warmup_steps: int = at_least(0, 50, "from 0 to the peak", "steps")
+    weight_decay: float = at_least(0, 1e-4, "of everything that trains")
+    ema: float = fraction_below_one(0.0, "decay of the averaged weights used afterwards; 0 = off")
+    augment: bool = plain(False, "openpi's crop, rotation and colour jitter")
