@@ -18,10 +18,16 @@ from pirl_jax.core.bounds import (
 class Algorithm(bounds.Section):
     """What is learned from a rollout.  Sizes count rows of all hosts together."""
 
+    loss: str = one_of(
+        ("ppo", "clone"),
+        "ppo",
+        "ppo: the clipped ratio; clone: flow matching on the policy's own successful episodes",
+    )
     adv_type: str = one_of(
-        ("gae", "grpo", "rloo", "dr_grpo"),
+        ("gae", "grpo", "rloo", "dr_grpo", "raw"),
         "gae",
-        "gae has a critic; the others compare with the group's scores: add_value_head=False",
+        "gae has a critic; the others compare with the group's scores, or take the raw ones, and"
+        " need add_value_head=False",
     )
     group_size: int = positive(1, "consecutive, of one task and start state", "episodes")
     filter_rewards: bool = plain(False, "learn only of groups whose mean is in the bounds")
@@ -79,12 +85,27 @@ class Algorithm(bounds.Section):
     sft_loss_weight: float = at_least(
         0, 0.0, "weight of the flow-matching loss on sft.demonstrations; 0 = off"
     )
+    clone_coef: float = at_least(
+        0, 0.0, "weight of the loss `clone` beside another loss, per decision; 0 = off"
+    )
+    clone_rollouts: int = at_least(
+        0,
+        1,
+        "newest, whose successes are imitated: this one's, and as many drawn from earlier ones;"
+        " 0 = all of the run",
+        "rollouts",
+    )
     ema_decay: float = fraction_below_one(0.0, "of averaged weights to evaluate; 0 = off")
 
     @property
     def uses_critic(self) -> bool:
         """Whether a value head is trained."""
         return self.adv_type == "gae"
+
+    @property
+    def clones(self) -> bool:
+        """Whether own successes are imitated."""
+        return self.loss == "clone" or self.clone_coef > 0
 
 
 @dataclasses.dataclass(frozen=True)

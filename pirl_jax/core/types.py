@@ -55,6 +55,7 @@ class Chain:
     level: jax.Array  # [B] noise level under which the chain was sampled
     log_prob: jax.Array  # [B,I,a] of the executed action entries under the behaviour policy
     value: jax.Array  # [B] value estimate of the behaviour policy (0 without value head)
+    actions: jax.Array | None = None  # [B,H,A] the chunk x_J that the chain ends in
 
 
 @struct.dataclass

@@ -7,6 +7,7 @@ microbatches before the one optimiser step.  Refuses to know what a row means (o
 
 import collections
 from collections.abc import Callable, Iterable, Iterator
+import functools
 import itertools
 
 import jax
@@ -39,6 +40,7 @@ class Updater:
         mesh: jax.sharding.Mesh,
         sft_loss: Callable | None = None,
         normalizer: float | None = None,
+        imitation_fn: Callable | None = None,
     ):
         """
         Args:
@@ -48,6 +50,8 @@ class Updater:
             (sft.make_loss).
           normalizer: what the summed loss of a minibatch is divided by; None: the sum of the
             weights of its rows.
+          imitation_fn: (params, actions_BHA, context, step, number of the microbatch) -> error_B,
+            where cfg.clones (objective.py).
 
         Raises:
           ValueError: sizes do not divide.
@@ -64,6 +68,7 @@ class Updater:
         self._trainable = trainable
         self._sft_loss = sft_loss
         self._normalizer = normalizer
+        self._imitation_fn = imitation_fn
         self._zeros: Callable | None = None  # known once there is a batch
         self._add: Callable | None = None
         self._step = states.Step(self._apply, trainable, mesh)
@@ -114,7 +119,7 @@ class Updater:
 
     def _prepare(self, state: states.TrainState, batch: objective.Minibatch) -> objective.Sums:
         """The form of the sums; gradients lie where their parameters lie.  -> shapes"""
-        shape = jax.eval_shape(self._sums, state, batch)
+        shape = jax.eval_shape(self._sums, state, batch, np.int32(0))
         replicated = meshes.replicated(self.mesh)
         learned, _ = states.partition(state.params, self._trainable)
         layout = jax.tree.map(lambda _: replicated, shape)
@@ -130,21 +135,28 @@ class Updater:
     def _added(
         self, state: states.TrainState, total: objective.Sums, batch: objective.Minibatch
     ) -> tuple[objective.Sums, jax.Array]:
-        sums = self._sums(state, batch)
+        sums = self._sums(state, batch, total.microbatches)
         largest = jax.tree.map(jnp.maximum, total.largest, sums.largest)
         return jax.tree.map(jnp.add, total, sums).replace(largest=largest), sums.count
 
-    def _sums(self, state: states.TrainState, batch: objective.Minibatch) -> objective.Sums:
-        """Of one microbatch."""
+    def _sums(
+        self, state: states.TrainState, batch: objective.Minibatch, number: jax.Array
+    ) -> objective.Sums:
+        """Of one microbatch, the number-th of its minibatch."""
         cfg = self.cfg
         learned, frozen = states.partition(state.params, self._trainable)
+        imitation = None
+        if cfg.clones:
+            imitation = functools.partial(self._imitation_fn, step=state.step, number=number)
 
         def loss(learned: dict) -> tuple[jax.Array, objective.Sums]:
             # Traced: the program of the warm-up is that of all iterations.
             freeze_policy = state.iteration < cfg.critic_warmup_iterations
             anchor = None if state.anchor is None else states.merge(state.anchor, frozen)
             params = states.merge(learned, frozen)
-            return objective.loss(self._log_prob_fn, cfg, params, batch, freeze_policy, anchor)
+            return objective.loss(
+                self._log_prob_fn, cfg, params, batch, freeze_policy, anchor, imitation
+            )
 
         grads, sums = jax.grad(loss, has_aux=True)(learned)
         return sums.replace(grads=grads)
@@ -221,7 +233,7 @@ def learn(
     demonstrations = demonstrations or itertools.repeat(None)
     if not len(data.weight):
         raise ValueError("the rollout has no valid decision; collect at least one episode per host")
-    row_R = np.flatnonzero(data.weight > 0)
+    row_R = np.flatnonzero(objective.exists(data))
     # All hosts take equally many steps of the same size, as many as the one with the most rows.
     rows_of_hosts = np.array(meshes.gather(len(row_R)))
     size = cfg.microbatch_size // hosts
@@ -274,21 +286,22 @@ def _summary(history: list[dict], cfg: page.Algorithm) -> dict[str, float]:
     """Means over the minibatches, with four exceptions.
 
     These are the largest ratio_max_dev and the first one (rounding noise if sampling and learning
-    agree), the numbers of skipped updates and of those whose gradient was not finite, and one
-    explained variance of all rows.
+    agree) of a loss that has ratios, the numbers of skipped updates and of those whose gradient was
+    not finite, and one explained variance of all rows.
     """
     metrics = {}
     for name in history[0]:
         metrics[name] = np.stack([row[name] for row in history])
     variance_sums = metrics.pop("variance_sums").astype(np.float64).sum(0)
-    deviation = metrics["ratio_max_dev"]
+    deviation = metrics.get("ratio_max_dev")
     skipped = metrics.pop("skipped")
     summary = {f"actor/{name}": float(x.mean()) for name, x in metrics.items()}
     if cfg.uses_critic:
         summary["critic/explained_variance"] = losses.explained_variance(variance_sums)
+    if deviation is not None:
+        summary["actor/ratio_max_dev"] = float(deviation.max())
+        summary["actor/first_ratio_max_dev"] = float(deviation[0])
     return summary | {
-        "actor/ratio_max_dev": float(deviation.max()),
-        "actor/first_ratio_max_dev": float(deviation[0]),
         "actor/skipped_updates": float(skipped.sum()),
         "actor/nonfinite_updates": float((~np.isfinite(metrics["grad_norm"])).sum()),
         "actor/updates": float(len(history)),

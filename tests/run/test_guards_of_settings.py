@@ -505,6 +505,8 @@ TESTED = {
     ],
     "algorithm.anchor_coef": [OBJECTIVE],
     "algorithm.sft_loss_weight": [UPDATE + "test_the_sft_term_is_added_to_the_gradient"],
+    "algorithm.clone_coef": [UPDATE + "test_imitation_written_down"],
+    "algorithm.clone_rollouts": ["test_train.py::test_a_clone_with_its_replay_resumes_bit_for_bit"],
     "algorithm.ema_decay": [UPDATE + "test_anchor_and_average"],
     "optim.lr": [FIRST_STEPS],
     "optim.value_lr": [FIRST_STEPS],
