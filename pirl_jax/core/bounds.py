@@ -169,6 +169,13 @@ def check(section: object, prefix: str = "") -> None:
                 raise ValueError(f"{name}={value!r} must be {fault}")
 
 
+class Section:
+    """A group of fields; what is constructed is checked."""
+
+    def __post_init__(self):
+        check(self, f"{type(self).__name__.lower()}.")
+
+
 def with_whole_paths(section: type, values: Mapping, prefix: str = "") -> dict:
     """Values of a section, {field: value}, in which every path is a whole one.
 

@@ -11,6 +11,7 @@ import dataclasses
 
 from pirl_jax.core import bounds, choices
 from pirl_jax.core.bounds import (
+    Section,
     above,
     at_least,
     between,
@@ -25,13 +26,6 @@ from pirl_jax.core.bounds import (
 
 # More than a host holds, whatever the suite; its own memory is checked where simulators start.
 MOST_ENVS = 65_536
-
-
-class Section:
-    """A group of fields; what is constructed is checked."""
-
-    def __post_init__(self):
-        bounds.check(self, f"{type(self).__name__.lower()}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +64,9 @@ class Env(Section):
         "", "folder of LIBERO-PRO; empty = $PIRL_LIBERO_PRO, else where pirl download puts it"
     )
     plus_files: str = place("", "likewise of LIBERO-Plus; empty = $PIRL_LIBERO_PLUS, else there")
+    plus_assets: str = place(
+        "", "folder of LIBERO-Plus's own assets; empty = $PIRL_LIBERO_PLUS_ASSETS, else none"
+    )
     render_quality: str = one_of(
         ("exact", "light"),
         "exact",
