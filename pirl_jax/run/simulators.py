@@ -52,6 +52,7 @@ def env_factory(settings: config.Settings) -> Callable[[], base.Env]:
         wording=env.wording,
         pro_files=env.pro_files or None,
         plus_files=env.plus_files or None,
+        plus_folder=env.plus_assets or None,
     )
 
 

@@ -195,6 +195,7 @@ def test_fields_of_the_simulators_reach_the_suite(simulators_asked):
         env__wording="bddl",
         env__pro_files="/elsewhere",
         env__plus_files="/there",
+        env__plus_assets="/far",
     )
     make_env = simulators.env_factory(settings)
     assert isinstance(make_env, functools.partial) and make_env.args == ("libero_spatial",)
@@ -208,6 +209,7 @@ def test_fields_of_the_simulators_reach_the_suite(simulators_asked):
         wording="bddl",
         pro_files="/elsewhere",
         plus_files="/there",
+        plus_folder="/far",
     )
     settings = changed(
         quickstart.get_config(),
