@@ -13,8 +13,8 @@ TASKS = {
     "tabletop": (0, 1, 2, 3),
     "libero_spatial": tuple(range(10)),
     "libero_object": tuple(range(10)),
-    "libero_goal": (1, 2, 4, 6, 8, 9),
-    "libero_10": (0, 1, 4, 5, 6, 7, 8),
+    "libero_goal": (1, 2, 4, 6, 7, 8, 9),
+    "libero_10": (0, 1, 2, 4, 5, 6, 7, 8),
 }
 # Tasks of a suite that is not of ten.
 NUM_TASKS = {"tabletop": 4, "libero_90": 90}

@@ -11,7 +11,16 @@ from collections.abc import Callable
 import numpy as np
 
 from pirl_jax.envs import servo
-from pirl_jax.envs.libero import pick_and_place, scene, suite
+from pirl_jax.envs.libero import knob, pick_and_place, scene, suite
+
+OPENING_M = 0.08  # between the fingers of an open hand
+
+# By the condition of the goal, in the order in which they are reached.
+SCRIPTS = {
+    "turnon": knob.TurnOn,
+    "on": pick_and_place.PickAndPlace,
+    "in": pick_and_place.PickAndPlace,
+}
 
 
 def expert(env: suite.Libero) -> Callable[[], np.ndarray]:
@@ -19,11 +28,22 @@ def expert(env: suite.Libero) -> Callable[[], np.ndarray]:
     view = scene.Scene(env)
 
     def script() -> list[servo.Leg]:
-        return pick_and_place.PickAndPlace(view, pending(view)).legs()
+        goal = pending(view)
+        return _freed(view) + SCRIPTS[goal.verb](view, goal).legs()
 
     return servo.Follower(view.grip_pose, script)
 
 
 def pending(view: scene.Scene) -> scene.Goal:
     """The first condition that does not hold yet."""
-    return next((goal for goal in view.goals if not view.holds(goal)), view.goals[-1])
+    order = list(SCRIPTS)
+    goals = sorted(view.goals, key=lambda goal: order.index(goal.verb))
+    return next((goal for goal in goals if not view.holds(goal)), goals[-1])
+
+
+def _freed(view: scene.Scene) -> list[servo.Leg]:
+    """A leg before all others, where the fingers are closed around something."""
+    if view.opening_m() >= 0.9 * OPENING_M:
+        return []
+    here_m = view.grip_pose()[0].copy()
+    return [servo.Leg("free", lambda: here_m, servo.OPEN, steps=pick_and_place.OPEN_STEPS)]

@@ -61,14 +61,14 @@ class Grasp:
 
 def best(
     scene: scenes.Scene,
-    thing: str,
-    at_goal: Callable[[np.ndarray], np.ndarray],
+    grasps: list[Grasp],
     furniture: np.ndarray,
+    at_goal: Callable[[np.ndarray], np.ndarray],
 ) -> Grasp:
     """The one that touches least, here and at the goal; among those, room against the way to it.
 
+    furniture: collision shapes that may be in the way at the goal.
     at_goal: where the grip site [3] (m) will be when it lets go, of where it grips.
-    furniture: collision shapes that may be in the way there.
     """
     grip_m, grip_rot = scene.grip_pose()
     heading_rad = servo.heading(grip_rot[:, 0])
@@ -83,10 +83,11 @@ def best(
         touching = np.sum(room_p < TOUCH_M)
         return -touching, -touching_there, room_m - TURN_COST_M * turn_rad - REACH_COST * reach_m
 
-    return max(_grasps(scene, thing), key=worth)
+    return max(grasps, key=worth)
 
 
-def _grasps(scene: scenes.Scene, thing: str) -> list[Grasp]:
+def of_thing(scene: scenes.Scene, thing: str) -> list[Grasp]:
+    """How a hand can grip an object that nothing holds."""
     body = scene.body(thing)
     rim = RIMS.get(scene.kind(thing))
     if rim:
@@ -98,6 +99,11 @@ def _grasps(scene: scenes.Scene, thing: str) -> list[Grasp]:
     if scene.kind(thing) in AROUND_ORIGIN:
         point_m[:2] = scene.position(body)[:2]
     point_m[2] = max(point_m[2], high_m[2] - DEPTH_M, low_m[2] + TIP_M)
+    return from_above(point_m)
+
+
+def from_above(point_m: np.ndarray) -> list[Grasp]:
+    """Across a point [3] (m), in every direction."""
     half_turn = DIRECTIONS_RAD[: len(DIRECTIONS_RAD) // 2]  # the other half closes the same way
     return [Grasp(point_m, direction_rad) for direction_rad in half_turn]
 

@@ -9,8 +9,6 @@ from pirl_jax.envs.libero import grasp as grasps
 from pirl_jax.envs.libero import scene as scenes
 from pirl_jax.envs.servo import CLOSE, OPEN, Leg
 
-OPENING_M = 0.08  # between the fingers of an open hand
-
 # The way.
 ABOVE_M = 0.06  # of the grip site over the grasp, before and after
 OVER_M = 0.03  # of the load over the goal's top on its way
@@ -39,7 +37,8 @@ class PickAndPlace:
             self._goal_top_z = scene.corners(self._place.body)[:, 2].max()
         self._bottom_z = scene.corners(self._thing)[:, 2].min()
         furniture = scene.furniture(but=self._place.body)
-        self.grasp = grasp = grasps.best(scene, goal.thing, self._released, furniture)
+        found = grasps.of_thing(scene, goal.thing)
+        self.grasp = grasp = grasps.best(scene, found, furniture, self._released)
         start_m = scene.position(self._thing).copy()
         self._held_z = start_m[2] + ABOVE_M / 2
         # The grasp in the object's frame: it stays valid when the object is pushed.
@@ -68,12 +67,12 @@ class PickAndPlace:
         return np.append(moved_m[:2], lower_z)
 
     def legs(self) -> list[Leg]:
-        """The script; the first leg frees fingers that are closed around something."""
+        """The script."""
         above = functools.partial(self._at_grasp, self._above_m)
         around = functools.partial(self._at_grasp, 0.0)
         lowered = functools.partial(self._at_goal, self._lower_z)
         away = functools.partial(self._at_goal, self._carry_z)
-        legs = [
+        return [
             Leg("above", above, OPEN, self._yaw, NEAR_M, MOST_STEPS),
             Leg("descend", around, OPEN, self._yaw, FINE_M, MOST_FINE_STEPS),
             Leg("close", around, CLOSE, steps=CLOSE_STEPS),
@@ -82,12 +81,8 @@ class PickAndPlace:
             Leg("lower", lowered, CLOSE, None, FINE_M, MOST_FINE_STEPS),
             Leg("open", lowered, OPEN, steps=OPEN_STEPS),
             # The episode ends at success: whoever comes to the end of this leg has failed.
-            Leg("leave", away, OPEN, None, NEAR_M, MOST_STEPS, succeeded=_never),
+            Leg("leave", away, OPEN, None, NEAR_M, MOST_STEPS, succeeded=never),
         ]
-        if self._scene.opening_m() < 0.9 * OPENING_M:
-            here_m = self._scene.grip_pose()[0].copy()
-            legs.insert(0, Leg("free", lambda: here_m, OPEN, steps=OPEN_STEPS))
-        return legs
 
     def _at_grasp(self, height_m: float) -> np.ndarray:
         """[3] (m), so high over the grasp."""
@@ -124,5 +119,6 @@ class PickAndPlace:
         return self._scene.position(self._thing)[2] > self._held_z
 
 
-def _never() -> bool:
+def never() -> bool:
+    """Ends a script: what is still to be done is planned anew."""
     return False

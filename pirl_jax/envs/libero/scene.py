@@ -108,11 +108,29 @@ class Scene:
             return middle_m
         return middle_m + place.aside_m * self.data.site_xmat[place.site].reshape(3, 3)[:, 0]
 
+    def joint(self, thing: str) -> int:
+        """Of a knob, a drawer or a door."""
+        (name,) = self._task_env.get_object(thing).joints
+        return self.model.joint(name).id
+
+    def joint_position(self, joint: int) -> float:
+        """rad, or m."""
+        return self.data.qpos[self.model.jnt_qposadr[joint]]
+
+    def moving_part(self, joint: int) -> np.ndarray:
+        """Collision shapes of what the joint moves."""
+        moves = self.model.geom_bodyid == self.model.jnt_bodyid[joint]
+        return np.flatnonzero(moves & (self._root >= 0))
+
     def corners(self, body: int) -> np.ndarray:
         """World positions [corners,3] (m) of the collision boxes of one object."""
+        return self.corners_of(np.flatnonzero(self._root == body))
+
+    def corners_of(self, geoms: np.ndarray) -> np.ndarray:
+        """World positions [corners,3] (m) of these boxes."""
         signs_83 = np.stack(np.meshgrid(*[[-1.0, 1.0]] * 3), -1).reshape(8, 3)
         found = []
-        for geom in np.flatnonzero(self._root == body):
+        for geom in geoms:
             box = self.model.geom_aabb[geom]  # center, half widths
             local_83 = box[:3] + signs_83 * box[3:]
             rotation = self.data.geom_xmat[geom].reshape(3, 3)

@@ -14,9 +14,6 @@ from pirl_jax.envs.libero import suite as suites
 # robosuite, LIBERO and numba warn about themselves when they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-# Conditions that every start state fulfils.
-STAND_ALREADY = ("Turnon flat_stove_1",)
-
 
 def _blank(env, camera):
     return np.zeros((2, 2, 3), np.uint8)
@@ -78,13 +75,13 @@ PLAYED = [(suite, task) for suite in files.OWN_FILES for task in expert_tasks.ha
 
 @pytest.mark.parametrize("suite, task", PLAYED)
 def test_the_script_can_read_every_goal_it_is_asked_for(suite, task):
-    """Without a simulator: every condition is (on | in) of an object and a place."""
+    """Without a simulator: every condition is one that a script is for."""
     text = files.bddl_file(suite, task).read_text().split("(:goal")[1]
     conditions = re.findall(r"\(([^()]+)\)", text)
     assert conditions
     for condition in conditions:
-        verb, *names = condition.split()
-        assert (verb in ("On", "In") and len(names) == 2) or condition in STAND_ALREADY
+        verb, *names = condition.lower().split()
+        assert verb in expert.SCRIPTS and len(names) == (1 if verb == "turnon" else 2)
 
 
 class Told:
@@ -99,10 +96,13 @@ class Told:
 
 
 def test_the_plan_is_for_the_first_condition_that_does_not_hold():
-    """One that is met moves the plan on; one that is undone brings it back."""
+    """One that is met moves the plan on; one that is undone brings it back; knobs come first."""
     soup, sauce = (scene.Goal("in", thing, "basket") for thing in ("soup", "sauce"))
     for held, wanted in [([], soup), ([soup], sauce), ([sauce], soup), ([soup, sauce], sauce)]:
         assert expert.pending(Told([soup, sauce], held)) is wanted
+    stove = scene.Goal("turnon", "stove")
+    assert expert.pending(Told([soup, stove], [])) is stove
+    assert expert.pending(Told([soup, stove], [stove])) is soup
 
 
 @pytest.mark.slow
