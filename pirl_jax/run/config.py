@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 
 from pirl_jax.core import page
-from pirl_jax.envs import base
+from pirl_jax.envs import base, expert_tasks
 from pirl_jax.envs.libero import files, perturbed
 from pirl_jax.learner import sft
 from pirl_jax.models import variants
@@ -134,13 +134,8 @@ def _check_demonstrations(raw: page.Page):
     section = raw.sft
     if not section.demonstrations:
         return
-    # A list needs an expert for each of its suites.
-    suites = files.members(raw.env.suite) or (raw.env.suite,)
-    if not set(suites) <= {"tabletop", *files.WITH_EXPERT}:
-        raise ValueError(
-            f"env.suite={raw.env.suite!r} has no scripted expert;"
-            f" set sft.demonstrations=0 and model.checkpoint"
-        )
+    otherwise = "set sft.demonstrations=0 and model.checkpoint"
+    expert_tasks.require(raw.env.suite, raw.env.tasks, otherwise)
     if not (section.steps and section.batch_size):
         raise ValueError(
             f"sft.demonstrations={section.demonstrations} needs sft.steps={section.steps} and "

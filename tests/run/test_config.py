@@ -151,8 +151,13 @@ WRONG = [
     ("sft.steps", 0, "to be at least 1"),
     (
         "env.suite",
-        "libero_goal",
+        "libero_90",
         "has no scripted expert; set sft.demonstrations=0 and model.checkpoint",
+    ),
+    (
+        "env.suite",
+        "libero_goal",  # the page plays task 0
+        "for task 0; play tasks that have one with --config.env.tasks=1,2,",
     ),
 ]
 
@@ -694,6 +699,8 @@ def test_evaluation_needs_a_checkpoint(sentence, one_device):
     assert "has no scripted expert; evaluate --policy=random" in sentence(
         evaluate, PROBE, "--policy=expert"
     )
+    said = sentence(evaluate, PROBE, "--policy=expert", "--config.env.suite=libero_goal")
+    assert "for tasks 0,3,5; play tasks that have one with --config.env.tasks=1,2,4" in said
     assert "--videos=some is no choice of episodes; give all, failures" in sentence(
         evaluate, PROBE, "--videos=some"
     )

@@ -38,7 +38,6 @@ INSTALL_ASSETS = (
 )
 
 OWN_FILES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
-WITH_EXPERT = ("libero_spatial", "libero_object")  # suites that expert.py can play
 LISTS = {"libero_130": OWN_FILES}  # names of lists of suites
 PRO_DIMENSIONS = ("lan", "object", "swap", "task")
 OTHER_WORDS = ("_lan", "_task", "_language")  # suites that change the instruction

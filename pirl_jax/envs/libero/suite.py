@@ -62,6 +62,11 @@ class Libero:
         self.saved: simulators.Snapshot | None = None
 
     @property
+    def task(self) -> int | None:
+        """The episode's, numbered in this suite or list; None before the first."""
+        return self._task
+
+    @property
     def simulator(self) -> simulators.Simulator:
         """The simulator with this env's episode in it, until another env of this process runs."""
         return self._hold().simulator

@@ -8,7 +8,6 @@ import zipfile
 import numpy as np
 import pytest
 
-from pirl_jax.envs import experts
 from pirl_jax.envs.libero import files, kinds, perturbed, plus_assets, pro_states, stock
 from pirl_jax.envs.libero import suite as suites
 
@@ -251,9 +250,3 @@ def test_a_task_is_built_alike_in_every_list(libero_pro, libero_assets):
     assert setups[0].bddl_file() == files.bddl_file(
         "libero_10_swap", 3, files.Folders(pro=libero_pro)
     )
-
-
-def test_a_list_has_an_expert_where_all_its_suites_have_one():
-    assert experts.available("libero_object,libero_spatial")
-    assert not experts.available("libero_object,libero_90")
-    assert not experts.available("libero_object,tabletop")
