@@ -2,13 +2,14 @@
 
     python -m pirl_jax.compare runs/a runs/b ... --output docs/results/NAME
 
-writes NAME.json and NAME.png.  One panel per suite and model, one colour per algorithm, one line
-per seed.  A run without an evaluation "before" of its own started from another run's checkpoint,
-whose last evaluation then stands for its start.
+writes NAME.json and NAME.png.  One panel per suite and model, one colour per algorithm and sampler,
+one line per seed; the table below the runs is over the seeds.  A run without an evaluation "before"
+of its own started from another run's checkpoint, whose last evaluation then stands for its start.
 """
 
 from collections.abc import Sequence
 import pathlib
+import statistics
 import sys
 from typing import Any
 
@@ -116,8 +117,34 @@ def _variant(run: pathlib.Path, config: dict[str, Any]) -> str:
     is_old = "loss" not in _field(run, config, "algorithm", dict)
     loss = "ppo" if is_old else _field(run, config, "algorithm.loss", str)
     algorithm = report.algorithm_name(loss, _field(run, config, "algorithm.adv_type", str))
-    noise = _field(run, config, "model.noise_method", str)
-    return outside.shown(f"{algorithm} {noise}")
+    return outside.shown(f"{algorithm}, {_sampler(run, config)}")
+
+
+def _sampler(run: pathlib.Path, config: dict[str, Any]) -> str:
+    """How a run explored: "flow_sde 0.8 in one of 2 steps"."""
+    method = _field(run, config, "model.noise_method", str)
+    if method == "flow_ode":
+        return method
+    size = f"{_field(run, config, 'model.noise_level', float):g}"
+    if _field(run, config, "model.noise_anneal", bool):
+        size = "annealed"
+    if method in ("flow_noise", "reinflow"):
+        bounds = _field(run, config, "model.noise_logvar_range", list)
+        if not all(outside.fits(bound, float) for bound in bounds):
+            raise ValueError(
+                f"model.noise_logvar_range of {run / 'config.json'} are no numbers; {REMEDY}"
+            )
+        size = " to ".join(f"{bound:g}" for bound in sorted(set(bounds)))
+    # Runs of before there was a choice have the older name alone.
+    is_old = "noise_steps" not in _field(run, config, "model", dict)
+    which = "one" if is_old else _field(run, config, "model.noise_steps", str)
+    if _field(run, config, "model.joint_logprob", bool):
+        which = "all"
+    count = _field(run, config, "model.num_steps", int)
+    where = f"all {count} steps" if which == "all" else f"the last of {count} steps"
+    if which == "one":
+        where = f"one of {count} steps"
+    return f"{method} {size} in {where}"
 
 
 def _total(folder: pathlib.Path) -> dict[str, Any]:
@@ -155,6 +182,30 @@ def as_text(summaries: Sequence[dict[str, Any]]) -> str:
             report.interval_text(run["after"]),
             str(run["iterations"]),
             f"{run['training_s'] / 60:.1f}",
+        )
+        lines.append(line)
+    return f"{columns.aligned(lines, header, left=2)}\n\n{_over_seeds(summaries)}"
+
+
+def _over_seeds(summaries: Sequence[dict[str, Any]]) -> str:
+    """One line per panel and variant: mean and spread, and what the episodes brought."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for run in summaries:
+        groups.setdefault((run["panel"], run["variant"]), []).append(run)
+    header = ("", "", "seeds", "before", "after", "lowest", "highest", "points per 1,000 episodes")
+    lines = []
+    for (panel, variant), runs in groups.items():
+        rates = [run["after"]["rate"] for run in runs]
+        before = [run["before"]["rate"] for run in runs]
+        gain = statistics.mean(rates) - statistics.mean(before)
+        episodes = statistics.mean(run["episodes"] for run in runs)
+        shown = (statistics.mean(before), statistics.mean(rates), min(rates), max(rates))
+        line = (
+            panel,
+            variant,
+            str(len(runs)),
+            *(f"{rate:.1%}" for rate in shown),
+            f"{100_000 * gain / episodes:+.1f}" if episodes else "-",
         )
         lines.append(line)
     return columns.aligned(lines, header, left=2)

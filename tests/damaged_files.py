@@ -43,6 +43,19 @@ LONGEST = 2000  # characters of a sentence
 
 # ---- damage ----------------------------------------------------------------------------------
 
+# What pirl compare reads of a run's model.
+MODEL = {
+    "pi05": False,
+    "checkpoint": "",
+    "noise_method": "flow_noise",
+    "noise_level": 0.5,
+    "noise_anneal": False,
+    "noise_logvar_range": [0.2, 0.6],
+    "noise_steps": "one",
+    "joint_logprob": False,
+    "num_steps": 4,
+}
+
 
 def damaged(draw: random.Random, data: bytes) -> bytes:
     """Flipped, cut, longer, or with a part of it elsewhere."""
@@ -393,7 +406,7 @@ class Run:
             "seed": 0,
             "env": {"suite": "tabletop", "tasks": [0]},
             "algorithm": {"adv_type": "gae"},
-            "model": {"pi05": False, "noise_method": "flow_sde", "checkpoint": ""},
+            "model": MODEL,
         }
         start = dict.fromkeys(compare.MACHINE, "x") | {"command": ["train", "--config", "x"]}
         row = {"iteration": 0, "env/success_once": 0.5, "env/num_trajectories": 8.0}

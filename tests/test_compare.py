@@ -20,7 +20,17 @@ def _evaluated(folder, successes, episodes):
     )
 
 
-def _run(path, checkpoint="", pi05=False, adv_type="gae", seed=0, rates=(0.2, 0.4)):
+SAMPLER = {  # as before there was noise_steps
+    "noise_method": "flow_sde",
+    "noise_level": 0.8,
+    "noise_anneal": False,
+    "noise_logvar_range": [0.08, 0.16],
+    "joint_logprob": False,
+    "num_steps": 2,
+}
+
+
+def _run(path, checkpoint="", pi05=False, adv_type="gae", seed=0, rates=(0.2, 0.4), sampler=None):
     _evaluated(path / "evaluation" / "after", 9, 10)
     atomic.write_json(
         path / "config.json",
@@ -28,7 +38,7 @@ def _run(path, checkpoint="", pi05=False, adv_type="gae", seed=0, rates=(0.2, 0.
             "seed": seed,
             "env": {"suite": "tabletop", "tasks": [0]},
             "algorithm": {"adv_type": adv_type},
-            "model": {"pi05": pi05, "noise_method": "flow_sde", "checkpoint": str(checkpoint)},
+            "model": SAMPLER | {"pi05": pi05, "checkpoint": str(checkpoint)} | (sampler or {}),
         },
     )
     start = {
@@ -52,7 +62,9 @@ def test_a_run_is_summed_up_from_its_own_files(tmp_path):
     run = _run(tmp_path / "a")
     _evaluated(run / "evaluation" / "before", 3, 10)
     result = compare.summary(run)
-    assert result["panel"] == "tabletop [0], pi0" and result["variant"] == "PPO flow_sde"
+    assert result["panel"] == "tabletop [0], pi0" and result["variant"] == (
+        "PPO, flow_sde 0.8 in one of 2 steps"
+    )
     assert result["before"]["successes"] == 3 and result["after"]["successes"] == 9
     assert (
         result["success"] == [0.2, 0.4] and result["episodes"] == 16 and result["training_s"] == 3.0
@@ -86,7 +98,39 @@ def test_the_command_writes_numbers_and_a_picture_with_one_panel_per_model(tmp_p
     ]
     compare.main(["compare", *map(str, runs), "--output", str(tmp_path / "out" / "sheet")])
     written = json.loads((tmp_path / "out" / "sheet.json").read_text())
-    assert [run["variant"] for run in written["runs"]] == ["PPO flow_sde", "GRPO flow_sde"] * 2
+    variants = [run["variant"].split(",")[0] for run in written["runs"]]
+    assert variants == ["PPO", "GRPO"] * 2
     assert len({run["panel"] for run in written["runs"]}) == 2
     assert (tmp_path / "out" / "sheet.png").read_bytes().startswith(b"\x89PNG")
     assert "90.0 %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "sampler, name",
+    [
+        ({"joint_logprob": True}, "flow_sde 0.8 in all 2 steps"),
+        ({"noise_steps": "last", "num_steps": 4}, "flow_sde 0.8 in the last of 4 steps"),
+        ({"noise_method": "flow_noise", "noise_steps": "all"}, "0.08 to 0.16 in all 2 steps"),
+        (
+            {"noise_method": "reinflow", "noise_steps": "last", "noise_logvar_range": [0.4, 0.4]},
+            "reinflow 0.4 in the last of 2 steps",
+        ),
+        ({"noise_anneal": True}, "flow_sde annealed in one of 2 steps"),
+        ({"noise_method": "flow_ode"}, ", flow_ode"),
+    ],
+)
+def test_samplers_have_names(tmp_path, sampler, name):
+    run = _run(tmp_path / "a", sampler=sampler)
+    _evaluated(run / "evaluation" / "before", 3, 10)
+    assert compare.summary(run)["variant"].endswith(name)
+
+
+def test_seeds_of_a_variant_share_a_line(tmp_path):
+    summaries = []
+    for seed, successes in enumerate((3, 5)):
+        run = _run(tmp_path / str(seed), seed=seed, rates=[0.5] * 125)
+        _evaluated(run / "evaluation" / "before", successes, 10)
+        summaries.append(compare.summary(run))
+    last = compare.as_text(summaries).splitlines()[-1].split()
+    # From 40 % to 90 % in 1,000 episodes each.
+    assert last[-6:] == ["2", "40.0%", "90.0%", "90.0%", "90.0%", "+50.0"]

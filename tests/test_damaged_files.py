@@ -21,6 +21,7 @@ from pirl_jax.models import pi0
 from pirl_jax.policy import normalize
 from pirl_jax.run import config, recipes
 from pirl_jax.weights import targets
+from tests import damaged_files
 from tests.weights import conftest
 
 SCRIPT = pathlib.Path(__file__).parent / "damaged_files.py"
@@ -191,7 +192,7 @@ def test_compare_names_the_damaged_file_of_a_run(refusal, tmp_path, monkeypatch,
             "seed": 0,
             "env": {"suite": "tabletop", "tasks": [0]},
             "algorithm": {"adv_type": "gae"},
-            "model": {"pi05": False, "noise_method": "flow_sde", "checkpoint": "sft"},
+            "model": damaged_files.MODEL | {"checkpoint": "sft"},
         },
         "environment.json": [dict.fromkeys(compare.MACHINE, "x") | {"command": ["train"]}],
         "evaluation.json": {"table": {"rows": {"PPO": {"total": rate}}}},
