@@ -16,7 +16,7 @@ import xml.etree.ElementTree as ElementTree
 import mujoco
 import numpy as np
 
-from pirl_jax.envs.libero import files, kept
+from pirl_jax.envs.libero import files, kept, mesh_texture
 
 # scipy and fast_simplification are imported where they are used, which is only while a mesh is not
 # kept yet: they take a second, and simulators start often.
@@ -24,6 +24,7 @@ from pirl_jax.envs.libero import files, kept
 FOLDER = "meshes"
 KEPT_SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)  # of a mesh's triangles: the first that looks the same
 MIN_TRIANGLES = 800  # meshes up to this size stay as they are
+FEWEST_TEXTURED = 1500  # triangles of what has a texture: the hand's camera comes close to it
 SURFACE_ERROR = 0.003  # of a mesh's diagonal
 SURFACE_ERROR_M = 0.001  # the same, at least: a pixel sees 3 mm
 TEXTURE_ERROR = 0.02  # of the texture's side
@@ -31,13 +32,14 @@ GOOD_SHARE = 0.93  # of the surface within those errors
 CREASE_COSINE = 0.7  # triangles that meet at a sharper angle than 45 degrees are shaded as an edge
 SAMPLES_PER_EDGE = 6  # of a triangle, less one
 NEIGHBOURS = 4  # samples that are compared with an old corner
-CODE = 1  # counts changes of `lightest` and what it calls: cached files of other code are not read
+CODE = 3  # counts changes of `lightest` and what it calls: cached files of other code are not read
 
 # What a cached file depends on, besides its source.
 RECIPE = (
     CODE,
     KEPT_SHARES,
     MIN_TRIANGLES,
+    FEWEST_TEXTURED,
     SURFACE_ERROR,
     SURFACE_ERROR_M,
     TEXTURE_ERROR,
@@ -182,6 +184,8 @@ def lightest(mesh: Mesh) -> Corners | None:
     if len(mesh.triangles_f3) <= MIN_TRIANGLES:
         return None
     for share in KEPT_SHARES:
+        if mesh.texture_f32.size and share * len(mesh.triangles_f3) < FEWEST_TEXTURED:
+            continue
         lighter = decimate(mesh, share)
         if looks_same(mesh, lighter):
             return lighter
@@ -255,39 +259,15 @@ def decimate(mesh: Mesh, share: float) -> Corners:
     position_f33 = moved_p3[left_f3]
     texture_f32 = welded.texture_f32[alive]
     if texture_f32.size:
-        texture_f32 = _texture(welded, alive, position_f33)
+        places_n3 = position_f33.reshape(-1, 3)
+        texture_n2 = mesh_texture.moved(*welded, alive, places_n3, moved_to)
+        texture_f32 = texture_n2.reshape(-1, 3, 2)
     return Corners(position_f33, _normals(moved_p3, left_f3), texture_f32)
 
 
 def _is_whole(triangles_f3: np.ndarray) -> np.ndarray:
     """[f] bool: triangles that have three different corners."""
     return (triangles_f3 != np.roll(triangles_f3, 1, axis=1)).all(axis=1)
-
-
-def _texture(mesh: Mesh, alive: np.ndarray, position_f33: np.ndarray) -> np.ndarray:
-    """[f,3,2] texture coordinates at the moved corners of the triangles `alive` [f].
-
-    Those of the nearest old corner of the same patch.  A patch is what hangs together in space
-    and in the texture; across its border the texture jumps.
-    """
-    from scipy import sparse, spatial
-    from scipy.sparse import csgraph
-
-    old = np.column_stack([mesh.triangles_f3.ravel(), mesh.texture_f32.reshape(-1, 2)])
-    corners, corner_of = np.unique(old, axis=0, return_inverse=True)  # columns: point, texture
-    corner_f3 = corner_of.reshape(-1, 3)
-    edges = np.concatenate([corner_f3[:, :2], corner_f3[:, 1:]])
-    size = (len(corners), len(corners))
-    graph = sparse.coo_matrix((np.ones(len(edges)), edges.T), shape=size)
-    _, patch = csgraph.connected_components(graph, directed=False)
-    # Patches become layers of a fourth dimension, far from each other.
-    apart_m = 10 * np.ptp(mesh.points_p3, axis=0).max()
-    corner_m = mesh.points_p3[corners[:, 0].astype(int)]
-    old_layer = apart_m * patch
-    new_layer = apart_m * patch[corner_f3[alive]].ravel()
-    tree = spatial.cKDTree(np.column_stack([corner_m, old_layer]))
-    _, nearest = tree.query(np.column_stack([position_f33.reshape(-1, 3), new_layer]))
-    return corners[nearest, 1:].reshape(-1, 3, 2)
 
 
 def _normals(points_p3: np.ndarray, triangles_f3: np.ndarray) -> np.ndarray:
