@@ -110,7 +110,8 @@ class Scene:
 
     def joint(self, thing: str) -> int:
         """Of a knob, a drawer or a door."""
-        (name,) = self._task_env.get_object(thing).joints
+        owner = self._task_env.object_sites_dict.get(thing) or self._task_env.get_object(thing)
+        (name,) = owner.joints
         return self.model.joint(name).id
 
     def joint_position(self, joint: int) -> float:
