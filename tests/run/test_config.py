@@ -194,7 +194,7 @@ def test_demonstrations_need_an_expert_for_every_task_played():
     page.env.tasks = (12, 0)
     assert config.settings(page).raw.env.tasks == (12, 0)
     page.env.tasks = (12, 13)
-    with pytest.raises(ValueError, match="for task 13; play .* --config.env.tasks=12, or set sft"):
+    with pytest.raises(ValueError, match=r"for task 13; play .* --config.env.tasks=12, or set sft"):
         config.settings(page)
 
 

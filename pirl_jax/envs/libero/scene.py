@@ -15,6 +15,7 @@ from pirl_jax.envs.libero import suite
 FINGERS = ("gripper0_finger_joint1", "gripper0_finger_joint2")
 RAY_M = 0.5  # over a place, from where one looks down for the surface there
 SHARE = 1.6  # of a region's half width, between two things on it
+SLOT = 2.0  # times as long as wide is a slot
 BEYOND_M = 1e-4  # behind the surface of the arm, from where one looks on
 
 
@@ -122,6 +123,16 @@ class Scene:
         """Collision shapes of what the joint moves."""
         moves = self.model.geom_bodyid == self.model.jnt_bodyid[joint]
         return np.flatnonzero(moves & (self._root >= 0))
+
+    def slot(self, place: Place) -> np.ndarray | None:
+        """Level axis [3] along a place that is much longer than wide; None: it is not."""
+        if place.site is None:
+            return None
+        axes = self.data.site_xmat[place.site].reshape(3, 3)
+        spread = axes * self.model.site_size[place.site]  # columns: half widths (m)
+        lengths_m = np.linalg.norm(spread[:2], axis=0)
+        short, long = np.sort(lengths_m)[-2:]
+        return axes[:, lengths_m.argmax()] if long > SLOT * short else None
 
     def corners(self, body: int) -> np.ndarray:
         """World positions [corners,3] (m) of the collision boxes of one object."""
