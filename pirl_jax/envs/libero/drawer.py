@@ -22,7 +22,7 @@ class PullOpen:
         self._scene = scene
         self._joint = scene.joint(goal.thing)
         low, high = scene.model.jnt_range[self._joint]
-        axis = scene.data.xaxis[self._joint]
+        axis = scene.data.xaxis[self._joint].copy()
         self._outward = axis if high > -low else -axis
         # The handle is what reaches out furthest.
         parts = scene.moving_part(self._joint)

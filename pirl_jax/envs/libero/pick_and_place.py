@@ -77,13 +77,17 @@ class PickAndPlace:
         around = functools.partial(self._at_grasp, 0.0)
         lowered = functools.partial(self._at_goal, self._lower_z)
         away = functools.partial(self._at_goal, self._carry_z)
-        fit, exact_m = (None, NEAR_M) if self._slot is None else (self._fit, FINE_M)
+        fit = None
+        carried_m = NEAR_M
+        if self._slot is not None:
+            fit = self._fit
+            carried_m = FINE_M
         return [
             Leg("above", above, OPEN, self._yaw, NEAR_M, MOST_STEPS),
             Leg("descend", around, OPEN, self._yaw, FINE_M, MOST_FINE_STEPS),
             Leg("close", around, CLOSE, steps=CLOSE_STEPS),
             Leg("lift", self._lifted, CLOSE, None, NEAR_M, MOST_STEPS, self._is_held),
-            Leg("carry", self._glide, CLOSE, fit, exact_m, MOST_STEPS),
+            Leg("carry", self._glide, CLOSE, fit, carried_m, MOST_STEPS),
             Leg("lower", lowered, CLOSE, fit, FINE_M, MOST_FINE_STEPS),
             Leg("open", lowered, OPEN, steps=OPEN_STEPS),
             # The episode ends at success: whoever comes to the end of this leg has failed.

@@ -42,8 +42,6 @@ class Scene:
 
     def __init__(self, env: suite.Libero):
         self._env = env
-        self.model = env.simulator.model
-        self._task_env = env.simulator.task_env
         self.goals = [Goal(*words) for words in self._task_env.parsed_problem["goal_state"]]
         # Of every geom, the body whose collision shape it is part of; -1: it touches nothing.
         collides = (self.model.geom_contype != 0) | (self.model.geom_conaffinity != 0)
@@ -54,12 +52,26 @@ class Scene:
         self._furnishing = np.flatnonzero(furnishing)
 
     @property
+    def model(self) -> mujoco.MjModel:
+        """Asked at every use, too: simulators are built again."""
+        return self._env.simulator.model
+
+    @property
+    def _task_env(self) -> object:
+        return self._env.simulator.task_env
+
+    @property
     def data(self) -> mujoco.MjData:
         """Asked of the env at every use: what stands in a simulator is the env's business."""
         return self._env.simulator.data
 
     def holds(self, goal: Goal) -> bool:
-        """LIBERO's own judgement."""
+        """LIBERO's own judgement.
+
+        By the contacts of this moment: those in `data` are of a physics step before, unless another
+        episode stood in the simulator meanwhile.
+        """
+        mujoco.mj_collision(self.model, self.data)
         words = [goal.verb, goal.thing, goal.place]
         return bool(self._task_env._eval_predicate([word for word in words if word]))
 
@@ -132,7 +144,7 @@ class Scene:
         spread = axes * self.model.site_size[place.site]  # columns: half widths (m)
         lengths_m = np.linalg.norm(spread[:2], axis=0)
         short, long = np.sort(lengths_m)[-2:]
-        return axes[:, lengths_m.argmax()] if long > SLOT * short else None
+        return axes[:, lengths_m.argmax()].copy() if long > SLOT * short else None
 
     def corners(self, body: int) -> np.ndarray:
         """World positions [corners,3] (m) of the collision boxes of one object."""
