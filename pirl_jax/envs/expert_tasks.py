@@ -13,7 +13,7 @@ TASKS = {
     "tabletop": (0, 1, 2, 3),
     "libero_spatial": tuple(range(10)),
     "libero_object": tuple(range(10)),
-    "libero_goal": (1, 2, 4, 6, 7, 8, 9),
+    "libero_goal": (0, 1, 2, 4, 6, 7, 8, 9),
     "libero_10": (0, 1, 2, 4, 5, 6, 7, 8),
 }
 # Tasks of a suite that is not of ten.

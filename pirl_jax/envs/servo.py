@@ -41,6 +41,8 @@ class Leg:
     steps: int | None = None
     # asked at the end; if not, the script starts again
     succeeded: Callable[[], bool] = _always
+    # wanted rotation [3,3] of the grip site, in place of fingers down and the yaw
+    rotation: np.ndarray | None = None
 
 
 class Follower:
@@ -67,7 +69,8 @@ class Follower:
         action_a[6] = leg.gripper
         self._steps += 1
         arrived = leg.tolerance_m is not None and np.linalg.norm(error_m) < leg.tolerance_m
-        aligned = leg.yaw is None or np.linalg.norm(error_rad) < NEAR_RAD
+        turns_freely = leg.yaw is None and leg.rotation is None
+        aligned = turns_freely or np.linalg.norm(error_rad) < NEAR_RAD
         if (arrived and aligned) or self._steps == leg.steps:
             self._next_leg()
         return action_a
@@ -82,6 +85,8 @@ class Follower:
 
 def _rotation_error(grip_rot: np.ndarray, leg: Leg) -> np.ndarray:
     """Rotation vector [3] (rad) still to turn: fingers down, and as the leg wishes."""
+    if leg.rotation is not None:
+        return 0.5 * np.cross(grip_rot.T, leg.rotation.T).sum(0)  # the sine of the angle
     error_rad = np.cross(grip_rot[:, 2], DOWN)  # its sine; the hand is never far from upright
     if leg.yaw is not None:
         error_rad[2] += leg.yaw(grip_rot)

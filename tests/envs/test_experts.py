@@ -104,8 +104,8 @@ def test_driven_stops_at_the_time_limit():
 
 
 def test_an_episode_of_a_task_without_an_expert_is_refused():
-    """In a list by the task's number there: libero_goal's task 0 is the eleventh."""
-    for suite, task in [("libero_90", 3), ("libero_goal", 0), ("libero_10,libero_goal", 10)]:
+    """In a list by the task's number there: libero_goal's task 3 is the fourteenth."""
+    for suite, task in [("libero_90", 3), ("libero_goal", 3), ("libero_10,libero_goal", 13)]:
         other = types.SimpleNamespace(spec=types.SimpleNamespace(suite=suite), task=task)
         with pytest.raises(ValueError, match=f"env.suite='{suite}' has no scripted expert"):
             experts.expert(other)

@@ -1,5 +1,7 @@
 """The servo law on a hand without physics: follows the legs, starts again when one failed."""
 
+import dataclasses
+
 import numpy as np
 
 from pirl_jax.envs import panda, servo
@@ -54,6 +56,23 @@ def test_tilt_is_corrected():
     hand.rotation = control.rotation(np.array([0.3, -0.2, 0.0])) @ DOWN
     play(hand, lambda: [servo.Leg("stay", lambda: np.zeros(3), servo.CLOSE, steps=1000)], 40)
     np.testing.assert_allclose(hand.rotation[:, 2], [0, 0, -1], atol=1e-3)
+
+
+def test_a_leg_can_wish_another_rotation_than_fingers_down():
+    """A quarter turn, after which the fingers point along y; the leg ends when it is done."""
+    hand = Hand()
+    level = control.rotation(np.array([np.pi / 2, 0.0, 0.0])) @ DOWN
+    there = np.array([0.1, 0.0, 0.0])
+    legs = [
+        servo.Leg("level", lambda: there, servo.OPEN, tolerance_m=0.01, rotation=level),
+        servo.Leg("stay", lambda: there, servo.CLOSE, steps=1000, rotation=level),
+    ]
+    actions = play(hand, lambda: list(legs), 60)
+    np.testing.assert_allclose(hand.rotation, level, atol=1e-3)
+    np.testing.assert_allclose(abs(hand.rotation[1, 2]), 1.0, atol=1e-3)
+    ends = np.flatnonzero(actions[:, 6] == servo.CLOSE)[0]
+    way = play(Hand(), lambda: [dataclasses.replace(legs[0], rotation=None), legs[1]], 60)
+    assert ends > np.flatnonzero(way[:, 6] == servo.CLOSE)[0], "the turn takes longer than the way"
 
 
 def test_legs_end_by_distance_or_by_steps():

@@ -154,11 +154,6 @@ WRONG = [
         "libero_90",
         "has no scripted expert; set sft.demonstrations=0 and model.checkpoint",
     ),
-    (
-        "env.suite",
-        "libero_goal",  # the page plays task 0
-        "for task 0; play tasks that have one with --config.env.tasks=1,2,",
-    ),
 ]
 
 
@@ -188,6 +183,19 @@ def test_a_bad_value_is_named_with_its_remedy(name, value, remedy):
         config.settings(changed(page, name, value))
     assert remedy in str(error.value) and "\n" not in str(error.value)
     assert str(value) in str(error.value)
+
+
+def test_demonstrations_need_an_expert_for_every_task_played():
+    page = quickstart.get_config()
+    page.env.update(suite="libero_10,libero_goal", tasks=())
+    remedy = "for tasks 3,9,13,15; play tasks that have one with --config.env.tasks=0,1,2,4,"
+    with pytest.raises(ValueError, match=remedy):
+        config.settings(page)
+    page.env.tasks = (12, 0)
+    assert config.settings(page).raw.env.tasks == (12, 0)
+    page.env.tasks = (12, 13)
+    with pytest.raises(ValueError, match=r"for task 13; play .* --config.env.tasks=12, or set sft"):
+        config.settings(page)
 
 
 @pytest.mark.parametrize(
@@ -700,7 +708,7 @@ def test_evaluation_needs_a_checkpoint(sentence, one_device):
         evaluate, PROBE, "--policy=expert"
     )
     said = sentence(evaluate, PROBE, "--policy=expert", "--config.env.suite=libero_goal")
-    assert "for tasks 0,3,5; play tasks that have one with --config.env.tasks=1,2,4" in said
+    assert "for tasks 3,5; play tasks that have one with --config.env.tasks=0,1,2,4" in said
     assert "--videos=some is no choice of episodes; give all, failures" in sentence(
         evaluate, PROBE, "--videos=some"
     )

@@ -11,12 +11,13 @@ from collections.abc import Callable
 import numpy as np
 
 from pirl_jax.envs import servo
-from pirl_jax.envs.libero import knob, pick_and_place, scene, suite
+from pirl_jax.envs.libero import drawer, knob, pick_and_place, scene, suite
 
 OPENING_M = 0.08  # between the fingers of an open hand
 
 # By the condition of the goal, in the order in which they are reached.
 SCRIPTS = {
+    "open": drawer.PullOpen,
     "turnon": knob.TurnOn,
     "on": pick_and_place.PickAndPlace,
     "in": pick_and_place.PickAndPlace,

@@ -54,6 +54,11 @@ class PickAndPlace:
         self._clear_z = self._goal_top_z + OVER_M + below_m
         self._carry_z = max(grasp_z + ABOVE_M, self._clear_z)
         self._lower_z = self._released(grasp.point_m)[2]
+        self._slot = scene.slot(self._place) if goal.verb == "in" else None
+        flat = scene.corners(self._thing)[:, :2]
+        # Level axis along the thing, in its own frame.
+        _, along = np.linalg.eigh(np.cov(flat.T))
+        self._along_local = to_local @ np.append(along[:, 1], 0.0)
 
     def _target(self) -> np.ndarray:
         """Where the origin of the thing must come to, seen from above: [3] (m)."""
@@ -72,13 +77,18 @@ class PickAndPlace:
         around = functools.partial(self._at_grasp, 0.0)
         lowered = functools.partial(self._at_goal, self._lower_z)
         away = functools.partial(self._at_goal, self._carry_z)
+        fit = None
+        carried_m = NEAR_M
+        if self._slot is not None:
+            fit = self._fit
+            carried_m = FINE_M
         return [
             Leg("above", above, OPEN, self._yaw, NEAR_M, MOST_STEPS),
             Leg("descend", around, OPEN, self._yaw, FINE_M, MOST_FINE_STEPS),
             Leg("close", around, CLOSE, steps=CLOSE_STEPS),
             Leg("lift", self._lifted, CLOSE, None, NEAR_M, MOST_STEPS, self._is_held),
-            Leg("carry", self._glide, CLOSE, None, NEAR_M, MOST_STEPS),
-            Leg("lower", lowered, CLOSE, None, FINE_M, MOST_FINE_STEPS),
+            Leg("carry", self._glide, CLOSE, fit, carried_m, MOST_STEPS),
+            Leg("lower", lowered, CLOSE, fit, FINE_M, MOST_FINE_STEPS),
             Leg("open", lowered, OPEN, steps=OPEN_STEPS),
             # The episode ends at success: whoever comes to the end of this leg has failed.
             Leg("leave", away, OPEN, None, NEAR_M, MOST_STEPS, succeeded=never),
@@ -114,6 +124,11 @@ class PickAndPlace:
         """rad still to turn; half a turn gives the same grasp."""
         wanted_rad = servo.heading(self._scene.rotation(self._thing) @ self._axis_local)
         return servo.wrapped(wanted_rad - servo.heading(grip_rot[:, 0]), np.pi)
+
+    def _fit(self, grip_rot: np.ndarray) -> float:
+        """rad still to turn until the thing lies along the slot."""
+        along = self._scene.rotation(self._thing) @ self._along_local
+        return servo.wrapped(servo.heading(self._slot) - servo.heading(along), np.pi)
 
     def _is_held(self) -> bool:
         return self._scene.position(self._thing)[2] > self._held_z

@@ -15,6 +15,7 @@ from pirl_jax.envs.libero import suite
 FINGERS = ("gripper0_finger_joint1", "gripper0_finger_joint2")
 RAY_M = 0.5  # over a place, from where one looks down for the surface there
 SHARE = 1.6  # of a region's half width, between two things on it
+SLOT = 2.0  # times as long as wide is a slot
 BEYOND_M = 1e-4  # behind the surface of the arm, from where one looks on
 
 
@@ -41,8 +42,6 @@ class Scene:
 
     def __init__(self, env: suite.Libero):
         self._env = env
-        self.model = env.simulator.model
-        self._task_env = env.simulator.task_env
         self.goals = [Goal(*words) for words in self._task_env.parsed_problem["goal_state"]]
         # Of every geom, the body whose collision shape it is part of; -1: it touches nothing.
         collides = (self.model.geom_contype != 0) | (self.model.geom_conaffinity != 0)
@@ -53,12 +52,26 @@ class Scene:
         self._furnishing = np.flatnonzero(furnishing)
 
     @property
+    def model(self) -> mujoco.MjModel:
+        """Asked at every use, too: simulators are built again."""
+        return self._env.simulator.model
+
+    @property
+    def _task_env(self) -> object:
+        return self._env.simulator.task_env
+
+    @property
     def data(self) -> mujoco.MjData:
         """Asked of the env at every use: what stands in a simulator is the env's business."""
         return self._env.simulator.data
 
     def holds(self, goal: Goal) -> bool:
-        """LIBERO's own judgement."""
+        """LIBERO's own judgement.
+
+        By the contacts of this moment: those in `data` are of a physics step before, unless another
+        episode stood in the simulator meanwhile.
+        """
+        mujoco.mj_collision(self.model, self.data)
         words = [goal.verb, goal.thing, goal.place]
         return bool(self._task_env._eval_predicate([word for word in words if word]))
 
@@ -110,7 +123,8 @@ class Scene:
 
     def joint(self, thing: str) -> int:
         """Of a knob, a drawer or a door."""
-        (name,) = self._task_env.get_object(thing).joints
+        owner = self._task_env.object_sites_dict.get(thing) or self._task_env.get_object(thing)
+        (name,) = owner.joints
         return self.model.joint(name).id
 
     def joint_position(self, joint: int) -> float:
@@ -121,6 +135,16 @@ class Scene:
         """Collision shapes of what the joint moves."""
         moves = self.model.geom_bodyid == self.model.jnt_bodyid[joint]
         return np.flatnonzero(moves & (self._root >= 0))
+
+    def slot(self, place: Place) -> np.ndarray | None:
+        """Level axis [3] along a place that is much longer than wide; None: it is not."""
+        if place.site is None:
+            return None
+        axes = self.data.site_xmat[place.site].reshape(3, 3)
+        spread = axes * self.model.site_size[place.site]  # columns: half widths (m)
+        lengths_m = np.linalg.norm(spread[:2], axis=0)
+        short, long = np.sort(lengths_m)[-2:]
+        return axes[:, lengths_m.argmax()].copy() if long > SLOT * short else None
 
     def corners(self, body: int) -> np.ndarray:
         """World positions [corners,3] (m) of the collision boxes of one object."""
