@@ -178,6 +178,14 @@ def _no_rows(context: list) -> types.Observation:
 def _joined(data: objective.Minibatch, earlier: dict[str, np.ndarray]) -> objective.Minibatch:
     """Earlier rows weigh nothing but where successes are imitated."""
     count = len(earlier["clone_weight"])
+    is_term = data.clone_weight is not None
+    if is_term:
+        # Beside another loss they share the weight of today's: how strong the term is says
+        # clone_coef, not how much is replayed.
+        own = np.asarray(data.clone_weight)
+        share = own.sum() / (own.sum() + earlier["clone_weight"].sum())
+        data = data.replace(clone_weight=own * share)
+        earlier = earlier | {"clone_weight": earlier["clone_weight"] * share}
 
     def more(x: np.ndarray, new: np.ndarray | None = None) -> np.ndarray:
         x = np.asarray(x)
@@ -187,7 +195,6 @@ def _joined(data: objective.Minibatch, earlier: dict[str, np.ndarray]) -> object
     chain = jax.tree.map(more, data.chain.replace(actions=None))
     obs = types.Observation(**{name: earlier[name] for name in OBSERVATION})
     rows = [jax.tree.map(lambda leaf, i=i: leaf[i], obs) for i in range(count)]
-    is_term = data.clone_weight is not None
     return objective.Minibatch(
         context=[*data.context, *rows],
         chain=chain.replace(actions=more(data.chain.actions, earlier["actions"])),

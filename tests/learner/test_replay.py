@@ -78,7 +78,10 @@ def test_beside_another_loss_they_weigh_nothing_there(tmp_path):
     extend(tmp_path, 0, 3, is_term=True)
     data = extend(tmp_path, 1, 3, is_term=True)
     np.testing.assert_array_equal(data.weight, [1] * 5 + [0] * 3)
-    np.testing.assert_array_equal(data.clone_weight, [0, 0, 1, 1, 1, 0.5, 0.5, 0.5])
+    # Today's 3 x 1 and yesterday's 3 x 0.5 are together as strong as today's alone.
+    expected = np.array([0, 0, 1, 1, 1, 0.5, 0.5, 0.5], np.float32) * (3 / 4.5)
+    np.testing.assert_allclose(data.clone_weight, expected, rtol=1e-6)
+    assert data.clone_weight.dtype == np.float32
     assert objective.exists(data).tolist() == [True] * 8
 
 
