@@ -130,6 +130,11 @@ class History:
         return found
 
 
+def _shown(name: str) -> str:
+    """Of a file that somebody else may have written."""
+    return name[:80] if name.isprintable() else f"{name[:80]!a}"
+
+
 def _number(name: str, value: Any) -> float:
     """Rows hold "nan", "inf" and "-inf" as text, which JSON has no numbers for."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -188,7 +193,7 @@ def _finite(history: History) -> Finding:
     names = sorted(found.difference(MAY_BE_UNDEFINED))
     seen = f"{lost:.0f} updates without a finite gradient"
     if names:
-        seen += f"; not finite: {', '.join(names[:5])}"
+        seen += f"; not finite: {', '.join(map(_shown, names[:5]))}"
     if not lost and not names:
         return Finding(question, seen, OK)
     change = "lower optim.lr by a factor of 3, or optim.clip_grad; see run.on_divergence"
@@ -258,11 +263,16 @@ def _exploration(history: History) -> Finding:
 
 def _less_noise(points: float, moved: float | None, uneven: bool) -> str:
     change = f"exploring costs {points:.0f} points: "
+    if moved is not None and moved < NO_NOISE:
+        return change + (
+            "not by noise, of which there is none; are the start states, or the weights that are "
+            "evaluated (algorithm.ema_decay), others?"
+        )
     if uneven:
         # At an equal learning rate the ratio of all steps moves several times as far.
         change += "model.noise_steps=all with algorithm.target_kl=0.02, so that all decisions "
         change += "explore alike; then "
-    if moved is None:
+    if moved is None or moved <= GOOD_MOVED:  # more is no remedy
         return change + "lower model.noise_level by a third"
     return change + _level(moved)
 

@@ -67,6 +67,12 @@ SICK = {
             "costs 37 points: model.noise_steps=all",
         ),
         (dict(rollout__exploration_gap=0.3, rollout__moved=None), "look", "lower .* by a third"),
+        (dict(rollout__exploration_gap=0.3, rollout__moved=0.1), "look", "lower .* by a third"),
+        (
+            dict(rollout__exploration_gap=0.3, rollout__moved=1e-7),
+            "look",
+            "not by noise.*ema_decay",
+        ),
         (
             dict(success=0.5, rollout__exploration_gap=0.0, rollout__moved=0.046),
             "look",
@@ -155,6 +161,11 @@ def test_a_slow_rise_is_one():
         made.append({"iteration": iteration, "env/success_once": rate} | HEALTHY)
     gain = {a.question: a for a in diagnosis.findings(made)}["Does exploring success rise?"]
     assert gain.verdict == "ok" and "+4.8 points within 3072 episodes" in gain.seen
+
+
+def test_a_foreign_name_does_nothing_to_the_terminal():
+    (answer, *_) = diagnosis.findings(rows(**{"\x1b[2J": "nan", "a" * 500: "inf"}))
+    assert answer.seen.isprintable() and len(answer.seen) < 300
 
 
 def test_what_is_undefined_is_no_fault():
