@@ -112,12 +112,25 @@ def _panel(run: pathlib.Path, config: dict[str, Any]) -> str:
 
 def _variant(run: pathlib.Path, config: dict[str, Any]) -> str:
     """Algorithm and exploration: what they differ in."""
-    # Runs of before there was a choice have no such field.
-    is_old = "loss" not in _field(run, config, "algorithm", dict)
-    loss = "ppo" if is_old else _field(run, config, "algorithm.loss", str)
+    loss = _newer(run, config, "algorithm.loss", "ppo")
     algorithm = report.algorithm_name(loss, _field(run, config, "algorithm.adv_type", str))
+    if coefficient := _newer(run, config, "algorithm.clone_coef", 0.0):
+        algorithm += f" + {coefficient:g} cloning"
     noise = _field(run, config, "model.noise_method", str)
+    steps = _newer(run, config, "model.noise_steps", "one")
+    if _newer(run, config, "model.joint_logprob", False):
+        steps = "all"
+    if steps != "one":
+        noise += f" on {steps} steps" if steps == "all" else f" on the {steps} step"
     return outside.shown(f"{algorithm} {noise}")
+
+
+def _newer(run: pathlib.Path, config: dict[str, Any], name: str, default: Any) -> Any:
+    """A field that runs of before there was a choice have not."""
+    section, _, field = name.partition(".")
+    if field not in _field(run, config, section, dict):
+        return default
+    return _field(run, config, name, type(default))
 
 
 def _total(folder: pathlib.Path) -> dict[str, Any]:

@@ -90,3 +90,25 @@ def test_the_command_writes_numbers_and_a_picture_with_one_panel_per_model(tmp_p
     assert len({run["panel"] for run in written["runs"]}) == 2
     assert (tmp_path / "out" / "sheet.png").read_bytes().startswith(b"\x89PNG")
     assert "90.0 %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "algorithm, model, variant",
+    [
+        (dict(loss="ppo", clone_coef=0.0), dict(noise_steps="one"), "PPO flow_sde"),
+        (dict(loss="clone", adv_type="raw"), {}, "filtered cloning flow_sde"),
+        (dict(clone_coef=0.5), {}, "PPO + 0.5 cloning flow_sde"),
+        ({}, dict(noise_steps="last"), "PPO flow_sde on the last step"),
+        ({}, dict(noise_steps="all"), "PPO flow_sde on all steps"),
+        ({}, dict(joint_logprob=True), "PPO flow_sde on all steps"),
+    ],
+)
+def test_runs_that_learn_otherwise_are_no_seeds_of_one(algorithm, model, variant, tmp_path):
+    """Also beside runs of before there was the choice."""
+    run = _run(tmp_path / "a")
+    _evaluated(run / "evaluation" / "before", 3, 10)
+    config = json.loads((run / "config.json").read_text())
+    config["algorithm"] |= algorithm
+    config["model"] |= model
+    atomic.write_json(run / "config.json", config)
+    assert compare.summary(run)["variant"] == variant

@@ -347,8 +347,8 @@ def _gain(history: History) -> Finding:
         "more episodes an iteration, a start that succeeds more often, or fewer decisions an "
         "episode"
     )
-    # What has no ratios is that clone.
-    if history.mean("actor/approx_kl3") is not None:
+    # What has neither ratios nor velocities to compare is that clone.
+    if any(history.values(name) for name in ("actor/approx_kl3", "actor/first_delta_v")):
         remedy += (
             "; algorithm.loss=clone on equally many episodes tells: if that rises, the objective "
             "is at fault, if not, the episodes are"
