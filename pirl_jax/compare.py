@@ -113,10 +113,10 @@ def _panel(run: pathlib.Path, config: dict[str, Any]) -> str:
 
 def _variant(run: pathlib.Path, config: dict[str, Any]) -> str:
     """Algorithm and exploration: what they differ in."""
-    # Runs of before there was a choice have no such field.
-    is_old = "loss" not in _field(run, config, "algorithm", dict)
-    loss = "ppo" if is_old else _field(run, config, "algorithm.loss", str)
+    loss = _newer(run, config, "algorithm.loss", "ppo")
     algorithm = report.algorithm_name(loss, _field(run, config, "algorithm.adv_type", str))
+    if coefficient := _newer(run, config, "algorithm.clone_coef", 0.0):
+        algorithm += f" + {coefficient:g} cloning"
     return outside.shown(f"{algorithm}, {_sampler(run, config)}")
 
 
@@ -135,16 +135,22 @@ def _sampler(run: pathlib.Path, config: dict[str, Any]) -> str:
                 f"model.noise_logvar_range of {run / 'config.json'} are no numbers; {REMEDY}"
             )
         size = " to ".join(f"{bound:g}" for bound in sorted(set(bounds)))
-    # Runs of before there was a choice have the older name alone.
-    is_old = "noise_steps" not in _field(run, config, "model", dict)
-    which = "one" if is_old else _field(run, config, "model.noise_steps", str)
-    if _field(run, config, "model.joint_logprob", bool):
-        which = "all"
+    steps = _newer(run, config, "model.noise_steps", "one")
+    if _newer(run, config, "model.joint_logprob", False):
+        steps = "all"
     count = _field(run, config, "model.num_steps", int)
-    where = f"all {count} steps" if which == "all" else f"the last of {count} steps"
-    if which == "one":
+    where = f"all {count} steps" if steps == "all" else f"the last of {count} steps"
+    if steps == "one":
         where = f"one of {count} steps"
     return f"{method} {size} in {where}"
+
+
+def _newer(run: pathlib.Path, config: dict[str, Any], name: str, default: Any) -> Any:
+    """A field that runs of before there was a choice have not."""
+    section, _, field = name.partition(".")
+    if field not in _field(run, config, section, dict):
+        return default
+    return _field(run, config, name, type(default))
 
 
 def _total(folder: pathlib.Path) -> dict[str, Any]:

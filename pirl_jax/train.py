@@ -178,10 +178,7 @@ def _encoded_demonstrations(run: training.Run) -> tuple[types.Observation, np.nd
 
 
 def _learner(run: training.Run) -> "Learner":
-    earlier = None
-    if run.settings.raw.algorithm.clone_rollouts != 1:
-        folder = run.directory.path / "replay"
-        earlier = replay.Replay(folder, run.settings.raw.algorithm.clone_rollouts)
+    earlier = replay.of_run(run.directory.path, run.settings.raw.algorithm)
     updater = steps.updater(run.settings, run.mesh)
     return Learner(updater, _encoded_demonstrations(run), earlier)
 

@@ -134,3 +134,22 @@ def test_seeds_of_a_variant_share_a_line(tmp_path):
     last = compare.as_text(summaries).splitlines()[-1].split()
     # From 40 % to 90 % in 1,000 episodes each.
     assert last[-6:] == ["2", "40.0%", "90.0%", "90.0%", "90.0%", "+50.0"]
+
+
+@pytest.mark.parametrize(
+    "algorithm, name",
+    [
+        (dict(loss="ppo", clone_coef=0.0), "PPO, "),
+        (dict(loss="clone", adv_type="raw"), "filtered cloning, "),
+        (dict(clone_coef=0.5), "PPO + 0.5 cloning, "),
+        ({}, "PPO, "),
+    ],
+)
+def test_runs_that_learn_otherwise_are_no_seeds_of_one(algorithm, name, tmp_path):
+    """Also beside runs of before there was the choice."""
+    run = _run(tmp_path / "a")
+    _evaluated(run / "evaluation" / "before", 3, 10)
+    config = json.loads((run / "config.json").read_text())
+    config["algorithm"] |= algorithm
+    atomic.write_json(run / "config.json", config)
+    assert compare.summary(run)["variant"] == name + "flow_sde 0.8 in one of 2 steps"

@@ -22,7 +22,7 @@ from pirl_jax.envs import child
 from pirl_jax.learner import update
 from pirl_jax.monitor import log
 from pirl_jax.rollout import stream as streams
-from pirl_jax.run import evaluation, preemption, teach
+from pirl_jax.run import evaluation, preemption, simulators, teach
 from pirl_jax.weights import folders, store
 from tests import faulty
 
@@ -449,7 +449,7 @@ CLONE = dict(
 )
 
 
-def test_a_clone_with_its_replay_resumes_bit_for_bit(tmp_path):
+def test_a_clone_with_its_replay_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     """What the killed run kept after its checkpoint is kept again, and nothing is missing."""
     fields = CLONE | dict(algorithm__clone_rollouts=0)
     whole = probe(tmp_path / "whole", 3, **fields)
@@ -464,6 +464,15 @@ def test_a_clone_with_its_replay_resumes_bit_for_bit(tmp_path):
     probe(resumed, 3, "--resume", "auto", **fields)
     assert log.read(resumed, timing=False) == rows
     assert_equal_states(saved(resumed, 3), saved(whole, 3))
+    # What is missing is told before simulators start; a run that has ended needs none of it.
+    (resumed / "replay" / "1.0").rename(resumed / "replay" / "gone")
+    capsys.readouterr()
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit_:
+        patch.setattr(simulators, "open_envs", None)
+        probe(resumed, 4, "--resume", "auto", **fields)
+    said = capsys.readouterr().err
+    assert exit_.value.code == 2 and said.count("\n") == 1 and "algorithm.clone_rollouts=1" in said
+    probe(resumed, 3, "--resume", "auto", **fields)
 
 
 @pytest.mark.slow

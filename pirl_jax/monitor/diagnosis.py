@@ -27,10 +27,13 @@ UNEVEN = 2.0  # between the denoise steps that explore most and least
 # free up to 0.18, 5 points of success at 0.23, 10 at 0.4.
 GOOD_MOVED = 0.23
 GOOD_MOVED_COSTS = 5
+NO_NOISE = 1e-3  # displacement of rounding alone
 SMALL_KL = 1e-3
 SMALL_CLIPPED = 0.01
 LARGE_KL = 0.05
 LARGE_CLIPPED = 0.30
+# Not finite where there is nothing to tell, as with equal returns; no sign of a wrong update.
+MAY_BE_UNDEFINED = ("critic/explained_variance",)
 WARM_UP = 5  # iterations after which a critic should predict something
 LEAST_INFORMATIVE = 0.30  # of the groups
 
@@ -55,6 +58,7 @@ class History:
         """
         rollouts = {}
         self.evaluations: dict[int, float] = {}  # success by iteration
+        self._evaluated: dict[int, float] = {}  # episodes of these
         for row in rows:
             numbers = {name: _number(name, value) for name, value in row.items()}
             iteration = row["iteration"]
@@ -63,17 +67,18 @@ class History:
                 rollouts[iteration] = numbers
             if "eval/success_once" in numbers:
                 self.evaluations[iteration] = numbers["eval/success_once"]
+                self._evaluated[iteration] = _episodes(numbers, "eval/num_trajectories")
         if not rollouts:
             raise ValueError("holds no iteration yet")
         self.rollouts = [rollouts[iteration] for iteration in sorted(rollouts)]
-        self.window = self._window()
+        self.window = self.last(ENOUGH_EPISODES)
 
-    def _window(self) -> list[dict[str, float]]:
-        """The last iterations that together have enough episodes; all, where none have."""
+    def last(self, episodes: int) -> list[dict[str, float]]:
+        """The last iterations that together have so many episodes; all, where none have."""
         played = 0.0
         for count, row in enumerate(reversed(self.rollouts), 1):
-            played += row.get("env/num_trajectories", 0.0)
-            if played >= ENOUGH_EPISODES:
+            played += _episodes(row)
+            if played >= episodes:
                 return self.rollouts[-count:]
         return self.rollouts
 
@@ -86,17 +91,32 @@ class History:
         values = self.values(name)
         return sum(values) / len(values) if values else None
 
-    def gap(self) -> float | None:
-        """Success without noise less success with it, where both were played with one policy."""
+    def gap(self) -> tuple[float | None, float]:
+        """Success without noise less success with it, where both were played with one policy, and
+        its standard error: 0 where nobody knows the number of episodes."""
         gaps = []
+        variances = []
         for row in self.window:
             evaluated = self.evaluations.get(int(row["iteration"]))
-            if "rollout/exploration_gap" in row:
-                gaps.append(row["rollout/exploration_gap"])
-            elif evaluated is not None:
-                gaps.append(evaluated - row["env/success_once"])
-        gaps = [gap for gap in gaps if math.isfinite(gap)]
-        return sum(gaps) / len(gaps) if gaps else None
+            gap = row.get("rollout/exploration_gap")
+            if gap is None and evaluated is not None:
+                gap = evaluated - row["env/success_once"]
+            if gap is not None and math.isfinite(gap):
+                gaps.append(gap)
+                variances.append(self._variance(row))
+        if not gaps:
+            return None, 0.0
+        return sum(gaps) / len(gaps), math.sqrt(sum(variances)) / len(gaps)
+
+    def _variance(self, row: Mapping[str, float]) -> float:
+        """Of the gap of an iteration."""
+        iteration = int(row["iteration"])
+        count = self._evaluated.get(iteration, 0.0)
+        variance = success([row])[1] ** 2
+        if count:
+            rate = self.evaluations[iteration]
+            variance += max(rate * (1 - rate), 0.0) / count
+        return variance if math.isfinite(variance) else 0.0
 
     def moved_by_step(self) -> dict[str, float]:
         """{denoise step: displacement}, of those that were sampled."""
@@ -110,6 +130,11 @@ class History:
         return found
 
 
+def _shown(name: str) -> str:
+    """Of a file that somebody else may have written."""
+    return name[:80] if name.isprintable() else f"{name[:80]!a}"
+
+
 def _number(name: str, value: Any) -> float:
     """Rows hold "nan", "inf" and "-inf" as text, which JSON has no numbers for."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -120,9 +145,15 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
+def _episodes(row: Mapping[str, float], name: str = "env/num_trajectories") -> float:
+    """How many were played to their end."""
+    count = row.get(name, 0.0)
+    return count if math.isfinite(count) and count > 0 else 0.0
+
+
 def success(rows: Sequence[Mapping[str, float]]) -> tuple[float, float, int]:
     """Rate, standard error and number of the episodes of these iterations."""
-    episodes = [row.get("env/num_trajectories", 0.0) for row in rows]
+    episodes = [_episodes(row) for row in rows]
     count = sum(episodes)
     if not count:
         return math.nan, math.nan, 0
@@ -159,10 +190,10 @@ def _finite(history: History) -> Finding:
     found = set()
     for row in history.window:
         found |= {name for name, value in row.items() if not math.isfinite(value)}
-    names = sorted(found)
+    names = sorted(found.difference(MAY_BE_UNDEFINED))
     seen = f"{lost:.0f} updates without a finite gradient"
     if names:
-        seen += f"; not finite: {', '.join(names[:5])}"
+        seen += f"; not finite: {', '.join(map(_shown, names[:5]))}"
     if not lost and not names:
         return Finding(question, seen, OK)
     change = "lower optim.lr by a factor of 3, or optim.clip_grad; see run.on_divergence"
@@ -201,10 +232,12 @@ def _signal(history: History) -> Finding:
 
 def _exploration(history: History) -> Finding:
     question = "Does exploring cost as much as it should?"
-    gap = history.gap()
+    gap, error = history.gap()
     moved = history.mean("rollout/moved")
     by_step = history.moved_by_step()
-    told = [f"{100 * gap:.0f} points of success" if gap is not None else "no evaluation beside it"]
+    told = ["no evaluation beside it"]
+    if gap is not None:
+        told = [f"{100 * gap:.0f} points of success, standard error {100 * error:.0f}"]
     if moved is not None:
         told.append(f"moves an executed entry by {moved:.2f}")
     if by_step:
@@ -213,10 +246,15 @@ def _exploration(history: History) -> Finding:
     seen = "; ".join(told)
     uneven = bool(by_step) and max(by_step.values()) > UNEVEN * min(by_step.values())
     if gap is not None and gap > MOST_GAP:
+        if gap < 2 * error:
+            change = "more eval.episodes_during_training, so that the cost is told from chance"
+            return Finding(question, seen, UNKNOWN, change)
         return Finding(question, seen, LOOK, _less_noise(100 * gap, moved, uneven))
     is_small = gap is None or gap < GOOD_GAP[0]
     if is_small and moved is not None and moved < GOOD_MOVED and _is_flat(history):
         change = f"exploring is too small to teach anything: {_level(moved)}"
+        if moved < NO_NOISE:
+            change = "nothing but the start noise explores: model.noise_method=flow_sde"
         return Finding(question, seen, LOOK, change)
     if gap is None:
         return Finding(question, seen, UNKNOWN, "set eval.every, so that both are known")
@@ -225,11 +263,16 @@ def _exploration(history: History) -> Finding:
 
 def _less_noise(points: float, moved: float | None, uneven: bool) -> str:
     change = f"exploring costs {points:.0f} points: "
+    if moved is not None and moved < NO_NOISE:
+        return change + (
+            "not by noise, of which there is none; are the start states, or the weights that are "
+            "evaluated (algorithm.ema_decay), others?"
+        )
     if uneven:
         # At an equal learning rate the ratio of all steps moves several times as far.
         change += "model.noise_steps=all with algorithm.target_kl=0.02, so that all decisions "
         change += "explore alike; then "
-    if moved is None:
+    if moved is None or moved <= GOOD_MOVED:  # more is no remedy
         return change + "lower model.noise_level by a third"
     return change + _level(moved)
 
@@ -292,7 +335,7 @@ def _groups(history: History) -> Finding:
 
 def _gain(history: History) -> Finding:
     question = "Does exploring success rise?"
-    _, _, count = success(history.window)
+    _, _, count = success(history.last(2 * ENOUGH_EPISODES))
     if count < ENOUGH_EPISODES:
         seen = f"only {count} episodes; {ENOUGH_EPISODES} are needed to tell"
         return Finding(question, seen, UNKNOWN)
@@ -302,17 +345,24 @@ def _gain(history: History) -> Finding:
         return Finding(question, seen, OK)
     remedy = (
         "more episodes an iteration, a start that succeeds more often, or fewer decisions an "
-        "episode; algorithm.loss=clone on equally many episodes tells: if that rises, the "
-        "objective is at fault, if not, the episodes are"
+        "episode"
     )
+    # What has neither ratios nor velocities to compare is that clone.
+    if any(history.values(name) for name in ("actor/approx_kl3", "actor/first_delta_v")):
+        remedy += (
+            "; algorithm.loss=clone on equally many episodes tells: if that rises, the objective "
+            "is at fault, if not, the episodes are"
+        )
     return Finding(question, seen, LOOK, remedy)
 
 
 def _rise(history: History) -> tuple[float, float]:
-    """Of the second half of the window over the first, and its standard error."""
-    middle = len(history.window) // 2
-    early, early_error, _ = success(history.window[:middle])
-    late, late_error, _ = success(history.window[middle:])
+    """Of the window over as much before it, and its standard error; half of all there is over the
+    other where that is less.  Within one window 5 points would be chance."""
+    rows = history.last(2 * ENOUGH_EPISODES)
+    middle = len(rows) // 2
+    early, early_error, _ = success(rows[:middle])
+    late, late_error, _ = success(rows[middle:])
     return late - early, math.hypot(early_error, late_error)
 
 

@@ -13,6 +13,7 @@ import ml_collections
 from pirl_jax.core import locks, paths, rng
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
+from pirl_jax.learner import replay
 from pirl_jax.monitor import log, mirror, timeline
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import starts
@@ -89,6 +90,9 @@ def prepare(
             f"num_iterations={raw.num_iterations} but {path} already has {resume_at}; "
             f"give at least that many"
         )
+    earlier = replay.of_run(path, settings.raw.algorithm)
+    if earlier is not None and resume_at != raw.num_iterations:
+        earlier.check(resume_at or 0)
     mesh = devices.mesh(settings)
     envs = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
     playable = config.playable(settings.raw, envs.spec)

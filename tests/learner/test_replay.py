@@ -1,5 +1,8 @@
 """Successes of earlier rollouts come back whole, from where they should, or not at all."""
 
+import resource
+import signal
+
 import jax
 import numpy as np
 import pytest
@@ -75,7 +78,10 @@ def test_beside_another_loss_they_weigh_nothing_there(tmp_path):
     extend(tmp_path, 0, 3, is_term=True)
     data = extend(tmp_path, 1, 3, is_term=True)
     np.testing.assert_array_equal(data.weight, [1] * 5 + [0] * 3)
-    np.testing.assert_array_equal(data.clone_weight, [0, 0, 1, 1, 1, 0.5, 0.5, 0.5])
+    # Today's 3 x 1 and yesterday's 3 x 0.5 are together as strong as today's alone.
+    expected = np.array([0, 0, 1, 1, 1, 0.5, 0.5, 0.5], np.float32) * (3 / 4.5)
+    np.testing.assert_allclose(data.clone_weight, expected, rtol=1e-6)
+    assert data.clone_weight.dtype == np.float32
     assert objective.exists(data).tolist() == [True] * 8
 
 
@@ -124,3 +130,45 @@ def test_what_is_damaged_is_named(tmp_path, harm):
     assert str(path.parent) in str(error.value)
     assert "go on with algorithm.clone_rollouts=1" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name, cut", [("state", np.s_[:1]), ("actions", np.s_[:, :1])])
+def test_rows_of_another_form_are_named(tmp_path, name, cut):
+    """Fewer than the others, or of a model whose shapes have changed since."""
+    extend(tmp_path, 0, 3)
+    path = tmp_path / "0.0" / f"{name}.npy"
+    np.save(path, np.load(path)[cut])
+    with pytest.raises(endings.Failure, match=f"{name} .*; go on with algorithm.clone_rollouts=1"):
+        extend(tmp_path, 1, 3)
+
+
+def test_what_is_missing_is_named_before_anything_is_played(tmp_path):
+    extend(tmp_path, 1, 3, rollouts=1)
+    replay.Replay(tmp_path, 2).check(2)
+    replay.Replay(tmp_path, 0).check(0)
+    for rollouts, iteration in ((0, 2), (3, 2), (2, 3)):
+        with pytest.raises(endings.Failure, match="cannot be learned from"):
+            replay.Replay(tmp_path, rollouts).check(iteration)
+
+
+def test_what_more_hosts_have_kept_is_not_halved(tmp_path):
+    extend(tmp_path, 0, 3)
+    (tmp_path / "0.1").mkdir()
+    with pytest.raises(endings.Failure, match="more hosts than today's 1 have written it"):
+        extend(tmp_path, 1, 3)
+
+
+def test_a_full_disk_is_told_with_the_place(tmp_path):
+    """A limit on the size of files stands for it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+    try:
+        with pytest.raises(OSError) as error:
+            extend(tmp_path, 0, 50)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    sentence = endings.about(error.value)
+    assert str(tmp_path) in sentence and "ulimit -f" in sentence
+    assert not (tmp_path / "0.0").exists()

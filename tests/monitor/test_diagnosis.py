@@ -67,10 +67,21 @@ SICK = {
             "costs 37 points: model.noise_steps=all",
         ),
         (dict(rollout__exploration_gap=0.3, rollout__moved=None), "look", "lower .* by a third"),
+        (dict(rollout__exploration_gap=0.3, rollout__moved=0.1), "look", "lower .* by a third"),
+        (
+            dict(rollout__exploration_gap=0.3, rollout__moved=1e-7),
+            "look",
+            "not by noise.*ema_decay",
+        ),
         (
             dict(success=0.5, rollout__exploration_gap=0.0, rollout__moved=0.046),
             "look",
             "too small .* by 5 ",
+        ),
+        (
+            dict(success=0.5, rollout__exploration_gap=0.0, rollout__moved=1e-7),
+            "look",
+            "^nothing but the start noise explores: model.noise_method=flow_sde$",
         ),
     ],
     "Are the updates neither too small nor too large?": [
@@ -86,7 +97,8 @@ SICK = {
         (dict(rollout__groups_kept=4.0), "look", "max_episodes_per_iteration"),
     ],
     "Does exploring success rise?": [
-        (dict(success=0.5), "look", "more episodes"),
+        (dict(success=0.5), "look", "more episodes.*algorithm.loss=clone"),
+        (dict(success=0.5, actor__approx_kl3=None), "look", "fewer decisions an episode$"),
         (dict(env__num_trajectories=64.0), "unknown", ""),
     ],
     "Does the policy without noise rise, too?": [
@@ -120,7 +132,53 @@ def test_what_stops_everything_comes_first():
 def test_a_gap_without_its_metric_joins_the_rows_of_an_iteration():
     history = diagnosis.History(rows(evaluated=(0.9, 0.9)))
     # The first evaluation lies before the window.
-    assert history.gap() == pytest.approx(0.9 - 0.76)
+    assert history.gap()[0] == pytest.approx(0.9 - 0.76)
+
+
+def evaluated_by(episodes):
+    """The last iteration explores with 0.6 and is evaluated with 0.85."""
+    made = rows(success=0.6)
+    made[-1]["eval/num_trajectories"] = episodes
+    return {a.question: a for a in diagnosis.findings(made)}[
+        "Does exploring cost as much as it should?"
+    ]
+
+
+def test_a_gap_of_few_episodes_is_chance():
+    """sqrt(.85 * .15 / 4 + .6 * .4 / 256) = .18, and of 100 .05."""
+    few = evaluated_by(4.0)
+    assert few.verdict == "unknown" and "25 points of success, standard error 18" in few.seen
+    assert "eval.episodes_during_training" in few.change
+    many = evaluated_by(100.0)
+    assert many.verdict == "look" and "standard error 5" in many.seen
+
+
+def test_a_slow_rise_is_one():
+    """Half a point an iteration, as a run that went from 0.38 to 0.59 in 24 iterations."""
+    made = []
+    for iteration in range(24):
+        rate = 0.45 + 0.008 * iteration
+        made.append({"iteration": iteration, "env/success_once": rate} | HEALTHY)
+    gain = {a.question: a for a in diagnosis.findings(made)}["Does exploring success rise?"]
+    assert gain.verdict == "ok" and "+4.8 points within 3072 episodes" in gain.seen
+
+
+def test_a_foreign_name_does_nothing_to_the_terminal():
+    (answer, *_) = diagnosis.findings(rows(**{"\x1b[2J": "nan", "a" * 500: "inf"}))
+    assert answer.seen.isprintable() and len(answer.seen) < 300
+
+
+def test_what_is_undefined_is_no_fault():
+    """The explained variance of equal returns, in one iteration of many."""
+    made = rows()
+    made[-3]["critic/explained_variance"] = "nan"
+    assert {answer.verdict for answer in diagnosis.findings(made)} == {"ok"}
+
+
+@pytest.mark.parametrize("count", ["nan", "inf", "-inf", -3.0])
+def test_a_number_of_episodes_that_is_none_counts_for_none(count):
+    answers = diagnosis.findings(rows(env__num_trajectories=count))
+    assert "unknown" in {answer.verdict for answer in answers}
 
 
 def test_the_window_holds_enough_episodes():
