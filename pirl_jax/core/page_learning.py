@@ -1,4 +1,4 @@
-"""The sections of the page that say what is learned and how: algorithm, optim, sft."""
+"""The sections of the page that say what is learned and how: algorithm, nft, optim, sft."""
 
 import dataclasses
 
@@ -11,6 +11,7 @@ from pirl_jax.core.bounds import (
     one_of,
     plain,
     positive,
+    tuple_of,
 )
 
 
@@ -85,6 +86,59 @@ class Algorithm(bounds.Section):
     def uses_critic(self) -> bool:
         """Whether a value head is trained."""
         return self.adv_type == "gae"
+
+
+@dataclasses.dataclass(frozen=True)
+class Nft(bounds.Section):
+    """pi-StepNFT (algorithm.loss=nft): the policy against its mirror image at the one that played."""
+
+    form: str = one_of(
+        ("dpo", "mse"), "dpo", "dpo: softplus of the difference of the energies; mse: their mean"
+    )
+    target: str = one_of(
+        ("xnext", "x0", "x0_sde"),
+        "xnext",
+        "what a step should predict: x_{j+1}, or the chunk; x0_sde: as RLinf does with flow_sde",
+    )
+    rows: str = one_of(
+        ("rollout", "resample"),
+        "rollout",
+        "where: the steps that were played, or fresh points between noise and chunk (x0 alone)",
+    )
+    weight: str = one_of(
+        ("auto", "sigma", "adaptive", "constant", "t", "1-t", "inv_t2", "inv_t3"),
+        "auto",
+        "of a squared error; sigma: 1 / std^2; adaptive: 1 / its mean size; auto: by the noise",
+    )
+    weight_scale: tuple[float, float] = tuple_of(
+        0,
+        (1.0, 1.0),
+        "times this, towards the policy and away from it",
+        "numbers (towards, away)",
+        length=2,
+    )
+    reduction: str = one_of(("sum", "mean"), "sum", "of the entries of an energy; RLinf: mean")
+    level: str = one_of(("action", "chunk"), "action", "one energy per executed action, or chunk")
+    beta: float = positive(1.0, "how far the two mirrored policies lie from the one that played")
+    dpo_beta: float = positive(1.0, "form=dpo: steepness of the preference")
+    label_clip: float = positive(
+        1.0, "group advantages are clipped to +- this and mapped to labels in 0 to 1"
+    )
+    clip_ratio: float = at_least(
+        0, 0.0, "form=mse: bound of the velocity's change, of the old velocity; 0 = off"
+    )
+    max_drift: float = at_least(
+        0, 0.5, "bound of the change of an action's velocity that is seen; 0 = off"
+    )
+    drift_coef: float = at_least(0, 0.0, "weight of the mean squared change of the velocity")
+    tau: tuple[float, float, float, float] = tuple_of(
+        0,
+        (1.0, 1.0, 0, 1),
+        "share of the new policy in the average that plays, 1 = the policy itself",
+        "numbers (first share, last share, first iteration, last iteration)",
+        length=4,
+    )
+    tau_curve: str = one_of(("linear", "cosine"), "linear", "between the two shares")
 
 
 @dataclasses.dataclass(frozen=True)
