@@ -90,7 +90,7 @@ class Algorithm(bounds.Section):
 
 @dataclasses.dataclass(frozen=True)
 class Nft(bounds.Section):
-    """pi-StepNFT (algorithm.loss=nft): the policy against its mirror image at the one that played."""
+    """Of algorithm.loss=nft, pi-StepNFT: the policy against its mirror image at the one before."""
 
     form: str = one_of(
         ("dpo", "mse"), "dpo", "dpo: softplus of the difference of the energies; mse: their mean"

@@ -55,10 +55,10 @@ class Chain:
     level: jax.Array  # [B] noise level under which the chain was sampled
     log_prob: jax.Array  # [B,I,a] of the executed action entries under the behaviour policy
     value: jax.Array  # [B] value estimate of the behaviour policy (0 without value head)
-    # Only where the loss asks for them (policy/mirror.py):
+    actions: jax.Array | None = None  # [B,H,A] the chunk x_J that the chain ends in
+    # Where the loss is NFT's:
     velocity: jax.Array | None = None  # [B,U,H,A] of the behaviour policy at x
     std: jax.Array | None = None  # [B,U,H,A] of its steps, where it is learned
-    chunk: jax.Array | None = None  # [B,H,A] the actions that the chain ended in
 
 
 @struct.dataclass

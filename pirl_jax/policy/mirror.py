@@ -14,6 +14,7 @@ from jax import Array
 import jax.numpy as jnp
 
 from pirl_jax.core import page, types
+from pirl_jax.models import pi0
 from pirl_jax.policy import flow, noise
 
 # Axes of [B,I,a] over which an energy is one number.
@@ -36,6 +37,7 @@ class Mirrored:
     drift: Array  # |d|, before any limit
     squared_drift: Array  # mean of d^2 over the entries
     z_squared: Array  # mean of ((target - prediction) / std)^2 of the policy
+    kl: Array  # between the steps of both policies, at the std that was played; 0 without noise
 
 
 def mirrored(
@@ -43,7 +45,7 @@ def mirrored(
 ) -> Mirrored:
     """The energies of stored steps, from the velocities [B,H,A] of the policy at each of them.
 
-    chain: with `velocity`, and with `std` and `chunk` where noise method and target need them.
+    chain: with `velocity`, and `std` where it is learned.
     """
     steps = []
     for u, velocity_BHA in enumerate(velocity_BUHA):
@@ -93,6 +95,8 @@ def _of_step(
         held_pos, held_neg = jax.lax.stop_gradient(energies(errors(limit * within)))
         is_held |= within < 1
     z_BIa = both[0] / (std + SMALLEST_VARIANCE)
+    moved_BIa = predict(old_BIa + delta_BIa) - predict(old_BIa)
+    kl_BIa = jnp.where(std > 0, 0.5 * (moved_BIa / jnp.where(std > 0, std, 1.0)) ** 2, 0.0)
     shape = e_pos.shape
     return Mirrored(
         e_pos=e_pos,
@@ -103,6 +107,7 @@ def _of_step(
         drift=drift.reshape(shape),
         squared_drift=(delta_BIa**2).mean(axes),
         z_squared=(z_BIa**2).mean(axes),
+        kl=kl_BIa.sum(axes),
     )
 
 
@@ -113,7 +118,7 @@ def _norm(x_BIa: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _target(chain: types.Chain, u: int, cfg: flow.Policy, options: page.Nft) -> Array:
-    target_BHA = chain.x_next[:, u] if options.target == "xnext" else chain.chunk
+    target_BHA = chain.x_next[:, u] if options.target == "xnext" else chain.actions
     return flow.executed(target_BHA, cfg)
 
 
@@ -125,7 +130,7 @@ def _prediction(
     dt = 1 / cfg.model.num_steps
     method = cfg.model.noise_method
     scale = chain.level[:, None, None]
-    if chain.std is not None:
+    if method == "flow_noise":
         scale = flow.executed(chain.std[:, u], cfg)
     _, std = noise.step(method, x_BIa, x_BIa, t_B, dt, scale)
 
@@ -142,6 +147,35 @@ def _prediction(
         return noise.step(method, x_BIa, velocity_BIa, t_B, length, pole * scale)[0]
 
     return {"xnext": next_one, "x0": chunk, "x0_sde": jump}[options.target], std
+
+
+def resampled(
+    params: dict, key_B: Array, prefix: pi0.Prefix, chain: types.Chain, cfg: flow.Policy
+) -> types.Chain:
+    """The chain at fresh points on the lines between noise and the chunk it ended in.
+
+    Called right after the chain was sampled, by the policy that did: its velocity there is the old
+    one.  The denoise steps are uniform over all J, or all of them where all are stochastic.  What
+    the chain was is gone: x_next is the chunk.
+    """
+    U = chain.j.shape[1]
+    J = cfg.model.num_steps
+
+    def row(key: Array, actions_HA: Array) -> tuple[Array, Array]:
+        index_key, noise_key = jax.random.split(jax.random.fold_in(key, 1))
+        j_U = jnp.arange(J) if U == J else jax.random.randint(index_key, (U,), 0, J)
+        t_U11 = flow.flow_time(j_U, cfg)[:, None, None]
+        noise_UHA = jax.random.normal(noise_key, (U, *actions_HA.shape))
+        return j_U, (1 - t_U11) * actions_HA[None] + t_U11 * noise_UHA
+
+    j_BU, x_BUHA = jax.vmap(row)(key_B, chain.actions)
+    chain = chain.replace(
+        x=x_BUHA, j=j_BU, x_next=jnp.broadcast_to(chain.actions[:, None], x_BUHA.shape)
+    )
+    steps = flow.chain_steps(params, chain, prefix, cfg)
+    velocity_BUHA = jnp.stack([step.velocity for step in steps], 1)
+    std = chain.std if chain.std is None else jnp.stack([step.std for step in steps], 1)
+    return chain.replace(velocity=velocity_BUHA, std=std)
 
 
 # ---- weights -----------------------------------------------------------------------------------

@@ -5,8 +5,6 @@ badly its mirror image does.  A good row (label 1) wants E+ smaller, a bad one (
 no network and no denoise step (policy/mirror.py); as in losses.py a row of weight 0 does not exist.
 """
 
-import math
-
 import chex
 import jax
 from jax import Array
@@ -116,25 +114,25 @@ def _spread(x_B: Array, shape: tuple[int, ...]) -> Array:
 # ---- the average that plays ----------------------------------------------------------------------
 
 
-def share(schedule: tuple[float, float, float, float], curve: str, iteration: int) -> float:
+def share(schedule: tuple[float, float, float, float], curve: str, iteration: int | Array) -> Array:
     """tau: the average that plays becomes (1 - tau) average + tau policy after an iteration.
 
     schedule: (first share, last share, first iteration, last iteration).  curve: a line of CURVES
     between the two; before and after it is constant.
     """
     first, last, start, end = schedule
-    if iteration < start:
-        return first
-    progress = min((iteration - start) / (end - start), 1.0) if end > start else 1.0
+    passed = jnp.asarray(iteration, jnp.float32) - start
+    # Without length it is a jump.
+    progress = jnp.clip(passed / (end - start), 0.0, 1.0) if end > start else 1.0 * (passed >= 0)
     return first + (last - first) * CURVES[curve](progress)
 
 
-def _line(progress: float) -> float:
+def _line(progress: Array) -> Array:
     return progress
 
 
-def _half_cosine(progress: float) -> float:
-    return 0.5 * (1 - math.cos(math.pi * progress))
+def _half_cosine(progress: Array) -> Array:
+    return 0.5 * (1 - jnp.cos(jnp.pi * progress))
 
 
 CURVES = {"linear": _line, "cosine": _half_cosine}

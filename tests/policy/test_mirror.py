@@ -87,7 +87,7 @@ def chain_of(found):
         log_prob=None,
         value=None,
         velocity=found["in/v_old"][:, None],
-        chunk=found["in/x0"],
+        actions=found["in/x0"],
     )
 
 
@@ -273,7 +273,7 @@ def stored(method):
         value=None,
         velocity=normal(4, 2, 10, 8),
         std=std if method == "flow_noise" else None,
-        chunk=normal(4, 10, 8),
+        actions=normal(4, 10, 8),
     )
     label = np.array([1.0, 0.0, 0.8, 0.35], np.float32)
     return Stored(policy(4, method, 7, noise_steps="all"), chain, 0.3 * normal(4, 2, 10, 8), label)
@@ -323,6 +323,16 @@ def test_the_difference_of_the_energies_is_linear(method):
     np.testing.assert_allclose(difference(3.0), 3 * one, rtol=1e-4, atol=tolerance)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_distance_is_that_of_an_anchor(method):
+    """KL of the chunk at the std that was played, as flow.distance has it."""
+    case = stored(method)
+    pair = mirror.mirrored(case.velocity(case.delta), case.chain, case.cfg, OPTIONS)
+    old = case.steps(case.velocity(np.zeros_like(case.delta)))
+    want = flow.distance(case.steps(case.velocity(case.delta)), old, "kl", case.cfg)
+    np.testing.assert_allclose(pair.kl.sum((1, 2)), want, rtol=1e-3)
+
+
 def test_only_executed_entries_are_seen():
     case = stored("flow_sde")
     grad = np.array(jax.grad(case.loss)(jnp.asarray(case.delta)))
@@ -364,3 +374,42 @@ def test_without_noise_the_error_sets_the_weight():
     assert set(mirror.LEVELS) == set(
         page.Nft.__dataclass_fields__["level"].metadata["bound"].choices
     )
+
+
+# ---- resampled points ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise_steps", ("one", "all"))
+def test_resampled_points_lie_between_noise_and_the_chunk(monkeypatch, noise_steps):
+    """x_j = (1 - t) chunk + t noise, at steps that are uniform over the grid; velocities there."""
+    cfg = policy(4, "flow_ode", noise_steps=noise_steps)
+    B = 400
+    U = 4 if noise_steps == "all" else 1
+    chain = types.Chain(
+        x=jnp.zeros((B, U, 10, 8)),
+        x_next=jnp.zeros((B, U, 10, 8)),
+        j=jnp.zeros((B, U), jnp.int32),
+        level=jnp.zeros(B),
+        log_prob=None,
+        value=None,
+        velocity=jnp.zeros((B, U, 10, 8)),
+        actions=jnp.full((B, 10, 8), 5.0),
+    )
+
+    def chain_steps(params, chain, context, cfg):
+        steps = []
+        for u in range(U):
+            steps.append(flow.Step(velocity=params + chain.x[:, u], mean=0.0, std=0.0, value=0.0))
+        return steps
+
+    monkeypatch.setattr(flow, "chain_steps", chain_steps)
+    key_B = jax.random.split(jax.random.key(0), B)
+    found = jax.jit(lambda key_B: mirror.resampled(2.0, key_B, None, chain, cfg))(key_B)
+    np.testing.assert_allclose(found.velocity, 2 + found.x)
+    assert (found.x_next == 5).all()
+    counts = np.bincount(np.asarray(found.j).ravel(), minlength=4)
+    assert counts.sum() == B * U and counts.min() > 0.8 * counts.mean()
+    t = 1 - np.asarray(found.j)[..., None, None] / 4
+    noise = (found.x - (1 - t) * 5) / t
+    np.testing.assert_allclose(np.mean(noise, (0, 2, 3)), 0, atol=0.03)
+    np.testing.assert_allclose(np.std(noise, (0, 2, 3)), 1, atol=0.03)
