@@ -19,10 +19,12 @@ from pirl_jax.core.bounds import (
 class Algorithm(bounds.Section):
     """What is learned from a rollout.  Sizes count rows of all hosts together."""
 
+    loss: str = one_of(("ppo", "nft"), "ppo", "ppo: the clipped ratio; nft: section nft")
     adv_type: str = one_of(
-        ("gae", "grpo", "rloo", "dr_grpo"),
+        ("gae", "grpo", "rloo", "dr_grpo", "raw"),
         "gae",
-        "gae has a critic; the others compare with the group's scores: add_value_head=False",
+        "gae has a critic; the others compare with the group's scores, or take the raw ones, and"
+        " need add_value_head=False",
     )
     group_size: int = positive(1, "consecutive, of one task and start state", "episodes")
     filter_rewards: bool = plain(False, "learn only of groups whose mean is in the bounds")
@@ -139,6 +141,11 @@ class Nft(bounds.Section):
         length=4,
     )
     tau_curve: str = one_of(("linear", "cosine"), "linear", "between the two shares")
+
+    @property
+    def averages(self) -> bool:
+        """Whether another policy plays than the one that learns."""
+        return self.tau[:2] != (1, 1)
 
 
 @dataclasses.dataclass(frozen=True)

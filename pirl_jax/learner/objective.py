@@ -17,6 +17,7 @@ import numpy as np
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, types
 from pirl_jax.core import rows as context_rows
+from pirl_jax.learner import preference
 from pirl_jax.rl import advantages, groups, losses
 
 
@@ -113,7 +114,10 @@ def _group_relative(
     score_E = reward_CE.sum(0, dtype=np.float64)
     valid_E = rollout.valid_CE.any(0)
     group_E = groups.of_episodes(len(score_E), cfg.group_size)
-    advantage_E = advantages.group_relative(score_E, group_E, cfg.adv_type, valid_E)
+    if cfg.adv_type == "raw":
+        advantage_E = np.where(valid_E, score_E, 0.0)
+    else:
+        advantage_E = advantages.group_relative(score_E, group_E, cfg.adv_type, valid_E)
     shape = rollout.valid_CE.shape
     advantage_CE = np.broadcast_to(advantage_E.astype(np.float32), shape)
     return_CE = np.broadcast_to(score_E.astype(np.float32), shape)
@@ -159,14 +163,16 @@ def loss(
     batch: Minibatch,
     freeze_policy: bool | jax.Array,
     anchor: dict | None = None,
+    nft: page.Nft | None = None,
 ) -> tuple[jax.Array, Sums]:
     """sum(w * L) of a microbatch, and its Sums without gradients."""
-    log_prob_BIa, entropy_B, value_B, distance_B = log_prob_fn(
-        params, batch.chain, batch.context, anchor
-    )
+    seen, entropy_B, value_B, distance_B = log_prob_fn(params, batch.chain, batch.context, anchor)
     weight_B = batch.weight
     one = jnp.ones(())  # sums, not means: a minibatch divides by the weight of all its microbatches
-    policy_loss, metrics = _surrogate(cfg, log_prob_BIa, batch)
+    if nft is None:
+        policy_loss, metrics, largest = _surrogate(cfg, seen, batch)
+    else:
+        policy_loss, metrics, largest = preference.terms(cfg, nft, seen, batch.advantage, weight_B)
     entropy = losses.mean_entropy(entropy_B, weight_B, normalizer=one)
     weighted = {"loss": policy_loss, "entropy": entropy}
     actor = policy_loss - cfg.entropy_bonus * entropy
@@ -190,7 +196,6 @@ def loss(
         total = total + cfg.value_coef * value_loss
         metrics = metrics | value_metrics
     count = (weight_B > 0).sum().astype(jnp.float32)
-    largest = {"ratio_max_dev": metrics.pop("ratio_max_dev")}
     value_B = jax.lax.stop_gradient(value_B)
     sums = Sums(
         grads={},
@@ -206,12 +211,13 @@ def loss(
 
 def _surrogate(
     cfg: page.Algorithm, log_prob_BIa: jax.Array, batch: Minibatch
-) -> tuple[jax.Array, dict]:
-    """The clipped policy loss, summed over the rows, and its metrics."""
+) -> tuple[jax.Array, dict, dict]:
+    """The clipped policy loss, summed over the rows, its metrics, and those of which the largest
+    counts."""
     log_prob = losses.reduce_log_prob(log_prob_BIa, cfg.logprob_type)
     old = losses.reduce_log_prob(batch.chain.log_prob, cfg.logprob_type)
     entries = log_prob[0].size  # a row weighs the same, however many ratios it has
-    return losses.clipped_surrogate(
+    loss, metrics = losses.clipped_surrogate(
         log_prob,
         old,
         _spread(batch.advantage, log_prob.shape),
@@ -221,6 +227,7 @@ def _surrogate(
         cfg.clip_ratio_c or None,
         normalizer=jnp.ones(()),
     )
+    return loss, metrics, {"ratio_max_dev": metrics.pop("ratio_max_dev")}
 
 
 def _spread(x_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:

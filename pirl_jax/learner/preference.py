@@ -42,8 +42,9 @@ def terms(
         "z_squared": nft.mean(pair.z_squared, weight_B),
     }
     if options.target == "xnext":
-        # Exact for what is learned from: the steps of the chunk, as PPO's is estimated.
-        metrics["approx_kl3"] = nft.mean(pair.kl.sum(_inner(pair)), weight_B)
+        # Of the chunk, exact at the steps that are learned from, where PPO has two estimates.
+        kl = nft.mean(pair.kl.sum(_inner(pair)), weight_B)
+        metrics |= {"approx_kl": kl, "approx_kl3": kl}
     farthest_B = jax.lax.stop_gradient(pair.drift.max(_inner(pair)))
     return loss, metrics, {"delta_v": jnp.where(exists_B, farthest_B, 0.0).max()}
 

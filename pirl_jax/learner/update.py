@@ -18,6 +18,7 @@ from pirl_jax.core import page, rng
 from pirl_jax.learner import objective, optimizer
 from pirl_jax.learner import state as states
 from pirl_jax.rl import losses, minibatch
+from pirl_jax.rl import nft as nft_losses
 
 # Microbatches on their way: the device computes one and holds the next; more would fill its memory
 # with rows.
@@ -39,6 +40,7 @@ class Updater:
         mesh: jax.sharding.Mesh,
         sft_loss: Callable | None = None,
         normalizer: float | None = None,
+        nft: page.Nft | None = None,
     ):
         """
         Args:
@@ -48,6 +50,7 @@ class Updater:
             (sft.make_loss).
           normalizer: what the summed loss of a minibatch is divided by; None: the sum of the
             weights of its rows.
+          nft: where that is the loss.
 
         Raises:
           ValueError: sizes do not divide.
@@ -64,6 +67,9 @@ class Updater:
         self._trainable = trainable
         self._sft_loss = sft_loss
         self._normalizer = normalizer
+        self._nft = nft
+        self._averages = nft is not None and nft.averages
+        self._average: Callable | None = None  # known once there is a state
         self._zeros: Callable | None = None  # known once there is a batch
         self._add: Callable | None = None
         self._step = states.Step(self._apply, trainable, mesh)
@@ -144,7 +150,9 @@ class Updater:
             freeze_policy = state.iteration < cfg.critic_warmup_iterations
             anchor = None if state.anchor is None else states.merge(state.anchor, frozen)
             params = states.merge(learned, frozen)
-            return objective.loss(self._log_prob_fn, cfg, params, batch, freeze_policy, anchor)
+            return objective.loss(
+                self._log_prob_fn, cfg, params, batch, freeze_policy, anchor, nft=self._nft
+            )
 
         grads, sums = jax.grad(loss, has_aux=True)(learned)
         return sums.replace(grads=grads)
@@ -180,19 +188,35 @@ class Updater:
             state.iteration,
             freeze_policy=state.iteration < cfg.critic_warmup_iterations,
             skip=total.weight == 0,
-            # Without a critic and with equal scores in every group; what another term of the loss
-            # teaches has a gradient.
-            skip_idle=total.weighted["loss"] == 0,
+            # Without a critic and with equal scores in every group, where NFT's loss is not 0; what
+            # another term of the loss teaches has a gradient.
+            skip_idle=(total.weighted["loss"] == 0) | (self._nft is not None),
         )
         count = jnp.maximum(total.count, 1.0)
         metrics |= applied | {name: x / count for name, x in total.counted.items()}
-        state = state.replace(
-            step=state.step + 1,
-            params=learned,
-            opt_state=opt_state,
-            ema=states.averaged(state.ema, learned, cfg.ema_decay, applied["skipped"]),
-        )
+        ema = state.ema
+        if not self._averages:  # else once per iteration
+            ema = states.averaged(ema, learned, cfg.ema_decay, applied["skipped"])
+        if self._nft is not None:
+            metrics["nft_tau"] = self._tau(state.iteration)
+        state = state.replace(step=state.step + 1, params=learned, opt_state=opt_state, ema=ema)
         return state, metrics | total.largest | {"variance_sums": total.variance}
+
+    def finish(self, state: states.TrainState) -> states.TrainState:
+        """The end of an iteration: it is counted, and the average that plays follows."""
+        if self._averages:
+            learned, _ = states.partition(state.params, self._trainable)
+            if self._average is None:
+                layout = states.shardings(state.ema)
+                self._average = jax.jit(self._averaged, donate_argnums=0, out_shardings=layout)
+            state = state.replace(ema=self._average(state.ema, learned, state.iteration))
+        return state.replace(iteration=_increment(state.iteration))
+
+    def _averaged(self, average: dict, learned: dict, iteration: jax.Array) -> dict:
+        return states.averaged(average, learned, 1.0 - self._tau(iteration))
+
+    def _tau(self, iteration: jax.Array) -> jax.Array:
+        return nft_losses.share(self._nft.tau, self._nft.tau_curve, iteration)
 
 
 def learn(
@@ -242,7 +266,7 @@ def learn(
         history.append(of_epoch)
         if cfg.target_kl and _mean_kl(of_epoch) > cfg.target_kl:
             break
-    state = state.replace(iteration=_increment(state.iteration))
+    state = updater.finish(state)
     counts = {
         "actor/epochs": float(len(history)),
         "actor/padded_rows": 1.0 - rows_of_hosts.sum() / (keep_1MB.size * hosts),
@@ -273,22 +297,26 @@ def _increment(x: jax.Array) -> jax.Array:
 def _summary(history: list[dict], cfg: page.Algorithm) -> dict[str, float]:
     """Means over the minibatches, with four exceptions.
 
-    These are the largest ratio_max_dev and the first one (rounding noise if sampling and learning
-    agree), the numbers of skipped updates and of those whose gradient was not finite, and one
-    explained variance of all rows.
+    These are the largest ratio_max_dev, or delta_v of NFT, and the first one (rounding noise if
+    sampling and learning agree), the numbers of skipped updates and of those whose gradient was not
+    finite, and one explained variance of all rows.
     """
     metrics = {}
     for name in history[0]:
         metrics[name] = np.stack([row[name] for row in history])
     variance_sums = metrics.pop("variance_sums").astype(np.float64).sum(0)
-    deviation = metrics["ratio_max_dev"]
     skipped = metrics.pop("skipped")
-    summary = {f"actor/{name}": float(x.mean()) for name, x in metrics.items()}
+    means = {name: float(x.mean()) for name, x in metrics.items()}
+    if "delta_v" in metrics:
+        means = nft_losses.over_parts(means)
+    summary = {f"actor/{name}": x for name, x in means.items()}
     if cfg.uses_critic:
         summary["critic/explained_variance"] = losses.explained_variance(variance_sums)
+    for name in ("ratio_max_dev", "delta_v"):
+        if name in metrics:
+            summary[f"actor/{name}"] = float(metrics[name].max())
+            summary[f"actor/first_{name}"] = float(metrics[name][0])
     return summary | {
-        "actor/ratio_max_dev": float(deviation.max()),
-        "actor/first_ratio_max_dev": float(deviation[0]),
         "actor/skipped_updates": float(skipped.sum()),
         "actor/nonfinite_updates": float((~np.isfinite(metrics["grad_norm"])).sum()),
         "actor/updates": float(len(history)),

@@ -14,6 +14,7 @@ from pirl_jax.learner import sft
 from pirl_jax.models import variants
 from pirl_jax.policy import flow, noise, tokenizer
 from pirl_jax.rollout import starts
+from pirl_jax.run import learnable_nft
 from pirl_jax.weights import presets
 
 MODEL_SIZES = {
@@ -51,6 +52,11 @@ class Settings:
     def keep_prefix(self) -> bool:
         """Whether the prefix is computed once per decision, at the rollout, and kept."""
         return self.prefix_cache != "recompute"
+
+    @property
+    def plays_average(self) -> bool:
+        """Whether rollouts are played by the average of the policies so far."""
+        return self.policy.nft is not None and self.policy.nft.averages
 
     @property
     def sft(self) -> sft.Stage:
@@ -223,6 +229,8 @@ def check_training(raw: page.Page) -> None:
     Raises:
       ValueError: one sentence with the values and the remedy.
     """
+    if raw.algorithm.loss == "nft":
+        learnable_nft.check(raw)
     _check_critic(raw)
     _check_groups(raw)
     algorithm = raw.algorithm
@@ -232,7 +240,8 @@ def check_training(raw: page.Page) -> None:
             f"algorithm.sft_loss_weight={algorithm.sft_loss_weight} needs demonstrations; "
             f"set sft.demonstrations (it is {raw.sft.demonstrations}) to at least 1"
         )
-    _check_exploration(model)
+    if not (algorithm.loss == "nft" and raw.nft.target != "xnext"):
+        _check_exploration(model)
     if algorithm.clip_ratio_low == algorithm.clip_ratio_high == 0:
         raise ValueError(
             "algorithm.clip_ratio_low=0 and algorithm.clip_ratio_high=0 clip every move of the"
@@ -289,6 +298,9 @@ def _check_groups(raw: page.Page):
     algorithm = raw.algorithm
     critic = algorithm.uses_critic
     alone = algorithm.group_size == 1
+    if algorithm.adv_type == "raw":
+        # A filter looks at groups.
+        alone = alone and algorithm.filter_rewards
     if (critic and algorithm.filter_rewards) or (alone and not critic):
         raise ValueError(
             f"algorithm.adv_type={algorithm.adv_type!r} does not go with"
@@ -425,7 +437,8 @@ def _policy(raw: page.Page) -> flow.Policy:
         noise_method=noise.ALIASES.get(raw.model.noise_method, raw.model.noise_method),
         action_chunk=_action_chunk(raw),
     )
-    return flow.Policy(_network(raw.model), model)
+    nft = raw.nft if raw.algorithm.loss == "nft" else None
+    return flow.Policy(_network(raw.model), model, nft)
 
 
 def _network(model: page.Model) -> variants.Pi0Config:
