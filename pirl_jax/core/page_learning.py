@@ -108,7 +108,7 @@ class Nft(bounds.Section):
         "where: the steps that were played, or fresh points between noise and chunk (x0 alone)",
     )
     weight: str = one_of(
-        ("auto", "sigma", "adaptive", "constant", "t", "1-t", "inv_t2", "inv_t3"),
+        ("auto", "adaptive", "sigma", "constant", "t", "1-t", "inv_t2", "inv_t3"),
         "auto",
         "of a squared error; sigma: 1 / std^2; adaptive: 1 / its mean size; auto: by the noise",
     )

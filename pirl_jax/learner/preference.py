@@ -39,9 +39,9 @@ def terms(
     metrics |= {
         "delta_v_norm": nft.mean(pair.drift, weight_B),
         "clip_frac": nft.mean(pair.is_held, weight_B),
-        "z_squared": nft.mean(pair.z_squared, weight_B),
     }
     if options.target == "xnext":
+        metrics["z_squared"] = nft.mean(pair.z_squared, weight_B)
         # Of the chunk, exact at the steps that are learned from, where PPO has two estimates.
         kl = nft.mean(pair.kl.sum(_inner(pair)), weight_B)
         metrics |= {"approx_kl": kl, "approx_kl3": kl}

@@ -68,7 +68,7 @@ class Updater:
         self._sft_loss = sft_loss
         self._normalizer = normalizer
         self._nft = nft
-        self._averages = nft is not None and nft.averages
+        self.plays_average = nft is not None and nft.averages
         self._average: Callable | None = None  # known once there is a state
         self._zeros: Callable | None = None  # known once there is a batch
         self._add: Callable | None = None
@@ -195,7 +195,7 @@ class Updater:
         count = jnp.maximum(total.count, 1.0)
         metrics |= applied | {name: x / count for name, x in total.counted.items()}
         ema = state.ema
-        if not self._averages:  # else once per iteration
+        if not self.plays_average:  # else once per iteration
             ema = states.averaged(ema, learned, cfg.ema_decay, applied["skipped"])
         if self._nft is not None:
             metrics["nft_tau"] = self._tau(state.iteration)
@@ -204,15 +204,15 @@ class Updater:
 
     def finish(self, state: states.TrainState) -> states.TrainState:
         """The end of an iteration: it is counted, and the average that plays follows."""
-        if self._averages:
+        if self.plays_average:
             learned, _ = states.partition(state.params, self._trainable)
             if self._average is None:
                 layout = states.shardings(state.ema)
-                self._average = jax.jit(self._averaged, donate_argnums=0, out_shardings=layout)
+                self._average = jax.jit(self._follow, donate_argnums=0, out_shardings=layout)
             state = state.replace(ema=self._average(state.ema, learned, state.iteration))
         return state.replace(iteration=_increment(state.iteration))
 
-    def _averaged(self, average: dict, learned: dict, iteration: jax.Array) -> dict:
+    def _follow(self, average: dict, learned: dict, iteration: jax.Array) -> dict:
         return states.averaged(average, learned, 1.0 - self._tau(iteration))
 
     def _tau(self, iteration: jax.Array) -> jax.Array:
@@ -272,7 +272,10 @@ def learn(
         "actor/padded_rows": 1.0 - rows_of_hosts.sum() / (keep_1MB.size * hosts),
     }
     metrics = jax.device_get(list(itertools.chain.from_iterable(history)))
-    return state, _summary(metrics, cfg) | counts
+    summary = _summary(metrics, cfg)
+    if updater.plays_average:  # it starts elsewhere, which is no fault
+        summary.pop("actor/first_delta_v")
+    return state, summary | counts
 
 
 def _microbatches(

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import reference_files
 
-from pirl_jax.core import page
 from pirl_jax.rl import nft
 
 TAU = reference_files.having("rlinf2/nft.npz", ("tau/list", "tau/scalar", "tau/same"))
@@ -76,8 +75,3 @@ def test_share_of_the_authors():
         keep = target - (target - base) * 0.5 * (1 + np.cos(np.pi * progress))
         found = nft.share(schedule, "cosine", iteration)
         np.testing.assert_allclose(found, 1 - keep, rtol=1e-5)
-
-
-def test_choices_of_the_page():
-    choices = page.Nft.__dataclass_fields__["tau_curve"].metadata["bound"].choices
-    assert set(choices) == set(nft.CURVES)
