@@ -152,7 +152,7 @@ def test_the_first_update_starts_at_the_policy_that_played():
     np.testing.assert_allclose(first["actor/loss"], np.log(2), rtol=1e-5)
     assert metrics["actor/loss"] < first["actor/loss"]
     second = 2 * metrics["actor/pref_acc"] - first["actor/pref_acc"]
-    assert second > 0.6
+    assert second > 0.5
 
 
 def test_the_average_follows_once_an_iteration():
