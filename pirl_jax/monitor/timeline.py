@@ -125,8 +125,8 @@ def line(row: Mapping[str, float]) -> str:
     words = [
         f"success {row['env/success_once']:.2f}",
         f"return {row['env/return']:.2f}",
-        f"kl {row.get('actor/approx_kl', 0):.4f}",
-        f"clip {row.get('actor/pg_clipfrac', 0):.2f}",
+        f"kl {row['actor/approx_kl']:.4f}",
+        f"clip {row['actor/pg_clipfrac']:.2f}",
     ]
     # GRPO has no critic.
     if "critic/explained_variance" in row:

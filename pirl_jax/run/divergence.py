@@ -73,7 +73,7 @@ class Guard:
           endings.Diverged: the policy is gone, or nothing has been learned for too long.
         """
         self._note(iteration, metrics)
-        if metrics.get("actor/approx_kl", 0.0) > MOST_NATS:
+        if metrics["actor/approx_kl"] > MOST_NATS:
             raise endings.Diverged(
                 f"the updates of iteration {iteration} left nothing of the policy: they moved it "
                 f"by {metrics['actor/approx_kl']:.4g} nats a decision"
