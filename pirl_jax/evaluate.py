@@ -119,7 +119,8 @@ def _parser() -> command.Parser:
         "--plus",
         type=command.text,
         metavar="DIMENSIONS",
-        help=f"all, or some of {','.join(plus.DIMENSIONS)}: LIBERO-Plus's tasks for env.suite",
+        help=f"all, or some of {','.join(plus.DIMENSIONS)}, and with env.plus_assets"
+        f" {','.join(plus.NEED_ASSETS)}: LIBERO-Plus's tasks for env.suite",
     )
     parser.add_argument(
         "--videos",

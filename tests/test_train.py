@@ -440,6 +440,42 @@ def dynamic(directory, num_iterations, *arguments, **fields):
     )
 
 
+CLONE = dict(
+    algorithm__loss="clone",
+    algorithm__adv_type="raw",
+    model__add_value_head=False,
+    model__noise_method="flow_ode",
+    eval__every=0,
+)
+
+
+def test_a_clone_with_its_replay_resumes_bit_for_bit(tmp_path):
+    """What the killed run kept after its checkpoint is kept again, and nothing is missing."""
+    fields = CLONE | dict(algorithm__clone_rollouts=0)
+    whole = probe(tmp_path / "whole", 3, **fields)
+    kept = ["0.0", "1.0", "2.0"]
+    assert sorted(path.name for path in (whole / "replay").iterdir()) == kept
+    _, first, *_ = rows = log.read(whole, timing=False)
+    assert first["rollout/moved"] < 1e-5 and first["actor/loss"] > 0
+    assert not {"actor/approx_kl", "rollout/groups", "actor/ratio_max_dev"} & first.keys()
+    assert list(json.loads((whole / "table.json").read_text())["rows"])[1] == "filtered cloning"
+    resumed = probe(tmp_path / "resumed", 2, **fields)
+    shutil.rmtree(resumed / "checkpoints" / "2", ignore_errors=True)
+    probe(resumed, 3, "--resume", "auto", **fields)
+    assert log.read(resumed, timing=False) == rows
+    assert_equal_states(saved(resumed, 3), saved(whole, 3))
+
+
+@pytest.mark.parametrize("prefix_cache", ["host", "device"])
+def test_a_clone_learns_from_kept_prefixes_what_it_would_without(tmp_path, prefix_cache):
+    rows = []
+    for place in ("recompute", prefix_cache):
+        run = probe(tmp_path / place, 1, **CLONE, rollout__prefix_cache=place)
+        (row,) = [row for row in log.read(run, timing=False) if "actor/loss" in row]
+        rows.append(row)
+    np.testing.assert_allclose(rows[0]["actor/loss"], rows[1]["actor/loss"], rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_groups_without_a_signal_are_replaced(tmp_path):
     """Dynamic sampling, and a resumed run plays the same groups, here with prefixes that stay on

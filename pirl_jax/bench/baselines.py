@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import mujoco
 import numpy as np
 
-from pirl_jax.envs import base, experts, panda
+from pirl_jax.envs import base, expert_tasks, experts, panda
 from pirl_jax.envs.libero import files, stock
 from pirl_jax.envs.libero import render as libero_render
 from pirl_jax.envs.libero import simulator as libero_sim
@@ -186,7 +186,7 @@ def demonstration(
     suite: str, assets: str | None, task: int, init_states: Sequence[int]
 ) -> Demonstration | None:
     """The first episode of these that the expert solves; None: no expert, or none solved."""
-    if not experts.available(suite):
+    if task not in expert_tasks.having(suite):
         return None
     env = libero.make(suite, assets, image_size_px=64, protocol=PROTOCOL, render_quality="light")
     try:

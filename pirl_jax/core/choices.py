@@ -15,7 +15,11 @@ PRO = tuple(
 PLUS = tuple(
     f"{suite}_plus_{dimension}"
     for suite, dimension in itertools.product(
-        LIBERO, ("camera", "robot", "language", "noise", "layout")
+        LIBERO,
+        (
+            *("camera", "robot", "language", "noise", "layout"),
+            *("light", "background", "distractors"),  # with its own assets
+        ),
     )
 )
 SUITES = (

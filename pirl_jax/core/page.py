@@ -63,6 +63,9 @@ class Env(bounds.Section):
         "", "folder of LIBERO-PRO; empty = $PIRL_LIBERO_PRO, else where pirl download puts it"
     )
     plus_files: str = place("", "likewise of LIBERO-Plus; empty = $PIRL_LIBERO_PLUS, else there")
+    plus_assets: str = place(
+        "", "folder of LIBERO-Plus's own assets; empty = $PIRL_LIBERO_PLUS_ASSETS, else none"
+    )
     render_quality: str = one_of(
         ("exact", "light"),
         "exact",

@@ -19,7 +19,12 @@ from pirl_jax.core.bounds import (
 class Algorithm(bounds.Section):
     """What is learned from a rollout.  Sizes count rows of all hosts together."""
 
-    loss: str = one_of(("ppo", "nft"), "ppo", "ppo: the clipped ratio; nft: section nft")
+    loss: str = one_of(
+        ("ppo", "clone", "nft"),
+        "ppo",
+        "ppo: the clipped ratio; clone: flow matching on the policy's own successful episodes; nft:"
+        " see section nft",
+    )
     adv_type: str = one_of(
         ("gae", "grpo", "rloo", "dr_grpo", "raw"),
         "gae",
@@ -82,12 +87,27 @@ class Algorithm(bounds.Section):
     sft_loss_weight: float = at_least(
         0, 0.0, "weight of the flow-matching loss on sft.demonstrations; 0 = off"
     )
+    clone_coef: float = at_least(
+        0, 0.0, "weight of the loss `clone` beside another loss, per decision; 0 = off"
+    )
+    clone_rollouts: int = at_least(
+        0,
+        1,
+        "newest, whose successes are imitated: this one's, and as many drawn from earlier ones;"
+        " 0 = all of the run",
+        "rollouts",
+    )
     ema_decay: float = fraction_below_one(0.0, "of averaged weights to evaluate; 0 = off")
 
     @property
     def uses_critic(self) -> bool:
         """Whether a value head is trained."""
         return self.adv_type == "gae"
+
+    @property
+    def clones(self) -> bool:
+        """Whether own successes are imitated."""
+        return self.loss == "clone" or self.clone_coef > 0
 
 
 @dataclasses.dataclass(frozen=True)

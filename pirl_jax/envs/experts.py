@@ -14,30 +14,24 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from pirl_jax.envs import base
+from pirl_jax.envs import base, expert_tasks
 from pirl_jax.envs.libero import expert as libero_expert
-from pirl_jax.envs.libero import files
 from pirl_jax.envs.tabletop import expert as tabletop_expert
 
 NOISE_SCALE = np.array([1.0, 1.0, 1.0, 0.3, 0.3, 0.3])  # a rotation of 1 is 29 degrees: too much
-
-
-def available(suite: str) -> bool:
-    """Whether there is an expert for every task of the suite."""
-    return all(member in EXPERTS for member in files.members(suite) or (suite,))
 
 
 def expert(env: base.Env) -> Callable[[], np.ndarray]:
     """A function () -> action [7] for the episode `env` has just been reset to.
 
     Raises:
-        ValueError: the suite has no expert.
+        ValueError: its task has no expert.
     """
     suite = env.spec.suite
-    if not available(suite):
-        raise base.unknown("scripted expert for suite", suite, EXPERTS)
-    # The suites of a list are LIBERO's, whose experts are one.
-    return EXPERTS[suite.split(",")[0]](env)
+    expert_tasks.require(suite, (env.task,), "a policy")
+    # LIBERO's suites, and lists of them, have one that reads the goal of the task.
+    wing = tabletop_expert if suite == "tabletop" else libero_expert
+    return wing.expert(env)
 
 
 class Driven:
@@ -133,9 +127,3 @@ def _demonstration(
         "instruction": env.spec.instructions[task],
         "success": step.terminated,
     }
-
-
-EXPERTS = {
-    "tabletop": tabletop_expert.expert,
-    **dict.fromkeys(files.WITH_EXPERT, libero_expert.expert),
-}

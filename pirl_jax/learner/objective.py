@@ -1,13 +1,17 @@
-"""What the learner minimises: rows of a rollout with their advantages, the clipped loss on some of
-them, and the sums that its microbatches add up to.
+"""What the learner minimises: rows of a rollout with their advantages, a loss on some of them, and
+the sums that its microbatches add up to.
 
-Generic over the policy: it sees log_prob_fn(params, chain, context, anchor) -> log_prob_BIa,
-entropy_B, value_B, distance_B and nothing of the network; `anchor` is None or the parameters of a
-fixed policy, distance_B how far the decisions lie from it (0 for None).  Refuses to know optimisers
-and how often a row is used.
+Generic over the policy: it sees two functions and nothing of the network,
+
+    log_prob_fn(params, chain, context, anchor) -> log_prob_BIa, entropy_B, value_B, distance_B
+    imitation_fn(params, actions_BHA, context, key) -> error_B
+
+`anchor` is None or the parameters of a fixed policy, distance_B how far the decisions lie from it
+(0 for None).  Refuses to know optimisers and how often a row is used.
 """
 
 from collections.abc import Callable
+import dataclasses
 
 from flax import struct
 import jax
@@ -34,6 +38,8 @@ class Minibatch:
     advantage: jax.Array  # [B]
     return_: jax.Array  # [B]
     weight: jax.Array  # [B] 0 = does not exist
+    # [B] of the clone term beside the loss, 0 but for successful episodes; None without that term
+    clone_weight: jax.Array | None = None
 
 
 @struct.dataclass
@@ -43,6 +49,7 @@ class Sums:
     grads: dict  # of sum(w * L)
     weight: jax.Array  # sum(w)
     count: jax.Array  # rows with weight > 0
+    microbatches: jax.Array  # int32, how many
     weighted: dict  # loss terms: sum(w * L)
     counted: dict  # metrics: sum over the rows
     largest: dict  # metrics: maximum over the rows
@@ -57,7 +64,7 @@ def with_advantages(rollout: types.Rollout, cfg: page.Algorithm) -> Minibatch:
 
     Without a critic the return is the score of the episode.
     """
-    estimate = _critic if cfg.uses_critic else _group_relative
+    estimate = _critic if cfg.uses_critic else _by_episode
     advantage_CE, return_CE, keep_E = estimate(rollout, cfg)
     # float32 like everything that reaches the devices
     weight_E = keep_E.astype(np.float32)
@@ -65,6 +72,9 @@ def with_advantages(rollout: types.Rollout, cfg: page.Algorithm) -> Minibatch:
         # Decisions of the longest possible trajectory, over those of this one.
         longest = np.float32(len(rollout.valid_CE))
         weight_E *= longest / np.maximum(rollout.valid_CE.sum(0), 1).astype(np.float32)
+    success_E = (rollout.terminated_CE & rollout.valid_CE).any(0)
+    if cfg.loss == "clone":
+        weight_E *= success_E
     c = np.asarray(rollout.decision_R)
     e = np.asarray(rollout.episode_R)
     return Minibatch(
@@ -73,6 +83,7 @@ def with_advantages(rollout: types.Rollout, cfg: page.Algorithm) -> Minibatch:
         advantage=advantage_CE[c, e],
         return_=return_CE[c, e],
         weight=weight_E[e],
+        clone_weight=(weight_E * success_E)[e] if cfg.clone_coef else None,
     )
 
 
@@ -101,7 +112,7 @@ def _over_hosts(x: float) -> float:
     return sum(map(float, meshes.gather(x)))
 
 
-def _group_relative(
+def _by_episode(
     rollout: types.Rollout, cfg: page.Algorithm
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every decision of an episode has the advantage of the episode.
@@ -140,11 +151,20 @@ def useful(score_E: np.ndarray, valid_E: np.ndarray, cfg: page.Algorithm) -> np.
     return keep_E
 
 
+def exists(data: Minibatch) -> np.ndarray:
+    """[B] bool: rows that something is learned from."""
+    exists_B = data.weight > 0
+    return exists_B if data.clone_weight is None else exists_B | (data.clone_weight > 0)
+
+
 def take(data: Minibatch, index_B: np.ndarray, keep_B: np.ndarray) -> Minibatch:
     """Some rows, on the host; keep_B: 0 for those that only fill the batch up."""
     batch = jax.tree.map(lambda x: np.asarray(x)[index_B], data.replace(context=None))
     context = context_rows.take(data.context, index_B)
-    return batch.replace(context=context, weight=batch.weight * keep_B)
+    weights = {"weight": batch.weight * keep_B}
+    if batch.clone_weight is not None:
+        weights["clone_weight"] = batch.clone_weight * keep_B
+    return batch.replace(context=context, **weights)
 
 
 def put(batch: Minibatch, mesh: jax.sharding.Mesh) -> Minibatch:
@@ -156,6 +176,17 @@ def put(batch: Minibatch, mesh: jax.sharding.Mesh) -> Minibatch:
 # ---- loss ------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class _Terms:
+    """What a loss makes of a microbatch."""
+
+    total: jax.Array  # sum(w * L)
+    weighted: dict  # as in Sums
+    counted: dict
+    largest: dict
+    value_B: jax.Array  # of the critic; 0 without one
+
+
 def loss(
     log_prob_fn: Callable,
     cfg: page.Algorithm,
@@ -163,9 +194,58 @@ def loss(
     batch: Minibatch,
     freeze_policy: bool | jax.Array,
     anchor: dict | None = None,
+    imitation: Callable | None = None,
     nft: page.Nft | None = None,
 ) -> tuple[jax.Array, Sums]:
-    """sum(w * L) of a microbatch, and its Sums without gradients."""
+    """sum(w * L) of a microbatch, and its Sums without gradients.
+
+    imitation: imitation_fn with its key; only where cfg.clones.  nft: where that is the loss.
+    """
+    if cfg.loss == "clone":
+        terms = _clone(params, batch, imitation)
+    else:
+        terms = _reinforce(log_prob_fn, cfg, params, batch, freeze_policy, anchor, imitation, nft)
+    count = (batch.weight > 0).sum().astype(jnp.float32)
+    value_B = jax.lax.stop_gradient(terms.value_B)
+    sums = Sums(
+        grads={},
+        weight=batch.weight.sum(),
+        count=count,
+        microbatches=jnp.ones((), jnp.int32),
+        weighted=terms.weighted,
+        counted={name: x * count for name, x in terms.counted.items()},
+        largest=terms.largest,
+        variance=losses.explained_variance_sums(value_B, batch.return_, batch.weight),
+    )
+    return terms.total, sums
+
+
+def _clone(params: dict, batch: Minibatch, imitation: Callable) -> _Terms:
+    """Flow matching on what was played; failed episodes have no weight."""
+    error = _imitation_error(params, batch, batch.weight, imitation)
+    return _Terms(error, {"loss": error}, {}, {}, jnp.zeros_like(batch.weight))
+
+
+def _imitation_error(
+    params: dict, batch: Minibatch, weight_B: jax.Array, imitation: Callable
+) -> jax.Array:
+    # Before the arithmetic: a row that does not exist may hold anything.
+    actions_BHA = jnp.where(weight_B[:, None, None] > 0, batch.chain.actions, 0.0)
+    error_B = imitation(params, actions_BHA, batch.context)
+    return losses.weighted_mean(error_B, weight_B, jnp.ones(()))
+
+
+def _reinforce(
+    log_prob_fn: Callable,
+    cfg: page.Algorithm,
+    params: dict,
+    batch: Minibatch,
+    freeze_policy: bool | jax.Array,
+    anchor: dict | None,
+    imitation: Callable | None,
+    nft: page.Nft | None,
+) -> _Terms:
+    """The clipped surrogate or NFT's preference, and what stands beside it."""
     seen, entropy_B, value_B, distance_B = log_prob_fn(params, batch.chain, batch.context, anchor)
     weight_B = batch.weight
     one = jnp.ones(())  # sums, not means: a minibatch divides by the weight of all its microbatches
@@ -181,6 +261,9 @@ def loss(
         distance_B = jnp.where(weight_B > 0, distance_B, 0.0)
         weighted["anchor"] = losses.weighted_mean(distance_B, weight_B, one)
         actor += cfg.anchor_coef * weighted["anchor"]
+    if batch.clone_weight is not None:
+        weighted["clone"] = _imitation_error(params, batch, batch.clone_weight, imitation)
+        actor += cfg.clone_coef * weighted["clone"]
     total = jnp.where(freeze_policy, 0.0, actor)
     if cfg.uses_critic:
         value_loss, value_metrics = losses.clipped_value(
@@ -195,18 +278,7 @@ def loss(
         weighted["value_loss"] = value_loss
         total = total + cfg.value_coef * value_loss
         metrics = metrics | value_metrics
-    count = (weight_B > 0).sum().astype(jnp.float32)
-    value_B = jax.lax.stop_gradient(value_B)
-    sums = Sums(
-        grads={},
-        weight=weight_B.sum(),
-        count=count,
-        weighted=weighted,
-        counted={name: x * count for name, x in metrics.items()},
-        largest=largest,
-        variance=losses.explained_variance_sums(value_B, batch.return_, weight_B),
-    )
-    return total, sums
+    return _Terms(total, weighted, metrics, largest, value_B)
 
 
 def _surrogate(

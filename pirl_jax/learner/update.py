@@ -7,6 +7,7 @@ microbatches before the one optimiser step.  Refuses to know what a row means (o
 
 import collections
 from collections.abc import Callable, Iterable, Iterator
+import functools
 import itertools
 
 import jax
@@ -40,6 +41,7 @@ class Updater:
         mesh: jax.sharding.Mesh,
         sft_loss: Callable | None = None,
         normalizer: float | None = None,
+        imitation_fn: Callable | None = None,
         nft: page.Nft | None = None,
     ):
         """
@@ -50,6 +52,8 @@ class Updater:
             (sft.make_loss).
           normalizer: what the summed loss of a minibatch is divided by; None: the sum of the
             weights of its rows.
+          imitation_fn: (params, actions_BHA, context, step, number of the microbatch) -> error_B,
+            where cfg.clones (objective.py).
           nft: where that is the loss.
 
         Raises:
@@ -67,6 +71,7 @@ class Updater:
         self._trainable = trainable
         self._sft_loss = sft_loss
         self._normalizer = normalizer
+        self._imitation_fn = imitation_fn
         self._nft = nft
         self.plays_average = nft is not None and nft.averages
         self._average: Callable | None = None  # known once there is a state
@@ -120,7 +125,7 @@ class Updater:
 
     def _prepare(self, state: states.TrainState, batch: objective.Minibatch) -> objective.Sums:
         """The form of the sums; gradients lie where their parameters lie.  -> shapes"""
-        shape = jax.eval_shape(self._sums, state, batch)
+        shape = jax.eval_shape(self._sums, state, batch, np.int32(0))
         replicated = meshes.replicated(self.mesh)
         learned, _ = states.partition(state.params, self._trainable)
         layout = jax.tree.map(lambda _: replicated, shape)
@@ -136,14 +141,19 @@ class Updater:
     def _added(
         self, state: states.TrainState, total: objective.Sums, batch: objective.Minibatch
     ) -> tuple[objective.Sums, jax.Array]:
-        sums = self._sums(state, batch)
+        sums = self._sums(state, batch, total.microbatches)
         largest = jax.tree.map(jnp.maximum, total.largest, sums.largest)
         return jax.tree.map(jnp.add, total, sums).replace(largest=largest), sums.count
 
-    def _sums(self, state: states.TrainState, batch: objective.Minibatch) -> objective.Sums:
-        """Of one microbatch."""
+    def _sums(
+        self, state: states.TrainState, batch: objective.Minibatch, number: jax.Array
+    ) -> objective.Sums:
+        """Of one microbatch, the number-th of its minibatch."""
         cfg = self.cfg
         learned, frozen = states.partition(state.params, self._trainable)
+        imitation = None
+        if cfg.clones:
+            imitation = functools.partial(self._imitation_fn, step=state.step, number=number)
 
         def loss(learned: dict) -> tuple[jax.Array, objective.Sums]:
             # Traced: the program of the warm-up is that of all iterations.
@@ -151,7 +161,14 @@ class Updater:
             anchor = None if state.anchor is None else states.merge(state.anchor, frozen)
             params = states.merge(learned, frozen)
             return objective.loss(
-                self._log_prob_fn, cfg, params, batch, freeze_policy, anchor, nft=self._nft
+                self._log_prob_fn,
+                cfg,
+                params,
+                batch,
+                freeze_policy,
+                anchor,
+                imitation,
+                self._nft,
             )
 
         grads, sums = jax.grad(loss, has_aux=True)(learned)
@@ -245,7 +262,7 @@ def learn(
     demonstrations = demonstrations or itertools.repeat(None)
     if not len(data.weight):
         raise ValueError("the rollout has no valid decision; collect at least one episode per host")
-    row_R = np.flatnonzero(data.weight > 0)
+    row_R = np.flatnonzero(objective.exists(data))
     # All hosts take equally many steps of the same size, as many as the one with the most rows.
     rows_of_hosts = np.array(meshes.gather(len(row_R)))
     size = cfg.microbatch_size // hosts

@@ -142,12 +142,24 @@ def flow_matching_loss(
 
     Gradients reach expert 0 and the vision tower through the keys and values.
     """
+    prefix = prefill(params, obs, cfg)
+    error_BHA = flow_matching_error(params, prefix, actions_BHA, noise_BHA, time_B, cfg)
+    return jnp.square(error_BHA).mean(-1)
+
+
+def flow_matching_error(
+    params: dict,
+    prefix: Prefix,
+    actions_BHA: Array,
+    noise_BHA: Array,
+    time_B: Array,
+    cfg: variants.Pi0Config,
+) -> Array:
+    """Velocity less the one that leads from the noise to the actions [B,H,A]."""
     t_B11 = time_B[:, None, None]
     x_BHA = t_B11 * noise_BHA + (1 - t_B11) * actions_BHA
-    prefix = prefill(params, obs, cfg)
     v_BHA, _ = velocity(params, prefix, x_BHA, time_B, cfg)
-    error_BHA = v_BHA - (noise_BHA - actions_BHA)
-    return jnp.square(error_BHA).mean(-1)
+    return v_BHA - (noise_BHA - actions_BHA)
 
 
 def sample_time(key: Array, batch: int) -> Array:

@@ -91,8 +91,10 @@ def _combined(of_first: float, of_second: float, correlation: float) -> float:
     return math.sqrt(max(square, 0.0))
 
 
-def algorithm_name(adv_type: str) -> str:
+def algorithm_name(loss: str, adv_type: str) -> str:
     """What people call it: PPO, GRPO, ..."""
+    if loss == "clone":
+        return "filtered cloning"
     if adv_type == "gae":
         return "PPO"
     return adv_type.upper()

@@ -11,6 +11,13 @@ from typing import NamedTuple
 
 # Always reported, 0 when never measured.
 REQUIRED = ("env", "inference", "update", "transfer", "idle")
+# Metrics of learning on the line of an iteration, where there are such: word, digits.
+SHOWN = {
+    "actor/approx_kl": ("kl", 4),
+    "actor/pg_clipfrac": ("clip", 2),
+    "critic/explained_variance": ("ev", 2),
+    "actor/clone": ("clone", 4),
+}
 # Share of an iteration from which on one part is what the run waits for.
 DOMINANT = 0.4
 
@@ -125,12 +132,10 @@ def line(row: Mapping[str, float]) -> str:
     words = [
         f"success {row['env/success_once']:.2f}",
         f"return {row['env/return']:.2f}",
-        f"kl {row['actor/approx_kl']:.4f}",
-        f"clip {row['actor/pg_clipfrac']:.2f}",
     ]
-    # GRPO has no critic.
-    if "critic/explained_variance" in row:
-        words.append(f"ev {row['critic/explained_variance']:.2f}")
+    for metric, (word, digits) in SHOWN.items():
+        if metric in row:
+            words.append(f"{word} {row[metric]:.{digits}f}")
     words.append(f"{row['time/iteration']:.1f} s")
     words.append(verdict(row))
     return "  ".join(words)

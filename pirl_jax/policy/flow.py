@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from pirl_jax.core import bounds, page, types
 from pirl_jax.models import heads, pi0, variants
-from pirl_jax.policy import noise
+from pirl_jax.policy import gaussian, noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,41 +149,16 @@ def executed(x_BHA: Array, cfg: Policy) -> Array:
     return x_BHA[:, : cfg.model.action_chunk, : cfg.model.action_env_dim]
 
 
-def gaussian_log_prob(x: Array, mean: Array | float, std: Array) -> Array:
-    """log N(x; mean, std) of every entry; 0 where std is 0."""
-    safe = jnp.where(std > 0, std, 1.0)  # double where: no NaN gradient from a deterministic entry
-    log_prob = -0.5 * ((x - mean) / safe) ** 2 - jnp.log(safe) - 0.5 * jnp.log(2 * jnp.pi)
-    return jnp.where(std > 0, log_prob, 0.0)
-
-
-def gaussian_entropy(std: Array) -> Array:
-    """Nats per entry; 0 where std is 0."""
-    safe = jnp.where(std > 0, std, 1.0)
-    return jnp.where(std > 0, jnp.log(safe) + 0.5 * jnp.log(2 * jnp.pi * jnp.e), 0.0)
-
-
-def gaussian_kl(mean: Array, std: Array, other_mean: Array, other_std: Array) -> Array:
-    """KL(N(mean, std) || N(other_mean, other_std)) of every entry.
-
-    Where std is 0, which has no finite one, as if both were 1: half the squared distance.
-    """
-    is_random = std > 0
-    std = jnp.where(is_random, std, 1.0)
-    other_std = jnp.where(is_random, other_std, 1.0)
-    spread = (std**2 + (mean - other_mean) ** 2) / (2 * other_std**2)
-    return jnp.where(std > 0, jnp.log(other_std / std) + spread - 0.5, 0.0)
-
-
 def _executed_log_prob(x_BHA: Array, mean_BHA: Array, std_BHA: Array, cfg: Policy) -> Array:
     x_BIa = executed(x_BHA, cfg)
     mean_BIa = executed(mean_BHA, cfg)
     std_BIa = executed(std_BHA, cfg)
-    return gaussian_log_prob(x_BIa, mean_BIa, std_BIa)
+    return gaussian.log_prob(x_BIa, mean_BIa, std_BIa)
 
 
 def _start_log_prob(start_BHA: Array, cfg: Policy) -> Array:
     """Of the noise a chain starts from, which is standard normal."""
-    return gaussian_log_prob(executed(start_BHA, cfg), 0.0, jnp.ones(()))
+    return gaussian.log_prob(executed(start_BHA, cfg), 0.0, jnp.ones(()))
 
 
 def _over_steps(terms: list[Array], start: Array | float, cfg: Policy) -> Array:
@@ -402,10 +377,30 @@ def score(chain: types.Chain, steps: list[Step], cfg: Policy) -> tuple[Array, Ar
     for u, step in enumerate(steps):
         log_probs.append(_executed_log_prob(chain.x_next[:, u], step.mean, step.std, cfg))
     log_prob_BIa = _over_steps(log_probs, _start_log_prob(chain.x[:, 0], cfg), cfg)
-    entropies = [gaussian_entropy(executed(step.std, cfg)) for step in steps]
-    entropy_BIa = _over_steps(entropies, gaussian_entropy(jnp.ones(())), cfg)
+    entropies = [gaussian.entropy(executed(step.std, cfg)) for step in steps]
+    entropy_BIa = _over_steps(entropies, gaussian.entropy(jnp.ones(())), cfg)
     value_B = sum(step.value for step in steps) / len(steps)
     return log_prob_BIa, entropy_BIa.mean((1, 2)), value_B
+
+
+def imitation_error(
+    params: dict,
+    actions_BHA: Array,
+    context: types.Observation | pi0.Prefix,
+    key: Array,
+    cfg: Policy,
+) -> Array:
+    """The flow-matching loss of SFT on chunks that were played [B]: the mean over their executed
+    entries, since nobody saw what the others lead to.
+
+    key: of flow noise and flow times, which are SFT's.  Context as in chain_steps.
+    """
+    noise_key, time_key = jax.random.split(key)
+    noise_BHA = jax.random.normal(noise_key, actions_BHA.shape)
+    time_B = pi0.sample_time(time_key, actions_BHA.shape[0])
+    prefix = _prefix_of(params, context, cfg)
+    error_BHA = pi0.flow_matching_error(params, prefix, actions_BHA, noise_BHA, time_B, cfg.network)
+    return (executed(error_BHA, cfg) ** 2).mean((1, 2))
 
 
 def distance(steps: list[Step], others: list[Step], kind: str, cfg: Policy) -> Array:
@@ -424,7 +419,7 @@ def distance(steps: list[Step], others: list[Step], kind: str, cfg: Policy) -> A
 
 
 def _executed_kl(step: Step, other: Step, cfg: Policy) -> Array:
-    return gaussian_kl(
+    return gaussian.kl(
         executed(step.mean, cfg),
         executed(step.std, cfg),
         executed(other.mean, cfg),

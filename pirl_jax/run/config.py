@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 
 from pirl_jax.core import page
-from pirl_jax.envs import base
+from pirl_jax.envs import base, expert_tasks
 from pirl_jax.envs.libero import files, perturbed
 from pirl_jax.learner import sft
 from pirl_jax.models import variants
 from pirl_jax.policy import flow, noise, tokenizer
 from pirl_jax.rollout import starts
-from pirl_jax.run import learnable_nft
 from pirl_jax.weights import presets
 
 MODEL_SIZES = {
@@ -22,8 +21,6 @@ MODEL_SIZES = {
     "small": ("small", "small_pi05"),
     "tiny": ("tiny", "tiny_pi05"),
 }
-# A step's std enters the probabilities squared; below this, float32 has nothing left of it.
-LEAST_NOISE = 1e-6
 MULTIPLES = (  # field, what it must be a multiple of
     ("rollout.num_envs", "rollout.num_groups"),
     ("eval.num_envs", "rollout.num_groups"),
@@ -46,7 +43,9 @@ class Settings:
         chosen = self.raw.rollout.prefix_cache
         if chosen != "auto":
             return chosen
-        return "host" if _frozen_vlm(self.raw) else "recompute"
+        # What is replayed are observations.
+        keeps = _frozen_vlm(self.raw) and self.raw.algorithm.clone_rollouts == 1
+        return "host" if keeps else "recompute"
 
     @property
     def keep_prefix(self) -> bool:
@@ -140,13 +139,8 @@ def _check_demonstrations(raw: page.Page):
     section = raw.sft
     if not section.demonstrations:
         return
-    # A list needs an expert for each of its suites.
-    suites = files.members(raw.env.suite) or (raw.env.suite,)
-    if not set(suites) <= {"tabletop", *files.WITH_EXPERT}:
-        raise ValueError(
-            f"env.suite={raw.env.suite!r} has no scripted expert;"
-            f" set sft.demonstrations=0 and model.checkpoint"
-        )
+    otherwise = "set sft.demonstrations=0 and model.checkpoint"
+    expert_tasks.require(raw.env.suite, raw.env.tasks, otherwise)
     if not (section.steps and section.batch_size):
         raise ValueError(
             f"sft.demonstrations={section.demonstrations} needs sft.steps={section.steps} and "
@@ -220,101 +214,6 @@ def _check_learning(raw: page.Page):
         raise ValueError(
             f"algorithm.rewards_lower_bound={algorithm.rewards_lower_bound} must be at most"
             f" algorithm.rewards_upper_bound={algorithm.rewards_upper_bound}"
-        )
-
-
-def check_training(raw: page.Page) -> None:
-    """What evaluation may have and learning may not.
-
-    Raises:
-      ValueError: one sentence with the values and the remedy.
-    """
-    if raw.algorithm.loss == "nft":
-        learnable_nft.check(raw)
-    _check_critic(raw)
-    _check_groups(raw)
-    algorithm = raw.algorithm
-    model = raw.model
-    if algorithm.sft_loss_weight and not raw.sft.demonstrations:
-        raise ValueError(
-            f"algorithm.sft_loss_weight={algorithm.sft_loss_weight} needs demonstrations; "
-            f"set sft.demonstrations (it is {raw.sft.demonstrations}) to at least 1"
-        )
-    if not (algorithm.loss == "nft" and raw.nft.target != "xnext"):
-        _check_exploration(model)
-    if algorithm.clip_ratio_low == algorithm.clip_ratio_high == 0:
-        raise ValueError(
-            "algorithm.clip_ratio_low=0 and algorithm.clip_ratio_high=0 clip every move of the"
-            " policy away; set one of them above 0, 0.2 is usual"
-        )
-
-
-def _check_exploration(model: page.Model):
-    """Noise that is there, and that float32 can tell from none."""
-    learned = noise.ALIASES.get(model.noise_method, model.noise_method) == "flow_noise"
-    if learned and model.noise_anneal:
-        raise ValueError(
-            f"model.noise_anneal=True has no meaning with model.noise_method="
-            f"{model.noise_method!r}, whose noise is learned; drop one"
-        )
-    levels = {"model.noise_level": model.noise_level}
-    if learned:
-        levels = {"model.noise_logvar_range": model.noise_logvar_range[0]}
-    elif model.noise_anneal:
-        levels = {"model.noise_params": min(model.noise_params[:2])}
-    for name, level in levels.items():
-        if model.noise_method == "flow_ode" or level < LEAST_NOISE:
-            raise ValueError(
-                f"model.noise_method={model.noise_method!r} with {name}={level}"
-                f" explores nothing, so there is nothing to learn;"
-                f" use flow_sde with a positive noise_level, at least {LEAST_NOISE}"
-            )
-
-
-def _check_critic(raw: page.Page):
-    algorithm = raw.algorithm
-    critic = algorithm.uses_critic
-    if critic != raw.model.add_value_head:
-        raise ValueError(
-            f"algorithm.adv_type={algorithm.adv_type!r}"
-            f" {'needs a critic' if critic else 'has no critic'};"
-            f" set model.add_value_head={critic}"
-        )
-    # A single iteration tries the machinery, whatever it learns.
-    if 1 < raw.num_iterations <= algorithm.critic_warmup_iterations:
-        raise ValueError(
-            f"algorithm.critic_warmup_iterations={algorithm.critic_warmup_iterations} leaves no"
-            f" iteration of num_iterations={raw.num_iterations} to the policy;"
-            f" set num_iterations to more, or the warm-up to less"
-        )
-    if algorithm.critic_warmup_iterations and not critic:
-        raise ValueError(
-            f"algorithm.critic_warmup_iterations={algorithm.critic_warmup_iterations} needs a"
-            f" critic; set it to 0 with algorithm.adv_type={algorithm.adv_type!r}"
-        )
-
-
-def _check_groups(raw: page.Page):
-    algorithm = raw.algorithm
-    critic = algorithm.uses_critic
-    alone = algorithm.group_size == 1
-    if algorithm.adv_type == "raw":
-        # A filter looks at groups.
-        alone = alone and algorithm.filter_rewards
-    if (critic and algorithm.filter_rewards) or (alone and not critic):
-        raise ValueError(
-            f"algorithm.adv_type={algorithm.adv_type!r} does not go with"
-            f" algorithm.group_size={algorithm.group_size} and"
-            f" algorithm.filter_rewards={algorithm.filter_rewards};"
-            f" groups of at least 2 and the filter are for adv_type=grpo"
-        )
-    budget = algorithm.max_episodes_per_iteration
-    first = raw.rollout.episodes_per_iteration
-    if budget and (budget < first or not algorithm.filter_rewards):
-        raise ValueError(
-            f"algorithm.max_episodes_per_iteration={budget} replaces filtered groups: it needs"
-            f" algorithm.filter_rewards=True and at least"
-            f" rollout.episodes_per_iteration={first}; 0 switches it off"
         )
 
 

@@ -73,10 +73,12 @@ class Guard:
           endings.Diverged: the policy is gone, or nothing has been learned for too long.
         """
         self._note(iteration, metrics)
-        if metrics["actor/approx_kl"] > MOST_NATS:
+        # A loss without ratios does not know how far it went; its actions tell (actor.decode).
+        nats = metrics.get("actor/approx_kl", 0.0)
+        if nats > MOST_NATS:
             raise endings.Diverged(
                 f"the updates of iteration {iteration} left nothing of the policy: they moved it "
-                f"by {metrics['actor/approx_kl']:.4g} nats a decision"
+                f"by {nats:.4g} nats a decision"
             )
         if self._skipped >= self._settings.raw.run.max_skipped_iterations:
             raise endings.Diverged(

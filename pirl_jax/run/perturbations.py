@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pirl_jax.core import page
 from pirl_jax.envs import base
-from pirl_jax.envs.libero import files, plus
+from pirl_jax.envs.libero import files, plus, plus_assets
 from pirl_jax.envs.libero import perturbed as perturbed_data
 from pirl_jax.monitor import columns, report
 from pirl_jax.rollout import stream
@@ -40,18 +40,21 @@ def with_pro(env: page.Env, dimensions: str) -> dict[str, object]:
 def with_plus(env: page.Env, dimensions: str) -> dict[str, object]:
     """Fields that play all tasks of LIBERO-Plus that perturb a suite of LIBERO's, each once.
 
-    dimensions: all, or some with commas between.
+    dimensions: all that can be played, or some with commas between.
 
     Raises:
-      ValueError: there is no such perturbation, or it needs assets of LIBERO-Plus's.
+      ValueError: there is no such perturbation, or it needs LIBERO-Plus's own assets.
     """
+    known = plus.DIMENSIONS
+    if folders(env).plus_assets is not None:
+        known += plus.NEED_ASSETS
     for dimension in dimensions.split(","):
-        if dimension in plus.NEED_ASSETS:
+        if dimension in plus.NEED_ASSETS and dimension not in known:
             raise ValueError(
-                f"--plus {dimension} needs LIBERO-Plus's own assets, which no package has; choose"
-                f" some of: {', '.join(plus.DIMENSIONS)}"
+                f"--plus {dimension} needs LIBERO-Plus's own assets, which no package has; "
+                f"{plus_assets.REMEDY}, or choose some of: {', '.join(known)}"
             )
-    chosen = _chosen("--plus", dimensions, plus.DIMENSIONS)
+    chosen = _chosen("--plus", dimensions, known)
     _check_perturbed("--plus", env.suite)
     if env.tasks:
         raise ValueError(
@@ -80,7 +83,7 @@ def _check_perturbed(flag: str, suite: str) -> None:
 
 def folders(env: page.Env) -> files.Folders:
     """Where the perturbed suites of a configuration lie."""
-    return perturbed_data.folders(env.pro_files, env.plus_files)
+    return perturbed_data.folders(env.pro_files, env.plus_files, env.plus_assets)
 
 
 def data(env: page.Env) -> dict[str, dict[str, str]]:

@@ -332,7 +332,8 @@ def _work(
     count = settings.raw.algorithm.microbatch_size
     chain = _rows(chain, count, mesh)
     context = _rows(context, count, mesh)
-    batch = objective.Minibatch(context, chain, chain.value, chain.value, chain.value)
+    clone_weight = chain.value if settings.raw.algorithm.clone_coef else None
+    batch = objective.Minibatch(context, chain, chain.value, chain.value, chain.value, clone_weight)
     lowered = steps.updater(settings, mesh).lower(state, batch)
     microbatch = lowered["microbatch"].compile().memory_analysis()
     step = lowered["step"].compile().memory_analysis()

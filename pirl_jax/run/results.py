@@ -218,7 +218,7 @@ def write_comparison(
         raise endings.Failure(f"the run is complete, but not its table: {error}") from error
     if before:
         rows["SFT" if raw.sft.demonstrations else "before"] = before
-    rows[report.algorithm_name(raw.algorithm.adv_type)] = after
+    rows[report.algorithm_name(raw.algorithm.loss, raw.algorithm.adv_type)] = after
     table = report.success_table(rows)
     atomic.write_json(run_dir / "table.json", table)
     text = report.as_text(table)

@@ -5,7 +5,7 @@ import contextlib
 import functools
 import os
 
-from pirl_jax.envs import base, probes
+from pirl_jax.envs import base, expert_tasks, probes
 from pirl_jax.envs.gl import backends
 from pirl_jax.envs.libero import assets as asset_files
 from pirl_jax.envs.libero import files
@@ -52,6 +52,7 @@ def env_factory(settings: config.Settings) -> Callable[[], base.Env]:
         wording=env.wording,
         pro_files=env.pro_files or None,
         plus_files=env.plus_files or None,
+        plus_folder=env.plus_assets or None,
     )
 
 
@@ -59,17 +60,14 @@ def expert_factory(settings: config.Settings) -> Callable[[], base.Env]:
     """Like env_factory, but the simulator plays its scripted expert, whatever it is sent.
 
     Raises:
-      ValueError: the suite has none.
+      ValueError: a task has none.
     """
-    suite = settings.raw.env.suite
+    env = settings.raw.env
+    otherwise = "evaluate --policy=random or a --checkpoint"
+    expert_tasks.require(env.suite, env.tasks, otherwise)
     make_env = env_factory(settings)
     from pirl_jax.envs import experts  # brings mujoco, which env_factory has checked
 
-    if not experts.available(suite):
-        raise ValueError(
-            f"env.suite={suite!r} has no scripted expert; "
-            f"evaluate --policy=random or a --checkpoint"
-        )
     return functools.partial(experts.driven, make_env)
 
 

@@ -9,7 +9,7 @@ import functools
 import jax
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import types
+from pirl_jax.core import rng, types
 from pirl_jax.learner import optimizer, sft, update
 from pirl_jax.learner import state as states
 from pirl_jax.models import pi0
@@ -84,6 +84,7 @@ def updater(settings: config.Settings, mesh: jax.sharding.Mesh) -> update.Update
         mesh,
         sft_loss=sft.make_loss(settings.sft, settings.raw.seed),
         nft=settings.policy.nft,
+        imitation_fn=imitation_fn(settings),
     )
 
 
@@ -101,6 +102,22 @@ def displacement(cfg: flow.Policy, mesh: jax.sharding.Mesh) -> Callable:
 def _as_context(rows: object) -> object:
     """Rows of a rollout, as the policy takes them."""
     return flow.prefix_from_rows(rows) if isinstance(rows, pi0.Prefix) else rows
+
+
+def imitation_fn(settings: config.Settings) -> Callable:
+    """What the learner imitates its own successes by.
+
+    (params, actions_BHA, context rows, optimiser step, number of the microbatch) -> error_B.
+    """
+
+    def imitation(
+        params: dict, actions_BHA: jax.Array, context: object, step: jax.Array, number: jax.Array
+    ) -> jax.Array:
+        key = rng.named(jax.random.key(settings.raw.seed), "clone")
+        key = jax.random.fold_in(jax.random.fold_in(key, step), number)
+        return flow.imitation_error(params, actions_BHA, _as_context(context), key, settings.policy)
+
+    return imitation
 
 
 def log_prob_fn(settings: config.Settings) -> Callable:

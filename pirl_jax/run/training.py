@@ -17,7 +17,7 @@ from pirl_jax.monitor import log, mirror, timeline
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import starts
 from pirl_jax.rollout import stream as streams
-from pirl_jax.run import config, devices, hosts, plan, policies, rollouts, simulators
+from pirl_jax.run import config, devices, hosts, learnable, plan, policies, rollouts, simulators
 from pirl_jax.weights import folders, store
 
 
@@ -74,7 +74,7 @@ def prepare(
     Raises:
       ValueError: what the user asks for is impossible here.
     """
-    config.check_training(settings.raw)
+    learnable.check(settings.raw)
     timers = timeline.Timers()
     path = pathlib.Path(settings.raw.run.directory)
     paths.require_writable(path, "run.directory")

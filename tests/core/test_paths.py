@@ -99,6 +99,7 @@ def test_which_fields_are_paths():
             "env.assets",
             "env.pro_files",
             "env.plus_files",
+            "env.plus_assets",
             "model.checkpoint",
             "model.norm_stats",
             "model.tokenizer",

@@ -648,3 +648,106 @@ def test_bounds_of_the_reward_filter():
         rewards_upper_bound=0.6,
     )
     np.testing.assert_array_equal(objective.useful(score, valid, cfg), [0, 0, 1, 1, 0, 0])
+
+
+# ---- imitation of own successes --------------------------------------------------------------
+
+
+def imitation_fn(params, actions_BHA, context, step, number):
+    """A target that the step and the microbatch move, as drawn noise does."""
+    moved_BHA = actions_BHA + 0.1 * step + 0.01 * number
+    error_BHA = moved_BHA - (context @ params["policy"]["w"]).reshape(actions_BHA.shape)
+    return (error_BHA**2).mean((1, 2))
+
+
+def rows_to_imitate(num_rows):
+    rows = make_rows(num_rows)
+    actions = np.random.default_rng(3).normal(size=(num_rows, H, A)).astype(np.float32)
+    return rows.replace(chain=rows.chain.replace(actions=actions))
+
+
+def imitated(rows, cfg):
+    mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
+    updater = update.Updater(
+        log_prob_fn, cfg, OPTIM, trainable, mesh, normalizer=1.0, imitation_fn=imitation_fn
+    )
+    state = states.create(make_params(mesh), OPTIM, trainable, mesh)
+    total = None
+    size = cfg.microbatch_size
+    for first in range(0, len(rows.weight), size):
+        index = np.arange(first, first + size)
+        batch = objective.put(objective.take(rows, index, np.ones(size, np.float32)), mesh)
+        total, _ = updater.add(state, total, batch)
+    return jax.device_get(total)
+
+
+CLONE = page.Algorithm(loss="clone", adv_type="raw", minibatch_size=8, microbatch_size=4)
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.3])
+def test_imitation_written_down(coefficient):
+    """Alone, or beside PPO: sums over the rows that succeeded, each by its weight; whatever a row
+    without weight holds reaches nothing."""
+    rows = rows_to_imitate(8)
+    weight = rows.weight * np.array([1, 0, 1, 1, 0, 1, 1, 1], np.float32)
+    rows.chain.actions[weight == 0] = np.nan
+    cfg = CLONE
+    if coefficient:
+        cfg = dataclasses.replace(
+            CFG, clone_coef=coefficient, minibatch_size=8, microbatch_size=4, entropy_bonus=0.01
+        )
+    data = rows.replace(clone_weight=weight) if coefficient else rows.replace(weight=weight)
+    sums = imitated(data, cfg)
+    params = jax.device_get(make_params(meshes.make_mesh(1, 1, jax.devices()[:1])))
+
+    def by_hand(w):
+        total = 0.0
+        for number in (0, 1):
+            part = np.flatnonzero(weight[4 * number : 4 * number + 4] > 0) + 4 * number
+            changed = params | {"policy": params["policy"] | {"w": w}}
+            error_B = imitation_fn(changed, rows.chain.actions[part], rows.context[part], 0, number)
+            total += (weight[part] * error_B).sum()
+        return total
+
+    value, gradient = jax.value_and_grad(by_hand)(params["policy"]["w"])
+    if not coefficient:
+        np.testing.assert_allclose(sums.weighted["loss"], value, rtol=1e-5)
+        np.testing.assert_allclose(sums.grads["policy"]["w"], gradient, rtol=1e-4, atol=1e-5)
+        assert sums.count == 6 and sums.microbatches == 2 and not sums.largest
+        return
+    np.testing.assert_allclose(sums.weighted["clone"], value, rtol=1e-5)
+    plain = imitated(rows, dataclasses.replace(cfg, clone_coef=0.0))
+    want = plain.grads["policy"]["w"] + coefficient * gradient
+    np.testing.assert_allclose(sums.grads["policy"]["w"], want, rtol=1e-4, atol=1e-5)
+
+
+def test_successes_are_what_is_imitated():
+    """Two episodes, of 3 and 2 decisions; the second succeeds.  A lost one has no decision."""
+    rollout = make_rollout()
+    batch = objective.with_advantages(rollout, CLONE)
+    assert not batch.weight[:3].any() and (batch.weight[3:] > 0).all()
+    assert batch.clone_weight is None
+    np.testing.assert_array_equal(batch.advantage, [0, 0, 0, 1, 1])
+    batch = objective.with_advantages(rollout, page.Algorithm(clone_coef=0.5))
+    assert (batch.weight > 0).all() and not batch.clone_weight[:3].any()
+    np.testing.assert_array_equal(batch.clone_weight[3:], batch.weight[3:])
+    # What stands in the grid after the end of an episode is no success.
+    after = rollout.terminated_CE | ~rollout.valid_CE
+    batch = objective.with_advantages(rollout.replace(terminated_CE=after), CLONE)
+    assert not batch.weight[:3].any() and (batch.weight[3:] > 0).all()
+    assert objective.with_advantages(
+        rollout, dataclasses.replace(CLONE, trajectory_weighting=False)
+    ).weight.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_a_rollout_without_a_success_teaches_a_clone_nothing():
+    rows = rows_to_imitate(8)
+    mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
+    updater = update.Updater(log_prob_fn, CLONE, OPTIM, trainable, mesh, imitation_fn=imitation_fn)
+    state = states.create(make_params(mesh), OPTIM, trainable, mesh)
+    data = rows.replace(weight=np.zeros(8, np.float32))
+    state, metrics = update.learn(updater, state, data, jax.random.key(0))
+    assert metrics["actor/skipped_updates"] == metrics["actor/updates"] and state.iteration == 1
+    assert metrics["actor/nonfinite_updates"] == 0 and "actor/ratio_max_dev" not in metrics
+    params = jax.device_get(make_params(mesh))
+    np.testing.assert_array_equal(state.params["policy"]["w"], params["policy"]["w"])

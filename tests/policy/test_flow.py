@@ -10,7 +10,7 @@ import pytest
 
 from pirl_jax.core import page, spec, types
 from pirl_jax.models import heads, pi0, variants
-from pirl_jax.policy import flow
+from pirl_jax.policy import flow, gaussian
 
 B = 6
 
@@ -235,15 +235,14 @@ def test_the_likelihood_of_a_joint_chain_is_that_of_all_its_steps():
         for _ in range(2)
     ]
     terms = [
-        flow.gaussian_log_prob(chain.x_next[:, k], step.mean, step.std)
-        for k, step in enumerate(steps)
+        gaussian.log_prob(chain.x_next[:, k], step.mean, step.std) for k, step in enumerate(steps)
     ]
     log_prob, entropy, value = flow.score(chain, steps, cfg)
     np.testing.assert_allclose(log_prob, terms[0] + terms[1], rtol=1e-6)
-    np.testing.assert_allclose(entropy, 2 * flow.gaussian_entropy(0.5), rtol=1e-6)
+    np.testing.assert_allclose(entropy, 2 * gaussian.entropy(0.5), rtol=1e-6)
     np.testing.assert_allclose(value, (steps[0].value + steps[1].value) / 2, rtol=1e-6)
     rooted, *_ = flow.score(chain, steps, _with(cfg, joint_mean=True))
-    start = flow.gaussian_log_prob(chain.x[:, 0], 0.0, 1.0)
+    start = gaussian.log_prob(chain.x[:, 0], 0.0, 1.0)
     np.testing.assert_allclose(rooted, (terms[0] + terms[1] + start) / 3, rtol=1e-5)
 
 
@@ -411,3 +410,34 @@ def test_every_part_of_a_draw_depends_on_the_key():
     one, other = (flow.draw(jax.random.split(jax.random.key(k), 32), cfg) for k in (0, 1))
     for x, y in zip(map(np.asarray, one), map(np.asarray, other), strict=True):
         assert (x != y).any() and (x[0] != x[1:]).any()
+
+
+def test_imitation_is_the_loss_of_sft_on_what_was_executed(setup):
+    """Where everything is executed it is SFT's own number; an entry that is not executed counts
+    only through the network."""
+    cfg, params, obs, sample = setup
+    chain, actions_BHA, prefix = sample(params, jax.random.split(jax.random.key(5), B), obs)
+    np.testing.assert_array_equal(chain.actions, actions_BHA)
+    key = jax.random.key(7)
+    noise_key, time_key = jax.random.split(key)
+    noise_BHA = jax.random.normal(noise_key, actions_BHA.shape)
+    time_B = pi0.sample_time(time_key, B)
+
+    @jax.jit
+    def both(params, context):
+        error_BHA = pi0.flow_matching_error(
+            params, prefix, actions_BHA, noise_BHA, time_B, cfg.network
+        )
+        whole = _with(cfg, action_chunk=actions_BHA.shape[1], action_env_dim=actions_BHA.shape[2])
+        errors = [flow.imitation_error(params, actions_BHA, context, key, c) for c in (cfg, whole)]
+        loss_BH = pi0.flow_matching_loss(params, obs, actions_BHA, noise_BHA, time_B, cfg.network)
+        return error_BHA, *errors, loss_BH
+
+    for context in (obs, prefix):
+        error_BHA, executed_B, whole_B, loss_BH = jax.device_get(both(params, context))
+        np.testing.assert_allclose(whole_B, loss_BH.mean(1), rtol=1e-5)
+        by_hand_B = (error_BHA[:, : cfg.model.action_chunk, : cfg.model.action_env_dim] ** 2).mean(
+            (1, 2)
+        )
+        np.testing.assert_allclose(executed_B, by_hand_B, rtol=1e-5)
+    assert (np.abs(executed_B / whole_B - 1) > 1e-3).any()

@@ -10,7 +10,7 @@ import pytest
 import reference_files
 
 from pirl_jax.models import heads
-from pirl_jax.policy import flow, noise
+from pirl_jax.policy import gaussian, noise
 
 METHODS = ("flow_ode", "flow_sde", "flow_cps", "flow_noise")
 LEVELS = {
@@ -59,10 +59,10 @@ def test_a_step(d_flow, case):
         np.testing.assert_allclose(std, want["std"], rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(mean + std * eps, want["sample"], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(
-            flow.gaussian_log_prob(want["sample"], mean, std), want["logprob"], rtol=1e-4, atol=1e-4
+            gaussian.log_prob(want["sample"], mean, std), want["logprob"], rtol=1e-4, atol=1e-4
         )
         entropy = np.where(
-            std > 0, flow.gaussian_entropy(std), flow.gaussian_entropy(1.0)
+            std > 0, gaussian.entropy(std), gaussian.entropy(1.0)
         )  # the reference says 1.42 at std 0
         np.testing.assert_allclose(entropy, want["entropy"], rtol=1e-4, atol=1e-4)
 
@@ -78,7 +78,7 @@ def test_rows_at_different_steps_and_their_gradient(d_flow, method):
 
     def log_prob(v, feature):
         at = meta["noise_level"], meta["num_steps"], get["idx"], get["x_t"]
-        return flow.gaussian_log_prob(get["x_next"], *_step(d_flow, case, method, *at, v, feature))
+        return gaussian.log_prob(get["x_next"], *_step(d_flow, case, method, *at, v, feature))
 
     result, pullback = jax.vjp(log_prob, jnp.asarray(get["v_t"]), jnp.asarray(get["suffix_out"]))
     np.testing.assert_allclose(result, d_flow[f"{case}/out/logprob"], rtol=1e-4, atol=1e-4)
@@ -95,7 +95,7 @@ def test_log_prob_and_entropy_of_any_gaussian(d_flow):
         name: jnp.asarray(d_flow[f"logprob_norm_safe0/in/{name}"])
         for name in ("sample", "mu", "sigma", "cotangent")
     }
-    result, pullback = jax.vjp(flow.gaussian_log_prob, get["sample"], get["mu"], get["sigma"])
+    result, pullback = jax.vjp(gaussian.log_prob, get["sample"], get["mu"], get["sigma"])
     np.testing.assert_allclose(
         result, d_flow["logprob_norm_safe0/out/logprob"], rtol=1e-4, atol=1e-4
     )
@@ -104,7 +104,7 @@ def test_log_prob_and_entropy_of_any_gaussian(d_flow):
             gradient, d_flow[f"logprob_norm_safe0/out/grad_{name}"], rtol=1e-4, atol=1e-4
         )
     std = d_flow["gaussian_entropy/in/sigma"]
-    ours = np.where(std > 0, flow.gaussian_entropy(std), flow.gaussian_entropy(1.0))
+    ours = np.where(std > 0, gaussian.entropy(std), gaussian.entropy(1.0))
     np.testing.assert_allclose(ours, d_flow["gaussian_entropy/out/entropy"], rtol=1e-5, atol=1e-5)
 
 

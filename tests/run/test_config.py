@@ -29,7 +29,7 @@ from pirl_jax.policy import flow, mirror, noise, normalize
 from pirl_jax.recipes import base, quickstart
 from pirl_jax.rl import advantages, losses, nft
 from pirl_jax.rollout import starts
-from pirl_jax.run import command, config, recipes, reference
+from pirl_jax.run import command, config, learnable, recipes, reference
 from pirl_jax.weights import presets
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -151,8 +151,13 @@ WRONG = [
     ("sft.steps", 0, "to be at least 1"),
     (
         "env.suite",
-        "libero_goal",
+        "libero_90",
         "has no scripted expert; set sft.demonstrations=0 and model.checkpoint",
+    ),
+    (
+        "env.suite",
+        "libero_goal",  # the page plays task 0
+        "for task 0; play tasks that have one with --config.env.tasks=1,2,",
     ),
 ]
 
@@ -205,7 +210,7 @@ def test_algorithm_and_critic_go_together(fields, remedy):
     page.sft.demonstrations = 0
     page.algorithm.update(fields)
     with pytest.raises(ValueError) as error:
-        config.check_training(config.settings(page).raw)
+        learnable.check(config.settings(page).raw)
     assert remedy in str(error.value) and "\n" not in str(error.value)
 
 
@@ -224,8 +229,61 @@ def test_what_grpo_excludes(fields, remedy):
     page.model.add_value_head = False
     page.algorithm.update(dict(adv_type="grpo", group_size=8, critic_warmup_iterations=0) | fields)
     with pytest.raises(ValueError) as error:
-        config.check_training(config.settings(page).raw)
+        learnable.check(config.settings(page).raw)
     assert remedy in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields, remedy",
+    [
+        (dict(), ""),
+        (dict(noise_method="flow_ode"), ""),
+        (dict(clone_rollouts=0), ""),
+        (dict(adv_type="gae"), "set algorithm.adv_type=raw and model.add_value_head=False"),
+        (dict(adv_type="grpo", group_size=8), "set algorithm.adv_type=raw"),
+        (dict(add_value_head=True), "has no critic; set model.add_value_head=False"),
+        (dict(loss="ppo"), "needs a baseline, which algorithm.adv_type='raw' is not"),
+        (dict(filter_rewards=True), "groups of at least 2"),
+        (dict(filter_rewards=True, group_size=8), ""),
+        (dict(clone_coef=0.1), "algorithm.clone_coef=0.1 has no meaning with algorithm.loss="),
+        (dict(anchor_coef=0.1), "algorithm.anchor_coef=0.1 has no meaning with algorithm.loss="),
+        (dict(entropy_bonus=0.1), "entropy_bonus=0.1 has no meaning with algorithm.loss="),
+        (dict(target_kl=0.1), "algorithm.target_kl=0.1 has no meaning with algorithm.loss="),
+        (dict(clone_rollouts=0, prefix_cache="host"), "set prefix_cache to 'recompute' or 'auto'"),
+        (dict(noise_level=0.0), "explores nothing"),
+    ],
+)
+def test_what_cloning_excludes(fields, remedy):
+    page = quickstart.get_config()
+    fields = (
+        dict(
+            loss="clone",
+            adv_type="raw",
+            add_value_head=False,
+            critic_warmup_iterations=0,
+        )
+        | fields
+    )
+    for name, value in fields.items():
+        section = next(page[s] for s in ("algorithm", "model", "rollout") if name in page[s])
+        section[name] = value
+    settings = config.settings(page)
+    if not remedy:
+        learnable.check(settings.raw)
+        assert settings.keep_prefix == (settings.raw.algorithm.clone_rollouts == 1)
+        return
+    with pytest.raises(ValueError) as error:
+        learnable.check(settings.raw)
+    assert remedy in str(error.value) and "\n" not in str(error.value)
+
+
+def test_nothing_is_replayed_that_nothing_imitates():
+    page = quickstart.get_config()
+    page.algorithm.clone_rollouts = 0
+    with pytest.raises(ValueError, match="replays what nothing imitates; set it to 1"):
+        learnable.check(config.settings(page).raw)
+    page.algorithm.clone_coef = 0.1
+    learnable.check(config.settings(page).raw)
 
 
 def test_users_names_reach_the_policy():
@@ -295,7 +353,7 @@ def test_a_policy_that_explores_nothing_is_evaluated_but_not_trained(name, value
     with pytest.raises(
         ValueError, match="nothing to learn; use flow_sde with a positive noise_level"
     ):
-        config.check_training(settings.raw)
+        learnable.check(settings.raw)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +436,7 @@ RECIPES = sorted(
 def test_every_recipe_is_complete_and_right(path):
     page = recipes.load_recipe(path)
     assert set(recipes.field_names(page)) == set(recipes.field_names(base.get_config()))
-    config.check_training(config.settings(page).raw)
+    learnable.check(config.settings(page).raw)
 
 
 def test_the_quickstart_is_evaluated_on_start_states_it_never_trains_on():
@@ -418,7 +476,8 @@ TABLES = {
     "rollout.prefix_cache": ("auto", "device", "host", "recompute"),
     "rollout.start_order": starts.ORDERS,
     "rollout.balance": starts.BALANCES,
-    "algorithm.adv_type": ("gae", *advantages.GROUP_BASELINES),
+    "algorithm.loss": ("ppo", "clone"),
+    "algorithm.adv_type": ("gae", *advantages.GROUP_BASELINES, "raw"),
     "algorithm.logprob_type": losses.LOG_PROB_LEVELS,
     "algorithm.anchor": flow.ANCHORS,
     "nft.form": ("dpo", "mse"),
@@ -647,6 +706,8 @@ def test_evaluation_needs_a_checkpoint(sentence, one_device):
     assert "has no scripted expert; evaluate --policy=random" in sentence(
         evaluate, PROBE, "--policy=expert"
     )
+    said = sentence(evaluate, PROBE, "--policy=expert", "--config.env.suite=libero_goal")
+    assert "for tasks 0,3,5; play tasks that have one with --config.env.tasks=1,2,4" in said
     assert "--videos=some is no choice of episodes; give all, failures" in sentence(
         evaluate, PROBE, "--videos=some"
     )

@@ -195,6 +195,7 @@ def test_fields_of_the_simulators_reach_the_suite(simulators_asked):
         env__wording="bddl",
         env__pro_files="/elsewhere",
         env__plus_files="/there",
+        env__plus_assets="/far",
     )
     make_env = simulators.env_factory(settings)
     assert isinstance(make_env, functools.partial) and make_env.args == ("libero_spatial",)
@@ -208,6 +209,7 @@ def test_fields_of_the_simulators_reach_the_suite(simulators_asked):
         wording="bddl",
         pro_files="/elsewhere",
         plus_files="/there",
+        plus_folder="/far",
     )
     settings = changed(
         quickstart.get_config(),
@@ -506,6 +508,8 @@ TESTED = {
     ],
     "algorithm.anchor_coef": [OBJECTIVE],
     "algorithm.sft_loss_weight": [UPDATE + "test_the_sft_term_is_added_to_the_gradient"],
+    "algorithm.clone_coef": [UPDATE + "test_imitation_written_down"],
+    "algorithm.clone_rollouts": ["test_train.py::test_a_clone_with_its_replay_resumes_bit_for_bit"],
     "algorithm.ema_decay": [UPDATE + "test_anchor_and_average"],
     "nft.weight_scale": [NFT + "test_rlinf"],
     "nft.beta": [NFT + "OPTIONS", NFT + "test_authors"],

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from pirl_jax.recipes import probe
-from pirl_jax.run import config, recipes
+from pirl_jax.run import config, learnable, recipes
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -21,7 +21,7 @@ def page_of(**fields):
 
 
 def check(page):
-    config.check_training(config.settings(page).raw)
+    learnable.check(config.settings(page).raw)
 
 
 ODE = {"model__noise_method": "flow_ode"}

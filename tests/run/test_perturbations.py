@@ -59,11 +59,20 @@ def test_all_of_libero_plus_for_a_suite():
     assert some["env.suite"] == "libero_goal_plus_noise,libero_goal_plus_robot"
 
 
+def test_with_its_own_assets_all_of_libero_plus_is_more(tmp_path):
+    own = env(suite="libero_10", plus_assets=str(tmp_path))
+    names = [f"libero_10_plus_{name}" for name in plus.DIMENSIONS + plus.NEED_ASSETS]
+    assert perturbations.with_plus(own, "all")["env.suite"] == ",".join(names)
+    some = perturbations.with_plus(own, "light,camera")
+    assert some["env.suite"] == "libero_10_plus_light,libero_10_plus_camera"
+
+
 @pytest.mark.parametrize(
     "fields, dimensions, said",
     [
         ({"suite": "libero_goal"}, "light", "--plus light needs LIBERO-Plus's own assets"),
         ({"suite": "libero_goal"}, "noise,distractors", "--plus distractors needs LIBERO-Plus's"),
+        ({"suite": "libero_goal"}, "background", "set env.plus_assets or PIRL_LIBERO_PLUS_ASSETS"),
         ({"suite": "libero_goal"}, "mirror", "--plus 'mirror' does not exist; choose one of: all"),
         ({"suite": "tabletop"}, "all", "--plus of env.suite 'tabletop' does not exist"),
         ({"suite": "libero_goal", "tasks": (1,)}, "all", "env.tasks=(1,) are not LIBERO-Plus's"),

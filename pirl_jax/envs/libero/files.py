@@ -38,7 +38,6 @@ INSTALL_ASSETS = (
 )
 
 OWN_FILES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
-WITH_EXPERT = ("libero_spatial", "libero_object")  # suites that expert.py can play
 LISTS = {"libero_130": OWN_FILES}  # names of lists of suites
 PRO_DIMENSIONS = ("lan", "object", "swap", "task")
 OTHER_WORDS = ("_lan", "_task", "_language")  # suites that change the instruction
@@ -51,7 +50,7 @@ PRO_SUITES = {
 # LIBERO-Plus's: all tasks that perturb one of LIBERO's in one way; plus.py knows how.
 PLUS_SUITES = {
     f"{base}_plus_{dimension}": base
-    for base, dimension in itertools.product(OWN_FILES[:4], plus.DIMENSIONS)
+    for base, dimension in itertools.product(OWN_FILES[:4], plus.DIMENSIONS + plus.NEED_ASSETS)
 }
 PERTURBED = PRO_SUITES | PLUS_SUITES
 SUITES = (*OWN_FILES, *LISTS, *PERTURBED)  # what a list of suites may name
@@ -123,6 +122,7 @@ class Folders:
 
     pro: pathlib.Path | None = None  # LIBERO-PRO's
     plus: pathlib.Path | None = None  # LIBERO-Plus's
+    plus_assets: pathlib.Path | None = None  # its scenes, textures and objects; None: not there
 
     def of(self, suite: str) -> pathlib.Path:
         """The folder of bddl_files and init_files of one suite."""

@@ -1,7 +1,8 @@
 """LIBERO-Plus's tasks out of their names: what each perturbs, and by how much.
 
 Of the 10,030 tasks 6,983 need none of its own assets: another camera pose, another pose of the arm
-at the reset, other words, noise on the picture, objects moved.  Imports nothing of LIBERO.
+at the reset, other words, noise on the picture, objects moved.  plus_assets.py knows the others'
+scenes and objects.  Imports nothing of LIBERO.
 """
 
 import ast
@@ -18,8 +19,8 @@ VERSION = "0.1.5"
 WHEEL_SHA256 = "12b1ef939f97ee1b2864c9ecd51731254ac3046dc7874d99f179cd59ce381dca"
 VARIABLE = "PIRL_LIBERO_PLUS"
 DIMENSIONS = ("camera", "robot", "language", "noise", "layout")
-# Those of which no task can be played without LIBERO-Plus's own assets; `distractors` is the other
-# half of its dimension layout.
+# Those that are played with LIBERO-Plus's own assets; `distractors` is the other half of its
+# dimension layout.
 NEED_ASSETS = ("light", "background", "distractors")
 # How a name begins and ends, by dimension; the first that fits.
 ENDINGS = {
@@ -32,6 +33,9 @@ ENDINGS = {
     "light": r"(?P<task>.+)_light_\d+",
     "background": r"(?P<task>.+)_(table|tb)_\d+",
 }
+# Those whose tasks have a file of their own; the first two have a start state of their own too.
+OWN_TASK_FILE = ("layout", "distractors", "light", "background")
+OWN_STATES = OWN_TASK_FILE[:2]
 # What a result must say, because others read the benchmark in another way.
 READINGS = {
     "robot": "stored arm pose; the controller starts from the drawn one (as the benchmark)",
@@ -99,7 +103,7 @@ def read(name: str) -> Variant:
             continue
         given = match.groupdict()
         task = given["task"]
-        bddl = name if dimension in ("layout", "distractors") else task
+        bddl = name if dimension in OWN_TASK_FILE else task
         if "words" in given:
             bddl = f"{task}_language_{given['words']}"
         view = STOCK_VIEW
@@ -112,7 +116,7 @@ def read(name: str) -> Variant:
             view=view,
             pose=int(given.get("pose", 0)),
             noise=int(given.get("noise", 0)),
-            own_states=dimension in ("layout", "distractors"),
+            own_states=dimension in OWN_STATES,
         )
     raise ValueError(f"{name!r} is no task of LIBERO-Plus")
 

@@ -15,7 +15,7 @@ import mujoco
 import numpy as np
 
 from pirl_jax.envs import panda
-from pirl_jax.envs.libero import control, files, plus, stock
+from pirl_jax.envs.libero import control, files, plus, plus_assets, stock
 
 # No motion, open gripper; what openpi plays while objects settle.
 IDLE_ACTION = np.array([0, 0, 0, 0, 0, 0, -1.0])
@@ -55,6 +55,10 @@ class Setup:
     def variant(self) -> plus.Variant | None:
         """What the task changes, where it is LIBERO-Plus's."""
         return files.tasks(self.suite, self.folders)[self.task].variant
+
+    def scene(self) -> plus_assets.Scene | None:
+        """That of LIBERO-Plus's own which the task is played in."""
+        return plus_assets.scene_of(self.bddl_file()) if self.variant() else None
 
     def init_states(self) -> np.ndarray:
         """See files.init_states."""
@@ -96,7 +100,8 @@ class Simulator:
                 " choose 1 or more"
             )
         self._setup = setup
-        _, self._placement_error = stock.import_libero(setup.assets)
+        folder = setup.folders.plus_assets
+        _, self._placement_error = stock.import_libero(setup.assets, folder)
         self.task_env = self._draw(self._build, init_state=0)
         self._robot = self.task_env.robots[0]
         # mujoco's own objects, without robosuite's wrappers
@@ -188,7 +193,9 @@ class Simulator:
         self._control = None
 
     def _build(self) -> object:
-        return stock.build_task(self._setup.bddl_file(), self._setup.light)
+        setup = self._setup
+        folder = setup.folders.plus_assets
+        return stock.build_task(setup.bddl_file(), setup.light, setup.scene(), folder)
 
     def _perturb(self, variant: plus.Variant) -> None:
         """The camera of a task of LIBERO-Plus, and the arm pose that a reset begins with.

@@ -16,15 +16,18 @@ from typing import Any
 import numpy as np
 
 from pirl_jax.envs.gl import backends
-from pirl_jax.envs.libero import files, kinds, meshes, textures
+from pirl_jax.envs.libero import files, kinds, meshes, plus_assets, textures
 
 # Of the model; a reset moves fixtures and hides sites.
 RESET_FIELDS = ("body_pos", "body_quat", "site_rgba")
 
 
-def import_libero(assets: pathlib.Path) -> tuple[type, type[Exception]]:
+def import_libero(
+    assets: pathlib.Path, plus_folder: pathlib.Path | None = None
+) -> tuple[type, type[Exception]]:
     """Import LIBERO: it uses these assets, asks nothing, downloads nothing and writes no log.
 
+    `plus_folder` has LIBERO-Plus's own.
     Returns its simulator class and the exception of a failed draw of poses.
 
     Raises:
@@ -41,7 +44,7 @@ def import_libero(assets: pathlib.Path) -> tuple[type, type[Exception]]:
     from libero.libero.envs import OffScreenRenderEnv
     from robosuite.utils.errors import RandomizationError
 
-    kinds.register()
+    kinds.register(plus_folder)
     return OffScreenRenderEnv, RandomizationError
 
 
@@ -84,16 +87,27 @@ def _config_folder(assets: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def build_task(bddl: pathlib.Path, light: bool) -> Any:
+def build_task(
+    bddl: pathlib.Path,
+    light: bool,
+    scene: plus_assets.Scene | None = None,
+    plus_folder: pathlib.Path | None = None,
+) -> Any:
     """LIBERO's environment of the task in a BDDL file, without cameras; `import_libero` first.
 
-    `light` gives it lighter visual meshes.  Draws poses from numpy's global generator.
+    `light` gives it lighter visual meshes; `scene` is one of LIBERO-Plus's, out of `plus_folder`.
+    Draws poses from numpy's global generator.
     """
     from libero.libero.envs import bddl_utils
     import robosuite
 
     path = str(bddl)
-    problem_name = bddl_utils.get_problem_info(path)["problem_name"]
+    if scene is None:
+        problem_name = bddl_utils.get_problem_info(path)["problem_name"]
+        chosen = {}
+    else:
+        problem_name = scene.problem
+        chosen = _chosen_scene(scene, plus_folder)
     task_env = _task_class(problem_name, light)(
         path,
         robots=["Panda"],
@@ -104,9 +118,21 @@ def build_task(bddl: pathlib.Path, light: bool) -> Any:
         control_freq=20,
         hard_reset=False,  # a hard reset compiles the model again: seconds, and leaked memory
         ignore_done=True,  # the time limit is ours
+        **chosen,
     )
     task_env.check_contact = _ContactCheck(task_env)
     return task_env
+
+
+def _chosen_scene(scene: plus_assets.Scene, folder: pathlib.Path) -> dict[str, Any]:
+    """Arguments of LIBERO's environments that put a scene in place of their own."""
+    from libero.libero.envs.arenas import style
+
+    # LIBERO wants a name for each picture.
+    style.STYLE_MAPPING["floor"][scene.floor] = scene.floor
+    style.STYLE_MAPPING["wall"][scene.wall] = scene.wall
+    properties = {"floor_style": scene.floor, "wall_style": scene.wall}
+    return {"scene_xml": str(folder / scene.xml), "scene_properties": properties}
 
 
 @functools.cache
@@ -121,6 +147,10 @@ def _task_class(problem_name: str, light: bool) -> type:
     problem = bddl_base_domain.TASK_MAPPING[problem_name]
 
     class Task(problem):
+        def _assert_problem_name(self) -> None:
+            # The file may have another: a scene of LIBERO-Plus.
+            self.parsed_problem["problem_name"] = problem_name
+
         def _initialize_sim(self, xml_string: str | None = None) -> None:
             xml = self.model.get_xml()
             if light:
@@ -130,7 +160,6 @@ def _task_class(problem_name: str, light: bool) -> type:
             self.initialize_time(self.control_freq)
             self.compiled = tuple(getattr(self.sim.model, name).copy() for name in RESET_FIELDS)
 
-    Task.__name__ = problem.__name__  # LIBERO compares it to the file's
     return Task
 
 

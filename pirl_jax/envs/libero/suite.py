@@ -62,6 +62,11 @@ class Libero:
         self.saved: simulators.Snapshot | None = None
 
     @property
+    def task(self) -> int | None:
+        """The episode's, numbered in this suite or list; None before the first."""
+        return self._task
+
+    @property
     def simulator(self) -> simulators.Simulator:
         """The simulator with this env's episode in it, until another env of this process runs."""
         return self._hold().simulator
@@ -188,6 +193,7 @@ def make(
     wording: str = "default",
     pro_files: str | os.PathLike | None = None,
     plus_files: str | os.PathLike | None = None,
+    plus_folder: str | os.PathLike | None = None,
 ) -> Libero:
     """An env of one suite, or of a list like "libero_spatial,libero_spatial_swap".
 
@@ -196,8 +202,8 @@ def make(
     no multisampling, no reflection; the same physics); `cached_tasks` is the number of simulators
     this process keeps: the first takes 1.0 to 1.3 GB and each further one 0.4 to 0.9 GB, with light
     pictures 0.45 and 0.1 GB; `wording` is that of the instructions (`files.wording`);
-    `pro_files` and `plus_files` are the folders of LIBERO-PRO's and LIBERO-Plus's suites
-    (`perturbed.folders`).
+    `pro_files` and `plus_files` are the folders of LIBERO-PRO's and LIBERO-Plus's suites, and
+    `plus_folder` has LIBERO-Plus's own assets (`perturbed.folders`).
 
     Raises:
         ValueError: a name does not exist, or the assets are absent; the sentence has the remedy.
@@ -210,7 +216,7 @@ def make(
     if render_quality not in render.QUALITIES:
         raise base.unknown("render_quality", render_quality, render.QUALITIES)
     folder = files.find_assets(assets)
-    folders = perturbed.folders(pro_files, plus_files)
+    folders = perturbed.folders(pro_files, plus_files, plus_folder)
     perturbed.require(members, folders, folder)
     rules = files.PROTOCOLS[protocol]
     tasks = files.tasks(suite, folders)

@@ -43,6 +43,10 @@ VARIANTS = {
         dimension="layout", bddl="turn_on_moved_level1_sample4", own_states=True
     ),
     "level3_sample2": dict(dimension="layout", bddl="turn_on_level3_sample2", own_states=True),
+    "add_4": dict(dimension="distractors", bddl="turn_on_add_4", own_states=True),
+    "light_50": dict(dimension="light", bddl="turn_on_light_50"),
+    "table_28": dict(dimension="background", bddl="turn_on_table_28"),
+    "tb_3": dict(dimension="background", bddl="turn_on_tb_3"),
 }
 
 
@@ -73,7 +77,7 @@ def test_all_ten_thousand_tasks_have_their_place(libero_plus):
 def test_the_document_counts_the_tasks(libero_plus):
     text = DOCUMENT.read_text()
     folders = files.Folders(plus=libero_plus)
-    for dimension in plus.DIMENSIONS:
+    for dimension in plus.DIMENSIONS + plus.NEED_ASSETS:
         counts = [len(files.tasks(f"{base}_plus_{dimension}", folders)) for base in BASES]
         assert f"| `libero_*_plus_{dimension}` | {', '.join(map(str, counts))} |" in text
 
@@ -82,7 +86,7 @@ def test_every_playable_task_has_its_files(libero_plus, libero_assets):
     folders = files.Folders(plus=libero_plus)
     for suite in ("libero_goal_plus_layout", "libero_10_plus_language", "libero_object_plus_noise"):
         assert not perturbed.missing(suite, folders, libero_assets)
-    assert len(files.PLUS_SUITES) == 20
+    assert len(files.PLUS_SUITES) == 32
     for suite, base in files.PLUS_SUITES.items():
         tasks = files.tasks(suite, folders)
         assert [task.number for task in tasks] == list(range(len(tasks)))
@@ -91,8 +95,11 @@ def test_every_playable_task_has_its_files(libero_plus, libero_assets):
             states = files.init_states(suite, task.number, folders)
             (own,) = [other for other in files.tasks(base) if other.name == task.variant.task]
             theirs = files.init_states(base, own.number)
-            assert states.shape == (1, theirs.shape[1])
-            same = (states[0] == theirs[0]).all()
+            # An object more: 7 numbers of its place, 6 of its speed.
+            more = states.shape[1] - theirs.shape[1]
+            assert len(states) == 1 and more % 13 == 0
+            assert (more > 0) == suite.endswith("_distractors")
+            same = not more and (states[0] == theirs[0]).all()
             assert same != task.variant.own_states
 
 
