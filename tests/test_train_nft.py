@@ -1,5 +1,7 @@
 """Whole runs that learn with NFT: they learn, resume bit for bit, and play with their average."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from pirl_jax.core import mesh as meshes
 from pirl_jax.monitor import log
 from tests import test_train
+from tests.run import test_hosts
 from tests.test_train import one_device  # noqa: F401
 
 OURS = {
@@ -123,3 +126,26 @@ def test_an_average_that_never_moves_plays_as_the_first_policy(tmp_path):
         if name.startswith("ema/"):
             moved.append((state[name] != state[f"params/{name[4:]}"]).any())
     assert moved and any(moved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ("ours", "resampled"))
+def test_two_hosts_learn_as_one_and_resume(tmp_path, kind):
+    fields = OURS | KINDS[kind] | {"num_iterations": 2, "env__suite": "probe_action"}
+    test_hosts.finish(test_hosts.start(tmp_path / "two", 2, **fields), [0, 0])
+    test_hosts.finish(test_hosts.start(tmp_path / "one", 1, **fields), [0])
+    for row, expected in zip(rows_of(tmp_path / "two"), rows_of(tmp_path / "one"), strict=True):
+        assert row.keys() == expected.keys()
+        for name in row:
+            # The sign of rounding, and samples of each host's own.
+            if name != "actor/pref_acc" and not name.startswith("rollout/moved"):
+                np.testing.assert_allclose(
+                    row[name], expected[name], rtol=1e-3, atol=1e-5, err_msg=name
+                )
+    two, one = (test_train.saved(tmp_path / name, 2) for name in ("two", "one"))
+    assert any(name.startswith("ema/") for name in one) == (kind == "resampled")
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "2")
+    test_hosts.finish(test_hosts.start(tmp_path / "two", 2, "--resume", "auto", **fields), [0, 0])
+    test_train.assert_equal_states(test_train.saved(tmp_path / "two", 2), two)
