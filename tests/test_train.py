@@ -466,6 +466,23 @@ def test_a_clone_with_its_replay_resumes_bit_for_bit(tmp_path):
     assert_equal_states(saved(resumed, 3), saved(whole, 3))
 
 
+@pytest.mark.slow
+def test_a_clone_on_four_devices_is_that_on_one(tmp_path, monkeypatch):
+    """Also beside PPO, where another loss and a critic are added up too."""
+    beside = dict(algorithm__clone_coef=0.5, algorithm__clone_rollouts=0, eval__every=0)
+    for number, fields in enumerate((CLONE, beside)):
+        monkeypatch.setattr(meshes, "make_mesh", lambda *_: MAKE_MESH(1, 1, jax.devices()[:1]))
+        expected = log.read(probe(tmp_path / f"one{number}", 2, **fields), timing=False)
+        monkeypatch.setattr(meshes, "make_mesh", lambda *_: MAKE_MESH(2, 2, jax.devices()[:4]))
+        rows = log.read(probe(tmp_path / f"four{number}", 2, **fields), timing=False)
+        for row, like in zip(rows, expected, strict=True):
+            assert row.keys() == like.keys()
+            for name in row:
+                np.testing.assert_allclose(
+                    row[name], like[name], rtol=1e-2, atol=1e-4, err_msg=name
+                )
+
+
 @pytest.mark.parametrize("prefix_cache", ["host", "device"])
 def test_a_clone_learns_from_kept_prefixes_what_it_would_without(tmp_path, prefix_cache):
     rows = []

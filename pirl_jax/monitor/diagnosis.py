@@ -306,7 +306,8 @@ def _gain(history: History) -> Finding:
         return Finding(question, seen, OK)
     remedy = (
         "more episodes an iteration, a start that succeeds more often, or fewer decisions an "
-        "episode"
+        "episode; algorithm.loss=clone on equally many episodes tells: if that rises, the "
+        "objective is at fault, if not, the episodes are"
     )
     return Finding(question, seen, LOOK, remedy)
 

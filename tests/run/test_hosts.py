@@ -127,6 +127,31 @@ def test_two_hosts_train_as_one_and_resume(tmp_path, prefix_cache, devices, fsdp
 
 
 @pytest.mark.slow
+def test_two_hosts_clone_and_resume(tmp_path):
+    """Each keeps its own successes.  A row's noise goes by its place in the batch of all hosts, so
+    that the numbers are not those of one host."""
+    fields = {
+        "num_iterations": 3,
+        "eval__every": 0,
+        "algorithm__loss": "clone",
+        "algorithm__adv_type": "raw",
+        "algorithm__group_size": 1,
+        "algorithm__clone_rollouts": 0,
+        "model__add_value_head": False,
+    }
+    run = tmp_path / "two"
+    finish(start(run, 2, **fields), [0, 0])
+    rows = log.read(run, timing=False)
+    kept = sorted(path.name for path in (run / "replay").iterdir())
+    assert kept == [f"{iteration}.{host}" for iteration in range(3) for host in range(2)]
+    state = test_train.saved(run, 3)
+    shutil.rmtree(run / "checkpoints" / "3")
+    finish(start(run, 2, "--resume", "auto", **fields), [0, 0])
+    test_train.assert_equal_states(test_train.saved(run, 3), state)
+    assert log.read(run, timing=False) == rows
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["none", "slurm"])
 def test_no_host_waits_for_one_that_failed(tmp_path, cluster, monkeypatch):
     if cluster == "slurm":  # as srun tells its tasks; the process number follows in `start`
