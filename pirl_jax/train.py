@@ -289,20 +289,14 @@ def _iteration(
     cfg = run.settings.raw.algorithm
     key = run.iteration_key(iteration)
     faults = run.envs.counters()
-    published = meshes.local_view(state.params, run.mesh)
+    playing = states.acting_params(state) if run.settings.plays_average else state.params
+    published = meshes.local_view(playing, run.mesh)
     with hosts.together():
         rollout, played = _rollout(run, published, key, iteration, advance)
     _start_next(run, iteration + 1)
     with run.timers.measure("update"):
         data = objective.with_advantages(rollout, cfg)
-        moved = exploration.metrics(
-            steps.displacement(run.settings.policy, run.mesh),
-            state.params,
-            data,
-            cfg.microbatch_size,
-            rng.named(key, "moved"),
-            run.mesh,
-        )
+        moved = _moved(run, playing, data, rng.named(key, "moved"))
         demonstrations = learner.batches(run.settings.raw.sft.batch_size, key)
         learned = learner.with_earlier(data, iteration, key)
         shuffle = rng.named(key, "shuffle")
@@ -311,6 +305,18 @@ def _iteration(
     metrics |= stats.fault_metrics(faults, run.envs.counters(), meshes.gather)
     metrics |= stats.rollout_metrics(rollout, data, meshes.gather)
     return state, metrics | run.timers.take()
+
+
+def _moved(
+    run: training.Run, params: dict, data: objective.Minibatch, key: jax.Array
+) -> dict[str, float]:
+    """How far exploration moves decisions; unknown where the rows are no longer their steps."""
+    policy = run.settings.policy
+    if policy.nft and policy.nft.rows == "resample":
+        return {}
+    size = run.settings.raw.algorithm.microbatch_size
+    displacement = steps.displacement(policy, run.mesh)
+    return exploration.metrics(displacement, params, data, size, key, run.mesh)
 
 
 def _what_was_played(cfg: page.Algorithm, played: list[streams.Result]) -> dict[str, float]:

@@ -3,8 +3,8 @@
 A recipe overrides at most ~25 of them, a command line any.  A page that exists has been checked,
 value by value; what two fields may not be together, and what is derived of them, stands in
 run/config.py.  The names under `model` and `algorithm` are those that users of RLinf and openpi
-know.  Algorithm, Optim and Sft are written in page_learning.py; docs/config.md is made from both
-(`python -m pirl_jax.run.reference`).
+know.  Algorithm, Nft, Optim and Sft are written in page_learning.py; docs/config.md is made from
+both (`python -m pirl_jax.run.reference`).
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from pirl_jax.core.bounds import (
     some_of,
     tuple_of,
 )
-from pirl_jax.core.page_learning import Algorithm, Optim, Sft
+from pirl_jax.core.page_learning import Algorithm, Nft, Optim, Sft
 
 # More than a host holds, whatever the suite; its own memory is checked where simulators start.
 MOST_ENVS = 65_536
@@ -305,6 +305,7 @@ class Page:
     model: Model = dataclasses.field(default_factory=Model)
     rollout: Rollout = dataclasses.field(default_factory=Rollout)
     algorithm: Algorithm = dataclasses.field(default_factory=Algorithm)
+    nft: Nft = dataclasses.field(default_factory=Nft)
     optim: Optim = dataclasses.field(default_factory=Optim)
     sft: Sft = dataclasses.field(default_factory=Sft)
     eval: Eval = dataclasses.field(default_factory=Eval)

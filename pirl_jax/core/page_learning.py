@@ -1,4 +1,4 @@
-"""The sections of the page that say what is learned and how: algorithm, optim, sft."""
+"""The sections of the page that say what is learned and how: algorithm, nft, optim, sft."""
 
 import dataclasses
 
@@ -11,6 +11,7 @@ from pirl_jax.core.bounds import (
     one_of,
     plain,
     positive,
+    tuple_of,
 )
 
 
@@ -19,9 +20,10 @@ class Algorithm(bounds.Section):
     """What is learned from a rollout.  Sizes count rows of all hosts together."""
 
     loss: str = one_of(
-        ("ppo", "clone"),
+        ("ppo", "clone", "nft"),
         "ppo",
-        "ppo: the clipped ratio; clone: flow matching on the policy's own successful episodes",
+        "ppo: the clipped ratio; clone: flow matching on the policy's own successful episodes; nft:"
+        " see section nft",
     )
     adv_type: str = one_of(
         ("gae", "grpo", "rloo", "dr_grpo", "raw"),
@@ -106,6 +108,64 @@ class Algorithm(bounds.Section):
     def clones(self) -> bool:
         """Whether own successes are imitated."""
         return self.loss == "clone" or self.clone_coef > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Nft(bounds.Section):
+    """Of algorithm.loss=nft, pi-StepNFT: the policy against its mirror image at the one before."""
+
+    form: str = one_of(
+        ("dpo", "mse"), "dpo", "dpo: softplus of the difference of the energies; mse: their mean"
+    )
+    target: str = one_of(
+        ("xnext", "x0", "x0_sde"),
+        "xnext",
+        "what a step should predict: x_{j+1}, or the chunk; x0_sde: as RLinf does with flow_sde",
+    )
+    rows: str = one_of(
+        ("rollout", "resample"),
+        "rollout",
+        "where: the steps that were played, or fresh points between noise and chunk (x0 alone)",
+    )
+    weight: str = one_of(
+        ("auto", "adaptive", "sigma", "constant", "t", "1-t", "inv_t2", "inv_t3"),
+        "auto",
+        "of a squared error; sigma: 1 / std^2; adaptive: 1 / its mean size; auto: by the noise",
+    )
+    weight_scale: tuple[float, float] = tuple_of(
+        0,
+        (1.0, 1.0),
+        "times this, towards the policy and away from it",
+        "numbers (towards, away)",
+        length=2,
+    )
+    reduction: str = one_of(("sum", "mean"), "sum", "of the entries of an energy; RLinf: mean")
+    level: str = one_of(("action", "chunk"), "action", "one energy per executed action, or chunk")
+    beta: float = positive(1.0, "how far the two mirrored policies lie from the one that played")
+    dpo_beta: float = positive(1.0, "form=dpo: steepness of the preference")
+    label_clip: float = positive(
+        1.0, "group advantages are clipped to +- this and mapped to labels in 0 to 1"
+    )
+    clip_ratio: float = at_least(
+        0, 0.0, "form=mse: bound of the velocity's change, of the old velocity; 0 = off"
+    )
+    max_drift: float = at_least(
+        0, 0.5, "bound of the change of an action's velocity that is seen; 0 = off"
+    )
+    drift_coef: float = at_least(0, 0.0, "weight of the mean squared change of the velocity")
+    tau: tuple[float, float, float, float] = tuple_of(
+        0,
+        (1.0, 1.0, 0, 1),
+        "share of the new policy in the average that plays, 1 = the policy itself",
+        "numbers (first share, last share, first iteration, last iteration)",
+        length=4,
+    )
+    tau_curve: str = one_of(("linear", "cosine"), "linear", "between the two shares")
+
+    @property
+    def averages(self) -> bool:
+        """Whether another policy plays than the one that learns."""
+        return self.tau[:2] != (1, 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,6 +56,9 @@ class Chain:
     log_prob: jax.Array  # [B,I,a] of the executed action entries under the behaviour policy
     value: jax.Array  # [B] value estimate of the behaviour policy (0 without value head)
     actions: jax.Array | None = None  # [B,H,A] the chunk x_J that the chain ends in
+    # Where the loss is NFT's:
+    velocity: jax.Array | None = None  # [B,U,H,A] of the behaviour policy at x
+    std: jax.Array | None = None  # [B,U,H,A] of its steps, where it is learned
 
 
 @struct.dataclass

@@ -21,6 +21,7 @@ import numpy as np
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, types
 from pirl_jax.core import rows as context_rows
+from pirl_jax.learner import preference
 from pirl_jax.rl import advantages, groups, losses
 
 
@@ -194,15 +195,16 @@ def loss(
     freeze_policy: bool | jax.Array,
     anchor: dict | None = None,
     imitation: Callable | None = None,
+    nft: page.Nft | None = None,
 ) -> tuple[jax.Array, Sums]:
     """sum(w * L) of a microbatch, and its Sums without gradients.
 
-    imitation: imitation_fn with its key; only where cfg.clones.
+    imitation: imitation_fn with its key; only where cfg.clones.  nft: where that is the loss.
     """
     if cfg.loss == "clone":
         terms = _clone(params, batch, imitation)
     else:
-        terms = _ppo(log_prob_fn, cfg, params, batch, freeze_policy, anchor, imitation)
+        terms = _reinforce(log_prob_fn, cfg, params, batch, freeze_policy, anchor, imitation, nft)
     count = (batch.weight > 0).sum().astype(jnp.float32)
     value_B = jax.lax.stop_gradient(terms.value_B)
     sums = Sums(
@@ -233,7 +235,7 @@ def _imitation_error(
     return losses.weighted_mean(error_B, weight_B, jnp.ones(()))
 
 
-def _ppo(
+def _reinforce(
     log_prob_fn: Callable,
     cfg: page.Algorithm,
     params: dict,
@@ -241,14 +243,16 @@ def _ppo(
     freeze_policy: bool | jax.Array,
     anchor: dict | None,
     imitation: Callable | None,
+    nft: page.Nft | None,
 ) -> _Terms:
-    """The clipped surrogate and what stands beside it."""
-    log_prob_BIa, entropy_B, value_B, distance_B = log_prob_fn(
-        params, batch.chain, batch.context, anchor
-    )
+    """The clipped surrogate or NFT's preference, and what stands beside it."""
+    seen, entropy_B, value_B, distance_B = log_prob_fn(params, batch.chain, batch.context, anchor)
     weight_B = batch.weight
     one = jnp.ones(())  # sums, not means: a minibatch divides by the weight of all its microbatches
-    policy_loss, metrics = _surrogate(cfg, log_prob_BIa, batch)
+    if nft is None:
+        policy_loss, metrics, largest = _surrogate(cfg, seen, batch)
+    else:
+        policy_loss, metrics, largest = preference.terms(cfg, nft, seen, batch.advantage, weight_B)
     entropy = losses.mean_entropy(entropy_B, weight_B, normalizer=one)
     weighted = {"loss": policy_loss, "entropy": entropy}
     actor = policy_loss - cfg.entropy_bonus * entropy
@@ -274,18 +278,18 @@ def _ppo(
         weighted["value_loss"] = value_loss
         total = total + cfg.value_coef * value_loss
         metrics = metrics | value_metrics
-    largest = {"ratio_max_dev": metrics.pop("ratio_max_dev")}
     return _Terms(total, weighted, metrics, largest, value_B)
 
 
 def _surrogate(
     cfg: page.Algorithm, log_prob_BIa: jax.Array, batch: Minibatch
-) -> tuple[jax.Array, dict]:
-    """The clipped policy loss, summed over the rows, and its metrics."""
+) -> tuple[jax.Array, dict, dict]:
+    """The clipped policy loss, summed over the rows, its metrics, and those of which the largest
+    counts."""
     log_prob = losses.reduce_log_prob(log_prob_BIa, cfg.logprob_type)
     old = losses.reduce_log_prob(batch.chain.log_prob, cfg.logprob_type)
     entries = log_prob[0].size  # a row weighs the same, however many ratios it has
-    return losses.clipped_surrogate(
+    loss, metrics = losses.clipped_surrogate(
         log_prob,
         old,
         _spread(batch.advantage, log_prob.shape),
@@ -295,6 +299,7 @@ def _surrogate(
         cfg.clip_ratio_c or None,
         normalizer=jnp.ones(()),
     )
+    return loss, metrics, {"ratio_max_dev": metrics.pop("ratio_max_dev")}
 
 
 def _spread(x_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:

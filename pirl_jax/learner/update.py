@@ -19,6 +19,7 @@ from pirl_jax.core import page, rng
 from pirl_jax.learner import objective, optimizer
 from pirl_jax.learner import state as states
 from pirl_jax.rl import losses, minibatch
+from pirl_jax.rl import nft as nft_losses
 
 # Microbatches on their way: the device computes one and holds the next; more would fill its memory
 # with rows.
@@ -41,6 +42,7 @@ class Updater:
         sft_loss: Callable | None = None,
         normalizer: float | None = None,
         imitation_fn: Callable | None = None,
+        nft: page.Nft | None = None,
     ):
         """
         Args:
@@ -52,6 +54,7 @@ class Updater:
             weights of its rows.
           imitation_fn: (params, actions_BHA, context, step, number of the microbatch) -> error_B,
             where cfg.clones (objective.py).
+          nft: where that is the loss.
 
         Raises:
           ValueError: sizes do not divide.
@@ -69,6 +72,9 @@ class Updater:
         self._sft_loss = sft_loss
         self._normalizer = normalizer
         self._imitation_fn = imitation_fn
+        self._nft = nft
+        self.plays_average = nft is not None and nft.averages
+        self._average: Callable | None = None  # known once there is a state
         self._zeros: Callable | None = None  # known once there is a batch
         self._add: Callable | None = None
         self._step = states.Step(self._apply, trainable, mesh)
@@ -155,7 +161,14 @@ class Updater:
             anchor = None if state.anchor is None else states.merge(state.anchor, frozen)
             params = states.merge(learned, frozen)
             return objective.loss(
-                self._log_prob_fn, cfg, params, batch, freeze_policy, anchor, imitation
+                self._log_prob_fn,
+                cfg,
+                params,
+                batch,
+                freeze_policy,
+                anchor,
+                imitation,
+                self._nft,
             )
 
         grads, sums = jax.grad(loss, has_aux=True)(learned)
@@ -192,19 +205,35 @@ class Updater:
             state.iteration,
             freeze_policy=state.iteration < cfg.critic_warmup_iterations,
             skip=total.weight == 0,
-            # Without a critic and with equal scores in every group; what another term of the loss
-            # teaches has a gradient.
-            skip_idle=total.weighted["loss"] == 0,
+            # Without a critic and with equal scores in every group, where NFT's loss is not 0; what
+            # another term of the loss teaches has a gradient.
+            skip_idle=(total.weighted["loss"] == 0) | (self._nft is not None),
         )
         count = jnp.maximum(total.count, 1.0)
         metrics |= applied | {name: x / count for name, x in total.counted.items()}
-        state = state.replace(
-            step=state.step + 1,
-            params=learned,
-            opt_state=opt_state,
-            ema=states.averaged(state.ema, learned, cfg.ema_decay, applied["skipped"]),
-        )
+        ema = state.ema
+        if not self.plays_average:  # else once per iteration
+            ema = states.averaged(ema, learned, cfg.ema_decay, applied["skipped"])
+        if self._nft is not None:
+            metrics["nft_tau"] = self._tau(state.iteration)
+        state = state.replace(step=state.step + 1, params=learned, opt_state=opt_state, ema=ema)
         return state, metrics | total.largest | {"variance_sums": total.variance}
+
+    def finish(self, state: states.TrainState) -> states.TrainState:
+        """The end of an iteration: it is counted, and the average that plays follows."""
+        if self.plays_average:
+            learned, _ = states.partition(state.params, self._trainable)
+            if self._average is None:
+                layout = states.shardings(state.ema)
+                self._average = jax.jit(self._follow, donate_argnums=0, out_shardings=layout)
+            state = state.replace(ema=self._average(state.ema, learned, state.iteration))
+        return state.replace(iteration=_increment(state.iteration))
+
+    def _follow(self, average: dict, learned: dict, iteration: jax.Array) -> dict:
+        return states.averaged(average, learned, 1.0 - self._tau(iteration))
+
+    def _tau(self, iteration: jax.Array) -> jax.Array:
+        return nft_losses.share(self._nft.tau, self._nft.tau_curve, iteration)
 
 
 def learn(
@@ -254,13 +283,16 @@ def learn(
         history.append(of_epoch)
         if cfg.target_kl and _mean_kl(of_epoch) > cfg.target_kl:
             break
-    state = state.replace(iteration=_increment(state.iteration))
+    state = updater.finish(state)
     counts = {
         "actor/epochs": float(len(history)),
         "actor/padded_rows": 1.0 - rows_of_hosts.sum() / (keep_1MB.size * hosts),
     }
     metrics = jax.device_get(list(itertools.chain.from_iterable(history)))
-    return state, _summary(metrics, cfg) | counts
+    summary = _summary(metrics, cfg)
+    if updater.plays_average:  # it starts elsewhere, which is no fault
+        summary.pop("actor/first_delta_v")
+    return state, summary | counts
 
 
 def _microbatches(
@@ -285,22 +317,25 @@ def _increment(x: jax.Array) -> jax.Array:
 def _summary(history: list[dict], cfg: page.Algorithm) -> dict[str, float]:
     """Means over the minibatches, with four exceptions.
 
-    These are the largest ratio_max_dev and the first one (rounding noise if sampling and learning
-    agree) of a loss that has ratios, the numbers of skipped updates and of those whose gradient was
-    not finite, and one explained variance of all rows.
+    These are the largest ratio_max_dev, or delta_v of NFT, and the first one (rounding noise if
+    sampling and learning agree), the numbers of skipped updates and of those whose gradient was not
+    finite, and one explained variance of all rows.
     """
     metrics = {}
     for name in history[0]:
         metrics[name] = np.stack([row[name] for row in history])
     variance_sums = metrics.pop("variance_sums").astype(np.float64).sum(0)
-    deviation = metrics.get("ratio_max_dev")
     skipped = metrics.pop("skipped")
-    summary = {f"actor/{name}": float(x.mean()) for name, x in metrics.items()}
+    means = {name: float(x.mean()) for name, x in metrics.items()}
+    if "delta_v" in metrics:
+        means = nft_losses.over_parts(means)
+    summary = {f"actor/{name}": x for name, x in means.items()}
     if cfg.uses_critic:
         summary["critic/explained_variance"] = losses.explained_variance(variance_sums)
-    if deviation is not None:
-        summary["actor/ratio_max_dev"] = float(deviation.max())
-        summary["actor/first_ratio_max_dev"] = float(deviation[0])
+    for name in ("ratio_max_dev", "delta_v"):
+        if name in metrics:
+            summary[f"actor/{name}"] = float(metrics[name].max())
+            summary[f"actor/first_{name}"] = float(metrics[name][0])
     return summary | {
         "actor/skipped_updates": float(skipped.sum()),
         "actor/nonfinite_updates": float((~np.isfinite(metrics["grad_norm"])).sum()),

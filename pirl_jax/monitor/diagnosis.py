@@ -203,9 +203,13 @@ def _finite(history: History) -> Finding:
 def _agreement(history: History) -> Finding:
     question = "Do sampling and learning compute the same probabilities?"
     deviations = history.values("actor/first_ratio_max_dev")
+    what = "ratio"
+    if not deviations:  # NFT has velocities alone
+        deviations = history.values("actor/first_delta_v")
+        what = "velocity"
     if not deviations:
         return Finding(question, "no actor/first_ratio_max_dev", UNKNOWN)
-    seen = f"ratio before any update off by {max(deviations):.2g} at most"
+    seen = f"{what} before any update off by {max(deviations):.2g} at most"
     if max(deviations) <= ROUNDING:
         return Finding(question, seen, OK)
     change = (

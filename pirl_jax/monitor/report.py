@@ -95,6 +95,8 @@ def algorithm_name(loss: str, adv_type: str) -> str:
     """What people call it: PPO, GRPO, ..."""
     if loss == "clone":
         return "filtered cloning"
+    if loss == "nft":
+        return "NFT"
     if adv_type == "gae":
         return "PPO"
     return adv_type.upper()

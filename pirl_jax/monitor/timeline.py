@@ -16,6 +16,7 @@ SHOWN = {
     "actor/approx_kl": ("kl", 4),
     "actor/pg_clipfrac": ("clip", 2),
     "critic/explained_variance": ("ev", 2),
+    "actor/pref_acc": ("preferred", 2),
     "actor/clone": ("clone", 4),
 }
 # Share of an iteration from which on one part is what the run waits for.

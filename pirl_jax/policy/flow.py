@@ -31,6 +31,7 @@ class Policy:
 
     network: variants.Pi0Config
     model: page.Model
+    nft: page.Nft | None = None  # where its loss is learned, which asks for more of a chain
 
 
 @struct.dataclass
@@ -248,12 +249,15 @@ def integrate(
         plain_BHA = x_BHA - step.velocity / cfg.model.num_steps
         next_BHA = jnp.where(is_stochastic_B11, noisy_BHA, plain_BHA)
         log_prob_BIa = _executed_log_prob(noisy_BHA, step.mean, step.std, cfg)
-        return next_BHA, (x_BHA, next_BHA, log_prob_BIa, step.value)
+        extra = {"velocity": step.velocity} if cfg.nft else {}
+        if cfg.nft and cfg.model.noise_method == "flow_noise":
+            extra["std"] = step.std
+        return next_BHA, (x_BHA, next_BHA, log_prob_BIa, step.value, extra)
 
     steps = (jnp.arange(cfg.model.num_steps), noise_JBHA)
     actions_BHA, path = jax.lax.scan(body, start_BHA, steps)
     kept = jax.tree.map(lambda leaf_JB: _select(leaf_JB, j_BU), path)
-    x_BUHA, x_next_BUHA, log_prob_BUIa, value_BU = kept
+    x_BUHA, x_next_BUHA, log_prob_BUIa, value_BU, extra = kept
     log_probs = [log_prob_BUIa[:, u] for u in range(U)]
     chain = types.Chain(
         x=x_BUHA,
@@ -263,6 +267,7 @@ def integrate(
         value=value_BU.mean(1),
         log_prob=_over_steps(log_probs, _start_log_prob(start_BHA, cfg), cfg),
         actions=actions_BHA,
+        **extra,
     )
     return chain, actions_BHA
 

@@ -53,6 +53,11 @@ class Settings:
         return self.prefix_cache != "recompute"
 
     @property
+    def plays_average(self) -> bool:
+        """Whether rollouts are played by the average of the policies so far."""
+        return self.policy.nft is not None and self.policy.nft.averages
+
+    @property
     def sft(self) -> sft.Stage:
         """openpi's schedule: linear warm-up, cosine to a tenth of the peak at the last step.
 
@@ -331,7 +336,8 @@ def _policy(raw: page.Page) -> flow.Policy:
         noise_method=noise.ALIASES.get(raw.model.noise_method, raw.model.noise_method),
         action_chunk=_action_chunk(raw),
     )
-    return flow.Policy(_network(raw.model), model)
+    nft = raw.nft if raw.algorithm.loss == "nft" else None
+    return flow.Policy(_network(raw.model), model, nft)
 
 
 def _network(model: page.Model) -> variants.Pi0Config:

@@ -6,6 +6,7 @@ the page (core/page_learning.py), what holds for evaluation too in config.py.
 
 from pirl_jax.core import page
 from pirl_jax.policy import noise
+from pirl_jax.run import learnable_nft
 
 # A step's std enters the probabilities squared; below this, float32 has nothing left of it.
 LEAST_NOISE = 1e-6
@@ -17,7 +18,7 @@ def check(raw: page.Page) -> None:
     Raises:
       ValueError: one sentence with the values and the remedy.
     """
-    _check_loss(raw.algorithm)
+    _check_loss(raw)
     _check_critic(raw)
     _check_groups(raw)
     algorithm = raw.algorithm
@@ -35,8 +36,12 @@ def check(raw: page.Page) -> None:
         )
 
 
-def _check_loss(algorithm: page.Algorithm):
+def _check_loss(raw: page.Page):
     """What a loss reads, and what has no meaning beside it."""
+    algorithm = raw.algorithm
+    if algorithm.loss == "nft":
+        learnable_nft.check(raw)
+        return
     named = f"algorithm.loss={algorithm.loss!r}"
     if algorithm.loss == "ppo":
         if algorithm.adv_type == "raw":
@@ -78,10 +83,13 @@ def _check_replay(raw: page.Page):
 def _check_exploration(raw: page.Page):
     """Noise that is there, and that float32 can tell from none.
 
-    Imitation alone does without: the start noise of the flow remains.
+    Imitation alone does without, and NFT that looks at whole chunks: the start noise of the flow
+    remains.
     """
     model = raw.model
-    if model.noise_method == "flow_ode" and raw.algorithm.loss == "clone":
+    loss = raw.algorithm.loss
+    from_the_start = loss == "clone" or (loss == "nft" and raw.nft.target != "xnext")
+    if model.noise_method == "flow_ode" and from_the_start:
         return
     learned = noise.ALIASES.get(model.noise_method, model.noise_method) == "flow_noise"
     if learned and model.noise_anneal:

@@ -13,7 +13,7 @@ from pirl_jax.core import rng, types
 from pirl_jax.learner import optimizer, sft, update
 from pirl_jax.learner import state as states
 from pirl_jax.models import pi0
-from pirl_jax.policy import flow
+from pirl_jax.policy import flow, mirror
 from pirl_jax.run import config
 
 
@@ -33,7 +33,10 @@ def decisions(cfg: flow.Policy, keep_prefix: bool) -> tuple[Callable, Callable]:
         level: jax.Array | None = None,
     ) -> tuple[types.Chain, jax.Array, object]:
         prefix = flow.prefill(params, obs, cfg)
-        chain, actions_BHA = flow.sample_chain(params, row_keys(key, id_B), prefix, cfg, level)
+        key_B = row_keys(key, id_B)
+        chain, actions_BHA = flow.sample_chain(params, key_B, prefix, cfg, level)
+        if cfg.nft and cfg.nft.rows == "resample":
+            chain = mirror.resampled(params, key_B, prefix, chain, cfg)
         return chain, actions_BHA, flow.prefix_to_rows(prefix) if keep_prefix else None
 
     @jax.jit
@@ -59,7 +62,7 @@ def train_state(
         settings.raw.optim,
         trainable(settings),
         mesh,
-        ema=settings.raw.algorithm.ema_decay > 0,
+        ema=settings.raw.algorithm.ema_decay > 0 or settings.plays_average,
         anchor=settings.raw.algorithm.anchor_coef > 0,
         frozen_dtype=settings.raw.model.frozen_dtype,
     )
@@ -80,6 +83,7 @@ def updater(settings: config.Settings, mesh: jax.sharding.Mesh) -> update.Update
         trainable(settings),
         mesh,
         sft_loss=sft.make_loss(settings.sft, settings.raw.seed),
+        nft=settings.policy.nft,
         imitation_fn=imitation_fn(settings),
     )
 
@@ -120,7 +124,7 @@ def log_prob_fn(settings: config.Settings) -> Callable:
     """What the learner sees of the policy.
 
     (params, chain, context rows, anchor parameters or None) -> log_prob_BIa, entropy_B, value_B,
-    distance_B to the anchor.
+    distance_B to the anchor.  Of NFT the first is mirror.Mirrored.
     """
     cfg = settings.policy
 
@@ -133,6 +137,11 @@ def log_prob_fn(settings: config.Settings) -> Callable:
         if anchor is not None:
             others = flow.chain_steps(jax.lax.stop_gradient(anchor), chain, context, cfg)
             distance_B = flow.distance(steps, others, settings.raw.algorithm.anchor, cfg)
-        return *flow.score(chain, steps, cfg), distance_B
+        log_prob_BIa, entropy_B, value_B = flow.score(chain, steps, cfg)
+        if cfg.nft is None:
+            return log_prob_BIa, entropy_B, value_B, distance_B
+        velocities = [step.velocity for step in steps]
+        pair = mirror.mirrored(velocities, chain, cfg, cfg.nft)
+        return pair, entropy_B, value_B, distance_B
 
     return log_prob

@@ -49,6 +49,12 @@ SICK = {
     "Do sampling and learning compute the same probabilities?": [
         (dict(actor__first_ratio_max_dev=0.01), "stop", "--config probe"),
         (dict(actor__first_ratio_max_dev=None), "unknown", ""),
+        (
+            dict(actor__first_ratio_max_dev=None, actor__first_delta_v=0.01),
+            "stop",
+            "--config probe",
+        ),
+        (dict(actor__first_ratio_max_dev=None, actor__first_delta_v=1e-6), "ok", ""),
     ],
     "Do some episodes succeed and others fail?": [
         (dict(success=0.02), "stop", "sft.demonstrations"),

@@ -7,6 +7,7 @@ place of the log-probability, no likelihood; not implemented), and the entropy o
 learned std (the reference reports 0, we report the entropy that the drawn step has).
 """
 
+import dataclasses
 import json
 
 import analytic_network
@@ -97,6 +98,30 @@ def test_sampling(recorded, case):
     np.testing.assert_allclose(
         np.mean(values, axis=0), get("out/rollout_prev_values")[:, 0], **TOLERANCE
     )
+
+
+NFT = ("sde_joint_N3", "noise_joint_N3")
+
+
+@pytest.mark.parametrize("case", reference_files.having(FILE, NFT))
+def test_what_nft_keeps_of_a_chain(recorded, case):
+    """The velocities that learning finds at the same points, and the std where it is learned; the
+    rest is the same as without."""
+    get, cfg, params, prefix, level_B, _ = recorded(case)
+    start, j_BU, eps = analytic_network.randomness(get("in/noise"), get("in/denoise_inds"), cfg)
+    args = params, start, jnp.asarray(j_BU), eps, prefix, level_B
+    plain, _ = flow.integrate(*args, cfg)
+    assert plain.velocity is None and plain.std is None
+    cfg = dataclasses.replace(cfg, nft=page.Nft())
+    chain, _ = flow.integrate(*args, cfg)
+    steps = flow.chain_steps(params, chain, prefix, cfg)
+    for u, step in enumerate(steps):
+        np.testing.assert_allclose(chain.velocity[:, u], step.velocity, rtol=1e-5, atol=1e-6)
+        if case.startswith("noise"):
+            np.testing.assert_allclose(chain.std[:, u], step.std, rtol=1e-5)
+    assert (chain.std is None) == (not case.startswith("noise"))
+    rest = chain.replace(velocity=None, std=None)
+    jax.tree.map(np.testing.assert_array_equal, rest, plain)
 
 
 @pytest.mark.parametrize("case", reference_files.having(FILE, TRAIN))

@@ -25,9 +25,9 @@ from pirl_jax.envs.gl import backends
 from pirl_jax.envs.libero import files
 from pirl_jax.learner import optimizer
 from pirl_jax.models import attention, heads, remat, variants
-from pirl_jax.policy import flow, noise, normalize
+from pirl_jax.policy import flow, mirror, noise, normalize
 from pirl_jax.recipes import base, quickstart
-from pirl_jax.rl import advantages, losses
+from pirl_jax.rl import advantages, losses, nft
 from pirl_jax.rollout import starts
 from pirl_jax.run import command, config, learnable, recipes, reference
 from pirl_jax.weights import presets
@@ -484,10 +484,17 @@ TABLES = {
     "rollout.prefix_cache": ("auto", "device", "host", "recompute"),
     "rollout.start_order": starts.ORDERS,
     "rollout.balance": starts.BALANCES,
-    "algorithm.loss": ("ppo", "clone"),
+    "algorithm.loss": ("ppo", "clone", "nft"),
     "algorithm.adv_type": ("gae", *advantages.GROUP_BASELINES, "raw"),
     "algorithm.logprob_type": losses.LOG_PROB_LEVELS,
     "algorithm.anchor": flow.ANCHORS,
+    "nft.form": ("dpo", "mse"),
+    "nft.target": ("xnext", "x0", "x0_sde"),
+    "nft.rows": ("rollout", "resample"),
+    "nft.weight": ("auto", "adaptive", *mirror.WEIGHTS),
+    "nft.reduction": ("sum", "mean"),
+    "nft.level": mirror.LEVELS,
+    "nft.tau_curve": nft.CURVES,
     "optim.schedule": optimizer.SCHEDULES,
     "run.on_divergence": ("stop", "rollback"),
 }

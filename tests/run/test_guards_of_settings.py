@@ -427,6 +427,7 @@ HERE = "run/test_guards_of_settings.py::"
 UPDATE = "learner/test_update.py::"
 OPTIMIZER = "learner/test_optimizer.py::"
 FLOW = "policy/test_flow.py::"
+NFT = "policy/test_mirror.py::"
 OBJECTIVE = UPDATE + "test_each_coefficient_of_the_objective_by_hand"
 FIRST_STEPS = OPTIMIZER + "test_three_steps_by_hand"
 CURVES = OPTIMIZER + "test_schedules_by_hand"
@@ -510,6 +511,14 @@ TESTED = {
     "algorithm.clone_coef": [UPDATE + "test_imitation_written_down"],
     "algorithm.clone_rollouts": ["test_train.py::test_a_clone_with_its_replay_resumes_bit_for_bit"],
     "algorithm.ema_decay": [UPDATE + "test_anchor_and_average"],
+    "nft.weight_scale": [NFT + "test_rlinf"],
+    "nft.beta": [NFT + "OPTIONS", NFT + "test_authors"],
+    "nft.dpo_beta": [NFT + "OPTIONS", NFT + "test_authors"],
+    "nft.label_clip": ["learner/test_preference.py::test_terms_by_hand"],
+    "nft.clip_ratio": [NFT + "test_rlinf"],
+    "nft.max_drift": [NFT + "test_no_change_beyond_the_drift_limit_is_seen"],
+    "nft.drift_coef": [NFT + "test_authors", "learner/test_preference.py::test_terms_by_hand"],
+    "nft.tau": ["learner/test_preference.py::test_the_average_follows_once_an_iteration"],
     "optim.lr": [FIRST_STEPS],
     "optim.value_lr": [FIRST_STEPS],
     "optim.b1": [FIRST_STEPS],
