@@ -83,16 +83,7 @@ def prepare(
         mirror.check()
     standing = _claim(path, resume, stack)
     resume_at = standing.resume_at
-    if not resume_at:
-        policies.check_start(settings)
-    elif resume_at > raw.num_iterations:
-        raise ValueError(
-            f"num_iterations={raw.num_iterations} but {path} already has {resume_at}; "
-            f"give at least that many"
-        )
-    earlier = replay.of_run(path, settings.raw.algorithm)
-    if earlier is not None and resume_at != raw.num_iterations:
-        earlier.check(resume_at or 0)
+    _check_start(settings, path, resume_at)
     mesh = devices.mesh(settings)
     envs = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
     playable = config.playable(settings.raw, envs.spec)
@@ -126,6 +117,25 @@ def prepare(
         first_iteration=resume_at or 0,
         stream=stream,
     )
+
+
+def _check_start(settings: config.Settings, path: pathlib.Path, resume_at: int | None) -> None:
+    """That what the run goes on from is there.
+
+    Raises:
+      ValueError: it is not, or there is nothing left to do.
+    """
+    iterations = settings.raw.num_iterations
+    if not resume_at:
+        policies.check_start(settings)
+    elif resume_at > iterations:
+        raise ValueError(
+            f"num_iterations={iterations} but {path} already has {resume_at}; "
+            f"give at least that many"
+        )
+    earlier = replay.of_run(path, settings.raw.algorithm)
+    if earlier is not None and resume_at != iterations:
+        earlier.check(resume_at or 0)
 
 
 @dataclasses.dataclass(frozen=True)
