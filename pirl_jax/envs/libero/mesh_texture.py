@@ -23,11 +23,18 @@ class Whole(NamedTuple):
     place_c3: np.ndarray  # m
     texture_c2: np.ndarray
 
+    def edges(self) -> np.ndarray:
+        """[edges,2] corners that a triangle joins."""
+        first, second, third = self.corner_f3.T
+        ends = np.concatenate([second, third, first])
+        return np.column_stack([self.corner_f3.T.ravel(), ends])
+
     def side_m(self) -> float:
         """About how long the picture's side is on the mesh."""
         sides_f23 = self.corners_f33[:, 1:] - self.corners_f33[:, :1]
+        across_f3 = np.cross(sides_f23[:, 0], sides_f23[:, 1])
+        area_m2 = np.linalg.norm(across_f3, axis=1).sum()
         sides_f22 = self.texture_f32[:, 1:] - self.texture_f32[:, :1]
-        area_m2 = np.linalg.norm(np.cross(sides_f23[:, 0], sides_f23[:, 1]), axis=1).sum()
         share = np.abs(np.linalg.det(sides_f22)).sum()
         return float(np.sqrt(area_m2 / share)) if share else 0.0
 
@@ -47,19 +54,36 @@ def moved(
     near a first guess, which lies on the right side: among the places that were merged with the old
     corner (`moved_to` [p], the new point of each) and hang together with it themselves.
     """
-    old = np.column_stack([triangles_f3.ravel(), texture_f32.reshape(-1, 2)])
-    unique, corner_of = np.unique(old, axis=0, return_inverse=True)
-    corner_f3 = corner_of.reshape(-1, 3)
+    texture = texture_f32.reshape(-1, 2)
+    keys = np.column_stack([triangles_f3.ravel(), texture])
+    unique, corner_of = np.unique(keys, axis=0, return_inverse=True)
     point_c = unique[:, 0].astype(int)
-    corners_f33 = points_p3[triangles_f3].astype(np.float64)
-    whole = Whole(corners_f33, texture_f32, corner_f3, points_p3[point_c], unique[:, 1:])
-    edges = np.concatenate([corner_f3[:, :2], corner_f3[:, 1:], corner_f3[:, ::2]])
+    whole = Whole(
+        corners_f33=points_p3[triangles_f3].astype(np.float64),
+        texture_f32=texture_f32,
+        corner_f3=corner_of.reshape(-1, 3),
+        place_c3=points_p3[point_c],
+        texture_c2=unique[:, 1:],
+    )
+    old_n = whole.corner_f3[alive].ravel()
+    edges = whole.edges()
     new_point = moved_to[point_c]
-    merged = new_point[edges[:, 0]] == new_point[edges[:, 1]]
-    target_n5 = np.column_stack([position_n3, np.zeros((len(position_n3), 2))])
-    old_n = corner_f3[alive].ravel()
-    target_n5[:, 3:] = _nearest(whole, edges[merged], old_n, target_n5, 0.0)
-    return _nearest(whole, edges, old_n, target_n5, whole.side_m() / CUT)
+    first, second = new_point[edges].T
+    no_texture = np.zeros((len(position_n3), 2))
+    guess_n2 = _nearest(
+        whole,
+        edges[first == second],
+        old_n,
+        np.column_stack([position_n3, no_texture]),
+        weight_m=0.0,
+    )
+    return _nearest(
+        whole,
+        edges,
+        old_n,
+        np.column_stack([position_n3, guess_n2]),
+        weight_m=whole.side_m() / CUT,
+    )
 
 
 def _nearest(
@@ -74,25 +98,39 @@ def _nearest(
     from scipy.sparse import csgraph
 
     count = len(whole.place_c3)
-    graph = sparse.coo_matrix((np.ones(len(edges)), edges.T), shape=(count, count))
+    ones = np.ones(len(edges))
+    graph = sparse.coo_matrix((ones, edges.T), shape=(count, count))
     _, patch_c = csgraph.connected_components(graph, directed=False)
     # Patches become layers of a further dimension, far from each other.
-    layer_c = 10 * np.ptp(whole.place_c3, axis=0).max() * patch_c
+    size_m = np.ptp(whole.place_c3, axis=0).max()
+    layer_c = 10 * size_m * patch_c
     weights_5 = np.array([1, 1, 1, weight_m, weight_m])
-    place_c5 = np.column_stack([whole.place_c3, whole.texture_c2]) * weights_5
-    tree = spatial.cKDTree(np.column_stack([place_c5, layer_c]))
-    _, corner_n = tree.query(np.column_stack([target_n5 * weights_5, layer_c[old_n]]))
-    triangle = np.arange(whole.corner_f3.size) // 3
-    at = sparse.csr_matrix((np.ones(len(triangle)), (whole.corner_f3.ravel(), triangle)))
+    place_c5 = np.column_stack([whole.place_c3, whole.texture_c2])
+    tree = spatial.cKDTree(np.column_stack([place_c5 * weights_5, layer_c]))
+    wanted = np.column_stack([target_n5 * weights_5, layer_c[old_n]])
+    _, corner_n = tree.query(wanted)
+    return _in_triangles(whole, corner_n, target_n5[:, :3])
+
+
+def _in_triangles(whole: Whole, corner_n: np.ndarray, position_n3: np.ndarray) -> np.ndarray:
+    """[n,2] of about the nearest places in the triangles at these corners."""
+    from scipy import sparse
+
+    corner = whole.corner_f3.ravel()
+    triangle = np.arange(len(corner)) // 3
+    ones = np.ones(len(corner))
+    at = sparse.csr_matrix((ones, (corner, triangle)))
     row, triangle = at[corner_n].nonzero()
     corners_33 = whole.corners_f33[triangle]
-    points_3 = target_n5[row, :3]
+    points_3 = position_n3[row]
     weights_3 = _weights(corners_33, points_3)
-    away = np.linalg.norm(np.einsum("rk,rki->ri", weights_3, corners_33) - points_3, axis=1)
-    by_distance = np.lexsort((away, row))
+    places_3 = np.einsum("rk,rki->ri", weights_3, corners_33)
+    away_m = np.linalg.norm(places_3 - points_3, axis=1)
+    by_distance = np.lexsort((away_m, row))
     _, first = np.unique(row[by_distance], return_index=True)
     best = by_distance[first]
-    return np.einsum("nk,nki->ni", weights_3[best], whole.texture_f32[triangle[best]])
+    texture_32 = whole.texture_f32[triangle[best]]
+    return np.einsum("nk,nki->ni", weights_3[best], texture_32)
 
 
 def _weights(corners_33: np.ndarray, points_3: np.ndarray) -> np.ndarray:
@@ -103,5 +141,7 @@ def _weights(corners_33: np.ndarray, points_3: np.ndarray) -> np.ndarray:
     sides_23 = corners_33[:, 1:] - corners_33[:, :1]
     offset_13 = (points_3 - corners_33[:, 0])[:, None]
     others_2 = (offset_13 @ np.linalg.pinv(sides_23))[:, 0]
-    weights_3 = np.column_stack([1 - others_2.sum(axis=1), others_2]).clip(min=0)
+    first = 1 - others_2.sum(axis=1)
+    weights_3 = np.column_stack([first, others_2])
+    weights_3 = weights_3.clip(min=0)
     return weights_3 / weights_3.sum(axis=1, keepdims=True)
