@@ -85,14 +85,8 @@ def prepare(
     resume_at = standing.resume_at
     if not resume_at:
         policies.check_start(settings)
-    elif resume_at > raw.num_iterations:
-        raise ValueError(
-            f"num_iterations={raw.num_iterations} but {path} already has {resume_at}; "
-            f"give at least that many"
-        )
-    earlier = replay.of_run(path, settings.raw.algorithm)
-    if earlier is not None and resume_at != raw.num_iterations:
-        earlier.check(resume_at or 0)
+    else:
+        _check_resumable(settings, path, resume_at)
     mesh = devices.mesh(settings)
     envs = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
     playable = config.playable(settings.raw, envs.spec)
@@ -154,6 +148,23 @@ def _claim(path: pathlib.Path, resume: str, stack: contextlib.ExitStack) -> _Sta
     if refused:
         raise ValueError(refused)
     return found
+
+
+def _check_resumable(settings: config.Settings, path: pathlib.Path, iteration: int) -> None:
+    """What stands there is what the iterations from this one on need.
+
+    Raises:
+      ValueError: the run has more than it is asked for.
+      endings.Failure: successes that it would learn from again are gone.
+    """
+    wanted = settings.raw.num_iterations
+    if iteration > wanted:
+        raise ValueError(
+            f"num_iterations={wanted} but {path} already has {iteration}; give at least that many"
+        )
+    earlier = replay.of_run(path, settings.raw.algorithm)
+    if earlier is not None and iteration < wanted:
+        earlier.check(iteration)
 
 
 def _look(path: pathlib.Path, resume: str) -> _Standing:
