@@ -83,7 +83,10 @@ def prepare(
         mirror.check()
     standing = _claim(path, resume, stack)
     resume_at = standing.resume_at
-    _check_start(settings, path, resume_at)
+    if not resume_at:
+        policies.check_start(settings)
+    else:
+        _check_resumable(settings, path, resume_at)
     mesh = devices.mesh(settings)
     envs = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
     playable = config.playable(settings.raw, envs.spec)
@@ -119,25 +122,6 @@ def prepare(
     )
 
 
-def _check_start(settings: config.Settings, path: pathlib.Path, resume_at: int | None) -> None:
-    """That what the run goes on from is there.
-
-    Raises:
-      ValueError: it is not, or there is nothing left to do.
-    """
-    iterations = settings.raw.num_iterations
-    if not resume_at:
-        policies.check_start(settings)
-    elif resume_at > iterations:
-        raise ValueError(
-            f"num_iterations={iterations} but {path} already has {resume_at}; "
-            f"give at least that many"
-        )
-    earlier = replay.of_run(path, settings.raw.algorithm)
-    if earlier is not None and resume_at != iterations:
-        earlier.check(resume_at or 0)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Standing:
     """What stands in the run directory."""
@@ -164,6 +148,23 @@ def _claim(path: pathlib.Path, resume: str, stack: contextlib.ExitStack) -> _Sta
     if refused:
         raise ValueError(refused)
     return found
+
+
+def _check_resumable(settings: config.Settings, path: pathlib.Path, iteration: int) -> None:
+    """What stands there is what the iterations from this one on need.
+
+    Raises:
+      ValueError: the run has more than it is asked for.
+      endings.Failure: successes that it would learn from again are gone.
+    """
+    wanted = settings.raw.num_iterations
+    if iteration > wanted:
+        raise ValueError(
+            f"num_iterations={wanted} but {path} already has {iteration}; give at least that many"
+        )
+    earlier = replay.of_run(path, settings.raw.algorithm)
+    if earlier is not None and iteration < wanted:
+        earlier.check(iteration)
 
 
 def _look(path: pathlib.Path, resume: str) -> _Standing:
