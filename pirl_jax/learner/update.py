@@ -204,10 +204,10 @@ class Updater:
             learned,
             state.iteration,
             freeze_policy=state.iteration < cfg.critic_warmup_iterations,
-            skip=total.weight == 0,
-            # Without a critic and with equal scores in every group, where NFT's loss is not 0; what
-            # another term of the loss teaches has a gradient.
-            skip_idle=(total.weighted["loss"] == 0) | (self._nft is not None),
+            skip=(total.weight == 0) | self._prefers_nothing(total),
+            # Without a critic and with equal scores in every group; what another term of the loss
+            # teaches has a gradient.
+            skip_idle=total.weighted["loss"] == 0,
         )
         count = jnp.maximum(total.count, 1.0)
         metrics |= applied | {name: x / count for name, x in total.counted.items()}
@@ -218,6 +218,17 @@ class Updater:
             metrics["nft_tau"] = self._tau(state.iteration)
         state = state.replace(step=state.step + 1, params=learned, opt_state=opt_state, ema=ema)
         return state, metrics | total.largest | {"variance_sums": total.variance}
+
+    def _prefers_nothing(self, total: objective.Sums) -> bool | jax.Array:
+        """NFT without a label that says anything, and nothing else to learn from.
+
+        Its loss is not 0 then, and its gradient is rounding, which Adam makes a full step.
+        """
+        cfg = self.cfg
+        besides = cfg.anchor_coef or cfg.entropy_bonus or cfg.clone_coef or cfg.sft_loss_weight
+        if self._nft is None or besides:
+            return False
+        return total.counted["preference"] == 0
 
     def finish(self, state: states.TrainState) -> states.TrainState:
         """The end of an iteration: it is counted, and the average that plays follows."""

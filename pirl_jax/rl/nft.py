@@ -37,7 +37,7 @@ def nft(
     """NFT's loss, to be minimised; r = label, y = 2r - 1, b = dpo_beta.
 
         dpo   softplus(b y (E+ - E-) / 2)
-        mse   scale (r E+ + (1 - r) E-);  without gradient where r = 1/2
+        mse   scale (r E+ + (1 - r) E-);  where r = 1/2 a KL to the policy that played is left
 
     Args:
       e_pos, e_neg: [B,...], several energies of each row.
@@ -65,8 +65,6 @@ def nft(
             near = scale * (label * held_pos + (1 - label) * held_neg)
             is_held = valid & (near > loss)
             loss = jnp.where(is_held, jax.lax.stop_gradient(near), loss)
-        # Without a preference only the KL is left, at first rounding, which Adam makes a full step.
-        loss = jnp.where(label == 0.5, jax.lax.stop_gradient(loss), loss)
     normalizer = weight_B.sum() if normalizer is None else normalizer
     metrics = _metrics(e_pos, e_neg, label, valid, logit)
     metrics["clip_loss_frac"] = mean(is_held, weight_B)
@@ -91,6 +89,7 @@ def _metrics(
         "E_neg_mean": e_neg,
         "delta_E_mean": e_pos - e_neg,
         "pref_acc": (logit < 0) & valid,
+        "preference": jnp.abs(2 * label - 1),
         "positive": positive,
         "negative": negative,
         "E_pos_positive": jnp.where(positive, e_pos, 0.0),

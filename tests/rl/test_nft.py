@@ -75,3 +75,14 @@ def test_share_of_the_authors():
         keep = target - (target - base) * 0.5 * (1 + np.cos(np.pi * progress))
         found = nft.share(schedule, "cosine", iteration)
         np.testing.assert_allclose(found, 1 - keep, rtol=1e-5)
+
+
+def test_a_row_without_a_preference_still_holds_the_policy_back():
+    """form=mse is a policy gradient and a KL: at r = 1/2 the KL is left, away from the old one."""
+
+    def loss(delta, label):
+        e_pos, e_neg = ((delta - 1) ** 2, (delta + 1) ** 2)
+        return nft.nft(e_pos, e_neg, label, np.ones(1, np.float32), form="mse")[0]
+
+    gradient = jax.grad(loss)(np.full((1, 1), 0.3, np.float32), np.full(1, 0.5, np.float32))
+    np.testing.assert_allclose(gradient, 0.6, rtol=1e-5)
