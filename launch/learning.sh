@@ -3,13 +3,15 @@
 # flow-SDE, PPO with flow-noise and GRPO with flow-SDE.
 #
 #   [SEEDS="0 1 2"] bash launch/learning.sh tabletop|libero_object|libero_spatial [pi0] [pi05]
+#   [SEEDS="0 1 2"] bash launch/learning.sh exploration
 #
+# The second compares samplers and losses on tabletop instead: equal episodes from one SFT start per seed.
 # Writes docs/results/SUITE.{json,png}.  Finished runs under runs/learning are kept: a second call continues where the first stopped.
 # Asked to end by a signal it lets the run under way save its state, says so, and ends with exit code 75.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-suite=${1:?"name a suite: tabletop, libero_object or libero_spatial"}
+suite=${1:?"name a suite: tabletop, libero_object, libero_spatial; or exploration"}
 again="$(printf '%q ' ${SEEDS:+env "SEEDS=$SEEDS"} bash "$ROOT/launch/learning.sh" "$@")"
 models=("${@:2}")
 [[ ${#models[@]} -gt 0 ]] || models=(pi0 pi05)
@@ -27,11 +29,43 @@ train() { # NAME flags...; skipped where the run is finished
 # LIBERO's RL stage has a time limit close to what the expert needs, so that a policy has to become faster as well as surer: episodes
 # are shorter and their outcome is less of a foregone conclusion, which is what makes a CPU run of minutes show something.
 case $suite in
+  exploration) recipe=(--config configs/tabletop_small.py) limit=50 ;;
   tabletop) recipe=(--config configs/tabletop_small.py) limit=50 ;;
   libero_object) recipe=(--config configs/libero_small.py) limit=115 ;;
   libero_spatial) recipe=(--config configs/libero_small.py --config.env.suite=libero_spatial "--config.env.tasks=(2,)") limit=80 ;;
-  *) fail "no recipe for suite $suite; choose tabletop, libero_object or libero_spatial" ;;
+  *) fail "no recipe for suite $suite; choose tabletop, libero_object, libero_spatial or exploration" ;;
 esac
+
+# All with one bound on how far an iteration may move the policy: samplers at equal learning rates differ by far in that.
+explore() { # SEED
+  local same=(--config.seed="$1" --config.model.checkpoint="runs/learning/$suite/sft_$1" --config.num_iterations=24)
+  local bounded=("${same[@]}" --config.algorithm.target_kl=0.06)
+  local free=(--config.model.add_value_head=False --config.algorithm.critic_warmup_iterations=0)
+  local grouped=("${free[@]}" --config.algorithm.group_size=8)
+  local clone=("${free[@]}" --config.algorithm.loss=clone --config.algorithm.adv_type=raw)
+  local all=(--config.model.noise_steps=all)
+  local last=(--config.model.noise_steps=last --config.model.noise_method=flow_noise)
+  local wide=("${last[@]}" "--config.model.noise_logvar_range=(0.4,0.4)")
+  train "sft_$1" --config.seed="$1" --config.num_iterations=0 --config.eval.baseline=False
+  train "ppo_one_$1" "${bounded[@]}"
+  train "ppo_last_04_$1" "${bounded[@]}" "${wide[@]}"
+  train "grpo_last_04_$1" "${bounded[@]}" "${wide[@]}" "${grouped[@]}" --config.algorithm.adv_type=grpo
+  train "nft_last_04_$1" "${bounded[@]}" "${wide[@]}" "${grouped[@]}" --config.algorithm.loss=nft --config.algorithm.adv_type=rloo
+  train "clone_last_04_$1" "${same[@]}" "${wide[@]}" "${clone[@]}"
+  train "clone_one_$1" "${same[@]}" "${clone[@]}"
+  train "ppo_last_025_$1" "${bounded[@]}" "${last[@]}" "--config.model.noise_logvar_range=(0.25,0.25)"
+  train "ppo_all_2_05_$1" "${bounded[@]}" "${all[@]}" --config.model.noise_level=0.5
+  train "ppo_all_4_08_$1" "${bounded[@]}" "${all[@]}" --config.model.num_steps=4
+  train "ppo_all_4_05_$1" "${bounded[@]}" "${all[@]}" --config.model.num_steps=4 --config.model.noise_level=0.5
+}
+
+if [[ "$suite" == exploration ]]; then
+  for seed in ${SEEDS:-0}; do
+    explore "$seed"
+  done
+  python -m pirl_jax.compare runs/learning/exploration/{ppo,grpo,nft,clone}_* --output docs/results/exploration
+  exit
+fi
 
 for seed in ${SEEDS:-0}; do
   for model in "${models[@]}"; do

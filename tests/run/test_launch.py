@@ -9,6 +9,9 @@ import time
 
 import pytest
 
+from pirl_jax import train
+from pirl_jax.run import command, config, learnable
+
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = sorted(path.name for path in (ROOT / "launch").glob("*.sh"))
 # Notes what it was started with and, asked to end, needs a moment for it.
@@ -103,6 +106,27 @@ def test_learning_stops_where_a_run_fails(launch, tmp_path, monkeypatch):
     monkeypatch.setenv("FAILS", "2")
     code, complaint = ended(launch("learning.sh", "tabletop", "pi0"))
     assert code == 2 and len(said(tmp_path)) == 1 and "to go on" not in complaint
+
+
+@pytest.mark.parametrize("suite", ["tabletop", "libero_object", "libero_spatial", "exploration"])
+def test_every_training_that_learning_starts_could_learn(launch, tmp_path, monkeypatch, suite):
+    """Its settings fit together; each writes into a folder of its own."""
+    monkeypatch.setenv("FAILS", "0")  # the trainer ends at once, and well
+    monkeypatch.setenv("SEEDS", "3")
+    code, complaint = ended(launch("learning.sh", suite))
+    *trainings, comparison = said(tmp_path)
+    assert code == 0 and "-m pirl_jax.compare" in comparison, complaint
+    directories = set()
+    for training in trainings:
+        program, *arguments = training.removeprefix("-m ").split()
+        assert program == "pirl_jax.train"
+        monkeypatch.chdir(ROOT)
+        _, raw = command.parse([program, *arguments], train._parser())
+        settings = config.settings(raw)
+        learnable.check(settings.raw)
+        assert settings.raw.seed == 3
+        directories.add(settings.raw.run.directory)
+    assert len(directories) == len(trainings) > 6
 
 
 def test_the_quickstart_is_the_trainer(launch, tmp_path):
