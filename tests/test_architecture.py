@@ -280,3 +280,9 @@ def test_the_tests_that_the_readme_names_exist():
         if not path.is_file() or f"def {function}" not in path.read_text(encoding="utf-8"):
             wrong.append(f"{file}::{function}")
     assert not wrong, wrong
+
+
+def test_no_two_test_files_share_a_name():
+    """pytest collects only the first of them, and calls the other an error of collection."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
