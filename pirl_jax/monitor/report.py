@@ -22,6 +22,8 @@ COLOURS = {
     "kl": "#7a3e9d",
     "grid": "#e4e4e4",
 }
+# Variants go through the colours, and then through them again with the next kind of line.
+VARIANT_LINES = ("-", "--", ":", "-.")
 VARIANT_COLOURS = ("#0b5fa5", "#b5651d", "#2e8b57", "#7a3e9d", "#444444")
 RATES = (-0.03, 1.03)  # limits of an axis of rates: lines at 0 and 1 keep their width
 MOST_MARKED = 60  # points of a line; more of them would run together
@@ -294,7 +296,8 @@ def _make_percent(panel: axes.Axes) -> None:
 def comparison(
     path: str | os.PathLike, runs: Sequence[Mapping[str, Any]], smooth: int = 5
 ) -> pathlib.Path:
-    """PNG of several runs: a panel per `panel`, a colour per `variant`, a line per run.
+    """PNG of several runs: a panel per `panel`, a colour and kind of line per `variant`, a line per
+    run.
 
     Lines are means over the last `smooth` iterations; dots and bars are the evaluations before and
     after, with their intervals.
@@ -306,7 +309,8 @@ def comparison(
     variants = list(dict.fromkeys(run["variant"] for run in runs))
     across = min(2, len(titles))
     down = math.ceil(len(titles) / across)
-    size = (5.2 * across, 3.4 * down)  # inches
+    legend_down = math.ceil(len(variants) / across)
+    size = (5.2 * across, 3.4 * down + 0.2 * legend_down)  # inches
     sheet = figure.Figure(figsize=size, dpi=130, layout="constrained")
     panels = sheet.subplots(down, across, squeeze=False, sharey=True).ravel()
     # Not strict: the last row of panels may be half empty.
@@ -317,6 +321,13 @@ def comparison(
         _finish_panel(panel, title)
     for unused in panels[len(titles) :]:
         unused.set_visible(False)
+    # Below, where no line is hidden; seeds and panels of a variant share one entry.
+    entries: dict[str, Any] = {}
+    for panel in panels:
+        handles, labels = panel.get_legend_handles_labels()
+        entries |= zip(labels, handles, strict=True)
+    style = {"loc": "outside lower center", "ncols": across, "frameon": False, "fontsize": 8}
+    sheet.legend(list(entries.values()), list(entries), **style)
     sheet.suptitle(
         "success rate: lines of exploring rollouts,\n"
         "dots of evaluations before and after (95 % interval)",
@@ -329,10 +340,12 @@ def comparison(
 
 def _draw_run(panel: axes.Axes, run: Mapping[str, Any], variant: int, smooth: int) -> None:
     """One run in the colour of the variant of this number."""
-    colour = VARIANT_COLOURS[variant % len(VARIANT_COLOURS)]
+    again, colour = divmod(variant, len(VARIANT_COLOURS))
+    colour = VARIANT_COLOURS[colour]
+    style = {"linestyle": VARIANT_LINES[again % len(VARIANT_LINES)], "linewidth": 1.5}
     means = _trailing_means(run["success"], smooth)
     iterations = range(1, len(means) + 1)
-    panel.plot(iterations, means, color=colour, linewidth=1.5, label=run["variant"])
+    panel.plot(iterations, means, color=colour, label=run["variant"], **style)
     # The evaluations of several variants stand side by side, left and right of their lines.
     shift = 0.4 * variant
     _draw_evaluation(panel, -shift, run["before"], colour)
@@ -364,8 +377,3 @@ def _finish_panel(panel: axes.Axes, title: str) -> None:
     _make_percent(panel)
     panel.grid(color=COLOURS["grid"], linewidth=0.8)
     panel.spines[["top", "right"]].set_visible(False)
-    handles, labels = panel.get_legend_handles_labels()
-    # Seeds of a variant share one entry.
-    by_label = dict(zip(labels, handles, strict=True))
-    style = {"loc": "lower right", "frameon": False, "fontsize": 8}
-    panel.legend(list(by_label.values()), list(by_label), **style)
