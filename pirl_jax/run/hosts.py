@@ -37,7 +37,9 @@ LAST_PORT = 65535
 MEETING_S = 300.0  # hosts start so far apart
 STORAGE_S = 60  # network storage may show a new folder so late
 POLL_S = 0.5  # how often a host looks whether another one was asked to end
-LEAVE_S = 5.0  # how long the first host, whose end ends all, waits for the others to leave
+# How long the first host, whose end ends all, waits for the others to leave: longer than they may
+# take, in a compilation say.
+LEAVE_S = preemption.GRACE_S + 1.0
 # In the store that jax.distributed shares: the number of a signal; who has left, by index.
 ENDING = "pirl/ending"
 LEFT = "pirl/left"

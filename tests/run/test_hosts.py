@@ -297,3 +297,10 @@ def test_the_launch_script_teaches_and_trains_on_two_hosts(tmp_path):
     (rates,) = results.read_successes(tmp_path / "a run" / "evaluation" / "after").values()
     assert rates[1] == 3
     assert len(list((tmp_path / "a run").glob("evaluation/after/videos/*.mp4"))) == 2
+
+
+def test_the_first_host_outwaits_the_end_of_any_other():
+    """A host that is asked to end in a compilation ends within its grace; the first one, which
+    takes all others with it, must not be gone by then."""
+    watch = preemption.Watch("to go on")
+    assert watch.grace_s < hosts.LEAVE_S
