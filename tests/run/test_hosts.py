@@ -302,5 +302,5 @@ def test_the_launch_script_teaches_and_trains_on_two_hosts(tmp_path):
 def test_the_first_host_outwaits_the_end_of_any_other():
     """A host that is asked to end in a compilation ends within its grace; the first one, which
     takes all others with it, must not be gone by then."""
-    watch = preemption.Watch("to go on")
+    watch = preemption.Watch("to go on", None)
     assert watch.grace_s < hosts.LEAVE_S
