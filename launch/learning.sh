@@ -29,8 +29,7 @@ train() { # NAME flags...; skipped where the run is finished
 # LIBERO's RL stage has a time limit close to what the expert needs, so that a policy has to become faster as well as surer: episodes
 # are shorter and their outcome is less of a foregone conclusion, which is what makes a CPU run of minutes show something.
 case $suite in
-  exploration) recipe=(--config configs/tabletop_small.py) limit=50 ;;
-  tabletop) recipe=(--config configs/tabletop_small.py) limit=50 ;;
+  tabletop | exploration) recipe=(--config configs/tabletop_small.py) limit=50 ;;
   libero_object) recipe=(--config configs/libero_small.py) limit=115 ;;
   libero_spatial) recipe=(--config configs/libero_small.py --config.env.suite=libero_spatial "--config.env.tasks=(2,)") limit=80 ;;
   *) fail "no recipe for suite $suite; choose tabletop, libero_object, libero_spatial or exploration" ;;

@@ -8,6 +8,7 @@ that never left the devices.  Anything else is a tree of host arrays [R,...].  K
 a row means.
 """
 
+from collections.abc import Iterable
 import dataclasses
 from typing import Any
 
@@ -91,6 +92,11 @@ class OnDevice:
 
     def __len__(self) -> int:
         return len(self.at_R)
+
+
+def split(batch: Any, index_n: Iterable[int]) -> list:
+    """Rows of a batch of host arrays, as views."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in index_n]
 
 
 def take(rows: Any, index_B: np.ndarray) -> Any:

@@ -292,16 +292,11 @@ def _surrogate(
     loss, metrics = losses.clipped_surrogate(
         log_prob,
         old,
-        _spread(batch.advantage, log_prob.shape),
-        _spread(batch.weight / entries, log_prob.shape),
+        losses.spread(batch.advantage, log_prob.shape),
+        losses.spread(batch.weight / entries, log_prob.shape),
         cfg.clip_ratio_low,
         cfg.clip_ratio_high,
         cfg.clip_ratio_c or None,
         normalizer=jnp.ones(()),
     )
     return loss, metrics, {"ratio_max_dev": metrics.pop("ratio_max_dev")}
-
-
-def _spread(x_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """One number per row -> one per ratio."""
-    return jnp.broadcast_to(x_B.reshape((-1,) + (1,) * (len(shape) - 1)), shape)

@@ -194,9 +194,8 @@ def _joined(data: objective.Minibatch, earlier: dict[str, np.ndarray]) -> object
 
     chain = jax.tree.map(more, data.chain.replace(actions=None))
     obs = types.Observation(**{name: earlier[name] for name in OBSERVATION})
-    rows = [jax.tree.map(lambda leaf, i=i: leaf[i], obs) for i in range(count)]
     return objective.Minibatch(
-        context=[*data.context, *rows],
+        context=[*data.context, *context_rows.split(obs, range(count))],
         chain=chain.replace(actions=more(data.chain.actions, earlier["actions"])),
         advantage=more(data.advantage),
         return_=more(data.return_),

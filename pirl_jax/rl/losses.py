@@ -36,6 +36,11 @@ def reduce_log_prob(log_prob_BIa: Array, level: str) -> Array:
     return log_prob_BIa.sum(axis=LOG_PROB_LEVELS[level])
 
 
+def spread(x_B: Array, shape: tuple[int, ...]) -> Array:
+    """One number per row -> one for each of a row's entries: ratios, or energies."""
+    return jnp.broadcast_to(x_B.reshape((-1,) + (1,) * (len(shape) - 1)), shape)
+
+
 def weighted_mean(x: Array, weight: Array, normalizer: Array | None = None) -> Array:
     """sum(w * x) / normalizer over all entries; 0 when nothing has weight.
 

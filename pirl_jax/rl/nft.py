@@ -49,9 +49,9 @@ def nft(
     Returns: loss, metrics.
     """
     chex.assert_equal_shape([e_pos, e_neg])
-    valid = _spread(weight_B > 0, e_pos.shape)
-    weight = _spread(weight_B, e_pos.shape) / e_pos[0].size
-    label = jnp.where(valid, _spread(label_B, e_pos.shape), 0.5)
+    valid = losses.spread(weight_B > 0, e_pos.shape)
+    weight = losses.spread(weight_B, e_pos.shape) / e_pos[0].size
+    label = jnp.where(valid, losses.spread(label_B, e_pos.shape), 0.5)
     e_pos = jnp.where(valid, e_pos, 0.0)
     e_neg = jnp.where(valid, e_neg, 0.0)
     logit = 0.5 * dpo_beta * (2 * label - 1) * (e_pos - e_neg)
@@ -73,7 +73,7 @@ def nft(
 
 def mean(x: Array, weight_B: Array) -> Array:
     """Over the rows that exist, as a metric: without gradient."""
-    valid = _spread(weight_B > 0, x.shape)
+    valid = losses.spread(weight_B > 0, x.shape)
     x = jnp.where(valid, jax.lax.stop_gradient(x).astype(jnp.float32), 0.0)
     return losses.weighted_mean(x, valid.astype(jnp.float32))
 
@@ -105,11 +105,6 @@ def over_parts(metrics: dict) -> dict:
     for name, share in OF_PART.items():
         found[name] = metrics[name] / np.maximum(metrics[share], 1e-12)
     return found
-
-
-def _spread(x_B: Array, shape: tuple[int, ...]) -> Array:
-    """One number per row -> one per energy."""
-    return jnp.broadcast_to(x_B.reshape((-1,) + (1,) * (len(shape) - 1)), shape)
 
 
 # ---- the average that plays ----------------------------------------------------------------------

@@ -68,7 +68,7 @@ class Book:
         row = turn.row[going]
         episodes = turn.episode[going].tolist()
         decisions = list(zip(episodes, turn.decision[going].tolist(), strict=True))
-        self._chain |= zip(decisions, _split(chain, row), strict=True)
+        self._chain |= zip(decisions, rows.split(chain, row), strict=True)
         if self._buffer is not None:
             places = self._buffer.write(context, row).at_R
             self._context |= zip(decisions, places, strict=True)
@@ -84,7 +84,7 @@ class Book:
         """Wait until the context of the last decisions has reached the host."""
         if self._arriving is not None:
             decisions, row, context = self._arriving
-            self._context |= zip(decisions, _split(jax.device_get(context), row), strict=True)
+            self._context |= zip(decisions, rows.split(jax.device_get(context), row), strict=True)
             self._arriving = None
 
     def forget(self, episodes: Iterable[int]) -> None:
@@ -199,8 +199,3 @@ def collect(
 def _without(decisions: dict[Decision, object], episodes: set[int]) -> dict[Decision, object]:
     """Less those of some episodes."""
     return {name: row for name, row in decisions.items() if name[0] not in episodes}
-
-
-def _split(batch: object, index_n: np.ndarray) -> list:
-    """Rows of a batch, as views."""
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in index_n]

@@ -90,7 +90,7 @@ def settings(fields: Mapping) -> Settings:
     _check_model(raw)
     _check_noise(raw)
     _check_learning(raw)
-    return Settings(raw, _policy(raw))
+    return Settings(raw, policy(raw))
 
 
 def changed(current: Settings, changes: dict) -> Settings:
@@ -179,14 +179,14 @@ def _check_noise(raw: page.Page):
             "model.joint_logprob=True is noise_steps='all', and model.noise_steps='last' is not;"
             " drop one"
         )
-    policy = _policy(raw)
-    steps = policy.model.noise_steps
+    resolved = policy(raw)
+    steps = resolved.model.noise_steps
     if steps != "one" and model.ignore_last:
         raise ValueError(
             f"model.ignore_last={model.ignore_last} has no meaning with model.noise_steps={steps!r}"
             f", where the last step is stochastic; drop one"
         )
-    if not flow.choices(policy):
+    if not flow.choices(resolved):
         remedy = "num_steps to at least 2" if steps == "one" else "noise_steps to one"
         raise ValueError(
             f"model.num_steps={model.num_steps} leaves no stochastic step to"
@@ -328,7 +328,8 @@ def _frozen_vlm(raw: page.Page) -> bool:
     return raw.model.train_expert_only and _network(raw.model).paligemma.lora is None
 
 
-def _policy(raw: page.Page) -> flow.Policy:
+def policy(raw: page.Page) -> flow.Policy:
+    """The network and how it acts; older names and the protocol's choices are resolved."""
     steps = "all" if raw.model.joint_logprob else raw.model.noise_steps
     model = dataclasses.replace(
         raw.model,

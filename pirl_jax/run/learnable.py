@@ -5,8 +5,7 @@ the page (core/page_learning.py), what holds for evaluation too in config.py.
 """
 
 from pirl_jax.core import page
-from pirl_jax.policy import noise
-from pirl_jax.run import learnable_nft
+from pirl_jax.run import config, learnable_nft
 
 # A step's std enters the probabilities squared; below this, float32 has nothing left of it.
 LEAST_NOISE = 1e-6
@@ -91,7 +90,7 @@ def _check_exploration(raw: page.Page):
     from_the_start = loss == "clone" or (loss == "nft" and raw.nft.target != "xnext")
     if model.noise_method == "flow_ode" and from_the_start:
         return
-    learned = noise.ALIASES.get(model.noise_method, model.noise_method) == "flow_noise"
+    learned = config.policy(raw).model.noise_method == "flow_noise"
     if learned and model.noise_anneal:
         raise ValueError(
             f"model.noise_anneal=True has no meaning with model.noise_method="

@@ -6,6 +6,7 @@ loss is not here.
 
 from pirl_jax.core import page
 from pirl_jax.policy import noise
+from pirl_jax.run import config
 
 
 def check(raw: page.Page) -> None:
@@ -28,10 +29,11 @@ def check(raw: page.Page) -> None:
 def _check_target(raw: page.Page):
     """A target that the steps have."""
     options = raw.nft
-    method = noise.ALIASES.get(raw.model.noise_method, raw.model.noise_method)
+    model = config.policy(raw).model
+    method = model.noise_method
     named = f"nft.target={options.target!r}"
-    is_joint = raw.model.joint_logprob or raw.model.noise_steps == "all"
-    without_noise = method == "flow_ode" or (is_joint and method in noise.LAST_STEP_DETERMINISTIC)
+    last_too = model.noise_steps == "all" and method in noise.LAST_STEP_DETERMINISTIC
+    without_noise = method == "flow_ode" or last_too
     if options.target == "xnext" and without_noise:
         raise ValueError(
             f"{named} compares noisy steps, and with model.noise_method={method!r} and"

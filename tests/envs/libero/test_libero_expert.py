@@ -106,24 +106,26 @@ def test_the_plan_is_for_the_first_condition_that_does_not_hold():
     assert expert.pending(Told([soup, stove], [stove])) is soup
 
 
+def solved(make, suite, task, num_starts):
+    """How many of the first start states are solved, disturbed as in demonstrations."""
+    env = make(suite)
+    steps = [solve(env, task, init_state, noise=0.1) for init_state in range(num_starts)]
+    env.close()
+    return sum(count is not None for count in steps)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("suite, task", [("libero_object", 7), ("libero_spatial", 4)])
 def test_solves_nine_of_ten(make, suite, task):
     """The tallest carton, and a bowl in an open drawer; actions disturbed as in demonstrations."""
-    env = make(suite)
-    solved = [solve(env, task, init_state, noise=0.1) is not None for init_state in range(10)]
-    env.close()
-    assert sum(solved) >= 9
+    assert solved(make, suite, task, 10) >= 9
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suite, task", PLAYED)
 def test_every_task_with_an_expert_is_solved(make, suite, task):
     """From two of three start states at least, disturbed as in demonstrations."""
-    env = make(suite)
-    solved = [solve(env, task, init_state, noise=0.1) is not None for init_state in range(3)]
-    env.close()
-    assert sum(solved) >= 2
+    assert solved(make, suite, task, 3) >= 2
 
 
 @pytest.mark.slow
