@@ -1,6 +1,7 @@
 """Whole runs of the command, in this process: what they leave behind, and that they repeat and
 resume bit for bit."""
 
+import concurrent.futures
 import errno
 import functools
 import json
@@ -333,7 +334,13 @@ def test_a_save_that_fails_is_made_good_an_iteration_later(half, tmp_path, monke
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         seal(folder)
 
+    def settled(checkpoints):  # a save may take longer than a probe's iteration
+        concurrent.futures.wait([future for future in (checkpoints._saving,) if future])
+        return failed(checkpoints)
+
     monkeypatch.setattr(folders, "seal", full)
+    failed = store.Store.failed
+    monkeypatch.setattr(store.Store, "failed", settled)
     run = probe(tmp_path, 2)
     assert "checkpoints/0 could not be written (No space left on device)" in caplog.text
     assert log.read(run, timing=False) == log.read(half, timing=False)
