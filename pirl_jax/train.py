@@ -251,12 +251,21 @@ def _step(
     row = run.directory.write(iteration, metrics)
     advance(1, timeline.line(row))
     guard.watch(iteration, row)
+    _refresh(run, iteration)
     due = (iteration + 1) % raw.run.save_every == 0 or iteration + 1 == raw.num_iterations
     # One that failed is made good with the state of today.
     if run.store.failed() or due:
         with run.timers.measure("save"):
             run.store.save(iteration + 1, divergence.checked(state, iteration + 1))
     return state
+
+
+def _refresh(run: training.Run, iteration: int) -> None:
+    """The page, every so often."""
+    every = run.settings.raw.run.report_every
+    if every and (iteration + 1) % every == 0 and run.directory.writes:
+        with run.timers.measure("report"):
+            run.page.refresh()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,6 +411,7 @@ def finish(run: training.Run, state: states.TrainState) -> None:
     path = run.directory.path
     print(results.write_comparison(path, raw, after))
     report.learning_curve(path / "learning_curve.png", log.read(path), title=path.name)
+    run.page.finish()
     train = run.playable.train
     held = run.playable.evaluate[: per_task or None]
     print(
@@ -409,6 +419,7 @@ def finish(run: training.Run, state: states.TrainState) -> None:
         f"training on {train[0]} to {train[-1]}"
     )
     files = {
+        "page": "report.html",
         "table": "table.json",
         "learning curve": "learning_curve.png",
         "videos": "evaluation/after/videos",

@@ -32,7 +32,7 @@ PANELS = {
     "actor/grad_norm": "gradient norm",
     "actor/entropy": "entropy",
 }
-PARTS = ("env", "inference", "update", "transfer", "eval", "save", "compile", "idle")
+PARTS = ("env", "inference", "update", "transfer", "eval", "save", "compile", "report", "idle")
 FAULTS = {
     "env/restarts": "simulators replaced",
     "env/recycled": "simulators recycled",
