@@ -7,6 +7,7 @@ read can bring markup or code along.  What the page says of the dict stands in p
 import base64
 import hashlib
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -43,4 +44,18 @@ def _hash(text: str) -> str:
 
 def _json(data: dict[str, Any]) -> str:
     """JSON in which no `</script>` or `<!--` can stand, whatever the texts are."""
-    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c")
+    try:
+        text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    except ValueError:  # seldom, and so not looked for every time
+        text = json.dumps(_finite(data), allow_nan=False, separators=(",", ":"))
+    return text.replace("<", r"\u003c")
+
+
+def _finite(value: Any) -> Any:
+    """With texts for the numbers that JSON has none for."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    is_finite = not isinstance(value, float) or math.isfinite(value)
+    return value if is_finite else str(value)

@@ -21,6 +21,7 @@ from pirl_jax.run import recipes, records
 
 MOST_VIDEO_BYTES = 24 << 20  # within the page, all together; others are linked
 MOST_POINTS = 400  # of a curve: a screen has no more columns
+MOST_EPISODES = 1 << 31  # of an iteration; more are a damaged number
 MOST_BARS = 80  # of the time budget
 PANELS = {
     "env/return": "return",
@@ -252,7 +253,7 @@ def _success(rows: Sequence[Mapping[str, Any]], group: str) -> list[list[float]]
             continue
         low = rate
         high = rate
-        if count >= 1:
+        if 1 <= count < MOST_EPISODES:
             low, high = report.wilson(round(rate * round(count)), round(count))
         points.append([row["iteration"], rate, low, high])
     return points

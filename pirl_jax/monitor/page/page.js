@@ -52,7 +52,8 @@ const signed = (number) => `${number < 0 ? "−" : "+"}${Math.abs(number).toFixe
 const points = (rate) => signed(100 * rate);
 const count = (number, one, many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
 
-function short(number) {
+function short(value) {
+  const number = Number(value); // "inf" is a text in the data
   const size = Math.abs(number);
   if (size !== 0 && (size < 0.001 || size >= 1e5)) return number.toExponential(1);
   return String(Number(number.toPrecision(3)));
@@ -428,7 +429,7 @@ function failures(one) {
   const bins = Math.min(BINS, longest);
   const counts = Array.from({ length: bins }, () => [0, 0]);
   for (const episode of [...failed, ...won]) {
-    const bin = Math.min(bins - 1, Math.floor((episode[3] / longest) * bins));
+    const bin = Math.max(0, Math.min(bins - 1, Math.floor((episode[3] / longest) * bins)));
     counts[bin][episode[2]] += 1;
   }
   chart(byId("histogram"), drawEnds(counts, longest));
