@@ -16,6 +16,7 @@ COMMANDS = {
     "convert": "turn a checkpoint into another format",
     "download": "fetch published weights, the tokenizer or LIBERO's assets",
     "doctor": "say what on this machine would stop a run, and the remedy",
+    "report": "one page to look at: curves, episodes, videos, faults, settings",
     "compare": "put several runs on one sheet",
     "diagnose": "say why a run does not learn, and what to change next",
     "bench": "measure ours against a baseline",

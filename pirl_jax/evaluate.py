@@ -35,6 +35,7 @@ from pirl_jax.run import (
     devices,
     evaluation,
     machine,
+    pages,
     perturbations,
     policies,
     preemption,
@@ -66,6 +67,7 @@ def main(argv: list[str]) -> None:
             this = prepare(options, settings, stack)
         with command.known_endings():
             print(measure(this))
+            pages.Page(this.directory).finish()
         print(f"results in {this.directory}")
 
 

@@ -19,7 +19,17 @@ import jax
 import pytest
 
 from pirl_jax import __main__ as pirl
-from pirl_jax import compare, convert, diagnose, doctor, download, evaluate, serve, train
+from pirl_jax import (
+    compare,
+    convert,
+    diagnose,
+    doctor,
+    download,
+    evaluate,
+    report,
+    serve,
+    train,
+)
 from pirl_jax.bench import __main__ as bench
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import supervisor
@@ -476,6 +486,26 @@ def test_flags_of_diagnose(arguments, said, places, capsys):
     check(diagnose.main, arguments, said, places, capsys)
 
 
+REPORT = [
+    ([], "the following arguments are required: RUN|EVALUATION, --output"),
+    (["folder"], "the following arguments are required: --output"),
+    (["nowhere", "--output=out.html"], "nowhere holds neither a run nor an evaluation; give"),
+    (["folder", "--output=out.html"], "folder holds neither a run nor an evaluation; give"),
+    (["file.txt", "--output=out.html"], "file.txt holds neither a run nor an evaluation; give"),
+    (["loop", "--output=out.html"], "loop holds neither a run nor an evaluation; give"),
+    (["", "--output=out.html"], "argument RUN|EVALUATION: an empty path names nothing"),
+    (["folder", "--output="], "argument --output: an empty path names nothing"),
+    (["folder", "--output=full"], "full is a folder; give the path of a file"),
+    (["folder", "--output=/proc/x/y"], "--output=/proc/x cannot be written"),
+    (["folder", "--output=x", "--video-mb=-1"], "argument --video-mb: '-1' must be a whole number"),
+]
+
+
+@pytest.mark.parametrize("arguments, said", REPORT, ids=[" ".join(a) for a, _ in REPORT])
+def test_flags_of_report(arguments, said, places, capsys):
+    check(report.main, arguments, said, places, capsys)
+
+
 # ---- bench and pirl ----------------------------------------------------------------------------
 
 BENCH = [
@@ -617,6 +647,7 @@ IN_PLACE = {
     "evaluate": ["evaluate", PROBE, NO_CACHE, "--policy=random", "--output=here/out"],
     "compare": ["compare", "run", "--output=here/sheet"],
     "diagnose": ["diagnose", "run", "--output=here/diagnosis.json"],
+    "report": ["report", "run", "--output=here/page.html"],
     "bench": ["bench", "plan", "--output=here/plan.json"],
     "download": ["download", "pi0_base", "--to=here/weights"],
 }

@@ -186,16 +186,16 @@ PLACES = ("config.json", "environment.json", "evaluation/after/evaluation.json")
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("text", JSON.values(), ids=JSON)
 def test_compare_names_the_damaged_file_of_a_run(refusal, tmp_path, monkeypatch, place, text):
-    rate = {"rate": 0.5, "low": 0.2, "high": 0.8, "successes": 5, "episodes": 10}
     files = {
         "config.json": {
             "seed": 0,
+            "num_iterations": 1,
             "env": {"suite": "tabletop", "tasks": [0]},
             "algorithm": {"adv_type": "gae"},
             "model": damaged_files.MODEL | {"checkpoint": "sft"},
         },
         "environment.json": [dict.fromkeys(compare.MACHINE, "x") | {"command": ["train"]}],
-        "evaluation.json": {"table": {"rows": {"PPO": {"total": rate}}}},
+        "evaluation.json": damaged_files.evaluation(),
     }
     before = tmp_path / "sft" / "evaluation" / "after"
     after = tmp_path / "run" / "evaluation" / "after"

@@ -4,6 +4,7 @@ Refuses to know what the fields mean.
 """
 
 import ast
+import importlib
 import importlib.util
 import pathlib
 import traceback
@@ -39,6 +40,11 @@ def load_recipe(name: str | pathlib.Path, flag: str = "--config") -> ml_collecti
     if not isinstance(page, ml_collections.ConfigDict):
         raise ValueError(f"recipe {path} gives no page; get_config() must return base.get_config()")
     return page
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """The page that every recipe begins with."""
+    return importlib.import_module(f"{PACKAGE}.base").get_config()
 
 
 def _run(module: types.ModuleType, path: pathlib.Path) -> object:
@@ -131,7 +137,7 @@ def load_run(directory: str | pathlib.Path) -> ml_collections.ConfigDict:
         raise ValueError(
             f"--checkpoint {directory} has no config.json beside its checkpoints; {WITHOUT_PAGE}"
         )
-    page = importlib.import_module(f"{PACKAGE}.base").get_config()
+    page = defaults()
     fields = _with_tuples(outside.read_json(path, remedy=WITHOUT_PAGE))
     _require_fields(path, page, fields)
     try:

@@ -18,7 +18,17 @@ from pirl_jax.monitor import log, mirror, timeline
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import starts
 from pirl_jax.rollout import stream as streams
-from pirl_jax.run import config, devices, hosts, learnable, plan, policies, rollouts, simulators
+from pirl_jax.run import (
+    config,
+    devices,
+    hosts,
+    learnable,
+    pages,
+    plan,
+    policies,
+    rollouts,
+    simulators,
+)
 from pirl_jax.weights import folders, store
 
 
@@ -32,6 +42,7 @@ class Run:
     envs: queue.ReadyQueue
     playable: starts.Starts
     directory: log.RunDir
+    page: pages.Page
     store: store.Store
     timers: timeline.Timers
     first_iteration: int  # 0: a fresh run
@@ -115,6 +126,7 @@ def prepare(
         envs=envs,
         playable=playable,
         directory=directory,
+        page=pages.Page(path),
         store=checkpoints,
         timers=timers,
         first_iteration=resume_at or 0,
