@@ -66,6 +66,30 @@ class Buffer:
         """Rows by their places, as a batch over the devices."""
         return self._gather(self.rows, meshes.put_batch(at_B, self._mesh))
 
+    def lower(self, rows_B: Any, capacity: int, count: int) -> dict[str, jax.stages.Lowered]:
+        """What `write` and `gather` run, from shapes: {"write", "read"}.
+
+        Args:
+          rows_B: shapes of a batch that is written.
+          capacity: rows that are kept.
+          count: rows that are read at once.
+        """
+        capacity += -capacity % self._mesh.size
+        layout = meshes.batch_sharding(self._mesh)
+
+        def rows(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((capacity, *x.shape[1:]), x.dtype, sharding=layout)
+
+        def places(number: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((number,), jnp.int32, sharding=layout)
+
+        first, *_ = jax.tree.leaves(rows_B)
+        kept = jax.tree.map(rows, rows_B)
+        return {
+            "write": self._write.lower(kept, rows_B, places(first.shape[0])),
+            "read": self._gather.lower(kept, places(count)),
+        }
+
     def free(self, at_n: np.ndarray) -> None:
         """These rows are needed no more."""
         self._free += [int(at) for at in at_n]
