@@ -77,17 +77,17 @@ class Buffer:
         capacity += -capacity % self._mesh.size
         layout = meshes.batch_sharding(self._mesh)
 
-        def rows(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((capacity, *x.shape[1:]), x.dtype, sharding=layout)
+        def resized(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            shape = (capacity, *x.shape[1:])
+            return x.update(shape=shape, sharding=layout)
 
-        def places(number: int) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((number,), jnp.int32, sharding=layout)
-
+        kept = jax.tree.map(resized, rows_B)
         first, *_ = jax.tree.leaves(rows_B)
-        kept = jax.tree.map(rows, rows_B)
+        at_B = jax.ShapeDtypeStruct(first.shape[:1], jnp.int32, sharding=layout)
+        at_n = at_B.update(shape=(count,))
         return {
-            "write": self._write.lower(kept, rows_B, places(first.shape[0])),
-            "read": self._gather.lower(kept, places(count)),
+            "write": self._write.lower(kept, rows_B, at_B),
+            "read": self._gather.lower(kept, at_n),
         }
 
     def free(self, at_n: np.ndarray) -> None:

@@ -35,7 +35,7 @@ def devices(target: accelerators.Target) -> list[jax.Device]:
     Raises:
       ValueError: the compiler's wheel is missing, or it knows no such slice.
     """
-    _require_wheel(target)
+    require_wheel(target)
     for name, value in TPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # A plan is made on a laptop as on a machine whose devices are somebody's.
@@ -65,7 +65,11 @@ def missing_wheel(platform: str) -> str:
     return "" if any(importlib.util.find_spec(name) for name in names) else names[0]
 
 
-def _require_wheel(target: accelerators.Target) -> None:
+def require_wheel(target: accelerators.Target) -> None:
+    """
+    Raises:
+      ValueError: what compiles for the target is not installed.
+    """
     missing = missing_wheel(target.platform)
     if missing:
         raise ValueError(
