@@ -2,6 +2,7 @@
 
     python -m pirl_jax.train --config configs/quickstart.py [--config.a.b=value ...]
                              [--resume auto] [--hosts auto]
+    python -m pirl_jax.train --config RECIPE --plan-only [--target tpu:v5e:2x4]
 
 Chapters: prepare (run/training.py: everything a user can get wrong ends there, in one sentence),
 teach (SFT, where the recipe asks for it), iterate (rollout, update), finish (evaluation, table,
@@ -34,6 +35,7 @@ from pirl_jax.run import (
     divergence,
     evaluation,
     hosts,
+    outlook,
     policies,
     preemption,
     results,
@@ -53,6 +55,13 @@ def main(argv: list[str]) -> None:
         with command.user_errors():
             options, raw = command.parse(argv, _parser())
             settings = config.settings(raw)
+            if options.target and not options.plan_only:
+                raise ValueError(
+                    f"--target={options.target} is for --plan-only; a run uses the devices here"
+                )
+            if options.plan_only:
+                outlook.plan_only(options, settings)
+                return
             devices.setup_jax(settings)
             stack.enter_context(hosts.joined(options.hosts, watch))
             run = training.prepare(settings, raw, options.resume, stack)
@@ -70,6 +79,13 @@ def _parser() -> command.Parser:
         default="never",
         help="auto: continue the run in run.directory",
     )
+    parser.add_argument(
+        "--plan-only",
+        action="store_true",
+        help="print what the run would need and end, for the devices here or for a --target",
+    )
+    outlook.add_arguments(parser)
+    parser.add_argument("--output", type=command.path, help="JSON of --plan-only --target")
     return parser
 
 
