@@ -289,7 +289,7 @@ def _parser() -> command.Parser:
 def _asset_id(value: str) -> str:
     """A data set's name, for argparse."""
     try:
-        return assets.require_id(value)
+        return assets.require_id(command.text(value))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -53,6 +53,8 @@ def find(
                 f"with {_given(flag, path)}, or move that file away"
             )
         return normalize.load(path), str(path)
+    if processors is None and place.kind == "safetensors" and _speaks_for(place):
+        return lerobot.first_statistics(place.folder)
     return processors
 
 

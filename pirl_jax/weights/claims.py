@@ -80,7 +80,7 @@ def read(place: resolve.Place) -> Said:
         return Said("pirl_jax", tuple(_of_run(place)), {})
     if place.kind == "openpi_jax":
         return Said("openpi", (), {})
-    maker = "RLinf" if place.weights.name == resolve.RLINF else "openpi"
+    maker = "RLinf" if _is_rlinfs(place) else "openpi"
     path = place.folder / lerobot.CONFIG
     if not path.is_file():
         return Said(maker, (), {})
@@ -90,6 +90,13 @@ def read(place: resolve.Place) -> Said:
     claims = tuple(_by_keys(fields, OPENPI_KEYS, path))
     precision = fields.get("precision")
     return Said(maker, claims, {"precision": precision} if precision else {})
+
+
+def _is_rlinfs(place: resolve.Place) -> bool:
+    """Its results have a name of their own; its SFT weights have statistics right beside them."""
+    beside = any(place.folder.glob("*/*/norm_stats.json"))
+    in_assets = (place.folder / "assets").is_dir()
+    return place.weights.name == resolve.RLINF or (beside and not in_assets)
 
 
 def _by_keys(fields: dict, keys: dict[str, tuple], path: pathlib.Path) -> Iterator[Claim]:

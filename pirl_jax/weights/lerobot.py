@@ -45,11 +45,19 @@ def steps(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, dict]]:
 
 
 def statistics(folder: pathlib.Path) -> tuple[normalize.NormStats, str] | None:
-    """-> (statistics, where they lie), or None.
+    """Those of the processors -> (statistics, where they lie), or None.
 
     Raises: ValueError where they are no vectors, or two files differ.
     """
-    files = _state_files(folder)
+    return _of_files(_state_files(folder))
+
+
+def first_statistics(folder: pathlib.Path) -> tuple[normalize.NormStats, str] | None:
+    """As `statistics`, of the first releases."""
+    return _of_files(sorted(folder.glob("model.safetensors")))
+
+
+def _of_files(files: list[pathlib.Path]) -> tuple[normalize.NormStats, str] | None:
     tensors = {}
     origin = {}
     for path in files:
@@ -77,8 +85,7 @@ def _state_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """That the steps name; where no steps are listed, by their names."""
     listed = any((folder / name).is_file() for name in PROCESSORS)
     if not listed:
-        files = sorted(folder.glob("policy_*processor*.safetensors"))
-        return files or sorted(folder.glob("model.safetensors"))
+        return sorted(folder.glob("policy_*processor*.safetensors"))
     found = []
     for path, step in steps(folder):
         name = step.get("state_file")
