@@ -11,8 +11,9 @@ import pathlib
 from typing import Any
 
 from pirl_jax.core import outside
-from pirl_jax.weights import lerobot, resolve
+from pirl_jax.weights import lerobot, pickled, resolve
 
+METADATA = "metadata.pt"  # of openpi's PyTorch trainer
 MODES = {"MEAN_STD": "zscore", "QUANTILES": "quantile"}  # LeRobot's names -> ours
 FAMILIES = {"pi0": False, "pi05": True}  # LeRobot's types -> model.pi05
 # Key of a config.json -> our field of the model section.
@@ -82,14 +83,41 @@ def read(place: resolve.Place) -> Said:
         return Said("openpi", (), {})
     maker = "RLinf" if _is_rlinfs(place) else "openpi"
     path = place.folder / lerobot.CONFIG
-    if not path.is_file():
-        return Said(maker, (), {})
-    fields = outside.read_json(path, remedy=REMEDY)
+    fields = outside.read_json(path, remedy=REMEDY) if path.is_file() else {}
     if _is_lerobots(place.folder, fields):
         return _of_lerobot(place.folder, fields)
-    claims = tuple(_by_keys(fields, OPENPI_KEYS, path))
-    precision = fields.get("precision")
-    return Said(maker, claims, {"precision": precision} if precision else {})
+    claims = list(_by_keys(fields, OPENPI_KEYS, path))
+    notes = {"precision": fields["precision"]} if fields.get("precision") else {}
+    if (place.folder / METADATA).is_file():
+        claims += _of_trainer(place.folder / METADATA, notes)
+    return Said(maker, tuple(_consistent(claims)), notes)
+
+
+def _of_trainer(path: pathlib.Path, notes: dict[str, Any]) -> list[Claim]:
+    """openpi's PyTorch trainer keeps its whole configuration, by the fields of its classes."""
+    try:
+        tree = pickled.settings(path)
+    except ValueError as error:
+        # Nothing depends on it, and it may hold anything: what was not read is on the record.
+        notes["unread"] = outside.shown(error)
+        return []
+    config = tree.get("config")
+    config = config if isinstance(config, dict) else {}
+    for name in ("name", "exp_name"):
+        if isinstance(config.get(name), str):
+            notes[name] = config[name]
+    model = config.get("model")
+    model = model if isinstance(model, dict) else {}
+    claims = list(_by_keys(model, OPENPI_KEYS, path))
+    data = config.get("data")
+    if isinstance(data, dict) and isinstance(data.get("extra_delta_transform"), bool):
+        value = data["extra_delta_transform"]
+        claims.append(Claim("delta_actions", value, path, "data.extra_delta_transform"))
+    if isinstance(model.get("pi05"), bool):
+        # Its rule: quantiles for every family but pi0.
+        mode = "quantile" if model["pi05"] else "zscore"
+        claims.append(Claim("norm_mode", mode, path, "model.pi05"))
+    return claims
 
 
 def _is_rlinfs(place: resolve.Place) -> bool:

@@ -1,5 +1,9 @@
+import collections
+import decimal
 import json
 import pathlib
+import pickle
+import zipfile
 
 import pytest
 
@@ -148,3 +152,69 @@ def test_files_that_do_not_parse_are_named(tmp_path, name):
         (tmp_path / name).write_text(content)
         with pytest.raises(ValueError, match=str(tmp_path / name)):
             said(tmp_path)
+
+
+# ---- openpi's PyTorch trainer --------------------------------------------------------------------
+
+
+class Harmful:
+    """Would write a file if anybody unpickled it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (pathlib.Path.touch, (self.path,))
+
+
+def metadata(path, tree):
+    """As torch.save writes a dict: an archive with a pickle of protocol 2."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("metadata/data.pkl", pickle.dumps(tree, protocol=2))
+
+
+def trained(folder, **model):
+    """What scripts/train_pytorch.py keeps, whose configuration holds objects of many classes."""
+    config = {
+        "name": "pi05_libero",
+        "exp_name": "mine",
+        "model": {"action_dim": 32, "action_horizon": 10, "pi05": True} | model,
+        "data": {"repo_id": "physical-intelligence/libero", "extra_delta_transform": False},
+        "freeze_filter": Harmful(folder / "touched"),
+        "assets_base_dir": pathlib.PurePosixPath("assets"),
+        "ema_decay": None,
+        "seen": {1, 2},
+        "lr": decimal.Decimal(3),
+        "by_number": {3: "x"},
+        "ordered": collections.OrderedDict(a=[1]),
+        "counted": collections.deque([1, 2]),
+    }
+    return {"global_step": 30000, "config": config, "timestamp": 1.5}
+
+
+def test_the_trainers_metadata_are_read_without_running_anything(tmp_path):
+    metadata(tmp_path / "metadata.pt", trained(tmp_path, discrete_state_input=False))
+    found = said(tmp_path)
+    assert values(found) == {
+        "action_dim": 32,
+        "action_horizon": 10,
+        "pi05": True,
+        "discrete_state": False,
+        "delta_actions": False,
+        "norm_mode": "quantile",
+    }
+    assert found.notes == {"name": "pi05_libero", "exp_name": "mine"}
+    assert not (tmp_path / "touched").exists()
+
+
+def test_metadata_and_config_must_agree(tmp_path):
+    metadata(tmp_path / "metadata.pt", trained(tmp_path))
+    with pytest.raises(ValueError, match=r"config.json says action_horizon=50 and .*metadata.pt"):
+        said(tmp_path, {"action_horizon": 50})
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", pickle.dumps({}), b"version https://git-lfs"])
+def test_metadata_that_are_not_read_are_on_the_record(tmp_path, content):
+    (tmp_path / "metadata.pt").write_bytes(content)
+    found = said(tmp_path, {"action_horizon": 50})
+    assert values(found) == {"action_horizon": 50} and "metadata.pt" in found.notes["unread"]
