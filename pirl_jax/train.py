@@ -29,6 +29,7 @@ from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import starts, stats
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import (
+    checkpoints,
     command,
     config,
     devices,
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> None:
     ):
         with command.user_errors():
             options, raw = command.parse(argv, _parser())
+            raw = training.agreed(raw, options.resume)
             settings = config.settings(raw)
             if options.target and not options.plan_only:
                 raise ValueError(
@@ -131,6 +133,8 @@ def first_state(run: training.Run) -> states.TrainState:
         run.actor = _actor(run, norm_stats)
     if run.directory.writes:
         normalize.save(policies.norm_stats_path(run.directory.path), norm_stats)
+        if run.started_from is not None:
+            checkpoints.save(run.directory.path, run.started_from)
     if settings.raw.eval.baseline:
         _evaluate(run, params, 0, "before", settings.raw.eval.episodes_per_task)
     state = steps.train_state(settings, params, run.mesh)

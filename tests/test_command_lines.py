@@ -323,7 +323,8 @@ def test_the_place_of_results_is_looked_at_before_anything_is_loaded(places, cap
     """By default it lies in the run; a stand-in that is called would not know its arguments."""
     monkeypatch.setattr(evaluate, "_network", None)
     run = places / "run"
-    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "1" / "state").mkdir(parents=True)
+    (run / "checkpoints" / "1" / "state" / "_METADATA").touch()
     (run / "evaluation").write_text("")
     said = "run/evaluation cannot be written (Not a directory"
     check(evaluate.main, [PROBE, "--checkpoint=run"], said, places, capsys)

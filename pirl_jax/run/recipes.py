@@ -18,6 +18,7 @@ from pirl_jax.core import outside, paths
 PACKAGE = "pirl_jax.recipes"
 WITHOUT_PAGE = "give the recipe with --config"
 NOT_RECIPES = ("__init__", "base")
+SECTIONS = ("env", "model", "algorithm")  # that the page of any run has had
 
 
 def load_recipe(name: str | pathlib.Path, flag: str = "--config") -> ml_collections.ConfigDict:
@@ -132,6 +133,8 @@ def load_run(directory: str | pathlib.Path) -> ml_collections.ConfigDict:
       ValueError: the folder holds no run, or one with other fields than today's page.
     """
     folder = paths.absolute(directory)
+    if folder.parent.name == "checkpoints" and folder.name.isdecimal():
+        folder = folder.parent  # one of the checkpoints of a run
     path = (folder.parent if folder.name == "checkpoints" else folder) / "config.json"
     if not path.exists():
         raise ValueError(
@@ -154,7 +157,7 @@ def _require_fields(path: pathlib.Path, page: ml_collections.ConfigDict, fields:
     """The names of today's page, all of them and no other."""
     ours = set(field_names(page))
     theirs = set(_names(fields))
-    if not ours & theirs:
+    if not all(isinstance(fields.get(section), dict) for section in SECTIONS):
         raise ValueError(f"{path} is no config.json of a run of ours; {WITHOUT_PAGE}")
     unlike = sorted(ours ^ theirs)
     if unlike:

@@ -19,6 +19,7 @@ from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import starts
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import (
+    checkpoints,
     config,
     devices,
     hosts,
@@ -52,6 +53,7 @@ class Run:
     # Episodes of the scripted expert, where SFT or co-training asked for them.
     demonstrations: list[dict] | None = None
     rollbacks: int = 0  # how often the run has gone back (run/divergence.py)
+    started_from: checkpoints.Record | None = None  # of a fresh run from a checkpoint
 
     @property
     def instructions(self) -> tuple[str, ...]:
@@ -75,6 +77,21 @@ class Run:
         return stream
 
 
+def agreed(raw: ml_collections.ConfigDict, resume: str) -> ml_collections.ConfigDict:
+    """The page with what the checkpoint to start from says about itself.
+
+    Raises:
+      ValueError: its files contradict the page.
+    """
+    if resume == "auto" and raw.run.directory:
+        path = paths.absolute(raw.run.directory)
+        if log.holds_run(path):
+            return checkpoints.agreed_again(raw, path)
+    if raw.model.checkpoint:
+        return checkpoints.agreed(raw, paths.absolute(raw.model.checkpoint))
+    return raw
+
+
 def prepare(
     settings: config.Settings,
     raw: ml_collections.ConfigDict,
@@ -94,8 +111,9 @@ def prepare(
         mirror.check()
     standing = _claim(path, resume, stack)
     resume_at = standing.resume_at
+    started_from = None
     if not resume_at:
-        policies.check_start(settings)
+        started_from = policies.check_start(settings)
     else:
         _check_resumable(settings, path, resume_at)
     mesh = devices.mesh(settings)
@@ -131,6 +149,7 @@ def prepare(
         timers=timers,
         first_iteration=resume_at or 0,
         stream=stream,
+        started_from=started_from,
     )
 
 
