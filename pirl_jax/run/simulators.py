@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 
-from pirl_jax.envs import base, expert_tasks, probes
+from pirl_jax.envs import base, caches, expert_tasks, probes
 from pirl_jax.envs.gl import backends
 from pirl_jax.envs.libero import assets as asset_files
 from pirl_jax.envs.libero import custom, files, identity, preflight
@@ -28,7 +28,7 @@ def env_factory(settings: config.Settings) -> Callable[[], base.Env]:
             image_size_px=env.image_size_px,
             chunk=settings.policy.model.action_chunk,
         )
-    backends.require(os.environ.get("MUJOCO_GL", "egl"))
+    backends.require(backends.wanted())
     # Not at the top: importing mujoco without that library fails in words that do not name it.
     from pirl_jax.envs.libero import suite as libero
     from pirl_jax.envs.tabletop import suite as tabletop
@@ -81,12 +81,14 @@ def open_envs(
     make_env: None is env_factory's.
     """
     env = settings.raw.env
+    backends.drop_empty()
     num_workers = min(env.num_workers, num_envs)
     draws = not env.suite.startswith("probe_")
-    backend = os.environ.get("MUJOCO_GL", "egl") if draws else None
+    backend = backends.wanted() if draws else None
     render_devices = tuple(env.render_devices)
     variables = _check_machine(num_envs, num_workers, env.image_size_px, backend, render_devices)
     os.environ.update(variables)
+    _say_where_caches_are()
     played(settings)
     _prepare_light_pictures(settings)
     pool = pools.EnvPool(
@@ -126,6 +128,14 @@ def played(settings: config.Settings) -> dict[str, dict] | None:
     if env.libero == "pinned":
         identity.require_pinned(found)
     return found
+
+
+@functools.cache
+def _say_where_caches_are() -> None:
+    """Once per process; workers find the same places by themselves."""
+    moved = caches.moved()
+    if moved:
+        logging.getLogger(__name__).warning("%s", moved)
 
 
 @functools.cache
@@ -173,7 +183,7 @@ def renderer(settings: config.Settings) -> str | None:
     env = settings.raw.env
     if env.suite.startswith("probe_"):
         return None
-    return backends.describe(os.environ.get("MUJOCO_GL", "egl"), *env.render_devices[:1])
+    return backends.describe(backends.wanted(), *env.render_devices[:1])
 
 
 def assets(settings: config.Settings) -> dict | None:

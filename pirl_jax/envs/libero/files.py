@@ -17,6 +17,7 @@ import types
 
 import numpy as np
 
+from pirl_jax.envs import caches
 from pirl_jax.envs.libero import custom, plus, pro_states, stored_states
 
 ASSETS_VARIABLE = "PIRL_LIBERO_ASSETS"
@@ -339,7 +340,7 @@ def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:
     """
     wanted = assets or os.environ.get(ASSETS_VARIABLE)
     if wanted:
-        candidates = [expanded(wanted)]
+        candidates = [caches.expanded(wanted)]
     else:
         # after the packages': in the package of a checkout, or downloaded at the first import
         candidates = [*installed_assets(), package() / "assets", downloaded_assets()]
@@ -384,17 +385,6 @@ def version(distribution: str) -> str | None:
 def downloaded_assets() -> pathlib.Path:
     """Where LIBERO puts the assets that it downloads."""
     return pathlib.Path.home() / ".cache" / "libero" / "assets"
-
-
-def cache_folder(name: str) -> pathlib.Path:
-    """A folder of ours in the user's cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return expanded(root) / "pirl_jax" / name
-
-
-def expanded(path: str | os.PathLike) -> pathlib.Path:
-    """With the home folder for ~, which no shell expands in a variable of a job file."""
-    return pathlib.Path(os.path.expanduser(path))
 
 
 def absolute(file: str) -> pathlib.Path:
