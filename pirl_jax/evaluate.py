@@ -24,7 +24,7 @@ import numpy as np
 
 from pirl_jax.core import bounds, page, paths, secrets
 from pirl_jax.envs import base
-from pirl_jax.envs.libero import plus
+from pirl_jax.envs.libero import files, plus
 from pirl_jax.envs.pool import queue
 from pirl_jax.monitor import journal, timeline
 from pirl_jax.rollout import starts
@@ -263,7 +263,7 @@ def _served(
     envs = stack.enter_context(simulators.open_envs(settings, num_envs))
     decide = client.decide(remote, envs.spec, settings.policy.model.action_chunk)
     named = {"name": remote.name, "server": metadata.as_json(remote.greeting)}
-    directory = pathlib.Path("runs", f"served_{settings.raw.env.suite}")
+    directory = pathlib.Path("runs", f"served_{files.title(settings.raw.env.suite)}")
     return Candidate(envs, settings.raw.rollout, decide, named, directory)
 
 
@@ -277,7 +277,7 @@ def _without_network(
     decide = POLICIES[options.policy](settings, envs.spec)
     # Nothing is gained by batches.
     rollout = dataclasses.replace(settings.raw.rollout, num_groups=num_envs)
-    directory = pathlib.Path("runs", f"{options.policy}_{settings.raw.env.suite}")
+    directory = pathlib.Path("runs", f"{options.policy}_{files.title(settings.raw.env.suite)}")
     return Candidate(envs, rollout, decide, {"name": options.policy}, directory)
 
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs import child
+from pirl_jax.envs.libero import files
 from pirl_jax.policy import observation
 from pirl_jax.rollout import actor as actors
 from pirl_jax.run import checkpoints, command, config, devices, machine, policies, preemption
@@ -204,6 +205,7 @@ def prepare(values: argparse.Namespace, settings: config.Settings) -> tuple[Engi
     metadata = {
         "server": "pirl_jax",
         "checkpoint": identity,
+        "suite": files.title(settings.raw.env.suite),
         "seed": settings.raw.seed,
         "action_horizon": settings.policy.network.action_horizon,
         "action_chunk": settings.policy.model.action_chunk,

@@ -34,7 +34,9 @@ class Env(bounds.Section):
     suite: str = some_of(
         choices.SUITES,
         "libero_spatial",
-        "of LIBERO also a list: libero_10,libero_goal; tabletop is ours; a probe_ needs no physics",
+        "of LIBERO also a list: libero_10,libero_goal; or a folder of tasks (docs/custom_tasks.md);"
+        " tabletop is ours; a probe_ needs no physics",
+        folder=True,
     )
     tasks: tuple[int, ...] = tuple_of(
         0, (), "used in training and evaluation; () = all", "task indices", distinct=True
@@ -49,6 +51,11 @@ class Env(bounds.Section):
         ("rlinf", "openpi"),
         "rlinf",
         "LIBERO: whose time limits and settle steps; openpi also sets model.action_chunk to 5",
+    )
+    libero: str = one_of(
+        ("pinned", "any"),
+        "pinned",
+        "any: also a LIBERO that is not hf-libero as pinned; its hash stands in every result",
     )
     assets: str = place(
         "",
