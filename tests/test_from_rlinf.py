@@ -9,7 +9,7 @@ from pirl_jax import from_rlinf
 from pirl_jax.run import recipes
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "run" / "rlinf"))
-import published  # noqa: E402
+import published
 
 
 def test_a_recipe_out_of_a_configuration(tmp_path, monkeypatch, capsys):

@@ -145,10 +145,8 @@ def test_a_run_is_its_own_recipe(tmp_path):
 def test_pirl_alone_names_every_command(capsys):
     pirl.main(["pirl"])
     said = capsys.readouterr().out
-    modules = {path.stem.replace("_", "-") for path in (ROOT / "pirl_jax").glob("*.py")} - {
-        "__init__",
-        "__main__",
-    }
+    files = {path.stem for path in (ROOT / "pirl_jax").glob("*.py")} - {"__init__", "__main__"}
+    modules = {name.replace("_", "-") for name in files}
     assert set(pirl.COMMANDS) == modules | {"bench"}
     assert all(f"pirl {name}" in said for name in pirl.COMMANDS)
 
