@@ -26,6 +26,7 @@ from pirl_jax import (
     doctor,
     download,
     evaluate,
+    from_rlinf,
     report,
     serve,
     train,
@@ -61,6 +62,17 @@ RECIPES = {
     "kind.py": "from pirl_jax.recipes import base\n\n\ndef get_config():\n"
     "    page = base.get_config()\n    page.optim.lr = 'fast'\n    return page\n",
 }
+YAML = {  # of RLinf
+    "broken.yaml": "actor: [1\n",
+    "list.yaml": "- actor\n",
+    "words.yaml": "some notes\n",
+    "maniskill.yaml": "env: {train: {env_type: maniskill}}\n",
+    "openvla.yaml": "actor: {model: {model_type: openvla}}\n",
+    "sac.yaml": "algorithm: {loss_type: embodied_sac}\n",
+    "fast.yaml": "actor: {optim: {lr: fast}}\n",
+    "odd.yaml": "algorithm: {group_size: 3}\nactor: {seed: 1}\n",
+    "good.yaml": "actor: {seed: 1}\n",
+}
 
 
 @pytest.fixture
@@ -69,7 +81,7 @@ def places(tmp_path, monkeypatch):
     here = tmp_path / "here"
     here.mkdir()
     (tmp_path / "home").mkdir()
-    for name, text in RECIPES.items():
+    for name, text in (RECIPES | YAML).items():
         (here / name).write_text(text)
     (here / "binary.py").write_bytes(bytes(range(256)))
     (here / "folder.py").mkdir()
@@ -162,6 +174,11 @@ WRONG_RECIPES = [
     ("~nobody_of_this_name/x.py", "~nobody_of_this_name/x.py names a user that is not known"),
     ("nul\0.py", r"'nul\x00.py' has characters that cannot be printed; rename it"),
     (f"{BYTES}.py", "has characters that cannot be printed; rename it"),
+    ("nowhere.yaml", "nowhere.yaml is no file; give the YAML that RLinf is started with"),
+    ("broken.yaml", ("broken.yaml is no YAML", "give the YAML that RLinf is started with")),
+    ("maniskill.yaml", "env.train.env_type='maniskill' is another environment; translated is"),
+    ("sac.yaml", "algorithm.loss_type='embodied_sac' is another algorithm; translated is"),
+    (f"{BYTES}.yaml", "has characters that cannot be printed; rename it"),
 ]
 WITH_RECIPES = {
     "train": train.main,
@@ -173,6 +190,8 @@ WITH_RECIPES = {
 @pytest.mark.parametrize("command", WITH_RECIPES)
 @pytest.mark.parametrize("recipe, said", WRONG_RECIPES, ids=[r[:12] for r, _ in WRONG_RECIPES])
 def test_recipes_that_are_none(command, recipe, said, places, capsys):
+    if recipe.endswith("yaml"):
+        pytest.importorskip("omegaconf", reason="omegaconf is not installed")
     check(WITH_RECIPES[command], [f"--config={recipe}"], said, places, capsys)
 
 
@@ -507,6 +526,35 @@ def test_flags_of_report(arguments, said, places, capsys):
     check(report.main, arguments, said, places, capsys)
 
 
+FROM_RLINF = [
+    ([], "the following arguments are required: config"),
+    (["nowhere.yaml"], "nowhere.yaml is no file; give the YAML that RLinf is started with"),
+    (["full"], "full is a folder and should be a file; give the YAML"),
+    ([""], "argument config: an empty path names nothing"),
+    (["binary.py", "--output=x.py"], "binary.py is no UTF-8 text"),
+    (["broken.yaml"], "broken.yaml is no YAML (while parsing a flow sequence"),
+    (["list.yaml"], "list.yaml is YAML of a list and should have sections"),
+    (["words.yaml"], "words.yaml has none of the sections actor, algorithm, cluster"),
+    (["maniskill.yaml"], "env.train.env_type='maniskill' is another environment; translated is"),
+    (["openvla.yaml"], "actor.model.model_type='openvla' is another model; translated is: openpi"),
+    (["sac.yaml"], "algorithm.loss_type='embodied_sac' is another algorithm; translated is"),
+    (["fast.yaml"], "actor.optim.lr='fast' fits no field: optim.lr='fast' must be a number"),
+    (["odd.yaml"], ("odd.yaml: rollout.episodes_per_iteration=512 must be", "group_size=3")),
+    (["good.yaml", "--output="], "argument --output: an empty path names nothing"),
+    (["good.yaml", "--output=x.txt"], "x.txt is no recipe; give a name that ends in .py"),
+    (["good.yaml", "--output=folder.py"], "folder.py is a folder; give the path of a file"),
+    (["good.yaml", "--output=zero.py"], "zero.py holds something else; choose another name"),
+    (["good.yaml", "--output=file.txt/x.py"], "file.txt cannot be written (Not a directory"),
+    (["good.yaml", "--output=/proc/x/y.py"], "--output=/proc/x cannot be written"),
+]
+
+
+@pytest.mark.parametrize("arguments, said", FROM_RLINF, ids=[" ".join(a) for a, _ in FROM_RLINF])
+def test_flags_of_from_rlinf(arguments, said, places, capsys):
+    pytest.importorskip("omegaconf", reason="omegaconf is not installed")
+    check(from_rlinf.main, arguments, said, places, capsys)
+
+
 # ---- bench and pirl ----------------------------------------------------------------------------
 
 BENCH = [
@@ -651,6 +699,7 @@ IN_PLACE = {
     "report": ["report", "run", "--output=here/page.html"],
     "bench": ["bench", "plan", "--output=here/plan.json"],
     "download": ["download", "pi0_base", "--to=here/weights"],
+    "from-rlinf": ["from-rlinf", "config.yaml", "--output=here/recipe.py"],
 }
 
 
@@ -695,6 +744,7 @@ def test_there_are_as_many_as_an_audit_of_them_had():
         DOCTOR,
         COMPARE,
         DIAGNOSE,
+        FROM_RLINF,
         BENCH,
         WRONG_RECIPES,
         WRONG_RECIPES,

@@ -7,6 +7,7 @@ import ast
 import importlib
 import importlib.util
 import pathlib
+import sys
 import traceback
 import types
 from typing import Any
@@ -14,18 +15,21 @@ from typing import Any
 import ml_collections
 
 from pirl_jax.core import outside, paths
+from pirl_jax.run.rlinf import translation
 
 PACKAGE = "pirl_jax.recipes"
 WITHOUT_PAGE = "give the recipe with --config"
 NOT_RECIPES = ("__init__", "base")
 SECTIONS = ("env", "model", "algorithm")  # that the page of any run has had
+YAML = (".yaml", ".yml")
 
 
 def load_recipe(name: str | pathlib.Path, flag: str = "--config") -> ml_collections.ConfigDict:
     """The page that a recipe describes.
 
     Args:
-      name: path of a Python file with get_config(), or the name of a recipe of this package.
+      name: path of a Python file with get_config(), or of RLinf's YAML, or the name of a recipe of
+        this package.
       flag: where it was given, for errors.
 
     Raises:
@@ -33,6 +37,8 @@ def load_recipe(name: str | pathlib.Path, flag: str = "--config") -> ml_collecti
     """
     if not name:
         raise ValueError(f"{flag} is missing; give a recipe, for example {flag} quickstart")
+    if pathlib.PurePath(name).suffix in YAML:
+        return _of_rlinf(paths.absolute(name))
     path = _find(str(name), flag)
     _check_imports(path)
     spec = importlib.util.spec_from_file_location("recipe", path)
@@ -46,6 +52,14 @@ def load_recipe(name: str | pathlib.Path, flag: str = "--config") -> ml_collecti
 def defaults() -> ml_collections.ConfigDict:
     """The page that every recipe begins with."""
     return importlib.import_module(f"{PACKAGE}.base").get_config()
+
+
+def _of_rlinf(path: pathlib.Path) -> ml_collections.ConfigDict:
+    """The page of a configuration of RLinf; what of it has no counterpart is said."""
+    found = translation.translate(path)
+    for note in translation.notes_of(path, found):
+        print(f"note: {note}", file=sys.stderr)
+    return found.page()
 
 
 def _run(module: types.ModuleType, path: pathlib.Path) -> object:
