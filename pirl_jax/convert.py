@@ -343,7 +343,9 @@ def _given(
     """The network that --config describes; None: it was left out."""
     if page is None:
         return None
-    return config.settings(checkpoints.agreed(page, args.source, args.iteration)).policy.network
+    return config.settings(
+        checkpoints.agreed(page, args.source, args.iteration, args.fields)
+    ).policy.network
 
 
 @preemption.watching("the checkpoint is not converted")

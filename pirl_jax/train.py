@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     ):
         with command.user_errors():
             options, raw = command.parse(argv, _parser())
-            raw = training.agreed(raw, options.resume)
+            raw = training.agreed(raw, options)
             settings = config.settings(raw)
             devices.setup_jax(settings)
             stack.enter_context(hosts.joined(options.hosts, watch))

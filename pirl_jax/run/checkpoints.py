@@ -3,7 +3,7 @@
 Refuses to know arrays and devices.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import pathlib
@@ -137,11 +137,17 @@ def identity(place: resolve.Place) -> dict[str, Any]:
 
 
 def agreed(
-    raw: ml_collections.ConfigDict, path: str | pathlib.Path, iteration: int = -1
+    raw: ml_collections.ConfigDict,
+    path: str | pathlib.Path,
+    iteration: int = -1,
+    given: Sequence[str] = (),
 ) -> ml_collections.ConfigDict:
     """The page with what the files of a checkpoint say about themselves.
 
     Where model.preset is empty, fields that still have their default take what the files say.
+
+    Args:
+      given: fields that the command line sets, whatever to.
 
     Raises:
       ValueError: one sentence with every contradiction, both values and the file.
@@ -153,7 +159,7 @@ def agreed(
         current = raw.model[claim.field]
         if current == claim.value:
             continue
-        if not raw.model.preset and current == getattr(page.Model(), claim.field):
+        if _is_open(raw, claim.field) and f"model.{claim.field}" not in given:
             taken.append(claim)
             continue
         wrong.append(
@@ -168,6 +174,11 @@ def agreed(
         raw.model[claim.field] = claim.value
         print(f"model.{claim.field}={claim.value} is taken from {claim.source}")
     return raw
+
+
+def _is_open(raw: ml_collections.ConfigDict, field: str) -> bool:
+    """Whether nobody has decided on a field of the model section."""
+    return not raw.model.preset and raw.model[field] == getattr(page.Model(), field)
 
 
 # ---- what a run started from -------------------------------------------------------------------
@@ -190,7 +201,6 @@ def agreed_again(
     remedy = f"move {path} away and set the model section by flags"
     says = outside.part(outside.read_json(path, remedy=remedy), "says", dict, path, remedy)
     for field, entry in says.items():
-        default = getattr(page.Model(), field, None)
-        if not raw.model.preset and default is not None and raw.model[field] == default:
+        if field in raw.model and _is_open(raw, field):
             raw.model[field] = outside.part(entry, "", list, path, remedy)[0]
     return raw
