@@ -249,3 +249,18 @@ def test_names_that_do_not_fit_are_shown_with_those_the_file_has(
     safetensors.write(tmp_path / "other.safetensors", layout, iter(tensors.values()), {})
     said = failure(capsys, tmp_path / "other.safetensors", tmp_path / "new", "--to", "pirl")
     assert f"{name} missing" in said and shown in said and len(said) < 900
+
+
+def test_what_the_result_cannot_say_is_printed_as_flags(tmp_path, capsys):
+    targets.write_openpi_torch(tmp_path / "src", conftest.random_source("tiny_pi05"))
+    says = {"type": "pi05", "chunk_size": 10, "tokenizer_max_length": 99}
+    modes = dict.fromkeys(("STATE", "ACTION"), "QUANTILES")
+    says["normalization_mapping"] = modes
+    (tmp_path / "src" / "config.json").write_text(json.dumps(says))
+    said = command(capsys, tmp_path / "src", tmp_path / "out", "--to", "pirl")
+    first = said.partition("\n")[0]
+    assert first.startswith("pi0.5 of LeRobot, ") and first.endswith("quantiles, horizon 10")
+    flags = [f"--config.model.{x}" for x in ("action_horizon=10", "max_token_len=99")]
+    assert f"give it with {' '.join(flags)} --config.model.norm_mode=quantile\n" in said
+    said = command(capsys, tmp_path / "src", tmp_path / "torch", "--to", "openpi_torch")
+    assert flags[0] not in said and f"give it with {flags[1]} " in said

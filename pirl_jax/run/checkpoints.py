@@ -17,7 +17,7 @@ from pirl_jax.weights import claims, folders, resolve, sources, store
 
 REMOVAL_S = 2.0  # a checkpoint that is being removed is gone by then
 RECORD = "checkpoint.json"  # in the assets of a run: what it started from
-MODE_NAMES = {"zscore": "mean and std", "quantile": "quantiles"}
+MODE_NAMES = {"zscore": "mean and std", "quantile": "quantiles", "": "normalised as nobody says"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,31 +31,38 @@ class Record:
     tensors: int
     files: int  # that hold them; 0: a folder of orbax
     statistics: str  # where they lie
-    norm_mode: str
-    action_horizon: int
+    norm_mode: str  # "": no file says it, and nobody was asked
+    action_horizon: int  # 0: the same
     says: dict[str, Any]  # field of the model section -> [value, key and file that say so]
     notes: dict[str, Any]  # of the files, what no field of ours is
 
     def __str__(self) -> str:
-        step = "" if self.step is None else f", step {self.step}"
+        parts = [f"{self.family} of {self.maker}"]
+        if self.step is not None:
+            parts.append(f"step {self.step}")
         shards = f" in {self.files} shards" if self.files > 1 else ""
-        return (
-            f"{self.family} of {self.maker}{step}, {self.tensors} tensors{shards} "
-            f"({self.path}), statistics from {self.statistics}, {MODE_NAMES[self.norm_mode]}, "
-            f"horizon {self.action_horizon}"
-        )
+        parts.append(f"{self.tensors} tensors{shards} ({self.path})")
+        parts.append(f"statistics from {self.statistics or 'nowhere'}")
+        parts.append(MODE_NAMES[self.norm_mode])
+        parts.append(f"horizon {self.action_horizon or 'unknown'}")
+        return ", ".join(parts)
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
-def record(source: sources.Source, statistics: str, model: page.Model) -> Record:
-    """Of a checkpoint that was opened.
+def record(source: sources.Source, statistics: str, model: page.Model | None = None) -> Record:
+    """Of a whole checkpoint that was opened.
 
-    statistics: where they lie.
+    Args:
+      statistics: where they lie.
+      model: how it will be used; None: only what its files say is known.
     """
     place = source.place
     said = claims.read(place)
+    known = {claim.field: claim.value for claim in said.claims}
+    if model is not None:
+        known = {"norm_mode": model.norm_mode, "action_horizon": model.action_horizon}
     files = 0
     if place.kind == "safetensors" and place.weights.is_dir():
         files = len(list(place.weights.glob("model*.safetensors")))
@@ -67,8 +74,8 @@ def record(source: sources.Source, statistics: str, model: page.Model) -> Record
         tensors=source.num_tensors,
         files=files,
         statistics=statistics,
-        norm_mode=model.norm_mode,
-        action_horizon=model.action_horizon,
+        norm_mode=known.get("norm_mode", ""),
+        action_horizon=known.get("action_horizon", 0),
         says={claim.field: [claim.value, claim.source] for claim in said.claims},
         notes=said.notes,
     )
