@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     ):
         with command.user_errors():
             options, raw = command.parse(argv, _parser())
-            raw = training.agreed(raw, options.resume)
+            raw = training.agreed(raw, options)
             settings = config.settings(raw)
             if options.target and not options.plan_only:
                 raise ValueError(
