@@ -10,16 +10,13 @@ import os
 import pathlib
 import tempfile
 
+from pirl_jax.envs import places
+
 ROOT_VARIABLE = "XDG_CACHE_HOME"
 # Compiled functions of robosuite: numba refuses to be imported with where there is no place.
 NUMBA_VARIABLE = "NUMBA_CACHE_DIR"
 MATPLOTLIB_VARIABLE = "MPLCONFIGDIR"  # would complain in every process
 NO_PLACE = f"set {ROOT_VARIABLE} to a folder that can be written"
-
-
-def expanded(path: str | os.PathLike) -> pathlib.Path:
-    """With the home folder for ~, which no shell expands in a variable of a job file."""
-    return pathlib.Path(os.path.expanduser(path))
 
 
 def users(name: str) -> pathlib.Path:
@@ -63,10 +60,13 @@ def variables() -> dict[str, str]:
         ValueError: there is none.
     """
     chosen = {}
+    own = places.of_variable(NUMBA_VARIABLE)
     if not any(map(can_write, _numba_places())):
         chosen[NUMBA_VARIABLE] = str(_stand_in() / "numba")
-    config = os.environ.get(MATPLOTLIB_VARIABLE) or _of_home("XDG_CONFIG_HOME", ".config")
-    if not can_write(expanded(config)):
+    elif own is not None:
+        chosen[NUMBA_VARIABLE] = str(own)  # numba would make a folder called ~
+    config = places.of_variable(MATPLOTLIB_VARIABLE) or _of_home("XDG_CONFIG_HOME", ".config")
+    if not can_write(config):
         chosen[MATPLOTLIB_VARIABLE] = str(_stand_in() / "matplotlib")
     return chosen
 
@@ -78,26 +78,30 @@ def moved() -> str:
         ValueError: there is no other place.
     """
     own = users("")
-    if can_write(own) and NUMBA_VARIABLE not in variables():
+    if not can_write(own):
+        where = str(own)
+    elif not any(map(can_write, _numba_places())):
+        where = "any place of numba"
+    else:
         return ""
     return (
-        f"caches cannot be written in {own if not can_write(own) else 'any place of numba'} and"
-        f" are kept in {_stand_in()}, perhaps until the machine restarts; {NO_PLACE}"
+        f"caches cannot be written in {where} and are kept in {_stand_in()}, perhaps until the"
+        f" machine restarts; {NO_PLACE}"
     )
 
 
 def _users_root() -> pathlib.Path:
-    return expanded(_of_home(ROOT_VARIABLE, ".cache"))
+    return _of_home(ROOT_VARIABLE, ".cache")
 
 
-def _of_home(variable: str, name: str) -> str:
-    return os.environ.get(variable) or f"~/{name}"
+def _of_home(variable: str, name: str) -> pathlib.Path:
+    return places.of_variable(variable) or places.whole("~") / name
 
 
 def _numba_places() -> list[pathlib.Path]:
     """Where numba looks for one that it can write, in its order."""
-    chosen = os.environ.get(NUMBA_VARIABLE)
-    own = [pathlib.Path(chosen)] if chosen else []
+    chosen = places.of_variable(NUMBA_VARIABLE)
+    own = [] if chosen is None else [chosen]
     return [*own, *_beside_robosuite(), _users_root() / "numba"]
 
 
