@@ -2,6 +2,8 @@
 
     python -m pirl_jax.bench env [--tasks libero_object:0,libero_spatial:0]
     python -m pirl_jax.bench plan [--recipes libero_spatial_ppo_pi0] [--limit-gb 24]
+    python -m pirl_jax.bench plan --target tpu:v5e:2x4 [--config libero_spatial_ppo_pi0]
+                                  [--set mesh.fsdp=8]
     python -m pirl_jax.bench update|rollout|latency [--recipes ...] [--size full|scaled]
                                                     [--batch 32]
     python -m pirl_jax.bench end2end [--recipe quickstart] [--iterations 4]

@@ -1,7 +1,8 @@
-"""Memory and arithmetic of LIBERO recipes at full size, from shapes.
+"""Memory and arithmetic of LIBERO recipes at full size, from shapes; or programs for a --target.
 
-Nothing is allocated, no accelerator is needed.
-Every recipe twice: as published, and made small the way configs/libero_spatial_ppo_pi0_24gb.py is.
+Nothing is allocated, no accelerator is needed.  Without a target every recipe twice: as published,
+and made small the way configs/libero_spatial_ppo_pi0_24gb.py is.  With one, what its compiler says
+of every program of any recipe (docs/targets.md).
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pirl_jax.envs import base
 from pirl_jax.envs.libero import files
 from pirl_jax.monitor import columns
 from pirl_jax.policy import flops
-from pirl_jax.run import command, config, devices, plan, recipes
+from pirl_jax.run import command, config, devices, outlook, plan, recipes
 
 GB = 1e9
 SMALL = {
@@ -28,7 +29,6 @@ SMALL = {
     "algorithm.microbatch_size": 32,
 }
 SMALL_GROUPS = 8  # GRPO: episodes come in whole groups
-NUM_INIT_STATES = 50  # of every LIBERO task
 # Column -> what it sums up of a plan.
 MEMORY_COLUMNS = {
     "weights": ("frozen weights", "weights that train, float32"),
@@ -43,7 +43,17 @@ MEMORY_COLUMNS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     published = [name for name in recipes.names() if name.endswith(("_pi0", "_pi05"))]
     parser.add_argument(
-        "--recipes", default=",".join(published), help="names or files, separated by commas"
+        "--recipes",
+        "--config",
+        default=",".join(published),
+        help="names or files, separated by commas",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="override a field of every recipe, for example mesh.fsdp=8",
     )
     parser.add_argument(
         "--limit-gb",
@@ -51,29 +61,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=24.0,
         help="device memory that a small recipe should fit, 10^9 bytes",
     )
-    parser.add_argument(
-        "--prompt-tokens",
-        type=command.number(int, 1, 10_000),
-        default=32,
-        help="padded prompt; LIBERO's prompts have at most 32 tokens",
-    )
+    outlook.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """{recipe: {"memory, GB": {size: {part: value}}, "FLOP per row": {pass: {...}}}}
 
-    A pass has baseline, ours and ratio (policy/flops.py savings).
+    A pass has baseline, ours and ratio (policy/flops.py savings).  With a target: {recipe: what
+    outlook.report says}.
     """
+    names = options.recipes.split(",")
+    if options.target:
+        return {pathlib.Path(name).stem: _on_target(name, options) for name in names}
     # Of one device, however many this machine has.
     mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
-    names = options.recipes.split(",")
     return {pathlib.Path(name).stem: _recipe(name, mesh, options) for name in names}
 
 
+def _settings(recipe: str, options: argparse.Namespace) -> config.Settings:
+    page = recipes.load_recipe(recipe, "--recipes")
+    return config.settings(command.override(page, [f"--config.{one}" for one in options.set]))
+
+
+def _on_target(recipe: str, options: argparse.Namespace) -> dict[str, Any]:
+    # A plan is made on a laptop as on a machine whose devices are somebody's.
+    jax.config.update("jax_platforms", "cpu")
+    return outlook.report(outlook.request(options, _settings(recipe, options)))
+
+
 def _recipe(recipe: str, mesh: jax.sharding.Mesh, options: argparse.Namespace) -> dict[str, Any]:
-    settings = config.settings(recipes.load_recipe(recipe, "--recipes"))
+    settings = _settings(recipe, options)
     devices.setup_jax(settings)
-    env_spec = _env_spec(recipe, settings.raw.env)
+    env_spec = _env_spec(recipe, settings)
     memory = {}
     # thorough: a plan that does not fit is of interest here, to the last executable.
     for size, changes in (("as published", {}), ("small", _small(settings))):
@@ -94,23 +113,15 @@ def _recipe(recipe: str, mesh: jax.sharding.Mesh, options: argparse.Namespace) -
     }
 
 
-def _env_spec(recipe: str, env: Any) -> base.EnvSpec:
-    """What the plan needs to know of the suite, without a simulator.  env: the page's section."""
-    if not files.members(env.suite):
+def _env_spec(recipe: str, settings: config.Settings) -> base.EnvSpec:
+    """What the plan needs to know of the suite, without a simulator."""
+    suite = settings.raw.env.suite
+    if not files.members(suite):
         raise ValueError(
-            f"--recipes has {recipe}, whose env.suite={env.suite!r} is not LIBERO's; "
+            f"--recipes has {recipe}, whose env.suite={suite!r} is not LIBERO's; "
             f"give LIBERO recipes"
         )
-    limit = env.max_episode_steps
-    if not limit:
-        limit = max(map(files.PROTOCOLS[env.protocol].limit, files.members(env.suite)))
-    return base.EnvSpec(
-        suite=env.suite,
-        instructions=(),
-        num_init_states=NUM_INIT_STATES,
-        max_episode_steps=limit,
-        image_size_px=env.image_size_px,
-    )
+    return outlook.env_spec(settings)
 
 
 def _small(settings: config.Settings) -> dict[str, Any]:
@@ -128,7 +139,13 @@ def _in_gb(needed: plan.Plan) -> dict[str, float | bool]:
 
 
 def as_text(result: Mapping[str, Any]) -> str:
-    """Memory, two lines per recipe, then arithmetic, one line per recipe."""
+    """Memory, two lines per recipe, then arithmetic, one line per recipe; or a table per recipe."""
+    of_targets = []
+    for recipe, row in result.items():
+        if "programs" in row:
+            of_targets.append(f"\n{recipe} on {outlook.as_text(row)}")
+    if of_targets:
+        return "\n".join(of_targets)
     memory = []
     arithmetic = []
     for recipe, row in result.items():

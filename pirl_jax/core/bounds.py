@@ -176,19 +176,31 @@ def check(section: object, prefix: str = "") -> None:
       ValueError: one sentence with `prefix` and name of the field, its value and its bound.
     """
     for field in dataclasses.fields(section):
-        if "bound" not in field.metadata:
-            continue
-        bound = field.metadata["bound"]
-        name = prefix + field.name
-        value = getattr(section, field.name)
-        if typing.get_origin(field.type) is tuple:
-            _check_tuple(name, value, field)
-        elif bound.choices:
-            _check_choice(name, value, bound)
-        else:
-            fault = _fault(value, field.type, bound)
-            if fault:
-                raise ValueError(f"{name}={value!r} must be {fault}")
+        if "bound" in field.metadata:
+            _check_field(field, getattr(section, field.name), prefix)
+
+
+def check_field(section: type, name: str, value: object, prefix: str = "") -> None:
+    """The same of one field of a class, alone.
+
+    Raises:
+      ValueError: as `check`.
+    """
+    (field,) = [field for field in dataclasses.fields(section) if field.name == name]
+    _check_field(field, value, prefix)
+
+
+def _check_field(field: dataclasses.Field, value: object, prefix: str):
+    bound = field.metadata["bound"]
+    name = prefix + field.name
+    if typing.get_origin(field.type) is tuple:
+        _check_tuple(name, value, field)
+    elif bound.choices:
+        _check_choice(name, value, bound)
+    else:
+        fault = _fault(value, field.type, bound)
+        if fault:
+            raise ValueError(f"{name}={value!r} must be {fault}")
 
 
 def with_whole_paths(section: type, values: Mapping, prefix: str = "") -> dict:

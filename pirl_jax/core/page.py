@@ -288,6 +288,9 @@ class Run(bounds.Section):
     directory: str = place("runs/default", "of everything that the run writes", filled=True)
     save_every: int = positive(40, "between checkpoints", "iterations")
     keep: int = positive(2, "checkpoints kept")
+    report_every: int = at_least(
+        0, 10, "between refreshes of report.html; 0 = only at the end", "iterations"
+    )
     on_divergence: str = one_of(
         ("stop", "rollback"),
         "stop",

@@ -66,6 +66,30 @@ class Buffer:
         """Rows by their places, as a batch over the devices."""
         return self._gather(self.rows, meshes.put_batch(at_B, self._mesh))
 
+    def lower(self, rows_B: Any, capacity: int, count: int) -> dict[str, jax.stages.Lowered]:
+        """What `write` and `gather` run, from shapes: {"write", "read"}.
+
+        Args:
+          rows_B: shapes of a batch that is written.
+          capacity: rows that are kept.
+          count: rows that are read at once.
+        """
+        capacity += -capacity % self._mesh.size
+        layout = meshes.batch_sharding(self._mesh)
+
+        def resized(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            shape = (capacity, *x.shape[1:])
+            return x.update(shape=shape, sharding=layout)
+
+        kept = jax.tree.map(resized, rows_B)
+        first, *_ = jax.tree.leaves(rows_B)
+        at_B = jax.ShapeDtypeStruct(first.shape[:1], jnp.int32, sharding=layout)
+        at_n = at_B.update(shape=(count,))
+        return {
+            "write": self._write.lower(kept, rows_B, at_B),
+            "read": self._gather.lower(kept, at_n),
+        }
+
     def free(self, at_n: np.ndarray) -> None:
         """These rows are needed no more."""
         self._free += [int(at) for at in at_n]

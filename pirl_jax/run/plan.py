@@ -7,23 +7,18 @@ the run's (full size planned on a CPU) weights and caches are exact and the work
 is that device's: XLA on CPU widens bfloat16 products to float32, so it is an upper estimate.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
 import itertools
-import math
 
 import jax
-import jax.numpy as jnp
 import psutil
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import spec, types
 from pirl_jax.envs import base
-from pirl_jax.learner import objective, update
 from pirl_jax.learner import state as states
-from pirl_jax.policy import flow
-from pirl_jax.rollout import actor as actors
-from pirl_jax.run import config, hosts, steps
+from pirl_jax.learner import update
+from pirl_jax.run import accelerators, config, shapes, steps
 
 GIB = 2**30
 LARGEST_MICROBATCH = 128
@@ -31,6 +26,67 @@ LARGEST_MICROBATCH = 128
 HOST_SHARE = 0.8
 # Microbatches on the devices: those under way, and the one that is put meanwhile.
 ON_DEVICES = update.IN_FLIGHT + 1
+# How XLA:TPU says that a program does not fit, instead of compiling it.
+EXHAUSTED = "RESOURCE_EXHAUSTED"
+
+
+class TooLarge(Exception):
+    """The compiler refuses a program because the device has too little memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device that a program needs, by XLA's analysis."""
+
+    arguments: int
+    outputs: int
+    donated: int  # of the arguments, that the outputs take
+    temporary: int
+    peak: int  # everything, when it is most
+
+    @property
+    def beyond(self) -> int:
+        """Besides its arguments."""
+        return self.temporary + self.outputs - self.donated
+
+
+def compiled_here(lowered: jax.stages.Lowered) -> Memory:
+    """Compiles for the devices that it was lowered for.
+
+    Raises:
+      TooLarge: it does not fit them.
+    """
+    return memory(compiled(lowered))
+
+
+def compiled(lowered: jax.stages.Lowered, options: dict | None = None) -> jax.stages.Compiled:
+    """The executable.  options: of the compiler.
+
+    Raises:
+      TooLarge: it does not fit the device.
+    """
+    try:
+        return lowered.compile(options)
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        if not text.startswith(EXHAUSTED):
+            raise
+        raise TooLarge(text.strip().splitlines()[0]) from error
+
+
+def memory(executable: jax.stages.Compiled) -> Memory:
+    """What XLA says of it."""
+    asked = executable.memory_analysis()
+    return Memory(
+        arguments=asked.argument_size_in_bytes,
+        outputs=asked.output_size_in_bytes,
+        donated=asked.alias_size_in_bytes,
+        temporary=asked.temp_size_in_bytes,
+        peak=asked.peak_memory_in_bytes,
+    )
+
+
+Compile = Callable[[jax.stages.Lowered], Memory]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +100,7 @@ class Plan:
     host_limit: int
     microbatch_size: int
     prefix_cache: str
+    refused: str = ""  # a program that the compiler says does not fit, in its words
 
     @property
     def total(self) -> int:
@@ -51,7 +108,8 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.total <= self.limit and self.host <= self.host_limit
+        within = self.total <= self.limit and self.host <= self.host_limit
+        return within and not self.refused
 
     def __str__(self) -> str:
         lines = [
@@ -62,6 +120,8 @@ class Plan:
         for name, size in self.work.items():
             lines.append(f"{_line(name, size)}, one of these at a time")
         lines.append(f"{_line('total per device', self.total)} of {self.limit / GIB:.2f}")
+        if self.refused:
+            lines.append(f"  does not fit: {self.refused}")
         if self.host:
             kept = _line("kept prefixes on this host, at most", self.host)
             lines.append(f"{kept} of {self.host_limit / GIB:.2f}")
@@ -78,6 +138,7 @@ def choose(
     prompt_tokens: int,
     env_spec: base.EnvSpec,
     limit: int | None = None,
+    compiling: Compile = compiled_here,
 ) -> tuple[config.Settings, Plan]:
     """Fill in what the recipe leaves to the plan.
 
@@ -86,13 +147,14 @@ def choose(
     Args:
       prompt_tokens: length that prompts are padded to.
       limit: bytes of one device; None asks it.
+      compiling: how a program comes to what it needs.
 
     Raises:
       ValueError: nothing fits; names the smallest change that would.
     """
 
     def need(candidate: config.Settings) -> Plan:
-        return measure(candidate, mesh, prompt_tokens, env_spec, limit)
+        return measure(candidate, mesh, prompt_tokens, env_spec, limit, compiling=compiling)
 
     for candidate in _candidates(settings, mesh):
         plan = need(candidate)
@@ -116,18 +178,18 @@ def measure(
     env_spec: base.EnvSpec,
     limit: int | None = None,
     thorough: bool = False,
+    compiling: Compile = compiled_here,
 ) -> Plan:
     """What settings without open choices need.
 
     Where the resident part alone is too much, nothing is compiled, unless thorough.
     """
     limit, host_limit = _limits(mesh, limit)
-    params, state = _state(settings, mesh)
+    params, state = shapes.state(settings, mesh)
     resident = _resident(settings, state)
-    count = hosts.episodes_per_iteration(settings.raw)
-    count *= actors.max_decisions(env_spec, settings.policy.model.action_chunk)
-    args, context = _decision(settings, mesh, prompt_tokens, env_spec, params)
-    kept = count * size(context) // _batch_size(settings)  # of one device
+    args, context = shapes.decision(settings, mesh, prompt_tokens, env_spec, params)
+    count = shapes.kept_rows(settings, env_spec)
+    kept = count * shapes.size(context) // shapes.batch_size(settings)  # of one device
     host = kept * len(mesh.local_devices)
     if settings.prefix_cache == "device":
         resident["prefix cache"] = kept
@@ -143,14 +205,18 @@ def measure(
     )
     if not plan.fits and not thorough:
         return plan
-    return dataclasses.replace(plan, work=_work(settings, mesh, state, args, context))
+    work = _Work(settings, mesh, env_spec, state, args, context, compiling)
+    try:
+        return dataclasses.replace(plan, work=work.needed())
+    except TooLarge as error:
+        return dataclasses.replace(plan, refused=f"{work.under_way}: {error}")
 
 
 def _limits(mesh: jax.sharding.Mesh, limit: int | None) -> tuple[int, int]:
     """Bytes of one device and of one host, where they are fewest."""
     if limit is None:
         limit = device_limit(mesh.local_devices[0])
-    host_limit = int(HOST_SHARE * psutil.virtual_memory().total)
+    host_limit = int(HOST_SHARE * _host_memory(mesh.local_devices[0]))
     everywhere = meshes.gather((limit, host_limit))
     return min(device for device, _ in everywhere), min(host for _, host in everywhere)
 
@@ -159,32 +225,43 @@ def _resident(settings: config.Settings, state: states.TrainState) -> dict[str, 
     """Bytes of one device that the training state takes."""
     learned, frozen = states.partition(state.params, steps.trainable(settings))
     resident = {
-        "frozen weights": size(frozen),
-        "weights that train, float32": size(learned),
-        "optimiser": size(state.opt_state) + size(state.iteration),
+        "frozen weights": shapes.size(frozen),
+        "weights that train, float32": shapes.size(learned),
+        "optimiser": shapes.size(state.opt_state) + shapes.size(state.iteration),
     }
     if state.ema or state.anchor:
-        resident["average and anchor"] = size(state.ema) + size(state.anchor)
+        resident["average and anchor"] = shapes.size(state.ema) + shapes.size(state.anchor)
     return resident
 
 
-def _batch_size(settings: config.Settings) -> int:
-    """Rows of one decision."""
-    return config.decision_batch(settings.raw, settings.raw.rollout.num_envs)
-
-
 def device_limit(device: jax.Device) -> int:
-    """Bytes that a device lets this process have; a CPU's are the machine's."""
+    """Bytes that a device lets this process have; a CPU's are the machine's.
+
+    Of one that exists only for its compiler: what the table of run/accelerators.py says.
+    """
+    chip = _only_described(device)
+    if chip is not None:
+        return chip.limit
     stats = device.memory_stats()
     return stats["bytes_limit"] if stats else psutil.virtual_memory().total
 
 
-def size(tree: object) -> int:
-    """Bytes on one device of arrays or shapes with shardings."""
-    total = 0
-    for x in jax.tree.leaves(tree):
-        total += math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    return total
+def _host_memory(device: jax.Device) -> int:
+    chip = _only_described(device)
+    return psutil.virtual_memory().total if chip is None else chip.host_memory
+
+
+def _only_described(device: jax.Device) -> accelerators.Chip | None:
+    """The line of the table where the device does not exist; None: it exists."""
+    if device in device.client.local_devices():
+        return None
+    chip = accelerators.of_kind(device.device_kind)
+    if chip is None:
+        raise ValueError(
+            f"{device.device_kind} exists only for its compiler and has no line in "
+            f"pirl_jax/run/accelerators.py, so its memory is unknown; add one"
+        )
+    return chip
 
 
 def _candidates(settings: config.Settings, mesh: jax.sharding.Mesh) -> Iterator[config.Settings]:
@@ -249,6 +326,8 @@ def _changes(settings: config.Settings) -> Iterator[dict]:
 
 
 def _too_much(plan: Plan) -> str:
+    if plan.refused:
+        return f"the compiler refuses the {plan.refused}"
     if plan.host > plan.host_limit:
         return (
             f"kept prefixes need {plan.host / GIB:.1f} GiB of the {plan.host_limit / GIB:.1f} GiB "
@@ -260,97 +339,52 @@ def _too_much(plan: Plan) -> str:
     )
 
 
-# ---- shapes ----------------------------------------------------------------------------------
-
-
-def _state(settings: config.Settings, mesh: jax.sharding.Mesh) -> tuple[dict, states.TrainState]:
-    """Shapes of the parameters as the rollout sees them, and of the training state."""
-    declared = flow.specs(settings.policy)
-    params = spec.abstract(declared, spec.shardings(declared, mesh, meshes.RULES))
-    state = steps.train_state(settings, params, mesh, make=states.abstract)
-    return state.params, state
-
-
-def _decision(
-    settings: config.Settings,
-    mesh: jax.sharding.Mesh,
-    prompt_tokens: int,
-    env_spec: base.EnvSpec,
-    params: dict,
-) -> tuple[tuple, object]:
-    """Shapes of one call of the sampler: its arguments; the context rows that it leaves."""
-    raw = settings.raw
-    own = meshes.local(mesh)
-    rows = _batch_size(settings)
-    sharding = meshes.batch_sharding(own)
-    replicated = meshes.replicated(own)
-    cameras = len(env_spec.cameras)
-    pixels = raw.model.image_size_px if raw.model.resize == "host" else env_spec.image_size_px
-
-    def array(dtype: jnp.dtype, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
-
-    obs = types.Observation(
-        images=array(jnp.uint8, cameras, pixels, pixels, 3),
-        image_mask=array(bool, cameras),
-        state=array(jnp.float32, settings.policy.network.action_dim),
-        tokens=array(jnp.int32, prompt_tokens),
-        token_mask=array(bool, prompt_tokens),
-    )
-    key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=replicated)
-    args = meshes.local_view(params, mesh), key, array(jnp.int32), obs
-    if raw.model.noise_anneal:
-        args += (jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated),)
-    explore, _ = steps.decisions(settings.policy, settings.keep_prefix)
-    _, _, context = jax.eval_shape(explore, *args)
-    return args, obs if context is None else _rows(context, rows, own)
-
-
-def _rows(tree: object, count: int, mesh: jax.sharding.Mesh) -> object:
-    """The same with another number of rows."""
-    sharding = meshes.batch_sharding(mesh)
-
-    def with_rows(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=sharding)
-
-    return jax.tree.map(with_rows, tree)
-
-
-def _work(
-    settings: config.Settings,
-    mesh: jax.sharding.Mesh,
-    state: states.TrainState,
-    args: tuple,
-    context: object,
-) -> dict[str, int]:
+@dataclasses.dataclass
+class _Work:
     """Bytes of one device that each executable needs beyond what stays.
 
-    args, context: the shapes of _decision.
+    args, context: the shapes of shapes.decision.
     """
-    explore, _ = steps.decisions(settings.policy, settings.keep_prefix)
-    chain, _, _ = jax.eval_shape(explore, *args)
-    count = settings.raw.algorithm.microbatch_size
-    chain = _rows(chain, count, mesh)
-    context = _rows(context, count, mesh)
-    clone_weight = chain.value if settings.raw.algorithm.clone_coef else None
-    batch = objective.Minibatch(context, chain, chain.value, chain.value, chain.value, clone_weight)
-    lowered = steps.updater(settings, mesh).lower(state, batch)
-    microbatch = lowered["microbatch"].compile().memory_analysis()
-    step = lowered["step"].compile().memory_analysis()
-    decision = explore.lower(*args).compile().memory_analysis()
-    # The context rows of the decision before are still on their way to the host.
-    arriving = decision.output_size_in_bytes
-    learned, _ = states.partition(state.params, steps.trainable(settings))
-    grads = size(learned)
-    return {
-        "rollout": _beyond(decision) + arriving + size(args[2:]),
-        "gradients, activations, microbatches": (
-            grads + _beyond(microbatch) + ON_DEVICES * size(batch)
-        ),
-        "optimiser step": grads + _beyond(step),
-    }
 
+    settings: config.Settings
+    mesh: jax.sharding.Mesh
+    env_spec: base.EnvSpec
+    state: states.TrainState
+    args: tuple
+    context: object
+    compiling: Compile
+    under_way: str = ""  # the program that is being compiled
 
-def _beyond(asked: object) -> int:
-    """Bytes that an executable needs besides its arguments, by XLA's memory analysis."""
-    return asked.temp_size_in_bytes + asked.output_size_in_bytes - asked.alias_size_in_bytes
+    def needed(self) -> dict[str, int]:
+        """What no choice of a microbatch changes comes first: whoever cannot have that is told so
+        without the rest.
+
+        Raises:
+          TooLarge: the compiler refuses one.
+        """
+        settings = self.settings
+        decision = self._compile("rollout", shapes.rollout(settings, self.args))
+        # The context rows of the decision before are still on their way to the host.
+        arriving = decision.outputs
+        lowered, batch = shapes.update(settings, self.mesh, self.state, self.args, self.context)
+        step = self._compile("optimiser step", lowered["step"])
+        microbatch = self._compile("microbatch", lowered["microbatch"])
+        learned, _ = states.partition(self.state.params, steps.trainable(settings))
+        grads = shapes.size(learned)
+        coming = ON_DEVICES * shapes.size(batch)
+        needed = {
+            "rollout": decision.beyond + arriving + shapes.size(self.args[2:]),
+            "gradients, activations, microbatches": grads + microbatch.beyond + coming,
+            "optimiser step": grads + step.beyond,
+        }
+        if settings.prefix_cache == "device":
+            kept = shapes.kept(settings, self.mesh, self.env_spec, self.context)
+            write = self._compile("writing of kept prefixes", kept["write"])
+            read = self._compile("reading of kept prefixes", kept["read"])
+            needed["writing kept prefixes"] = arriving + write.beyond
+            needed["reading kept prefixes"] = grads + coming + read.beyond
+        return needed
+
+    def _compile(self, name: str, lowered: jax.stages.Lowered) -> Memory:
+        self.under_way = name
+        return self.compiling(lowered)

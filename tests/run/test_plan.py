@@ -15,7 +15,7 @@ from pirl_jax.envs.libero import files
 from pirl_jax.learner import objective
 from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import actor as actors
-from pirl_jax.run import config, plan, policies, recipes, steps
+from pirl_jax.run import config, plan, policies, recipes, shapes, steps
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 ENV = base.EnvSpec("probe_conditioned", ("go",), 50, 8, 16)
@@ -51,12 +51,12 @@ def test_shapes_of_the_training_state_are_those_it_will_have(devices):
     settings = _settings(
         algorithm__ema_decay=0.9, algorithm__anchor_coef=0.1, model__frozen_dtype="bfloat16"
     )
-    _, shapes = plan._state(settings, mesh)
+    _, declared = shapes.state(settings, mesh)
     state = steps.train_state(
         settings, policies.fresh_params(settings, mesh, jax.random.key(0)), mesh
     )
-    assert _describe(shapes) == _describe(state)
-    assert plan.size(shapes) == sum(
+    assert _describe(declared) == _describe(state)
+    assert shapes.size(declared) == sum(
         x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state)
     )
 
@@ -69,8 +69,8 @@ def test_the_run_uses_what_the_plan_compiled(shape, anneal):
     plan.measure(settings, mesh, PROMPT, ENV)
     cfg = settings.policy
     rows = config.decision_batch(settings.raw, settings.raw.rollout.num_envs)
-    params, state = plan._state(settings, mesh)
-    (_, _, id_B, obs, *_), _ = plan._decision(settings, mesh, PROMPT, ENV, params)
+    params, state = shapes.state(settings, mesh)
+    (_, _, id_B, obs, *_), _ = shapes.decision(settings, mesh, PROMPT, ENV, params)
     state = steps.train_state(
         settings, policies.fresh_params(settings, mesh, jax.random.key(0)), mesh
     )
@@ -136,6 +136,87 @@ def test_prefixes_that_fit_nowhere_are_computed_again(mesh, need, monkeypatch):
         r"--config\.rollout\.prefix_cache=auto",
     ):
         plan.choose(_settings(rollout__prefix_cache="host"), mesh, PROMPT, ENV)
+
+
+def _exhausted(*args, **kwargs):
+    raise jax.errors.JaxRuntimeError(
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, 67.0G exceeds available HBM (15.75G).\nmore"
+    )
+
+
+def test_a_program_that_the_compiler_refuses_does_not_fit(mesh, need, monkeypatch):
+    """XLA:TPU compiles nothing that is too large; the next candidate is smaller."""
+    compile_ = jax.stages.Lowered.compile
+    asked = []
+
+    def compiling(lowered, options=None):
+        asked.append(lowered)
+        return _exhausted() if len(asked) == 3 else compile_(lowered)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compiling)
+    settings = _settings(algorithm__microbatch_size=0, algorithm__minibatch_size=16)
+    chosen, made = plan.choose(settings, mesh, PROMPT, ENV)
+    assert made.fits and chosen.raw.algorithm.microbatch_size == 8
+    assert len(asked) == 6
+
+
+def test_where_all_are_refused_the_sentence_is_the_compiler_s(mesh, monkeypatch):
+    monkeypatch.setattr(jax.stages.Lowered, "compile", _exhausted)
+    with pytest.raises(
+        ValueError,
+        match=r"the compiler refuses the rollout: RESOURCE_EXHAUSTED: .* \(15\.75G\)\.; no choice",
+    ):
+        settings = _settings(
+            rollout__prefix_cache="recompute",
+            algorithm__microbatch_size=0,
+            model__gradient_checkpointing="full",
+        )
+        plan.choose(settings, mesh, PROMPT, ENV)
+    made = plan.measure(_settings(), mesh, PROMPT, ENV)
+    assert not made.fits and "does not fit: rollout: RESOURCE_EXHAUSTED" in str(made)
+
+
+def test_another_fault_of_the_compiler_is_no_matter_of_size(mesh, monkeypatch):
+    def broken(*args):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: a bug"):
+        plan.choose(_settings(), mesh, PROMPT, ENV)
+
+
+class _Described:
+    """A device that only its compiler knows: whoever asks it for its memory is told off."""
+
+    def __init__(self, kind):
+        self.device_kind = kind
+        self.client = self
+
+    def local_devices(self):
+        return []
+
+    def memory_stats(self):
+        raise jax.errors.JaxRuntimeError("MemoryStats is only supported for addressable devices")
+
+
+def test_a_device_that_is_not_there_is_asked_nothing():
+    assert plan.device_limit(_Described("TPU v5 lite")) == int(15.75 * plan.GIB)
+    assert plan._host_memory(_Described("TPU v5 lite")) == 512 * plan.GIB
+    with pytest.raises(ValueError, match="TPU v99 exists only for its compiler and has no line"):
+        plan.device_limit(_Described("TPU v99"))
+    assert plan.device_limit(jax.devices()[0]) == plan.psutil.virtual_memory().total
+
+
+def test_prefixes_on_the_device_count_with_what_moves_them(mesh, need):
+    """And with room for groups that are replaced."""
+    settings = _settings(rollout__prefix_cache="device")
+    made = plan.measure(settings, mesh, PROMPT, ENV)
+    assert made.resident["prefix cache"] == need.host and not made.host
+    rows = shapes.kept_rows(settings, ENV)
+    assert rows == 2 * settings.raw.rollout.episodes_per_iteration
+    # A microbatch of rows is what comes out of a reading.
+    assert made.work["reading kept prefixes"] >= 8 * need.host // rows
+    assert made.work["writing kept prefixes"] > 0
 
 
 @pytest.mark.slow

@@ -1,0 +1,402 @@
+"""A recipe on devices that are not there: what fits, what is chosen, and every program of a run.
+
+All of it is compiled and nothing is run.  Compiling happens in a process of its own, because nobody
+can stop a compiler in this one; what that process was doing when its time was over is given up.
+"""
+
+import argparse
+from collections.abc import Iterator
+import dataclasses
+import functools
+import multiprocessing
+from multiprocessing import connection
+import os
+import pathlib
+import traceback
+from typing import Any
+
+import jax
+
+from pirl_jax.core import atomic, endings, paths
+from pirl_jax.core import mesh as meshes
+from pirl_jax.envs import base
+from pirl_jax.envs.libero import files
+from pirl_jax.monitor import columns
+from pirl_jax.run import (
+    accelerators,
+    command,
+    config,
+    devices,
+    estimates,
+    plan,
+    shapes,
+    simulators,
+    topology,
+)
+
+LIMIT_S = 20 * 60.0  # of one program
+NUM_INIT_STATES = 50  # of every LIBERO task
+GB = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked: a recipe on a target."""
+
+    settings: config.Settings
+    target: accelerators.Target
+    env_spec: base.EnvSpec
+    prompt_tokens: int
+    folder: pathlib.Path  # where results are kept by program
+    limit_s: float = LIMIT_S
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `request` reads."""
+    parser.add_argument(
+        "--target",
+        type=command.text,
+        help="devices that are not here, as tpu:v5e:2x4 or cuda:h100:8 (docs/targets.md)",
+    )
+    parser.add_argument(
+        "--prompt-tokens",
+        type=command.number(int, 1, 10_000),
+        default=32,
+        help="padded prompt; LIBERO's prompts have at most 32 tokens",
+    )
+    parser.add_argument(
+        "--compile-minutes",
+        type=command.number(float, 0.01, 10_000),
+        default=LIMIT_S / 60,
+        help="a program that takes longer is given up, and said to be",
+    )
+    parser.add_argument(
+        "--compiled",
+        type=command.path,
+        default=files.cache_folder("targets"),
+        help="folder that keeps what compilers said, by program",
+    )
+
+
+def request(options: argparse.Namespace, settings: config.Settings) -> Request:
+    """What the flags ask for.
+
+    Raises:
+      ValueError: no such target, or its compiler is not installed.
+    """
+    target = accelerators.parse(options.target)
+    topology.require_wheel(target)
+    return Request(
+        settings=settings,
+        target=target,
+        env_spec=env_spec(settings),
+        prompt_tokens=options.prompt_tokens,
+        folder=options.compiled,
+        limit_s=60 * options.compile_minutes,
+    )
+
+
+def env_spec(settings: config.Settings) -> base.EnvSpec:
+    """What the programs depend on of a suite; of LIBERO without a simulator."""
+    env = settings.raw.env
+    if not files.members(env.suite):
+        simulator = simulators.env_factory(settings)()
+        try:
+            return simulator.spec
+        finally:
+            simulator.close()
+    limit = env.max_episode_steps
+    if not limit:
+        limit = max(map(files.PROTOCOLS[env.protocol].limit, files.members(env.suite)))
+    return base.EnvSpec(
+        suite=env.suite,
+        instructions=(),
+        num_init_states=NUM_INIT_STATES,
+        max_episode_steps=limit,
+        image_size_px=env.image_size_px,
+    )
+
+
+def plan_only(options: argparse.Namespace, settings: config.Settings) -> None:
+    """Prints the plan of a run instead of running it, for its target or for the devices here.
+
+    Raises:
+      ValueError: the request makes no sense, or nothing fits here.
+    """
+    if not options.target:
+        mesh = devices.mesh(settings)
+        _, planned = plan.choose(settings, mesh, options.prompt_tokens, env_spec(settings))
+        print(planned)
+        return
+    if options.output:  # before hours of compiling
+        paths.require_writable(options.output.parent, "--output")
+    jax.config.update("jax_platforms", "cpu")
+    result = report(request(options, settings))
+    print(as_text(result))
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_json(options.output, result)
+        print(f"results in {options.output}")
+
+
+# ---- the process that compiles -----------------------------------------------------------------
+
+
+def report(request: Request) -> dict[str, Any]:
+    """{"target", "fits", "why", "plan", "choices", "programs": {name: {...}}, "notes"}
+
+    Prints what is being compiled.
+
+    Raises:
+      ValueError: the request makes no sense, in one sentence.
+      endings.Failure: the compiler ended.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no device is no news
+    context = multiprocessing.get_context("spawn")
+    while True:
+        receive, send = context.Pipe(duplex=False)
+        child = context.Process(target=_work, args=(send, request), daemon=True)
+        child.start()
+        send.close()
+        try:
+            result = _followed(receive, request)
+        finally:
+            child.kill()
+            child.join()
+        if result is not None:
+            return result
+
+
+def _followed(receive: connection.Connection, request: Request) -> dict[str, Any] | None:
+    """The result; None: a program was given up, and the next process will know of it."""
+    under_way = None
+    while True:
+        if not receive.poll(request.limit_s):
+            if under_way is None:
+                raise endings.Failure(
+                    f"the programs for {request.target.text} could not be prepared in "
+                    f"{request.limit_s / 60:.0f} minutes; try on a machine with less to do"
+                )
+            estimates.give_up(request.folder, under_way, request.limit_s)
+            return None
+        try:
+            kind, value = receive.recv()
+        except EOFError as error:
+            raise endings.Failure(
+                f"the compiler for {request.target.text} ended without a word; "
+                f"it needs 2 GB of memory"
+            ) from error
+        if kind == "begin":
+            under_way = value
+        elif kind == "end":
+            under_way = None
+        elif kind == "say":
+            print(value, flush=True)
+        elif kind == "error":
+            raise value
+        else:
+            return value
+
+
+def _work(send: connection.Connection, request: Request) -> None:
+    """In the process that compiles."""
+
+    def tell(kind: str, value: object) -> None:
+        send.send((kind, value))
+
+    try:
+        tell("result", _report(request, tell))
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        tell("error", error)
+
+
+def _report(request: Request, tell: Any) -> dict[str, Any]:
+    settings = request.settings
+    target = request.target
+    mesh = topology.mesh(target, settings.raw.mesh.data, settings.raw.mesh.fsdp)
+    config.check_batches(settings.raw, mesh.size, 1)
+    estimator = estimates.Estimator(
+        target,
+        request.folder,
+        request.limit_s,
+        begins=functools.partial(tell, "begin"),
+        ends=functools.partial(tell, "end"),
+    )
+    why = ""
+    planned = None
+    tell("say", f"{target.text}: choosing what fits {target.chip.limit / GB:.1f} GB per device")
+    try:
+        settings, planned = plan.choose(
+            settings,
+            mesh,
+            request.prompt_tokens,
+            request.env_spec,
+            compiling=estimator.memory,
+        )
+    except ValueError as error:
+        if endings.is_of_runtime(error):
+            raise
+        why = str(error)
+        settings = _without_choices(settings, mesh)
+    rows = {}
+    for name, lowered in _programs(settings, mesh, request):
+        tell("say", f"{target.text}: {name}")
+        rows[name] = _row(estimator, lowered, target.chip)
+    return {
+        "target": target.text,
+        "fits": planned is not None,
+        "why": why,
+        "plan": _as_dict(planned),
+        "choices": {
+            "algorithm.microbatch_size": settings.raw.algorithm.microbatch_size,
+            "rollout.prefix_cache": settings.prefix_cache,
+            "model.gradient_checkpointing": settings.raw.model.gradient_checkpointing,
+            "model.attention": settings.raw.model.attention,
+            "mesh": list(mesh.devices.shape),
+        },
+        "programs": rows,
+        "limit": target.chip.limit,
+        "compilers": estimates.compilers(),
+        "notes": target.notes,
+    }
+
+
+def _without_choices(settings: config.Settings, mesh: jax.sharding.Mesh) -> config.Settings:
+    """What asks for least, where nothing fits."""
+    smallest = settings.raw.algorithm.microbatch_size or mesh.size
+    changes = {"algorithm.microbatch_size": smallest}
+    if settings.raw.rollout.prefix_cache == "auto":
+        changes["rollout.prefix_cache"] = "host" if settings.keep_prefix else "recompute"
+    return config.changed(settings, changes)
+
+
+def _as_dict(planned: plan.Plan | None) -> dict[str, Any] | None:
+    if planned is None:
+        return None
+    return dataclasses.asdict(planned) | {"total": planned.total}
+
+
+def _programs(
+    settings: config.Settings, mesh: jax.sharding.Mesh, request: Request
+) -> Iterator[tuple[str, jax.stages.Lowered]]:
+    """Every program of a run and of a policy server, by name."""
+    tokens = request.prompt_tokens
+    spec = request.env_spec
+    params, state = shapes.state(settings, mesh)
+    args, context = shapes.decision(settings, mesh, tokens, spec, params)
+    rows = shapes.batch_size(settings)
+    yield f"rollout decision, {rows} rows", shapes.rollout(settings, args)
+    yield f"evaluation decision, {rows} rows", shapes.evaluation(settings, args)
+    # A server has one device, and the weights as a checkpoint brings them.
+    one = meshes.make_mesh(1, 1, [mesh.devices.flat[0]])
+    served, _ = shapes.decision(settings, one, tokens, spec, shapes.params(settings, one), rows=1)
+    yield "served decision, 1 row, 1 device", shapes.evaluation(settings, served)
+    learner, _ = shapes.update(settings, mesh, state, args, context)
+    count = settings.raw.algorithm.microbatch_size
+    yield f"update microbatch, {count} rows", learner["microbatch"]
+    yield "optimiser step", learner["step"]
+    if settings.prefix_cache == "device":
+        kept = shapes.kept(settings, mesh, spec, context)
+        yield f"writing of kept prefixes, {rows} rows", kept["write"]
+        yield f"reading of kept prefixes, {count} rows", kept["read"]
+
+
+def _row(
+    estimator: estimates.Estimator, lowered: jax.stages.Lowered, chip: accelerators.Chip
+) -> dict[str, Any]:
+    """A program as JSON, with what follows from the table of targets."""
+    try:
+        estimate = estimator.of(lowered)
+    except plan.TooLarge as error:
+        return {"refused": str(error)}
+    return estimate.as_dict() | {
+        "fits": estimate.memory.peak <= chip.limit,
+        "estimated_s": estimate.estimated_s(chip),
+        "roofline_s": estimate.roofline_s(chip),
+        "exchange_s": estimate.exchange_s(chip),
+        "share_of_peak": estimate.share_of_peak(chip),
+    }
+
+
+# ---- the table ---------------------------------------------------------------------------------
+
+ABOUT_ESTIMATES = (
+    "compiled, not run; GB and MB of one device; estimate: XLA:TPU's cycles over the clock without "
+    "what is exchanged, of GPUs there is none; roofline and links: at the published rates"
+)
+HEADER = (
+    "program",
+    "arguments GB",
+    "temporary",
+    "peak",
+    "donated",
+    "TFLOP",
+    "estimate ms",
+    "roofline",
+    "links",
+    "of peak",
+    "exchanged MB",
+)
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """Choices, a line per program, and what a reader must know."""
+    limit = result["limit"] / GB
+    shape = " x ".join(map(str, result["choices"]["mesh"]))
+    lines = [f"{result['target']}, mesh (data x fsdp) {shape}, {limit:.2f} GB per device"]
+    if result["fits"]:
+        total = result["plan"]["total"] / GB
+        lines.append(f"fits: a run needs {total:.2f} GB at most, by the compiler's estimate")
+    else:
+        lines.append(f"does not fit: {result['why']}")
+    choices = (f"{name}={value}" for name, value in result["choices"].items() if name != "mesh")
+    lines.append("chosen for this target: " + ", ".join(choices))
+    rows = []
+    for name, row in result["programs"].items():
+        rows.append([name, *_cells(row)])
+    lines += ["", columns.aligned(rows, HEADER), ""]
+    for name, row in result["programs"].items():
+        lines += _details(name, row)
+    lines.append(ABOUT_ESTIMATES)
+    lines += result["notes"]
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    if "refused" in row:
+        return ["refused", *["-"] * (len(HEADER) - 2)]
+    memory = row["memory"]
+    share = row["share_of_peak"]
+    cells = [_short(memory[name] / GB) for name in ("arguments", "temporary", "peak", "donated")]
+    if not row["fits"]:
+        cells[2] += " (too much)"
+    times = (row["estimated_s"], row["roofline_s"], row["exchange_s"])
+    return [
+        *cells,
+        _short(row["flops"] / 1e12),
+        *("-" if seconds is None else _short(1e3 * seconds) for seconds in times),
+        "-" if share is None else f"{share:.0%}",
+        _short(sum(row["collectives"].values()) / 1e6),
+    ]
+
+
+def _short(value: float) -> str:
+    """Three digits."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _details(name: str, row: dict[str, Any]) -> Iterator[str]:
+    """What does not fit into columns."""
+    if "refused" in row:
+        yield f"{name}: {row['refused']}"
+        return
+    kinds = []
+    for kind, size in row["collectives"].items():
+        kinds.append(f"{kind} {size / 1e6:.1f} MB in {row['calls'][kind]:.0f}")
+    if kinds:
+        yield f"{name} exchanges {', '.join(kinds)}"
+    if row["unknown_loops"]:
+        yield f"{name}: {row['unknown_loops']} loops whose trip count is unknown count once"
+    if row["not_counted"]:
+        yield f"{name}: the FLOPs of {', '.join(row['not_counted'])} are unknown and not counted"

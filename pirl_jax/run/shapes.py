@@ -1,0 +1,148 @@
+"""The programs of a run, lowered from shapes: nothing is allocated, nothing is compiled.
+
+The memory plan compiles those that a run on this machine uses; run/outlook.py compiles all of them
+for devices that are not there.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from pirl_jax.core import mesh as meshes
+from pirl_jax.core import rows as context_rows
+from pirl_jax.core import spec, types
+from pirl_jax.envs import base
+from pirl_jax.learner import objective
+from pirl_jax.learner import state as states
+from pirl_jax.policy import flow
+from pirl_jax.rollout import actor as actors
+from pirl_jax.run import config, hosts, steps
+
+Lowered = jax.stages.Lowered
+
+
+def size(tree: object) -> int:
+    """Bytes on one device of arrays or shapes with shardings."""
+    total = 0
+    for x in jax.tree.leaves(tree):
+        total += math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    return total
+
+
+def params(settings: config.Settings, mesh: jax.sharding.Mesh) -> dict:
+    """Shapes of the parameters as a checkpoint brings them."""
+    declared = flow.specs(settings.policy)
+    return spec.abstract(declared, spec.shardings(declared, mesh, meshes.RULES))
+
+
+def state(settings: config.Settings, mesh: jax.sharding.Mesh) -> tuple[dict, states.TrainState]:
+    """Shapes of the parameters as the rollout sees them, and of the training state."""
+    result = steps.train_state(settings, params(settings, mesh), mesh, make=states.abstract)
+    return result.params, result
+
+
+def batch_size(settings: config.Settings) -> int:
+    """Rows of one decision."""
+    return config.decision_batch(settings.raw, settings.raw.rollout.num_envs)
+
+
+def kept_rows(settings: config.Settings, env_spec: base.EnvSpec) -> int:
+    """Decisions of one iteration, at most."""
+    raw = settings.raw
+    limit = actors.max_decisions(env_spec, settings.policy.model.action_chunk)
+    # A buffer on the devices has room for replaced groups, too (train.py).
+    on_device = settings.prefix_cache == "device"
+    episodes = hosts.most_episodes(raw) if on_device else hosts.episodes_per_iteration(raw)
+    return episodes * limit
+
+
+def decision(
+    settings: config.Settings,
+    mesh: jax.sharding.Mesh,
+    prompt_tokens: int,
+    env_spec: base.EnvSpec,
+    params: dict,
+    rows: int = 0,
+) -> tuple[tuple, object]:
+    """Shapes of one call of the sampler: its arguments; the context rows that it leaves.
+
+    rows: 0: those of the rollout.
+    """
+    raw = settings.raw
+    own = meshes.local(mesh)
+    rows = rows or batch_size(settings)
+    sharding = meshes.batch_sharding(own)
+    replicated = meshes.replicated(own)
+    cameras = len(env_spec.cameras)
+    pixels = raw.model.image_size_px if raw.model.resize == "host" else env_spec.image_size_px
+
+    def array(dtype: jnp.dtype, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
+
+    obs = types.Observation(
+        images=array(jnp.uint8, cameras, pixels, pixels, 3),
+        image_mask=array(bool, cameras),
+        state=array(jnp.float32, settings.policy.network.action_dim),
+        tokens=array(jnp.int32, prompt_tokens),
+        token_mask=array(bool, prompt_tokens),
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=replicated)
+    args = meshes.local_view(params, mesh), key, array(jnp.int32), obs
+    if raw.model.noise_anneal:
+        args += (jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated),)
+    explore, _ = steps.decisions(settings.policy, settings.keep_prefix)
+    _, _, context = jax.eval_shape(explore, *args)
+    return args, obs if context is None else with_rows(context, rows, own)
+
+
+def with_rows(tree: object, count: int, mesh: jax.sharding.Mesh) -> object:
+    """The same with another number of rows."""
+    sharding = meshes.batch_sharding(mesh)
+
+    def resized(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=sharding)
+
+    return jax.tree.map(resized, tree)
+
+
+def update(
+    settings: config.Settings,
+    mesh: jax.sharding.Mesh,
+    state: states.TrainState,
+    args: tuple,
+    context: object,
+) -> tuple[dict[str, Lowered], objective.Minibatch]:
+    """The programs of the learner, {"microbatch", "step"}, and the shapes of one microbatch.
+
+    args, context: the shapes of `decision`.
+    """
+    explore, _ = steps.decisions(settings.policy, settings.keep_prefix)
+    chain, _, _ = jax.eval_shape(explore, *args)
+    count = settings.raw.algorithm.microbatch_size
+    chain = with_rows(chain, count, mesh)
+    context = with_rows(context, count, mesh)
+    clone_weight = chain.value if settings.raw.algorithm.clone_coef else None
+    batch = objective.Minibatch(context, chain, chain.value, chain.value, chain.value, clone_weight)
+    return steps.updater(settings, mesh).lower(state, batch), batch
+
+
+def rollout(settings: config.Settings, args: tuple) -> Lowered:
+    """The program of a decision with exploration noise.  args: the shapes of `decision`."""
+    explore, _ = steps.decisions(settings.policy, settings.keep_prefix)
+    return explore.lower(*args)
+
+
+def evaluation(settings: config.Settings, args: tuple) -> Lowered:
+    """The program of a decision without.  args: the shapes of `decision`."""
+    _, exploit = steps.decisions(settings.policy, settings.keep_prefix)
+    return exploit.lower(*args[:4])
+
+
+def kept(
+    settings: config.Settings, mesh: jax.sharding.Mesh, env_spec: base.EnvSpec, context: object
+) -> dict[str, Lowered]:
+    """The programs that keep prefixes on the devices, {"write", "read"}."""
+    own = meshes.local(mesh)
+    batch = settings.raw.algorithm.microbatch_size
+    return context_rows.Buffer(own).lower(context, kept_rows(settings, env_spec), batch)

@@ -1,0 +1,160 @@
+"""Plans for devices that are not there: the process that compiles, the table, the sentences."""
+
+import multiprocessing
+import pathlib
+import pickle
+
+import pytest
+
+from pirl_jax import train
+from pirl_jax.bench import __main__ as bench
+from pirl_jax.core import endings
+from pirl_jax.recipes import probe as recipe
+from pirl_jax.run import accelerators, config, estimates, outlook, recipes, topology
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture
+def request_(tmp_path):
+    settings = config.settings(recipe.get_config())
+    target = accelerators.parse("tpu:v5e:1")
+    return outlook.Request(settings, target, None, 16, tmp_path, limit_s=0.05)
+
+
+@pytest.fixture
+def ends():
+    receive, send = multiprocessing.Pipe(duplex=False)
+    yield receive, send
+    receive.close()
+    send.close()
+
+
+def test_a_compiler_that_takes_too_long_is_given_up(ends, request_):
+    receive, send = ends
+    send.send(("begin", "some-key"))
+    assert outlook._followed(receive, request_) is None
+    assert estimates.read(request_.folder, "some-key")["given_up_s"] == request_.limit_s
+
+
+def test_what_is_not_compiling_is_not_given_up(ends, request_):
+    receive, send = ends
+    for message in (("begin", "some-key"), ("end", "some-key")):
+        send.send(message)
+    with pytest.raises(endings.Failure, match="could not be prepared in 0 minutes"):
+        outlook._followed(receive, request_)
+    assert estimates.read(request_.folder, "some-key") is None
+
+
+def test_a_compiler_that_dies_is_a_sentence(ends, request_):
+    receive, send = ends
+    send.close()
+    with pytest.raises(endings.Failure, match="for tpu:v5e:1 ended without a word"):
+        outlook._followed(receive, request_)
+
+
+def test_errors_and_results_come_back(ends, request_, capsys):
+    receive, send = ends
+    send.send(("error", ValueError("mesh.fsdp=3 does not divide")))
+    with pytest.raises(ValueError, match=r"mesh\.fsdp=3 does not divide"):
+        outlook._followed(receive, request_)
+    send.send(("say", "tpu:v5e:1: optimiser step"))
+    send.send(("result", {"target": "tpu:v5e:1"}))
+    assert outlook._followed(receive, request_) == {"target": "tpu:v5e:1"}
+    assert capsys.readouterr().out == "tpu:v5e:1: optimiser step\n"
+
+
+def test_a_request_travels_to_another_process(request_):
+    assert pickle.loads(pickle.dumps(request_)) == request_
+
+
+def test_what_libero_needs_is_known_without_a_simulator():
+    settings = config.settings(recipes.load_recipe(str(CONFIGS / "libero_10_grpo_pi05.py")))
+    spec = outlook.env_spec(settings)
+    assert (spec.max_episode_steps, spec.suite) == (480, "libero_10")
+    assert outlook.env_spec(config.settings(recipe.get_config())).suite.startswith("probe_")
+
+
+def _result(**changes):
+    row = {
+        "memory": {"arguments": 2e9, "temporary": 1e9, "peak": 3e9, "donated": 0, "outputs": 0},
+        "fits": True,
+        "flops": 2e12,
+        "estimated_s": 0.02,
+        "roofline_s": 0.01,
+        "exchange_s": 0.001,
+        "share_of_peak": 0.5,
+        "collectives": {"all-reduce": 5e8},
+        "calls": {"all-reduce": 3},
+        "unknown_loops": 0,
+        "not_counted": [],
+    }
+    programs = {
+        "optimiser step": row,
+        "rollout decision, 4 rows": row
+        | {"fits": False, "estimated_s": None, "share_of_peak": None},
+        "update microbatch, 8 rows": {"refused": "RESOURCE_EXHAUSTED: too much"},
+    }
+    result = {
+        "target": "tpu:v5e:2x4",
+        "fits": True,
+        "why": "",
+        "plan": {"total": 4e9},
+        "choices": {"algorithm.microbatch_size": 8, "mesh": [8, 1]},
+        "programs": programs,
+        "limit": 16e9,
+        "notes": ["a note"],
+    }
+    return result | changes
+
+
+def test_the_table_calls_an_estimate_an_estimate():
+    lines = outlook.as_text(_result()).splitlines()
+    assert lines[0] == "tpu:v5e:2x4, mesh (data x fsdp) 8 x 1, 16.00 GB per device"
+    assert lines[1] == "fits: a run needs 4.00 GB at most, by the compiler's estimate"
+    assert "algorithm.microbatch_size=8" in lines[2] and "mesh" not in lines[2]
+    step = next(line for line in lines if line.startswith("optimiser step  "))
+    assert step.split()[2:] == ["2", "1", "3", "0", "2", "20", "10", "1", "50%", "500"]
+    decision = next(line for line in lines if line.startswith("rollout decision, 4 rows  "))
+    assert "3 (too much)" in decision and " -  " in decision
+    text = "\n".join(lines)
+    assert "update microbatch, 8 rows: RESOURCE_EXHAUSTED: too much" in text
+    assert "optimiser step exchanges all-reduce 500.0 MB in 3" in text
+    assert "compiled, not run" in text and lines[-1] == "a note"
+
+
+def test_what_does_not_fit_says_why():
+    text = outlook.as_text(_result(fits=False, why="needs 20 GiB; this fits: x", plan=None))
+    assert "does not fit: needs 20 GiB; this fits: x" in text
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--target=tpu:v5e:1"], "--target=tpu:v5e:1 is for --plan-only"),
+        (["--plan-only", "--target=rocm:mi300:1"], "does not exist; choose one of: tpu:v5e:2x4"),
+        (["--plan-only", "--target=tpu:v5e:1"], 'not installed: pip install "pirl_jax[targets]"'),
+    ],
+)
+def test_a_wrong_target_is_a_sentence_of_train(arguments, sentence, capsys, monkeypatch):
+    monkeypatch.setattr(topology, "WHEELS", {"tpu": ("no_such",), "cuda": ("no_such",)})
+    with pytest.raises(SystemExit) as ending:
+        train.main(["train", "--config", str(CONFIGS / "probe.py"), *arguments])
+    assert ending.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_the_benchmark_asks_for_any_recipe_with_its_changes(monkeypatch, capsys):
+    asked = []
+
+    def report(request):
+        asked.append(request)
+        return _result()
+
+    monkeypatch.setattr(outlook, "report", report)
+    monkeypatch.setattr(topology, "require_wheel", lambda target: None)
+    page = str(CONFIGS / "probe.py")
+    bench.main(["bench", "plan", "--target=cuda:h100:8", "--config", page, "--set=mesh.fsdp=8"])
+    (request,) = asked
+    assert request.settings.raw.mesh.fsdp == 8 and request.target.name == "h100"
+    assert request.limit_s == 20 * 60
+    assert "probe on tpu:v5e:2x4, mesh" in capsys.readouterr().out
