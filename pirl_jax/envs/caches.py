@@ -13,7 +13,7 @@ import tempfile
 from pirl_jax.envs import places
 
 ROOT_VARIABLE = "XDG_CACHE_HOME"
-# Compiled functions of robosuite: numba refuses to be imported with where there is no place.
+# Compiled functions, ours and robosuite's: modules that have some cannot be imported without.
 NUMBA_VARIABLE = "NUMBA_CACHE_DIR"
 MATPLOTLIB_VARIABLE = "MPLCONFIGDIR"  # would complain in every process
 NO_PLACE = f"set {ROOT_VARIABLE} to a folder that can be written"
@@ -61,7 +61,7 @@ def variables() -> dict[str, str]:
     """
     chosen = {}
     own = places.of_variable(NUMBA_VARIABLE)
-    if not any(map(can_write, _numba_places())):
+    if not _numba_has_a_place():
         chosen[NUMBA_VARIABLE] = str(_stand_in() / "numba")
     elif own is not None:
         chosen[NUMBA_VARIABLE] = str(own)  # numba would make a folder called ~
@@ -69,6 +69,11 @@ def variables() -> dict[str, str]:
     if not can_write(config):
         chosen[MATPLOTLIB_VARIABLE] = str(_stand_in() / "matplotlib")
     return chosen
+
+
+def prepare() -> None:
+    """For this process, which imports such libraries too; before it does."""
+    os.environ.update(variables())
 
 
 def moved() -> str:
@@ -80,7 +85,7 @@ def moved() -> str:
     own = users("")
     if not can_write(own):
         where = str(own)
-    elif not any(map(can_write, _numba_places())):
+    elif not _numba_has_a_place():
         where = "any place of numba"
     else:
         return ""
@@ -98,18 +103,21 @@ def _of_home(variable: str, name: str) -> pathlib.Path:
     return places.of_variable(variable) or places.whole("~") / name
 
 
-def _numba_places() -> list[pathlib.Path]:
-    """Where numba looks for one that it can write, in its order."""
+def _numba_has_a_place() -> bool:
+    """One that is named, or the user's; else one beside each file that it compiles."""
     chosen = places.of_variable(NUMBA_VARIABLE)
-    own = [] if chosen is None else [chosen]
-    return [*own, *_beside_robosuite(), _users_root() / "numba"]
+    if chosen is not None and can_write(chosen):
+        return True
+    return can_write(_users_root() / "numba") or all(map(can_write, _beside_compiled()))
 
 
-def _beside_robosuite() -> list[pathlib.Path]:
+def _beside_compiled() -> list[pathlib.Path]:
+    """Caches of robosuite's compiled functions, and of ours."""
+    folders = [pathlib.Path(__file__).parent / "libero"]
     spec = importlib.util.find_spec("robosuite")
-    if spec is None:
-        return []
-    return [pathlib.Path(spec.submodule_search_locations[0], "utils", "__pycache__")]
+    if spec is not None:
+        folders.append(pathlib.Path(spec.submodule_search_locations[0], "utils"))
+    return [folder / "__pycache__" for folder in folders]
 
 
 @functools.cache
