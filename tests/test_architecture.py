@@ -45,7 +45,7 @@ FLOORS = {
 # wing of envs/ -> what it may import of envs/, besides itself and the modules in WING_GROUND.
 # experts.py and gym.py stand above the wings.
 WINGS = {"gl": set(), "pool": {"gl"}, "libero": {"gl"}, "tabletop": {"gl"}}
-WING_GROUND = {"arrays", "base", "caches", "child", "panda", "probes", "servo"}
+WING_GROUND = {"arrays", "base", "caches", "child", "panda", "places", "probes", "servo"}
 NOT_IN_ENVS = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "ml_collections"}
 NOT_AT_RUN_TIME = {"torch", "transformers", "robomimic", "ray", "tensorflow"}
 MAX_FUNCTION_LINES = 60

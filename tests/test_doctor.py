@@ -13,9 +13,9 @@ from packaging import requirements
 import pytest
 
 from pirl_jax import doctor, download
-from pirl_jax.envs import child
+from pirl_jax.envs import caches, child
 from pirl_jax.envs.gl import backends
-from pirl_jax.envs.libero import files, perturbed, plus_assets
+from pirl_jax.envs.libero import files, identity, perturbed, plus_assets, preflight
 from pirl_jax.monitor import packages
 from pirl_jax.run import machine
 from tests import plus_stand_in
@@ -157,6 +157,69 @@ def test_a_gpu_that_egl_or_jax_does_not_see(monkeypatch, tmp_path):
     assert doctor.check_mapping([]).status == "skip" and doctor.check_jax().status == "pass", (
         "hidden on purpose"
     )
+
+
+@pytest.mark.parametrize(
+    "written, status, backend",
+    [
+        (None, "pass", "egl"),
+        ("", "pass", "egl"),
+        ("EGL ", "pass", "egl"),
+        ("OSMesa", "pass", "osmesa"),
+        ("glfw", "fail", "egl"),
+        ("off", "fail", "egl"),
+    ],
+)
+def test_what_mujoco_gl_asks_for(written, status, backend, monkeypatch):
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    if written is not None:
+        monkeypatch.setenv("MUJOCO_GL", written)
+    row, wanted = doctor.check_mujoco_gl()
+    assert (row.status, wanted) == (status, backend)
+    assert (row.remedy == "unset it, or set it to one of: egl, osmesa") == (status == "fail")
+
+
+def test_caches(monkeypatch):
+    monkeypatch.setattr(caches, "moved", lambda: "")
+    assert doctor.check_caches().status == "pass"
+    monkeypatch.setattr(caches, "moved", lambda: "caches are kept elsewhere; set XDG_CACHE_HOME")
+    row = doctor.check_caches()
+    assert (row.status, row.remedy) == ("skip", "set XDG_CACHE_HOME"), "a run goes on"
+
+    def nowhere():
+        raise ValueError("no cache can be written; set XDG_CACHE_HOME")
+
+    monkeypatch.setattr(caches, "moved", nowhere)
+    row = doctor.check_caches()
+    assert (row.status, row.remedy) == ("fail", "set XDG_CACHE_HOME")
+
+
+FOUND = {
+    "libero": {"folder": "/venv/libero", "version": identity.PINNED_NAME, **identity.PINNED},
+    "robosuite": {"folder": "/venv/robosuite", "version": "1.4.0"},
+    "mujoco": {"folder": "/venv/mujoco", "version": "3.3.7"},
+}
+
+
+def test_simulators_as_workers_import_them(monkeypatch, tmp_path):
+    assert doctor.check_simulators(None).status == "skip"
+    asked = []
+    monkeypatch.setattr(preflight, "ask", lambda *question: asked.append(question) or FOUND)
+    row = doctor.check_simulators(tmp_path)
+    assert row.status == "pass" and row.found.endswith("LIBERO from /venv/libero")
+    ((question, variables),) = asked
+    assert question.assets == str(tmp_path) and variables["OMP_NUM_THREADS"] == "1"
+    other = FOUND | {"libero": FOUND["libero"] | {"sha256_of_code": "0"}}
+    monkeypatch.setattr(preflight, "ask", lambda *_: other)
+    row = doctor.check_simulators(tmp_path)
+    assert row.status == "fail" and "(its code differ)" in row.found
+
+    def fail(*_):
+        raise ValueError("simulators do not start here (AssertionError: x); mend it")
+
+    monkeypatch.setattr(preflight, "ask", fail)
+    row = doctor.check_simulators(tmp_path)
+    assert (row.status, row.remedy) == ("fail", "mend it") and "AssertionError" in row.found
 
 
 def test_assets(libero_assets, tmp_path, monkeypatch):

@@ -10,16 +10,13 @@ import os
 import pathlib
 import tempfile
 
+from pirl_jax.envs import places
+
 ROOT_VARIABLE = "XDG_CACHE_HOME"
-# Compiled functions of robosuite: numba refuses to be imported with where there is no place.
+# Compiled functions, ours and robosuite's: modules that have some cannot be imported without.
 NUMBA_VARIABLE = "NUMBA_CACHE_DIR"
 MATPLOTLIB_VARIABLE = "MPLCONFIGDIR"  # would complain in every process
 NO_PLACE = f"set {ROOT_VARIABLE} to a folder that can be written"
-
-
-def expanded(path: str | os.PathLike) -> pathlib.Path:
-    """With the home folder for ~, which no shell expands in a variable of a job file."""
-    return pathlib.Path(os.path.expanduser(path))
 
 
 def users(name: str) -> pathlib.Path:
@@ -63,12 +60,20 @@ def variables() -> dict[str, str]:
         ValueError: there is none.
     """
     chosen = {}
-    if not any(map(can_write, _numba_places())):
+    own = places.of_variable(NUMBA_VARIABLE)
+    if not _numba_has_a_place():
         chosen[NUMBA_VARIABLE] = str(_stand_in() / "numba")
-    config = os.environ.get(MATPLOTLIB_VARIABLE) or _of_home("XDG_CONFIG_HOME", ".config")
-    if not can_write(expanded(config)):
+    elif own is not None:
+        chosen[NUMBA_VARIABLE] = str(own)  # numba would make a folder called ~
+    config = places.of_variable(MATPLOTLIB_VARIABLE) or _of_home("XDG_CONFIG_HOME", ".config")
+    if not can_write(config):
         chosen[MATPLOTLIB_VARIABLE] = str(_stand_in() / "matplotlib")
     return chosen
+
+
+def prepare() -> None:
+    """For this process, which imports such libraries too; before it does."""
+    os.environ.update(variables())
 
 
 def moved() -> str:
@@ -78,34 +83,41 @@ def moved() -> str:
         ValueError: there is no other place.
     """
     own = users("")
-    if can_write(own) and NUMBA_VARIABLE not in variables():
+    if not can_write(own):
+        where = str(own)
+    elif not _numba_has_a_place():
+        where = "any place of numba"
+    else:
         return ""
     return (
-        f"caches cannot be written in {own if not can_write(own) else 'any place of numba'} and"
-        f" are kept in {_stand_in()}, perhaps until the machine restarts; {NO_PLACE}"
+        f"caches cannot be written in {where} and are kept in {_stand_in()}, perhaps until the"
+        f" machine restarts; {NO_PLACE}"
     )
 
 
 def _users_root() -> pathlib.Path:
-    return expanded(_of_home(ROOT_VARIABLE, ".cache"))
+    return _of_home(ROOT_VARIABLE, ".cache")
 
 
-def _of_home(variable: str, name: str) -> str:
-    return os.environ.get(variable) or f"~/{name}"
+def _of_home(variable: str, name: str) -> pathlib.Path:
+    return places.of_variable(variable) or places.whole("~") / name
 
 
-def _numba_places() -> list[pathlib.Path]:
-    """Where numba looks for one that it can write, in its order."""
-    chosen = os.environ.get(NUMBA_VARIABLE)
-    own = [pathlib.Path(chosen)] if chosen else []
-    return [*own, *_beside_robosuite(), _users_root() / "numba"]
+def _numba_has_a_place() -> bool:
+    """One that is named, or the user's; else one beside each file that it compiles."""
+    chosen = places.of_variable(NUMBA_VARIABLE)
+    if chosen is not None and can_write(chosen):
+        return True
+    return can_write(_users_root() / "numba") or all(map(can_write, _beside_compiled()))
 
 
-def _beside_robosuite() -> list[pathlib.Path]:
+def _beside_compiled() -> list[pathlib.Path]:
+    """Caches of robosuite's compiled functions, and of ours."""
+    folders = [pathlib.Path(__file__).parent / "libero"]
     spec = importlib.util.find_spec("robosuite")
-    if spec is None:
-        return []
-    return [pathlib.Path(spec.submodule_search_locations[0], "utils", "__pycache__")]
+    if spec is not None:
+        folders.append(pathlib.Path(spec.submodule_search_locations[0], "utils"))
+    return [folder / "__pycache__" for folder in folders]
 
 
 @functools.cache

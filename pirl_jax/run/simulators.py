@@ -29,6 +29,7 @@ def env_factory(settings: config.Settings) -> Callable[[], base.Env]:
             chunk=settings.policy.model.action_chunk,
         )
     backends.require(backends.wanted())
+    caches.prepare()
     # Not at the top: importing mujoco without that library fails in words that do not name it.
     from pirl_jax.envs.libero import suite as libero
     from pirl_jax.envs.tabletop import suite as tabletop
@@ -88,7 +89,9 @@ def open_envs(
     render_devices = tuple(env.render_devices)
     variables = _check_machine(num_envs, num_workers, env.image_size_px, backend, render_devices)
     os.environ.update(variables)
-    _say_where_caches_are()
+    if draws:
+        _say_where_caches_are()
+        caches.prepare()
     played(settings)
     _prepare_light_pictures(settings)
     pool = pools.EnvPool(

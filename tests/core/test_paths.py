@@ -6,8 +6,10 @@ full, are tried in processes of their own.
 
 import ast
 import dataclasses
+import functools
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -15,14 +17,14 @@ import sys
 import pytest
 
 from pirl_jax.core import bounds, endings, page, paths
-from pirl_jax.envs import caches
-from pirl_jax.envs.libero import files
+from pirl_jax.envs import caches, places
+from pirl_jax.envs.libero import files, perturbed
 from pirl_jax.run import command
 from tests import storage
 
 ROOT = pathlib.Path(__file__).parents[2]
 # envs/ knows no core.
-MAY_EXPAND = {"core/paths.py", "envs/caches.py"}
+MAY_EXPAND = {"core/paths.py", "envs/places.py"}
 
 
 @pytest.fixture(autouse=True)
@@ -69,18 +71,96 @@ def test_variables(home, monkeypatch):
         paths.of_variable("PIRL_LIBERO_ASSETS")
 
 
-def test_variables_of_simulators(home, monkeypatch):
-    """envs/ knows no core, and expands the same."""
+WRITTEN = ["~/x", "~", "a/b", "./a b/", "a/../b", "~/ü x//y/", "./~/x", "/x/"]
+
+
+@pytest.mark.parametrize("text", WRITTEN)
+def test_the_environments_read_a_path_as_all_else_does(text, monkeypatch):
+    """envs/ knows no core: it has a function of its own, and these two must not differ."""
+    assert places.whole(text) == paths.absolute(text)
+    monkeypatch.setenv("PIRL_X", text)
+    assert places.of_variable("PIRL_X") == paths.of_variable("PIRL_X") == paths.absolute(text)
+
+
+VARIABLES = {
+    "PIRL_LIBERO_ASSETS": lambda: files.find_assets(None),
+    "PIRL_LIBERO_PRO": lambda: perturbed.folders().pro,
+    "PIRL_LIBERO_PLUS": lambda: perturbed.folders().plus,
+    "PIRL_LIBERO_PLUS_ASSETS": lambda: perturbed.folders().plus_assets,
+    "XDG_CACHE_HOME": lambda: caches.users("").parent,
+    "NUMBA_CACHE_DIR": lambda: pathlib.Path(caches.variables()["NUMBA_CACHE_DIR"]),
+}
+
+
+def assets_in(folder):
     for name in files.ASSET_FOLDERS:
-        (home / "assets" / name).mkdir(parents=True)
-    monkeypatch.setattr(files, "package", lambda: home / "libero")
-    monkeypatch.setenv("PIRL_LIBERO_ASSETS", "~/assets")
-    assert files.find_assets(None) == home / "assets"
-    monkeypatch.setenv("PIRL_LIBERO_ASSETS", "~nobody_of_this_name/assets")
-    with pytest.raises(ValueError, match="LIBERO assets are not in ~nobody_of_this_name/assets"):
-        files.find_assets(None)
-    monkeypatch.setenv("XDG_CACHE_HOME", "~/caches")
-    assert caches.users("meshes") == home / "caches" / "pirl_jax" / "meshes"
+        (folder / name).mkdir(parents=True)
+
+
+@pytest.mark.parametrize("text", ["~/my data", "./my data/", "home/my data", "home//my data/."])
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_every_variable_is_a_whole_path(variable, text, home, tmp_path, monkeypatch):
+    folder = home / "my data"
+    if text.startswith("./"):
+        folder = tmp_path / "my data"
+    assets_in(folder)
+    monkeypatch.setenv(variable, text)
+    assert VARIABLES[variable]() == folder
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_a_variable_that_names_nobody(variable, monkeypatch):
+    monkeypatch.setenv(variable, "~nobody_of_this_name/x")
+    with pytest.raises(ValueError, match=rf"^\${variable}: ~nobody_of_this_name/x names a user"):
+        VARIABLES[variable]()
+
+
+@pytest.mark.parametrize("variable", VARIABLES.keys() - {"NUMBA_CACHE_DIR"})
+def test_a_blank_variable_is_unset(variable, home, monkeypatch):
+    assets_in(home / "assets")
+    monkeypatch.setattr(files, "installed_assets", lambda: [home / "assets"])
+    monkeypatch.delenv(variable, raising=False)
+    unset = VARIABLES[variable]()
+    for blank in ("", " "):
+        monkeypatch.setenv(variable, blank)
+        assert VARIABLES[variable]() == unset
+
+
+def test_all_variables_of_ours_that_are_paths_are_tried():
+    """Whatever else reads one names it here."""
+    known = {*VARIABLES, "PIRL_API_KEY"}  # a key
+    text = "".join(path.read_text() for path in (ROOT / "pirl_jax").rglob("*.py"))
+    assert set(re.findall(r"\bPIRL_[A-Z_]*[A-Z]\b", text)) <= known
+
+
+# Flags whose values are neither paths nor numbers, or are read by a function of their own.
+TEXTS = {"--policy", "--config", "--recipe", "--recipes", "--tasks", "--workers", "--hosts"}
+
+
+@functools.cache
+def _code():
+    """{file of the package: every attribute, keyword and call in it}"""
+    kinds = (ast.Attribute, ast.keyword, ast.Call)
+    found = {}
+    for file in sorted((ROOT / "pirl_jax").rglob("*.py")):
+        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        name = str(file.relative_to(ROOT / "pirl_jax"))
+        found[name] = [node for node in nodes if isinstance(node, kinds)]
+    return found
+
+
+def test_every_flag_says_what_it_is():
+    """One without a type would be a text, and a path that nobody expands."""
+    found = set()
+    for nodes in _code().values():
+        for node in nodes:
+            is_flag = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("add_argument")
+            if not is_flag or not node.args or not isinstance(node.args[0], ast.Constant):
+                continue
+            keywords = {keyword.arg for keyword in node.keywords}
+            if not keywords & {"type", "action", "choices"}:
+                found.add(node.args[0].value)
+    assert found == TEXTS
 
 
 def _places():
@@ -136,9 +216,8 @@ def test_a_flag(home):
 def test_nobody_else_expands_a_path():
     """A second function for it would be one that differs."""
     wrong = []
-    for file in sorted((ROOT / "pirl_jax").rglob("*.py")):
-        name = str(file.relative_to(ROOT / "pirl_jax"))
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for name, nodes in _code().items():
+        for node in nodes:
             expands = isinstance(node, ast.Attribute) and node.attr == "expanduser"
             # What argparse hands over as it was typed.
             is_type = isinstance(node, ast.keyword) and node.arg == "type"

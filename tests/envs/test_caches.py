@@ -1,5 +1,6 @@
 """Caches where nobody can write: every process finds the same stand-in, and it is said once."""
 
+import importlib.util
 import logging
 import os
 import pathlib
@@ -22,8 +23,8 @@ def places(tmp_path, monkeypatch):
     for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "NUMBA_CACHE_DIR", "MPLCONFIGDIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    # robosuite beside its own cache, in a folder like that
-    monkeypatch.setattr(caches, "_beside_robosuite", lambda: [pathlib.Path("/proc/robosuite")])
+    beside = [tmp_path / "ours", pathlib.Path("/proc/robosuite")]  # one of them read-only
+    monkeypatch.setattr(caches, "_beside_compiled", lambda: beside)
     asked = (caches.can_write, caches._stand_in)
     yield tmp_path
     for cached in asked:
@@ -61,13 +62,27 @@ def test_it_is_said_once(places, caplog):
 @pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "NUMBA_CACHE_DIR"])
 def test_a_place_of_the_users_is_taken(variable, places, monkeypatch):
     monkeypatch.setenv(variable, str(places / "mine"))
-    assert "NUMBA_CACHE_DIR" not in caches.variables()
+    expected = {"NUMBA_CACHE_DIR": str(places / "mine")} if variable.startswith("NUMBA") else {}
+    found = caches.variables()
+    assert found.keys() - {"MPLCONFIGDIR"} == expected.keys() and found.items() >= expected.items()
     assert not (places / "mine").exists(), "nothing is made by asking"
 
 
-def test_numba_beside_robosuite(places, monkeypatch):
-    monkeypatch.setattr(caches, "_beside_robosuite", lambda: [places])
+def test_numba_beside_what_it_compiles(places, monkeypatch):
+    monkeypatch.setattr(caches, "_beside_compiled", lambda: [places / "a", places / "b"])
     assert "NUMBA_CACHE_DIR" not in caches.variables()
+
+
+def test_every_file_that_numba_compiles_is_thought_of():
+    """A cache beside the file of each; robosuite's are in one folder, too."""
+    robosuite = importlib.util.find_spec("robosuite").submodule_search_locations[0]
+    compiled = set()
+    for root in (pathlib.Path(caches.__file__).parents[1], pathlib.Path(robosuite)):
+        for path in root.rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            if "njit(cache=True)" in text or "jit_decorator\n" in text:
+                compiled.add(path.parent / "__pycache__")
+    assert compiled == set(caches._beside_compiled())
 
 
 def test_nothing_is_said_where_all_can_be_written(places, monkeypatch):

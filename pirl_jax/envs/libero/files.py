@@ -17,7 +17,7 @@ import types
 
 import numpy as np
 
-from pirl_jax.envs import caches
+from pirl_jax.envs import places
 from pirl_jax.envs.libero import custom, plus, pro_states, stored_states
 
 ASSETS_VARIABLE = "PIRL_LIBERO_ASSETS"
@@ -338,9 +338,9 @@ def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:
         NotInstalledError: no folder was named, and none is in the places looked at.
         ValueError: it is not where it was named, or not complete.
     """
-    wanted = assets or os.environ.get(ASSETS_VARIABLE)
+    wanted = places.whole(assets) if assets else places.of_variable(ASSETS_VARIABLE)
     if wanted:
-        candidates = [caches.expanded(wanted)]
+        candidates = [wanted]
     else:
         # after the packages': in the package of a checkout, or downloaded at the first import
         candidates = [*installed_assets(), package() / "assets", downloaded_assets()]

@@ -13,7 +13,7 @@ import json
 import os
 import pathlib
 
-from pirl_jax.envs import caches
+from pirl_jax.envs import caches, places
 from pirl_jax.envs.libero import assets as asset_files
 from pirl_jax.envs.libero import files, kinds, plus, plus_assets
 
@@ -54,17 +54,20 @@ def folders(
 
     LIBERO-Plus's own assets are in the last argument, in $PIRL_LIBERO_PLUS_ASSETS, or nowhere.
     """
-    own = plus_folder or os.environ.get(plus_assets.VARIABLE)
     return files.Folders(
         pro=_folder(pro_files, PRO_VARIABLE, "libero_pro"),
         plus=_folder(plus_files, plus.VARIABLE, "libero_plus"),
-        plus_assets=caches.expanded(own).absolute() if own else None,
+        plus_assets=_named(plus_folder, plus_assets.VARIABLE),
     )
 
 
 def _folder(wanted: str | os.PathLike | None, variable: str, name: str) -> pathlib.Path:
-    chosen = wanted or os.environ.get(variable) or caches.users(name)
-    return caches.expanded(chosen).absolute()
+    return _named(wanted, variable) or caches.users(name)
+
+
+def _named(wanted: str | os.PathLike | None, variable: str) -> pathlib.Path | None:
+    """What the argument names, else the environment variable."""
+    return places.whole(wanted) if wanted else places.of_variable(variable)
 
 
 def check(suite: str, wording: str) -> None:

@@ -1,0 +1,74 @@
+"""From settings to simulators: which LIBERO may play, and what workers do first is tried once."""
+
+import pathlib
+
+import pytest
+
+from pirl_jax.core import page
+from pirl_jax.envs.libero import files, identity, preflight
+from pirl_jax.run import config, simulators
+
+PINNED = {
+    "libero": {"folder": "/venv/libero", "version": identity.PINNED_NAME, **identity.PINNED},
+    "mujoco": {"folder": "/venv/mujoco", "version": "3.3.7"},
+}
+FOREIGN = PINNED | {"libero": PINNED["libero"] | {"sha256_of_task_map": "0", "version": None}}
+
+
+def settings(**env):
+    fields = page.Page().as_dict()
+    fields["env"].update(env)
+    return config.settings(fields)
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """Questions to processes of their own; asked.found is the answer."""
+
+    class Asked(list):
+        found = FOREIGN
+
+    asked = Asked()
+
+    def ask(question, variables):
+        asked.append((question, variables))
+        return asked.found
+
+    monkeypatch.setattr(preflight, "ask", ask)
+    monkeypatch.setattr(files, "find_assets", lambda assets: pathlib.Path(assets or tmp_path))
+    simulators._ask.cache_clear()
+    yield asked
+    simulators._ask.cache_clear()
+
+
+def test_a_foreign_libero_is_refused_unless_any_will_do(asked):
+    with pytest.raises(ValueError, match=r"is not hf-libero .* or set env\.libero=any$"):
+        simulators.played(settings())
+    assert simulators.played(settings(libero="any")) == FOREIGN, "and stands in the results"
+
+
+def test_it_is_asked_once_in_the_environment_of_the_workers(asked, monkeypatch):
+    asked.found = PINNED
+    monkeypatch.setenv("MUJOCO_GL", "EGL")
+    for _ in range(3):
+        assert simulators.played(settings()) == PINNED
+    simulators.played(settings(render_devices=(2,)))
+    assert [variables.get("MUJOCO_EGL_DEVICE_ID") for _, variables in asked] == [None, "2"]
+    assert all(variables["NUMBA_NUM_THREADS"] == "1" for _, variables in asked)
+    assert all(variables["MUJOCO_GL"] == "egl" for _, variables in asked)
+
+
+@pytest.mark.parametrize("suite", ["tabletop", "probe_constant"])
+def test_others_have_no_libero(suite, asked):
+    assert simulators.played(settings(suite=suite)) is None
+    assert not asked
+
+
+def test_a_folder_of_tasks_is_tried_where_it_is_played(asked, tmp_path, monkeypatch):
+    asked.found = PINNED
+    monkeypatch.setattr(simulators.custom, "shortened", lambda folder: "")
+    simulators.played(settings(suite=f"{tmp_path}/tasks", tasks=(3, 1)))
+    simulators.played(settings(tasks=(3, 1)))
+    (own, _), (stock, _) = asked
+    assert (own.folder, own.tasks) == (f"{tmp_path}/tasks", (3, 1))
+    assert (stock.folder, stock.tasks) == (None, ())
