@@ -220,4 +220,4 @@ def as_text(result: Mapping[str, Any]) -> str:
         f"{result['iterations']} iterations are {result['days']:.1f} days",
     )
     rows.append(["iteration", f"{result['iteration_s']:.1f}", ", ".join(words)])
-    return columns.aligned(rows, ("seconds of an iteration", "s", "what it rests on"))
+    return columns.aligned(rows, ("seconds of an iteration", "s", "what it rests on"), left=3)

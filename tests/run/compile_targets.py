@@ -12,8 +12,12 @@ import json
 import pathlib
 import sys
 
+import jax
+import jax.numpy as jnp
+
 from pirl_jax.envs import base
 from pirl_jax.learner import state as states
+from pirl_jax.policy import flops
 from pirl_jax.run import (
     accelerators,
     config,
@@ -78,10 +82,34 @@ def env_spec() -> base.EnvSpec:
     return base.EnvSpec("libero_spatial", ("go",), 50, 50, 256)
 
 
+def counted(case: Case, made: config.Settings, rows: int) -> float:
+    """FLOPs of a program by the shapes of the network (policy/flops.py), no compiler asked."""
+    tokens = flops.Tokens(len(env_spec().cameras), PROMPT)
+    if case.what == "decision":
+        return rows * flops.rollout(made.policy, tokens, conditions=1 / rows)
+    if case.what == "microbatch":
+        return rows * flops.update(made.policy, tokens, "kept")
+    return 0.0
+
+
+def too_large(target: accelerators.Target, device: jax.Device) -> dict[str, object]:
+    """A program with twice the memory of the device as its argument and as its result."""
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    rows = 2 * target.chip.memory // 4096
+    x = jax.ShapeDtypeStruct((rows, 1024), jnp.float32, sharding=sharding)
+    estimator = estimates.Estimator(target, pathlib.Path(sys.argv[2]) / "kept", 60.0)
+    try:
+        return {"peak": estimator.memory(jax.jit(jnp.sin).lower(x)).peak}
+    except plan.TooLarge as error:
+        return {"refused": str(error)}
+
+
 def main(target: accelerators.Target, folder: pathlib.Path) -> None:
     devices = topology.devices(target)
+    (folder / "too_large.txt").write_text(json.dumps(too_large(target, devices[0])))
     for name, case in PROGRAMS.items():
-        made = settings(ROWS_PER_DEVICE * len(devices), case.fsdp)
+        rows = ROWS_PER_DEVICE * len(devices)
+        made = settings(rows, case.fsdp)
         mesh = topology.mesh(target, len(devices) // case.fsdp, case.fsdp)
         params, state = shapes.state(made, mesh)
         args, context = shapes.decision(made, mesh, PROMPT, env_spec(), params)
@@ -101,7 +129,7 @@ def main(target: accelerators.Target, folder: pathlib.Path) -> None:
             "learned": shapes.size(learned),
             "frozen": shapes.size(frozen),
             "rows": shapes.size(batch.context),
-            "devices": len(devices),
+            "counted flops": counted(case, made, rows) / len(devices),
             "fsdp": case.fsdp,
         }
         (folder / f"{name}.json").write_text(json.dumps(facts))
