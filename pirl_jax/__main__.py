@@ -16,6 +16,8 @@ COMMANDS = {
     "convert": "turn a checkpoint into another format",
     "download": "fetch published weights, the tokenizer or LIBERO's assets",
     "doctor": "say what on this machine would stop a run, and the remedy",
+    "report": "one page to look at: curves, episodes, videos, faults, settings",
+    "from-rlinf": "make a recipe of a configuration of RLinf",
     "compare": "put several runs on one sheet",
     "diagnose": "say why a run does not learn, and what to change next",
     "bench": "measure ours against a baseline",
@@ -36,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     # Ctrl-C needs no traceback while modules load; then the command has its own handlers.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    module = "pirl_jax.bench.__main__" if name == "bench" else f"pirl_jax.{name}"
+    module = "pirl_jax.bench.__main__" if name == "bench" else f"pirl_jax.{name.replace('-', '_')}"
     importlib.import_module(module).main([f"pirl {name}", *argv[2:]])
 
 
@@ -44,7 +46,7 @@ def overview() -> str:
     """What there is, one line per command."""
     lines = ["Reinforcement learning of pi0 and pi0.5 in LIBERO.", ""]
     for name, what in COMMANDS.items():
-        lines.append(f"  pirl {name:<9} {what}")
+        lines.append(f"  pirl {name:<10} {what}")
     return "\n".join(
         [*lines, "", "pirl COMMAND --help tells more; pirl train --config quickstart is a start."]
     )

@@ -2,9 +2,10 @@
 
     python -m pirl_jax.compare runs/a runs/b ... --output docs/results/NAME
 
-writes NAME.json and NAME.png.  One panel per suite and model, one colour per algorithm and sampler,
-one line per seed; the table below the runs is over the seeds.  A run without an evaluation "before"
-of its own started from another run's checkpoint, whose last evaluation then stands for its start.
+writes NAME.json, NAME.png and NAME.html, which is the page of `pirl report`.  One panel per suite
+and model, one colour per algorithm and sampler, one line per seed; the table below the runs is over
+the seeds.  A run without an evaluation "before" of its own started from another run's checkpoint,
+whose last evaluation then stands for its start.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,8 @@ import sys
 from typing import Any
 
 from pirl_jax.core import atomic, outside, paths
-from pirl_jax.monitor import columns, log, report
-from pirl_jax.run import command, preemption
+from pirl_jax.monitor import columns, report
+from pirl_jax.run import command, preemption, records, story
 
 REMEDY = "copy the run again, or leave it out"
 MACHINE = ("git", "python", "platform", "cpu_cores", "devices")  # what of environment.json is kept
@@ -33,14 +34,17 @@ def main(argv: list[str]) -> None:
     # Not with_suffix: "pi0.5" has none.
     numbers = folder / f"{options.output.name}.json"
     picture = folder / f"{options.output.name}.png"
+    page = folder / f"{options.output.name}.html"
     with command.user_errors():
         paths.require_writable(folder, "--output")
         summaries = [summary(run) for run in options.runs]
+        found = [records.read(run) for run in options.runs]
         folder.mkdir(parents=True, exist_ok=True)
         atomic.write_json(numbers, {"interval": "Wilson 95 %", "runs": summaries})
         report.comparison(picture, summaries)
+        story.write(page, found)
     print(as_text(summaries))
-    print(f"results in {numbers} and {picture}")
+    print(f"results in {numbers}, {picture} and {page}")
 
 
 def summary(run: pathlib.Path) -> dict[str, Any]:
@@ -52,16 +56,15 @@ def summary(run: pathlib.Path) -> dict[str, Any]:
     after = run / "evaluation" / "after"
     if not after.is_dir():
         raise ValueError(f"{run} holds no evaluation/after; give directories of finished runs")
-    config = outside.read_json(run / "config.json", remedy=REMEDY)
-    first_start = _first_start(run)
+    record = records.read(run)
+    config = record.config
+    first_start = _first_start(record)
     before = run / "evaluation" / "before"
     if not before.is_dir():
         # As it was typed, empty where the run taught its model itself.
         start = _field(run, config, "model.checkpoint", str)
         before = (paths.absolute(start) if start else run) / "evaluation" / "after"
-    with outside.named(run / "metrics.jsonl"):
-        outside.require_file(run / "metrics.jsonl", REMEDY)
-        rows = [row for row in log.read(run) if "env/success_once" in row]
+    rows = [row for row in record.rows if "env/success_once" in row]
     return {
         "panel": _panel(run, config),
         "variant": _variant(run, config),
@@ -79,11 +82,10 @@ def summary(run: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def _first_start(run: pathlib.Path) -> dict[str, Any]:
+def _first_start(record: records.Record) -> dict[str, Any]:
     """Of environment.json, with all that is kept."""
-    path = run / "environment.json"
-    starts = outside.read_json(path, list, REMEDY)
-    first = outside.part(starts[0] if starts else {}, "", dict, path, REMEDY)
+    path = record.folder / "environment.json"
+    first = record.starts[0] if record.starts else {}
     outside.part(first, "command", list, path, REMEDY)
     absent = [name for name in MACHINE if name not in first]
     if absent:
@@ -160,19 +162,10 @@ def _total(folder: pathlib.Path) -> dict[str, Any]:
             f"{folder} is missing; a run with eval.baseline=False needs the run its checkpoint "
             f"came from"
         )
-    path = folder / "evaluation.json"
-    policies = outside.part(outside.read_json(path), "table.rows", dict, path)
-    if len(policies) != 1:
-        raise ValueError(f"{path} has {len(policies)} policies and should have one; {REMEDY}")
-    (policy,) = policies.values()
-    total = outside.part(policy, "total", dict, path)
-    for name in ("rate", "low", "high"):
-        rate = outside.part(total, name, float, path)
-        if not 0 <= rate <= 1:
-            raise ValueError(f"total.{name} of {path} is {rate} and should be a rate; {REMEDY}")
-    if not total["low"] <= total["rate"] <= total["high"]:
-        raise ValueError(f"{path} has a rate outside of its interval; {REMEDY}")
-    return total
+    played = records.evaluation(folder).played.values()
+    if not played:
+        raise ValueError(f"{folder / 'evaluation.json'} has no episode; {REMEDY}")
+    return report.rate(sum(result.success for result in played), len(played))
 
 
 def as_text(summaries: Sequence[dict[str, Any]]) -> str:

@@ -2,8 +2,9 @@
 
     python -m pirl_jax.convert SRC DST --to openpi_torch --verify
 
-SRC: a run of ours; a step of openpi's JAX trainer; a folder with model.safetensors (openpi, RLinf,
-LeRobot), one shard or many; RLinf's full_weights.pt or the folder that holds it.
+SRC: a run of ours; an experiment of openpi's trainers or of LeRobot, or one step of it; a folder
+with model.safetensors (openpi, RLinf, LeRobot), one shard or many; RLinf's full_weights.pt or the
+folder that holds it.
 DST: a new folder.
 Numbers change only where --dtype or --merge-lora ask for it.
 """
@@ -18,14 +19,15 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from pirl_jax.core import locks, paths, secrets, spec, types
 from pirl_jax.core import mesh as meshes
 from pirl_jax.models import pi0, variants
 from pirl_jax.policy import normalize
-from pirl_jax.run import command, preemption
-from pirl_jax.weights import adapters, assets, folders, sources, targets
+from pirl_jax.run import checkpoints, command, config, preemption
+from pirl_jax.weights import adapters, assets, claims, resolve, sources, targets
 
 # Of the policy that --verify runs.
 EULER_STEPS = 2
@@ -56,6 +58,8 @@ def convert(
             "convert them back onto their base to verify"
         )
     stats = _find_stats(source, asset_id, norm_stats)
+    if stats is not None and to != "pirl":
+        assets.require_moments(stats[0])
     lines = [describe("read", source)]
     lines += [f"  ignored {name}: {reason}" for name, reason in source.ignored.items()]
     written = source
@@ -107,7 +111,7 @@ def _find_stats(
     """-> (statistics, where they lie)."""
     if given:
         return normalize.load(given), str(given)
-    return assets.find(source.location, asset_id)
+    return assets.find(source.place, asset_id, "--norm-stats")
 
 
 def _save_stats(
@@ -220,11 +224,17 @@ def actions(source: sources.Source) -> np.ndarray:
 # ---- the command ---------------------------------------------------------------------------------
 
 
-def _arguments(argv: list[str]) -> argparse.Namespace:
+def _parser() -> command.Parser:
     parser = command.Parser("pirl convert", __doc__)
     parser.add_argument("source", metavar="SRC", type=command.path)
     parser.add_argument("folder", metavar="DST", type=command.path)
     parser.add_argument("--to", required=True, choices=targets.WRITERS)
+    parser.add_argument(
+        "--iteration",
+        type=command.number(int, -1),
+        default=-1,
+        help="which checkpoint of a run or step of an experiment; -1 = the newest",
+    )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -265,7 +275,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--asset-id",
-        type=command.text,
+        type=_asset_id,
         help=f"data set of the statistics; default {assets.LIBERO_ID}",
     )
     parser.add_argument(
@@ -273,15 +283,31 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="read the result back and run both policies on a fixed batch",
     )
-    return parser.parse_args(argv)
+    return parser
 
 
-def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> sources.Source:
+def _asset_id(value: str) -> str:
+    """A data set's name, for argparse."""
+    try:
+        return assets.require_id(command.text(value))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def prepare(
+    args: argparse.Namespace,
+    stack: contextlib.ExitStack,
+    given: variants.Pi0Config | None = None,
+) -> sources.Source:
     """The source as the arguments want it, which stays until the stack closes.
+
+    given: the network of --config.
 
     Raises: ValueError where they contradict each other, or the source.
     """
-    source = sources.open_source(_intact(args.source, stack), raw=args.raw)
+    place = _intact(args.source, stack, args.iteration)
+    source = sources.open_source(place, given, raw=args.raw)
+    source = _with_horizon(source, given)
     if args.adapters:
         patch = sources.open_source(_intact(args.adapters, stack), whole=False)
         source = adapters.overlay(source, patch)
@@ -295,19 +321,37 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> sources.So
     return adapters.only(source) if args.adapters_only else source
 
 
-def _intact(path: pathlib.Path, stack: contextlib.ExitStack) -> pathlib.Path:
+def _intact(path: pathlib.Path, stack: contextlib.ExitStack, iteration: int = -1) -> resolve.Place:
     """A run that still trains does not remove it meanwhile."""
-    place = stack.enter_context(folders.holding(path))
-    folders.require_intact(place)
-    return place
+    return stack.enter_context(checkpoints.held(path, iteration))
+
+
+def _with_horizon(source: sources.Source, given: variants.Pi0Config | None) -> sources.Source:
+    """The horizon, which no tensor tells, as the files beside the weights say it."""
+    if given is not None:
+        return source
+    said = {claim.field: claim.value for claim in claims.read(source.place).claims}
+    if "action_horizon" not in said:
+        return dataclasses.replace(source, tells_horizon=False)
+    cfg = dataclasses.replace(source.cfg, action_horizon=said["action_horizon"])
+    return dataclasses.replace(source, cfg=cfg)
+
+
+def _given(
+    args: argparse.Namespace, page: ml_collections.ConfigDict | None
+) -> variants.Pi0Config | None:
+    """The network that --config describes; None: it was left out."""
+    if page is None:
+        return None
+    return config.settings(checkpoints.agreed(page, args.source, args.iteration)).policy.network
 
 
 @preemption.watching("the checkpoint is not converted")
 def main(argv: list[str]) -> None:
     """argv: as sys.argv, the program's name first."""
-    args = _arguments(argv[1:])
     with command.user_errors(), contextlib.ExitStack() as stack:
-        source = prepare(args, stack)
+        args, page = command.parse(argv, _parser(), needs_page=False)
+        source = prepare(args, stack, _given(args, page))
         _require_new(args.folder)
         # Two at once would both find the folder empty.
         with locks.writing(args.folder, "give a new folder"):

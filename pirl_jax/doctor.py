@@ -14,12 +14,12 @@ import os
 import pathlib
 import sys
 
-from pirl_jax.envs import child
+from pirl_jax.envs import caches, child
 from pirl_jax.envs.gl import backends
 from pirl_jax.envs.libero import assets as libero_assets
 from pirl_jax.envs.libero import files as libero_files
-from pirl_jax.envs.libero import perturbed, plus, plus_assets
-from pirl_jax.envs.pool import worker
+from pirl_jax.envs.libero import identity, perturbed, plus, plus_assets, preflight
+from pirl_jax.envs.pool import process, worker
 from pirl_jax.monitor import columns, packages
 from pirl_jax.run import command, machine, preemption
 
@@ -56,6 +56,20 @@ def check_packages() -> machine.Row:
 
 
 # ---- rendering and devices ---------------------------------------------------------------------
+
+
+def check_mujoco_gl() -> tuple[machine.Row, str]:
+    """What MUJOCO_GL asks for, and the backend to look at."""
+    name = "MUJOCO_GL"
+    written = os.environ.get(name)
+    wanted = backends.wanted()
+    if wanted in backends.BACKENDS:
+        return machine.Row(name, "pass", f"{written!r} means {wanted}"), wanted
+    default = backends.wanted("")
+    remedy = f"unset it, or set it to one of: {', '.join(backends.BACKENDS)}"
+    return machine.Row(
+        name, "fail", f"{written!r} draws nothing without a display", remedy
+    ), default
 
 
 def check_gl(wanted: str) -> list[machine.Row]:
@@ -115,8 +129,14 @@ def _kind(device: backends.Device) -> str:
 def check_mapping(devices: Sequence[backends.Device]) -> machine.Row:
     """CUDA index -> EGL index for the visible GPUs."""
     name = "CUDA -> EGL"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    unknown = backends.without_number(visible)
+    if unknown:
+        # Training does not read them: it draws on the default device, or where it is told to.
+        found = f"CUDA_VISIBLE_DEVICES has {', '.join(unknown)}, which EGL has no number for"
+        return machine.Row(name, "skip", found, "name EGL devices in env.render_devices if needed")
     try:
-        egl_by_cuda = backends.cuda_to_egl(devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        egl_by_cuda = backends.cuda_to_egl(devices, visible)
     except ValueError as error:
         # Errors for users are "problem; remedy".
         problem, _, remedy = str(error).partition("; ")
@@ -136,7 +156,7 @@ def check_mapping(devices: Sequence[backends.Device]) -> machine.Row:
 
 def _expects_nvidia() -> bool:
     """Whether there should be a GPU: a driver is loaded, and nobody hid its devices on purpose."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in backends.NO_GPU
     return backends.NVIDIA.exists() and not hidden
 
 
@@ -157,6 +177,40 @@ def check_jax() -> machine.Row:
         remedy = f"run: pip install {extra} (or cuda13, as the driver allows)"
         return machine.Row(name, "fail", f"{found}, although NVIDIA's driver is loaded", remedy)
     return machine.Row(name, "pass", found)
+
+
+# ---- what workers do first ----------------------------------------------------------------------
+
+
+def check_caches() -> machine.Row:
+    """Whether files made once per machine have a place that stays."""
+    name = "caches"
+    try:
+        moved = caches.moved()
+    except ValueError as error:
+        problem, _, remedy = str(error).partition("; ")
+        return machine.Row(name, "fail", problem, remedy)
+    if moved:
+        found, _, remedy = moved.partition("; ")
+        return machine.Row(name, "skip", found, remedy)
+    return machine.Row(name, "pass", f"can be written in {caches.users('')}")
+
+
+def check_simulators(assets: pathlib.Path | None) -> machine.Row:
+    """What a worker imports, in a process with a worker's environment, and which LIBERO that is."""
+    name = "simulators"
+    if assets is None:
+        return machine.Row(name, "skip", "needs the assets")
+    plus_folder = perturbed.folders().plus_assets
+    question = preflight.Question(str(assets), plus_folder and str(plus_folder))
+    try:
+        found = preflight.ask(question, process.variables(None))
+        identity.require_pinned(found)
+    except ValueError as error:
+        problem, _, remedy = str(error).rpartition("; ")
+        return machine.Row(name, "fail", problem, remedy)
+    versions = ", ".join(f"{part} {about['version']}" for part, about in found.items())
+    return machine.Row(name, "pass", f"{versions}, LIBERO from {found['libero']['folder']}")
 
 
 # ---- LIBERO ------------------------------------------------------------------------------------
@@ -256,13 +310,16 @@ def check_physics(assets: pathlib.Path | None, backend: str, num_init_states: in
 
 def examine(options: argparse.Namespace) -> list[machine.Row]:
     """All checks."""
-    wanted = os.environ.get("MUJOCO_GL", "egl")
+    backends.drop_empty()
+    chosen_row, wanted = check_mujoco_gl()
+    os.environ["MUJOCO_GL"] = wanted  # for what the other rows start
     num_init_states = 50 if options.full else 2
     gl_rows = check_gl(wanted)
     assets_row, assets = check_assets(options.assets)
     return [
         check_packages(),
         machine.check_mujoco(),
+        chosen_row,
         *gl_rows,
         *check_egl_devices(),
         check_jax(),
@@ -271,6 +328,8 @@ def examine(options: argparse.Namespace) -> list[machine.Row]:
         assets_row,
         *map(check_perturbed, perturbed.DATA),
         check_plus_assets(),
+        check_caches(),
+        check_simulators(assets),
         check_physics(assets, wanted, num_init_states),
     ]
 

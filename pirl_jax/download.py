@@ -24,7 +24,8 @@ from pirl_jax.envs.libero import assets as libero_assets
 from pirl_jax.envs.libero import files as libero_files
 from pirl_jax.envs.libero import perturbed, plus
 from pirl_jax.run import command, machine, preemption, wheels
-from pirl_jax.weights import hubs
+from pirl_jax.weights import assets as assets_of_weights
+from pirl_jax.weights import claims, hubs, resolve
 
 # Where hf-libero 0.1.4 itself downloads from (its utils/download_utils.py), at the newest revision.
 ASSETS = hubs.Repository("huggingface", "lerobot/libero-assets", "dataset")
@@ -88,7 +89,20 @@ def published(name: str, hub: str, folder: pathlib.Path | None) -> str:
     else:
         size_gb = sum(file.size for file in files) / 1e9
         state = f"is complete and verified ({len(files)} files, {size_gb:.2f} GB)"
-    return f"{name} {state}; give it as --config.{wanted.setting}={folder / wanted.file}"
+    about = "" if wanted.file else f"{_whose_statistics(folder)}\n"
+    return f"{about}{name} {state}; give it as --config.{wanted.setting}={folder / wanted.file}"
+
+
+def _whose_statistics(folder: pathlib.Path) -> str:
+    """What a checkpoint is and which statistics it has, as training would find them."""
+    place = resolve.find(folder)
+    maker = claims.read(place).maker
+    try:
+        found = assets_of_weights.find(place)
+    except ValueError as error:  # several data sets: what to choose among is worth knowing now
+        return f"{place.weights} is of {maker}; {error}"
+    where = found[1] if found else "nowhere: give model.norm_stats"
+    return f"{place.weights} is of {maker}, with statistics from {where}"
 
 
 def assets(name: str, hub: str, folder: pathlib.Path | None) -> str:

@@ -24,17 +24,19 @@ import numpy as np
 
 from pirl_jax.core import bounds, page, paths, secrets
 from pirl_jax.envs import base
-from pirl_jax.envs.libero import plus
+from pirl_jax.envs.libero import files, plus
 from pirl_jax.envs.pool import queue
 from pirl_jax.monitor import journal, timeline
 from pirl_jax.rollout import starts
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import (
+    checkpoints,
     command,
     config,
     devices,
     evaluation,
     machine,
+    pages,
     perturbations,
     policies,
     preemption,
@@ -42,6 +44,7 @@ from pirl_jax.run import (
     simulators,
 )
 from pirl_jax.serving import metadata, tls
+from pirl_jax.weights import resolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +64,14 @@ def main(argv: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         with command.user_errors():
             options, raw = command.parse(argv, _parser())
+            if options.policy == "checkpoint" and options.checkpoint:
+                raw = checkpoints.agreed(raw, options.checkpoint, options.iteration)
             settings = config.settings(raw)
             settings = _perturbed(options, settings)
             this = prepare(options, settings, stack)
         with command.known_endings():
             print(measure(this))
+            pages.Page(this.directory).finish()
         print(f"results in {this.directory}")
 
 
@@ -96,13 +102,13 @@ def _parser() -> command.Parser:
         "--api-key", type=command.key, help="of the server at ws://; default $PIRL_API_KEY"
     )
     parser.add_argument(
-        "--checkpoint", type=command.path, help="run directory that holds checkpoints/"
+        "--checkpoint", type=command.path, help="run directory, or a checkpoint of a known format"
     )
     parser.add_argument(
         "--iteration",
         type=command.number(int, -1),
         default=-1,
-        help="which checkpoint; -1 = the newest",
+        help="which checkpoint of a run or step of an experiment; -1 = the newest",
     )
     parser.add_argument(
         "--output",
@@ -181,9 +187,9 @@ def prepare(
 def _default_place(options: argparse.Namespace) -> pathlib.Path:
     """Where the results will lie, or a folder above: before anything is loaded."""
     if options.policy == "checkpoint":
-        run_dir = policies.run_directory(options.checkpoint)
-        if (run_dir / "checkpoints").is_dir():
-            return run_dir / "evaluation"
+        with checkpoints.found(options.checkpoint, options.iteration) as place:
+            if place.run is not None:
+                return place.run / "evaluation"
     return pathlib.Path("runs")
 
 
@@ -197,29 +203,44 @@ def _network(
     """The policy of a checkpoint."""
     devices.setup_jax(settings)
     mesh = devices.mesh(settings)
-    run_dir = policies.run_directory(options.checkpoint)
     # A run that still trains may write another one in between.
-    with policies.held(run_dir, options.iteration) as iteration:
-        params, norm_stats = policies.load_policy(settings, run_dir, iteration, mesh)
-        identity = policies.checkpoint_identity(run_dir, iteration)
+    with checkpoints.held(options.checkpoint, options.iteration) as place:
+        opened = policies.look(settings, place)
+        params = policies.load(settings, opened, mesh)
+        identity = checkpoints.identity(place)
     num_envs = _num_envs(settings)
     envs = stack.enter_context(simulators.open_envs(settings, num_envs))
     instructions = envs.spec.instructions
     tasks = config.playable(settings.raw, envs.spec).tasks
-    to_model = policies.transform_for(settings, norm_stats, instructions, tasks)
+    to_model = policies.transform_for(settings, opened.stats, instructions, tasks)
     actor = policies.actor(settings, mesh, to_model, instructions)
     batch_size = config.decision_batch(settings.raw, num_envs)
     decide = evaluation.network(
         settings, mesh, actor, params, envs.spec, batch_size, timeline.Timers()
     )
-    directory = run_dir / "evaluation" / f"checkpoint_{identity['iteration']}"
+    named = {
+        "name": "checkpoint",
+        **identity,
+        "model": dataclasses.asdict(settings.raw.model),
+        "checkpoint": opened.record.as_json(),
+    }
+    directory = _results_of(options, place)
+    return Candidate(envs, settings.raw.rollout, decide, named, directory)
+
+
+def _results_of(options: argparse.Namespace, place: resolve.Place) -> pathlib.Path:
+    """Where the results of a checkpoint go by default."""
+    if place.run is not None:
+        directory = place.run / "evaluation" / f"checkpoint_{place.step}"
+    else:  # foreign checkpoints' folders are not ours to write into
+        name = options.checkpoint.name
+        if place.step not in (None, resolve.number(name)):
+            name = f"{name}_step_{place.step}"
+        directory = pathlib.Path("runs", name)
     for name in ("pro", "plus"):
         if getattr(options, name):
             directory = directory.with_name(f"{directory.name}_{name}")
-    if identity["iteration"] is None:  # foreign checkpoints' folders are not ours to write into
-        directory = pathlib.Path("runs", run_dir.name)
-    named = {"name": "checkpoint", **identity, "model": dataclasses.asdict(settings.raw.model)}
-    return Candidate(envs, settings.raw.rollout, decide, named, directory)
+    return directory
 
 
 def _served(
@@ -242,7 +263,7 @@ def _served(
     envs = stack.enter_context(simulators.open_envs(settings, num_envs))
     decide = client.decide(remote, envs.spec, settings.policy.model.action_chunk)
     named = {"name": remote.name, "server": metadata.as_json(remote.greeting)}
-    directory = pathlib.Path("runs", f"served_{settings.raw.env.suite}")
+    directory = pathlib.Path("runs", f"served_{files.title(settings.raw.env.suite)}")
     return Candidate(envs, settings.raw.rollout, decide, named, directory)
 
 
@@ -256,7 +277,7 @@ def _without_network(
     decide = POLICIES[options.policy](settings, envs.spec)
     # Nothing is gained by batches.
     rollout = dataclasses.replace(settings.raw.rollout, num_groups=num_envs)
-    directory = pathlib.Path("runs", f"{options.policy}_{settings.raw.env.suite}")
+    directory = pathlib.Path("runs", f"{options.policy}_{files.title(settings.raw.env.suite)}")
     return Candidate(envs, rollout, decide, {"name": options.policy}, directory)
 
 

@@ -25,9 +25,10 @@ import numpy as np
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs import child
+from pirl_jax.envs.libero import files
 from pirl_jax.policy import observation
 from pirl_jax.rollout import actor as actors
-from pirl_jax.run import command, config, devices, machine, policies, preemption
+from pirl_jax.run import checkpoints, command, config, devices, machine, policies, preemption
 from pirl_jax.serving import batching, requests, tls
 
 MOST_ROWS = 4096  # of a batch: each of its powers of two is compiled
@@ -91,6 +92,8 @@ def main(argv: list[str]) -> None:
             # taken are told now.
             encrypted = tls.server_context(*values.tls) if values.tls else None
             listener = stack.enter_context(bind(values.host, values.port))
+            if values.checkpoint:
+                raw = checkpoints.agreed(raw, values.checkpoint, values.iteration)
             engine, metadata = prepare(values, config.settings(raw))
         start_s = time.monotonic()
         engine.compile()
@@ -114,7 +117,7 @@ def _parser() -> command.Parser:
         "--iteration",
         type=command.number(int, -1),
         default=-1,
-        help="which checkpoint of a run; -1 = the newest",
+        help="which checkpoint of a run or step of an experiment; -1 = the newest",
     )
     parser.add_argument(
         "--host",
@@ -187,11 +190,12 @@ def prepare(values: argparse.Namespace, settings: config.Settings) -> tuple[Engi
         )
     devices.setup_jax(settings)
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
-    with policies.held(values.checkpoint, values.iteration) as iteration:
-        params, norm_stats = policies.load_policy(settings, values.checkpoint, iteration, mesh)
-        identity = policies.checkpoint_identity(values.checkpoint, iteration)
+    with checkpoints.held(values.checkpoint, values.iteration) as place:
+        opened = policies.look(settings, place)
+        params = policies.load(settings, opened, mesh)
+        identity = checkpoints.identity(place) | {"found": opened.record.as_json()}
     # The prompts are the clients'; each is checked as it comes.
-    transform = policies.transform(settings, norm_stats, [""])
+    transform = policies.transform(settings, opened.stats, [""])
     engine = Engine(
         actor=policies.actor(settings, mesh, transform, ()),
         params=params,
@@ -201,6 +205,7 @@ def prepare(values: argparse.Namespace, settings: config.Settings) -> tuple[Engi
     metadata = {
         "server": "pirl_jax",
         "checkpoint": identity,
+        "suite": files.title(settings.raw.env.suite),
         "seed": settings.raw.seed,
         "action_horizon": settings.policy.network.action_horizon,
         "action_chunk": settings.policy.model.action_chunk,

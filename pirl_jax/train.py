@@ -9,7 +9,7 @@ teach (SFT, where the recipe asks for it), iterate (rollout, update), finish (ev
 curve, video).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import itertools
@@ -23,12 +23,13 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
 from pirl_jax.learner import exploration, objective, replay, update
 from pirl_jax.learner import state as states
-from pirl_jax.monitor import log, progress, report, timeline
+from pirl_jax.monitor import log, panel, progress, report, timeline
 from pirl_jax.policy import normalize
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import starts, stats
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import (
+    checkpoints,
     command,
     config,
     devices,
@@ -45,8 +46,6 @@ from pirl_jax.run import (
     training,
 )
 
-Advance = Callable[..., None]  # (count, note) of monitor/progress.py
-
 
 def main(argv: list[str]) -> None:
     resume = preemption.how_to_resume(argv)
@@ -56,6 +55,7 @@ def main(argv: list[str]) -> None:
     ):
         with command.user_errors():
             options, raw = command.parse(argv, _parser())
+            raw = training.agreed(raw, options.resume)
             settings = config.settings(raw)
             if options.target and not options.plan_only:
                 raise ValueError(
@@ -133,6 +133,8 @@ def first_state(run: training.Run) -> states.TrainState:
         run.actor = _actor(run, norm_stats)
     if run.directory.writes:
         normalize.save(policies.norm_stats_path(run.directory.path), norm_stats)
+        if run.started_from is not None:
+            checkpoints.save(run.directory.path, run.started_from)
     if settings.raw.eval.baseline:
         _evaluate(run, params, 0, "before", settings.raw.eval.episodes_per_task)
     state = steps.train_state(settings, params, run.mesh)
@@ -217,11 +219,10 @@ def iterate(
     learner = _learner(run)
     run.timers.take()
     total = raw.num_iterations - run.first_iteration
-    advancing = progress.track("training", total=total, unit="iterations")
-    with watch.patient(run.envs.interrupt), advancing as advance:
+    with watch.patient(run.envs.interrupt), panel.watching(total) as board:
         for iteration in range(run.first_iteration, raw.num_iterations):
             with _resumable(run, state, iteration, watch):
-                state = _step(run, learner, state, iteration, guard, advance)
+                state = _step(run, learner, state, iteration, guard, board)
         run.store.finish(raw.num_iterations, state)
     return state
 
@@ -245,7 +246,7 @@ def _step(
     state: states.TrainState,
     iteration: int,
     guard: divergence.Guard,
-    advance: Advance,
+    board: panel.Board,
 ) -> states.TrainState:
     """One iteration, with its evaluation, its row and its checkpoint."""
     raw = run.settings.raw
@@ -256,7 +257,7 @@ def _step(
         acting = states.acting_params(state)
         evaluated = _evaluate(run, acting, iteration, f"iteration_{iteration}", count)
     with jax.transfer_guard("disallow"):
-        state, metrics = _iteration(run, learner, state, iteration, advance)
+        state, metrics = _iteration(run, learner, state, iteration, board)
     if evaluated:
         gap = results.rate(evaluated) - metrics["env/success_once"]
         metrics["rollout/exploration_gap"] = gap
@@ -265,14 +266,23 @@ def _step(
     if run.rollbacks:
         metrics["run/rollbacks"] = float(run.rollbacks)
     row = run.directory.write(iteration, metrics)
-    advance(1, timeline.line(row))
+    board.finished(row)
     guard.watch(iteration, row)
+    _refresh(run, iteration)
     due = (iteration + 1) % raw.run.save_every == 0 or iteration + 1 == raw.num_iterations
     # One that failed is made good with the state of today.
     if run.store.failed() or due:
         with run.timers.measure("save"):
             run.store.save(iteration + 1, divergence.checked(state, iteration + 1))
     return state
+
+
+def _refresh(run: training.Run, iteration: int) -> None:
+    """The page, every so often."""
+    every = run.settings.raw.run.report_every
+    if every and (iteration + 1) % every == 0 and run.directory.writes:
+        with run.timers.measure("report"):
+            run.page.refresh()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,7 +309,11 @@ class Learner:
 
 
 def _iteration(
-    run: training.Run, learner: Learner, state: states.TrainState, iteration: int, advance: Advance
+    run: training.Run,
+    learner: Learner,
+    state: states.TrainState,
+    iteration: int,
+    board: panel.Board,
 ) -> tuple[states.TrainState, dict]:
     """One rollout and its updates -> state, metrics."""
     cfg = run.settings.raw.algorithm
@@ -308,7 +322,7 @@ def _iteration(
     playing = states.acting_params(state) if run.settings.plays_average else state.params
     published = meshes.local_view(playing, run.mesh)
     with hosts.together():
-        rollout, played = _rollout(run, published, key, iteration, advance)
+        rollout, played = _rollout(run, published, key, iteration, board)
     _start_next(run, iteration + 1)
     with run.timers.measure("update"):
         data = objective.with_advantages(rollout, cfg)
@@ -352,7 +366,7 @@ def _start_next(run: training.Run, iteration: int) -> None:
 
 
 def _rollout(
-    run: training.Run, params: dict, key: jax.Array, iteration: int, advance: Advance
+    run: training.Run, params: dict, key: jax.Array, iteration: int, board: panel.Board
 ) -> tuple[types.Rollout, list[streams.Result]]:
     """Episodes of one iteration."""
     settings = run.settings
@@ -363,7 +377,7 @@ def _rollout(
     stream = run.take_stream() or run.next_stream(iteration)
     key = meshes.replicate(rng.named(key, "actions"), meshes.local(run.mesh))
     return rollouts.play(
-        settings, run.playable, iteration, stream, actor, params, key, run.timers, advance
+        settings, run.playable, iteration, stream, actor, params, key, run.timers, board
     )
 
 
@@ -418,6 +432,7 @@ def finish(run: training.Run, state: states.TrainState) -> None:
     path = run.directory.path
     print(results.write_comparison(path, raw, after))
     report.learning_curve(path / "learning_curve.png", log.read(path), title=path.name)
+    run.page.finish()
     train = run.playable.train
     held = run.playable.evaluate[: per_task or None]
     print(
@@ -425,6 +440,7 @@ def finish(run: training.Run, state: states.TrainState) -> None:
         f"training on {train[0]} to {train[-1]}"
     )
     files = {
+        "page": "report.html",
         "table": "table.json",
         "learning curve": "learning_curve.png",
         "videos": "evaluation/after/videos",

@@ -29,10 +29,10 @@ import numpy as np
 from pirl_jax import compare
 from pirl_jax.core import spec
 from pirl_jax.models import heads, pi0, variants
-from pirl_jax.monitor import journal, report
+from pirl_jax.monitor import journal, report, webpage
 from pirl_jax.policy import normalize, tokenizer
 from pirl_jax.rollout import stream
-from pirl_jax.run import recipes, results
+from pirl_jax.run import recipes, records, results, story
 from pirl_jax.weights import pickled, safetensors, sources, targets
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -375,13 +375,36 @@ class Configuration:
         recipes.load_run(path.parent)
 
 
+def evaluation() -> dict:
+    """An honest evaluation.json."""
+    tasks = ("reach", "lift")
+    per_task = []
+    episodes = []
+    for number, name in enumerate(tasks):
+        row = {"task": number, "instruction": name, "episodes": 2, "successes": 1, "lost": 0}
+        per_task.append(row)
+        for start in (0, 1):
+            result = stream.Result(stream.Episode(number, start), start == 0, 0.5, 30, 6)
+            episodes.append(results.row(result))
+    return {
+        "policy": {"name": "after", "iteration": 2},
+        "protocol": {"suite": "tabletop", "max_episode_steps": 50},
+        "table": report.success_table({"PPO": dict.fromkeys(tasks, (1, 2))}),
+        "per_task": per_task,
+        "episodes": episodes,
+        "lost_episodes": [{"task": 0, "init_state": 7}],
+        "environment": {"python": "3.11", "packages": {"jax": "0.10"}},
+    }
+
+
+def page_of(folder: pathlib.Path) -> None:
+    """What pirl report would write."""
+    webpage.render(story.told([records.read(folder)]))
+
+
 class Evaluation:
     def __init__(self):
-        table = report.success_table({"PPO": {"reach": (1, 2), "lift": (2, 2)}})
-        per_task = []
-        for name in ("reach", "lift"):
-            per_task.append({"instruction": name, "episodes": 2, "successes": 1})
-        self.honest = json.dumps({"table": table, "per_task": per_task}).encode()
+        self.honest = json.dumps(evaluation()).encode()
 
     def damage(self, draw):
         return damaged_json(draw, self.honest)
@@ -395,15 +418,16 @@ class Evaluation:
         if counts:
             report.success_table({"x": counts})
         report.interval_text(compare._total(path.parent))
+        page_of(path.parent)
 
 
 class Run:
-    """The files of a run that `compare` reads, one of them damaged."""
+    """The files of a run that `compare` and `report` read, one of them damaged."""
 
     def __init__(self):
-        evaluation = {"table": report.success_table({"x": {"task": (9, 10)}})}
         config = {
             "seed": 0,
+            "num_iterations": 4,
             "env": {"suite": "tabletop", "tasks": [0]},
             "algorithm": {"adv_type": "gae"},
             "model": MODEL,
@@ -413,8 +437,8 @@ class Run:
         self.files = {
             "config.json": config,
             "environment.json": [start],
-            "evaluation/before/evaluation.json": evaluation,
-            "evaluation/after/evaluation.json": evaluation,
+            "evaluation/before/evaluation.json": evaluation(),
+            "evaluation/after/evaluation.json": evaluation(),
         }
         self.metrics = json.dumps(row | {"time/iteration": 1.5}) + "\n"
 
@@ -438,6 +462,7 @@ class Run:
         while not (run / "metrics.jsonl").exists():
             run = run.parent
         compare.as_text([compare.summary(run)])
+        page_of(run)
 
 
 class Episodes:

@@ -45,7 +45,7 @@ FLOORS = {
 # wing of envs/ -> what it may import of envs/, besides itself and the modules in WING_GROUND.
 # experts.py and gym.py stand above the wings.
 WINGS = {"gl": set(), "pool": {"gl"}, "libero": {"gl"}, "tabletop": {"gl"}}
-WING_GROUND = {"arrays", "base", "child", "panda", "probes", "servo"}
+WING_GROUND = {"arrays", "base", "caches", "child", "panda", "probes", "servo"}
 NOT_IN_ENVS = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "ml_collections"}
 NOT_AT_RUN_TIME = {"torch", "transformers", "robomimic", "ray", "tensorflow"}
 MAX_FUNCTION_LINES = 60
@@ -248,18 +248,18 @@ def test_no_path_of_one_machine_in_the_repository():
     assert not wrong, wrong
 
 
-def test_the_readme_draws_the_tree_as_it_is():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_tour_draws_the_tree_as_it_is():
+    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
     tree = text.partition("\npirl_jax/\n")[2].partition("\ntests/")[0]
     drawn = set(re.findall(r"(?<![\w/.])(\w+\.py)\b", re.sub(r"\S+/\S+", "", tree)))
     files = {path.name for path in FILES if path.name != "__init__.py"}
-    assert not files - drawn, "missing in README's tree"
-    assert not drawn - files, "in README's tree and nowhere else"
+    assert not files - drawn, "missing in the tree of docs/tour.md"
+    assert not drawn - files, "in the tree of docs/tour.md and nowhere else"
 
 
 def test_the_stops_of_an_observation_exist():
-    """README's life of one observation: number, file, function."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """The life of one observation in docs/tour.md: number, file, function."""
+    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
     stops = re.findall(r"^ ?(\d+) ([\w/|]+\.py) +(\w+)", text, flags=re.MULTILINE)
     assert [int(number) for number, _, _ in stops] == list(range(1, 11))
     for _, place, function in stops:
@@ -270,10 +270,11 @@ def test_the_stops_of_an_observation_exist():
             assert f"def {function}(" in source, f"{place} {function}"
 
 
-def test_the_tests_that_the_readme_names_exist():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_tests_that_the_pages_name_exist():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
     named = re.findall(r"`((?:\w+/)*test_\w+\.py)(?:::(\w+))?`", text)
-    assert len(named) > 20
+    assert len(named) > 80
     wrong = []
     for file, function in named:
         path = ROOT / "tests" / file.removeprefix("tests/")

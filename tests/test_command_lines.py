@@ -19,7 +19,18 @@ import jax
 import pytest
 
 from pirl_jax import __main__ as pirl
-from pirl_jax import compare, convert, diagnose, doctor, download, evaluate, serve, train
+from pirl_jax import (
+    compare,
+    convert,
+    diagnose,
+    doctor,
+    download,
+    evaluate,
+    from_rlinf,
+    report,
+    serve,
+    train,
+)
 from pirl_jax.bench import __main__ as bench
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import supervisor
@@ -51,6 +62,17 @@ RECIPES = {
     "kind.py": "from pirl_jax.recipes import base\n\n\ndef get_config():\n"
     "    page = base.get_config()\n    page.optim.lr = 'fast'\n    return page\n",
 }
+YAML = {  # of RLinf
+    "broken.yaml": "actor: [1\n",
+    "list.yaml": "- actor\n",
+    "words.yaml": "some notes\n",
+    "maniskill.yaml": "env: {train: {env_type: maniskill}}\n",
+    "openvla.yaml": "actor: {model: {model_type: openvla}}\n",
+    "sac.yaml": "algorithm: {loss_type: embodied_sac}\n",
+    "fast.yaml": "actor: {optim: {lr: fast}}\n",
+    "odd.yaml": "algorithm: {group_size: 3}\nactor: {seed: 1}\n",
+    "good.yaml": "actor: {seed: 1}\n",
+}
 
 
 @pytest.fixture
@@ -59,7 +81,7 @@ def places(tmp_path, monkeypatch):
     here = tmp_path / "here"
     here.mkdir()
     (tmp_path / "home").mkdir()
-    for name, text in RECIPES.items():
+    for name, text in (RECIPES | YAML).items():
         (here / name).write_text(text)
     (here / "binary.py").write_bytes(bytes(range(256)))
     (here / "folder.py").mkdir()
@@ -152,6 +174,11 @@ WRONG_RECIPES = [
     ("~nobody_of_this_name/x.py", "~nobody_of_this_name/x.py names a user that is not known"),
     ("nul\0.py", r"'nul\x00.py' has characters that cannot be printed; rename it"),
     (f"{BYTES}.py", "has characters that cannot be printed; rename it"),
+    ("nowhere.yaml", "nowhere.yaml is no file; give the YAML that RLinf is started with"),
+    ("broken.yaml", ("broken.yaml is no YAML", "give the YAML that RLinf is started with")),
+    ("maniskill.yaml", "env.train.env_type='maniskill' is another environment; translated is"),
+    ("sac.yaml", "algorithm.loss_type='embodied_sac' is another algorithm; translated is"),
+    (f"{BYTES}.yaml", "has characters that cannot be printed; rename it"),
 ]
 WITH_RECIPES = {
     "train": train.main,
@@ -163,6 +190,8 @@ WITH_RECIPES = {
 @pytest.mark.parametrize("command", WITH_RECIPES)
 @pytest.mark.parametrize("recipe, said", WRONG_RECIPES, ids=[r[:12] for r, _ in WRONG_RECIPES])
 def test_recipes_that_are_none(command, recipe, said, places, capsys):
+    if recipe.endswith("yaml"):
+        pytest.importorskip("omegaconf", reason="omegaconf is not installed")
     check(WITH_RECIPES[command], [f"--config={recipe}"], said, places, capsys)
 
 
@@ -313,7 +342,8 @@ def test_the_place_of_results_is_looked_at_before_anything_is_loaded(places, cap
     """By default it lies in the run; a stand-in that is called would not know its arguments."""
     monkeypatch.setattr(evaluate, "_network", None)
     run = places / "run"
-    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "1" / "state").mkdir(parents=True)
+    (run / "checkpoints" / "1" / "state" / "_METADATA").touch()
     (run / "evaluation").write_text("")
     said = "run/evaluation cannot be written (Not a directory"
     check(evaluate.main, [PROBE, "--checkpoint=run"], said, places, capsys)
@@ -476,6 +506,55 @@ def test_flags_of_diagnose(arguments, said, places, capsys):
     check(diagnose.main, arguments, said, places, capsys)
 
 
+REPORT = [
+    ([], "the following arguments are required: RUN|EVALUATION, --output"),
+    (["folder"], "the following arguments are required: --output"),
+    (["nowhere", "--output=out.html"], "nowhere holds neither a run nor an evaluation; give"),
+    (["folder", "--output=out.html"], "folder holds neither a run nor an evaluation; give"),
+    (["file.txt", "--output=out.html"], "file.txt holds neither a run nor an evaluation; give"),
+    (["loop", "--output=out.html"], "loop holds neither a run nor an evaluation; give"),
+    (["", "--output=out.html"], "argument RUN|EVALUATION: an empty path names nothing"),
+    (["folder", "--output="], "argument --output: an empty path names nothing"),
+    (["folder", "--output=full"], "full is a folder; give the path of a file"),
+    (["folder", "--output=/proc/x/y"], "--output=/proc/x cannot be written"),
+    (["folder", "--output=x", "--video-mb=-1"], "argument --video-mb: '-1' must be a whole number"),
+]
+
+
+@pytest.mark.parametrize("arguments, said", REPORT, ids=[" ".join(a) for a, _ in REPORT])
+def test_flags_of_report(arguments, said, places, capsys):
+    check(report.main, arguments, said, places, capsys)
+
+
+FROM_RLINF = [
+    ([], "the following arguments are required: config"),
+    (["nowhere.yaml"], "nowhere.yaml is no file; give the YAML that RLinf is started with"),
+    (["full"], "full is a folder and should be a file; give the YAML"),
+    ([""], "argument config: an empty path names nothing"),
+    (["binary.py", "--output=x.py"], "binary.py is no UTF-8 text"),
+    (["broken.yaml"], "broken.yaml is no YAML (while parsing a flow sequence"),
+    (["list.yaml"], "list.yaml is YAML of a list and should have sections"),
+    (["words.yaml"], "words.yaml has none of the sections actor, algorithm, cluster"),
+    (["maniskill.yaml"], "env.train.env_type='maniskill' is another environment; translated is"),
+    (["openvla.yaml"], "actor.model.model_type='openvla' is another model; translated is: openpi"),
+    (["sac.yaml"], "algorithm.loss_type='embodied_sac' is another algorithm; translated is"),
+    (["fast.yaml"], "actor.optim.lr='fast' fits no field: optim.lr='fast' must be a number"),
+    (["odd.yaml"], ("odd.yaml: rollout.episodes_per_iteration=512 must be", "group_size=3")),
+    (["good.yaml", "--output="], "argument --output: an empty path names nothing"),
+    (["good.yaml", "--output=x.txt"], "x.txt is no recipe; give a name that ends in .py"),
+    (["good.yaml", "--output=folder.py"], "folder.py is a folder; give the path of a file"),
+    (["good.yaml", "--output=zero.py"], "zero.py holds something else; choose another name"),
+    (["good.yaml", "--output=file.txt/x.py"], "file.txt cannot be written (Not a directory"),
+    (["good.yaml", "--output=/proc/x/y.py"], "--output=/proc/x cannot be written"),
+]
+
+
+@pytest.mark.parametrize("arguments, said", FROM_RLINF, ids=[" ".join(a) for a, _ in FROM_RLINF])
+def test_flags_of_from_rlinf(arguments, said, places, capsys):
+    pytest.importorskip("omegaconf", reason="omegaconf is not installed")
+    check(from_rlinf.main, arguments, said, places, capsys)
+
+
 # ---- bench and pirl ----------------------------------------------------------------------------
 
 BENCH = [
@@ -617,8 +696,10 @@ IN_PLACE = {
     "evaluate": ["evaluate", PROBE, NO_CACHE, "--policy=random", "--output=here/out"],
     "compare": ["compare", "run", "--output=here/sheet"],
     "diagnose": ["diagnose", "run", "--output=here/diagnosis.json"],
+    "report": ["report", "run", "--output=here/page.html"],
     "bench": ["bench", "plan", "--output=here/plan.json"],
     "download": ["download", "pi0_base", "--to=here/weights"],
+    "from-rlinf": ["from-rlinf", "config.yaml", "--output=here/recipe.py"],
 }
 
 
@@ -663,6 +744,7 @@ def test_there_are_as_many_as_an_audit_of_them_had():
         DOCTOR,
         COMPARE,
         DIAGNOSE,
+        FROM_RLINF,
         BENCH,
         WRONG_RECIPES,
         WRONG_RECIPES,

@@ -9,15 +9,12 @@ import pytest
 
 from pirl_jax import compare
 from pirl_jax.core import atomic
-from pirl_jax.monitor import report
+from tests import run_folders
 
 
 def _evaluated(folder, successes, episodes):
-    folder.mkdir(parents=True)
-    atomic.write_json(
-        folder / "evaluation.json",
-        {"table": report.success_table({"x": {"task": (successes, episodes)}})},
-    )
+    played = {(0, start): (start < successes, 20) for start in range(episodes)}
+    run_folders.evaluation(folder, played, tasks=["task"])
 
 
 SAMPLER = {  # as before there was noise_steps
@@ -36,6 +33,7 @@ def _run(path, checkpoint="", pi05=False, adv_type="gae", seed=0, rates=(0.2, 0.
         path / "config.json",
         {
             "seed": seed,
+            "num_iterations": len(rates),
             "env": {"suite": "tabletop", "tasks": [0]},
             "algorithm": {"adv_type": adv_type},
             "model": SAMPLER | {"pi05": pi05, "checkpoint": str(checkpoint)} | (sampler or {}),
@@ -101,6 +99,7 @@ def test_the_command_writes_numbers_and_a_picture_with_one_panel_per_model(tmp_p
     variants = [run["variant"].split(",")[0] for run in written["runs"]]
     assert variants == ["PPO", "GRPO"] * 2
     assert len({run["panel"] for run in written["runs"]}) == 2
+    assert '"pairs":10' in (tmp_path / "out" / "sheet.html").read_text()
     assert (tmp_path / "out" / "sheet.png").read_bytes().startswith(b"\x89PNG")
     assert "90.0 %" in capsys.readouterr().out
 

@@ -186,16 +186,16 @@ PLACES = ("config.json", "environment.json", "evaluation/after/evaluation.json")
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("text", JSON.values(), ids=JSON)
 def test_compare_names_the_damaged_file_of_a_run(refusal, tmp_path, monkeypatch, place, text):
-    rate = {"rate": 0.5, "low": 0.2, "high": 0.8, "successes": 5, "episodes": 10}
     files = {
         "config.json": {
             "seed": 0,
+            "num_iterations": 1,
             "env": {"suite": "tabletop", "tasks": [0]},
             "algorithm": {"adv_type": "gae"},
             "model": damaged_files.MODEL | {"checkpoint": "sft"},
         },
         "environment.json": [dict.fromkeys(compare.MACHINE, "x") | {"command": ["train"]}],
-        "evaluation.json": {"table": {"rows": {"PPO": {"total": rate}}}},
+        "evaluation.json": damaged_files.evaluation(),
     }
     before = tmp_path / "sft" / "evaluation" / "after"
     after = tmp_path / "run" / "evaluation" / "after"
@@ -248,7 +248,7 @@ def test_statistics_near_a_checkpoint_are_read_before_a_run_begins(refusal, tmp_
     path.write_text(json.dumps({"norm_stats": {"state": {"mean": [[0.0]]}, "actions": {}}}))
     arguments = [f"--config.model.checkpoint={source}", "--config.model.norm_stats="]
     said = refusal(train, PROBE, "--config.run.compilation_cache=", *arguments)
-    assert f"state.mean of {path} is no list of finite numbers" in said
+    assert f"state.mean of {path} has 1 rows: statistics of each step" in said
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"], "nothing is left behind"
 
 

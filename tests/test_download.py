@@ -15,7 +15,7 @@ from pirl_jax import download
 from pirl_jax.envs.libero import files as libero_files
 from pirl_jax.policy import tokenizer
 from pirl_jax.weights import assets as norm_stats
-from pirl_jax.weights import hubs, sources
+from pirl_jax.weights import hubs, resolve, sources
 from tests import hub_server
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -102,14 +102,14 @@ def test_weights_of_rlinf_under_both_names(capsys, serve, vectors, tmp_path, hub
     )
     said = run(capsys, name, "--hub", hub_name)
     folder = tmp_path / "home" / ".cache" / "pirl_jax" / "downloads" / "RLinf-Pi05-LIBERO-SFT"
+    stats_path = folder / "physical-intelligence/libero/norm_stats.json"
     assert said == (
+        f"{folder} is of RLinf, with statistics from {stats_path}\n"
         f"RLinf-Pi05-LIBERO-SFT is complete and verified (2 files, 0.00 GB); "
         f"give it as --config.model.checkpoint={folder}\n"
     )
     assert (folder / "model.safetensors").read_bytes() == b"weights"
-    assert norm_stats.find(folder)[1] == str(
-        folder / "physical-intelligence/libero/norm_stats.json"
-    )
+    assert norm_stats.find(resolve.find(folder))[1] == str(stats_path)
     paths = [path for path in server.paths if "/RLinf/" in path]
     assert paths and all(f"/RLinf/{asked}/" in path for path in paths)
 
@@ -123,7 +123,7 @@ def test_weights_of_openpi_can_be_opened(capsys, serve, vectors, tmp_path):
     )
     source = sources.open_source(tmp_path / "x")
     assert source.format == "openpi_jax" and source.cfg.pi05
-    assert norm_stats.find(source.location) is not None
+    assert norm_stats.find(source.place) is not None
 
 
 def test_the_tokenizer_is_named_by_its_file(capsys, serve, vectors, tmp_path):

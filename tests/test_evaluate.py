@@ -68,6 +68,7 @@ def test_the_command_repeats_the_last_evaluation_of_the_run(tmp_path, one_device
         list((run / "evaluation" / name / "videos").iterdir()) for name in ("checkpoint_1", "after")
     ]
     assert video.name == other.name and video.read_bytes() == other.read_bytes()
+    assert "lift the red cube" in (folder / "report.html").read_text()
     assert "lift the red cube" in said and str(folder) in said and "split held_out" in said
     assert said.count("norm stats: zscore, state 8 dims, actions 7 dims\n") == 1
     for arguments, sentence in (

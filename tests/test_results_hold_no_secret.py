@@ -128,6 +128,8 @@ def test_a_comparison(tmp_path, nothing_shows, monkeypatch):
     summary = {"panel": "p", "command": ARGV, "environment": {"git": OF_A_FLAG}}
     monkeypatch.setattr(compare, "summary", lambda run: summary)
     monkeypatch.setattr(compare.report, "comparison", lambda path, summaries: None)
+    monkeypatch.setattr(compare.records, "read", lambda folder: None)
+    monkeypatch.setattr(compare.story, "write", lambda path, found: None)
     monkeypatch.setattr(compare, "as_text", lambda summaries: "table")
     secrets.tell(OF_A_FLAG)
     compare.main(["compare", "run", f"--output={tmp_path / 'sheet'}"])

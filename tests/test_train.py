@@ -611,6 +611,7 @@ def test_what_a_run_leaves_behind(tabletop):
         "table.json",
         "table.txt",
         "learning_curve.png",
+        "report.html",
         "assets/norm_stats.json",
         "evaluation/before/evaluation.json",
         "evaluation/after/evaluation.json",
@@ -619,6 +620,8 @@ def test_what_a_run_leaves_behind(tabletop):
     ):
         assert (tabletop / name).stat().st_size > 0, name
     assert list((tabletop / "tensorboard").glob("events*"))
+    page = (tabletop / "report.html").read_text()
+    assert "lift the red cube" in page and '"ended":true' in page and '"data":"AAAA' in page
     assert "2" in {path.name for path in (tabletop / "checkpoints").iterdir()}
     table = json.loads((tabletop / "table.json").read_text())
     assert list(table["rows"]) == ["SFT", "PPO"] and table["rows"]["PPO"]["total"]["episodes"] == 2
@@ -690,6 +693,7 @@ def still(directory, seed, num_iterations):
         eval__episodes_during_training=1,
         run__save_every=1,
         run__keep=3,
+        run__report_every=1,
     )
 
 
@@ -735,6 +739,8 @@ def test_fields_of_evaluations_and_checkpoints(noises):
     assert counts == {"iteration_1": 1, "after": 2}
     kept = {path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()}
     assert kept == {"0", "1", "2"}
+    timed = [row for row in log.read(run) if "time/iteration" in row]
+    assert ["time/report" in row for row in timed] == [False, True], "the page after the first"
 
 
 # ---- a run that diverges ------------------------------------------------------------------------

@@ -7,6 +7,7 @@ bound, meaning and unit in its metadata.  Knows no field.
 from collections.abc import Iterable, Mapping
 import dataclasses
 import math
+import os
 import typing
 
 import numpy as np
@@ -29,6 +30,7 @@ class Bound:
     besides: tuple[float, ...] = ()  # outside of low and high, with a meaning of their own
     choices: tuple[str, ...] = ()
     several: bool = False  # a text may name several of them, with commas between
+    folder: bool = False  # a text with a slash in it is a path instead
     filled: bool = False  # a text must not be empty
     place: bool = False  # a text is a path, or one of `names`
     names: tuple[str, ...] = ()
@@ -39,7 +41,8 @@ class Bound:
         """The bound in words; "" where there is none."""
         if self.choices:
             count = "some of" if self.several else "one of"
-            return f"{count}: " + ", ".join(repr(choice) for choice in self.choices)
+            path = ["a path with a slash"] * self.folder
+            return f"{count}: " + ", ".join([*map(repr, self.choices), *path])
         if self.filled:
             return "not empty"
         if self.place:
@@ -59,6 +62,13 @@ class Bound:
         low_holds = value > self.low if self.open_low else value >= self.low
         high_holds = value < self.high if self.open_high else value <= self.high
         return low_holds and high_holds
+
+
+def is_path(value: object, bound: Bound) -> bool:
+    """Whether a text is one that names a place."""
+    if not isinstance(value, str):
+        return False
+    return bound.place or (bound.folder and os.sep in value)
 
 
 def unknown(field: str, value: object, choices: Iterable) -> ValueError:
@@ -124,9 +134,14 @@ def place(default: str, meaning: str, *names: str, filled: bool = False) -> typi
     return _field(Bound(place=True, names=names, filled=filled), default, meaning, "")
 
 
-def some_of(choices: tuple[str, ...], default: str, meaning: str) -> typing.Any:
-    """One such name, or several with commas between, none of them twice."""
-    return _field(Bound(choices=choices, several=True), default, meaning, "")
+def some_of(
+    choices: tuple[str, ...], default: str, meaning: str, folder: bool = False
+) -> typing.Any:
+    """One such name, or several with commas between, none of them twice.
+
+    folder: or the path of a folder, which has a slash.
+    """
+    return _field(Bound(choices=choices, several=True, folder=folder), default, meaning, "")
 
 
 def tuple_of(
@@ -161,19 +176,31 @@ def check(section: object, prefix: str = "") -> None:
       ValueError: one sentence with `prefix` and name of the field, its value and its bound.
     """
     for field in dataclasses.fields(section):
-        if "bound" not in field.metadata:
-            continue
-        bound = field.metadata["bound"]
-        name = prefix + field.name
-        value = getattr(section, field.name)
-        if typing.get_origin(field.type) is tuple:
-            _check_tuple(name, value, field)
-        elif bound.choices:
-            _check_choice(name, value, bound)
-        else:
-            fault = _fault(value, field.type, bound)
-            if fault:
-                raise ValueError(f"{name}={value!r} must be {fault}")
+        if "bound" in field.metadata:
+            _check_field(field, getattr(section, field.name), prefix)
+
+
+def check_field(section: type, name: str, value: object, prefix: str = "") -> None:
+    """The same of one field of a class, alone.
+
+    Raises:
+      ValueError: as `check`.
+    """
+    (field,) = [field for field in dataclasses.fields(section) if field.name == name]
+    _check_field(field, value, prefix)
+
+
+def _check_field(field: dataclasses.Field, value: object, prefix: str):
+    bound = field.metadata["bound"]
+    name = prefix + field.name
+    if typing.get_origin(field.type) is tuple:
+        _check_tuple(name, value, field)
+    elif bound.choices:
+        _check_choice(name, value, bound)
+    else:
+        fault = _fault(value, field.type, bound)
+        if fault:
+            raise ValueError(f"{name}={value!r} must be {fault}")
 
 
 def with_whole_paths(section: type, values: Mapping, prefix: str = "") -> dict:
@@ -187,7 +214,7 @@ def with_whole_paths(section: type, values: Mapping, prefix: str = "") -> dict:
         bound = field.metadata["bound"]
         value = result.get(field.name)
         # What is no text, or empty, is another check's.
-        if not bound.place or not isinstance(value, str) or not value.strip():
+        if not is_path(value, bound) or not value.strip():
             continue
         if value in bound.names:
             continue
@@ -199,11 +226,13 @@ def with_whole_paths(section: type, values: Mapping, prefix: str = "") -> dict:
 
 
 def _check_choice(name: str, value: object, bound: Bound):
+    if is_path(value, bound):
+        return
     several = bound.several and isinstance(value, str)
     chosen = value.split(",") if several else [value]
     for choice in chosen:
         if choice not in bound.choices:
-            raise unknown(name, choice, bound.choices)
+            raise unknown(name, choice, bound.choices + ("a path with a slash",) * bound.folder)
     if len(set(chosen)) < len(chosen):
         raise ValueError(f"{name}={value!r} must name none of them twice")
 

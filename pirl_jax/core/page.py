@@ -34,7 +34,9 @@ class Env(bounds.Section):
     suite: str = some_of(
         choices.SUITES,
         "libero_spatial",
-        "of LIBERO also a list: libero_10,libero_goal; tabletop is ours; a probe_ needs no physics",
+        "of LIBERO also a list: libero_10,libero_goal; or a folder of tasks (docs/custom_tasks.md);"
+        " tabletop is ours; a probe_ needs no physics",
+        folder=True,
     )
     tasks: tuple[int, ...] = tuple_of(
         0, (), "used in training and evaluation; () = all", "task indices", distinct=True
@@ -49,6 +51,11 @@ class Env(bounds.Section):
         ("rlinf", "openpi"),
         "rlinf",
         "LIBERO: whose time limits and settle steps; openpi also sets model.action_chunk to 5",
+    )
+    libero: str = one_of(
+        ("pinned", "any"),
+        "pinned",
+        "any: also a LIBERO that is not hf-libero as pinned; its hash stands in every result",
     )
     assets: str = place(
         "",
@@ -281,6 +288,9 @@ class Run(bounds.Section):
     directory: str = place("runs/default", "of everything that the run writes", filled=True)
     save_every: int = positive(40, "between checkpoints", "iterations")
     keep: int = positive(2, "checkpoints kept")
+    report_every: int = at_least(
+        0, 10, "between refreshes of report.html; 0 = only at the end", "iterations"
+    )
     on_divergence: str = one_of(
         ("stop", "rollback"),
         "stop",

@@ -40,10 +40,14 @@ def names_one(name: str) -> bool:
 
 def text(value: str) -> str:
     """A text without the secrets in it."""
+    return _hidden(value, _pattern())
+
+
+def _hidden(value: str, pattern: re.Pattern | None) -> str:
+    """pattern: of the secrets that are known."""
     value = USER.sub(f"{HIDDEN}@", value)
     value = QUERY.sub(_without_value, value)
     value = HEADER.sub(lambda match: f"{match[1]} {HIDDEN}", value)
-    pattern = _pattern()
     return pattern.sub(HIDDEN, value) if pattern else value
 
 
@@ -67,26 +71,27 @@ def arguments(argv: Sequence[str]) -> list[str]:
 
 def cleaned(value: Any) -> Any:
     """The same for what JSON holds, to any depth; other kinds of values stay as they are."""
+    return _cleaned(value, _pattern())
+
+
+def _cleaned(value: Any, pattern: re.Pattern | None) -> Any:
     if isinstance(value, str):
-        return text(value)
+        return _hidden(value, pattern)
     if isinstance(value, Mapping):
-        return {_key(key): _entry(key, inner) for key, inner in value.items()}
+        return dict(_entry(key, inner, pattern) for key, inner in value.items())
     if isinstance(value, list):
-        return [cleaned(inner) for inner in value]
+        return [_cleaned(inner, pattern) for inner in value]
     if isinstance(value, tuple):
-        return tuple(cleaned(inner) for inner in value)
+        return tuple(_cleaned(inner, pattern) for inner in value)
     return value
 
 
-def _key(key: Any) -> Any:
-    return text(key) if isinstance(key, str) else key
-
-
-def _entry(key: Any, value: Any) -> Any:
-    """A text under a name that says what it is."""
+def _entry(key: Any, value: Any, pattern: re.Pattern | None) -> tuple[Any, Any]:
+    """A name and what stands under it; a text under a name that says what it is goes whole."""
+    shown = _hidden(key, pattern) if isinstance(key, str) else key
     if isinstance(value, str) and value and isinstance(key, str) and names_one(key):
-        return HIDDEN
-    return cleaned(value)
+        return shown, HIDDEN
+    return shown, _cleaned(value, pattern)
 
 
 def _without_value(match: re.Match) -> str:

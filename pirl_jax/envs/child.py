@@ -15,6 +15,8 @@ import sys
 
 # Where the package lies: the child imports the same copy, from any folder.
 ROOT = pathlib.Path(__file__).parents[2]
+# Of simulators: modules are found as in the parent, and never by chance in the current folder.
+PYTHON_FLAGS = ("-P",)
 # How long a killed process may take to go; one that hangs inside a driver cannot be killed at all.
 KILL_S = 5.0
 # What a terminal or a scheduler sends to a whole process group; the parent decides what ends when.

@@ -9,6 +9,7 @@ with the elapsed time.  Knows nothing of the work but its name and its count.
 
 from collections.abc import Iterator
 import contextlib
+import functools
 import sys
 import threading
 import time
@@ -48,10 +49,16 @@ def track(
         yield advance
 
 
+@functools.lru_cache(maxsize=1)
+def console_of(stream: TextIO) -> console.Console:
+    """One for a terminal: what is shown within something else must know of it."""
+    return console.Console(file=stream)
+
+
 @contextlib.contextmanager
 def _bar(name: str, total: int | None, unit: str, stream: TextIO) -> Iterator[Advance]:
     columns = _columns(total, unit)
-    with progress.Progress(*columns, console=console.Console(file=stream)) as display:
+    with progress.Progress(*columns, console=console_of(stream)) as display:
         task = display.add_task(name, total=total, note="")
 
         def advance(count: int = 1, note: str = "") -> None:

@@ -4,6 +4,7 @@ Takes plain dicts.  Knows no run directory: what to draw and where to write it i
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+import functools
 import math
 import os
 import pathlib
@@ -32,6 +33,7 @@ MOST_MARKED = 60  # points of a line; more of them would run together
 # ---- rates -------------------------------------------------------------------------------------
 
 
+@functools.cache  # scipy takes a millisecond, and iterations of equal size repeat each other's
 def wilson(successes: int, episodes: int) -> tuple[float, float]:
     """95 % interval of a success rate: honest at 0 %, at 100 % and for few episodes.
 

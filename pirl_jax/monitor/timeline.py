@@ -5,9 +5,12 @@ Knows the names of the parts and what helps against each; measures nothing itsel
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import math
 import threading
 import time
 from typing import NamedTuple
+
+from pirl_jax.monitor import report
 
 # Always reported, 0 when never measured.
 REQUIRED = ("env", "inference", "update", "transfer", "idle")
@@ -130,16 +133,42 @@ class Timers:
 
 def line(row: Mapping[str, float]) -> str:
     """What a user wants to see of an iteration."""
-    words = [
-        f"success {row['env/success_once']:.2f}",
-        f"return {row['env/return']:.2f}",
-    ]
+    words = [f"success {success(row)}", learning(row), f"{row['time/iteration']:.1f} s"]
+    return "  ".join(words)
+
+
+def success(row: Mapping[str, float]) -> str:
+    """Of the rollout, with its interval (Wilson, 95 %): "0.61 [0.49, 0.72]"."""
+    rate = row["env/success_once"]
+    count = row.get("env/num_trajectories", 0.0)
+    shown = f"{rate:.2f}"
+    if count >= 1 and math.isfinite(rate):
+        low, high = report.wilson(round(rate * count), round(count))
+        shown += f" [{low:.2f}, {high:.2f}]"
+    return shown
+
+
+def learning(row: Mapping[str, float]) -> str:
+    """What is learned, and how: "return 0.61  kl 0.0031  clip 0.10"."""
+    words = [f"return {row['env/return']:.2f}"]
     for metric, (word, digits) in SHOWN.items():
         if metric in row:
             words.append(f"{word} {row[metric]:.{digits}f}")
-    words.append(f"{row['time/iteration']:.1f} s")
-    words.append(verdict(row))
     return "  ".join(words)
+
+
+def shares(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What part of an iteration each activity takes, by its name."""
+    total_s = metrics["time/iteration"]
+    parts = {name: metrics.get(f"time/{name}", 0.0) for name in VERDICTS}
+    return {name: seconds / total_s if total_s > 0 else 0.0 for name, seconds in parts.items()}
+
+
+def bound(metrics: Mapping[str, float]) -> str:
+    """The name of the part that an iteration waits for; "" where none stands out."""
+    parts = shares(metrics)
+    largest = max(parts, key=parts.get)
+    return largest if parts[largest] >= DOMINANT else ""
 
 
 def verdict(metrics: Mapping[str, float]) -> str:
@@ -147,14 +176,10 @@ def verdict(metrics: Mapping[str, float]) -> str:
 
     "simulation-bound: 78 % of the time waits for environments; add CPU cores ..."
     """
-    total_s = metrics["time/iteration"]
-    parts = {name: metrics.get(f"time/{name}", 0.0) for name in VERDICTS}
+    parts = shares(metrics)
     largest = max(parts, key=parts.get)
-    share = 0.0
-    if total_s > 0:
-        share = parts[largest] / total_s
-    percent = f"{100 * share:.0f} % of the time"
-    if share < DOMINANT:
+    percent = f"{100 * parts[largest]:.0f} % of the time"
+    if not bound(metrics):
         return f"balanced: the largest part ({largest}) takes {percent}"
     found = VERDICTS[largest]
     return f"{found.bound}: {percent} {found.activity}; {found.remedy}"

@@ -7,6 +7,7 @@ results become float32 only where they enter the model.  File format: openpi's `
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import itertools
 import json
 import pathlib
 from typing import Any
@@ -17,6 +18,8 @@ from pirl_jax.core import atomic, bounds, outside
 
 EPS = 1e-6  # openpi's guard against a dimension that never moves
 FIELDS = ("mean", "std", "q01", "q99")
+PAIRS = (("mean", "std"), ("q01", "q99"))  # each of which is enough for a mode
+PER_STEP = "statistics of each step of a chunk, which no transform here applies"
 MOST_DIMS = 4096  # of a vector; robots have 7 or 8, files are padded to 32
 REMEDY = "give the norm_stats.json of the checkpoint's dataset"
 NUM_BINS = 5000  # histogram bins behind q01 and q99
@@ -27,13 +30,18 @@ DELTA_DIMS = 6  # position and rotation are relative to the state, the gripper c
 class Stats:
     """Per-dimension statistics of one vector quantity, float64 [D].
 
-    The quantiles may be absent.
+    Either pair may be absent, not both.
     """
 
-    mean: np.ndarray
-    std: np.ndarray
+    mean: np.ndarray | None
+    std: np.ndarray | None
     q01: np.ndarray | None = None
     q99: np.ndarray | None = None
+
+    @property
+    def dims(self) -> int:
+        """Length of its vectors."""
+        return len(self.q01 if self.mean is None else self.mean)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +56,8 @@ def load(path: str | pathlib.Path) -> NormStats:
     """Read a norm_stats.json.
 
     Raises: ValueError when there is none, one without state or actions, or one whose entries are no
-    vectors of finite numbers, all of a quantity as long as each other.
+    vectors of finite numbers, all of a quantity as long as each other (statistics per step of a
+    chunk are not).
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -82,6 +91,9 @@ def _from_lists(quantities: dict, quantity: str, path: pathlib.Path) -> Stats:
         if entry.get(name) is None:
             continue
         numbers = outside.part(entry, name, list, f"{quantity} of {path}", REMEDY)
+        if any(isinstance(number, list) for number in numbers):
+            rows = f"{len(numbers)} rows"
+            raise ValueError(f"{quantity}.{name} of {path} has {rows}: {PER_STEP}; {REMEDY}")
         if not all(outside.fits(number, float) for number in numbers):
             raise ValueError(f"{quantity}.{name} of {path} is no list of finite numbers; {REMEDY}")
         arrays[name] = np.asarray(numbers, np.float64)
@@ -89,24 +101,33 @@ def _from_lists(quantities: dict, quantity: str, path: pathlib.Path) -> Stats:
 
 
 def from_vectors(arrays: Mapping[str, np.ndarray], quantity: str, where: Any) -> Stats:
-    """Field -> vector; the quantiles may be absent.
+    """Field -> vector; mean and std, or the quantiles, or all four.
 
     quantity, where: for the error.
-    Raises: ValueError for absent means, vectors of unlike lengths or numbers that are not finite.
+    Raises: ValueError for an absent one of a pair, vectors of unlike lengths or numbers that are
+    not finite.
     """
-    absent = [name for name in ("mean", "std") if name not in arrays]
+    pairs = [pair for pair in PAIRS if arrays.keys() & set(pair)]
+    wanted = itertools.chain.from_iterable(pairs or PAIRS[:1])
+    absent = [name for name in wanted if name not in arrays]
     if absent:
         raise ValueError(f"{quantity} of {where} has no {' and '.join(absent)}; {REMEDY}")
+    first = next(name for name in FIELDS if name in arrays)
+    length = arrays[first].shape[-1] if arrays[first].ndim else 0
     for name, values in arrays.items():
         shape = list(values.shape)
-        if shape != [len(arrays["mean"])] or not 1 <= len(values) <= MOST_DIMS:
+        if values.ndim == 2 and shape[0] > 1:
+            raise ValueError(
+                f"{quantity}.{name} of {where} has shape {shape}: {PER_STEP}; {REMEDY}"
+            )
+        if shape != [length] or not 1 <= length <= MOST_DIMS:
             raise ValueError(
                 f"{quantity}.{name} of {where} has shape {shape} and should be one vector as long "
-                f"as the mean ({len(arrays['mean'])}), of at most {MOST_DIMS}; {REMEDY}"
+                f"as the {first} ({length}), of at most {MOST_DIMS}; {REMEDY}"
             )
         if not np.isfinite(values).all():
             raise ValueError(f"{quantity}.{name} of {where} is not finite; {REMEDY}")
-    return Stats(**arrays)
+    return Stats(**({"mean": None, "std": None} | arrays))
 
 
 def _to_lists(stats: Stats) -> dict:
@@ -143,16 +164,27 @@ def unnormalize(x: np.ndarray, stats: Stats, mode: str) -> np.ndarray:
 
 
 def _zscore(x: np.ndarray, stats: Stats) -> np.ndarray:
+    mean, std = _moments(stats)
     dim = x.shape[-1]
-    return (x - stats.mean[:dim]) / (stats.std[:dim] + EPS)
+    return (x - mean[:dim]) / (std[:dim] + EPS)
 
 
 def _inverse_zscore(x: np.ndarray, stats: Stats) -> np.ndarray:
+    mean, std = _moments(stats)
     dim = x.shape[-1]
-    pad = (0, max(0, dim - len(stats.mean)))
-    mean = np.pad(stats.mean, pad)[:dim]
-    std = np.pad(stats.std, pad, constant_values=1.0)[:dim]
+    pad = (0, max(0, dim - len(mean)))
+    mean = np.pad(mean, pad)[:dim]
+    std = np.pad(std, pad, constant_values=1.0)[:dim]
     return x * (std + EPS) + mean
+
+
+def _moments(stats: Stats) -> tuple[np.ndarray, np.ndarray]:
+    """mean and std."""
+    if stats.mean is None or stats.std is None:
+        raise ValueError(
+            "norm_mode 'zscore' needs mean and std, which these statistics lack; use 'quantile'"
+        )
+    return stats.mean, stats.std
 
 
 def _quantile(x: np.ndarray, stats: Stats) -> np.ndarray:

@@ -151,8 +151,8 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf) -> Callab
 
 
 def parse(
-    argv: Sequence[str], parser: Parser
-) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
+    argv: Sequence[str], parser: Parser, needs_page: bool = True
+) -> tuple[argparse.Namespace, ml_collections.ConfigDict | None]:
     """Read --config RECIPE, --config.a.b=value and the command's own flags.
 
     Without --config the page is that of the run that --checkpoint names.
@@ -160,6 +160,7 @@ def parse(
     Args:
       argv: as sys.argv, the program's name first.
       parser: knows the command's own flags.
+      needs_page: False: None where neither --config nor a field of it is given.
 
     Raises:
       ValueError: an override names no field, or its value does not fit.
@@ -178,6 +179,8 @@ def parse(
     overrides, own = _split(argv[1:])
     options = parser.parse_args(own)
     run = getattr(options, "checkpoint", None)
+    if not needs_page and not options.config and not overrides:
+        return options, None
     if run and not options.config:
         page = recipes.load_run(run)
     else:

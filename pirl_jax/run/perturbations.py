@@ -87,9 +87,9 @@ def folders(env: page.Env) -> files.Folders:
 
 
 def data(env: page.Env) -> dict[str, dict[str, str]]:
-    """Which files the perturbed suites among these are played from, by suite."""
-    perturbed = [suite for suite in files.members(env.suite) if suite in files.PERTURBED]
-    return {suite: perturbed_data.identity(suite, folders(env)) for suite in perturbed}
+    """Which files the suites among these that are not LIBERO's own are played from, by suite."""
+    others = [suite for suite in files.members(env.suite) if suite not in files.OWN_FILES]
+    return {suite: perturbed_data.identity(suite, folders(env)) for suite in others}
 
 
 # ---- the table --------------------------------------------------------------------------------

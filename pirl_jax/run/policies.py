@@ -1,25 +1,22 @@
 """Policies out of settings and checkpoints: transform, statistics, parameters, and the actor that
 decides with them."""
 
-from collections.abc import Iterator, Sequence
-import contextlib
+from collections.abc import Sequence
 import dataclasses
 import functools
 import logging
 import pathlib
-import time
 
 import jax
 import numpy as np
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import rng, rows, spec
+from pirl_jax.core import outside, rng, rows, spec
 from pirl_jax.policy import flow, noise, normalize, observation, tokenizer
 from pirl_jax.rollout import actor as actors
-from pirl_jax.run import config, hosts, steps
-from pirl_jax.weights import assets, folders, sources, statistics, store
+from pirl_jax.run import checkpoints, config, hosts, steps
+from pirl_jax.weights import assets, resolve, sources, statistics
 
-REMOVAL_S = 2.0  # a checkpoint that is being removed is gone by then
 PROMPT_BUCKET = 16  # tokens: the lengths that prompts are padded to are multiples of it
 
 log = logging.getLogger(__name__)
@@ -88,9 +85,10 @@ def given_stats(settings: config.Settings) -> normalize.NormStats:
             "or 'identity'"
         )
     stats = identity_stats(settings) if path == "identity" else normalize.load(path)
-    statistics.check(
-        stats, settings.raw.model.norm_mode, action_dim=settings.policy.model.action_env_dim
-    )
+    with outside.named(path):
+        statistics.check(
+            stats, settings.raw.model.norm_mode, action_dim=settings.policy.model.action_env_dim
+        )
     return stats
 
 
@@ -149,20 +147,46 @@ def fresh_params(settings: config.Settings, mesh: jax.sharding.Mesh, key: jax.Ar
     return spec.init(key, declared, spec.shardings(declared, mesh, meshes.RULES))
 
 
-def check_start(settings: config.Settings) -> None:
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A checkpoint that fits, of which only headers were read."""
+
+    source: sources.Source
+    stats: normalize.NormStats
+    record: checkpoints.Record
+
+
+def look(settings: config.Settings, place: resolve.Place) -> Opened:
+    """Open a checkpoint and say what it is, before its weights are read.
+
+    Raises:
+      ValueError: weights or statistics that do not fit the settings.
+    """
+    source = sources.open_source(place, settings.policy.network)
+    stats, where = _stats_of(settings, place)
+    with outside.named(where):
+        statistics.check(
+            stats, settings.raw.model.norm_mode, action_dim=settings.policy.model.action_env_dim
+        )
+    opened = Opened(source, stats, checkpoints.record(source, where, settings.raw.model))
+    print(opened.record)
+    return opened
+
+
+def check_start(settings: config.Settings) -> checkpoints.Record | None:
     """What a fresh run starts from, before anything is written: that it is there.
+
+    None: from nothing.
 
     Raises:
       ValueError: a checkpoint or statistics that do not exist, or that do not fit.
     """
     if settings.raw.model.checkpoint:
-        path = pathlib.Path(settings.raw.model.checkpoint)
-        with folders.holding(path) as place:
-            folders.require_intact(place)
-            source = sources.open_source(place, settings.policy.network)
-            _checked_stats(settings, source.location)
-    elif not settings.raw.sft.demonstrations:
+        with checkpoints.held(settings.raw.model.checkpoint) as place:
+            return look(settings, place).record
+    if not settings.raw.sft.demonstrations:
         given_stats(settings)
+    return None
 
 
 def load_policy(
@@ -173,107 +197,44 @@ def load_policy(
 ) -> tuple[dict, normalize.NormStats]:
     """Parameters and statistics of a checkpoint of any known format.
 
-    Heads and adapters that it lacks start fresh from the seed; what was left out or started fresh
-    is logged.
-
     Args:
-      iteration: -1 is the newest, others exist in runs of ours.
+      iteration: -1 is the newest.
 
     Raises:
       ValueError: nothing known lies there, it does not fit, or a run removed it meanwhile.
     """
-    path = pathlib.Path(path)
-    if iteration >= 0:
-        path = run_directory(path) / "checkpoints" / str(iteration)
     # A run that still trains would remove it meanwhile.
-    with folders.holding(path) as place, _while_it_is_there(place):
-        folders.require_intact(place)
-        return _loaded(settings, sources.open_source(place, settings.policy.network), mesh)
+    with checkpoints.held(path, iteration) as place:
+        opened = look(settings, place)
+        return load(settings, opened, mesh), opened.stats
 
 
-@contextlib.contextmanager
-def held(path: str | pathlib.Path, iteration: int) -> Iterator[int]:
-    """-> the iteration that is the newest now, which stays until the block ends; others as given.
+def load(settings: config.Settings, opened: Opened, mesh: jax.sharding.Mesh) -> dict:
+    """Its parameters.
 
-    Foreign checkpoints have none: -1.
+    Heads and adapters that it lacks start fresh from the seed; what was left out or started fresh
+    is logged.
     """
-    path = pathlib.Path(path)
-    with folders.holding(path, iteration) as place:
-        yield iteration if place == path else int(place.name)
-
-
-@contextlib.contextmanager
-def _while_it_is_there(path: pathlib.Path) -> Iterator[None]:
-    """Where storage has no locks, a run that still trains removes what somebody reads."""
-    was_there = path.exists()
-    try:
-        yield
-    except Exception as error:
-        # Removing takes a while, too.
-        deadline_s = time.monotonic() + REMOVAL_S
-        while was_there and path.exists() and time.monotonic() < deadline_s:
-            time.sleep(0.1)
-        if not was_there or path.exists():
-            raise
-        raise ValueError(
-            f"checkpoint {path} went away while it was read; its run still trains:"
-            f" run the same command again, or raise run.keep there"
-        ) from error
-
-
-def _loaded(
-    settings: config.Settings, source: sources.Source, mesh: jax.sharding.Mesh
-) -> tuple[dict, normalize.NormStats]:
     declared = flow.specs(settings.policy)
     layout = spec.shardings(declared, mesh, meshes.RULES)
-    stats = _checked_stats(settings, source.location)
     key = rng.named(jax.random.key(settings.raw.seed), "params")
-    params, notes = sources.load(source, declared, layout, key)
+    params, notes = sources.load(opened.source, declared, layout, key)
     for name, reason in notes.items():
         log.info("%s: %s", name, reason)
-    return params, stats
+    return params
 
 
-def _checked_stats(settings: config.Settings, location: pathlib.Path) -> normalize.NormStats:
-    """Statistics for the weights at a place, if they fit the robot."""
-    stats = _stats_near(settings, location)
-    statistics.check(
-        stats, settings.raw.model.norm_mode, action_dim=settings.policy.model.action_env_dim
-    )
-    return stats
-
-
-def _stats_near(settings: config.Settings, location: pathlib.Path) -> normalize.NormStats:
-    """The recipe's statistics, else those that lie with a checkpoint."""
+def _stats_of(settings: config.Settings, place: resolve.Place) -> tuple[normalize.NormStats, str]:
+    """The recipe's statistics, else those of the checkpoint -> (statistics, where they lie)."""
     if settings.raw.model.norm_stats:
-        return given_stats(settings)
-    found = assets.find(location)
+        return given_stats(settings), settings.raw.model.norm_stats
+    found = assets.find(place)
     if found is None:
-        raise ValueError(f"no norm_stats.json lies near {location}; give model.norm_stats")
-    stats, _ = found
-    return stats
-
-
-def checkpoint_identity(run_dir: str | pathlib.Path, iteration: int) -> dict:
-    """What names a checkpoint: its place, its iteration and when it was written.
-
-    A copy of a run keeps that time.
-    """
-    run_dir = run_directory(run_dir)
-    if not (run_dir / "checkpoints").is_dir():  # not a run of ours
-        location = sources.open_source(run_dir).location
-        return {"run": str(location), "iteration": None, "written_ns": location.stat().st_mtime_ns}
-    source = store.Store(run_dir / "checkpoints", create=False)
-    try:
-        return {"run": str(run_dir)} | source.identity(None if iteration < 0 else iteration)
-    finally:
-        source.close()
-
-
-def run_directory(path: str | pathlib.Path) -> pathlib.Path:
-    """A run is named by its directory or by the checkpoints in it."""
-    path = pathlib.Path(path)
-    return path.parent if path.name == "checkpoints" else path
+        raise ValueError(
+            f"{place.folder} holds no statistics of its own; give the norm_stats.json of its data "
+            f"set with {assets.FLAG}=FILE"
+        )
+    return found
 
 
 def norm_stats_path(run_dir: str | pathlib.Path) -> pathlib.Path:

@@ -4,8 +4,10 @@ Refuses to know what the fields mean.
 """
 
 import ast
+import importlib
 import importlib.util
 import pathlib
+import sys
 import traceback
 import types
 from typing import Any
@@ -13,17 +15,21 @@ from typing import Any
 import ml_collections
 
 from pirl_jax.core import outside, paths
+from pirl_jax.run.rlinf import translation
 
 PACKAGE = "pirl_jax.recipes"
 WITHOUT_PAGE = "give the recipe with --config"
 NOT_RECIPES = ("__init__", "base")
+SECTIONS = ("env", "model", "algorithm")  # that the page of any run has had
+YAML = (".yaml", ".yml")
 
 
 def load_recipe(name: str | pathlib.Path, flag: str = "--config") -> ml_collections.ConfigDict:
     """The page that a recipe describes.
 
     Args:
-      name: path of a Python file with get_config(), or the name of a recipe of this package.
+      name: path of a Python file with get_config(), or of RLinf's YAML, or the name of a recipe of
+        this package.
       flag: where it was given, for errors.
 
     Raises:
@@ -31,6 +37,8 @@ def load_recipe(name: str | pathlib.Path, flag: str = "--config") -> ml_collecti
     """
     if not name:
         raise ValueError(f"{flag} is missing; give a recipe, for example {flag} quickstart")
+    if pathlib.PurePath(name).suffix in YAML:
+        return _of_rlinf(paths.absolute(name))
     path = _find(str(name), flag)
     _check_imports(path)
     spec = importlib.util.spec_from_file_location("recipe", path)
@@ -39,6 +47,19 @@ def load_recipe(name: str | pathlib.Path, flag: str = "--config") -> ml_collecti
     if not isinstance(page, ml_collections.ConfigDict):
         raise ValueError(f"recipe {path} gives no page; get_config() must return base.get_config()")
     return page
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """The page that every recipe begins with."""
+    return importlib.import_module(f"{PACKAGE}.base").get_config()
+
+
+def _of_rlinf(path: pathlib.Path) -> ml_collections.ConfigDict:
+    """The page of a configuration of RLinf; what of it has no counterpart is said."""
+    found = translation.translate(path)
+    for note in translation.notes_of(path, found):
+        print(f"note: {note}", file=sys.stderr)
+    return found.page()
 
 
 def _run(module: types.ModuleType, path: pathlib.Path) -> object:
@@ -126,12 +147,14 @@ def load_run(directory: str | pathlib.Path) -> ml_collections.ConfigDict:
       ValueError: the folder holds no run, or one with other fields than today's page.
     """
     folder = paths.absolute(directory)
+    if folder.parent.name == "checkpoints" and folder.name.isdecimal():
+        folder = folder.parent  # one of the checkpoints of a run
     path = (folder.parent if folder.name == "checkpoints" else folder) / "config.json"
     if not path.exists():
         raise ValueError(
             f"--checkpoint {directory} has no config.json beside its checkpoints; {WITHOUT_PAGE}"
         )
-    page = importlib.import_module(f"{PACKAGE}.base").get_config()
+    page = defaults()
     fields = _with_tuples(outside.read_json(path, remedy=WITHOUT_PAGE))
     _require_fields(path, page, fields)
     try:
@@ -148,7 +171,7 @@ def _require_fields(path: pathlib.Path, page: ml_collections.ConfigDict, fields:
     """The names of today's page, all of them and no other."""
     ours = set(field_names(page))
     theirs = set(_names(fields))
-    if not ours & theirs:
+    if not all(isinstance(fields.get(section), dict) for section in SECTIONS):
         raise ValueError(f"{path} is no config.json of a run of ours; {WITHOUT_PAGE}")
     unlike = sorted(ours ^ theirs)
     if unlike:

@@ -60,7 +60,9 @@ def _bound(field: dataclasses.Field) -> str:
     bound = field.metadata["bound"]
     if bound.choices:
         names = ", ".join(f"`{choice}`" if choice else "empty" for choice in bound.choices)
-        return f"{names}; or several, with commas" if bound.several else names
+        if bound.several:
+            names += "; or several, with commas"
+        return f"{names}; or a path with a slash" if bound.folder else names
     if typing.get_origin(field.type) is not tuple:
         return _words(field.type, bound)
     words = f"each a {_words(bounds.element_kind(field.type), bound)}"

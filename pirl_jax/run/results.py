@@ -2,7 +2,7 @@
 table of a run.
 
 evaluation.json     policy, protocol, table with Wilson intervals, per task and suite, episodes,
-                    versions, renderer
+                    versions, renderer, simulator as imported
 table.txt           the table
 videos/             one MP4 per recorded episode, written as soon as it ends
 episodes.jsonl      of the command only: one line per finished episode, from which an interrupted
@@ -16,7 +16,7 @@ import re
 
 from pirl_jax.core import atomic, endings, outside, page
 from pirl_jax.envs import base, child
-from pirl_jax.envs.libero import files
+from pirl_jax.envs.libero import files, identity
 from pirl_jax.monitor import log, report, video
 from pirl_jax.rollout import starts, stats, stream
 from pirl_jax.run import config, perturbations, simulators
@@ -30,6 +30,7 @@ def protocol(
     """Everything the success rate of a policy depends on besides the policy."""
     env = settings.raw.env
     rules = config.rules(settings.raw)
+    found = simulators.played(settings)
     return {
         "name": env.protocol if rules else f"{env.suite}'s own",
         "suite": env.suite,
@@ -48,6 +49,7 @@ def protocol(
         "spread": env.spread,
         "seed": settings.raw.seed,
         "assets": simulators.assets(settings),
+        "simulator": found and identity.without_folders(found),
     }
 
 
@@ -131,6 +133,7 @@ def write(
         "lost_episodes": [row(result) for result in results if result.lost],
         "episodes": [row(result) for result in results if not result.lost],
         "renderer": simulators.renderer(settings),
+        "simulator": simulators.played(settings),
         "environment": log.environment(),
     }
     directory.mkdir(parents=True, exist_ok=True)

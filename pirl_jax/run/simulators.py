@@ -3,16 +3,17 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import functools
+import logging
 import os
 
-from pirl_jax.envs import base, expert_tasks, probes
+from pirl_jax.envs import base, caches, expert_tasks, probes
 from pirl_jax.envs.gl import backends
 from pirl_jax.envs.libero import assets as asset_files
-from pirl_jax.envs.libero import files
+from pirl_jax.envs.libero import custom, files, identity, preflight
 from pirl_jax.envs.pool import pool as pools
-from pirl_jax.envs.pool import queue, worker
+from pirl_jax.envs.pool import process, queue, worker
 from pirl_jax.monitor import progress
-from pirl_jax.run import config, machine
+from pirl_jax.run import config, machine, perturbations
 
 
 def env_factory(settings: config.Settings) -> Callable[[], base.Env]:
@@ -27,7 +28,7 @@ def env_factory(settings: config.Settings) -> Callable[[], base.Env]:
             image_size_px=env.image_size_px,
             chunk=settings.policy.model.action_chunk,
         )
-    backends.require(os.environ.get("MUJOCO_GL", "egl"))
+    backends.require(backends.wanted())
     # Not at the top: importing mujoco without that library fails in words that do not name it.
     from pirl_jax.envs.libero import suite as libero
     from pirl_jax.envs.tabletop import suite as tabletop
@@ -80,12 +81,15 @@ def open_envs(
     make_env: None is env_factory's.
     """
     env = settings.raw.env
+    backends.drop_empty()
     num_workers = min(env.num_workers, num_envs)
     draws = not env.suite.startswith("probe_")
-    backend = os.environ.get("MUJOCO_GL", "egl") if draws else None
+    backend = backends.wanted() if draws else None
     render_devices = tuple(env.render_devices)
     variables = _check_machine(num_envs, num_workers, env.image_size_px, backend, render_devices)
     os.environ.update(variables)
+    _say_where_caches_are()
+    played(settings)
     _prepare_light_pictures(settings)
     pool = pools.EnvPool(
         make_env or env_factory(settings),
@@ -99,6 +103,47 @@ def open_envs(
     )
     with pool, queue.ReadyQueue(pool) as ready:
         yield ready
+
+
+def played(settings: config.Settings) -> dict[str, dict] | None:
+    """Which simulator the workers import, seen in a process like theirs; None: none of LIBERO's.
+
+    Once per process: it takes seconds, and as many for each task of somebody's own.
+
+    Raises:
+      ValueError: they cannot play, or it is another LIBERO than env.libero allows.
+    """
+    env = settings.raw.env
+    if config.rules(settings.raw) is None:
+        return None
+    folder = env.suite if custom.is_folder(env.suite) else None
+    plus_folder = perturbations.folders(env).plus_assets
+    question = preflight.Question(
+        assets=str(files.find_assets(env.assets)),
+        plus_assets=plus_folder and str(plus_folder),
+        folder=folder,
+        tasks=env.tasks if folder else (),
+    )
+    found = _ask(question, *env.render_devices[:1])
+    if env.libero == "pinned":
+        identity.require_pinned(found)
+    return found
+
+
+@functools.cache
+def _say_where_caches_are() -> None:
+    """Once per process; workers find the same places by themselves."""
+    moved = caches.moved()
+    if moved:
+        logging.getLogger(__name__).warning("%s", moved)
+
+
+@functools.cache
+def _ask(question: preflight.Question, device: int | None = None) -> dict[str, dict]:
+    found = preflight.ask(question, process.variables(device))
+    if question.folder and (shortened := custom.shortened(question.folder)):
+        logging.getLogger(__name__).warning("%s", shortened)
+    return found
 
 
 def _prepare_light_pictures(settings: config.Settings) -> None:
@@ -138,7 +183,7 @@ def renderer(settings: config.Settings) -> str | None:
     env = settings.raw.env
     if env.suite.startswith("probe_"):
         return None
-    return backends.describe(os.environ.get("MUJOCO_GL", "egl"), *env.render_devices[:1])
+    return backends.describe(backends.wanted(), *env.render_devices[:1])
 
 
 def assets(settings: config.Settings) -> dict | None:

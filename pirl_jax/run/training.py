@@ -18,7 +18,18 @@ from pirl_jax.monitor import log, mirror, timeline
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import starts
 from pirl_jax.rollout import stream as streams
-from pirl_jax.run import config, devices, hosts, learnable, plan, policies, rollouts, simulators
+from pirl_jax.run import (
+    checkpoints,
+    config,
+    devices,
+    hosts,
+    learnable,
+    pages,
+    plan,
+    policies,
+    rollouts,
+    simulators,
+)
 from pirl_jax.weights import folders, store
 
 
@@ -32,6 +43,7 @@ class Run:
     envs: queue.ReadyQueue
     playable: starts.Starts
     directory: log.RunDir
+    page: pages.Page
     store: store.Store
     timers: timeline.Timers
     first_iteration: int  # 0: a fresh run
@@ -41,6 +53,7 @@ class Run:
     # Episodes of the scripted expert, where SFT or co-training asked for them.
     demonstrations: list[dict] | None = None
     rollbacks: int = 0  # how often the run has gone back (run/divergence.py)
+    started_from: checkpoints.Record | None = None  # of a fresh run from a checkpoint
 
     @property
     def instructions(self) -> tuple[str, ...]:
@@ -64,6 +77,21 @@ class Run:
         return stream
 
 
+def agreed(raw: ml_collections.ConfigDict, resume: str) -> ml_collections.ConfigDict:
+    """The page with what the checkpoint to start from says about itself.
+
+    Raises:
+      ValueError: its files contradict the page.
+    """
+    if resume == "auto" and raw.run.directory:
+        path = paths.absolute(raw.run.directory)
+        if log.holds_run(path):
+            return checkpoints.agreed_again(raw, path)
+    if raw.model.checkpoint:
+        return checkpoints.agreed(raw, paths.absolute(raw.model.checkpoint))
+    return raw
+
+
 def prepare(
     settings: config.Settings,
     raw: ml_collections.ConfigDict,
@@ -83,8 +111,9 @@ def prepare(
         mirror.check()
     standing = _claim(path, resume, stack)
     resume_at = standing.resume_at
+    started_from = None
     if not resume_at:
-        policies.check_start(settings)
+        started_from = policies.check_start(settings)
     else:
         _check_resumable(settings, path, resume_at)
     mesh = devices.mesh(settings)
@@ -115,10 +144,12 @@ def prepare(
         envs=envs,
         playable=playable,
         directory=directory,
+        page=pages.Page(path),
         store=checkpoints,
         timers=timers,
         first_iteration=resume_at or 0,
         stream=stream,
+        started_from=started_from,
     )
 
 

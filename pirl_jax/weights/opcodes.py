@@ -114,7 +114,7 @@ class Machine:
             items = [self._pop() for _ in range(_OF_STACK[name])]
             self._stack.append(tuple(reversed(items)))
         elif name in _ACTIONS:
-            _ACTIONS[name](self, argument)
+            getattr(self, _ACTIONS[name])(argument)
         elif name not in _IGNORED:
             raise self._refuse(f"asks for {name}, which plain tensors need not")
 
@@ -214,24 +214,94 @@ class Machine:
         self._stack.append(self._persistent(self._pop()))
 
 
-_ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
-    "MARK": Machine._mark,
-    "EMPTY_TUPLE": Machine._empty_tuple,
-    "EMPTY_LIST": Machine._empty_list,
-    "EMPTY_DICT": Machine._empty_dict,
-    "TUPLE": Machine._tuple,
-    "APPEND": Machine._append,
-    "APPENDS": Machine._appends,
-    "SETITEM": Machine._set_item,
-    "SETITEMS": Machine._set_items,
-    "BUILD": Machine._build,
-    "MEMOIZE": Machine._memoize,
-    "BINPUT": Machine._put,
-    "LONG_BINPUT": Machine._put,
-    "BINGET": Machine._get,
-    "LONG_BINGET": Machine._get,
-    "GLOBAL": Machine._global,
-    "STACK_GLOBAL": Machine._stack_global,
-    "REDUCE": Machine._reduce,
-    "BINPERSID": Machine._persistent_id,
+class Opaque:
+    """Whatever a pickle of settings holds besides plain data; nothing of it was made or run."""
+
+
+class Settings(Machine):
+    """A pickle of settings, of which only the plain data is wanted."""
+
+    def __init__(self, where: str, remedy: str) -> None:
+        super().__init__(where, remedy, self._leave_out, self._leave_out)
+
+    def _leave_out(self, *of_what: Any) -> Opaque:
+        return Opaque()
+
+    def _do(self, name: str, argument: Any) -> None:
+        if name in _OF_OBJECTS:
+            for _ in range(_OF_OBJECTS[name]):
+                self._pop()
+            self._stack.append(Opaque())
+        elif name in ("EMPTY_SET", "FROZENSET"):
+            if name == "FROZENSET":
+                self._above_mark()
+            self._stack.append(Opaque())
+        elif name == "ADDITEMS":
+            self._above_mark()
+        else:
+            super()._do(name, argument)
+
+    def _append(self, argument: None) -> None:
+        item = self._pop()
+        if not self._is_opaque():
+            self._top(list).append(item)
+
+    def _appends(self, argument: None) -> None:
+        items = self._above_mark()
+        if not self._is_opaque():
+            self._top(list).extend(items)
+
+    def _set_item(self, argument: None) -> None:
+        value = self._pop()
+        key = self._pop()
+        if not self._is_opaque():
+            self._put_into(self._top(dict), key, value)
+
+    def _set_items(self, argument: None) -> None:
+        items = self._above_mark()
+        if self._is_opaque():
+            return
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            self._put_into(self._top(dict), key, value)
+
+    def _is_opaque(self) -> bool:
+        """Whether what comes next belongs to an object of which nothing is kept."""
+        return type(self._stack[-1]) is Opaque
+
+    def _put_into(self, table: dict, key: Any, value: Any) -> None:
+        if type(key) is str:
+            super()._put_into(table, key, value)
+
+    def _build(self, argument: None) -> None:
+        self._pop()
+
+    def _reduce(self, argument: None) -> None:
+        self._pop()
+        self._pop()
+        self._stack.append(Opaque())
+
+
+# Opcode that makes an object -> what it takes from the stack.
+_OF_OBJECTS = {"NEWOBJ": 2, "NEWOBJ_EX": 3}
+# Opcode -> the method that does it.
+_ACTIONS = {
+    "MARK": "_mark",
+    "EMPTY_TUPLE": "_empty_tuple",
+    "EMPTY_LIST": "_empty_list",
+    "EMPTY_DICT": "_empty_dict",
+    "TUPLE": "_tuple",
+    "APPEND": "_append",
+    "APPENDS": "_appends",
+    "SETITEM": "_set_item",
+    "SETITEMS": "_set_items",
+    "BUILD": "_build",
+    "MEMOIZE": "_memoize",
+    "BINPUT": "_put",
+    "LONG_BINPUT": "_put",
+    "BINGET": "_get",
+    "LONG_BINGET": "_get",
+    "GLOBAL": "_global",
+    "STACK_GLOBAL": "_stack_global",
+    "REDUCE": "_reduce",
+    "BINPERSID": "_persistent_id",
 }

@@ -54,10 +54,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     path = pathlib.Path(path)
     outside.require_file(path)
     memory = _map(path)
-    members = _members(path)
-    if "data.pkl" not in members:
-        raise ValueError(f"{path} holds no data.pkl, so it was not written by torch.save; {REMEDY}")
-    tensors = _Archive(path, members, memory).tensors()
+    tensors = _Archive(path, _members(path), memory).tensors()
     if not tensors:
         raise ValueError(f"{path} holds no tensors by name; {REMEDY}")
     for name, tensor in tensors.items():
@@ -70,6 +67,21 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
             f"the file: they share their storages; {REMEDY}"
         )
     return tensors
+
+
+def settings(path: str | os.PathLike) -> dict[str, Any]:
+    """The plain data of a saved dict; whatever else it holds is an opcodes.Opaque.
+
+    Raises: ValueError as `read`.
+    """
+    path = pathlib.Path(path)
+    outside.require_file(path)
+    memory = _map(path)
+    archive = _Archive(path, _members(path), memory)
+    tree = opcodes.Settings(f"data.pkl of {path}", REMEDY).run(archive.description())
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds no settings by name; {REMEDY}")
+    return tree
 
 
 def _map(path: pathlib.Path) -> mmap.mmap:
@@ -131,13 +143,21 @@ class _Archive:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """By name."""
+        return _state_dict(self._machine.run(self.description()))
+
+    def description(self) -> bytes:
+        """The pickle."""
+        if "data.pkl" not in self._members:
+            raise ValueError(
+                f"{self._path} holds no data.pkl, so it was not written by torch.save; {REMEDY}"
+            )
         order = self._content("byteorder") if "byteorder" in self._members else b"little"
         if order != b"little":
             raise ValueError(f"{self._path} is of a machine with the other byte order; {REMEDY}")
         description = self._content("data.pkl")
         if zlib.crc32(description) != self._members["data.pkl"].CRC:
             raise ValueError(f"data.pkl of {self._path} is damaged; copy the file again")
-        return _state_dict(self._machine.run(description))
+        return description
 
     def _content(self, name: str) -> bytes:
         """Of a small entry."""

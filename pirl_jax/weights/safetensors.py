@@ -147,7 +147,7 @@ def read_folder(folder: str | os.PathLike) -> dict[str, np.ndarray]:
     folder = pathlib.Path(folder)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return _read_shards(index)
+        return read_shards(index)
     whole = folder / "model.safetensors"
     if whole.is_file():
         return read(whole)
@@ -173,7 +173,11 @@ def _join(shards: Mapping[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return joined
 
 
-def _read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
+def read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors that an index names.
+
+    Raises: ValueError as read_folder.
+    """
     folder = index.parent
     # Name of a tensor -> file.
     shard_of = outside.part(outside.read_json(index), "weight_map", dict, index)

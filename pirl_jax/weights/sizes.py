@@ -86,7 +86,11 @@ def _require(needed: Mapping[str, int], shapes: Mapping[str, tuple], otherwise: 
     """needed: name -> number of axes, none of which is empty."""
     lacking = [name for name in needed if name not in shapes]
     if lacking:
-        raise ValueError(f"{otherwise}: {', '.join(lacking)} missing")
+        near = torch_names.nearest(lacking[0], shapes)
+        raise ValueError(
+            f"{otherwise}: {', '.join(lacking)} missing; for the first of them the file has "
+            f"{near or 'nothing'}"
+        )
     for name, axes in needed.items():
         shape = shapes[name]
         if len(shape) != axes or 0 in shape:
@@ -146,7 +150,8 @@ def _image_size(
     side = math.isqrt(num_tokens)
     if side * side != num_tokens:
         raise ValueError(
-            f"{num_tokens} image tokens are no square picture; give the configuration of the model"
+            f"{num_tokens} image tokens are no square picture; give --config RECIPE, whose model "
+            f"section describes this network"
         )
     return (side * patch_px, side * patch_px)
 
@@ -291,7 +296,8 @@ def _known_siglip(
 
 
 _HEADS_UNKNOWN = (
-    "PyTorch's layout does not tell the number of heads; give the configuration of the model"
+    "PyTorch's layout does not tell the number of heads; give --config RECIPE, whose model section "
+    "describes this network"
 )
 
 

@@ -21,10 +21,16 @@ import orbax.checkpoint as ocp
 
 from pirl_jax.core import outside, spec
 from pirl_jax.models import variants
-from pirl_jax.weights import accounting, pickled, safetensors, sizes, sound, torch_names
+from pirl_jax.weights import (
+    accounting,
+    pickled,
+    resolve,
+    safetensors,
+    sizes,
+    sound,
+    torch_names,
+)
 
-# How the names of PEFT's files begin.
-PEFT = ("adapter_model.", "adapter_config.json")
 # Weights hardly compress; but adapters and new heads hold zeros.
 MOST_GROWTH = 100
 FREE_GROWTH = 1 << 28  # bytes
@@ -43,6 +49,9 @@ class Source:
     fetch: Callable[[str, Any], np.ndarray]  # (path, dtype) -> the array in that dtype
     ignored: Mapping[str, str]  # name in the file -> why it is not used
     cfg: variants.Pi0Config | None = None  # None: adapters alone, not a whole network
+    place: resolve.Place | None = None  # where it lies; None: in memory
+    num_tensors: int = 0  # as stored
+    tells_horizon: bool = True  # False: that of cfg is only what its family publishes
 
     def read(self, path: str, dtype: Any = None) -> np.ndarray:
         """One array, None: in the dtype it is stored in."""
@@ -58,7 +67,7 @@ class Source:
 
 
 def open_source(
-    path: str | os.PathLike,
+    path: str | os.PathLike | resolve.Place,
     given: variants.Pi0Config | None = None,
     *,
     raw: bool = False,
@@ -66,82 +75,22 @@ def open_source(
 ) -> Source:
     """Find out what lies at `path` and check that it is a whole pi0 or pi0.5.
 
-    path: a run of ours; a step or `params` folder of openpi's JAX trainer; a folder with
-      safetensors files (openpi, RLinf, LeRobot) or such a file; a folder of RLinf's trainer or its
-      full_weights.pt.
+    path: all that resolve.find takes, or what it has found.
     given: the configuration it must agree with; it also says what tensors cannot (sizes.py).
     raw: the weights that trained instead of their moving average, where a checkpoint has both.
     whole: False also takes adapters alone.
     Raises: ValueError that says what is there instead, or lists everything that does not fit.
     """
-    path = pathlib.Path(path).absolute()
-    if not path.exists():
-        raise ValueError(_nothing_at(path))
-    kind, location = _locate(path)
+    place = path if isinstance(path, resolve.Place) else resolve.find(pathlib.Path(path))
+    location = place.weights
     with outside.named(location):
-        source = OPENERS[kind](location, given, raw)
+        source = dataclasses.replace(OPENERS[place.kind](location, given, raw), place=place)
         if not whole and sizes.TOKEN_EMBEDDING not in source.shapes:
             return source
         cfg = sizes.infer(source.shapes, given)
         heads = {path: shape for path, shape in source.shapes.items() if path.startswith(HEADS)}
         accounting.require_shapes(sizes.shapes_of(cfg) | heads, source.shapes, location)
     return dataclasses.replace(source, cfg=cfg)
-
-
-# ---- where things lie ----------------------------------------------------------------------------
-
-
-def _nothing_at(path: pathlib.Path) -> str:
-    steps = sorted(int(step.name) for step in _steps(path.parent))
-    if steps and path.name.isdecimal():
-        return f"{path.parent} holds no checkpoint of iteration {path.name}; it holds {steps}"
-    return (
-        f"there is no checkpoint at {path}; "
-        f"give a run directory, or a checkpoint of openpi, RLinf or LeRobot"
-    )
-
-
-def _locate(path: pathlib.Path) -> tuple[str, pathlib.Path]:
-    """-> (key of OPENERS, folder or file with the arrays)."""
-    if _is_of_peft(path):
-        raise ValueError(
-            f"{path} holds adapters of PEFT, without which the weights beside them are another "
-            f"policy; load base and adapters with PEFT, call merge_and_unload, save the result as "
-            f"model.safetensors and give its folder"
-        )
-    # Whoever names a file means that file, whatever lies beside it.
-    if path.suffix in (".safetensors", ".pt"):
-        return path.suffix[1:], path
-    # As RLinf's trainer leaves them, from the inside to the outside.
-    for folder in ("", "model_state_dict", "actor/model_state_dict"):
-        weights = path / folder / "full_weights.pt"
-        if weights.is_file():
-            return "pt", weights
-    if (path / "model.safetensors.index.json").is_file() or any(path.glob("model*.safetensors")):
-        return "safetensors", path
-    for folder in (path, path / "checkpoints", *_steps(path), *_steps(path / "checkpoints")):
-        if (folder / "state" / "_METADATA").is_file():
-            return "pirl", folder / "state"
-        if (folder / "params" / "_METADATA").is_file():
-            return "openpi_jax", folder / "params"
-        if folder.name == "params" and (folder / "_METADATA").is_file():
-            return "openpi_jax", folder
-    raise ValueError(
-        f"{path} holds no checkpoint that is known: neither checkpoints/N/state (a run of ours), "
-        f"params/_METADATA (openpi's JAX trainer), model.safetensors or its index (openpi, RLinf, "
-        f"LeRobot), nor full_weights.pt (RLinf)"
-    )
-
-
-def _is_of_peft(path: pathlib.Path) -> bool:
-    beside = [child.name for child in path.glob("adapter_*")]
-    return any(name.startswith(PEFT) for name in (path.name, *beside))
-
-
-def _steps(path: pathlib.Path) -> list[pathlib.Path]:
-    """Numbered folders, newest first."""
-    steps = [child for child in path.glob("*") if child.name.isdecimal()]
-    return sorted(steps, key=lambda child: int(child.name), reverse=True)
 
 
 # ---- orbax: openpi's JAX trainer, and our runs ---------------------------------------------------
@@ -228,6 +177,7 @@ def _orbax(format_name: str, folder: pathlib.Path, is_wanted: Callable[[tuple], 
         dtypes=dtypes,
         fetch=fetch,
         ignored={},
+        num_tensors=len(leaves),
     )
     _refuse_bomb(source)
     return source
@@ -287,8 +237,11 @@ def _our_paths(leaves: Iterable[tuple]) -> dict[str, tuple]:
 
 
 def _open_safetensors(path: pathlib.Path, given: variants.Pi0Config | None, raw: bool) -> Source:
-    read = safetensors.read_folder if path.is_dir() else safetensors.read
-    return _torch(read(path), path, given)
+    if path.name == resolve.INDEX:
+        tensors = safetensors.read_shards(path)
+    else:
+        tensors = safetensors.read_folder(path) if path.is_dir() else safetensors.read(path)
+    return _torch(tensors, path, given)
 
 
 def _open_pt(path: pathlib.Path, given: variants.Pi0Config | None, raw: bool) -> Source:
@@ -337,6 +290,7 @@ def _torch(
         dtypes=dtypes,
         fetch=fetch,
         ignored=ignored,
+        num_tensors=len(tensors) + len(ignored),
     )
 
 

@@ -12,6 +12,7 @@ from pirl_jax.policy import normalize
 
 # Spread in robot units (m, rad): a dimension that moves less is scaled up by more than 10,000.
 NEAR_CONSTANT = 1e-4
+PADDED = 32  # dims of the published models
 
 
 def check(stats: normalize.NormStats, mode: str, state_dim: int = 8, action_dim: int = 7) -> None:
@@ -37,8 +38,7 @@ def _problems(name: str, stats: normalize.Stats, mode: str, dim: int) -> Iterato
         yield f"{name} has no {' and '.join(absent)}, which norm_mode={mode!r} needs"
     given = {field: getattr(stats, field) for field in fields if field not in absent}
     for field, values in given.items():
-        # openpi's statistics may be padded to the model's 32 dims; fewer are of another robot.
-        if len(values) < dim:
+        if not _fits(stats, field, dim):
             yield f"{name}.{field} has {len(values)} dims and the robot has {dim}"
     for field, values in given.items():
         if not np.isfinite(values).all():
@@ -47,6 +47,16 @@ def _problems(name: str, stats: normalize.Stats, mode: str, dim: int) -> Iterato
         yield f"{name}.std is negative"
     if mode == "quantile" and not absent and (given["q99"] < given["q01"]).any():
         yield f"{name}.q99 lies below q01"
+
+
+def _fits(stats: normalize.Stats, field: str, dim: int) -> bool:
+    """openpi's may be padded to the model's dims; any other length is another robot's."""
+    length = len(getattr(stats, field))
+    if length == dim or length == PADDED > dim:
+        return True
+    # Dims that never moved are padding, too.
+    spread = stats.std if field in ("mean", "std") else stats.q99 - stats.q01
+    return length > dim and not np.any(spread[dim:])
 
 
 def report(stats: normalize.NormStats, mode: str, state_BQ: np.ndarray) -> str:
@@ -59,8 +69,7 @@ def report(stats: normalize.NormStats, mode: str, state_BQ: np.ndarray) -> str:
     """
     check(stats, mode, state_dim=state_BQ.shape[-1])
     lines = [
-        f"norm stats: {mode}, state {len(stats.state.mean)} dims, "
-        f"actions {len(stats.actions.mean)} dims"
+        f"norm stats: {mode}, state {stats.state.dims} dims, actions {stats.actions.dims} dims"
     ]
     lines += _near_constant("state", stats.state, mode)
     lines += _near_constant("actions", stats.actions, mode)

@@ -98,9 +98,11 @@ def _openpi_config(source: sources.Source) -> dict[str, Any]:
     cfg = source.cfg
     # openpi's names of the sizes are ours.
     names = {gemma: name for name, gemma in variants.GEMMA.items()}
+    # Readers believe what stands here: what nobody knows is left out.
+    horizon = {"action_horizon": cfg.action_horizon} if source.tells_horizon else {}
     return {
         "action_dim": cfg.action_dim,
-        "action_horizon": cfg.action_horizon,
+        **horizon,
         "paligemma_variant": names.get(cfg.paligemma, "unknown"),
         "action_expert_variant": names.get(cfg.expert, "unknown"),
         "precision": np.dtype(source.dtypes[sizes.TOKEN_EMBEDDING]).name,

@@ -10,10 +10,15 @@ layer, and 1 is an axis of size 1.
 import collections
 from collections.abc import Iterable, Mapping
 import dataclasses
+import difflib
 import math
 import re
 
 import numpy as np
+
+from pirl_jax.core import outside
+
+MOST_NEAREST = 3  # names that an error shows for one that is missing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,13 +288,23 @@ def copy_into(out: np.ndarray, x: np.ndarray) -> None:
 
 # ---- names in files -> names of the table --------------------------------------------------------
 
-_OURS = r"(?=paligemma_with_expert\.|action_|state_proj\.|time_mlp_|value_head\.|noise_head\.)"
+# Parts of a name that wrappers leave, wherever they wrap: FSDP, torch.compile, DDP, DeepSpeed and
+# Lightning; classes of policies.  No module of the table is called so.
+WRAPPERS = (
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_orig_mod",
+    "_forward_module",
+    "module",
+    "policy",
+    "actor",
+)
 # Pattern -> replacement, one after the other.
 _SPELLINGS = {
-    # Sharded PyTorch trainers.
-    r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module)\.": "",
-    # Compiled and wrapped modules; LeRobot puts "model." in front.
-    r"^(?:module\.|_orig_mod\.|model\.)+" + _OURS: "",
+    rf"(?<![^.])(?:{'|'.join(WRAPPERS)})\.": "",
+    # "model." is a wrapper, too (LeRobot's), but where transformers has a module of that name.
+    r"(?<!\.paligemma\.)(?<!\.gemma_expert\.)(?<!\.language_model\.)(?<![^.])model\.": "",
+    r"\.(paligemma|gemma_expert)\.model\.(?:model\.)+": r".\1.model.",
     # LeRobot's first releases, and transformers before 4.52: parts of PaliGemma one level higher.
     r"\.paligemma\.(vision_tower|multi_modal_projector|language_model)\.": r".paligemma.model.\1.",
     # Transformers 5 leaves out "vision_model".
@@ -344,6 +359,16 @@ def _canonical_name(name: str) -> str:
     for pattern, replacement in _SPELLINGS.items():
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Of the names in a file, the few that come closest to one of the table, for an error."""
+    names = list(names)
+    # Letters in common say little where names are long: first by what they end in.
+    tail = ".".join(name.split(".")[-2:])
+    ending = [other for other in names if other.endswith(tail)]
+    close = difflib.get_close_matches(name, ending or names, n=MOST_NEAREST, cutoff=0.3)
+    return outside.listed(close or names[:MOST_NEAREST])
 
 
 def _reason_to_ignore(name: str) -> str:

@@ -15,13 +15,14 @@ import sys
 import pytest
 
 from pirl_jax.core import bounds, endings, page, paths
+from pirl_jax.envs import caches
 from pirl_jax.envs.libero import files
 from pirl_jax.run import command
 from tests import storage
 
 ROOT = pathlib.Path(__file__).parents[2]
 # envs/ knows no core.
-MAY_EXPAND = {"core/paths.py", "envs/libero/files.py"}
+MAY_EXPAND = {"core/paths.py", "envs/caches.py"}
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +80,7 @@ def test_variables_of_simulators(home, monkeypatch):
     with pytest.raises(ValueError, match="LIBERO assets are not in ~nobody_of_this_name/assets"):
         files.find_assets(None)
     monkeypatch.setenv("XDG_CACHE_HOME", "~/caches")
-    assert files.cache_folder("meshes") == home / "caches" / "pirl_jax" / "meshes"
+    assert caches.users("meshes") == home / "caches" / "pirl_jax" / "meshes"
 
 
 def _places():

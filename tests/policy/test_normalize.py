@@ -114,7 +114,7 @@ def test_wrong_input_says_the_remedy(tmp_path):
 
 ENTRY = {"mean": [0.0] * 3, "std": [1.0] * 3, "q01": [-1.0] * 3, "q99": [1] * 3}
 UNLIKE = {
-    "per step": ({"mean": [[0.0] * 3] * 10}, "mean of .* is no list of finite"),
+    "per step": ({"mean": [[0.0] * 3] * 10}, "mean of .* has 10 rows: statistics of each step"),
     "unlike lengths": ({"std": [1.0] * 4}, r"std of .* has shape \[4\] .* as the mean \(3\)"),
     "a text": ({"mean": "0.1"}, 'mean of .* is "0.1" and should be a list'),
     "texts": ({"q01": ["0.1"] * 3}, "q01 of .* is no list of finite numbers"),
@@ -122,6 +122,8 @@ UNLIKE = {
     "not finite": ({"q99": [1.0, float("nan"), 1.0]}, "q99 of .* is no list of finite numbers"),
     "digits": ({"mean": [10**400, 0, 0]}, "mean of .* is no list of finite numbers"),
     "no mean": ({"mean": None}, "has no mean"),
+    "one of a pair": ({"mean": None, "std": None, "q01": None}, "has no q01"),
+    "none": (dict.fromkeys(ENTRY), "has no mean and std"),
     "no dims": ({name: [] for name in ENTRY}, r"mean of .* has shape \[0\]"),
     "a list": ([1, 2], r"is \[1, 2\] and should be an object"),
 }
@@ -148,3 +150,22 @@ def test_delta_actions_by_hand():
     np.testing.assert_array_equal(delta[0, 1], [1, 0, -1, -2, -3, -4, 1])
     np.testing.assert_array_equal(normalize.absolute_actions(delta, state_BQ), actions_BHA)
     assert delta.dtype == np.float32 and np.all(actions_BHA == 1)
+
+
+def test_one_pair_is_enough_for_its_mode(tmp_path):
+    path = tmp_path / "these.json"
+    x = np.array([0.5, 0.0, -0.5])
+    for fields, mode, other in (
+        (("q01", "q99"), "quantile", "zscore"),
+        (("mean", "std"), "zscore", "quantile"),
+    ):
+        entry = {field: ENTRY[field] for field in fields}
+        path.write_text(json.dumps({"norm_stats": {"state": entry, "actions": entry}}))
+        stats = normalize.load(path).state
+        assert stats.dims == 3
+        scaled = normalize.normalize(x, stats, mode)
+        np.testing.assert_allclose(normalize.unnormalize(scaled, stats, mode), x, atol=1e-12)
+        with pytest.raises(ValueError, match=f"'{other}' needs .*, which these statistics lack"):
+            normalize.normalize(x, stats, other)
+        normalize.save(tmp_path / "again.json", normalize.load(path))
+        assert normalize.load(tmp_path / "again.json").state.dims == 3

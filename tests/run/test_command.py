@@ -145,7 +145,8 @@ def test_a_run_is_its_own_recipe(tmp_path):
 def test_pirl_alone_names_every_command(capsys):
     pirl.main(["pirl"])
     said = capsys.readouterr().out
-    modules = {path.stem for path in (ROOT / "pirl_jax").glob("*.py")} - {"__init__", "__main__"}
+    files = {path.stem for path in (ROOT / "pirl_jax").glob("*.py")} - {"__init__", "__main__"}
+    modules = {name.replace("_", "-") for name in files}
     assert set(pirl.COMMANDS) == modules | {"bench"}
     assert all(f"pirl {name}" in said for name in pirl.COMMANDS)
 
@@ -173,7 +174,7 @@ def test_pirl_loads_only_the_command_that_is_asked_for():
 
 @pytest.mark.parametrize("name", [name for name in pirl.COMMANDS if name != "bench"])
 def test_python_m_stays(name):
-    module = importlib.import_module(f"pirl_jax.{name}")
+    module = importlib.import_module(f"pirl_jax.{name.replace('-', '_')}")
     assert "if __name__ ==" in pathlib.Path(module.__file__).read_text()
 
 

@@ -464,6 +464,7 @@ def test_the_published_recipe_has_the_published_split_and_the_default_is_held_ou
 TABLES = {
     "env.suite": (*files.SUITES, "tabletop", *(f"probe_{name}" for name in probes.PROBES)),
     "env.protocol": files.PROTOCOLS,
+    "env.libero": ("pinned", "any"),
     "env.wording": files.WORDINGS,
     "env.render_quality": ("exact", "light"),
     "env.split": starts.SPLITS,

@@ -549,6 +549,7 @@ TESTED = {
     "mesh.fsdp": [HERE + "test_the_mesh_has_the_configured_axes"],
     "run.save_every": [EVALUATIONS],
     "run.keep": [EVALUATIONS],
+    "run.report_every": [EVALUATIONS],
     "run.max_rollbacks": ["run/test_divergence.py::Run"],
     "run.max_skipped_iterations": ["run/test_divergence.py::Run"],
 }

@@ -1,7 +1,5 @@
 """What run/ adds to the parts it puts together."""
 
-import shutil
-
 import jax
 import numpy as np
 import pytest
@@ -60,39 +58,6 @@ def test_no_run_starts_from_a_damaged_checkpoint(tmp_path):
     page.model.checkpoint = str(tmp_path / "run")
     with pytest.raises(ValueError, match=r"8 is damaged .checksums.json is missing"):
         policies.check_start(config.settings(page))
-
-
-def test_a_checkpoint_that_goes_away_while_it_is_read(tmp_path, monkeypatch):
-    """The run that it belongs to still trains, and keeps the newest ones only."""
-    folder = tmp_path / "run" / "checkpoints" / "8"
-    (folder / "state").mkdir(parents=True)
-    settings = config.settings(recipe.get_config())
-
-    def reading(path, network):
-        shutil.rmtree(path)
-        raise RuntimeError("a page of the words of a library")
-
-    monkeypatch.setattr(policies.sources, "open_source", reading)
-    monkeypatch.setattr(policies.folders, "require_intact", lambda folder: None)
-    said = f"checkpoint {folder} went away while it was read; its run still trains: run the same"
-    with pytest.raises(ValueError, match=f"^{said}"):
-        policies.load_policy(settings, tmp_path / "run", 8, None)
-
-
-@pytest.mark.parametrize("present", [True, False])
-def test_other_errors_of_reading_stay_what_they_are(tmp_path, monkeypatch, present):
-    if present:
-        (tmp_path / "checkpoints" / "8").mkdir(parents=True)
-    monkeypatch.setattr(policies, "REMOVAL_S", 0.1)
-
-    def reading(path, network):
-        raise RuntimeError("a mistake of ours")
-
-    monkeypatch.setattr(policies.sources, "open_source", reading)
-    monkeypatch.setattr(policies.folders, "require_intact", lambda folder: None)
-    settings = config.settings(recipe.get_config())
-    with pytest.raises(RuntimeError, match="a mistake of ours"):
-        policies.load_policy(settings, tmp_path, 8, None)
 
 
 PROMPTS = ["push the cube", "lift it"]
@@ -171,24 +136,3 @@ def test_no_bucket_is_longer_than_the_page_allows(limit, bucket):
         ).max_token_len
         == bucket
     )
-
-
-def test_readers_of_a_run_hear_of_damage_and_hold_what_they_read(tmp_path):
-    saved = store.Store(tmp_path / "checkpoints", keep=1)
-    saved.protect(1)
-    for iteration in (1, 2):
-        saved.save(iteration, {"params": {"w": np.ones(2)}})
-        saved.wait()
-    with policies.held(tmp_path, -1) as iteration:
-        saved.save(3, {"params": {"w": np.ones(2)}})
-        saved.wait()
-        assert iteration == 2 == policies.checkpoint_identity(tmp_path, iteration)["iteration"]
-    saved.close()
-    assert folders.standing(tmp_path / "checkpoints") == [1, 3]
-    (tmp_path / "checkpoints" / "3" / "state" / "manifest.ocdbt").write_bytes(b"")
-    for place, iteration in ((tmp_path, -1), (tmp_path / "checkpoints", 3)):
-        with pytest.raises(ValueError, match=r"3 is damaged \(.*manifest.*--iteration 1\)"):
-            policies.load_policy(config.settings(recipe.get_config()), place, iteration, None)
-    assert folders.standing(tmp_path / "checkpoints") == [1, 3]
-    with policies.held(tmp_path / "elsewhere", -1) as iteration:
-        assert iteration == -1

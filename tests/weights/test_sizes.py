@@ -35,7 +35,7 @@ def test_sizes_that_pytorch_merges_and_nobody_knows_are_a_sentence():
     cfg = variants.pi0_config("tiny")
     odd = dataclasses.replace(cfg, siglip=dataclasses.replace(cfg.siglip, mlp_dim=66))
     tensors = torch_shapes(odd)
-    unknown = r"feed-forward 66, patches of 8 px, which is no known size: .* give the configuration"
+    unknown = r"feed-forward 66, patches of 8 px, which is no known size: .* give --config REC"
     with pytest.raises(ValueError, match=unknown):
         sizes.infer_torch(tensors)
     assert sizes.infer_torch(tensors, odd).siglip == odd.siglip

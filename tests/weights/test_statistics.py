@@ -24,6 +24,30 @@ def test_a_mismatch_is_an_error(change, mode, line):
         statistics.check(conftest.make_stats(**change), mode)
 
 
+@pytest.mark.parametrize("mode", ["zscore", "quantile"])
+@pytest.mark.parametrize(
+    "state, actions, wrong",
+    [
+        (14, 7, "state.* has 14 dims and the robot has 8"),
+        (8, 14, "actions.* has 14 dims and the robot has 7"),
+        (9, 8, "state.* has 9 dims .*; actions.* has 8 dims"),
+        (32, 32, ""),
+        (8, 7, ""),
+    ],
+)
+def test_more_dims_than_the_robots_are_another_robots(state, actions, wrong, mode):
+    stats = conftest.make_stats(state, actions)
+    if not wrong:
+        statistics.check(stats, mode)
+        return
+    with pytest.raises(ValueError, match=wrong):
+        statistics.check(stats, mode)
+    for quantity, dim in ((stats.state, 8), (stats.actions, 7)):
+        quantity.std[dim:] = 0
+        quantity.q99[dim:] = quantity.q01[dim:]
+    statistics.check(stats, mode)  # dims that never moved are padding
+
+
 def test_quantiles_must_exist_where_they_are_used():
     stats = conftest.make_stats()
     actions = dataclasses.replace(stats.actions, q01=None, q99=None)

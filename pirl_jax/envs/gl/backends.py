@@ -14,15 +14,17 @@ import ctypes
 import dataclasses
 import functools
 import logging
+import os
 import pathlib
 import sys
 
-from pirl_jax.envs import base, child
+from pirl_jax.envs import child
 
 BACKENDS = {  # backend -> the library it cannot do without, its Debian packages
     "egl": ("libEGL.so.1", "libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"),
     "osmesa": ("libOSMesa.so.8", "libosmesa6 libgl1-mesa-dri"),
 }
+DEFAULT = ("", "enable", "enabled", "on", "true", "1")  # mujoco's words for its own choice
 BLANK_STD = 1.0  # grey levels; the test scene has about 49
 # A first import from a network disk takes tens of seconds; a driver that hangs takes for ever.
 TIMEOUT_S = 60.0
@@ -30,6 +32,7 @@ TIMEOUT_S = 60.0
 NVIDIA = pathlib.Path("/proc/driver/nvidia/version")
 VENDOR_FILE = "/usr/share/glvnd/egl_vendor.d/10_nvidia.json"
 
+NO_GPU = ("", "-1", "NoDevFiles")  # how CUDA_VISIBLE_DEVICES hides all; the last one is Slurm's
 NO_DISPLAY = "EGL opens no display"
 NO_DEVICE = "EGL lists no such device"
 SOFTWARE = "or render in software: export MUJOCO_GL=osmesa PYOPENGL_PLATFORM=osmesa"
@@ -81,6 +84,23 @@ class Probe:
         return f"{self.place} does not render: {self.reason}; {self.remedy}"
 
 
+def wanted(text: str | None = None) -> str:
+    """The backend of a text, or of $MUJOCO_GL, read as mujoco reads it.
+
+    Case and blanks do not matter; unset, empty and on are its default, which here is the one that
+    needs no display.  What it is otherwise, `require` refuses.
+    """
+    name = os.environ.get("MUJOCO_GL", "") if text is None else text
+    name = name.strip().lower()
+    return "egl" if name in DEFAULT else name
+
+
+def drop_empty() -> None:
+    """Job files export variables that they leave empty; mujoco reads a number in this one."""
+    if not os.environ.get("MUJOCO_EGL_DEVICE_ID", "unset").strip():
+        del os.environ["MUJOCO_EGL_DEVICE_ID"]
+
+
 def require(backend: str) -> None:
     """Check that the library is there which a backend cannot do without.
 
@@ -89,8 +109,13 @@ def require(backend: str) -> None:
     Raises:
         ValueError: there is no such backend, or its library is missing.
     """
-    if backend not in BACKENDS:
-        raise base.unknown("MUJOCO_GL", backend, BACKENDS)
+    name = wanted(backend)
+    if name not in BACKENDS:
+        raise ValueError(
+            f"MUJOCO_GL={backend!r} draws nothing without a display; unset it, or set it to one"
+            f" of: {', '.join(BACKENDS)}"
+        )
+    backend = name
     library, packages = BACKENDS[backend]
     try:
         ctypes.CDLL(library)
@@ -200,22 +225,17 @@ def devices() -> list[Device]:
 def cuda_to_egl(found: Sequence[Device], visible: str | None) -> dict[int, int]:
     """{physical CUDA device: EGL device}, in the order of CUDA_VISIBLE_DEVICES.
 
-    found: EGL's list.  visible: the value of that variable; None: unset, all in their order.
+    found: EGL's list.  visible: the value of that variable; None: unset, all in their order.  Those
+    of its entries that are no numbers are left out: see `without_number`.
 
     Raises:
-        ValueError: `visible` names what EGL does not list, or is not written in numbers.
+        ValueError: `visible` numbers what EGL does not list.
     """
     nvidia = [device for device in found if device.cuda is not None]
     table = {device.cuda: device.egl for device in sorted(nvidia, key=lambda device: device.cuda)}
     if visible is None:
         return table
-    entries = [entry.strip() for entry in visible.split(",")]
-    numbers = [entry for entry in entries if entry not in ("", "-1")]
-    if not all(number.isdigit() for number in numbers):
-        raise ValueError(
-            f"CUDA_VISIBLE_DEVICES is {visible!r}; write numbers, or name EGL devices in "
-            "env.render_devices"
-        )
+    numbers = [entry for entry in _entries(visible) if entry.isdigit()]
     if not table:
         return {}  # no NVIDIA card renders here: nothing to translate
     missing = [number for number in numbers if int(number) not in table]
@@ -225,6 +245,16 @@ def cuda_to_egl(found: Sequence[Device], visible: str | None) -> dict[int, int]:
             f"it has {list(table)}"
         )
     return {int(number): table[int(number)] for number in numbers}
+
+
+def without_number(visible: str | None) -> list[str]:
+    """Entries of CUDA_VISIBLE_DEVICES that EGL has no number for: UUIDs of GPUs, or of slices."""
+    return [entry for entry in _entries(visible or "") if not entry.isdigit()]
+
+
+def _entries(visible: str) -> list[str]:
+    entries = [entry.strip() for entry in visible.split(",")]
+    return [entry for entry in entries if entry not in NO_GPU]
 
 
 def _translated(reason: str) -> str:
@@ -260,7 +290,7 @@ def _remedy(here: Probe, reason: str) -> str:
 
 def main(argv: list[str]) -> None:
     """argv: program, backend, and an EGL device or nothing."""
-    backend = argv[1]
+    backend = wanted(argv[1])
     device = int(argv[2]) if len(argv) > 2 else None
     probed = probe(backend, device)
     sys.exit(0 if probed.ok else str(probed))

@@ -8,7 +8,7 @@ import importlib
 import os
 from typing import Any
 
-OFFSCREEN = ("egl", "osmesa")
+from pirl_jax.envs.gl import backends
 
 
 def create(width_px: int, height_px: int) -> Any:
@@ -17,10 +17,11 @@ def create(width_px: int, height_px: int) -> Any:
     Raises:
         ValueError: MUJOCO_GL names a backend that needs a display.
     """
-    backend = os.environ.get("MUJOCO_GL", "egl")
-    if backend not in OFFSCREEN:
+    backend = backends.wanted()
+    if backend not in backends.BACKENDS:
         raise ValueError(
-            f"MUJOCO_GL={backend!r} cannot render without a display; choose egl or osmesa"
+            f"MUJOCO_GL={os.environ['MUJOCO_GL']!r} cannot render without a display; choose egl or"
+            " osmesa"
         )
     # mujoco.GLContext is what MUJOCO_GL said when mujoco was imported; a worker sets it later.
     module = importlib.import_module(f"mujoco.{backend}")

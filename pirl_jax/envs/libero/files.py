@@ -17,7 +17,8 @@ import types
 
 import numpy as np
 
-from pirl_jax.envs.libero import plus, pro_states, stored_states
+from pirl_jax.envs import caches
+from pirl_jax.envs.libero import custom, plus, pro_states, stored_states
 
 ASSETS_VARIABLE = "PIRL_LIBERO_ASSETS"
 ASSET_FOLDERS = (
@@ -40,6 +41,7 @@ INSTALL_ASSETS = (
 OWN_FILES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 LISTS = {"libero_130": OWN_FILES}  # names of lists of suites
 PRO_DIMENSIONS = ("lan", "object", "swap", "task")
+LONGEST = "libero_10"  # suite, by the time that its tasks take
 OTHER_WORDS = ("_lan", "_task", "_language")  # suites that change the instruction
 # LIBERO-PRO's suites, of which each perturbs every task of one of LIBERO's; pro.py knows their
 # files.
@@ -74,8 +76,12 @@ class Protocol:
     replan_steps: int | None  # executed actions per decision; None: the policy's own chunk
 
     def limit(self, suite: str) -> int:
-        """Control steps until truncation in a suite that has files."""
-        return self.max_episode_steps[original(suite)]
+        """Control steps until truncation in a suite that has files.
+
+        Of somebody's own tasks nobody knows how long they take: that of LIBERO's longest.
+        """
+        own = LONGEST if custom.is_folder(suite) else original(suite)
+        return self.max_episode_steps[own]
 
 
 PROTOCOLS = {
@@ -125,7 +131,9 @@ class Folders:
     plus_assets: pathlib.Path | None = None  # its scenes, textures and objects; None: not there
 
     def of(self, suite: str) -> pathlib.Path:
-        """The folder of bddl_files and init_files of one suite."""
+        """The folder of bddl_files and init_files of one suite; of a custom one, itself."""
+        if custom.is_folder(suite):
+            return pathlib.Path(suite)
         if suite in PLUS_SUITES:
             return self.plus
         return self.pro if suite in PRO_SUITES else package()
@@ -154,8 +162,10 @@ def package() -> pathlib.Path:
 def members(suite: str) -> tuple[str, ...]:
     """The suites that a list names: "libero_10,libero_goal", one of LISTS, or a single one.
 
-    (): it is not of LIBERO, or one of its names does not exist.
+    A folder of tasks is a single one.  (): it is not of LIBERO, or one of its names does not exist.
     """
+    if custom.is_folder(suite):
+        return (suite,)
     found = []
     for name in suite.split(","):
         found += LISTS.get(name, (name,))
@@ -167,6 +177,11 @@ def original(suite: str) -> str:
     return PERTURBED.get(suite, suite)
 
 
+def title(suite: str) -> str:
+    """A suite's name in the name of a file: of a folder of tasks, that of the folder."""
+    return pathlib.PurePath(suite).name
+
+
 @functools.cache
 def tasks(suite: str, folders: Folders = NOWHERE) -> tuple[Task, ...]:
     """A suite's tasks in the benchmark's order; of a list, one suite after another.
@@ -174,6 +189,8 @@ def tasks(suite: str, folders: Folders = NOWHERE) -> tuple[Task, ...]:
     Those of LIBERO-PRO have the names of the tasks that they perturb; those of LIBERO-Plus stand in
     its folder.
     """
+    if custom.is_folder(suite):
+        return tuple(Task(suite, name, n) for n, name in enumerate(custom.names(suite)))
     path = package() / "benchmark" / "libero_suite_task_map.py"  # its package would import torch
     names = run_file(path, "libero_suite_task_map").libero_task_map
     found = []
@@ -192,6 +209,13 @@ def _plus_tasks(suite: str, folder: pathlib.Path) -> list[Task]:
     return [Task(suite, name, number, variant) for number, (name, variant) in numbered]
 
 
+def num_init_states(suite: str, folders: Folders = NOWHERE) -> int:
+    """Start states that every task of a suite, or of a list, has."""
+    if custom.is_folder(suite):
+        return min(custom.counts(suite))
+    return 1 if tasks(suite, folders)[0].variant else stored_states.NUM_STATES
+
+
 def instruction(task_name: str) -> str:
     """The benchmark's wording: the file name without its scene prefix.
 
@@ -208,7 +232,7 @@ def wording(suite: str, chosen: str = "default") -> str:
     """Whose words the instructions of a suite are: benchmark | bddl.
 
     By default those that policies know; in perturbed suites, whose names are those of the tasks
-    perturbed and more, those of their files.
+    perturbed and more, and in somebody's own folder, those of their files.
 
     Raises:
         ValueError: the words chosen are those of another task.
@@ -222,7 +246,8 @@ def wording(suite: str, chosen: str = "default") -> str:
         )
     if chosen != "default":
         return chosen
-    return "bddl" if suite in PERTURBED else "benchmark"
+    has_own_words = suite in PERTURBED or custom.is_folder(suite)
+    return "bddl" if has_own_words else "benchmark"
 
 
 def instruct(task: Task, chosen: str = "default", folders: Folders = NOWHERE) -> str:
@@ -233,14 +258,25 @@ def instruct(task: Task, chosen: str = "default", folders: Folders = NOWHERE) ->
 
 
 def own_wording(bddl: pathlib.Path) -> str:
-    """The `:language` line of a task's file, as LIBERO reads it."""
-    (words,) = LANGUAGE.findall(bddl.read_text(encoding="utf-8"))
+    """The `:language` line of a task's file, as LIBERO reads it.
+
+    Raises:
+        ValueError: it has none, or several.
+    """
+    try:
+        (words,) = LANGUAGE.findall(bddl.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{bddl} has no instruction that can be read; write one line (:language ...)"
+        ) from error
     return " ".join(words.lower().split())
 
 
 def bddl_file(suite: str, task: int, folders: Folders = NOWHERE) -> pathlib.Path:
     """The file that describes the task's scene and goal."""
     stored = tasks(suite, folders)[task]
+    if custom.is_folder(stored.suite):
+        return custom.bddl_file(stored.suite, stored.name)
     stem = stored.variant.bddl if stored.variant else stored.name
     # LIBERO-Plus's folders are named after the suite perturbed.
     own = original(stored.suite) if stored.variant else stored.suite
@@ -250,6 +286,8 @@ def bddl_file(suite: str, task: int, folders: Folders = NOWHERE) -> pathlib.Path
 def init_file(suite: str, task: int, folders: Folders = NOWHERE) -> pathlib.Path:
     """The file of the task's start states."""
     stored = tasks(suite, folders)[task]
+    if custom.is_folder(stored.suite):
+        return custom.init_file(stored.suite, stored.name)
     if stored.variant and not stored.variant.own_states:
         return init_file(original(stored.suite), perturbed(stored).number)
     folder = folders.of(stored.suite) / "init_files"
@@ -274,18 +312,20 @@ def init_states(suite: str, task: int, folders: Folders = NOWHERE) -> np.ndarray
     """[init states, 1 + nq + nv] float64: time (s), joint positions, joint velocities.
 
     LIBERO's file is a zip archive written by torch.save with one pickle of one numpy array,
-    LIBERO-PRO's an archive of numpy's.  A task of LIBERO-Plus has one.
+    LIBERO-PRO's an archive of numpy's.  A task of LIBERO-Plus has one, somebody's own any number.
 
     Raises:
         ValueError: the file is missing, damaged, or holds anything but such an array.
     """
     stored = tasks(suite, folders)[task]
+    if custom.is_folder(stored.suite):
+        return custom.init_states(stored.suite, stored.name)
     if stored.variant and not stored.variant.own_states:
         return init_states(original(stored.suite), perturbed(stored).number)[:1]
     path = init_file(suite, task, folders)
     if path.suffix == ".npz":
         return pro_states.read(path, init_states(original(stored.suite), stored.number).shape)
-    return stored_states.read(path, single=stored.variant is not None)
+    return stored_states.read(path, 1 if stored.variant else stored_states.NUM_STATES)
 
 
 def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:
@@ -300,7 +340,7 @@ def find_assets(assets: str | os.PathLike | None) -> pathlib.Path:
     """
     wanted = assets or os.environ.get(ASSETS_VARIABLE)
     if wanted:
-        candidates = [expanded(wanted)]
+        candidates = [caches.expanded(wanted)]
     else:
         # after the packages': in the package of a checkout, or downloaded at the first import
         candidates = [*installed_assets(), package() / "assets", downloaded_assets()]
@@ -345,17 +385,6 @@ def version(distribution: str) -> str | None:
 def downloaded_assets() -> pathlib.Path:
     """Where LIBERO puts the assets that it downloads."""
     return pathlib.Path.home() / ".cache" / "libero" / "assets"
-
-
-def cache_folder(name: str) -> pathlib.Path:
-    """A folder of ours in the user's cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return expanded(root) / "pirl_jax" / name
-
-
-def expanded(path: str | os.PathLike) -> pathlib.Path:
-    """With the home folder for ~, which no shell expands in a variable of a job file."""
-    return pathlib.Path(os.path.expanduser(path))
 
 
 def absolute(file: str) -> pathlib.Path:

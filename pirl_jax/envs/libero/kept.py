@@ -1,4 +1,4 @@
-"""Files made once per machine and kept in the user's cache: who makes which, how many stay.
+"""Files made once per machine and kept in a cache: who makes which, how many stay.
 
 Any number of processes may want the same files at once: each file is made by one of them, and they
 share the work.  Refuses to know what is in the files.
@@ -11,6 +11,7 @@ import pathlib
 import time
 from typing import BinaryIO
 
+from pirl_jax.envs import caches
 from pirl_jax.envs.libero import files
 
 # Of each folder: the least recently used files go first.  Those of all of LIBERO's 130 tasks take
@@ -20,8 +21,8 @@ TOUCH_S = 3600.0  # a file that was used this long ago counts as old, until it i
 
 
 def folder(name: str) -> pathlib.Path:
-    """Where the files of that name lie."""
-    return files.cache_folder(name)
+    """Where files of that name are made."""
+    return caches.folder(name)
 
 
 def make(name: str, makers: Mapping[str, Callable[[], bytes]]) -> dict[str, pathlib.Path]:
@@ -29,7 +30,7 @@ def make(name: str, makers: Mapping[str, Callable[[], bytes]]) -> dict[str, path
 
     The names of the files say what is in them: one that is there is never made again.
     """
-    paths = {file: folder(name) / file for file in makers}
+    paths = {file: caches.find(name, file) for file in makers}
     missing = [file for file, path in paths.items() if not path.exists()]
     if missing:
         _make_missing(folder(name), {file: makers[file] for file in missing})

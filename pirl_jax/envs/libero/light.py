@@ -15,7 +15,7 @@ import pickle
 import sys
 from typing import NamedTuple
 
-from pirl_jax.envs import child
+from pirl_jax.envs import caches, child
 from pirl_jax.envs.libero import assets as asset_files
 from pirl_jax.envs.libero import files, kept, meshes, textures
 from pirl_jax.envs.libero import simulator as simulators
@@ -50,7 +50,7 @@ def missing(setups: Sequence[simulators.Setup]) -> list[Task]:
         setup = dataclasses.replace(setup, settle_steps=1, seed=0)
         about = repr((recipe, assets[setup.assets], setup))
         note = hashlib.sha256(about.encode()).hexdigest()[:24]
-        if not (kept.folder(FOLDER) / note).exists():
+        if not caches.find(FOLDER, note).exists():
             found.append(Task(setup, note))
     return found
 

@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 
+from pirl_jax.envs import caches
 from pirl_jax.envs.libero import assets as asset_files
 from pirl_jax.envs.libero import files, kinds, plus, plus_assets
 
@@ -57,13 +58,13 @@ def folders(
     return files.Folders(
         pro=_folder(pro_files, PRO_VARIABLE, "libero_pro"),
         plus=_folder(plus_files, plus.VARIABLE, "libero_plus"),
-        plus_assets=files.expanded(own).absolute() if own else None,
+        plus_assets=caches.expanded(own).absolute() if own else None,
     )
 
 
 def _folder(wanted: str | os.PathLike | None, variable: str, name: str) -> pathlib.Path:
-    chosen = wanted or os.environ.get(variable) or files.cache_folder(name)
-    return files.expanded(chosen).absolute()
+    chosen = wanted or os.environ.get(variable) or caches.users(name)
+    return caches.expanded(chosen).absolute()
 
 
 def check(suite: str, wording: str) -> None:

@@ -15,7 +15,7 @@ import mujoco
 import numpy as np
 
 from pirl_jax.envs import panda
-from pirl_jax.envs.libero import control, files, plus, plus_assets, stock
+from pirl_jax.envs.libero import control, custom, files, plus, plus_assets, stock
 
 # No motion, open gripper; what openpi plays while objects settle.
 IDLE_ACTION = np.array([0, 0, 0, 0, 0, 0, -1.0])
@@ -50,7 +50,16 @@ class Setup:
 
     def number(self) -> int:
         """Of the task in LIBERO: perturbed ones have fixtures where the original has them."""
-        return files.perturbed(files.tasks(self.suite, self.folders)[self.task]).number
+        stored = files.tasks(self.suite, self.folders)[self.task]
+        if custom.is_folder(self.suite):
+            return custom.number(stored.name)
+        return files.perturbed(stored).number
+
+    def remedy(self) -> str:
+        """What to do about start states that do not fit."""
+        if custom.is_folder(self.suite):
+            return "write start states of this very scene"
+        return "install LIBERO again"
 
     def variant(self) -> plus.Variant | None:
         """What the task changes, where it is LIBERO-Plus's."""
@@ -129,7 +138,7 @@ class Simulator:
         if len(stored) != width:
             raise ValueError(
                 f"the init states of {self._setup.suite} task {self._setup.task} have "
-                f"{len(stored)} numbers, but its model has {width}; install LIBERO again"
+                f"{len(stored)} numbers, but its model has {width}; {self._setup.remedy()}"
             )
         self.task_env.sim.set_state_from_flattened(stored)
         mujoco.mj_forward(self.model, self.data)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pirl_jax.envs import caches
 from pirl_jax.envs.gl import backends
 from pirl_jax.envs.libero import files, kinds, meshes, plus_assets, textures
 
@@ -33,7 +34,7 @@ def import_libero(
     Raises:
         ValueError: robosuite or LIBERO is not installed, or nothing here can render.
     """
-    backends.require(os.environ.get("MUJOCO_GL", "egl"))
+    backends.require(backends.wanted())
     if "robosuite" not in sys.modules:
         _silence_robosuite()
     os.environ["LIBERO_CONFIG_PATH"] = str(_config_folder(assets))
@@ -81,7 +82,7 @@ def _config_folder(assets: pathlib.Path) -> pathlib.Path:
     }
     text = "".join(f'{key}: "{path}"\n' for key, path in paths.items())
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    folder = files.cache_folder(f"libero-{digest}")
+    folder = caches.folder(f"libero-{digest}")
     if not (folder / "config.yaml").exists():
         files.write_whole(folder / "config.yaml", text.encode())
     return folder

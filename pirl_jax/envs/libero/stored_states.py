@@ -1,7 +1,8 @@
 """LIBERO's files of init states, read without torch and without trusting them.
 
-Such a file is a zip archive written by torch.save with one pickle of one numpy array.  The
-pickle only names the parts of the array here; numpy gets to see them when they have been checked.
+Such a file is a zip archive written by torch.save with one pickle of one numpy array; that of a
+custom task may be a .npy instead.  The pickle only names the parts of the array here; numpy gets to
+see them when they have been checked.
 Refuses to know suites and tasks.
 """
 
@@ -17,6 +18,9 @@ import numpy as np
 from pirl_jax.envs import arrays
 
 MAX_BYTES = 2**24  # of a file; LIBERO's largest has 59 kB
+INSTALL_AGAIN = (
+    "install LIBERO again: pip install --no-deps --force-reinstall -r requirements-sim.txt"
+)
 MAX_OPCODES = 1000  # of a pickle; LIBERO's have 60
 NUM_STATES = 50  # per task, in every file of LIBERO
 # What the pickle of one array consists of.  None of them asks for memory that the file does not
@@ -29,28 +33,48 @@ TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES")
 OPCODES = frozenset([*STRUCTURE, *TUPLES, *MEMO, *VALUES, *TEXTS])
 
 
-def read(path: pathlib.Path, single: bool = False) -> np.ndarray:
+def read(
+    path: pathlib.Path, count: int | None = NUM_STATES, remedy: str = INSTALL_AGAIN
+) -> np.ndarray:
     """[init states, 1 + nq + nv] float64: time (s), joint positions, joint velocities.
 
-    single: the file has one state instead of NUM_STATES, as LIBERO-Plus's have.
+    count: how many states the file must have, 1 in LIBERO-Plus's; None: any number from 1 on.
+    A file that ends in .npy is numpy's own.
 
     Raises:
         ValueError: the file is missing, damaged, or holds anything else.
     """
     try:
-        return _checked(_unpickle(_content(path)), 1 if single else NUM_STATES)
+        stored = _array(path) if path.suffix == ".npy" else _unpickle(_content(path))
+        return _checked(stored, count)
     except Exception as error:  # zip and pickle raise a dozen kinds
         reason = str(error)[:200] or type(error).__name__
-        raise ValueError(
-            f"{path} holds no init states ({reason}); install LIBERO again: "
-            f"pip install --no-deps --force-reinstall -r requirements-sim.txt"
-        ) from error
+        raise ValueError(f"{path} holds no init states ({reason}); {remedy}") from error
+
+
+def _array(path: pathlib.Path) -> np.ndarray:
+    """Of a file of numpy's; read-only."""
+    _check_size(path)
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"it is of numpy's format {version}")
+        # Read by hand: numpy would ask for as much memory as a header says, and read pickles.
+        shape, is_transposed, dtype = np.lib.format.read_array_header_1_0(file)
+        content = file.read()
+    if is_transposed:
+        return arrays.decode(dtype.str, shape[::-1], content).T
+    return arrays.decode(dtype.str, shape, content)
+
+
+def _check_size(path: pathlib.Path) -> None:
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES} bytes")
 
 
 def _content(path: pathlib.Path) -> bytes:
     """The pickle of the archive."""
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"it is larger than {MAX_BYTES} bytes")
+    _check_size(path)
     with zipfile.ZipFile(path) as archive:
         pickles = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -114,12 +138,14 @@ def _unpickle(content: bytes) -> np.ndarray:
     return arrays.decode(order + name, shape, data)
 
 
-def _checked(states: np.ndarray, count: int) -> np.ndarray:
+def _checked(states: np.ndarray, count: int | None) -> np.ndarray:
     """Numbers that a simulator can stand in."""
     shape = list(states.shape)
-    if count == 1:
+    if count in (1, None):
         states = np.atleast_2d(states)
-    if states.ndim != 2 or len(states) != count or states.dtype.kind != "f":
-        raise ValueError(f"it has {states.dtype} of shape {shape} instead of {count} states")
+    right = len(states) == count if count else states.size > 0
+    if states.ndim != 2 or not right or states.dtype.kind != "f":
+        wanted = f"{count} states" if count else "states, a row of numbers each"
+        raise ValueError(f"it has {states.dtype} of shape {shape} instead of {wanted}")
     arrays.check_finite(states)
     return states.astype(np.float64)

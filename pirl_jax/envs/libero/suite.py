@@ -225,7 +225,7 @@ def make(
     spec = base.EnvSpec(
         suite=suite,
         instructions=tuple(files.instruct(task, wording, folders) for task in tasks),
-        num_init_states=1 if tasks[0].variant else NUM_INIT_STATES,
+        num_init_states=files.num_init_states(suite, folders),
         max_episode_steps=max(limits),
         image_size_px=image_size_px,
     )

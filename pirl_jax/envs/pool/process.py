@@ -54,12 +54,11 @@ class Process:
         # be reading them.
         with child.shielded(worker.STACK_SIGNAL):
             self._popen = subprocess.Popen(
-                # -P: modules are found as here, and never by chance in the current folder.
-                [sys.executable, "-P", "-c", program],
+                [sys.executable, *child.PYTHON_FLAGS, "-c", program],
                 # A library that asks a question shall fail, not wait at the terminal.
                 stdin=subprocess.DEVNULL,
                 pass_fds=(worker_end.fileno(), lifeline_fd, memory_fd, self._stacks_fd),
-                env=_variables(render_device),
+                env=variables(render_device),
             )
         # The worker's ends must live in the worker only, or its death would not be seen here.
         worker_end.close()
@@ -195,7 +194,7 @@ class Process:
         return os.pread(self._stacks_fd, STACK_BYTES, 0).decode(errors="replace")
 
 
-def _variables(render_device: int | None) -> dict[str, str]:
+def variables(render_device: int | None) -> dict[str, str]:
     """All environment variables of a worker; it finds the modules that this process finds."""
     # An empty entry of sys.path means the current folder.
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)

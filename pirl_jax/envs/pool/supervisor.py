@@ -22,6 +22,7 @@ CLOSE_S = 5.0  # how long workers may take to close their envs before they are k
 LOOK_S = 1.0  # how long `wait` sleeps at most
 # A pool that has not looked for so long was stopped, or busy elsewhere: no worker is to blame.
 AWAY_S = 5.0
+SURE = 2  # failures of a worker that has never played
 HOUR_S = 3600.0
 # A slot whose episodes so often in a row ended in faulty numbers has a simulator that is broken.
 FAULTY_IN_A_ROW = 3
@@ -78,6 +79,9 @@ class Supervisor:
         self._num_faulty = 0  # answers since the start
         # Of the last hour: (time, cause), oldest first.
         self._failures: collections.deque[tuple[float, EnvError]] = collections.deque()
+        # Before anything was played: by worker, how sure it is that its successor will fail too.
+        self._has_played = False
+        self._hopeless = [0] * num_workers
         self._looked_s = time.monotonic()
         self._memory_fd = memory.create()
         self._processes: list[processes.Process] = []
@@ -146,6 +150,7 @@ class Supervisor:
                     lost_slots.append(answer.slot)
                     failure = failure or self._lose(answer)
                     continue
+                self._has_played = True
                 answers.append(answer)
                 if answer.terminated or answer.truncated:
                     self.playing.discard(answer.slot)
@@ -227,6 +232,7 @@ class Supervisor:
         if self.spec is None:
             raise error
         self._spend(error)
+        self._give_up_on_all(failed.number, failure)
         successor = failed.successor or self._start(failed.number, failed.slots)
         # The failed one may have been the successor of a worn one itself.
         for process in self._processes:
@@ -291,6 +297,23 @@ class Supervisor:
             f"This is the first of {len(self._failures)} failures within an hour; "
             f"restarts_per_hour allows to replace {self.restarts_per_hour}."
         )
+        raise EnvError(first.slot, first.task, first.init_state, what)
+
+    def _give_up_on_all(self, number: int, failure: worker.Failure) -> None:
+        """What every worker fails of before anything was played, its successors would fail of too.
+
+        An exception says so at once; a crash or a silence when it comes again.
+
+        Raises:
+            EnvError: the first cause.
+        """
+        if self._has_played:
+            return
+        self._hopeless[number] += SURE if failure.details.startswith("Traceback") else 1
+        if min(self._hopeless) < SURE:
+            return
+        _, first = self._failures[0]
+        what = f"{first.what}\nNo worker could play anything, and this was the first to say why."
         raise EnvError(first.slot, first.task, first.init_state, what)
 
     def _recycle_if_worn(self, process: processes.Process, answer: worker.Answer) -> None:

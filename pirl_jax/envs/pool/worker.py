@@ -25,7 +25,7 @@ import types
 import numpy as np
 import psutil
 
-from pirl_jax.envs import base, child
+from pirl_jax.envs import base, caches, child
 from pirl_jax.envs.gl import backends
 from pirl_jax.envs.pool import channel, memory
 
@@ -107,9 +107,15 @@ def environment(render_device: int | None = None) -> dict[str, str]:
     """
     variables = dict.fromkeys(THREAD_VARIABLES, "1")
     variables["JAX_PLATFORMS"] = "cpu"
-    backend = os.environ.get("MUJOCO_GL", "egl")
+    backend = backends.wanted()
     variables.update(backends.variables(backend, render_device))
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" and render_device is None:
+    variables.update(caches.variables())
+    if render_device is not None:
+        return variables
+    if os.environ.get("MUJOCO_EGL_DEVICE_ID"):
+        # robosuite would look for this number, which is EGL's, among CUDA's.
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    elif os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         # robosuite would parse the empty list of devices and fail.
         variables["MUJOCO_EGL_DEVICE_ID"] = "0"
     return variables

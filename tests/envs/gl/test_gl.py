@@ -36,13 +36,6 @@ def test_missing_library_names_library_and_package(monkeypatch):
     assert probed.remedy == "run: apt-get install -y libegl1"
 
 
-def test_unknown_backend():
-    sentence = "MUJOCO_GL 'glfw' does not exist; choose one of: egl, osmesa"
-    with pytest.raises(ValueError, match=sentence):
-        backends.require("glfw")
-    assert not backends.probe("glfw").ok
-
-
 @pytest.mark.skipif(BACKEND != "egl", reason="MUJOCO_GL is not egl")
 def test_devices_are_listed_and_a_wrong_number_is_told():
     found = backends.devices()
@@ -142,8 +135,56 @@ def test_cuda_to_egl_where_it_cannot_know():
     assert backends.cuda_to_egl([backends.Device(0, None)], "0") == {}, "no NVIDIA device at all"
     with pytest.raises(ValueError, match="EGL lists no CUDA device 5"):
         backends.cuda_to_egl(DEVICES, "0,5")
-    with pytest.raises(ValueError, match="write numbers"):
-        backends.cuda_to_egl(DEVICES, "GPU-7f3a")
+
+
+@pytest.mark.parametrize(
+    "visible, unknown",
+    [
+        ("GPU-8f3c1a2b-0000-0000-0000-000000000000", ["GPU-8f3c1a2b-0000-0000-0000-000000000000"]),
+        (
+            "MIG-5c89852c-d268-c3f3-1b07-005d5ae1dc3f,1",
+            ["MIG-5c89852c-d268-c3f3-1b07-005d5ae1dc3f"],
+        ),
+        ("MIG-GPU-7f3a/1/0", ["MIG-GPU-7f3a/1/0"]),
+        ("0, 1", []),
+        ("NoDevFiles", []),
+        (None, []),
+    ],
+)
+def test_devices_that_are_named_and_not_numbered(visible, unknown):
+    assert backends.without_number(visible) == unknown
+    expected = {1: 3} if visible and visible.endswith(",1") else None
+    if expected or unknown:
+        assert backends.cuda_to_egl(DEVICES, visible) == (expected or {})
+
+
+@pytest.mark.parametrize("text", ["egl", "EGL", " egl ", "", "  ", "on", "True", "1", "enabled"])
+def test_mujoco_gl_as_mujoco_reads_it(text, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", text)
+    assert backends.wanted() == backends.wanted(text) == "egl"
+    monkeypatch.setitem(backends.BACKENDS, "egl", ("libc.so.6", ""))
+    backends.require(text)
+    monkeypatch.delenv("MUJOCO_GL")
+    assert backends.wanted() == "egl"
+    assert backends.wanted(" OSMesa ") == "osmesa"
+
+
+@pytest.mark.parametrize("text", ["glfw", "GLX", "off", "0", "disabled", "wgl", "nonsense"])
+def test_mujoco_gl_that_draws_nothing(text):
+    sentence = f"MUJOCO_GL='{text}' draws nothing without a display; unset it, or set it to one of:"
+    with pytest.raises(ValueError, match=sentence):
+        backends.require(text)
+    assert not backends.probe(text).ok
+
+
+def test_an_empty_device_is_none(monkeypatch):
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", " ")
+    backends.drop_empty()
+    assert "MUJOCO_EGL_DEVICE_ID" not in os.environ
+    backends.drop_empty()
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "0")
+    backends.drop_empty()
+    assert os.environ["MUJOCO_EGL_DEVICE_ID"] == "0"
 
 
 def test_variables_of_a_worker():

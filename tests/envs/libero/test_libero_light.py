@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 
-from pirl_jax.envs import child
-from pirl_jax.envs.libero import files, kept, light, meshes, suite, textures
+from pirl_jax.envs import caches, child
+from pirl_jax.envs.libero import kept, light, meshes, suite, textures
 from pirl_jax.envs.libero import simulator as simulators
 from pirl_jax.envs.pool import worker
 
@@ -110,4 +110,4 @@ def test_a_simulator_finds_all_of_it(libero_assets, cache, monkeypatch):
     env.close()
     made = [path for name in (meshes.FOLDER, textures.FOLDER) for path in (cache / name).iterdir()]
     assert len(made) > 50 and sum(path.stat().st_size for path in made) < 10e6
-    assert all(files.cache_folder(path.parent.name) == path.parent for path in made)
+    assert all(caches.folder(path.parent.name) == path.parent for path in made)

@@ -47,6 +47,40 @@ def counted_since(envs, before):
     return {name: count - before[name] for name, count in envs.counters().items()}
 
 
+# ---- what all workers share ---------------------------------------------------------------------
+
+
+def test_what_every_worker_fails_of_ends_the_run_with_its_cause():
+    """And not with episodes that are all lost, long before the restarts of an hour are spent."""
+    with make(num_envs=3, num_workers=3, restarts_per_hour=100) as envs:
+        reset(envs, [0, 1, 2], [STATE["raise in reset"]] * 3)
+        with pytest.raises(supervisor.EnvError, match="the objects overlap") as error:
+            envs.recv([0, 1, 2])
+        assert "No worker could play anything" in str(error.value)
+        assert envs.counters()["restarts"] == 2
+
+
+def test_a_crash_that_comes_again_in_every_worker_ends_the_run():
+    with make(num_envs=1, num_workers=1, restarts_per_hour=100) as envs:
+        for once_more in (True, False):
+            kill(envs.process_ids[0])
+            if once_more:
+                reset(envs, [0], [WELL])
+                assert envs.recv([0]).lost.all(), "once may be by chance"
+        reset(envs, [0], [WELL])
+        with pytest.raises(supervisor.EnvError, match="No worker could play anything"):
+            envs.recv([0])
+
+
+def test_who_has_played_once_is_replaced(envs):
+    before = envs.counters()
+    reset(envs, [0, 1], [STATE["raise in reset"]] * 2)
+    assert envs.recv([0, 1]).lost.all()
+    assert counted_since(envs, before)["restarts"] == 2
+
+
+# ---- one that fails ------------------------------------------------------------------------------
+
 FAULTS = {
     "raise": "failed: FloatingPointError: the arm exploded",
     "exit": "died without a word (exit code 7)",

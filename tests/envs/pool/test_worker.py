@@ -65,6 +65,17 @@ def test_gl_choice_of_the_user_is_kept(monkeypatch):
     assert worker.environment(render_device=2)["MUJOCO_EGL_DEVICE_ID"] == "2"
 
 
+@pytest.mark.parametrize("visible", ["0", "GPU-8f3c1a2b", "MIG-5c89852c-d268-c3f3-1b07"])
+def test_an_egl_device_of_the_users_is_no_cuda_device(visible, monkeypatch):
+    """robosuite would refuse to be imported with one that CUDA_VISIBLE_DEVICES does not have."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "7")
+    assert worker.environment()["CUDA_VISIBLE_DEVICES"] == ""
+    assert "MUJOCO_EGL_DEVICE_ID" not in worker.environment(), "as the user has it"
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID")
+    assert "CUDA_VISIBLE_DEVICES" not in worker.environment()
+
+
 class Device(probes.Constant):
     """Reports its rendering device through the state."""
 

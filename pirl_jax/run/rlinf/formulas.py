@@ -1,0 +1,448 @@
+"""What several keys of RLinf, or one in other units, become here: a formula for each field.
+
+Each takes the keys of a configuration and the value of its row, and gives the fields it sets; none
+where the default of the page is what RLinf does.  Reads no file; the rows stand in table.py.
+"""
+
+from collections.abc import Iterable, Mapping
+import math
+from typing import Any
+
+from pirl_jax.envs.libero import files
+from pirl_jax.weights import presets
+
+SUITES = tuple(files.PROTOCOLS["rlinf"].max_episode_steps)
+STATES_PER_TASK = 50
+TASKS = {"libero_90": 90, "libero_130": 130}  # the other suites have 10
+PLACEHOLDER = "/path/to"
+# What openpi calls its configurations, and what differs from the preset of ours.
+CONFIG_NAMES = {
+    "pi0_libero": ("pi0_libero", {}),
+    "pi05_libero": ("pi05_libero", {}),
+    "pi0_libero_horizon10": ("pi0_libero", {"preset": "", "action_horizon": 10}),
+}
+WIDE_VALUE_HEAD = (1024, 512, 256)  # RLinf's with pi05_libero
+PRECISIONS = {
+    "bf16": "bfloat16",
+    "bfloat16": "bfloat16",
+    "fp32": "float32",
+    "32": "float32",
+    "float32": "float32",
+}
+SCHEDULES = ("constant", "cosine", "openpi_cosine")
+LOSSES = ("actor_critic", "actor", "ppo", "grpo", "decoupled_actor_critic")
+
+
+class NotCarriedError(Exception):
+    """A value that has no counterpart; its text is the reason."""
+
+
+def another(key: str, value: Any, what: str, wanted: Iterable[str]) -> ValueError:
+    """What cannot be translated at all, in one sentence."""
+    return ValueError(f"{key}={value!r} is another {what}; translated is: {', '.join(wanted)}")
+
+
+class Source:
+    """The keys of a configuration of RLinf, dotted."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+
+    def get(self, *keys: str, default: Any = None) -> Any:
+        """The first of these keys that says something."""
+        for key in keys:
+            if self.values.get(key) is not None:
+                return self.values[key]
+        return default
+
+    def whole(self, *keys: str, default: int) -> int:
+        """The same of a whole number from 1 on.
+
+        Raises:
+          ValueError: it is another value.
+        """
+        value = self.get(*keys, default=default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            key = next(key for key in keys if self.values.get(key) is not None)
+            raise ValueError(f"{key}={value!r} must be a whole number and at least 1")
+        return value
+
+    @property
+    def group_size(self) -> int:
+        """Episodes from one start state."""
+        return self.whole("algorithm.group_size", "env.train.group_size", default=1)
+
+    @property
+    def simulators(self) -> int:
+        """Of all nodes, stepping at a time."""
+        keys = ("env.train.total_num_envs", "env.train.num_envs")
+        if self.get(*keys) is not None:
+            return self.whole(*keys, default=1)
+        return self.whole("algorithm.num_group_envs", default=64) * self.group_size
+
+    @property
+    def max_steps(self) -> int:
+        """Time limit of an episode, control steps."""
+        keys = ("env.train.max_episode_steps", "algorithm.max_episode_steps")
+        return self.whole(*keys, default=published_limit(self.suite) or 240)
+
+    @property
+    def suite(self) -> str:
+        """The suite's name, as the file has it."""
+        return str(self.get("env.train.task_suite_name", default="libero_spatial"))
+
+    @property
+    def episodes(self) -> int:
+        """Of one step of the runner: total_num_envs * rollout_epoch, more with resets inside."""
+        epochs = self.whole("env.train.rollout_epoch", "algorithm.rollout_epoch", default=1)
+        count = self.simulators * epochs
+        if self.get("env.train.auto_reset", "algorithm.auto_reset", default=False):
+            steps = self.whole("env.train.max_steps_per_rollout_epoch", default=self.max_steps)
+            count *= max(steps // self.max_steps, 1)
+        return count
+
+
+def published_limit(suite: str) -> int | None:
+    """RLinf's time limit of a suite, which protocol `rlinf` has; None of other suites."""
+    return files.PROTOCOLS["rlinf"].max_episode_steps.get(suite)
+
+
+# ---- cluster and runner -------------------------------------------------------------------------
+
+
+def placement(source: Source, value: Any) -> dict[str, Any]:
+    """Nothing to set where every role has the same devices."""
+    del value
+    found = _placements(source)
+    if len(set(found.values())) > 1:
+        words = ", ".join(f"{role} on {devices}" for role, devices in found.items())
+        raise NotCarriedError(
+            f"roles on devices of their own ({words}): here every device plays and learns in turn"
+        )
+    return {}
+
+
+def _placements(source: Source) -> dict[str, str]:
+    """{role: devices}, the keys of several roles split."""
+    found = {}
+    prefix = "cluster.component_placement."
+    for key, devices in source.values.items():
+        if key.startswith(prefix):
+            for role in key.removeprefix(prefix).split(","):
+                found[role.strip()] = str(devices)
+    return found
+
+
+def _devices(ranges: str) -> int | None:
+    """How many devices "0-3,6" are; None of `all` and of what is no list of ranges."""
+    count = 0
+    for part in ranges.partition(":")[0].split(","):
+        first, _, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal()):
+            return None
+        count += int(last or first) - int(first) + 1
+    return count
+
+
+def directory(source: Source, value: Any) -> dict[str, Any]:
+    """log_path / experiment_name."""
+    del value
+    path = source.get("runner.logger.log_path", default="runs")
+    name = source.get("runner.logger.experiment_name", default="")
+    return {"run.directory": f"{path}/{name}".rstrip("/")}
+
+
+def backends(source: Source, value: Any) -> dict[str, Any]:
+    """Which trackers are among them."""
+    del source
+    chosen = [value] if isinstance(value, str) else list(value)
+    return {"run.tensorboard": "tensorboard" in chosen, "run.wandb": "wandb" in chosen}
+
+
+def iterations(source: Source, value: Any) -> dict[str, Any]:
+    """The smaller limit of the runner."""
+    del value
+    limits = []
+    for key in ("runner.max_epochs", "runner.max_steps"):
+        limit = source.get(key)
+        if limit is not None and limit != -1:
+            limits.append(source.whole(key, default=1))
+    return {"num_iterations": min(limits)} if limits else {}
+
+
+def evaluation_every(source: Source, value: Any) -> dict[str, Any]:
+    """-1 is never."""
+    del source
+    return {"eval.every": 0 if value == -1 else value}
+
+
+def save_every(source: Source, value: Any) -> dict[str, Any]:
+    """-1 is at the end alone."""
+    if value != -1:
+        return {"run.save_every": value}
+    return {"run.save_every": iterations(source, None).get("num_iterations", 1000)}
+
+
+def weights(source: Source, value: Any) -> dict[str, Any]:
+    """A folder of weights, or a result of RLinf, whose statistics lie with the former."""
+    folder = source.get("actor.model.model_path", "actor.checkpoint_load_path", default="")
+    if PLACEHOLDER in str(value):
+        raise NotCarriedError("a placeholder; give --config.model.checkpoint")
+    result = {"model.checkpoint": str(value)}
+    if value == source.get("runner.ckpt_path") and folder and PLACEHOLDER not in str(folder):
+        statistics = "physical-intelligence/libero/norm_stats.json"
+        result["model.norm_stats"] = f"{str(folder).rstrip('/')}/{statistics}"
+    return result
+
+
+def other_weights(source: Source, value: Any) -> dict[str, Any]:
+    """Nothing to set where a rollout has the weights that learn."""
+    if value not in (source.get("actor.model.model_path", "actor.checkpoint_load_path"), None):
+        raise NotCarriedError("one copy of the weights plays and learns, actor.model's")
+    return {}
+
+
+# ---- algorithm ----------------------------------------------------------------------------------
+
+
+def advantages(source: Source, value: Any) -> dict[str, Any]:
+    """gae or grpo; older files say embodied_gae."""
+    del source
+    name = str(value).removeprefix("embodied_")
+    if name not in ("gae", "grpo"):
+        raise another("algorithm.adv_type", value, "algorithm", ("gae", "grpo"))
+    return {"algorithm.adv_type": name}
+
+
+def loss(source: Source, value: Any) -> dict[str, Any]:
+    """The clipped ratio, whatever it is called."""
+    del source
+    name = str(value).removeprefix("embodied_")
+    if name == "nft":
+        raise ValueError(
+            f"algorithm.loss_type={value!r} is pi-StepNFT, whose keys are not translated; start"
+            f" from the recipe libero_object_0_nft_pi0, which is RLinf's"
+        )
+    if name not in LOSSES:
+        raise another("algorithm.loss_type", value, "algorithm", LOSSES)
+    return {"algorithm.loss": "ppo"}
+
+
+def logprob(source: Source, value: Any) -> dict[str, Any]:
+    """chunk_level is chunk."""
+    del source
+    return {"algorithm.logprob_type": str(value).removesuffix("_level")}
+
+
+# ---- simulators ---------------------------------------------------------------------------------
+
+
+def suite(source: Source, value: Any) -> dict[str, Any]:
+    """Trained and evaluated on the same start states, as RLinf does."""
+    del source
+    if not files.members(str(value)):
+        raise another("env.train.task_suite_name", value, "suite", SUITES)
+    return {"env.suite": str(value), "env.split": "published"}
+
+
+def simulators(source: Source, value: Any) -> dict[str, Any]:
+    """Those of one node."""
+    del value
+    nodes = source.whole("cluster.num_nodes", default=1)
+    return {"rollout.num_envs": max(source.simulators // nodes, 1)}
+
+
+def episodes(source: Source, value: Any) -> dict[str, Any]:
+    """Of one iteration."""
+    del value
+    return {"rollout.episodes_per_iteration": source.episodes}
+
+
+def time_limit(source: Source, value: Any) -> dict[str, Any]:
+    """0 where the protocol says the same."""
+    limit = source.max_steps
+    del value
+    return {"env.max_episode_steps": 0 if limit == published_limit(source.suite) else limit}
+
+
+def tasks(source: Source, value: Any) -> dict[str, Any]:
+    """Indices of tasks."""
+    del source
+    return {"env.tasks": _as_tuple(value)}
+
+
+def start_order(source: Source, value: Any) -> dict[str, Any]:
+    """Each start state once before any twice, or drawn."""
+    del source
+    return {"rollout.start_order": "ordered" if value else "uniform"}
+
+
+def image_size(source: Source, value: Any) -> dict[str, Any]:
+    """Square pictures."""
+    height = source.get("env.train.init_params.camera_heights", default=value)
+    width = source.get("env.train.init_params.camera_widths", default=value)
+    if height != width:
+        raise NotCarriedError(f"pictures of {height} x {width} pixels: here they are square")
+    return {"env.image_size_px": height}
+
+
+def evaluated(source: Source, value: Any) -> dict[str, Any]:
+    """Episodes of an evaluation, per task."""
+    del value
+    count = source.whole("env.eval.total_num_envs", "env.eval.num_envs", default=1)
+    limit = source.whole("env.eval.max_episode_steps", default=source.max_steps)
+    steps = source.whole("env.eval.max_steps_per_rollout_epoch", default=limit)
+    count *= max(steps // limit, 1)
+    per_task = math.ceil(count / TASKS.get(source.suite, 10))
+    return {"eval.episodes_per_task": 0 if per_task >= STATES_PER_TASK else per_task}
+
+
+def videos(source: Source, value: Any) -> dict[str, Any]:
+    """One, or none."""
+    del source
+    return {"eval.num_videos": 1 if value else 0}
+
+
+# ---- model --------------------------------------------------------------------------------------
+
+
+def preset(source: Source, value: Any) -> dict[str, Any]:
+    """openpi's configuration, by its name or by the older switch.
+
+    Raises:
+      ValueError: it is none of LIBERO's.
+    """
+    name = source.get("actor.model.openpi.config_name")
+    if name is None:
+        name = "pi05_libero" if value else "pi0_libero"
+    if name not in CONFIG_NAMES:
+        raise another("actor.model.openpi.config_name", name, "model", CONFIG_NAMES)
+    base, changes = CONFIG_NAMES[name]
+    fields = presets.named(base) | changes
+    return {f"model.{field}": chosen for field, chosen in fields.items()}
+
+
+def value_head(source: Source, value: Any) -> dict[str, Any]:
+    """The critic, and how wide it is."""
+    result = {"model.add_value_head": value}
+    name = source.get("actor.model.openpi.config_name", default="")
+    if value and (name == "pi05_libero" or source.get("actor.model.openpi.pi05")):
+        result["model.value_hidden"] = WIDE_VALUE_HEAD
+    return result
+
+
+def joint(source: Source, value: Any) -> dict[str, Any]:
+    """All steps stochastic; RLinf's mean over them, whose ratio is the more timid."""
+    del source
+    return {"model.noise_steps": "all", "model.joint_mean": True} if value else {}
+
+
+def noise_params(source: Source, value: Any) -> dict[str, Any]:
+    """First level, last level, iterations in between."""
+    del source
+    return {"model.noise_params": _as_tuple(value)}
+
+
+def noise_range(source: Source, value: Any) -> dict[str, Any]:
+    """Lowest and highest std."""
+    del source
+    return {"model.noise_logvar_range": _as_tuple(value)}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def recomputation(source: Source, value: Any) -> dict[str, Any]:
+    """Everything, or nothing."""
+    del value
+    chosen = source.get("actor.model.gradient_checkpointing", default=False) or source.get(
+        "actor.fsdp_config.gradient_checkpointing", default=False
+    )
+    return {"model.gradient_checkpointing": "full" if chosen else "none"}
+
+
+def precision(source: Source, value: Any) -> dict[str, Any]:
+    """Of the arithmetic."""
+    del source
+    name = str(value).removesuffix("-mixed")
+    if name not in PRECISIONS:
+        raise NotCarriedError(
+            f"model.dtype is one of {', '.join(dict.fromkeys(PRECISIONS.values()))}"
+        )
+    return {"model.dtype": PRECISIONS[name]}
+
+
+# ---- learner ------------------------------------------------------------------------------------
+
+
+def microbatch(source: Source, value: Any) -> dict[str, Any]:
+    """Of all devices, where their number is known."""
+    del value
+    size = source.whole("actor.micro_batch_size", default=128)
+    devices = _devices(_placements(source).get("actor", "all")) or 1
+    return {"algorithm.microbatch_size": size * devices}
+
+
+def critic_warmup(source: Source, value: Any) -> dict[str, Any]:
+    """Optimiser steps as iterations, rounded up."""
+    if not value:
+        return {"algorithm.critic_warmup_iterations": 0}
+    steps = source.whole("actor.optim.critic_warmup_steps", default=1)
+    chunk = source.whole(
+        "actor.model.num_action_chunks", "actor.model.openpi.action_chunk", default=5
+    )
+    decisions = source.episodes * source.max_steps / chunk
+    minibatches = math.ceil(decisions / source.whole("actor.global_batch_size", default=2048))
+    per_iteration = minibatches * source.whole("algorithm.update_epoch", default=1)
+    return {"algorithm.critic_warmup_iterations": math.ceil(steps / per_iteration)}
+
+
+def schedule(source: Source, value: Any) -> dict[str, Any]:
+    """Of both learning rates."""
+    del source
+    if value not in SCHEDULES:
+        raise NotCarriedError(f"optim.schedule is one of {', '.join(SCHEDULES)}")
+    return {"optim.schedule": value}
+
+
+def warmup(source: Source, value: Any) -> dict[str, Any]:
+    """Iterations, or a share of all of them."""
+    steps = source.get("actor.optim.lr_warmup_steps")
+    if steps is None or steps < 0:
+        total = source.get("actor.optim.total_training_steps", "runner.max_epochs", default=0)
+        share = source.get("actor.optim.lr_warmup_steps_ratio", default=0)
+        steps = round(share * total)
+    del value
+    return {"optim.warmup_steps": steps}
+
+
+def decay(source: Source, value: Any) -> dict[str, Any]:
+    """A constant rate has none."""
+    if source.get("actor.optim.lr_scheduler", default="constant") == "constant":
+        raise NotCarriedError("a constant rate has no end")
+    return {"optim.decay_steps": value}
+
+
+def least_rate(source: Source, value: Any) -> dict[str, Any]:
+    """As a share of the full rate."""
+    if source.get("actor.optim.lr_scheduler", default="constant") == "constant":
+        raise NotCarriedError("a constant rate has no minimum")
+    share = source.get("actor.optim.min_lr_rate")
+    if share is None:
+        share = value / source.get("actor.optim.lr", default=5e-6)
+    return {"optim.min_lr_ratio": share}
+
+
+def sharding(source: Source, value: Any) -> dict[str, Any]:
+    """How many devices share the weights."""
+    size = source.get("actor.fsdp_config.fsdp_size", default=-1)
+    strategy = source.get("actor.fsdp_config.sharding_strategy", default="no_shard")
+    del value
+    if strategy == "no_shard":
+        return {"mesh.fsdp": 1}
+    if size == -1:
+        raise NotCarriedError(
+            "say how many devices share the weights: --config.mesh.fsdp=N (1 is none)"
+        )
+    return {"mesh.fsdp": size}

@@ -1,0 +1,92 @@
+"""README.md and the pages of docs/: short where they greet, every link and anchor leads somewhere,
+every number of the README stands in the page that it points to.
+"""
+
+import pathlib
+import re
+import unicodedata
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCED = re.compile(r"^( *)```.*?^\1```", flags=re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
+
+
+def text_of(page):
+    """Without what stands in blocks of code."""
+    return FENCED.sub("", page.read_text(encoding="utf-8"))
+
+
+def anchors(page):
+    """Of the headings, as GitHub and the site make them; both agree where no other sign stands."""
+    found = set()
+    for heading in re.findall(r"^#+ (.+)$", text_of(page), flags=re.MULTILINE):
+        plain = unicodedata.normalize("NFKC", heading).lower()
+        found.add(re.sub(r"[^\w\s-]", "", plain).strip().replace(" ", "-"))
+    return found
+
+
+def test_the_readme_is_no_wall():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 160
+    assert len(text.encode()) <= 10_000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_every_link_leads_somewhere(page):
+    dead = []
+    for target, anchor in LINK.findall(text_of(page)):
+        if "://" in target:
+            continue
+        place = (page.parent / target) if target else page
+        if not place.exists():
+            dead.append(target)
+        elif anchor and anchor not in anchors(place):
+            dead.append(f"{target}#{anchor}")
+    assert not dead
+
+
+def test_every_page_is_named_in_the_readme():
+    """Nobody has to find a page by listing the folder."""
+    named = set(re.findall(r"\(docs/(\w+\.md)", README.read_text(encoding="utf-8")))
+    absent = {page.name for page in (ROOT / "docs").glob("*.md")} - named - {"api.md"}
+    assert not absent
+
+
+def test_no_page_is_a_wall():
+    """Paragraphs that go on for ten lines are not read; generated pages are tables anyway."""
+    walls = []
+    for page in PAGES:
+        for part in text_of(page).split("\n\n"):
+            lines = part.splitlines()
+            is_prose = lines and not any(re.match(r"\s*([|*>#-]|\d+\.)", line) for line in lines)
+            if is_prose and len(lines) > 10:
+                walls.append(f"{page.name}: {lines[0][:60]}")
+    assert not walls
+
+
+# What the README says in short, and where it comes from.
+SOURCES = {
+    "results.md": ["51 % [41, 61]", "86 % [78, 92]", "68 % [54, 79]", "12 % [6, 24]"],
+    "quickstart.md": ["12 min 41 s", "68.7 %", "92.7 %", "150"],
+    "benchmarks.md": ["37", "219", "53.8", "246"],
+    "placement.md": ["18.5"],
+}
+
+
+@pytest.mark.parametrize("page", SOURCES)
+def test_numbers_of_the_readme_stand_in_its_pages(page):
+    readme = README.read_text(encoding="utf-8")
+    source = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert [n for n in SOURCES[page] if n not in readme or n not in source] == []
+
+
+def test_the_readme_counts_the_promises():
+    rows = re.findall(
+        r"^\| (?!promise|-)", (ROOT / "docs/reliability.md").read_text(), re.MULTILINE
+    )
+    (told,) = re.findall(r"(\d+) promises", README.read_text(encoding="utf-8"))
+    assert int(told) == len(rows)
