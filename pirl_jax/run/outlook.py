@@ -19,7 +19,7 @@ import jax
 
 from pirl_jax.core import atomic, endings, paths
 from pirl_jax.core import mesh as meshes
-from pirl_jax.envs import base
+from pirl_jax.envs import base, caches
 from pirl_jax.envs.libero import files
 from pirl_jax.monitor import columns
 from pirl_jax.run import (
@@ -74,8 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compiled",
         type=command.path,
-        default=files.cache_folder("targets"),
-        help="folder that keeps what compilers said, by program",
+        help="folder that keeps what compilers said, by program (default: in the user's cache)",
     )
     capacity.add_arguments(parser)
 
@@ -93,7 +92,7 @@ def request(options: argparse.Namespace, settings: config.Settings) -> Request:
         target=target,
         env_spec=env_spec(settings),
         prompt_tokens=options.prompt_tokens,
-        folder=options.compiled,
+        folder=options.compiled or caches.folder("targets"),
         limit_s=60 * options.compile_minutes,
     )
 
