@@ -58,6 +58,9 @@ def convert(
             "convert them back onto their base to verify"
         )
     stats = _find_stats(source, asset_id, norm_stats)
+    if source.cfg is not None and source.place is not None:
+        # Before anything is read.
+        print(checkpoints.record(source, stats[1] if stats else ""), flush=True)
     if stats is not None and to != "pirl":
         assets.require_moments(stats[0])
     lines = [describe("read", source)]
@@ -78,6 +81,7 @@ def convert(
     if source.cfg is None:
         return [*lines, f"wrote {folder} ({to})"]
     result = sources.open_source(folder, source.cfg)
+    lines += _unsaid(source, result)
     lines.append(describe("wrote", result))
     if verify:
         lines.append(parity(source, result, written))
@@ -128,6 +132,20 @@ def _save_stats(
     stats, where = found
     paths = assets.save(folder, stats, to, asset_id)
     return f"norm stats: {where} -> {', '.join(str(path) for path in paths)}"
+
+
+def _unsaid(source: sources.Source, result: sources.Source) -> list[str]:
+    """What files beside the source said of it, and no file of the result can say."""
+    said = claims.read(source.place).claims if source.place else ()
+    again = {claim.field for claim in claims.read(result.place).claims}
+    flags = []
+    for claim in said:
+        # Tensors tell the family and the dims.
+        if claim.field not in again | {"pi05", "action_dim"}:
+            flags.append(f"--config.model.{claim.field}={claim.value}")
+    if not flags:
+        return []
+    return [f"no file of the result says how it is used; give it with {' '.join(flags)}"]
 
 
 def describe(verb: str, source: sources.Source) -> str:
@@ -343,7 +361,9 @@ def _given(
     """The network that --config describes; None: it was left out."""
     if page is None:
         return None
-    return config.settings(checkpoints.agreed(page, args.source, args.iteration)).policy.network
+    return config.settings(
+        checkpoints.agreed(page, args.source, args.iteration, args.fields)
+    ).policy.network
 
 
 @preemption.watching("the checkpoint is not converted")

@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
         with command.user_errors():
             options, raw = command.parse(argv, _parser())
             if options.policy == "checkpoint" and options.checkpoint:
-                raw = checkpoints.agreed(raw, options.checkpoint, options.iteration)
+                raw = checkpoints.agreed(raw, options.checkpoint, options.iteration, options.fields)
             settings = config.settings(raw)
             settings = _perturbed(options, settings)
             this = prepare(options, settings, stack)

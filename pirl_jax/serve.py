@@ -93,7 +93,7 @@ def main(argv: list[str]) -> None:
             encrypted = tls.server_context(*values.tls) if values.tls else None
             listener = stack.enter_context(bind(values.host, values.port))
             if values.checkpoint:
-                raw = checkpoints.agreed(raw, values.checkpoint, values.iteration)
+                raw = checkpoints.agreed(raw, values.checkpoint, values.iteration, values.fields)
             engine, metadata = prepare(values, config.settings(raw))
         start_s = time.monotonic()
         engine.compile()

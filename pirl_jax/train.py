@@ -12,13 +12,12 @@ curve, video).
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import itertools
 import sys
 
 import jax
 import numpy as np
 
-from pirl_jax.core import endings, page, rng, types
+from pirl_jax.core import endings, rng, types
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
 from pirl_jax.learner import exploration, objective, replay, update
@@ -55,7 +54,7 @@ def main(argv: list[str]) -> None:
     ):
         with command.user_errors():
             options, raw = command.parse(argv, _parser())
-            raw = training.agreed(raw, options.resume)
+            raw = training.agreed(raw, options)
             settings = config.settings(raw)
             if options.target and not options.plan_only:
                 raise ValueError(
@@ -331,7 +330,7 @@ def _iteration(
         learned = learner.with_earlier(data, iteration, key)
         shuffle = rng.named(key, "shuffle")
         state, metrics = update.learn(learner.updater, state, learned, shuffle, demonstrations)
-    metrics |= moved | _what_was_played(cfg, played)
+    metrics |= moved | rollouts.metrics(cfg, played)
     metrics |= stats.fault_metrics(faults, run.envs.counters(), meshes.gather)
     metrics |= stats.rollout_metrics(rollout, data, meshes.gather)
     return state, metrics | run.timers.take()
@@ -347,15 +346,6 @@ def _moved(
     size = run.settings.raw.algorithm.microbatch_size
     displacement = steps.displacement(policy, run.mesh)
     return exploration.metrics(displacement, params, data, size, key, run.mesh)
-
-
-def _what_was_played(cfg: page.Algorithm, played: list[streams.Result]) -> dict[str, float]:
-    """Metrics of the episodes of all hosts."""
-    everywhere = list(itertools.chain.from_iterable(meshes.gather(played)))
-    metrics = stats.episode_metrics(everywhere)
-    if cfg.group_size > 1 and not cfg.uses_critic:
-        metrics |= stats.group_metrics(rollouts.useful(everywhere, cfg), cfg.group_size)
-    return metrics
 
 
 def _start_next(run: training.Run, iteration: int) -> None:

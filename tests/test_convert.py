@@ -1,3 +1,4 @@
+import json
 import sys
 
 import ml_dtypes
@@ -6,8 +7,18 @@ import pytest
 
 from pirl_jax import convert
 from pirl_jax.core import locks
+from pirl_jax.models import variants
 from pirl_jax.policy import normalize
-from pirl_jax.weights import adapters, folders, sources, targets
+from pirl_jax.run import config, recipes
+from pirl_jax.weights import (
+    adapters,
+    folders,
+    safetensors,
+    sizes,
+    sources,
+    targets,
+    torch_names,
+)
 from tests.weights import conftest
 
 
@@ -165,3 +176,91 @@ def test_mistakes_are_sentences(run, tmp_path, vectors, capsys):
     ):
         assert said in failure(capsys, source, folder, *asked.split())
     assert not new.exists()
+
+
+def test_a_network_of_unknown_size_is_described_by_a_recipe(tmp_path, capsys, monkeypatch):
+    """The remedy of the error is an option of the command that prints it."""
+    cfg = config.settings(recipes.load_recipe("probe")).policy.network
+    arrays = {path: np.ones(shape, np.float32) for path, shape in sizes.shapes_of(cfg).items()}
+    targets.write_openpi_torch(tmp_path / "src", conftest.memory_source(arrays, cfg))
+    asked = [tmp_path / "src", tmp_path / "out", "--to", "pirl"]
+    # Sizes that only the recipe knows.
+    known = {name: size for name, size in variants.GEMMA.items() if size != cfg.expert}
+    monkeypatch.setattr(sizes.variants, "GEMMA", known)
+    said = failure(capsys, *asked)
+    assert "which is no known size" in said and "give --config RECIPE" in said
+    monkeypatch.undo()
+    wrong = "--config.model.action_horizon=9"
+    said = failure(capsys, *asked, "--config=probe", wrong)
+    assert f"action_horizon is {cfg.action_horizon} in the checkpoint" in said
+    assert "pi0 (PaliGemma" in command(capsys, *asked, "--config=probe")
+
+
+def test_the_network_of_a_recipe_comes_before_those_that_are_known(monkeypatch):
+    cfg = variants.pi0_config("tiny")
+    monkeypatch.setattr(sizes.variants, "GEMMA", {})
+    shapes = {}
+    for entries in torch_names.by_path(sizes.shapes_of(cfg)).values():
+        shapes |= {entry.name: entry.tensor_shape for entry in entries}
+    assert sizes.infer_torch(shapes, cfg).expert == cfg.expert
+    with pytest.raises(ValueError, match="give --config RECIPE"):
+        sizes.infer_torch(shapes)
+
+
+def test_a_horizon_that_nobody_knows_is_not_written(tmp_path, capsys):
+    """It is in no tensor, and readers believe config.json."""
+    targets.write_openpi_jax(tmp_path / "jax", conftest.random_source("tiny"))
+    command(capsys, tmp_path / "jax", tmp_path / "one", "--to", "openpi_torch")
+    assert "action_horizon" not in json.loads((tmp_path / "one" / "config.json").read_text())
+
+    says = {"action_dim": 8, "action_horizon": 7}
+    (tmp_path / "one" / "config.json").write_text(json.dumps(says))
+    command(capsys, tmp_path / "one", tmp_path / "two", "--to", "openpi_torch")
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["action_horizon"] == 7
+
+
+@pytest.mark.parametrize("asset_id", ["../..", "/tmp/elsewhere", "a/../../b"])
+def test_no_data_set_leads_out_of_the_folder(run, tmp_path, capsys, asset_id):
+    said = failure(
+        capsys, run, tmp_path / "in" / "out", "--to", "openpi_torch", f"--asset-id={asset_id}"
+    )
+    assert "is no name of a data set" in said and not (tmp_path / "in").exists()
+
+
+@pytest.mark.parametrize(
+    "name, changed, shown",
+    [
+        ("action_in_proj.weight", "action_input.weight", "action_input.weight"),
+        (torch_names.EMBEDDING, "paligemma.embed.weight", "for the first of them the file has"),
+        (
+            torch_names.VISION + "embeddings.position_embedding.weight",
+            "vit.position_embedding.weight",
+            "vit.position_embedding.weight",
+        ),
+    ],
+)
+def test_names_that_do_not_fit_are_shown_with_those_the_file_has(
+    tmp_path, capsys, name, changed, shown
+):
+    targets.write_openpi_torch(tmp_path, conftest.random_source("tiny"))
+    path = tmp_path / "model.safetensors"
+    tensors = {changed if key == name else key: x for key, x in safetensors.read(path).items()}
+    layout = {key: (x.shape, x.dtype) for key, x in tensors.items()}
+    safetensors.write(tmp_path / "other.safetensors", layout, iter(tensors.values()), {})
+    said = failure(capsys, tmp_path / "other.safetensors", tmp_path / "new", "--to", "pirl")
+    assert f"{name} missing" in said and shown in said and len(said) < 900
+
+
+def test_what_the_result_cannot_say_is_printed_as_flags(tmp_path, capsys):
+    targets.write_openpi_torch(tmp_path / "src", conftest.random_source("tiny_pi05"))
+    says = {"type": "pi05", "chunk_size": 10, "tokenizer_max_length": 99}
+    modes = dict.fromkeys(("STATE", "ACTION"), "QUANTILES")
+    says["normalization_mapping"] = modes
+    (tmp_path / "src" / "config.json").write_text(json.dumps(says))
+    said = command(capsys, tmp_path / "src", tmp_path / "out", "--to", "pirl")
+    first = said.partition("\n")[0]
+    assert first.startswith("pi0.5 of LeRobot, ") and first.endswith("quantiles, horizon 10")
+    flags = [f"--config.model.{x}" for x in ("action_horizon=10", "max_token_len=99")]
+    assert f"give it with {' '.join(flags)} --config.model.norm_mode=quantile\n" in said
+    said = command(capsys, tmp_path / "src", tmp_path / "torch", "--to", "openpi_torch")
+    assert flags[0] not in said and f"give it with {flags[1]} " in said

@@ -3,7 +3,7 @@
 Refuses to know arrays and devices.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import pathlib
@@ -17,7 +17,7 @@ from pirl_jax.weights import claims, folders, resolve, sources, store
 
 REMOVAL_S = 2.0  # a checkpoint that is being removed is gone by then
 RECORD = "checkpoint.json"  # in the assets of a run: what it started from
-MODE_NAMES = {"zscore": "mean and std", "quantile": "quantiles"}
+MODE_NAMES = {"zscore": "mean and std", "quantile": "quantiles", "": "normalised as nobody says"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,31 +31,38 @@ class Record:
     tensors: int
     files: int  # that hold them; 0: a folder of orbax
     statistics: str  # where they lie
-    norm_mode: str
-    action_horizon: int
+    norm_mode: str  # "": no file says it, and nobody was asked
+    action_horizon: int  # 0: the same
     says: dict[str, Any]  # field of the model section -> [value, key and file that say so]
     notes: dict[str, Any]  # of the files, what no field of ours is
 
     def __str__(self) -> str:
-        step = "" if self.step is None else f", step {self.step}"
+        parts = [f"{self.family} of {self.maker}"]
+        if self.step is not None:
+            parts.append(f"step {self.step}")
         shards = f" in {self.files} shards" if self.files > 1 else ""
-        return (
-            f"{self.family} of {self.maker}{step}, {self.tensors} tensors{shards} "
-            f"({self.path}), statistics from {self.statistics}, {MODE_NAMES[self.norm_mode]}, "
-            f"horizon {self.action_horizon}"
-        )
+        parts.append(f"{self.tensors} tensors{shards} ({self.path})")
+        parts.append(f"statistics from {self.statistics or 'nowhere'}")
+        parts.append(MODE_NAMES[self.norm_mode])
+        parts.append(f"horizon {self.action_horizon or 'unknown'}")
+        return ", ".join(parts)
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
-def record(source: sources.Source, statistics: str, model: page.Model) -> Record:
-    """Of a checkpoint that was opened.
+def record(source: sources.Source, statistics: str, model: page.Model | None = None) -> Record:
+    """Of a whole checkpoint that was opened.
 
-    statistics: where they lie.
+    Args:
+      statistics: where they lie.
+      model: how it will be used; None: only what its files say is known.
     """
     place = source.place
     said = claims.read(place)
+    known = {claim.field: claim.value for claim in said.claims}
+    if model is not None:
+        known = {"norm_mode": model.norm_mode, "action_horizon": model.action_horizon}
     files = 0
     if place.kind == "safetensors" and place.weights.is_dir():
         files = len(list(place.weights.glob("model*.safetensors")))
@@ -67,8 +74,8 @@ def record(source: sources.Source, statistics: str, model: page.Model) -> Record
         tensors=source.num_tensors,
         files=files,
         statistics=statistics,
-        norm_mode=model.norm_mode,
-        action_horizon=model.action_horizon,
+        norm_mode=known.get("norm_mode", ""),
+        action_horizon=known.get("action_horizon", 0),
         says={claim.field: [claim.value, claim.source] for claim in said.claims},
         notes=said.notes,
     )
@@ -137,11 +144,17 @@ def identity(place: resolve.Place) -> dict[str, Any]:
 
 
 def agreed(
-    raw: ml_collections.ConfigDict, path: str | pathlib.Path, iteration: int = -1
+    raw: ml_collections.ConfigDict,
+    path: str | pathlib.Path,
+    iteration: int = -1,
+    given: Sequence[str] = (),
 ) -> ml_collections.ConfigDict:
     """The page with what the files of a checkpoint say about themselves.
 
     Where model.preset is empty, fields that still have their default take what the files say.
+
+    Args:
+      given: fields that the command line sets, whatever to.
 
     Raises:
       ValueError: one sentence with every contradiction, both values and the file.
@@ -153,7 +166,7 @@ def agreed(
         current = raw.model[claim.field]
         if current == claim.value:
             continue
-        if not raw.model.preset and current == getattr(page.Model(), claim.field):
+        if _is_open(raw, claim.field) and f"model.{claim.field}" not in given:
             taken.append(claim)
             continue
         wrong.append(
@@ -168,6 +181,11 @@ def agreed(
         raw.model[claim.field] = claim.value
         print(f"model.{claim.field}={claim.value} is taken from {claim.source}")
     return raw
+
+
+def _is_open(raw: ml_collections.ConfigDict, field: str) -> bool:
+    """Whether nobody has decided on a field of the model section."""
+    return not raw.model.preset and raw.model[field] == getattr(page.Model(), field)
 
 
 # ---- what a run started from -------------------------------------------------------------------
@@ -190,7 +208,6 @@ def agreed_again(
     remedy = f"move {path} away and set the model section by flags"
     says = outside.part(outside.read_json(path, remedy=remedy), "says", dict, path, remedy)
     for field, entry in says.items():
-        default = getattr(page.Model(), field, None)
-        if not raw.model.preset and default is not None and raw.model[field] == default:
+        if field in raw.model and _is_open(raw, field):
             raw.model[field] = outside.part(entry, "", list, path, remedy)[0]
     return raw

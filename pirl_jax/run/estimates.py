@@ -7,13 +7,12 @@ from collections.abc import Callable
 import dataclasses
 import hashlib
 from importlib import metadata
-import json
 import pathlib
 import time
 
 import jax
 
-from pirl_jax.core import atomic
+from pirl_jax.core import atomic, outside
 from pirl_jax.run import accelerators, hlo, plan, topology
 
 # Whose versions decide what a program becomes, where they are installed.
@@ -162,10 +161,10 @@ def read(folder: pathlib.Path, key: str) -> dict | None:
     if not path.exists():
         return None
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = outside.read_json(path)
     except ValueError:  # written by something else, or damaged: compiled again
         return None
-    return kept if isinstance(kept, dict) and kept.get("format") == FORMAT else None
+    return kept if kept.get("format") == FORMAT else None
 
 
 def write(folder: pathlib.Path, key: str, kept: dict) -> None:

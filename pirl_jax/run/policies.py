@@ -162,15 +162,19 @@ def look(settings: config.Settings, place: resolve.Place) -> Opened:
     Raises:
       ValueError: weights or statistics that do not fit the settings.
     """
+    opened = _opened(settings, place)
+    print(opened.record)
+    return opened
+
+
+def _opened(settings: config.Settings, place: resolve.Place) -> Opened:
     source = sources.open_source(place, settings.policy.network)
     stats, where = _stats_of(settings, place)
     with outside.named(where):
         statistics.check(
             stats, settings.raw.model.norm_mode, action_dim=settings.policy.model.action_env_dim
         )
-    opened = Opened(source, stats, checkpoints.record(source, where, settings.raw.model))
-    print(opened.record)
-    return opened
+    return Opened(source, stats, checkpoints.record(source, where, settings.raw.model))
 
 
 def check_start(settings: config.Settings) -> checkpoints.Record | None:
@@ -205,7 +209,7 @@ def load_policy(
     """
     # A run that still trains would remove it meanwhile.
     with checkpoints.held(path, iteration) as place:
-        opened = look(settings, place)
+        opened = _opened(settings, place)
         return load(settings, opened, mesh), opened.stats
 
 

@@ -2,15 +2,17 @@
 teach nothing.  Refuses to know what is learned from them."""
 
 from collections.abc import Callable, Sequence
+import itertools
 
 import jax
 import numpy as np
 
+from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, types
 from pirl_jax.learner import objective
 from pirl_jax.rl import groups
 from pirl_jax.rollout import actor as actors
-from pirl_jax.rollout import collector, starts
+from pirl_jax.rollout import collector, starts, stats
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import config, hosts
 
@@ -90,3 +92,12 @@ def _missing(raw: page.Page, useful_E: np.ndarray) -> int:
         budget=hosts.most_episodes(raw) // size,
     )
     return size * fresh
+
+
+def metrics(cfg: page.Algorithm, played: list[streams.Result]) -> dict[str, float]:
+    """Of the episodes of an iteration on all hosts."""
+    everywhere = list(itertools.chain.from_iterable(meshes.gather(played)))
+    found = stats.episode_metrics(everywhere)
+    if cfg.group_size > 1 and not cfg.uses_critic:
+        found |= stats.group_metrics(useful(everywhere, cfg), cfg.group_size)
+    return found

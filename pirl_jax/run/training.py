@@ -3,6 +3,7 @@
 Refuses to know the loop that uses it.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import pathlib
@@ -77,18 +78,21 @@ class Run:
         return stream
 
 
-def agreed(raw: ml_collections.ConfigDict, resume: str) -> ml_collections.ConfigDict:
+def agreed(
+    raw: ml_collections.ConfigDict, options: argparse.Namespace
+) -> ml_collections.ConfigDict:
     """The page with what the checkpoint to start from says about itself.
 
     Raises:
       ValueError: its files contradict the page.
     """
-    if resume == "auto" and raw.run.directory:
+    if options.resume == "auto" and raw.run.directory:
         path = paths.absolute(raw.run.directory)
         if log.holds_run(path):
             return checkpoints.agreed_again(raw, path)
     if raw.model.checkpoint:
-        return checkpoints.agreed(raw, paths.absolute(raw.model.checkpoint))
+        path = paths.absolute(raw.model.checkpoint)
+        return checkpoints.agreed(raw, path, given=options.fields)
     return raw
 
 

@@ -127,6 +127,7 @@ OWN_JSON = {
     "core/locks.py": "the start of a note of ours, and any error is a holder without a name",
     "envs/libero/perturbed.py": "a note of ours in a wing without core; damage is told",
     "envs/child.py": "the answer of a process of ours",
+    "envs/libero/preflight.py": "the question to a process of ours",
     "bench/end2end.py": "the rows of a run that has just ended",
     "monitor/log.py": "what json.dumps has just given",
     "monitor/journal.py": "what json.dumps has just given",

@@ -54,5 +54,7 @@ def test_there_are_examples_and_they_are_short():
 
 def test_act(run_directory):
     said = run("act.py", run_directory)
-    actions_HA = np.array(said.replace("[", " ").replace("]", " ").split(), float).reshape(10, 7)
+    numbers = said[said.index("[[") :]  # before them stands which checkpoint it is
+    actions_HA = np.array(numbers.replace("[", " ").replace("]", " ").split(), float)
+    actions_HA = actions_HA.reshape(10, 7)
     assert np.isfinite(actions_HA).all() and actions_HA.std() > 0

@@ -1,5 +1,6 @@
 """One answer for every command, of small checkpoints in the layouts of others."""
 
+import argparse
 import json
 import shutil
 
@@ -64,6 +65,17 @@ def test_files_decide_what_the_page_leaves_open(folder, capsys):
 
 
 OTHER_MODE = test_claims.PI05 | {"normalization_mapping": test_claims.MEANS}
+
+
+def test_what_the_command_line_sets_is_decided_also_where_it_is_the_default(folder):
+    say(folder, **test_claims.PI05)
+    fields = ("norm_mode", "action_horizon", "pi05")
+    with pytest.raises(ValueError, match=r"norm_mode is quantile .* and zscore") as caught:
+        checkpoints.agreed(base.get_config(), folder, given=[f"model.{name}" for name in fields])
+    # 50 is what the files say, too.
+    assert "action_horizon" not in str(caught.value) and "pi05 is True" in str(caught.value)
+
+
 CONTRADICTIONS = [
     ({"action_horizon": 9}, {"action_horizon": 5}, "action_horizon is 5 .* and 9 in the conf"),
     ({"norm_mode": "quantile"}, OTHER_MODE, "norm_mode is zscore .*STATE of .* and quantile"),
@@ -149,10 +161,11 @@ def test_a_run_keeps_what_it_started_from_for_its_resumes(folder, tmp_path):
     shutil.rmtree(folder)
     resumed = page(checkpoint=str(folder), action_horizon=50)
     resumed.run.directory = str(run)
-    agreed = training.agreed(resumed, "auto")
+    auto = argparse.Namespace(resume="auto", fields=())
+    agreed = training.agreed(resumed, auto)
     assert agreed.model.action_horizon == record.action_horizon
     with pytest.raises(ValueError, match="there is no checkpoint at"):
-        training.agreed(resumed, "never")
+        training.agreed(resumed, argparse.Namespace(resume="never", fields=()))
 
 
 # ---- held ----------------------------------------------------------------------------------------

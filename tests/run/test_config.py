@@ -769,6 +769,31 @@ def test_a_configuration_that_is_not_the_pages_is_a_short_sentence(
         assert re.search(said, text) and str(path) in text and len(text) < 600, text
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"action_dim": 32, "action_horizon": 50, "precision": "bfloat16"},
+        {"seed": 1000, "env": {"type": "libero"}, "policy": {"type": "pi05"}, "steps": 6000},
+        {"model_type": "paligemma", "text_config": {"hidden_size": 2048}},
+        {"seed": 42, "model": {"pi05": True, "action_horizon": 10}},
+        {},
+    ],
+)
+def test_the_configuration_of_another_program_is_no_run_of_another_version(tmp_path, foreign):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(foreign))
+    said = f"{path} is no config.json of a run of ours; give the recipe with --config"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        recipes.load_run(tmp_path)
+
+
+def test_a_run_is_named_by_any_of_its_checkpoints(tmp_path):
+    page = quickstart.get_config()
+    (tmp_path / "config.json").write_text(json.dumps(page.to_dict()))
+    for place in ("", "checkpoints", "checkpoints/40"):
+        assert recipes.load_run(tmp_path / place).to_dict() == page.to_dict()
+
+
 def test_a_real_process_ends_with_code_2_and_one_line():
     command = [
         sys.executable,

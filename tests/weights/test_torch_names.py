@@ -153,6 +153,38 @@ def test_spellings_of_other_programs(name, canonical):
     assert torch_names.canonical({name: np.zeros(1)}) == ({canonical: np.zeros(1)}, {})
 
 
+HEAD = "value_head.mlp.0.bias"
+NORM = "paligemma_with_expert.paligemma.model.language_model.norm.weight"
+EXPERT_NORM = "paligemma_with_expert.gemma_expert.model.norm.weight"
+
+
+@pytest.mark.parametrize("canonical", [HEAD, NORM, EXPERT_NORM])
+@pytest.mark.parametrize("wrapper", [*torch_names.WRAPPERS, "model", "module._orig_mod.model"])
+def test_wrappers_are_stripped_wherever_they_wrap(canonical, wrapper):
+    parts = canonical.split(".")
+    for i in range(len(parts)):
+        name = ".".join([*parts[:i], wrapper, *parts[i:]])
+        if wrapper == "model" and parts[i - 1] == "language_model":
+            continue  # an older spelling, which is tried above
+        assert list(torch_names.canonical({name: np.zeros(1)})[0]) == [canonical], name
+    everywhere = f"{wrapper}." + f".{wrapper}.".join(parts)
+    if wrapper != "model":
+        assert list(torch_names.canonical({everywhere: np.zeros(1)})[0]) == [canonical]
+
+
+@pytest.mark.parametrize(
+    "names, near",
+    [
+        (["net.action_in_proj.weight", "net.x", "y"], "net.action_in_proj.weight"),
+        (["action_in_projection.weight", "zzz.bias"], "action_in_projection.weight"),
+        (["encoder.a", "encoder.b"], "encoder.a"),
+        ([], ""),
+    ],
+)
+def test_the_nearest_names_that_a_file_has(names, near):
+    assert torch_names.nearest("action_in_proj.weight", names).startswith(near)
+
+
 def test_both_tied_names_at_once():
     embedding = np.zeros((2, 1))
     head = np.ones((2, 1))
