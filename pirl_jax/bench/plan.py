@@ -72,7 +72,10 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """
     names = options.recipes.split(",")
     if options.target:
-        return {pathlib.Path(name).stem: _on_target(name, options) for name in names}
+        return {
+            pathlib.Path(name).stem: outlook.answer(options, _settings(name, options))
+            for name in names
+        }
     # Of one device, however many this machine has.
     mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
     return {pathlib.Path(name).stem: _recipe(name, mesh, options) for name in names}
@@ -81,12 +84,6 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def _settings(recipe: str, options: argparse.Namespace) -> config.Settings:
     page = recipes.load_recipe(recipe, "--recipes")
     return config.settings(command.override(page, [f"--config.{one}" for one in options.set]))
-
-
-def _on_target(recipe: str, options: argparse.Namespace) -> dict[str, Any]:
-    # A plan is made on a laptop as on a machine whose devices are somebody's.
-    jax.config.update("jax_platforms", "cpu")
-    return outlook.report(outlook.request(options, _settings(recipe, options)))
 
 
 def _recipe(recipe: str, mesh: jax.sharding.Mesh, options: argparse.Namespace) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pirl_jax.run import accelerators, hlo, plan, topology
 
 # Whose versions decide what a program becomes, where they are installed.
 COMPILERS = ("jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda12-pjrt")
-FORMAT = 1  # of what is kept; another one is compiled again
+FORMAT = 2  # of what is kept; another one is compiled again
 
 
 class TooLong(plan.TooLarge):

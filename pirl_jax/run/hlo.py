@@ -26,6 +26,12 @@ COLLECTIVES = (
 )
 # Runs beside the rest, so its cycles are not added.
 BESIDE = ("copy-start", "copy-done", "slice-start", "slice-done", "async-start", "async-done")
+# XLA:TPU spreads what devices exchange over several fusions: one starts it, these go on with it
+# beside products of their own, and the last waits for it.  Each names it, and it is one.
+CONTINUES = ("async_collective_fusion", "async-collective-done")
+# A fusion that sums over devices and keeps the own part only.
+SCATTERS = "all-reduce-scatter"
+SCATTERED = {"all-reduce": "reduce-scatter"}
 CALLED = re.compile(
     r"\b(?:calls|body|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
     r"|\bbranch_computations=\{([^}]*)\}"
@@ -115,13 +121,25 @@ class Program:
             branches = [self._of(name) for name in _called(one)]
             # Which one is taken is not known: the one that takes longest.
             totals.add(max(branches, key=_weight))
-        elif one.opcode in ("fusion", "call", "async-start"):
+        elif one.opcode in ("call", "async-start"):
             for name in _called(one):
-                inner = self._of(name)
-                # The cycles of a fusion are its own, not those of its parts.
-                totals.add(
-                    inner if one.opcode == "call" else dataclasses.replace(inner, cycles=0.0)
-                )
+                totals.add(self._of(name))
+        elif one.opcode == "fusion":
+            for name in _called(one):
+                totals.add(_of_fusion(one.name, name, self._of(name)))
+
+
+def _of_fusion(fusion: str, computation: str, inside: Totals) -> Totals:
+    """What a fusion adds by what it is made of.  fusion, computation: names that XLA gives."""
+    # Its cycles are its own, not those of its parts.
+    inside = dataclasses.replace(inside, cycles=0.0)
+    if fusion.startswith(CONTINUES) or computation.startswith(CONTINUES):
+        return dataclasses.replace(inside, collectives={}, calls={})
+    if not computation.startswith(SCATTERS):
+        return inside
+    collectives = {SCATTERED.get(kind, kind): size for kind, size in inside.collectives.items()}
+    calls = {SCATTERED.get(kind, kind): count for kind, count in inside.calls.items()}
+    return dataclasses.replace(inside, collectives=collectives, calls=calls)
 
 
 def _called(one: Instruction) -> list[str]:

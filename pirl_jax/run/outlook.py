@@ -24,6 +24,7 @@ from pirl_jax.envs.libero import files
 from pirl_jax.monitor import columns
 from pirl_jax.run import (
     accelerators,
+    capacity,
     command,
     config,
     devices,
@@ -75,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=command.path,
         help="folder that keeps what compilers said, by program (default: in the user's cache)",
     )
+    capacity.add_arguments(parser)
 
 
 def request(options: argparse.Namespace, settings: config.Settings) -> Request:
@@ -129,13 +131,32 @@ def plan_only(options: argparse.Namespace, settings: config.Settings) -> None:
         return
     if options.output:  # before hours of compiling
         paths.require_writable(options.output.parent, "--output")
-    jax.config.update("jax_platforms", "cpu")
-    result = report(request(options, settings))
+    result = answer(options, settings)
     print(as_text(result))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_json(options.output, result)
         print(f"results in {options.output}")
+
+
+def answer(options: argparse.Namespace, settings: config.Settings) -> dict[str, Any]:
+    """What `report` says, and "capacity" (run/capacity.py) where the flags ask for it.
+
+    Raises:
+      ValueError: the request makes no sense.
+    """
+    # A plan is made on a laptop as on a machine whose devices are somebody's.
+    jax.config.update("jax_platforms", "cpu")
+    asked = request(options, settings)
+    played_by = capacity.simulators(options, settings)
+    result = report(asked)
+    if played_by is not None:
+        names = ("algorithm.microbatch_size", "rollout.prefix_cache")
+        chosen = config.changed(settings, {name: result["choices"][name] for name in names})
+        result["capacity"] = capacity.iteration(
+            chosen, asked.env_spec, result, played_by, options.episode_share, options.of_roofline
+        )
+    return result
 
 
 # ---- the process that compiles -----------------------------------------------------------------
@@ -359,6 +380,8 @@ def as_text(result: dict[str, Any]) -> str:
         lines += _details(name, row)
     lines.append(ABOUT_ESTIMATES)
     lines += result["notes"]
+    if "capacity" in result:
+        lines += ["", capacity.as_text(result["capacity"])]
     return "\n".join(lines)
 
 

@@ -71,6 +71,13 @@ def test_a_loop_by_hand(first, step, direction, trips):
     assert totals.unknown_loops == 0
 
 
+def test_what_is_spread_over_fusions_is_one_and_a_sum_that_is_split_is_a_scatter():
+    totals = hlo.Program((FOLDER / "spread.txt").read_text()).totals()
+    assert totals.collectives == {"all-gather": 32 * 64 * 2, "reduce-scatter": 16 * 2 * 4}
+    assert totals.calls == {"all-gather": 1, "reduce-scatter": 1}
+    assert totals.flops == 2 * 8 * 16 * 8
+
+
 def test_a_loop_that_nobody_can_count_is_counted_once_and_said():
     totals = _loop(direction="EQ").totals()
     assert totals.unknown_loops == 1 and totals.flops == 2 * 8 * 16 * 4
