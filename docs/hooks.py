@@ -36,13 +36,14 @@ def on_files(files: structure.Files, config: defaults.MkDocsConfig) -> structure
 
 
 def examples() -> str:
-    """Each script under the first sentence of its docstring."""
+    """Each script under the first words of its docstring."""
     parts = ["# Examples", "Each of them is a script of at most 60 lines, and a test runs it."]
     for path in sorted((ROOT / "docs" / "examples").glob("*.py")):
         source = path.read_text(encoding="utf-8")
-        title, _, about = ast.get_docstring(ast.parse(source)).partition("\n")
+        words, _, about = ast.get_docstring(ast.parse(source)).partition("\n")
+        title, _, rest = words.partition(":")
         code = source.split('"""', 2)[2].strip()
-        parts += [f"## {title.rstrip('.:')}", f"`docs/examples/{path.name}`"]
+        parts += [f"## {title.rstrip('.')}", f"`docs/examples/{path.name}`: {rest.strip()}"]
         parts += [f"```text\n{about.strip()}\n```", f"```python\n{code}\n```"]
     return "\n\n".join(parts) + "\n"
 

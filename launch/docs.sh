@@ -8,6 +8,11 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+what="${1:-build}"
+if [[ "$what" != build && "$what" != serve ]]; then
+  echo "launch/docs.sh: $what is neither build nor serve; write bash launch/docs.sh [serve [HOST:PORT]]" >&2
+  exit 2
+fi
 python="${PIRL_PYTHON:-python3}"
 [[ -n "${PIRL_PYTHON:-}" || ! -x .venv/bin/python ]] || python=.venv/bin/python
 stamp="$("$python" --version) $(sha256sum <requirements-docs.txt)"
@@ -18,11 +23,7 @@ if [[ ! -f .venv-docs/pins || "$(<.venv-docs/pins)" != "$stamp" ]]; then
   echo "$stamp" >.venv-docs/pins
 fi
 export NO_MKDOCS_2_WARNING=1 PATH="$PWD/.venv-docs/bin:$PATH"
-case "${1:-build}" in
-  build) mkdocs build --strict ;; # --quiet would hide warnings from --strict, too
-  serve) exec mkdocs serve --strict --dev-addr "${2:-127.0.0.1:8000}" ;;
-  *)
-    echo "launch/docs.sh knows serve [HOST:PORT], not $1" >&2
-    exit 2
-    ;;
-esac
+if [[ "$what" == serve ]]; then
+  exec mkdocs serve --strict --dev-addr "${2:-127.0.0.1:8000}"
+fi
+mkdocs build --strict # --quiet would hide warnings from --strict, too

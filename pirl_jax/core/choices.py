@@ -4,6 +4,7 @@ Core knows no table of the floors above; a test compares these names with their 
 """
 
 import itertools
+import re
 
 LIBERO = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 # LIBERO-PRO's suites: each of those under each of its perturbations.
@@ -22,13 +23,28 @@ PLUS = tuple(
         ),
     )
 )
-SUITES = (
-    *LIBERO,
-    *("libero_90", "libero_130"),  # the second is all of LIBERO
-    *PRO,
-    *PLUS,
-    *("tabletop", "probe_constant", "probe_observed", "probe_delayed"),
-    *("probe_action", "probe_conditioned"),
+OWN = "MODULE:CLASS"  # in lists of names
+OWN_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class NamesOrOwn(tuple):
+    """Names; somebody's own class is one of them, too."""
+
+    def __contains__(self, name: object) -> bool:
+        is_own = isinstance(name, str) and OWN_CLASS.fullmatch(name) is not None
+        return is_own or super().__contains__(name)
+
+
+SUITES = NamesOrOwn(
+    (
+        *LIBERO,
+        *("libero_90", "libero_130"),  # the second is all of LIBERO
+        *PRO,
+        *PLUS,
+        *("tabletop", "probe_constant", "probe_observed", "probe_delayed"),
+        *("probe_action", "probe_conditioned"),
+        OWN,
+    )
 )
 # Rows of models/variants.py GEMMA; no name is the one of the model's size.
 VARIANTS = (

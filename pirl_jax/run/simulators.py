@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 
-from pirl_jax.envs import base, caches, expert_tasks, probes
+from pirl_jax.envs import base, caches, expert_tasks, own, probes
 from pirl_jax.envs.gl import backends
 from pirl_jax.envs.libero import assets as asset_files
 from pirl_jax.envs.libero import custom, files, identity, preflight
@@ -19,6 +19,8 @@ from pirl_jax.run import config, machine, perturbations
 def env_factory(settings: config.Settings) -> Callable[[], base.Env]:
     """Picklable constructor of one simulator of the configured suite."""
     env = settings.raw.env
+    if own.is_class(env.suite):
+        return own.factory(env.suite, env.image_size_px)
     limit = env.max_episode_steps or None
     if env.suite.startswith("probe_"):
         name = env.suite.removeprefix("probe_")

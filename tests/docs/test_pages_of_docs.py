@@ -8,6 +8,8 @@ import unicodedata
 
 import pytest
 
+from pirl_jax.core import types
+
 ROOT = pathlib.Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -90,3 +92,36 @@ def test_the_readme_counts_the_promises():
     )
     (told,) = re.findall(r"(\d+) promises", README.read_text(encoding="utf-8"))
     assert int(told) == len(rows)
+
+
+def test_the_readme_maps_every_package():
+    packages = {path.parent.name for path in (ROOT / "pirl_jax").glob("*/__init__.py")} - {
+        "recipes"
+    }
+    table = README.read_text(encoding="utf-8").partition("| package | what |")[2]
+    named = set(re.findall(r"`(\w+)`", table.partition("\n\n")[0]))
+    assert named == packages
+
+
+def test_the_stops_of_the_readme_are_those_of_the_tour():
+    readme = re.findall(r"^ ?\d+ ([\w/*]+\.py)", README.read_text(encoding="utf-8"), re.MULTILINE)
+    tour = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    stops = re.findall(r"^ ?\d+ ([\w/|]+\.py)", tour, re.MULTILINE)
+    assert len(readme) == 10
+    for short, stop in zip(readme, stops, strict=True):
+        if "*" in short:
+            assert len(list((ROOT / "pirl_jax").glob(short))) > 1
+        elif short != stop:
+            # The README names the mathematics where the tour names who calls it.
+            assert short in tour, short
+
+
+def test_the_dimension_key_of_the_tour_is_that_of_the_types():
+    pair = re.compile(r"(?:^|(?<=  ))([A-Za-z])  (\S.*?)(?=\s{2,}|$)", re.MULTILINE)
+    key = dict(pair.findall(types.__doc__))
+    tour = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    rows = tour.partition("| letter | axis |")[2].partition("\n\n")[0]
+    told = re.findall(r"\| ([A-Za-z]) \| ([^|]+) (?=\|)", rows)
+    assert len(told) > 25
+    assert [letter for letter, axis in told if not key[letter].startswith(axis)] == []
+    assert {letter for letter in key if letter.isupper()} <= {letter for letter, _ in told}

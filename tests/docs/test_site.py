@@ -38,6 +38,15 @@ def test_every_package_of_the_generator_has_its_hash():
         assert re.fullmatch(r"[\w.-]+==[\w.]+( --hash=sha256:[0-9a-f]{64}){1,2}", pin), pin
 
 
+def test_the_script_refuses_what_it_does_not_know(tmp_path):
+    (tmp_path / "launch").mkdir()
+    script = shutil.copy(ROOT / "launch" / "docs.sh", tmp_path / "launch")
+    command = ["bash", str(script), "deploy"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "deploy is neither build nor serve" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["launch"]
+
+
 @pytest.mark.slow
 def test_a_page_that_nobody_reaches_and_a_heading_that_is_none_are_errors(tmp_path):
     if not (ROOT / ".venv-docs" / "pins").exists():

@@ -17,6 +17,7 @@ import jax
 import pytest
 
 from pirl_jax import evaluate, serve, train
+from pirl_jax.core import choices
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page as pages
 from pirl_jax.envs import base as envs
@@ -462,7 +463,11 @@ def test_the_published_recipe_has_the_published_split_and_the_default_is_held_ou
 # ---- the page and what stands elsewhere ------------------------------------------------------
 
 TABLES = {
-    "env.suite": (*files.SUITES, "tabletop", *(f"probe_{name}" for name in probes.PROBES)),
+    "env.suite": (
+        *(*files.SUITES, "tabletop"),
+        *(f"probe_{name}" for name in probes.PROBES),
+        choices.OWN,
+    ),
     "env.protocol": files.PROTOCOLS,
     "env.libero": ("pinned", "any"),
     "env.wording": files.WORDINGS,
