@@ -33,7 +33,18 @@ PANELS = {
     "actor/grad_norm": "gradient norm",
     "actor/entropy": "entropy",
 }
-PARTS = ("env", "inference", "update", "transfer", "eval", "save", "compile", "report", "idle")
+PARTS = (
+    "env",
+    "inference",
+    "update",
+    "transfer",
+    "eval",
+    "save",
+    "compile",
+    "report",
+    "video",
+    "idle",
+)
 FAULTS = {
     "env/restarts": "simulators replaced",
     "env/recycled": "simulators recycled",

@@ -21,6 +21,7 @@ from pirl_jax.rollout import stream as streams
 from pirl_jax.run import (
     config,
     devices,
+    films,
     hosts,
     learnable,
     pages,
@@ -90,6 +91,8 @@ def prepare(
     timers = timeline.Timers()
     path = pathlib.Path(settings.raw.run.directory)
     paths.require_writable(path, "run.directory")
+    if settings.raw.video.train:
+        paths.require_writable(films.directory(settings.raw), "video.directory")
     if raw.run.wandb and not jax.process_index():
         mirror.check()
     standing = _claim(path, resume, stack)
