@@ -250,21 +250,13 @@ def _step(
     row = run.directory.write(iteration, metrics)
     board.finished(row)
     guard.watch(iteration, row)
-    _refresh(run, iteration)
+    run.page.follow(iteration, run.timers)
     due = (iteration + 1) % raw.run.save_every == 0 or iteration + 1 == raw.num_iterations
     # One that failed is made good with the state of today.
     if run.store.failed() or due:
         with run.timers.measure("save"):
             run.store.save(iteration + 1, divergence.checked(state, iteration + 1))
     return state
-
-
-def _refresh(run: training.Run, iteration: int) -> None:
-    """The page, every so often."""
-    every = run.settings.raw.run.report_every
-    if every and (iteration + 1) % every == 0 and run.directory.writes:
-        with run.timers.measure("report"):
-            run.page.refresh()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -192,7 +192,6 @@ def collect(
                 book.decision(turn, chain, obs if context is None else context, going, valued)
                 actions_nIa = actor.decode(actions_BHA, turn)
         if film is not None:
-            film.forget(turn.lost)
             film.see(turn, stream.results, _values(turn, chain, valued))
         if chain is not None:
             stream.send(turn, actions_nIa)

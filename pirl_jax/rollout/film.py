@@ -28,20 +28,17 @@ class Film:
         self.shots: dict[int, list[Shot]] = {e: [] for e in episodes}
 
     def see(self, turn: stream.Turn, results: Sequence[stream.Result], value_n: np.ndarray) -> None:
-        """The images of a turn, before it is answered.
+        """The images of a turn, before it is answered; lost episodes begin anew, or never.
 
         Args:
           results: of all episodes, as they are by now.
           value_n: [n] the critic's estimates, nan where there is none.
         """
+        for e in self.shots.keys() & set(turn.lost):
+            self.shots[e] = []
         for i, e in enumerate(turn.episode.tolist()):
             if e in self.shots:
                 so_far = results[e]
                 frame = turn.step.images[i, 0].copy()
                 shot = Shot(frame, so_far.num_steps, so_far.reward, float(value_n[i]))
                 self.shots[e].append(shot)
-
-    def forget(self, episodes: Iterable[int]) -> None:
-        """They are played again from their start, or never."""
-        for e in self.shots.keys() & set(episodes):
-            self.shots[e] = []

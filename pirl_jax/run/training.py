@@ -129,7 +129,7 @@ def prepare(
         envs=envs,
         playable=playable,
         directory=directory,
-        page=pages.Page(path),
+        page=pages.Page(path, raw.run.report_every if directory.writes else 0),
         store=checkpoints,
         timers=timers,
         first_iteration=resume_at or 0,

@@ -7,9 +7,9 @@ import numpy as np
 from pirl_jax.rollout import film, stream
 
 
-def turn(episodes, images):
+def turn(episodes, images, lost=()):
     step = types.SimpleNamespace(images=images)
-    return types.SimpleNamespace(episode=np.array(episodes), step=step)
+    return types.SimpleNamespace(episode=np.array(episodes, int), step=step, lost=list(lost))
 
 
 def test_shots_of_the_chosen_episodes_are_copies():
@@ -23,5 +23,5 @@ def test_shots_of_the_chosen_episodes_are_copies():
     np.testing.assert_array_equal(shot.frame, seen)
     assert (shot.step, shot.reward) == (6, 2.0) and np.isnan(shot.value)
     assert list(taken.shots) == [2, 7] and taken.shots[7] == []
-    taken.forget([0, 2])
+    taken.see(turn([], images, lost=[0, 2]), results, np.array([]))
     assert taken.shots[2] == []
