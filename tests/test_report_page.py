@@ -60,6 +60,8 @@ def pages(tmp_path_factory):
     after = run_folders.evaluation(first / "evaluation" / "after", run_folders.outcomes(6), words)
     frames = [np.full((16, 16, 3), 40 * k, np.uint8) for k in range(3)]
     video.write_episode(after / "videos" / "task_0_init_3_success.mp4", frames, "words", True)
+    film = first / "video" / "train" / "iteration_2_episode_0_task_0_init_1.mp4"
+    video.write_episode(film, frames, "words", True)
     second = run_folders.run(folder / "second", after=8, finished=False)
     report.main(["report", str(first), "--output", str(folder / "one.html")])
     several = [first, second, after]
@@ -144,6 +146,13 @@ def test_an_episode_opens_with_its_video(shown):
     assert not page.locator("video").count()
     page.locator(".cell").last.click()
     assert "No video of this episode" in page.inner_text("#episode-film")
+
+
+def test_a_film_of_training_opens(shown):
+    page = shown("one.html")
+    page.locator("#films button").click()
+    assert page.inner_text("#episode-title") == "iteration 2 episode 0 task 0 init 1"
+    page.wait_for_function("document.querySelector('video').readyState >= 2")
 
 
 @pytest.mark.parametrize("name", ["one.html", "several.html"])
