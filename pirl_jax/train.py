@@ -25,6 +25,7 @@ from pirl_jax.learner import state as states
 from pirl_jax.monitor import log, panel, progress, report, timeline
 from pirl_jax.policy import normalize
 from pirl_jax.rollout import actor as actors
+from pirl_jax.rollout import film as filming
 from pirl_jax.rollout import starts, stats
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import (
@@ -34,6 +35,7 @@ from pirl_jax.run import (
     devices,
     divergence,
     evaluation,
+    films,
     hosts,
     outlook,
     policies,
@@ -267,21 +269,13 @@ def _step(
     row = run.directory.write(iteration, metrics)
     board.finished(row)
     guard.watch(iteration, row)
-    _refresh(run, iteration)
+    run.page.follow(iteration, run.timers)
     due = (iteration + 1) % raw.run.save_every == 0 or iteration + 1 == raw.num_iterations
     # One that failed is made good with the state of today.
     if run.store.failed() or due:
         with run.timers.measure("save"):
             run.store.save(iteration + 1, divergence.checked(state, iteration + 1))
     return state
-
-
-def _refresh(run: training.Run, iteration: int) -> None:
-    """The page, every so often."""
-    every = run.settings.raw.run.report_every
-    if every and (iteration + 1) % every == 0 and run.directory.writes:
-        with run.timers.measure("report"):
-            run.page.refresh()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,8 +315,12 @@ def _iteration(
     playing = states.acting_params(state) if run.settings.plays_average else state.params
     published = meshes.local_view(playing, run.mesh)
     with hosts.together():
-        rollout, played = _rollout(run, published, key, iteration, board)
+        film = films.begin(run.settings.raw)
+        rollout, played = _rollout(run, published, key, iteration, board, film)
     _start_next(run, iteration + 1)
+    if film is not None:
+        with run.timers.measure("video"):
+            films.write(film, run.settings.raw, iteration, played, run.envs.spec)
     with run.timers.measure("update"):
         data = objective.with_advantages(rollout, cfg)
         moved = _moved(run, playing, data, rng.named(key, "moved"))
@@ -356,7 +354,12 @@ def _start_next(run: training.Run, iteration: int) -> None:
 
 
 def _rollout(
-    run: training.Run, params: dict, key: jax.Array, iteration: int, board: panel.Board
+    run: training.Run,
+    params: dict,
+    key: jax.Array,
+    iteration: int,
+    board: panel.Board,
+    film: filming.Film | None,
 ) -> tuple[types.Rollout, list[streams.Result]]:
     """Episodes of one iteration."""
     settings = run.settings
@@ -367,7 +370,7 @@ def _rollout(
     stream = run.take_stream() or run.next_stream(iteration)
     key = meshes.replicate(rng.named(key, "actions"), meshes.local(run.mesh))
     return rollouts.play(
-        settings, run.playable, iteration, stream, actor, params, key, run.timers, board
+        settings, run.playable, iteration, stream, actor, params, key, run.timers, board, film
     )
 
 

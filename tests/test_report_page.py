@@ -1,5 +1,6 @@
 """`pirl report`: the command, and its page in a browser that is offline, wide, narrow and dark."""
 
+import random
 import shutil
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 
 from pirl_jax import report
 from pirl_jax.monitor import video
-from tests import run_folders
+from pirl_jax.run import records, story
+from tests import damaged_files, run_folders
 
 ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
@@ -60,6 +62,8 @@ def pages(tmp_path_factory):
     after = run_folders.evaluation(first / "evaluation" / "after", run_folders.outcomes(6), words)
     frames = [np.full((16, 16, 3), 40 * k, np.uint8) for k in range(3)]
     video.write_episode(after / "videos" / "task_0_init_3_success.mp4", frames, "words", True)
+    film = first / "video" / "train" / "iteration_2_episode_0_task_0_init_1.mp4"
+    video.write_episode(film, frames, "words", True)
     second = run_folders.run(folder / "second", after=8, finished=False)
     report.main(["report", str(first), "--output", str(folder / "one.html")])
     several = [first, second, after]
@@ -146,6 +150,13 @@ def test_an_episode_opens_with_its_video(shown):
     assert "No video of this episode" in page.inner_text("#episode-film")
 
 
+def test_a_film_of_training_opens(shown):
+    page = shown("one.html")
+    page.locator("#films button").click()
+    assert page.inner_text("#episode-title") == "iteration 2 episode 0 task 0 init 1"
+    page.wait_for_function("document.querySelector('video').readyState >= 2")
+
+
 @pytest.mark.parametrize("name", ["one.html", "several.html"])
 def test_nothing_overflows_on_a_phone(shown, name):
     page = shown(name, width=320)
@@ -182,3 +193,31 @@ def test_several_stand_side_by_side(shown):
     page.locator("#sources button").nth(2).click()
     assert page.locator("#time").is_hidden() and page.locator(".cell").count() == 20
     assert "max_episode_steps" in page.locator("#settings-table").inner_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["evaluation", "run"])
+def test_whatever_was_damaged_the_script_has_no_error(chromium, tmp_path, kind):
+    """Of folders that are damaged and can be read all the same."""
+    case = damaged_files.KINDS[kind]()
+    errors = []
+    page = chromium.new_page()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    opened = 0
+    for k in range(60):
+        draw = random.Random(f"{kind} {k}")
+        folder = tmp_path / str(k)
+        folder.mkdir()
+        case.place(folder, case.damage(draw))
+        try:
+            found = records.read(folder)
+            story.write(tmp_path / "page.html", [found])
+        except ValueError:
+            continue
+        page.goto((tmp_path / "page.html").as_uri())
+        for cell in page.locator(".cell").all()[:1]:
+            cell.click()
+        assert not errors, k
+        opened += 1
+    assert opened > 5
+    page.close()

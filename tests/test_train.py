@@ -694,6 +694,7 @@ def still(directory, seed, num_iterations):
         run__save_every=1,
         run__keep=3,
         run__report_every=1,
+        video__train=2,
     )
 
 
@@ -740,6 +741,10 @@ def test_fields_of_evaluations_and_checkpoints(noises):
     kept = {path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()}
     assert kept == {"0", "1", "2"}
     timed = [row for row in log.read(run) if "time/iteration" in row]
+    assert all("time/video" in row for row in timed)
+    filmed = [path.name.partition("_task")[0] for path in (run / "video" / "train").iterdir()]
+    wanted = [f"iteration_{k}_episode_{e}" for k in (0, 1) for e in (0, 1)]
+    assert sorted(filmed) == wanted, "the first two of each"
     assert ["time/report" in row for row in timed] == [False, True], "the page after the first"
 
 

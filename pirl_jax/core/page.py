@@ -306,6 +306,15 @@ class Run(bounds.Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class Video(bounds.Section):
+    """Videos of training rollouts: the image of every decision, which costs no rendering."""
+
+    train: int = at_least(0, 0, "of an iteration's first episodes, one of a group", "episodes")
+    info: bool = plain(True, "below: task, step, reward, value, outcome, policy, frame rate")
+    directory: str = place("", "of these videos; empty = video/train in run.directory")
+
+
+@dataclasses.dataclass(frozen=True)
 class Page:
     """A whole configuration."""
 
@@ -319,6 +328,7 @@ class Page:
     optim: Optim = dataclasses.field(default_factory=Optim)
     sft: Sft = dataclasses.field(default_factory=Sft)
     eval: Eval = dataclasses.field(default_factory=Eval)
+    video: Video = dataclasses.field(default_factory=Video)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     run: Run = dataclasses.field(default_factory=Run)
 

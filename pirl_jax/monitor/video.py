@@ -38,12 +38,13 @@ COLOURS = {
 def write(
     path: str | os.PathLike,
     frames: Sequence[np.ndarray],
-    captions: Sequence[str],
+    captions: Sequence[str] | None,
     outcomes: Sequence[bool | None] | None = None,
-    fps: int = 20,
+    fps: float = 20,
 ) -> pathlib.Path:
     """Write [frames] of [Y,X,3] uint8 with one caption each; the file appears when it is complete.
 
+    captions: None leaves them and their strip out.
     outcomes: [frames] True (success), False (failure) or None (running); picks the colour of the
       text.
 
@@ -51,6 +52,7 @@ def write(
       ValueError: no frames, or not a caption for each; frames of another form.
     """
     path = pathlib.Path(path)
+    captions = [None] * len(frames) if captions is None else captions
     if len(frames) == 0 or len(frames) != len(captions):
         raise ValueError(
             f"video {path} needs one caption per frame and at least one frame, "
@@ -88,7 +90,7 @@ def write_episode(
 
 
 def annotate(
-    frame: np.ndarray, caption: str, colour: tuple[int, int, int] = COLOURS[None]
+    frame: np.ndarray, caption: str | None, colour: tuple[int, int, int] = COLOURS[None]
 ) -> np.ndarray:
     """[Y,X,3] uint8 -> the enlarged frame above a dark strip with the caption.
 
@@ -104,9 +106,12 @@ def annotate(
     # Every pixel becomes a square: smoothing would show what the policy does not see.
     picture = Image.fromarray(frame.repeat(factor, axis=0).repeat(factor, axis=1))
     width = picture.width
-    height = picture.height + LINES * LINE_PX + MARGIN_PX
+    strip_px = 0 if caption is None else LINES * LINE_PX + MARGIN_PX
+    height = picture.height + strip_px
     canvas = Image.new("RGB", (width + width % 2, height + height % 2), BACKGROUND)
     canvas.paste(picture, (0, 0))
+    if caption is None:
+        return np.asarray(canvas)
     font = ImageFont.load_default(size=FONT_PX)
     draw = ImageDraw.Draw(canvas)
     top_px = picture.height + MARGIN_PX // 2
@@ -115,7 +120,7 @@ def annotate(
     return np.asarray(canvas)
 
 
-def _encode(path: pathlib.Path, pictures: Sequence[np.ndarray], fps: int) -> None:
+def _encode(path: pathlib.Path, pictures: Sequence[np.ndarray], fps: float) -> None:
     """H.264 with yuv420p, which every player shows."""
     height, width = pictures[0].shape[:2]
     form = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps)]

@@ -8,6 +8,7 @@ import numpy as np
 
 from pirl_jax.core import endings, rows, types
 from pirl_jax.rollout import actor as actors
+from pirl_jax.rollout import film as films
 from pirl_jax.rollout import stream as streams
 
 Decision = tuple[int, int]  # (episode, decision)
@@ -151,6 +152,7 @@ def collect(
     group_size: int = 1,
     bootstrap_truncated: bool = False,
     advance: Callable[[int, str], None] | None = None,
+    film: films.Film | None = None,
 ) -> Book:
     """Play a stream to its end with exploration, and keep its decisions.
 
@@ -163,6 +165,7 @@ def collect(
       bootstrap_truncated: the last observation of a truncated episode gets a value, for which the
         policy runs once more.
       advance: shows progress: (count, note).
+      film: keeps the images of some episodes.
     """
     if book is None:
         limit = actors.max_decisions(stream.envs.spec, actor.action_chunk)
@@ -171,6 +174,7 @@ def collect(
     for turn in stream.turns(timers):
         book.forget(turn.lost)
         book.outcome(turn)
+        chain = None
         going = ~turn.finished
         valued = going | (turn.step.truncated & bootstrap_truncated)
         if valued.any():
@@ -187,6 +191,9 @@ def collect(
                 chain, actions_BHA = jax.device_get((chain, actions_BHA))
                 book.decision(turn, chain, obs if context is None else context, going, valued)
                 actions_nIa = actor.decode(actions_BHA, turn)
+        if film is not None:
+            film.see(turn, stream.results, _values(turn, chain, valued))
+        if chain is not None:
             stream.send(turn, actions_nIa)
         if advance and turn.ended:
             total = len(stream.episodes)
@@ -194,6 +201,13 @@ def collect(
     with timers.measure("transfer"):
         book.settle()
     return book
+
+
+def _values(turn: streams.Turn, chain: types.Chain | None, valued: np.ndarray) -> np.ndarray:
+    """[n] the critic's estimates; nan where nobody asked for one."""
+    if chain is None:
+        return np.full(len(turn.row), np.nan)
+    return np.where(valued, chain.value[turn.row], np.nan)
 
 
 def _without(decisions: dict[Decision, object], episodes: set[int]) -> dict[Decision, object]:

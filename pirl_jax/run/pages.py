@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 from pirl_jax.core import outside
+from pirl_jax.monitor import timeline
 from pirl_jax.run import records, story
 
 NAME = "report.html"
@@ -15,9 +16,17 @@ NAME = "report.html"
 class Page:
     """report.html in the folder of a run or an evaluation."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, every: int = 0) -> None:
+        """every: iterations between refreshes; 0: none."""
         self.path = folder / NAME
+        self._every = every
         self._failed = False
+
+    def follow(self, iteration: int, timers: timeline.Timers) -> None:
+        """After an iteration.  timers: measures "report"."""
+        if self._every and (iteration + 1) % self._every == 0:
+            with timers.measure("report"):
+                self.refresh()
 
     def refresh(self) -> None:
         """While work goes on: videos stay the files that they are."""

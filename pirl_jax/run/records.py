@@ -17,6 +17,7 @@ from pirl_jax.run import results
 
 REMEDY = "copy the folder again, or leave it out"
 VIDEO = re.compile(r"task_(\d+)_init_(\d+)_(?:success|failure)\.mp4")
+FILM = re.compile(r"iteration_(\d+)_")
 NOT_NUMBERS = ("nan", "inf", "-inf")  # as metrics.jsonl has them
 PLACE = {"task": int, "init_state": int}  # what is known of a lost episode
 
@@ -61,6 +62,7 @@ class Record:
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     damaged: list[str] = dataclasses.field(default_factory=list)  # files that were set aside
+    films: list[pathlib.Path] = dataclasses.field(default_factory=list)  # of rollouts, by iteration
     is_run: bool = False
 
 
@@ -100,8 +102,15 @@ def _run(folder: pathlib.Path) -> Record:
         rows=rows,
         config=config,
         damaged=sorted(aside),
+        films=sorted((folder / "video" / "train").glob("*.mp4"), key=_iteration),
         is_run=True,
     )
+
+
+def _iteration(path: pathlib.Path) -> tuple[int, str]:
+    """Of a film of run/films.py, for sorting."""
+    match = FILM.match(path.name)
+    return int(match[1]) if match else -1, path.name
 
 
 def _require_numbers(row: dict[str, Any], path: pathlib.Path) -> None:

@@ -13,6 +13,7 @@ from pirl_jax.learner import objective
 from pirl_jax.rl import groups
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import collector, starts, stats
+from pirl_jax.rollout import film as films
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import config, hosts
 
@@ -52,6 +53,7 @@ def play(
     key: jax.Array,
     timers: streams.Timers,
     advance: Callable[[int, str], None],
+    film: films.Film | None = None,
 ) -> tuple[types.Rollout, list[streams.Result]]:
     """The rollout of an iteration, from a stream of its episodes.
 
@@ -71,6 +73,7 @@ def play(
             group_size=cfg.group_size,
             bootstrap_truncated=cfg.uses_critic and cfg.bootstrap_truncated,
             advance=advance,
+            film=film,
         )
         if cfg.max_episodes_per_iteration:
             useful_E = useful(stream.results, cfg)

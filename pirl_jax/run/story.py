@@ -20,6 +20,7 @@ from pirl_jax.rollout import stream
 from pirl_jax.run import recipes, records
 
 MOST_VIDEO_BYTES = 24 << 20  # within the page, all together; others are linked
+MOST_FILMS = 40  # of training rollouts, the latest
 MOST_POINTS = 400  # of a curve: a screen has no more columns
 MOST_EPISODES = 1 << 31  # of an iteration; more are a damaged number
 MOST_BARS = 80  # of the time budget
@@ -33,7 +34,18 @@ PANELS = {
     "actor/grad_norm": "gradient norm",
     "actor/entropy": "entropy",
 }
-PARTS = ("env", "inference", "update", "transfer", "eval", "save", "compile", "report", "idle")
+PARTS = (
+    "env",
+    "inference",
+    "update",
+    "transfer",
+    "eval",
+    "save",
+    "compile",
+    "report",
+    "video",
+    "idle",
+)
 FAULTS = {
     "env/restarts": "simulators replaced",
     "env/recycled": "simulators recycled",
@@ -84,6 +96,7 @@ def _source(name: str, record: records.Record) -> dict[str, Any]:
         "evaluations": evaluations,
         "starts": record.starts,
         "damaged": record.damaged,
+        "films": [],
         "run": _run(record) if record.is_run else None,
     }
     if len(record.evaluations) > 1:
@@ -351,19 +364,33 @@ def _add_videos(
     data: dict[str, Any], found: Sequence[records.Record], folder: pathlib.Path, most: int
 ) -> None:
     """Into the page as long as there is room, the latest evaluations first; else as links."""
-    left = most
+    room = _Room(folder, most)
     for source, record in zip(data["sources"], found, strict=True):
         told = list(zip(source["evaluations"], record.evaluations, strict=True))
         for shown, one in reversed(told):
             for episode, path in one.videos.items():
                 # One that is being replaced is left for the next page.
                 with contextlib.suppress(FileNotFoundError):
-                    size = path.stat().st_size
-                    video = {"link": _link(path, folder)}
-                    if size <= left:
-                        left -= size
-                        video = {"data": base64.b64encode(path.read_bytes()).decode()}
-                    shown["videos"][f"{episode.task}:{episode.init_state}"] = video
+                    shown["videos"][f"{episode.task}:{episode.init_state}"] = room.take(path)
+        for path in reversed(record.films[-MOST_FILMS:]):
+            with contextlib.suppress(FileNotFoundError):
+                source["films"].append({"name": secrets.text(path.stem)} | room.take(path))
+
+
+class _Room:
+    """What is left of it in the page."""
+
+    def __init__(self, folder: pathlib.Path, most: int) -> None:
+        self._folder = folder
+        self._left = most
+
+    def take(self, path: pathlib.Path) -> dict[str, str]:
+        """A video: itself, or where it lies."""
+        size = path.stat().st_size
+        if size > self._left:
+            return {"link": _link(path, self._folder)}
+        self._left -= size
+        return {"data": base64.b64encode(path.read_bytes()).decode()}
 
 
 def _link(path: pathlib.Path, folder: pathlib.Path) -> str:

@@ -23,6 +23,7 @@ from pirl_jax.run import (
     checkpoints,
     config,
     devices,
+    films,
     hosts,
     learnable,
     pages,
@@ -111,6 +112,8 @@ def prepare(
     timers = timeline.Timers()
     path = pathlib.Path(settings.raw.run.directory)
     paths.require_writable(path, "run.directory")
+    if settings.raw.video.train:
+        paths.require_writable(films.directory(settings.raw), "video.directory")
     if raw.run.wandb and not jax.process_index():
         mirror.check()
     standing = _claim(path, resume, stack)
@@ -148,7 +151,7 @@ def prepare(
         envs=envs,
         playable=playable,
         directory=directory,
-        page=pages.Page(path),
+        page=pages.Page(path, raw.run.report_every if directory.writes else 0),
         store=checkpoints,
         timers=timers,
         first_iteration=resume_at or 0,

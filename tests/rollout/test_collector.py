@@ -18,7 +18,7 @@ from pirl_jax.monitor import timeline
 from pirl_jax.policy import normalize, observation, tokenizer
 from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import actor as actors
-from pirl_jax.rollout import collector, starts
+from pirl_jax.rollout import collector, film, starts
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import config, policies, steps
 from tests import pools
@@ -221,6 +221,33 @@ def test_a_lost_simulator_leaves_no_trace(actor, make_pool, collected, faults):
     rollout, results = play(actor, make_pool(4, faults=faults), episodes, TWO_GROUPS)
     assert results == collected[1]
     jax.tree.map(np.testing.assert_array_equal, rollout, collected[0])
+
+
+@pytest.mark.parametrize("faults", [(), {3}, {1, 2}], ids=str)
+def test_a_film_changes_nothing_and_renders_nothing(actor, make_pool, collected, faults):
+    """It has every decision of its episodes, with the value that was estimated, and the end."""
+    pool = make_pool(4, faults=faults)
+    send = pool.send
+
+    def without_frames(slots, actions, record):
+        assert not any(record)
+        send(slots, actions, record)
+
+    pool.send = without_frames
+    episodes = [streams.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
+    stream = streams.Stream(pool, episodes, TWO_GROUPS, 1)
+    taken = film.Film([0, 2, 3, 99])
+    book = collect(actor, stream, bootstrap_truncated=True, film=taken)
+    jax.tree.map(np.testing.assert_array_equal, book.rollout(stream.results), collected[0])
+    assert taken.shots.pop(99) == []
+    for e, shots in taken.shots.items():
+        decisions = LENGTHS[e] + 1
+        assert [shot.step for shot in shots] == [3 * c for c in range(decisions + 1)]
+        assert [shot.reward for shot in shots] == list(range(decisions + 1))
+        values = [10 * LENGTHS[e] + c for c in range(decisions)]
+        assert [shot.value for shot in shots[:-1]] == values
+        # A success has no value: nothing follows.
+        assert np.isnan(shots[-1].value) == (LENGTHS[e] % 2 == 0)
 
 
 def test_an_episode_that_stays_lost_never_reaches_the_learner(actor, make_pool):

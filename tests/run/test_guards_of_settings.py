@@ -545,6 +545,10 @@ TESTED = {
     "eval.every": [EVALUATIONS],
     "eval.episodes_during_training": [EVALUATIONS],
     "eval.num_videos": ["test_train.py::tabletop"],  # whose videos a test counts
+    "video.train": [
+        EVALUATIONS,
+        "run/test_films.py::test_one_episode_of_each_group_and_none_by_default",
+    ],
     "mesh.data": [HERE + "test_the_mesh_has_the_configured_axes"],
     "mesh.fsdp": [HERE + "test_the_mesh_has_the_configured_axes"],
     "run.save_every": [EVALUATIONS],

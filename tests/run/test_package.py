@@ -58,6 +58,8 @@ def installed(wheel, tmp_path_factory):
 @pytest.mark.slow
 def test_what_is_in_the_wheel(wheel):
     names = zipfile.ZipFile(wheel).namelist()
+    for part in ("page.html", "page.css", "page.js"):
+        assert f"pirl_jax/monitor/page/{part}" in names
     packed = {pathlib.Path(name).stem for name in names if name.startswith("pirl_jax/recipes/")}
     assert packed == {*recipes.names(), "base", "__init__"}
     assert not [name for name in names if name.startswith(("tests", "configs", "docs"))]

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from pirl_jax.monitor import timeline
 from pirl_jax.run import pages, story
 from tests import run_folders
 
@@ -24,6 +25,21 @@ def test_it_follows_the_run_and_holds_its_videos_at_the_end(tmp_path):
     last = page.path.read_text()
     assert '"name":"after"' in last and '"name":"after"' not in first
     assert "./evaluation/before/videos/task_0" not in last
+
+
+def test_it_follows_every_so_many_iterations(tmp_path):
+    run = run_folders.run(tmp_path / "a")
+    timers = timeline.Timers()
+    for every, written in ((0, []), (1, [0, 1, 2, 3]), (2, [1, 3])):
+        page = pages.Page(run, every)
+        found = []
+        for iteration in range(4):
+            page.follow(iteration, timers)
+            if page.path.exists():
+                found.append(iteration)
+                page.path.unlink()
+        assert found == written
+    assert timers.take()["time/report"] > 0
 
 
 @pytest.mark.parametrize("bug", [KeyError("x"), OSError(28, "No space left"), ValueError("bad")])

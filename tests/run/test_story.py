@@ -138,6 +138,24 @@ def test_videos_are_in_the_page_as_far_as_there_is_room(tmp_path):
     assert before == {"0:3": {"link": link}}
 
 
+def test_films_of_training_the_latest_first(tmp_path):
+    run = run_folders.run(tmp_path / "a")
+    folder = run / "video" / "train"
+    folder.mkdir(parents=True)
+    for iteration in range(0, 100, 2):
+        (folder / f"iteration_{iteration}_episode_0.mp4").write_bytes(bytes(10))
+    story.write(tmp_path / "page.html", [records.read(run)], most_video_bytes=15)
+    page = (tmp_path / "page.html").read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+    films = data["sources"][0]["films"]
+    assert len(films) == story.MOST_FILMS
+    assert [set(one) for one in films[:2]] == [{"name", "data"}, {"name", "link"}]
+    assert [one["name"] for one in films[:2]] == [
+        "iteration_98_episode_0",
+        "iteration_96_episode_0",
+    ]
+
+
 PLACES = ("config.json", "environment.json", "metrics.jsonl", "evaluation/after/evaluation.json")
 DAMAGES = ("", "{", "[]", "[1]", '{"a": 1}', '{"episodes": [1]}', '[{"iteration": true}]', "\0")
 NEVER_WRONG = {

@@ -266,6 +266,7 @@ function choose(k) {
   sources();
   change(source);
   episodes(source);
+  films(source);
   time(source);
   faults(source);
   findings(source);
@@ -454,6 +455,19 @@ function drawEnds(counts, longest) {
     });
     return [svg, legend([["var(--bad)", "failure"], ["var(--good)", "success"]])];
   };
+}
+
+function films(source) {
+  show("films", source.films.length);
+  const open = (one) => {
+    byId("episode-title").textContent = one.name.replaceAll("_", " ");
+    byId("episode-words").textContent = "";
+    put("episode-film", film(one));
+    put("episode-others");
+    byId("episode").showModal();
+  };
+  const button = (one) => make("button", { type: "button", onclick: () => open(one) }, one.name.replaceAll("_", " "));
+  put("films-list", ...source.films.map(button));
 }
 
 // ---- time and faults ---------------------------------------------------------------------------
