@@ -37,5 +37,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.algorithm.update(minibatch_size=32, microbatch_size=32)
     config.optim.update(lr=1e-3, value_lr=3e-3)
     config.eval.update(num_videos=0)
-    config.run.update(directory="runs/probe", tensorboard=False)
+    config.run.update(directory="runs/probe", backends="jsonl")
     return config

@@ -405,6 +405,9 @@ def _evaluate(
     run.directory.write(iteration, metrics)
     if run.directory.writes:
         this.write(played)
+        rows = stats.per_task(played, run.instructions)
+        films = sorted((this.directory / "videos").glob("*.mp4"))
+        run.directory.show(iteration, f"evaluation/{name}", rows, films)
     return results.successes(played, run.instructions)
 
 

@@ -26,7 +26,7 @@ COMMON = {
     "env.num_workers": 2,
     "env.timeout_s": 15,  # a stopped worker is replaced after so long
     "run.save_every": 2,
-    "run.tensorboard": False,
+    "run.backends": "jsonl",
 }
 PROBE = {
     "env.suite": "probe_delayed",

@@ -14,7 +14,7 @@ import pytest
 from pirl_jax import compare, convert, evaluate
 from pirl_jax.bench import __main__ as bench
 from pirl_jax.core import page, secrets
-from pirl_jax.monitor import journal, log
+from pirl_jax.monitor import journal, log, services
 from pirl_jax.policy import normalize
 from pirl_jax.run import command
 
@@ -80,7 +80,7 @@ def test_a_run(tmp_path, nothing_shows, monkeypatch):
     fields["model"]["checkpoint"] = f"/runs/{OF_THE_ENVIRONMENT['HUB_PASSWORD']}/x"
     fields["env"]["assets"] = ADDRESS
     for resume_at in (None, 3):
-        started = log.RunDir(tmp_path, fields, resume_at, wandb=True)
+        started = log.RunDir(tmp_path, fields, resume_at, ("wandb",), services.Labels(offline=True))
         started.write(3, {"actor/loss": 1.0})
         started.close()
         assert started.changed == []

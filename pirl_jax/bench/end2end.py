@@ -30,7 +30,7 @@ SHORT = {
     "eval.every": 0,
     "eval.episodes_per_task": 1,
     "eval.num_videos": 0,
-    "run.tensorboard": False,
+    "run.backends": "jsonl",
     "run.save_every": 1000,
 }
 

@@ -300,8 +300,20 @@ class Run(bounds.Section):
     max_skipped_iterations: int = positive(
         3, "in a row whose gradients were all not finite; then it has diverged", "iterations"
     )
-    tensorboard: bool = plain(True, "write event files")
-    wandb: bool = plain(False, "needs the wandb package and an account")
+    backends: str = some_of(
+        ("jsonl", "tensorboard", "wandb", "swanlab"),
+        "tensorboard",
+        "who gets the numbers: metrics.jsonl (jsonl) always; wandb, swanlab: packages and accounts",
+    )
+    project_name: str = plain(
+        "", "at wandb and swanlab; empty = $WANDB_PROJECT, $SWANLAB_PROJECT, or pirl_jax"
+    )
+    experiment_name: str = plain("", "at wandb and swanlab; empty = the name of run.directory")
+    offline: bool = plain(
+        False, "wandb, swanlab: no account, files for wandb sync and swanlab sync in run.directory"
+    )
+    tensorboard: bool = plain(True, "older name: False takes tensorboard out of run.backends")
+    wandb: bool = plain(False, "older name: True puts wandb into run.backends")
     compilation_cache: str = place("~/.cache/pirl_jax", "persistent XLA cache; empty = off")
 
 

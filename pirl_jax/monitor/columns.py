@@ -4,7 +4,7 @@ Plain text of fixed width, drawn by rich: no colours, no wrapping, whatever it i
 Knows nothing of what stands in the cells.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import io
 
 from rich import box, console, table
@@ -59,6 +59,14 @@ def aligned(rows: Iterable[Sequence[str]], header: Sequence[str] = (), left: int
     if rows and rows[-1] == RULE:
         lines.append("-" * max(map(len, lines)))
     return "\n".join(lines)
+
+
+def of_rows(rows: Sequence[Mapping[str, object]]) -> str:
+    """The same of rows with equal names, which become the header; None is an empty cell."""
+    cells = []
+    for row in rows:
+        cells.append(["" if value is None else str(value) for value in row.values()])
+    return aligned(cells, header=list(rows[0]))
 
 
 def _drawn(grid: table.Table) -> list[str]:

@@ -36,6 +36,16 @@ class Events:
         event = event_pb2.Event(step=iteration, wall_time=time_s)
         for name, value in row.items():
             event.summary.value.extend(summary.scalar(name, value).value)
+        self._write(event)
+
+    def write_text(self, iteration: int, name: str, text: str, time_s: float) -> None:
+        """A text of fixed width."""
+        # TensorBoard reads Markdown, in which an indented block is as it stands.
+        block = "\n".join(f"    {line}" for line in text.splitlines())
+        event = event_pb2.Event(step=iteration, wall_time=time_s, summary=summary.text(name, block))
+        self._write(event)
+
+    def _write(self, event: event_pb2.Event) -> None:
         with atomic.naming(self._folder):
             self._writer.write_event(event)
             self._writer.flush()  # with fsync

@@ -15,7 +15,7 @@ Everything but time/* is deterministic and can be compared between runs with ==;
 `read(path, timing=False)` gives exactly that part.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import datetime
 import itertools
 import json
@@ -33,7 +33,9 @@ from flax import traverse_util
 import jax
 
 from pirl_jax.core import atomic, lines, outside, secrets
-from pirl_jax.monitor import events, mirror, packages
+from pirl_jax.monitor import columns, events, mirror, packages, services
+
+NAMELESS = services.Labels()
 
 
 class RunDir:
@@ -47,8 +49,8 @@ class RunDir:
         path: str | os.PathLike,
         config: dict,
         resume_at: int | None = None,
-        tensorboard: bool = True,
-        wandb: bool = False,
+        backends: Collection[str] = ("tensorboard",),
+        labels: services.Labels = NAMELESS,
         writes: bool = True,
     ) -> None:
         """Start a run, or continue the one that stands there.
@@ -57,10 +59,12 @@ class RunDir:
           config: the configuration, a nested dict of what JSON can hold.
           resume_at: None starts a run where none stands; a number continues the standing one from
             that iteration (0: killed before its first checkpoint).
+          backends: which of tensorboard, wandb and swanlab get the numbers too.
+          labels: what the run is called there.
           writes: False for the processes of other hosts, which leave the files to the first one.
 
         Raises:
-          ValueError: a run stands there, or none where one should go on; wandb does not start.
+          ValueError: a run stands there, or none where one should go on; a service does not start.
         """
         # Absolute: nobody who changes the working directory moves the run.
         self.path = pathlib.Path(path).absolute()
@@ -78,8 +82,10 @@ class RunDir:
                 f"run directory {self.path} holds no run to continue; start one without --resume"
             )
         first_iteration = resume_at or 0
-        # Before any other file: where wandb fails, what stands stays as it is.
-        self._wandb = mirror.start(self.path, config, self._set_aside) if wandb else None
+        # Before any other file: where a service fails, nothing is left of the start.
+        self._mirrors = mirror.start(
+            self.path, config, backends, labels, self._set_aside, began=standing
+        )
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.changed = self._write_config(_as_json(config), resume_at)
         self._record_environment(first_iteration)
@@ -87,7 +93,7 @@ class RunDir:
             self._truncate(first_iteration)
         self._lines = lines.Lines(self.metrics_path)
         self._events = None
-        if tensorboard:
+        if "tensorboard" in backends:
             self._events = events.Events(self.path / "tensorboard", first_iteration)
 
     @property
@@ -116,9 +122,33 @@ class RunDir:
             self._events.write(iteration, row, time.time())
         # A watcher and a killed run's successor see every finished iteration.
         self._lines.append(json.dumps({"iteration": iteration} | written))
-        if self._wandb:
-            self._wandb.log({"iteration": iteration} | row)
+        self._tell(lambda service: service.log(iteration, row))
         return row
+
+    def show(
+        self,
+        iteration: int,
+        name: str,
+        rows: Sequence[Mapping[str, Any]],
+        videos: Iterable[pathlib.Path] = (),
+    ) -> None:
+        """A table and videos beside the numbers, wherever they can be shown.
+
+        Their files are the caller's; a table has a row at least, all with the same names.
+        """
+        if not self.writes:
+            return
+        if self._events:
+            self._events.write_text(iteration, name, columns.of_rows(rows), time.time())
+        self._tell(lambda service: service.table(iteration, name, rows))
+        for path in videos:
+            self._tell(
+                lambda service, path=path: service.video(iteration, f"{name}/{path.stem}", path)
+            )
+
+    def _tell(self, what: Callable[[services.Service], None]) -> None:
+        for one in self._mirrors:
+            one.tell(what)
 
     def go_back(self, iteration: int, stays: Callable[[dict], bool]) -> None:
         """The run goes on from an iteration; of the rows so far, some are true still.
@@ -149,8 +179,8 @@ class RunDir:
         self._lines.close()
         if self._events:
             self._events.close()
-        if self._wandb:
-            self._wandb.finish()
+        for one in self._mirrors:
+            one.finish()
 
     def _write_config(self, config: dict, resume_at: int | None) -> list[str]:
         """-> one line per field that differs from the configuration before the resume."""

@@ -1,114 +1,162 @@
-"""A mirror of the metrics at Weights & Biases: an optional package, and a service that may be away.
+"""Mirrors of the numbers at services: optional packages, and services that may be away.
 
-Its id lies in the run directory, so that a resume finds it again.  Knows no metric.
+A run that begins refuses a service that does not start.  A run that has begun never ends for one:
+what failed is said once and stands in SERVICE_stopped.txt of the run directory, whose own files
+have every number.  The id at a service lies there too, so that a resume finds the run again.  Knows
+no metric.
 """
 
-from collections.abc import Callable
-import importlib.util
-import netrc
-import os
+from collections.abc import Callable, Collection, Iterable
 import pathlib
-import re
 import shutil
-from typing import Any
-import urllib.parse
-import uuid
+import signal
+import sys
+import threading
+import traceback
+import types
 
-from pirl_jax.core import atomic, paths, secrets
+from pirl_jax.core import atomic, endings, secrets
+from pirl_jax.monitor import services, swanlab_service, wandb_service
 
-WITHOUT_ACCOUNT = ("offline", "disabled", "dryrun")  # values of WANDB_MODE
-ID = re.compile(rb"[0-9a-f]{32}")
-SERVICE = "https://api.wandb.ai"
-REMEDY = "set WANDB_API_KEY or WANDB_MODE=offline, or run.wandb=False"
+SERVICES = {"wandb": wandb_service, "swanlab": swanlab_service}
+FINISH_S = 60.0  # a service may send what it has for so long
+HURRIED_S = 5.0  # and in a run that was asked to end
 
 
-def check() -> None:
-    """Before anything starts: whether a mirror can be begun, as far as this machine knows.
+def check(backends: Collection[str], labels: services.Labels) -> None:
+    """Before anything starts: whether mirrors can be begun, as far as this machine knows.
 
     Raises:
-      ValueError: the package is absent, or nobody logged in.
+      ValueError: a package is absent, or nobody logged in.
     """
-    if importlib.util.find_spec("wandb") is None:
-        raise ValueError(
-            "run.wandb is True but wandb is not installed; run pip install wandb or set it to False"
-        )
-    without_account = os.environ.get("WANDB_MODE") in WITHOUT_ACCOUNT
-    if not (without_account or os.environ.get("WANDB_API_KEY") or _logged_in()):
-        raise ValueError(f"run.wandb is True but wandb has no key (wandb login); {REMEDY}")
+    for name in _named(backends):
+        SERVICES[name].check(labels)
 
 
-def _logged_in() -> bool:
-    """Whether `wandb login` left a key: in the file that programs keep such things in."""
-    url = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL") or SERVICE)
-    named = paths.of_variable("NETRC")
-    for file in [named] if named else [paths.absolute("~/.netrc"), paths.absolute("~/_netrc")]:
+def _named(backends: Collection[str]) -> list[str]:
+    return [name for name in SERVICES if name in backends]
+
+
+class Mirror:
+    """A run at one service, until that fails."""
+
+    def __init__(self, name: str, path: pathlib.Path, service: services.Service | None) -> None:
+        self._name = name
+        self._path = path
+        self._service = service
+
+    def tell(self, what: Callable[[services.Service], None]) -> None:
+        """Hand something on; a service that failed before is left alone."""
+        if self._service is None:
+            return
         try:
-            found = netrc.netrc(file).authenticators(url.hostname or "")
-        except (OSError, netrc.NetrcParseError):
-            continue  # wandb reads none of it either
-        if found:
-            return True
-    return False
+            what(self._service)
+        # These end the run, whoever was being told.
+        except endings.Failure:
+            raise
+        # Its own errors, its network library's and the system's have no base class in common.
+        except Exception as error:
+            self.stop(error)
+
+    def stop(self, error: Exception) -> None:
+        """The run goes on without it."""
+        self._service = None
+        noted = self._path / f"{self._name}_stopped.txt"
+        atomic.write_text(noted, secrets.text("".join(traceback.format_exception(error))))
+        print(
+            f"note: {self._name} failed ({_said(error)}) and gets nothing more; the run goes on,"
+            f" with every number in {self._path / 'metrics.jsonl'} and the error in {noted.name}",
+            file=sys.stderr,
+        )
+
+    def finish(self) -> None:
+        """The service sends what it has, for a limited time."""
+        hurried = isinstance(sys.exception(), endings.Preempted)
+        limit = HURRIED_S if hurried else FINISH_S
+        self.tell(lambda service: _finish(service, limit))
 
 
-def start(path: pathlib.Path, config: dict, set_aside: Callable[[pathlib.Path, str], None]) -> Any:
-    """The open mirror of the run in that folder, which is made.
+def _finish(service: services.Service, limit_s: float) -> None:
+    """SwanLab ends in the main thread alone, so that no other thread can wait for it.
+
+    Raises:
+      TimeoutError: the service takes longer.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        service.finish()
+        return
+
+    def over(number: int, frame: types.FrameType | None) -> None:
+        raise TimeoutError(f"it still sends after {limit_s:.0f} s")
+
+    handler = signal.signal(signal.SIGALRM, over)
+    before = signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        service.finish()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *before)
+        signal.signal(signal.SIGALRM, handler)
+
+
+def start(
+    path: pathlib.Path,
+    config: dict,
+    backends: Collection[str],
+    labels: services.Labels,
+    set_aside: Callable[[pathlib.Path, str], None],
+    began: bool,
+) -> list[Mirror]:
+    """The open mirrors of the run in that folder, which is made.
 
     set_aside: (file, reason) puts a damaged file out of the way.
+    began: the run stands there, and goes on without a service that does not start.
 
     Raises:
-      ValueError: it cannot be begun; what was made for it is gone again.
+      ValueError: a run that begins has a service that does not start; what was made for it is gone.
     """
-    check()
-    import wandb  # an optional package
-
+    if not began:
+        check(backends, labels)
     made = _absent(path)
-    path.mkdir(parents=True, exist_ok=True)
-    id_path = path / "wandb_id.txt"
-    made = made or [place for place in (id_path, path / "wandb") if not place.exists()]
-    number = identity(id_path, set_aside)
-    try:
-        run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "pirl_jax"),
-            id=number,
-            resume="allow",  # goes on where a run of this id exists, else starts it
-            dir=str(path),
-            config=secrets.cleaned(config),
-            name=path.name,
-        )
-    # Its own errors, its network library's and the system's have no base class in common.
-    except Exception as error:
-        for place in made:
-            _remove(place)
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"run.wandb is True but wandb does not start ({said}); {REMEDY}"
-        ) from error
-    # wandb's own step may not go back after a resume; iteration is the axis instead.
-    run.define_metric("*", step_metric="iteration")
-    return run
+    mirrors = []
+    for name in _named(backends):
+        path.mkdir(parents=True, exist_ok=True)
+        id_path = path / f"{name}_id.txt"
+        own = (id_path, path / SERVICES[name].FOLDER)
+        made += [place for place in own if not place.exists()]
+        number = services.identity(id_path, name, set_aside)
+        try:
+            if began:
+                SERVICES[name].check(labels)
+            opening = services.Opening(path, secrets.cleaned(config), labels, number)
+            mirrors.append(Mirror(name, path, SERVICES[name].Run(opening)))
+        except Exception as error:
+            if began:
+                mirrors.append(Mirror(name, path, None))
+                mirrors[-1].stop(error)
+                continue
+            _undo(mirrors, made)
+            raise ValueError(
+                f"run.backends has {name}, which does not start ({_said(error)});"
+                f" {SERVICES[name].REMEDY}"
+            ) from error
+    return mirrors
 
 
-def identity(path: pathlib.Path, set_aside: Callable[[pathlib.Path, str], None]) -> str:
-    """The id in that file; a new one where there is none, or a damaged one."""
-    if path.exists():
-        known = path.read_bytes().strip()
-        if ID.fullmatch(known):
-            return known.decode()
-        set_aside(path, f"{path} is no id, so that wandb gets another run")
-    number = uuid.uuid4().hex
-    atomic.write_text(path, number)
-    return number
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _undo(mirrors: Iterable[Mirror], made: Iterable[pathlib.Path]) -> None:
+    for mirror in mirrors:
+        mirror.finish()
+    for place in made:
+        if place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
 
 
 def _absent(path: pathlib.Path) -> list[pathlib.Path]:
     """The topmost folder that has to be made for a path, if any."""
     absent = [folder for folder in (path, *path.parents) if not folder.exists()]
     return absent[-1:]
-
-
-def _remove(place: pathlib.Path) -> None:
-    if place.is_dir():
-        shutil.rmtree(place, ignore_errors=True)
-    else:
-        place.unlink(missing_ok=True)

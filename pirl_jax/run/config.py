@@ -58,6 +58,27 @@ class Settings:
         return self.policy.nft is not None and self.policy.nft.averages
 
     @property
+    def backends(self) -> tuple[str, ...]:
+        """Who gets the numbers of a run; its older names are resolved."""
+        section = self.raw.run
+        chosen = section.backends.split(",")
+        if section.wandb and "wandb" not in chosen:
+            chosen.append("wandb")
+        return tuple(name for name in chosen if section.tensorboard or name != "tensorboard")
+
+    @property
+    def older_names(self) -> tuple[str, ...]:
+        """A sentence where run.backends is said by its older names."""
+        section = self.raw.run
+        used = []
+        if not section.tensorboard:
+            used.append("run.tensorboard=False")
+        if section.wandb:
+            used.append("run.wandb=True")
+        today = ",".join(self.backends) or "jsonl"
+        return tuple(f"{name} is an older name; write run.backends={today}" for name in used)
+
+    @property
     def sft(self) -> sft.Stage:
         """openpi's schedule: linear warm-up, cosine to a tenth of the peak at the last step.
 

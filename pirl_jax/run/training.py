@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import pathlib
+import sys
 
 import jax
 import ml_collections
@@ -15,7 +16,7 @@ from pirl_jax.core import locks, paths, rng
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
 from pirl_jax.learner import replay
-from pirl_jax.monitor import log, mirror, timeline
+from pirl_jax.monitor import log, mirror, services, timeline
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import starts
 from pirl_jax.rollout import stream as streams
@@ -114,11 +115,14 @@ def prepare(
     paths.require_writable(path, "run.directory")
     if settings.raw.video.train:
         paths.require_writable(films.directory(settings.raw), "video.directory")
-    if raw.run.wandb and not jax.process_index():
-        mirror.check()
+    for sentence in () if jax.process_index() else settings.older_names:
+        print(f"note: {sentence}", file=sys.stderr)
     standing = _claim(path, resume, stack)
     resume_at = standing.resume_at
     started_from = None
+    # A run that has begun goes on without them.
+    if resume_at is None and not jax.process_index():
+        mirror.check(settings.backends, _labels(settings))
     if not resume_at:
         started_from = policies.check_start(settings)
     else:
@@ -133,7 +137,7 @@ def prepare(
     settings, planned = plan.choose(settings, mesh, to_model.max_token_len, envs.spec)
     print(planned)
     # Last: a wrong start leaves no directory behind, and a standing run as it is.
-    directory = _open_directory(path, raw, resume_at, stack)
+    directory = _open_directory(path, raw, settings, resume_at, stack)
     if directory.writes:
         folders.set_aside(path / "checkpoints", standing.damaged)
     for number, wrong in standing.damaged.items():
@@ -219,9 +223,16 @@ def _look(path: pathlib.Path, resume: str) -> _Standing:
     return _Standing(found.newest or 0, found.damaged)
 
 
+def _labels(settings: config.Settings) -> services.Labels:
+    """What the run is called elsewhere."""
+    section = settings.raw.run
+    return services.Labels(section.project_name, section.experiment_name, section.offline)
+
+
 def _open_directory(
     path: pathlib.Path,
     raw: ml_collections.ConfigDict,
+    settings: config.Settings,
     resume_at: int | None,
     stack: contextlib.ExitStack,
 ) -> log.RunDir:
@@ -229,8 +240,8 @@ def _open_directory(
         path,
         raw.to_dict(),
         resume_at,
-        tensorboard=raw.run.tensorboard,
-        wandb=raw.run.wandb,
+        backends=settings.backends,
+        labels=_labels(settings),
         writes=not jax.process_index(),
     )
     stack.callback(directory.close)

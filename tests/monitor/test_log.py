@@ -145,7 +145,7 @@ def test_tensorboard_hides_what_runs_again(tmp_path):
 
 
 def test_tensorboard_can_be_left_out(tmp_path):
-    run = log.RunDir(tmp_path, CONFIG, tensorboard=False)
+    run = log.RunDir(tmp_path, CONFIG, backends=())
     run.write(0, {"env/return": 0.75})
     run.close()
     assert not (tmp_path / "tensorboard").exists()
@@ -162,7 +162,7 @@ def test_wandb_asked_for_but_absent_is_a_sentence(tmp_path):
     if importlib.util.find_spec("wandb"):
         pytest.skip("wandb is installed here")
     with pytest.raises(ValueError, match="pip install wandb"):
-        log.RunDir(tmp_path, CONFIG, wandb=True)
+        log.RunDir(tmp_path, CONFIG, backends=("wandb",))
 
 
 # ---- damaged files -------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from pirl_jax.envs.gl import backends
 from pirl_jax.envs.libero import files
 from pirl_jax.learner import optimizer
 from pirl_jax.models import attention, heads, remat, variants
+from pirl_jax.monitor import mirror as mirrors
 from pirl_jax.policy import flow, mirror, noise, normalize
 from pirl_jax.recipes import base, quickstart
 from pirl_jax.rl import advantages, losses, nft
@@ -503,6 +504,7 @@ TABLES = {
     "nft.tau_curve": nft.CURVES,
     "optim.schedule": optimizer.SCHEDULES,
     "run.on_divergence": ("stop", "rollback"),
+    "run.backends": ("jsonl", "tensorboard", *mirrors.SERVICES),
 }
 
 
@@ -632,6 +634,27 @@ def test_overrides_reach_the_page():
         False,
         "auto",
     )
+
+
+@pytest.mark.parametrize(
+    "fields, backends, older",
+    [
+        ({}, ("tensorboard",), ()),
+        ({"backends": "jsonl"}, ("jsonl",), ()),
+        ({"backends": "wandb,swanlab"}, ("wandb", "swanlab"), ()),
+        ({"tensorboard": False}, (), ("run.tensorboard=False is an older name; write run.back",)),
+        ({"wandb": True}, ("tensorboard", "wandb"), ("run.wandb=True is an older name; write",)),
+        ({"wandb": True, "backends": "wandb"}, ("wandb",), ("run.wandb=True is an older",)),
+    ],
+)
+def test_who_gets_the_numbers_also_by_older_names(fields, backends, older):
+    page = recipes.load_recipe("quickstart")
+    page.run.update(fields)
+    settings = config.settings(page)
+    assert settings.backends == backends
+    assert len(settings.older_names) == len(older)
+    for sentence, start in zip(settings.older_names, older, strict=True):
+        assert sentence.startswith(start) and sentence.endswith(",".join(backends) or "jsonl")
 
 
 # ---- what only shows when the run is set up --------------------------------------------------

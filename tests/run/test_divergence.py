@@ -42,7 +42,8 @@ class Run:
         page = recipe.get_config()
         page.run.update(dict(max_skipped_iterations=2, max_rollbacks=2) | fields)
         page.optim.update(lr=1.0, value_lr=2.0)
-        directory = log.RunDir(path, {}, resume_at, tensorboard=tensorboard)
+        backends = ("tensorboard",) if tensorboard else ()
+        directory = log.RunDir(path, {}, resume_at, backends)
         self.run = training.Run(
             settings=config.settings(page),
             key=jax.random.key(0),

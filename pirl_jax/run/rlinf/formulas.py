@@ -149,14 +149,15 @@ def directory(source: Source, value: Any) -> dict[str, Any]:
     del value
     path = source.get("runner.logger.log_path", default="runs")
     name = source.get("runner.logger.experiment_name", default="")
-    return {"run.directory": f"{path}/{name}".rstrip("/")}
+    result = {"run.directory": f"{path}/{name}".rstrip("/")}
+    return result | ({"run.experiment_name": name} if name else {})
 
 
 def backends(source: Source, value: Any) -> dict[str, Any]:
-    """Which trackers are among them."""
+    """Who gets the numbers, besides metrics.jsonl."""
     del source
     chosen = [value] if isinstance(value, str) else list(value)
-    return {"run.tensorboard": "tensorboard" in chosen, "run.wandb": "wandb" in chosen}
+    return {"run.backends": ",".join(map(str, chosen)) or "jsonl"}
 
 
 def iterations(source: Source, value: Any) -> dict[str, Any]:

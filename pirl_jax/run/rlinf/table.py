@@ -26,17 +26,17 @@ RUNNER = (
     rows.same("runner.task_type", ("embodied", "embodied_eval"), "train, or evaluate"),
     rows.carried(
         "runner.logger.log_path runner.logger.experiment_name",
-        "run.directory",
+        "run.directory run.experiment_name",
         "log_path / experiment_name",
         formulas.directory,
     ),
     rows.carried(
         "runner.logger.logger_backends",
-        "run.tensorboard run.wandb",
-        "whether each is among them; metrics.jsonl is always written",
+        "run.backends",
+        "with commas between; metrics.jsonl is always written",
         formulas.backends,
     ),
-    rows.dropped("runner.logger.project_name", "$WANDB_PROJECT"),
+    rows.carried("runner.logger.project_name", "run.project_name"),
     rows.carried(
         "runner.max_epochs runner.max_steps",
         "num_iterations",

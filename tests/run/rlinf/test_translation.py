@@ -31,6 +31,8 @@ PUBLISHED = {
 # What a published file says otherwise than our recipe of it.
 DIFFERENT = {
     "run.directory",  # results/EXPERIMENT, as the file says
+    "run.experiment_name",
+    "run.project_name",
     "rollout.num_groups",  # RLinf: simulators wait for the policy; ours overlap
 }
 # Of a critic that GRPO has not.
@@ -134,6 +136,8 @@ def test_an_older_file(translated):
         "num_iterations": 200,
         "run.save_every": 200,
         "run.directory": "../results/test_openpi",
+        "run.experiment_name": "test_openpi",
+        "run.backends": "wandb",
         "env.suite": "libero_goal",
         "env.max_episode_steps": 300,
         "model.preset": "pi05_libero",
@@ -194,6 +198,7 @@ video_cfg: {save_video: True, video_base_dir: "${runner.logger.log_path}/video/t
             {"actor.optim.lr": "fast"},
             "actor.optim.lr='fast' fits no field: optim.lr='fast' must be",
         ),
+        ({"runner.logger.logger_backends": ["console"]}, "run.backends='console' does not exist"),
         ({"actor.optim.lr": -1}, "actor.optim.lr=-1 fits no field: optim.lr=-1 must be at least"),
         ({"env.train.total_num_envs": 0}, "env.train.total_num_envs=0 must be a whole number"),
         ({"env.train.rollout_epoch": "two"}, "env.train.rollout_epoch='two' must be a whole"),
