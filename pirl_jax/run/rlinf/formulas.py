@@ -304,6 +304,12 @@ def videos(source: Source, value: Any) -> dict[str, Any]:
     return {"eval.num_videos": 1 if value else 0}
 
 
+def films(source: Source, value: Any) -> dict[str, Any]:
+    """Of a rollout of training: one, or none."""
+    del source
+    return {"video.train": 1 if value else 0}
+
+
 # ---- model --------------------------------------------------------------------------------------
 
 

@@ -230,7 +230,15 @@ ENV = (
     rows.dropped(
         "env.eval.video_cfg.*", "videos lie in the run directory and always show what happens"
     ),
-    rows.dropped("env.train.video_cfg.*", "rollouts of training are not recorded"),
+    rows.carried(
+        "env.train.video_cfg.save_video",
+        "video.train",
+        "1 or 0: the first episode of each iteration",
+        formulas.films,
+    ),
+    rows.carried("env.train.video_cfg.info_on_video", "video.info"),
+    rows.carried("env.train.video_cfg.video_base_dir", "video.directory"),
+    rows.dropped("env.train.video_cfg.*", "one image for each decision, as fast as the robot"),
     rows.same(
         "env.enable_offload env.{train,eval}.enable_offload",
         (False,),

@@ -31,6 +31,7 @@ PUBLISHED = {
 # What a published file says otherwise than our recipe of it.
 DIFFERENT = {
     "run.directory",  # results/EXPERIMENT, as the file says
+    "video.directory",  # results/video/train; nothing is recorded there
     "run.experiment_name",
     "run.project_name",
     "rollout.num_groups",  # RLinf: simulators wait for the policy; ours overlap
@@ -154,7 +155,7 @@ def test_an_older_file(translated):
         "seed": 7,
     }
     left = {line.key: line.matters for line in found.of("left")}
-    assert left["env.train.video_cfg.save_video"] is False and left["cluster.num_nodes"] is False
+    assert found.fields["video.train"] == 1 and left["cluster.num_nodes"] is False
     assert "rollout.model_dir" not in left
     config.settings(found.page())
 
@@ -174,6 +175,7 @@ video_cfg: {save_video: True, video_base_dir: "${runner.logger.log_path}/video/t
 """
     found = translated(text)
     assert found.fields["model.noise_level"] == 0.3 and found.fields["model.lora_rank"] == 8
+    assert found.fields["video.train"] == 1
     assert found.fields["model.value_after_vlm"] and found.fields["model.preset"] == "pi05_libero"
     left = {line.key: line for line in found.of("left")}
     assert "interpolation" in left["actor.model.openpi.action_chunk"].text
