@@ -11,16 +11,14 @@ curve, video).
 
 from collections.abc import Iterator
 import contextlib
-import dataclasses
 import sys
 
 import jax
-import numpy as np
 
 from pirl_jax.core import endings, rng, types
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
-from pirl_jax.learner import exploration, objective, replay, update
+from pirl_jax.learner import exploration, objective, update
 from pirl_jax.learner import state as states
 from pirl_jax.monitor import log, panel, progress, report, timeline
 from pirl_jax.policy import normalize
@@ -37,6 +35,7 @@ from pirl_jax.run import (
     evaluation,
     films,
     hosts,
+    learning,
     outlook,
     policies,
     preemption,
@@ -183,23 +182,7 @@ def _taught(run: training.Run) -> tuple[dict, normalize.NormStats]:
     return params, norm_stats
 
 
-def _encoded_demonstrations(run: training.Run) -> tuple[types.Observation, np.ndarray] | None:
-    """What co-training draws from.  A resumed run plays the same demonstrations again."""
-    if not run.settings.raw.algorithm.sft_loss_weight:
-        return None
-    if run.demonstrations is None:
-        run.store.wait()  # this takes minutes, in which a signal ends the run at once
-        run.demonstrations = teach.collect(run.settings, run.playable)
-    return teach.encode(run.settings, run.actor.transform, run.demonstrations)
-
-
 # ---- iterate ---------------------------------------------------------------------------------
-
-
-def _learner(run: training.Run) -> "Learner":
-    earlier = replay.of_run(run.directory.path, run.settings.raw.algorithm)
-    updater = steps.updater(run.settings, run.mesh)
-    return Learner(updater, _encoded_demonstrations(run), earlier)
 
 
 def iterate(
@@ -217,7 +200,7 @@ def iterate(
       endings.Diverged: there is nothing to go on with.
     """
     raw = run.settings.raw
-    learner = _learner(run)
+    learner = learning.of_run(run)
     run.timers.take()
     total = raw.num_iterations - run.first_iteration
     with watch.patient(run.envs.interrupt), panel.watching(total) as board:
@@ -243,7 +226,7 @@ def _resumable(
 
 def _step(
     run: training.Run,
-    learner: "Learner",
+    learner: learning.Learner,
     state: states.TrainState,
     iteration: int,
     guard: divergence.Guard,
@@ -278,32 +261,9 @@ def _step(
     return state
 
 
-@dataclasses.dataclass(frozen=True)
-class Learner:
-    """What learns, and what it is reminded of."""
-
-    updater: update.Updater
-    demonstrations: tuple[types.Observation, np.ndarray] | None  # encoded; of co-training
-    replay: replay.Replay | None  # own successes of earlier iterations
-
-    def batches(self, batch_size: int, key: jax.Array) -> Iterator | None:
-        """Of demonstrations, one for every update."""
-        if self.demonstrations is None:
-            return None
-        return teach.batches(self.demonstrations, batch_size, rng.named(key, "demonstrations"))
-
-    def with_earlier(
-        self, data: objective.Minibatch, iteration: int, key: jax.Array
-    ) -> objective.Minibatch:
-        """Rows of an iteration, and of earlier ones what is learned from again."""
-        if self.replay is None:
-            return data
-        return self.replay.extended(data, iteration, rng.generator(rng.named(key, "replay")))
-
-
 def _iteration(
     run: training.Run,
-    learner: Learner,
+    learner: learning.Learner,
     state: states.TrainState,
     iteration: int,
     board: panel.Board,

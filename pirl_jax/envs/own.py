@@ -8,6 +8,7 @@ from collections.abc import Callable
 import functools
 import importlib
 import inspect
+import os
 
 from pirl_jax.envs import base
 
@@ -15,8 +16,8 @@ PARTS = ("reset", "step_chunk", "close")  # of the contract, beside `spec`
 
 
 def is_class(suite: str) -> bool:
-    """Whether the name of a suite is that of such a class."""
-    return ":" in suite
+    """Whether the name of a suite is that of such a class; a text with a slash is a path."""
+    return ":" in suite and os.sep not in suite
 
 
 def factory(suite: str, image_size_px: int) -> Callable[[], base.Env]:

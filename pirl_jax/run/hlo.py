@@ -7,7 +7,6 @@ XLA:TPU estimates.  Knows the text of TPUs and of NVIDIA GPUs; refuses to know J
 from collections import defaultdict
 from collections.abc import Iterator
 import dataclasses
-import json
 import math
 import re
 
@@ -168,8 +167,8 @@ def _flops(computation: Computation, one: Instruction) -> float:
     elif one.opcode == "convolution":
         return _of_convolution(computation, one)
     elif one.opcode == "custom-call" and GEMM.search(one.attributes):
-        found = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', one.attributes)
-        contracted = [int(axis) for axis in json.loads(found[1])] if found else []
+        found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', one.attributes)
+        contracted = [int(axis) for axis in re.findall(r"\d+", found[1])] if found else []
     else:
         return 0.0
     lhs = hlo_text.dimensions(computation, one.operands[0])

@@ -119,14 +119,12 @@ def prepare(
         print(f"note: {sentence}", file=sys.stderr)
     standing = _claim(path, resume, stack)
     resume_at = standing.resume_at
-    started_from = None
     # A run that has begun goes on without them.
     if resume_at is None and not jax.process_index():
         mirror.check(settings.backends, _labels(settings))
-    if not resume_at:
-        started_from = policies.check_start(settings)
-    else:
+    if resume_at:
         _check_resumable(settings, path, resume_at)
+    started_from = None if resume_at else policies.check_start(settings)
     mesh = devices.mesh(settings)
     envs = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
     playable = config.playable(settings.raw, envs.spec)
@@ -140,11 +138,7 @@ def prepare(
     directory = _open_directory(path, raw, settings, resume_at, stack)
     if directory.writes:
         folders.set_aside(path / "checkpoints", standing.damaged)
-    for number, wrong in standing.damaged.items():
-        print(
-            f"checkpoint {number} of {path} is damaged ({wrong}) and set aside as "
-            f"{number}.damaged; going on from {resume_at}"
-        )
+    standing.tell(path)
     checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
     stack.callback(checkpoints.close)
     hosts.check_storage(checkpoints.directory)
@@ -170,6 +164,14 @@ class _Standing:
 
     resume_at: int | None  # None: no run; 0: one without a checkpoint after its start
     damaged: dict[int, str]  # newer checkpoints, and what is wrong with them
+
+    def tell(self, path: pathlib.Path) -> None:
+        """Of a loss; nothing where there is none."""
+        for number, wrong in self.damaged.items():
+            print(
+                f"checkpoint {number} of {path} is damaged ({wrong}) and set aside as "
+                f"{number}.damaged; going on from {self.resume_at}"
+            )
 
 
 def _claim(path: pathlib.Path, resume: str, stack: contextlib.ExitStack) -> _Standing:

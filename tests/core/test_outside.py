@@ -132,6 +132,7 @@ OWN_JSON = {
     "monitor/log.py": "what json.dumps has just given",
     "monitor/journal.py": "what json.dumps has just given",
     "evaluate.py": "what json.dumps has just given",
+    "run/story.py": "what json.dumps has just given",
 }
 
 

@@ -185,7 +185,7 @@ def test_which_fields_are_paths():
             "model.norm_stats",
             "model.tokenizer",
         ),
-        *("run.directory", "run.compilation_cache"),
+        *("run.directory", "run.compilation_cache", "video.directory"),
     }
 
 

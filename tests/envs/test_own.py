@@ -57,6 +57,10 @@ def test_what_is_none_is_one_sentence(suite, said):
     assert said in str(error.value)
 
 
+def test_a_folder_with_a_colon_in_its_name_is_none():
+    assert own.is_class("module:Class") and not own.is_class("/data/tasks:2")
+
+
 def test_a_mistake_in_the_module_keeps_its_traceback():
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
         own.factory("broken_of_mine:Fine", 16)

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from pirl_jax.weights import claims, resolve
+from pirl_jax.weights import claims, opcodes, pickled, resolve
 
 QUANTILES = {"VISUAL": "IDENTITY", "STATE": "QUANTILES", "ACTION": "QUANTILES"}
 MEANS = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
@@ -167,6 +167,13 @@ class Harmful:
         return (pathlib.Path.touch, (self.path,))
 
 
+class Plain:
+    """As most classes are pickled: made anew, then given its attributes."""
+
+    def __init__(self, value):
+        self.value = value
+
+
 def metadata(path, tree):
     """As torch.save writes a dict: an archive with a pickle of protocol 2."""
     with zipfile.ZipFile(path, "w") as archive:
@@ -183,6 +190,8 @@ def trained(folder, **model):
         "freeze_filter": Harmful(folder / "touched"),
         "assets_base_dir": pathlib.PurePosixPath("assets"),
         "ema_decay": None,
+        "optimizer": Plain([Plain(0.9), {"b2": 0.95}]),
+        "frozen": frozenset({3}),
         "seen": {1, 2},
         "lr": decimal.Decimal(3),
         "by_number": {3: "x"},
@@ -205,6 +214,10 @@ def test_the_trainers_metadata_are_read_without_running_anything(tmp_path):
     }
     assert found.notes == {"name": "pi05_libero", "exp_name": "mine"}
     assert not (tmp_path / "touched").exists()
+    config = pickled.settings(tmp_path / "metadata.pt")["config"]
+    left_out = {name for name, value in config.items() if type(value) is opcodes.Opaque}
+    objects = ["freeze_filter", "assets_base_dir", "seen", "lr", "optimizer", "frozen"]
+    assert left_out == {*objects, "ordered", "counted"} and config["by_number"] == {}
 
 
 def test_metadata_and_config_must_agree(tmp_path):

@@ -159,7 +159,20 @@ EXPERT_NORM = "paligemma_with_expert.gemma_expert.model.norm.weight"
 
 
 @pytest.mark.parametrize("canonical", [HEAD, NORM, EXPERT_NORM])
-@pytest.mark.parametrize("wrapper", [*torch_names.WRAPPERS, "model", "module._orig_mod.model"])
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        "module",
+        "_orig_mod",
+        "_fsdp_wrapped_module",
+        "_checkpoint_wrapped_module",
+        "_forward_module",
+        "policy",
+        "actor",
+        "model",
+        "module._orig_mod.model",
+    ],
+)
 def test_wrappers_are_stripped_wherever_they_wrap(canonical, wrapper):
     parts = canonical.split(".")
     for i in range(len(parts)):

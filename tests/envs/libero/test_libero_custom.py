@@ -1,5 +1,6 @@
 """A folder of tasks that somebody made: its files, and the sentences where they are wrong."""
 
+import pathlib
 import re
 import shutil
 
@@ -49,6 +50,12 @@ def test_tasks_in_sorted_order_with_their_own_files(folder):
     assert files.init_file(name, 1) == folder / "b.pruned_init"
     np.testing.assert_array_equal(files.init_states(name, 1), files.init_states(STOCK, 0))
     np.testing.assert_array_equal(files.init_states(name, 0), files.init_states(STOCK, 0)[:7])
+
+
+def test_the_order_is_not_that_of_the_disk(folder, monkeypatch):
+    listed = sorted(folder.iterdir(), reverse=True)
+    monkeypatch.setattr(pathlib.Path, "iterdir", lambda place: iter(listed))
+    assert custom.names(str(folder)) == ("a_10", "b")
 
 
 def test_an_env_of_the_folder(folder, libero_assets):
