@@ -145,7 +145,7 @@ def test_an_episode_opens_with_its_video(shown):
     page.wait_for_function("document.querySelector('video').readyState >= 2")
     assert page.evaluate("document.querySelector('video').videoWidth") == 384
     page.keyboard.press("Escape")
-    assert not page.locator("video").count()
+    page.wait_for_selector("video", state="detached")
     page.locator(".cell").last.click()
     assert "No video of this episode" in page.inner_text("#episode-film")
 
@@ -187,6 +187,7 @@ def test_several_stand_side_by_side(shown):
     assert "on 20 equal start states" in page.locator("#pairs").inner_text()
     assert page.locator("#more").is_visible()
     page.locator("#more summary").click()
+    page.wait_for_selector("#panels svg")
     assert page.locator("#panels svg").count() >= 2
     page.locator("#sources button").nth(1).click()
     assert page.locator("#change").is_hidden() and page.locator("#time").is_visible()

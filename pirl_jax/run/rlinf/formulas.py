@@ -4,7 +4,7 @@ Each takes the keys of a configuration and the value of its row, and gives the f
 where the default of the page is what RLinf does.  Reads no file; the rows stand in table.py.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import math
 from typing import Any
 
@@ -298,16 +298,9 @@ def evaluated(source: Source, value: Any) -> dict[str, Any]:
     return {"eval.episodes_per_task": 0 if per_task >= STATES_PER_TASK else per_task}
 
 
-def videos(source: Source, value: Any) -> dict[str, Any]:
+def videos(field: str) -> Callable[[Source, Any], dict[str, Any]]:
     """One, or none."""
-    del source
-    return {"eval.num_videos": 1 if value else 0}
-
-
-def films(source: Source, value: Any) -> dict[str, Any]:
-    """Of a rollout of training: one, or none."""
-    del source
-    return {"video.train": 1 if value else 0}
+    return lambda source, value: {field: 1 if value else 0}
 
 
 # ---- model --------------------------------------------------------------------------------------

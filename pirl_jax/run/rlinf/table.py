@@ -225,7 +225,7 @@ ENV = (
         "env.eval.video_cfg.save_video",
         "eval.num_videos",
         "1 or 0: a file per episode, not one picture of all",
-        formulas.videos,
+        formulas.videos("eval.num_videos"),
     ),
     rows.dropped(
         "env.eval.video_cfg.*", "videos lie in the run directory and always show what happens"
@@ -234,7 +234,7 @@ ENV = (
         "env.train.video_cfg.save_video",
         "video.train",
         "1 or 0: the first episode of each iteration",
-        formulas.films,
+        formulas.videos("video.train"),
     ),
     rows.carried("env.train.video_cfg.info_on_video", "video.info"),
     rows.carried("env.train.video_cfg.video_base_dir", "video.directory"),
