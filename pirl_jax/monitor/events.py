@@ -13,6 +13,16 @@ from tensorboardX.proto import event_pb2
 
 from pirl_jax.core import atomic
 
+# What people look at first, on one page (TensorBoard's tab "Custom Scalars"): chart -> metrics.
+OVERVIEW = {
+    "success": ("eval/success_once", "env/success_once"),
+    "return": ("eval/return", "env/return"),
+    "KL to the policy that played": ("actor/approx_kl",),
+    "clipped ratios": ("actor/pg_clipfrac",),
+    "explained variance": ("critic/explained_variance",),
+    "seconds of an iteration": ("time/iteration", "time/env", "time/inference", "time/update"),
+}
+
 
 class Events:
     """One file of events, new with every start."""
@@ -28,6 +38,9 @@ class Events:
             started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             for what in ({"file_version": "brain.Event:2"}, {"session_log": started}):
                 self._writer.write_event(event_pb2.Event(step=first_iteration, **what))
+            layout = {chart: ["Multiline", list(names)] for chart, names in OVERVIEW.items()}
+            overview = summary.custom_scalars({"overview": layout})
+            self._writer.write_event(event_pb2.Event(step=first_iteration, summary=overview))
             self._writer.flush()
             atomic.sync_folder(folder)
 

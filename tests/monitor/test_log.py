@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import pathlib
 import signal
 import struct
 import subprocess
@@ -12,7 +13,9 @@ import pytest
 import storage
 from tensorboardX.proto import event_pb2
 
-from pirl_jax.monitor import log
+from pirl_jax.monitor import events, log
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 CONFIG = {"suite": "tabletop", "learner": {"lr": 0.1, "betas": (0.9, 0.95)}}
 
@@ -103,7 +106,8 @@ def scalars(path):
         while content:
             (length,) = struct.unpack("<Q", content[:8])
             event = event_pb2.Event.FromString(content[12 : 12 + length])
-            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            numbers = [one for one in event.summary.value if one.HasField("simple_value")]
+            found += [(event.step, value.tag, value.simple_value) for value in numbers]
             content = content[16 + length :]
     return found
 
@@ -142,6 +146,19 @@ def test_tensorboard_hides_what_runs_again(tmp_path):
     assert [row[2] for row in scalars(tmp_path)] == [0.5, 0.75, 1.0]
     files = sorted((tmp_path / "tensorboard").iterdir())
     assert b"brain.Event:2" in files[1].read_bytes()
+
+
+def test_tensorboard_has_an_overview_of_metrics_that_exist(tmp_path):
+    log.RunDir(tmp_path, CONFIG).close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    kept = file.read_bytes()
+    assert b"custom_scalars__config__" in kept
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    documented = "".join(page.read_text(encoding="utf-8") for page in pages)
+    for names in events.OVERVIEW.values():
+        for name in names:
+            assert name.encode() in kept
+            assert f"`{name}`" in documented, name
 
 
 def test_tensorboard_can_be_left_out(tmp_path):
