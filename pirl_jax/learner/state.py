@@ -195,5 +195,6 @@ class Step:
     def _for(self, changing: TrainState) -> Callable:
         if self._jitted is None:
             out = shardings(changing), meshes.replicated(self._mesh)
-            self._jitted = jax.jit(self._step, donate_argnums=0, out_shardings=out)
+            step = meshes.target(self._mesh)(self._step)
+            self._jitted = jax.jit(step, donate_argnums=0, out_shardings=out)
         return self._jitted

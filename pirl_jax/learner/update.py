@@ -135,7 +135,8 @@ class Updater:
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
 
         self._zeros = jax.jit(zeros, out_shardings=layout)
-        self._add = jax.jit(self._added, donate_argnums=1, out_shardings=(layout, replicated))
+        added = meshes.target(self.mesh)(self._added)
+        self._add = jax.jit(added, donate_argnums=1, out_shardings=(layout, replicated))
         return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), shape, layout)
 
     def _added(

@@ -301,7 +301,7 @@ def _decision(
     args = meshes.local_view(params, mesh), key, array(jnp.int32), obs
     if raw.model.noise_anneal:
         args += (jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated),)
-    explore, _ = steps.decisions(settings.policy, settings.keep_prefix)
+    explore, _ = steps.decisions(settings.policy, settings.keep_prefix, own)
     _, _, context = jax.eval_shape(explore, *args)
     return args, obs if context is None else _rows(context, rows, own)
 
@@ -327,7 +327,7 @@ def _work(
 
     args, context: the shapes of _decision.
     """
-    explore, _ = steps.decisions(settings.policy, settings.keep_prefix)
+    explore, _ = steps.decisions(settings.policy, settings.keep_prefix, meshes.local(mesh))
     chain, _, _ = jax.eval_shape(explore, *args)
     count = settings.raw.algorithm.microbatch_size
     chain = _rows(chain, count, mesh)

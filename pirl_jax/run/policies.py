@@ -105,8 +105,8 @@ def actor(
     With a frozen VLM `explore` hands out the prefix it computed.  On its first observations the
     actor prints how well the normalisation statistics fit.
     """
-    explore, exploit = steps.decisions(settings.policy, settings.keep_prefix)
     own = meshes.local(mesh)
+    explore, exploit = steps.decisions(settings.policy, settings.keep_prefix, own)
 
     def say_how_statistics_fit(state_BQ: np.ndarray) -> None:
         print(statistics.report(to_model.stats, to_model.norm_mode, state_BQ))

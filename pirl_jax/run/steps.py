@@ -18,13 +18,19 @@ from pirl_jax.run import config
 
 
 @functools.lru_cache(maxsize=4)
-def decisions(cfg: flow.Policy, keep_prefix: bool) -> tuple[Callable, Callable]:
-    """The two jitted functions that decide: explore and exploit of actor.Actor."""
+def decisions(
+    cfg: flow.Policy, keep_prefix: bool, mesh: jax.sharding.Mesh
+) -> tuple[Callable, Callable]:
+    """The two jitted functions that decide: explore and exploit of actor.Actor.
+
+    mesh: where they run, a process's own part.
+    """
 
     def row_keys(key: jax.Array, id_B: jax.Array) -> jax.Array:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, id_B)
 
     @jax.jit
+    @meshes.target(mesh)
     def explore(
         params: dict,
         key: jax.Array,
@@ -40,6 +46,7 @@ def decisions(cfg: flow.Policy, keep_prefix: bool) -> tuple[Callable, Callable]:
         return chain, actions_BHA, flow.prefix_to_rows(prefix) if keep_prefix else None
 
     @jax.jit
+    @meshes.target(mesh)
     def exploit(params: dict, key: jax.Array, id_B: jax.Array, obs: types.Observation) -> jax.Array:
         prefix = pi0.prefill(params, obs, cfg.network)
         return flow.sample_actions(params, row_keys(key, id_B), prefix, cfg)
@@ -93,6 +100,7 @@ def displacement(cfg: flow.Policy, mesh: jax.sharding.Mesh) -> Callable:
     """What learner/exploration.py measures with: jitted (params, chain, context rows) ->
     displacement [B], stochastic steps [B,U]; whole on every host."""
 
+    @meshes.target(mesh)
     def moved(params: dict, chain: types.Chain, context: object) -> tuple[jax.Array, jax.Array]:
         return flow.displacement(params, chain, _as_context(context), cfg), chain.j
 
