@@ -200,7 +200,7 @@ def _network(
     run_dir = policies.run_directory(options.checkpoint)
     # A run that still trains may write another one in between.
     with policies.held(run_dir, options.iteration) as iteration:
-        params, norm_stats = policies.load_policy(settings, run_dir, iteration, mesh)
+        params, norm_stats = policies.load_policy(settings, run_dir, iteration, mesh, acts=True)
         identity = policies.checkpoint_identity(run_dir, iteration)
     num_envs = _num_envs(settings)
     envs = stack.enter_context(simulators.open_envs(settings, num_envs))

@@ -188,7 +188,9 @@ def prepare(values: argparse.Namespace, settings: config.Settings) -> tuple[Engi
     devices.setup_jax(settings)
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
     with policies.held(values.checkpoint, values.iteration) as iteration:
-        params, norm_stats = policies.load_policy(settings, values.checkpoint, iteration, mesh)
+        params, norm_stats = policies.load_policy(
+            settings, values.checkpoint, iteration, mesh, acts=True
+        )
         identity = policies.checkpoint_identity(values.checkpoint, iteration)
     # The prompts are the clients'; each is checked as it comes.
     transform = policies.transform(settings, norm_stats, [""])

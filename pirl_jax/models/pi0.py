@@ -75,6 +75,21 @@ def frozen_by_lora(cfg: variants.Pi0Config) -> frozenset[str]:
     return frozenset(frozen)
 
 
+def is_rounded(path: str) -> bool:
+    """Whether a parameter is cast to the compute dtype before every use.
+
+    Such a one may be stored in it: that gives the same bits.  The others matter in float32: scales
+    of norms, embedder, patches, positions, projections of actions and times, heads.
+    """
+    return bool(_ROUNDED.match(path))
+
+
+_ROUNDED = re.compile(
+    r"PaliGemma/(img/(head|Transformer/encoderblock/M)"
+    r"|llm/(layers/(attn|mlp)|(layers/.*|final_norm)_1/Dense_0))"
+)
+
+
 def prefill(
     params: dict, obs: types.Observation, cfg: variants.Pi0Config, *, hidden: bool = False
 ) -> Prefix:

@@ -170,6 +170,8 @@ def load_policy(
     path: str | pathlib.Path,
     iteration: int,
     mesh: jax.sharding.Mesh,
+    *,
+    acts: bool = False,
 ) -> tuple[dict, normalize.NormStats]:
     """Parameters and statistics of a checkpoint of any known format.
 
@@ -178,6 +180,7 @@ def load_policy(
 
     Args:
       iteration: -1 is the newest, others exist in runs of ours.
+      acts: nothing will train; what is cast to the compute dtype before every use is stored in it.
 
     Raises:
       ValueError: nothing known lies there, it does not fit, or a run removed it meanwhile.
@@ -188,7 +191,9 @@ def load_policy(
     # A run that still trains would remove it meanwhile.
     with folders.holding(path) as place, _while_it_is_there(place):
         folders.require_intact(place)
-        return _loaded(settings, sources.open_source(place, settings.policy.network), mesh)
+        declared = steps.acting_specs(settings) if acts else flow.specs(settings.policy)
+        source = sources.open_source(place, settings.policy.network)
+        return _loaded(settings, source, declared, mesh)
 
 
 @contextlib.contextmanager
@@ -222,9 +227,8 @@ def _while_it_is_there(path: pathlib.Path) -> Iterator[None]:
 
 
 def _loaded(
-    settings: config.Settings, source: sources.Source, mesh: jax.sharding.Mesh
+    settings: config.Settings, source: sources.Source, declared: dict, mesh: jax.sharding.Mesh
 ) -> tuple[dict, normalize.NormStats]:
-    declared = flow.specs(settings.policy)
     layout = spec.shardings(declared, mesh, meshes.RULES)
     stats = _checked_stats(settings, source.location)
     key = rng.named(jax.random.key(settings.raw.seed), "params")

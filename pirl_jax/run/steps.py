@@ -4,12 +4,13 @@ The memory plan compiles them from shapes; a run that asks for them again gets t
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 
 import jax
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import rng, types
+from pirl_jax.core import rng, spec, types
 from pirl_jax.learner import optimizer, sft, update
 from pirl_jax.learner import state as states
 from pirl_jax.models import pi0
@@ -71,8 +72,37 @@ def train_state(
         mesh,
         ema=settings.raw.algorithm.ema_decay > 0 or settings.plays_average,
         anchor=settings.raw.algorithm.anchor_coef > 0,
-        frozen_dtype=settings.raw.model.frozen_dtype,
+        frozen_dtype=functools.partial(frozen_dtype, settings),
     )
+
+
+def frozen_dtype(settings: config.Settings, path: str) -> str:
+    """Type in which a parameter that does not train is stored: what it is cast to, if it is."""
+    model = settings.raw.model
+    is_rounded = pi0.is_rounded(path) and model.dtype == "bfloat16"
+    return "bfloat16" if is_rounded else model.frozen_dtype
+
+
+def rounded(settings: config.Settings, params: dict) -> dict:
+    """The parameters that `train_state` stores in another type than they have, by their paths."""
+    trains = trainable(settings)
+    changed = {}
+    for path, x in spec.flatten(params).items():
+        if not trains(path) and x.dtype != frozen_dtype(settings, path):
+            changed[path] = x
+    return spec.unflatten(changed)
+
+
+def acting_specs(settings: config.Settings) -> dict:
+    """Declarations of parameters of which none trains, for evaluation and serving."""
+    specs = spec.flatten(flow.specs(settings.policy))
+    stored = {}
+    for path, leaf in specs.items():
+        is_rounded = pi0.is_rounded(path)
+        stored[path] = (
+            dataclasses.replace(leaf, dtype=settings.raw.model.dtype) if is_rounded else leaf
+        )
+    return spec.unflatten(stored)
 
 
 def trainable(settings: config.Settings) -> Callable[[str], bool]:

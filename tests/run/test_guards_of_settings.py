@@ -157,6 +157,8 @@ def test_what_a_training_state_keeps():
     for name, value in (("algorithm__gamma", 0.5), *fields.items()):
         settings = changed(recipe.get_config(), **{name: value})
         steps.train_state(settings, None, None, lambda *args, **kept: asked.append(kept))
+    for one in asked:
+        one["frozen_dtype"] = one["frozen_dtype"]("PaliGemma/llm/embedder/input_embedding")
     plain = dict(ema=False, anchor=False, frozen_dtype="float32")
     kept = [plain, dict(ema=True), dict(anchor=True), dict(frozen_dtype="bfloat16")]
     assert asked == [plain | other for other in kept]
