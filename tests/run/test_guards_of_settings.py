@@ -369,7 +369,7 @@ def test_every_decision_draws_by_its_number_and_the_key(monkeypatch):
     monkeypatch.setattr(flow, "sample_chain", lambda p, key_B, *args: (None, seen(key_B)))
     monkeypatch.setattr(flow, "sample_actions", lambda p, key_B, *args: seen(key_B))
     settings = changed(recipe.get_config(), model__noise_level=0.123)
-    explore, exploit = steps.decisions.__wrapped__(settings.policy, False)
+    explore, exploit = steps.decisions.__wrapped__(settings.policy, False, None)
     for decide in (lambda *args: explore(*args)[1], exploit):
         one, other = (
             np.asarray(decide(None, jax.random.key(key), np.array([3, 4, 3]), None))
