@@ -50,6 +50,31 @@ def platform() -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
+def is_split() -> bool:
+    """Whether the program being traced has its weights in parts."""
+    mesh = _TARGET.get()
+    return mesh is not None and mesh.shape["fsdp"] > 1
+
+
+def by_rows(x: jax.Array) -> jax.Array:
+    """x, whole rows of which lie on each device of the program being traced.
+
+    Where weights are split (fsdp), the partitioner would rather leave them so and split what is
+    computed along their axes: every device would then send activations in every layer.  Said of
+    the residual stream, it gathers weights.
+    """
+    if not is_split():
+        return x
+    return jax.lax.with_sharding_constraint(x, batch_sharding(_TARGET.get()))
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """x, all of which lies on each device of the program being traced, where weights are split."""
+    if not is_split():
+        return x
+    return jax.lax.with_sharding_constraint(x, replicated(_TARGET.get()))
+
+
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh of data x fsdp devices; data = -1 takes what is left.
 

@@ -56,7 +56,8 @@ class Buffer:
             self.rows = None
         each = self._capacity // self.devices
         for device, free in enumerate(self._free):
-            free[:] = reversed(range(device * each, (device + 1) * each))
+            first = device * each
+            free[:] = reversed(range(first, first + each))
 
     def write(self, rows_B: Any, index_n: np.ndarray) -> "OnDevice":
         """Keep the rows at `index_n` of a batch on the devices.
@@ -64,7 +65,8 @@ class Buffer:
         Raises: ValueError when the buffer has no room for them.
         """
         index_n = np.asarray(index_n)
-        if len(index_n) > sum(map(len, self._free)):
+        room = sum(map(len, self._free))
+        if len(index_n) > room:
             raise ValueError(
                 f"the buffer holds {self._capacity} rows and all are in use;"
                 " clear it with a larger capacity"
@@ -72,32 +74,42 @@ class Buffer:
         if self.rows is None:
             self.rows = self._zeros(rows_B, self._capacity)
         first, *_ = jax.tree.leaves(rows_B)
-        home_B = self._homes(len(first))
-        at_n = np.array([self._take_place(home) for home in home_B[index_n]], np.int32)
+        size = len(first)
+        home_n = self._homes(size)[index_n]
+        places = [self._take_place(home) for home in home_n]
+        at_n = np.array(places, np.int32)
         # A place beyond the end: the row is not kept, and the program has one shape for all
         # batches.
-        at_B = np.full(len(first), self._capacity, np.int32)
+        at_B = np.full(size, self._capacity, np.int32)
         at_B[index_n] = at_n
-        if (self.owner(at_n) == home_B[index_n]).all():
-            self.rows = self._write(self.rows, rows_B, meshes.put_batch(at_B, self._mesh))
+        if np.array_equal(self.owner(at_n), home_n):
+            at_B = meshes.put_batch(at_B, self._mesh)
+            self.rows = self._write(self.rows, rows_B, at_B)
         else:
-            self.rows = self._write_any(self.rows, rows_B, meshes.replicate(at_B, self._mesh))
+            at_B = meshes.replicate(at_B, self._mesh)
+            self.rows = self._write_any(self.rows, rows_B, at_B)
         return OnDevice(self, at_n)
 
     def gather(self, at_B: np.ndarray) -> Any:
         """Rows by their places, as a batch over the devices."""
-        if (self.owner(at_B) == self._homes(len(at_B))).all():
-            return self._read(self.rows, meshes.put_batch(at_B, self._mesh))
-        return self._read_any(self.rows, meshes.replicate(at_B, self._mesh))
+        home_B = self._homes(len(at_B))
+        if np.array_equal(self.owner(at_B), home_B):
+            at_B = meshes.put_batch(at_B, self._mesh)
+            return self._read(self.rows, at_B)
+        at_B = meshes.replicate(at_B, self._mesh)
+        return self._read_any(self.rows, at_B)
 
     def free(self, at_n: np.ndarray) -> None:
         """These rows are needed no more."""
-        for at, owner in zip(at_n, self.owner(at_n), strict=True):
-            self._free[owner].append(int(at))
+        owner_n = self.owner(at_n)
+        for at, owner in zip(at_n, owner_n, strict=True):
+            free = self._free[owner]
+            free.append(int(at))
 
     def owner(self, at_n: np.ndarray) -> np.ndarray:
         """The device that holds each of these places."""
-        return np.asarray(at_n) // (self._capacity // self.devices)
+        each = self._capacity // self.devices
+        return np.asarray(at_n) // each
 
     def _homes(self, size: int) -> np.ndarray:
         """The device of each row of a batch."""
@@ -110,12 +122,18 @@ class Buffer:
 
     def _take_place(self, home: int) -> int:
         """Another device's where the row's own has no room."""
-        free = self._free[home] or max(self._free, key=len)
+        free = self._free[home]
+        if not free:
+            free = max(self._free, key=len)
         return free.pop()
 
 
 def _zeros(like_B: Any, size: int) -> Any:
-    return jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), like_B)
+    def zeros(x: jax.Array) -> jax.Array:
+        shape = (size, *x.shape[1:])
+        return jnp.zeros(shape, x.dtype)
+
+    return jax.tree.map(zeros, like_B)
 
 
 # ---- what every device does with its part of the rows; places are those of the whole buffer ------
@@ -124,7 +142,8 @@ def _zeros(like_B: Any, size: int) -> Any:
 def _first(rows: Any) -> tuple[jax.Array, int]:
     """The first place on this device, and the number of its places."""
     count = len(jax.tree.leaves(rows)[0])
-    return jax.lax.axis_index(meshes.BATCH_AXES) * count, count
+    device = jax.lax.axis_index(meshes.BATCH_AXES)
+    return device * count, count
 
 
 def _write(rows: Any, rows_B: Any, at_B: jax.Array) -> Any:
@@ -137,7 +156,9 @@ def _write(rows: Any, rows_B: Any, at_B: jax.Array) -> Any:
         at = jnp.clip(at, 0, count - 1)
 
         def one(x: jax.Array, new_B: jax.Array) -> jax.Array:
-            row = jnp.where(is_here, _row(new_B, i), _row(x, at))
+            new = _row(new_B, i)
+            old = _row(x, at)
+            row = jnp.where(is_here, new, old)
             return jax.lax.dynamic_update_index_in_dim(x, row, at, 0)
 
         return jax.tree.map(one, rows, rows_B)
@@ -153,7 +174,12 @@ def _write_any(rows: Any, rows_b: Any, at_B: jax.Array) -> Any:
 
 def _read(rows: Any, at_B: jax.Array) -> Any:
     first, _ = _first(rows)
-    return jax.tree.map(lambda x: jax.lax.map(lambda at: _row(x, at - first), at_B), rows)
+    here_B = at_B - first
+
+    def taken(x: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda at: _row(x, at), here_B)
+
+    return jax.tree.map(taken, rows)
 
 
 def _read_any(rows: Any, at_B: jax.Array) -> Any:
@@ -165,13 +191,17 @@ def _read_any(rows: Any, at_B: jax.Array) -> Any:
 
         def one(at: jax.Array) -> jax.Array:
             is_here = (at >= first) & (at < first + count)
-            row = _row(x, jnp.clip(at - first, 0, count - 1))
+            at = jnp.clip(at - first, 0, count - 1)
+            row = _row(x, at)
             # As bits, whose sum with zeros is exact.
             bits = row.astype(jnp.uint8) if is_bool else _bits(row)
             return jnp.where(is_here, bits, jnp.zeros_like(bits))
 
-        dealt = jax.lax.psum_scatter(jax.lax.map(one, at_B), meshes.BATCH_AXES, tiled=True)
-        return dealt.astype(bool) if is_bool else jax.lax.bitcast_convert_type(dealt, x.dtype)
+        taken_B = jax.lax.map(one, at_B)
+        dealt = jax.lax.psum_scatter(taken_B, meshes.BATCH_AXES, tiled=True)
+        if is_bool:
+            return dealt.astype(bool)
+        return jax.lax.bitcast_convert_type(dealt, x.dtype)
 
     return jax.tree.map(taken, rows)
 
@@ -205,7 +235,8 @@ def by_device(rows: Any, row_R: np.ndarray) -> list[np.ndarray]:
     if not isinstance(rows, OnDevice):
         return [row_R]
     owner_R = rows.buffer.owner(rows.at_R[row_R])
-    return [row_R[owner_R == device] for device in range(rows.buffer.devices)]
+    devices = range(rows.buffer.devices)
+    return [row_R[owner_R == device] for device in devices]
 
 
 def take(rows: Any, index_B: np.ndarray) -> Any:

@@ -1,5 +1,7 @@
 """What the compiled functions make of the parameters: which of them may be stored rounded."""
 
+import math
+import re
 import types
 
 import jax
@@ -130,6 +132,68 @@ def test_a_run_gives_back_the_frozen_weights_in_float32(tmp_path):
     other.close()
     with pytest.raises(ValueError, match=r"does not hold the frozen weights of .*checkpoints.3;"):
         source.read("PaliGemma/img/head/kernel")
+
+
+def _lowered_decision(settings, mesh):
+    params, _ = plan._state(settings, mesh)
+    env_spec = types.SimpleNamespace(cameras=("a",), image_size_px=16)
+    args, _ = plan._decision(settings, mesh, 16, env_spec, params)
+    explore, _ = steps.decisions(settings.policy, settings.keep_prefix, mesh)
+    return explore, args
+
+
+@pytest.mark.parametrize("pi05", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_split_weights_come_together_once_and_nothing_computed_travels(pi05):
+    """One decision where fsdp=8; not even in the loop over denoise steps."""
+    page = recipe.get_config()
+    page.model.pi05 = pi05
+    settings = config.settings(page)
+    mesh = meshes.make_mesh(1, 8)
+    explore, args = _lowered_decision(settings, mesh)
+    gathered = 0
+    for line in explore.lower(*args).compile().as_text().splitlines():
+        found = COLLECTIVE.search(line)
+        if not found:
+            continue
+        kind = found["kind"]
+        assert kind == "all-gather" or "/gather" in line, f"tokens' embeddings alone: {line}"
+        assert "while/body" not in line, line
+        if kind == "all-gather" and "/gather" not in line:
+            gathered += 4 * math.prod(int(size) for size in found["shape"].split(",") if size)
+    split = 0
+    for path, x in spec.flatten(args[0]).items():
+        is_table = "input_embedding" in path
+        if x.sharding.shard_shape(x.shape) != x.shape and not is_table:
+            split += 4 * x.size
+    # Less: keys and values alone are wanted of the last layer of the prefix.
+    assert 0.5 * split < gathered < 1.1 * split
+
+
+COLLECTIVE = re.compile(
+    r"= \(?f32\[(?P<shape>[\d,]*)\]\S* .*?"
+    r"(?P<kind>all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(-start)?\("
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pi05", [False, True])
+def test_split_weights_decide_as_whole_ones_do(pi05):
+    page = recipe.get_config()
+    page.model.pi05 = pi05
+    settings = config.settings(page)
+    decided = []
+    for mesh in (MESH, meshes.make_mesh(2, 4)):
+        explore, args = _lowered_decision(settings, mesh)
+        params = policies.fresh_params(settings, mesh, jax.random.key(0))
+        key = meshes.replicate(jax.random.key(1), mesh)
+        draw = np.random.default_rng(0)
+
+        def some(x, draw=draw):
+            return (draw.random(x.shape) * 9).astype(x.dtype)
+
+        id_B, obs = meshes.put_batch(jax.tree.map(some, args[2:]), mesh)
+        decided.append(np.asarray(explore(params, key, id_B, obs)[1]))
+    np.testing.assert_allclose(*decided, rtol=1e-4, atol=1e-5)
 
 
 def _layout(settings):
