@@ -206,7 +206,7 @@ def _network(
     # A run that still trains may write another one in between.
     with checkpoints.held(options.checkpoint, options.iteration) as place:
         opened = policies.look(settings, place)
-        params = policies.load(settings, opened, mesh)
+        params = policies.load(settings, opened, mesh, acts=True)
         identity = checkpoints.identity(place)
     num_envs = _num_envs(settings)
     envs = stack.enter_context(simulators.open_envs(settings, num_envs))

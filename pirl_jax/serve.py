@@ -192,7 +192,7 @@ def prepare(values: argparse.Namespace, settings: config.Settings) -> tuple[Engi
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
     with checkpoints.held(values.checkpoint, values.iteration) as place:
         opened = policies.look(settings, place)
-        params = policies.load(settings, opened, mesh)
+        params = policies.load(settings, opened, mesh, acts=True)
         identity = checkpoints.identity(place) | {"found": opened.record.as_json()}
     # The prompts are the clients'; each is checked as it comes.
     transform = policies.transform(settings, opened.stats, [""])

@@ -215,7 +215,7 @@ def _update(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     settings = case.settings
     rows = options.batch
     ids = np.arange(rows, dtype=np.int32)
-    explore, _ = steps.decisions(settings.policy, True)
+    explore, _ = steps.decisions(settings.policy, True, case.mesh)
     # What was decided, and the prefix kept from it, is the same for both updates.
     decided = explore(case.params, case.key, *case.put((ids, case.narrow)))
     chain, _, prefix = jax.device_get(decided)
@@ -270,7 +270,7 @@ def _decide(case: Case, options: argparse.Namespace, explore: bool) -> dict[str,
     rows = options.batch
     ids = np.arange(rows, dtype=np.int32)
     # False: a kept prefix belongs to the update's account, not to the decision's.
-    explorer, exploiter = steps.decisions(case.settings.policy, False)
+    explorer, exploiter = steps.decisions(case.settings.policy, False, case.mesh)
     views = {"baseline": case.wide, "ours": case.narrow}
     actions = {}
 

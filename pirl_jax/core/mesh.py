@@ -8,7 +8,9 @@ the same calls.  A rollout runs on the part that is a process's own, because no 
 equally often.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
+import contextvars
 import pickle
 from typing import Any
 
@@ -23,6 +25,54 @@ BATCH_AXES = ("data", "fsdp")
 # is enough (ZeRO-3); which one follows the order of the parameter's axes: the first that divides
 # takes "fsdp".
 RULES = {"batch": BATCH_AXES, "embed": "fsdp", "mlp": "fsdp", "vocab": "fsdp", "heads": "fsdp"}
+
+_TARGET: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("target", default=None)
+
+
+@contextlib.contextmanager
+def target(mesh: Mesh | None) -> Iterator[None]:
+    """What is traced within (or by the function that this decorates) will run on `mesh`.
+
+    Its devices need not be this process's: a program may be compiled for others.  None: the
+    default device.
+    """
+    token = _TARGET.set(mesh)
+    try:
+        yield
+    finally:
+        _TARGET.reset(token)
+
+
+def platform() -> str:
+    """Of the devices that the program being traced will run on: "cpu", "tpu" or "gpu"."""
+    mesh = _TARGET.get()
+    name = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def is_split() -> bool:
+    """Whether the program being traced has its weights in parts."""
+    mesh = _TARGET.get()
+    return mesh is not None and mesh.shape["fsdp"] > 1
+
+
+def by_rows(x: jax.Array) -> jax.Array:
+    """x, whole rows of which lie on each device of the program being traced.
+
+    Where weights are split (fsdp), the partitioner would rather leave them so and split what is
+    computed along their axes: every device would then send activations in every layer.  Said of
+    the residual stream, it gathers weights.
+    """
+    if not is_split():
+        return x
+    return jax.lax.with_sharding_constraint(x, batch_sharding(_TARGET.get()))
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """x, all of which lies on each device of the program being traced, where weights are split."""
+    if not is_split():
+        return x
+    return jax.lax.with_sharding_constraint(x, replicated(_TARGET.get()))
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -117,7 +117,9 @@ class Model(bounds.Section):
     pi05: bool = plain(False, "time conditions every expert norm (adaRMS); no state token")
     dtype: str = one_of(("float32", "bfloat16"), "bfloat16", "compute dtype")
     frozen_dtype: str = one_of(
-        ("float32", "bfloat16"), "float32", "of the weights that do not train, in training"
+        ("float32", "bfloat16"),
+        "float32",
+        "of frozen norms, embedder and patches in training; frozen kernels: the compute dtype",
     )
     attention: str = one_of(
         ("auto", "xla", "cudnn"),

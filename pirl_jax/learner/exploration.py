@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from pirl_jax.core import rng
+from pirl_jax.core import rows as context_rows
 from pirl_jax.learner import objective
 
 
@@ -32,8 +33,11 @@ def metrics(
       size: rows of the sample, of all hosts together.
     """
     shuffled_R = rng.generator(key).permutation(len(data.weight))
+    parts = context_rows.by_device(data.context, shuffled_R)
     # Always as many rows: every size would be a program of its own.
-    index_B = np.resize(shuffled_R, size // jax.process_count())
+    each = size // jax.process_count() // len(parts)
+    chosen = [np.resize(part if len(part) else shuffled_R, each) for part in parts]
+    index_B = np.concatenate(chosen)
     sample = objective.take(data, index_B, np.ones(len(index_B), np.float32))
     sample = objective.put(sample, mesh)
     moved_B, j_BU = jax.device_get(displacement(params, sample.chain, sample.context))

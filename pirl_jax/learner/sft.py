@@ -33,7 +33,7 @@ def create_state(
     params: dict,
     cfg: Stage,
     mesh: jax.sharding.Mesh,
-    frozen_dtype: jnp.dtype | str | None = None,
+    frozen_dtype: Callable[[str], jnp.dtype | str] | None = None,
 ) -> states.TrainState:
     """Fresh state for SFT around `params` (see state.create); the heads stay as they are."""
     ema = cfg.page.ema > 0

@@ -34,7 +34,7 @@ def create(
     *,
     ema: bool = False,
     anchor: bool = False,
-    frozen_dtype: jnp.dtype | str | None = None,
+    frozen_dtype: Callable[[str], jnp.dtype | str] | None = None,
 ) -> TrainState:
     """Fresh state around `params`; what trains of them it takes over: steps donate its buffers.
 
@@ -43,7 +43,7 @@ def create(
       trainable: predicate on '/'-joined paths.
       ema: keep an exponential moving average of the trainable parameters.
       anchor: keep the trainable parameters as they are now.
-      frozen_dtype: cast what does not train, e.g. to bfloat16; None keeps it.
+      frozen_dtype: path -> dtype of a parameter that does not train; None keeps what they have.
 
     Raises:
       ValueError: nothing trains.
@@ -54,7 +54,8 @@ def create(
         raise ValueError("no parameter trains; check train_expert_only against the model")
     learned = jax.tree.map(lambda x: x.astype(jnp.float32), learned)
     if frozen_dtype is not None:
-        frozen = jax.tree.map(lambda x: x.astype(frozen_dtype), frozen)
+        flat_frozen = spec.flatten(frozen).items()
+        frozen = spec.unflatten({path: x.astype(frozen_dtype(path)) for path, x in flat_frozen})
 
     def moments(learned: dict) -> Any:
         return optimizer.init(cfg, learned)
@@ -79,7 +80,7 @@ def abstract(
     *,
     ema: bool = False,
     anchor: bool = False,
-    frozen_dtype: jnp.dtype | str | None = None,
+    frozen_dtype: Callable[[str], jnp.dtype | str] | None = None,
 ) -> TrainState:
     """What `create` makes, as shapes.
 
@@ -88,7 +89,9 @@ def abstract(
     learned, frozen = partition(params, trainable)
     learned = jax.tree.map(lambda x: x.update(dtype=jnp.float32), learned)
     if frozen_dtype is not None:
-        frozen = jax.tree.map(lambda x: x.update(dtype=frozen_dtype), frozen)
+        flat_frozen = spec.flatten(frozen).items()
+        cast = {path: x.update(dtype=frozen_dtype(path)) for path, x in flat_frozen}
+        frozen = spec.unflatten(cast)
     moments = jax.eval_shape(lambda learned: optimizer.init(cfg, learned), learned)
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=meshes.replicated(mesh))
     return TrainState(
@@ -195,5 +198,6 @@ class Step:
     def _for(self, changing: TrainState) -> Callable:
         if self._jitted is None:
             out = shardings(changing), meshes.replicated(self._mesh)
-            self._jitted = jax.jit(self._step, donate_argnums=0, out_shardings=out)
+            step = meshes.target(self._mesh)(self._step)
+            self._jitted = jax.jit(step, donate_argnums=0, out_shardings=out)
         return self._jitted

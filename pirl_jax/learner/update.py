@@ -16,6 +16,7 @@ import numpy as np
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, rng
+from pirl_jax.core import rows as context_rows
 from pirl_jax.learner import objective, optimizer
 from pirl_jax.learner import state as states
 from pirl_jax.rl import losses, minibatch
@@ -135,7 +136,8 @@ class Updater:
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
 
         self._zeros = jax.jit(zeros, out_shardings=layout)
-        self._add = jax.jit(self._added, donate_argnums=1, out_shardings=(layout, replicated))
+        added = meshes.target(self.mesh)(self._added)
+        self._add = jax.jit(added, donate_argnums=1, out_shardings=(layout, replicated))
         return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), shape, layout)
 
     def _added(
@@ -274,17 +276,20 @@ def learn(
     if not len(data.weight):
         raise ValueError("the rollout has no valid decision; collect at least one episode per host")
     row_R = np.flatnonzero(objective.exists(data))
-    # All hosts take equally many steps of the same size, as many as the one with the most rows.
-    rows_of_hosts = np.array(meshes.gather(len(row_R)))
+    # Every device computes on the rows that it holds, where it holds any.
+    parts = context_rows.by_device(data.context, row_R)
+    # All of them take equally many steps of the same size, as many as the one with the most rows.
+    rows_of_parts = np.array(meshes.gather([len(part) for part in parts]))
+    rows_of_hosts = rows_of_parts.sum(1)
     size = cfg.microbatch_size // hosts
     history = []  # metrics of the minibatches, by epoch
     for _ in range(cfg.update_epochs):
-        index_1MB, keep_1MB = minibatch.split(
+        index_1MB, keep_1MB = minibatch.side_by_side(
             generator,
-            row_R,
+            parts,
             cfg.minibatch_size // hosts,
             multiple_of=size,
-            most_rows=int(rows_of_hosts.max()),
+            most_rows=int(rows_of_parts.max()),
         )
         of_epoch = []
         for index_B, keep_B in zip(index_1MB[0], keep_1MB[0], strict=True):

@@ -8,6 +8,8 @@ from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
+from pirl_jax.core import mesh as meshes
+
 log = logging.getLogger(__name__)
 
 # Finite, so that a query without any valid key gets uniform attention instead of NaN; such rows are
@@ -34,15 +36,28 @@ def attend(
     return IMPLEMENTATIONS[implementation](q_BTNh, k_BSKh, v_BSKh, mask_BTS)
 
 
-@functools.cache
 def fastest(head_dim: int, dtype: str) -> str:
+    """The fastest implementation on the devices that the program is traced for.
+
+    A GPU that is not at hand (a program compiled for another machine) cannot be asked: XLA's.
+    """
+    if meshes.platform() != "gpu":
+        return "xla"
+    if jax.default_backend() != "gpu":
+        log.info(
+            "attention by XLA: no GPU is here to try cuDNN on; attention=cudnn takes it untried"
+        )
+        return "xla"
+    return tried(head_dim, dtype)
+
+
+@functools.cache
+def tried(head_dim: int, dtype: str) -> str:
     """Tries cuDNN's fused attention, forward and backward, on a case of a few tokens.
 
     A query without keys is among them.  It exists on some NVIDIA GPUs, for some head dimensions, in
     16 bits; what it refuses is said in the log.
     """
-    if jax.default_backend() != "gpu":
-        return "xla"
     with jax.ensure_compile_time_eval():  # the caller may be in the middle of a trace
         try:
             error = difference("cudnn", head_dim, dtype)

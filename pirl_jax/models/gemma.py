@@ -9,6 +9,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
+from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec
 from pirl_jax.models import attention, linear, lora, remat, variants
 
@@ -88,7 +89,7 @@ def embed(params: dict, tokens_BT: Array, dtype: str) -> Array:
     """Token embeddings times sqrt(width); the product is taken in the dtype of the table."""
     x_BTD = params["embedder"]["input_embedding"][tokens_BT]
     scale = jnp.sqrt(x_BTD.shape[-1]).astype(x_BTD.dtype)
-    return (x_BTD * scale).astype(dtype)
+    return meshes.by_rows((x_BTD * scale).astype(dtype))
 
 
 def modulations(params: dict, cond_BD: Array, *, expert: int, dtype: str) -> dict:
@@ -147,6 +148,7 @@ def forward(
     def layer(x_BTD: Array, inputs: tuple) -> tuple[Array, Cache]:
         layer_params, layer_past, modulated, is_last = inputs
         attn = layer_params["attn"]
+        x_BTD = meshes.by_rows(x_BTD)
         normed_BTD, gate = _norm(layer_params, "pre_attention_norm", x_BTD, modulated)
         own = _keys_values(attn, normed_BTD, position_BT, cfg)
 
@@ -155,7 +157,7 @@ def forward(
             q_BTNh = _queries(attn, normed_BTD, position_BT, cfg)
             mixed_BTNh = attention.attend(q_BTNh, k_BSKh, v_BSKh, mask_BTS, attend_by)
             out_BTD = lora.einsum(attn["attn_vec_einsum"], "BTNh,NhD->BTD", mixed_BTNh, cfg.lora)
-            x_BTD = x_BTD + _gated(out_BTD, gate)
+            x_BTD = meshes.by_rows(x_BTD + _gated(out_BTD, gate))
             return _feed_forward(layer_params, x_BTD, modulated, cfg)
 
         # A branch inside the scan, not a scan over L - 1 layers: slicing stacked weights would copy
@@ -231,7 +233,7 @@ def _feed_forward(
 ) -> Array:
     normed_BTD, gate = _norm(layer_params, "pre_ffw_norm", x_BTD, modulated)
     out_BTD = lora.feed_forward(layer_params["mlp"], normed_BTD, cfg.lora)
-    return x_BTD + _gated(out_BTD, gate)
+    return meshes.by_rows(x_BTD + _gated(out_BTD, gate))
 
 
 def _gated(y: Array, gate: Array | None) -> Array:
@@ -240,11 +242,11 @@ def _gated(y: Array, gate: Array | None) -> Array:
 
 def _queries(attn: dict, x_BTD: Array, position_BT: Array, cfg: variants.GemmaConfig) -> Array:
     params = attn.get("q_einsum") or jax.tree.map(lambda w: w[0], attn["qkv_einsum"])
-    q_BTNh = lora.einsum(params, "BTD,NDh->BTNh", x_BTD, cfg.lora)
+    q_BTNh = meshes.by_rows(lora.einsum(params, "BTD,NDh->BTNh", x_BTD, cfg.lora))
     return rope(q_BTNh, position_BT) * cfg.head_dim**-0.5
 
 
 def _keys_values(attn: dict, x_BTD: Array, position_BT: Array, cfg: variants.GemmaConfig) -> Cache:
     params = attn.get("kv_einsum") or jax.tree.map(lambda w: w[1:], attn["qkv_einsum"])
-    k, v = lora.einsum(params, "BSD,ZKDh->ZBSKh", x_BTD, cfg.lora)
-    return rope(k, position_BT), v
+    k_BSKh, v_BSKh = lora.einsum(params, "BSD,ZKDh->ZBSKh", x_BTD, cfg.lora)
+    return rope(meshes.by_rows(k_BSKh), position_BT), meshes.by_rows(v_BSKh)

@@ -3,10 +3,12 @@
 One place, because how rows are laid out decides how fast the gradient is.  Knows no network.
 """
 
-from jax import Array
+from jax import Array, ad_checkpoint
 import jax.numpy as jnp
 
 from pirl_jax.core import spec
+
+SIDE_BY_SIDE = "side_by_side"  # name of its products, for remat.py
 
 
 def specs(
@@ -62,3 +64,19 @@ def einsum(equation: str, x: Array, w: Array) -> Array:
     y = jnp.einsum(equation.replace(rows, "B"), merged_x, w)
     at = out.index(rows)
     return y.reshape(*y.shape[:at], *x.shape[:2], *y.shape[at + 1 :])
+
+
+def rows(x_BTD: Array, w_DW: Array) -> Array:
+    """Every row times a matrix."""
+    return einsum("BTD,DW->BTW", x_BTD, w_DW)
+
+
+def side_by_side(x_ZRD: Array, w_ZDW: Array) -> Array:
+    """Z products at once, with matrices that are stored as one array.
+
+    Z is a batch axis of both, since as an axis of the weight alone it makes XLA transpose the
+    weight for its gradient.
+    """
+    y_ZRW = jnp.einsum("ZRD,ZDW->ZRW", x_ZRD, w_ZDW)
+    # The name says to recomputation (remat.py) that this is the product of a weight all the same.
+    return ad_checkpoint.checkpoint_name(y_ZRW, SIDE_BY_SIDE)

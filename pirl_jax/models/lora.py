@@ -3,10 +3,13 @@
 The numbers follow the published adapter checkpoints, quirks included (each is marked).
 """
 
+from collections.abc import Callable
+
 import jax
 from jax import Array
 import jax.numpy as jnp
 
+from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec
 from pirl_jax.models import linear, variants
 
@@ -84,16 +87,28 @@ def feed_forward_specs(
 def feed_forward(params: dict, x_BTD: Array, cfg: variants.LoraConfig | None) -> Array:
     """Gated feed-forward, [B,T,D] -> [B,T,D].  Quirk: its adapters ignore alpha and rank."""
 
-    def project(x: Array, name: str, index: int | tuple = ()) -> Array:
-        weight = params[name][index].astype(x.dtype)
-        y = linear.einsum("BTD,DW->BTW", x, weight)
+    def project(
+        x: Array, name: str, index: int | tuple = (), product: Callable = linear.rows
+    ) -> Array:
+        y = product(x, params[name][index].astype(x.dtype))
         if cfg is None:
             return y
         factor_a = params[f"{name}_lora_a"][index].astype(x.dtype)
         factor_b = params[f"{name}_lora_b"][index].astype(x.dtype)
-        low_BTr = linear.einsum("BTD,Dr->BTr", x, factor_a)
-        return y + linear.einsum("BTr,rW->BTW", low_BTr, factor_b)
+        return y + product(product(x, factor_a), factor_b)
 
-    gate_BTF = jax.nn.gelu(project(x_BTD, "gating_einsum", 0), approximate=True)
-    up_BTF = project(x_BTD, "gating_einsum", 1)
-    return project(gate_BTF * up_BTF, "linear")
+    def gate_and_up() -> tuple[Array, Array]:
+        # On CPU slicing is free, and the gradient of a batched product slow.
+        if meshes.platform() == "cpu":
+            gate_BTF = project(x_BTD, "gating_einsum", 0)
+            return gate_BTF, project(x_BTD, "gating_einsum", 1)
+        # Elsewhere a slice of the two is a copy of its weights, in every layer.
+        rows_RD = x_BTD.reshape(-1, x_BTD.shape[-1])
+        twice_ZRD = jnp.broadcast_to(rows_RD, (2, *rows_RD.shape))
+        both_ZRF = project(twice_ZRD, "gating_einsum", product=linear.side_by_side)
+        gate_BTF, up_BTF = both_ZRF.reshape(2, *x_BTD.shape[:2], -1)
+        return gate_BTF, up_BTF
+
+    gate_BTF, up_BTF = gate_and_up()
+    hidden_BTF = jax.nn.gelu(gate_BTF, approximate=True) * up_BTF
+    return project(hidden_BTF, "linear")

@@ -13,6 +13,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
+from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec, types
 from pirl_jax.models import gemma, linear, resize, siglip, variants
 
@@ -75,6 +76,21 @@ def frozen_by_lora(cfg: variants.Pi0Config) -> frozenset[str]:
     return frozenset(frozen)
 
 
+def is_rounded(path: str) -> bool:
+    """Whether a parameter is cast to the compute dtype before every use.
+
+    Such a one may be stored in it: that gives the same bits.  The others matter in float32: scales
+    of norms, embedder, patches, positions, projections of actions and times, heads.
+    """
+    return bool(_ROUNDED.match(path))
+
+
+_ROUNDED = re.compile(
+    r"PaliGemma/(img/(head|Transformer/encoderblock/M)"
+    r"|llm/(layers/(attn|mlp)|(layers/.*|final_norm)_1/Dense_0))"
+)
+
+
 def prefill(
     params: dict, obs: types.Observation, cfg: variants.Pi0Config, *, hidden: bool = False
 ) -> Prefix:
@@ -96,6 +112,22 @@ def prefill(
         attend_by=cfg.attention,
     )
     return Prefix(k, v, mask_BS, obs.state, out)
+
+
+def for_many_steps(params: dict, cfg: variants.Pi0Config) -> dict:
+    """The same parameters for a loop over denoise steps.
+
+    Where they are split over devices, those of the steps are brought together here, in the type in
+    which they are used, and not in every step anew.
+    """
+    if not meshes.is_split():
+        return params
+    flat = {}
+    for path, x in spec.flatten(params).items():
+        of_prefix = path.startswith("PaliGemma/") and not re.search(r"_1(/|$)", path)
+        used = x.astype(cfg.dtype) if is_rounded(path) else x
+        flat[path] = x if of_prefix else meshes.whole(used)
+    return spec.unflatten(flat)
 
 
 def modulations(params: dict, t_B: Array, cfg: variants.Pi0Config) -> dict | None:
@@ -126,7 +158,7 @@ def velocity(
     H = x_BHA.shape[1]
     hidden_BTD, _, _ = decode(params, prefix, x_BHA, t_B, cfg, modulation)
     feature_BHD = hidden_BTD[:, -H:]
-    v_BHA = _linear(params["action_out_proj"], feature_BHD)
+    v_BHA = meshes.by_rows(_linear(params["action_out_proj"], feature_BHD))
     return v_BHA.astype(jnp.float32), feature_BHD
 
 
@@ -229,17 +261,18 @@ def embed_suffix(
     params: dict, state_BA: Array, x_BHA: Array, t_B: Array, cfg: variants.Pi0Config
 ) -> tuple[Array, Array]:
     """Tokens of expert 1 [B,T,D], and which of them start an attention block [T]."""
-    action_BHD = _linear(params["action_in_proj"], x_BHA)
+    action_BHD = meshes.by_rows(_linear(params["action_in_proj"], meshes.by_rows(x_BHA)))
     H = x_BHA.shape[1]
     if cfg.pi05:
         return action_BHD, jnp.arange(H) == 0
-    time_BD = time_embedding(t_B, cfg.expert.width)
+    time_BD = meshes.by_rows(time_embedding(t_B, cfg.expert.width))
     time_B1D = time_BD[:, None].astype(action_BHD.dtype)
     time_BHD = jnp.broadcast_to(time_B1D, action_BHD.shape)
     both = jnp.concatenate([action_BHD, time_BHD], axis=-1)
-    hidden_BHF = jax.nn.silu(_linear(params["action_time_mlp_in"], both))
-    action_BHD = _linear(params["action_time_mlp_out"], hidden_BHF)
-    state_B1D = _linear(params["state_proj"], state_BA)[:, None]
+    hidden_BHF = meshes.by_rows(_linear(params["action_time_mlp_in"], both))
+    action_BHD = _linear(params["action_time_mlp_out"], jax.nn.silu(hidden_BHF))
+    action_BHD = meshes.by_rows(action_BHD)
+    state_B1D = meshes.by_rows(_linear(params["state_proj"], state_BA))[:, None]
     x_BTD = jnp.concatenate([state_B1D, action_BHD], axis=1)
     # The state token is a block of its own; the first action token starts the other.
     return x_BTD, jnp.arange(1 + H) < 2

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 
 from pirl_jax.core import bounds
+from pirl_jax.models import linear
 
 
 def wrap(block: Callable, policy: str) -> Callable:
@@ -37,6 +38,9 @@ def unroll(depth: int) -> int:
 POLICIES = {
     "none": None,  # keep every activation
     # keep the outputs of weight matrices
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(linear.SIDE_BY_SIDE),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,  # keep block inputs only
 }

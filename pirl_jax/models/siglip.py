@@ -8,6 +8,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
+from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec
 from pirl_jax.models import linear, remat, variants
 
@@ -113,10 +114,12 @@ def add_position(params: dict, x_ByxD: Array) -> Array:
 
 def block(params: dict, x_BTD: Array) -> Array:
     """One pre-norm encoder block, parameters of one layer."""
+    x_BTD = meshes.by_rows(x_BTD)
     normed_BTD = layer_norm(params["LayerNorm_0"], x_BTD)
-    x_BTD = x_BTD + _attention(params["MultiHeadDotProductAttention_0"], normed_BTD)
+    out_BTD = _attention(params["MultiHeadDotProductAttention_0"], normed_BTD)
+    x_BTD = meshes.by_rows(x_BTD + out_BTD)
     normed_BTD = layer_norm(params["LayerNorm_1"], x_BTD)
-    return x_BTD + _feed_forward(params["MlpBlock_0"], normed_BTD)
+    return meshes.by_rows(x_BTD + _feed_forward(params["MlpBlock_0"], normed_BTD))
 
 
 def layer_norm(params: dict, x_BTD: Array) -> Array:

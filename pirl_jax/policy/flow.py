@@ -234,6 +234,7 @@ def integrate(
 ) -> tuple[types.Chain, Array]:
     """sample_chain with its randomness given."""
     B, U = j_BU.shape
+    params = pi0.for_many_steps(params, cfg.network)
     modulation_J = modulations(params, cfg)
     # Step j of the joint case has its own noise; otherwise the one noise is used wherever the row's
     # stochastic step is.
@@ -284,6 +285,7 @@ def sample_actions(params: dict, key_B: Array, prefix: pi0.Prefix, cfg: Policy) 
     """
     shape = (cfg.network.action_horizon, cfg.network.action_dim)
     start_BHA = jax.vmap(lambda key: jax.random.normal(key, shape))(key_B)
+    params = pi0.for_many_steps(params, cfg.network)
     modulation_J = modulations(params, cfg)
 
     def body(x_BHA: Array, j: Array) -> tuple[Array, None]:
@@ -311,6 +313,7 @@ def displacement(
     chain: of a rollout with the same parameters; context as in chain_steps.
     """
     prefix = _prefix_of(params, context, cfg)
+    params = pi0.for_many_steps(params, cfg.network)
     modulation_J = modulations(params, cfg)
 
     def body(paths: tuple[Array, Array], j: Array) -> tuple[tuple[Array, Array], None]:

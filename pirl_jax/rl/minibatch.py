@@ -1,5 +1,7 @@
 """Which rows go into which minibatch.  Indices only; the rows themselves stay where they are."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -54,3 +56,32 @@ def split(
             index[epoch, minibatch, : len(part)] = part
             keep[epoch, minibatch, : len(part)] = 1.0
     return index, keep
+
+
+def side_by_side(
+    rng: np.random.Generator,
+    parts: Sequence[np.ndarray],
+    minibatch_size: int,
+    *,
+    multiple_of: int,
+    most_rows: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`split` of one epoch for rows in several places, each of which computes on its own.
+
+    Args:
+      parts: indices of the valid rows of each place.
+      minibatch_size: of all places together, as are the B entries of the result; every
+        `multiple_of` of them hold equally many of each place, in the order of the places.
+      most_rows: rows of the place that has most of them.
+    """
+    indices = []
+    keeps = []
+    each = multiple_of // len(parts)
+    for row_R in parts:
+        size = minibatch_size // len(parts)
+        index, keep = split(rng, row_R, size, multiple_of=each, most_rows=most_rows)
+        indices.append(index.reshape(*index.shape[:2], -1, each))
+        keeps.append(keep.reshape(*keep.shape[:2], -1, each))
+    index = np.concatenate(indices, axis=-1)
+    keep = np.concatenate(keeps, axis=-1)
+    return index.reshape(*index.shape[:2], -1), keep.reshape(*keep.shape[:2], -1)

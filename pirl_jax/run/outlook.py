@@ -306,12 +306,13 @@ def _programs(
     params, state = shapes.state(settings, mesh)
     args, context = shapes.decision(settings, mesh, tokens, spec, params)
     rows = shapes.batch_size(settings)
-    yield f"rollout decision, {rows} rows", shapes.rollout(settings, args)
-    yield f"evaluation decision, {rows} rows", shapes.evaluation(settings, args)
+    yield f"rollout decision, {rows} rows", shapes.rollout(settings, mesh, args)
+    yield f"evaluation decision, {rows} rows", shapes.evaluation(settings, mesh, args)
     # A server has one device, and the weights as a checkpoint brings them.
     one = meshes.make_mesh(1, 1, [mesh.devices.flat[0]])
-    served, _ = shapes.decision(settings, one, tokens, spec, shapes.params(settings, one), rows=1)
-    yield "served decision, 1 row, 1 device", shapes.evaluation(settings, served)
+    acting = shapes.params(settings, one, acts=True)
+    served, _ = shapes.decision(settings, one, tokens, spec, acting, rows=1)
+    yield "served decision, 1 row, 1 device", shapes.evaluation(settings, one, served)
     learner, _ = shapes.update(settings, mesh, state, args, context)
     count = settings.raw.algorithm.microbatch_size
     yield f"update microbatch, {count} rows", learner["microbatch"]

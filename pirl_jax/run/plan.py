@@ -363,7 +363,7 @@ class _Work:
           TooLarge: the compiler refuses one.
         """
         settings = self.settings
-        decision = self._compile("rollout", shapes.rollout(settings, self.args))
+        decision = self._compile("rollout", shapes.rollout(settings, self.mesh, self.args))
         # The context rows of the decision before are still on their way to the host.
         arriving = decision.outputs
         lowered, batch = shapes.update(settings, self.mesh, self.state, self.args, self.context)

@@ -103,8 +103,8 @@ def actor(
     With a frozen VLM `explore` hands out the prefix it computed.  On its first observations the
     actor prints how well the normalisation statistics fit.
     """
-    explore, exploit = steps.decisions(settings.policy, settings.keep_prefix)
     own = meshes.local(mesh)
+    explore, exploit = steps.decisions(settings.policy, settings.keep_prefix, own)
 
     def say_how_statistics_fit(state_BQ: np.ndarray) -> None:
         print(statistics.report(to_model.stats, to_model.norm_mode, state_BQ))
@@ -198,11 +198,14 @@ def load_policy(
     path: str | pathlib.Path,
     iteration: int,
     mesh: jax.sharding.Mesh,
+    *,
+    acts: bool = False,
 ) -> tuple[dict, normalize.NormStats]:
     """Parameters and statistics of a checkpoint of any known format.
 
     Args:
       iteration: -1 is the newest.
+      acts: as in load.
 
     Raises:
       ValueError: nothing known lies there, it does not fit, or a run removed it meanwhile.
@@ -210,16 +213,20 @@ def load_policy(
     # A run that still trains would remove it meanwhile.
     with checkpoints.held(path, iteration) as place:
         opened = _opened(settings, place)
-        return load(settings, opened, mesh), opened.stats
+        return load(settings, opened, mesh, acts=acts), opened.stats
 
 
-def load(settings: config.Settings, opened: Opened, mesh: jax.sharding.Mesh) -> dict:
+def load(
+    settings: config.Settings, opened: Opened, mesh: jax.sharding.Mesh, *, acts: bool = False
+) -> dict:
     """Its parameters.
 
     Heads and adapters that it lacks start fresh from the seed; what was left out or started fresh
     is logged.
+
+    acts: nothing will train; what is cast to the compute dtype before every use is stored in it.
     """
-    declared = flow.specs(settings.policy)
+    declared = steps.acting_specs(settings) if acts else flow.specs(settings.policy)
     layout = spec.shardings(declared, mesh, meshes.RULES)
     key = rng.named(jax.random.key(settings.raw.seed), "params")
     params, notes = sources.load(opened.source, declared, layout, key)

@@ -30,9 +30,9 @@ def size(tree: object) -> int:
     return total
 
 
-def params(settings: config.Settings, mesh: jax.sharding.Mesh) -> dict:
-    """Shapes of the parameters as a checkpoint brings them."""
-    declared = flow.specs(settings.policy)
+def params(settings: config.Settings, mesh: jax.sharding.Mesh, *, acts: bool = False) -> dict:
+    """Shapes of the parameters as a checkpoint brings them; acts: where nothing will train."""
+    declared = steps.acting_specs(settings) if acts else flow.specs(settings.policy)
     return spec.abstract(declared, spec.shardings(declared, mesh, meshes.RULES))
 
 
@@ -91,7 +91,7 @@ def decision(
     args = meshes.local_view(params, mesh), key, array(jnp.int32), obs
     if raw.model.noise_anneal:
         args += (jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated),)
-    explore, _ = steps.decisions(settings.policy, settings.keep_prefix)
+    explore, _ = steps.decisions(settings.policy, settings.keep_prefix, own)
     _, _, context = jax.eval_shape(explore, *args)
     return args, obs if context is None else with_rows(context, rows, own)
 
@@ -117,7 +117,7 @@ def update(
 
     args, context: the shapes of `decision`.
     """
-    explore, _ = steps.decisions(settings.policy, settings.keep_prefix)
+    explore, _ = steps.decisions(settings.policy, settings.keep_prefix, meshes.local(mesh))
     chain, _, _ = jax.eval_shape(explore, *args)
     count = settings.raw.algorithm.microbatch_size
     chain = with_rows(chain, count, mesh)
@@ -127,15 +127,15 @@ def update(
     return steps.updater(settings, mesh).lower(state, batch), batch
 
 
-def rollout(settings: config.Settings, args: tuple) -> Lowered:
+def rollout(settings: config.Settings, mesh: jax.sharding.Mesh, args: tuple) -> Lowered:
     """The program of a decision with exploration noise.  args: the shapes of `decision`."""
-    explore, _ = steps.decisions(settings.policy, settings.keep_prefix)
+    explore, _ = steps.decisions(settings.policy, settings.keep_prefix, meshes.local(mesh))
     return explore.lower(*args)
 
 
-def evaluation(settings: config.Settings, args: tuple) -> Lowered:
+def evaluation(settings: config.Settings, mesh: jax.sharding.Mesh, args: tuple) -> Lowered:
     """The program of a decision without.  args: the shapes of `decision`."""
-    _, exploit = steps.decisions(settings.policy, settings.keep_prefix)
+    _, exploit = steps.decisions(settings.policy, settings.keep_prefix, meshes.local(mesh))
     return exploit.lower(*args[:4])
 
 

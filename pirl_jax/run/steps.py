@@ -4,12 +4,13 @@ The memory plan compiles them from shapes; a run that asks for them again gets t
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 
 import jax
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import rng, types
+from pirl_jax.core import rng, spec, types
 from pirl_jax.learner import optimizer, sft, update
 from pirl_jax.learner import state as states
 from pirl_jax.models import pi0
@@ -18,13 +19,19 @@ from pirl_jax.run import config
 
 
 @functools.lru_cache(maxsize=4)
-def decisions(cfg: flow.Policy, keep_prefix: bool) -> tuple[Callable, Callable]:
-    """The two jitted functions that decide: explore and exploit of actor.Actor."""
+def decisions(
+    cfg: flow.Policy, keep_prefix: bool, mesh: jax.sharding.Mesh
+) -> tuple[Callable, Callable]:
+    """The two jitted functions that decide: explore and exploit of actor.Actor.
+
+    mesh: where they run, a process's own part.
+    """
 
     def row_keys(key: jax.Array, id_B: jax.Array) -> jax.Array:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, id_B)
 
     @jax.jit
+    @meshes.target(mesh)
     def explore(
         params: dict,
         key: jax.Array,
@@ -40,6 +47,7 @@ def decisions(cfg: flow.Policy, keep_prefix: bool) -> tuple[Callable, Callable]:
         return chain, actions_BHA, flow.prefix_to_rows(prefix) if keep_prefix else None
 
     @jax.jit
+    @meshes.target(mesh)
     def exploit(params: dict, key: jax.Array, id_B: jax.Array, obs: types.Observation) -> jax.Array:
         prefix = pi0.prefill(params, obs, cfg.network)
         return flow.sample_actions(params, row_keys(key, id_B), prefix, cfg)
@@ -64,8 +72,37 @@ def train_state(
         mesh,
         ema=settings.raw.algorithm.ema_decay > 0 or settings.plays_average,
         anchor=settings.raw.algorithm.anchor_coef > 0,
-        frozen_dtype=settings.raw.model.frozen_dtype,
+        frozen_dtype=functools.partial(frozen_dtype, settings),
     )
+
+
+def frozen_dtype(settings: config.Settings, path: str) -> str:
+    """Type in which a parameter that does not train is stored: what it is cast to, if it is."""
+    model = settings.raw.model
+    is_rounded = pi0.is_rounded(path) and model.dtype == "bfloat16"
+    return "bfloat16" if is_rounded else model.frozen_dtype
+
+
+def rounded(settings: config.Settings, params: dict) -> dict:
+    """The parameters that `train_state` stores in another type than they have, by their paths."""
+    trains = trainable(settings)
+    changed = {}
+    for path, x in spec.flatten(params).items():
+        if not trains(path) and x.dtype != frozen_dtype(settings, path):
+            changed[path] = x
+    return spec.unflatten(changed)
+
+
+def acting_specs(settings: config.Settings) -> dict:
+    """Declarations of parameters of which none trains, for evaluation and serving."""
+    specs = spec.flatten(flow.specs(settings.policy))
+    stored = {}
+    for path, leaf in specs.items():
+        is_rounded = pi0.is_rounded(path)
+        stored[path] = (
+            dataclasses.replace(leaf, dtype=settings.raw.model.dtype) if is_rounded else leaf
+        )
+    return spec.unflatten(stored)
 
 
 def trainable(settings: config.Settings) -> Callable[[str], bool]:
@@ -93,6 +130,7 @@ def displacement(cfg: flow.Policy, mesh: jax.sharding.Mesh) -> Callable:
     """What learner/exploration.py measures with: jitted (params, chain, context rows) ->
     displacement [B], stochastic steps [B,U]; whole on every host."""
 
+    @meshes.target(mesh)
     def moved(params: dict, chain: types.Chain, context: object) -> tuple[jax.Array, jax.Array]:
         return flow.displacement(params, chain, _as_context(context), cfg), chain.j
 

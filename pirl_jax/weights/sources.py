@@ -16,6 +16,7 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -23,6 +24,7 @@ from pirl_jax.core import outside, spec
 from pirl_jax.models import variants
 from pirl_jax.weights import (
     accounting,
+    frozen,
     pickled,
     resolve,
     safetensors,
@@ -128,7 +130,25 @@ def _open_pirl(folder: pathlib.Path, given: variants.Pi0Config | None, raw: bool
             return not raw
         return part == "params" and path not in averaged
 
-    return _orbax("pirl", folder, is_wanted)
+    source = _orbax("pirl", folder, is_wanted)
+    return _with_exact(source) if frozen.is_referenced(folder.parent) else source
+
+
+def _with_exact(source: Source) -> Source:
+    """What the run rounded, once more as it was: for whoever wants it in float32."""
+    rounded = {path for path, dtype in source.dtypes.items() if dtype == jnp.bfloat16}
+
+    @functools.cache
+    def exact() -> Source:
+        place = frozen.find(source.location.parent)
+        return _orbax("pirl", place, lambda keys: keys[0].startswith("params/"))
+
+    def fetch(path: str, dtype: Any) -> np.ndarray:
+        is_enough = path not in rounded or np.dtype(dtype).itemsize <= 2
+        return (source if is_enough else exact()).fetch(path, dtype)
+
+    dtypes = {**source.dtypes, **dict.fromkeys(rounded, np.dtype(np.float32))}
+    return dataclasses.replace(source, dtypes=dtypes, fetch=fetch)
 
 
 def _leaves(folder: pathlib.Path) -> dict[tuple, Any]:

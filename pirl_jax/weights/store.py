@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 
 from pirl_jax.core import endings, outside
 from pirl_jax.core import mesh as meshes
-from pirl_jax.weights import accounting, folders
+from pirl_jax.weights import accounting, folders, frozen
 
 
 def named_leaves(tree: Any, prefix: str = "") -> dict[str, jax.Array]:
@@ -112,7 +112,7 @@ class Store:
         # In one item each: `extra` can be read by eye, and neither is visible without the other.
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(table),
-            extra=ocp.args.JsonSave(extra or {}),
+            extra=ocp.args.JsonSave((extra or {}) | frozen.reference(self.directory)),
         )
         place = folders.partial(self.directory, iteration)
         for reason in meshes.gather(self._refused(place)):

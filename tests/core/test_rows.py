@@ -72,3 +72,54 @@ def test_host_rows(form):
     split = [jax.tree.map(lambda leaf, i=i: leaf[i], whole) for i in range(16)]
     taken = rows.take(whole if form == "tree" else split, np.array([3, 15, 3, 0, 1, 1, 1, 1]))
     assert isinstance(taken["kv"], np.ndarray) and names(rows.put(taken, MESH))[:4] == [3, 15, 3, 0]
+
+
+def test_rows_stay_on_the_device_that_computed_them():
+    """Reading and writing move nothing, and take no memory but for the rows that are asked for."""
+    buffer = rows.Buffer(MESH)
+    buffer.clear(1600)
+    travels = buffer._read_any
+    buffer._read_any = buffer._write_any = None
+    rng = np.random.default_rng(0)
+    kept = []
+    for first in range(0, 320, 32):
+        some = np.flatnonzero(rng.random(32) < 0.7)
+        written = buffer.write(meshes.put_batch(batch(first, 32), MESH), some)
+        assert (buffer.owner(written.at_R) == some // 4).all()
+        kept += [*zip(first + some, written.at_R, strict=True)]
+    name_R, at_R = np.array(kept).T
+    parts = rows.by_device(rows.OnDevice(buffer, at_R), rng.permutation(len(at_R)))
+    assert sorted(np.concatenate(parts)) == list(range(len(at_R)))
+    index_B = np.concatenate([part[:2] for part in parts])
+    assert names(buffer.gather(at_R[index_B])) == name_R[index_B].tolist()
+    buffer._read_any = travels
+    assert names(buffer.gather(at_R[index_B[::-1]])) == name_R[index_B[::-1]].tolist(), "any order"
+
+    rows_B = meshes.put_batch(batch(0, 32), MESH)
+    at_32 = meshes.put_batch(np.zeros(32, np.int32), MESH)
+    buffer_bytes = buffer.rows["kv"].addressable_shards[0].data.nbytes
+    for lowered in (
+        buffer._read.lower(buffer.rows, at_32),
+        buffer._write.lower(buffer.rows, rows_B, at_32),
+    ):
+        compiled = lowered.compile()
+        assert not any(kind in compiled.as_text() for kind in COLLECTIVES)
+        memory = compiled.memory_analysis()
+        beyond = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        assert memory.temp_size_in_bytes + beyond < buffer_bytes / 4
+
+
+def test_what_must_travel_does_so_a_batch_at_a_time():
+    """A buffer of 2^20 rows; none of them is gathered, moved or copied as a whole."""
+    buffer = rows.Buffer(MESH)
+    rows_B = jax.eval_shape(lambda: batch(0, 32))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2**20, *x.shape[1:]), x.dtype), rows_B)
+    at_B = jax.ShapeDtypeStruct((32,), np.int32)
+    for lowered in (
+        buffer._read_any.lower(shapes, at_B),
+        buffer._write_any.lower(shapes, rows_B, at_B),
+    ):
+        assert lowered.compile().memory_analysis().temp_size_in_bytes < 2**17
+
+
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute")

@@ -96,7 +96,7 @@ def test_three_steps(vectors, fast_compile, case):
     z, settings, cfg = load(vectors, case)
     mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
     params = spec.unflatten(group(z, "params0/"))
-    state = sft.create_state(params, cfg, mesh, frozen_dtype=jnp.bfloat16)
+    state = sft.create_state(params, cfg, mesh, frozen_dtype=lambda path: jnp.bfloat16)
     assert {p: str(x.dtype) for p, x in spec.flatten(state.params).items()} == json.loads(
         str(z["param_dtypes_json"])
     )

@@ -30,7 +30,7 @@ def test_partition_and_merge_are_inverse():
 def test_create():
     mesh = meshes.make_mesh(4, 2)
     state = states.create(
-        make_params(mesh), CFG, is_expert, mesh, ema=True, frozen_dtype=jnp.bfloat16
+        make_params(mesh), CFG, is_expert, mesh, ema=True, frozen_dtype=lambda path: jnp.bfloat16
     )
     assert (
         state.params["vlm"]["w"].dtype == jnp.bfloat16

@@ -4,12 +4,15 @@ The fused kernels need a GPU; here the library's own XLA path takes their place.
 """
 
 import functools
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from pirl_jax.core import spec, types
+from pirl_jax.core import mesh as meshes
+from pirl_jax.core import spec
+from pirl_jax.core import types as kinds
 from pirl_jax.models import attention, pi0, variants
 
 
@@ -22,9 +25,9 @@ def fused(monkeypatch):
         "cudnn",
         functools.partial(attention._library, implementation="xla"),
     )
-    attention.fastest.cache_clear()
+    attention.tried.cache_clear()
     yield monkeypatch
-    attention.fastest.cache_clear()
+    attention.tried.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,19 @@ def test_without_a_gpu_nothing_is_tried():
     assert attention.fastest(256, "bfloat16") == "xla"
 
 
+def test_the_devices_of_the_program_are_asked_and_not_those_at_hand(fused, caplog):
+    caplog.set_level("INFO")
+    with meshes.target(meshes.make_mesh(1, 1, jax.devices()[:1])):  # a CPU
+        assert attention.fastest(16, "float32") == "xla"
+    assert attention.tried.cache_info().currsize == 0
+    fused.setattr(jax, "default_backend", lambda: "cpu")
+    elsewhere = types.SimpleNamespace(platform="cuda")
+    mesh = types.SimpleNamespace(devices=np.array([[elsewhere]]))
+    with meshes.target(mesh):
+        assert attention.fastest(16, "float32") == "xla"
+    assert "no GPU is here to try cuDNN on" in caplog.text
+
+
 def test_the_prefix_is_the_same(fused):
     """Traced from within jit, as every caller does.
 
@@ -70,7 +86,7 @@ def test_the_prefix_is_the_same(fused):
     """
     cfg = variants.pi0_config("tiny")
     params, rng = spec.init(jax.random.key(0), pi0.specs(cfg)), np.random.default_rng(0)
-    obs = types.Observation(
+    obs = kinds.Observation(
         images=rng.integers(0, 256, (3, 2, *cfg.image_size, 3), np.uint8),
         image_mask=np.ones((3, 2), bool),
         state=np.zeros((3, 8), np.float32),
@@ -83,7 +99,7 @@ def test_the_prefix_is_the_same(fused):
         )
         for name in ("auto", "xla")
     )
-    assert attention.fastest.cache_info().currsize == 1
+    assert attention.tried.cache_info().currsize == 1
     for name in ("k", "v"):
         ours, theirs = (
             np.moveaxis(getattr(prefix, name), 0, 2)[np.asarray(prefix.mask)]

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec, types
-from pirl_jax.models import lora, pi0, variants
+from pirl_jax.models import lora, pi0, remat, variants
 
 ADAPTER = variants.LoraConfig(attn_rank=2, attn_alpha=3.0, ffn_rank=2)
 EQUATIONS = {
@@ -44,11 +45,35 @@ def test_rank_stabilised_scale_divides_by_the_root_of_the_rank(vectors):
     np.testing.assert_allclose(stabilised, plain * np.sqrt(2), rtol=1e-4, atol=1e-5)
 
 
-def test_feed_forward_equals_the_reference(vectors):
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_feed_forward_equals_the_reference(vectors, platform, monkeypatch):
+    monkeypatch.setattr(meshes, "platform", lambda: platform)
     arrays = load(vectors, "lora_ffn/")
     np.testing.assert_allclose(
         lora.feed_forward(arrays, arrays["x"], ADAPTER), arrays["out"], rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("adapter", [None, ADAPTER])
+def test_gate_and_up_are_one_contraction_but_on_cpu(adapter, monkeypatch):
+    """No slice of the pair, and no product that recomputation does twice."""
+    params = spec.abstract(lora.feed_forward_specs(3, 8, 16, adapter))
+    x_BTD = jax.ShapeDtypeStruct((2, 4, 8), jnp.float32)
+
+    def loss(params, x_BTD):
+        def layer(x_BTD, params):
+            return x_BTD + lora.feed_forward(params, x_BTD, adapter), None
+
+        return jax.lax.scan(remat.wrap(layer, "dots"), x_BTD, params)[0].sum()
+
+    products = {}
+    for platform in ("cpu", "tpu"):
+        monkeypatch.setattr(meshes, "platform", lambda platform=platform: platform)
+        text = str(jax.make_jaxpr(jax.grad(loss))(params, x_BTD))
+        products[platform] = text.count("dot_general")
+        assert ("f32[1,8,16] = slice" in text) == (platform == "cpu")
+    pairs = 3 if adapter else 1
+    assert products["cpu"] - products["tpu"] == 3 * pairs, "forward, and two gradients"
 
 
 def test_frozen_parameters_equal_the_reference(case):

@@ -46,3 +46,20 @@ def test_hosts_with_different_numbers_of_rows_keep_step():
 def test_minibatch_size_must_be_positive():
     with pytest.raises(ValueError, match="minibatch_size is 0"):
         minibatch.split(np.random.default_rng(0), np.arange(9), 0)
+
+
+def test_places_deal_their_own_rows_into_the_same_minibatches():
+    parts = [np.arange(13), np.arange(100, 120), np.arange(200, 203)]
+    index, keep = minibatch.side_by_side(
+        np.random.default_rng(0), parts, 24, multiple_of=6, most_rows=20
+    )
+    assert index.shape == keep.shape == (1, 3, 24)
+    for number, part in enumerate(parts):
+        own = index.reshape(3, 4, 3, 2)[:, :, number]
+        kept = keep.reshape(3, 4, 3, 2)[:, :, number] > 0
+        assert (own // 100 == number).all() and sorted(own[kept]) == part.tolist()
+    alone = minibatch.side_by_side(
+        np.random.default_rng(0), parts[1:2], 8, multiple_of=4, most_rows=20
+    )
+    same = minibatch.split(np.random.default_rng(0), parts[1], 8, multiple_of=4, most_rows=20)
+    np.testing.assert_array_equal(alone, same)

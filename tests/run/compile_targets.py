@@ -115,7 +115,7 @@ def main(target: accelerators.Target, folder: pathlib.Path) -> None:
         args, context = shapes.decision(made, mesh, PROMPT, env_spec(), params)
         learner, batch = shapes.update(made, mesh, state, args, context)
         kept = shapes.kept(made, mesh, env_spec(), context)
-        lowered = {"decision": shapes.rollout(made, args)} | learner | kept
+        lowered = {"decision": shapes.rollout(made, mesh, args)} | learner | kept
         learned, frozen = states.partition(state.params, steps.trainable(made))
         try:
             executable = plan.compiled(lowered[case.what], dict(topology.options(target)))

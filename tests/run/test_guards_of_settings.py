@@ -157,6 +157,8 @@ def test_what_a_training_state_keeps():
     for name, value in (("algorithm__gamma", 0.5), *fields.items()):
         settings = changed(recipe.get_config(), **{name: value})
         steps.train_state(settings, None, None, lambda *args, **kept: asked.append(kept))
+    for one in asked:
+        one["frozen_dtype"] = one["frozen_dtype"]("PaliGemma/llm/embedder/input_embedding")
     plain = dict(ema=False, anchor=False, frozen_dtype="float32")
     kept = [plain, dict(ema=True), dict(anchor=True), dict(frozen_dtype="bfloat16")]
     assert asked == [plain | other for other in kept]
@@ -367,7 +369,7 @@ def test_every_decision_draws_by_its_number_and_the_key(monkeypatch):
     monkeypatch.setattr(flow, "sample_chain", lambda p, key_B, *args: (None, seen(key_B)))
     monkeypatch.setattr(flow, "sample_actions", lambda p, key_B, *args: seen(key_B))
     settings = changed(recipe.get_config(), model__noise_level=0.123)
-    explore, exploit = steps.decisions.__wrapped__(settings.policy, False)
+    explore, exploit = steps.decisions.__wrapped__(settings.policy, False, None)
     for decide in (lambda *args: explore(*args)[1], exploit):
         one, other = (
             np.asarray(decide(None, jax.random.key(key), np.array([3, 4, 3]), None))

@@ -77,7 +77,7 @@ def test_the_run_uses_what_the_plan_compiled(shape, anneal):
     ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), (id_B, obs))
     id_B, obs = meshes.put_batch(ones, mesh)
     key = meshes.replicate(rng.named(jax.random.key(0), "actions"), mesh)
-    explore, exploit = steps.decisions(cfg, settings.keep_prefix)
+    explore, exploit = steps.decisions(cfg, settings.keep_prefix, mesh)
     actor = actors.Actor(None, (), 1, explore, exploit, put=None)
     actor, compiled = policies.at_iteration(actor, settings, 0, mesh), []
     jax.monitoring.register_event_duration_secs_listener(
