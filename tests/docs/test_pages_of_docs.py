@@ -9,6 +9,7 @@ import unicodedata
 import pytest
 
 from pirl_jax.core import types
+from tests import test_density as density
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -103,6 +104,13 @@ def test_numbers_of_the_readme_stand_in_its_pages(page):
     source = " ".join((ROOT / "docs" / page).read_text(encoding="utf-8").split())
     for short, whole in SOURCES[page].items():
         assert short in readme and " ".join(whole.split()) in source, short
+
+
+def test_the_readme_counts_the_code():
+    """To the thousand, without comments and docstrings."""
+    lines = sum(density.size(path.read_text(encoding="utf-8")).lines for path in density.FILES)
+    (told,) = re.findall(r"([\d,]+) lines of code", README.read_text(encoding="utf-8"))
+    assert abs(int(told.replace(",", "")) - lines) < 1000, lines
 
 
 def test_the_readme_counts_the_promises():
