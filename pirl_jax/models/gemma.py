@@ -157,7 +157,8 @@ def forward(
             q_BTNh = _queries(attn, normed_BTD, position_BT, cfg)
             mixed_BTNh = attention.attend(q_BTNh, k_BSKh, v_BSKh, mask_BTS, attend_by)
             out_BTD = lora.einsum(attn["attn_vec_einsum"], "BTNh,NhD->BTD", mixed_BTNh, cfg.lora)
-            x_BTD = meshes.by_rows(x_BTD + _gated(out_BTD, gate))
+            x_BTD = x_BTD + _gated(out_BTD, gate)
+            x_BTD = meshes.by_rows(x_BTD)
             return _feed_forward(layer_params, x_BTD, modulated, cfg)
 
         # A branch inside the scan, not a scan over L - 1 layers: slicing stacked weights would copy
@@ -233,7 +234,8 @@ def _feed_forward(
 ) -> Array:
     normed_BTD, gate = _norm(layer_params, "pre_ffw_norm", x_BTD, modulated)
     out_BTD = lora.feed_forward(layer_params["mlp"], normed_BTD, cfg.lora)
-    return meshes.by_rows(x_BTD + _gated(out_BTD, gate))
+    x_BTD = x_BTD + _gated(out_BTD, gate)
+    return meshes.by_rows(x_BTD)
 
 
 def _gated(y: Array, gate: Array | None) -> Array:
@@ -242,11 +244,14 @@ def _gated(y: Array, gate: Array | None) -> Array:
 
 def _queries(attn: dict, x_BTD: Array, position_BT: Array, cfg: variants.GemmaConfig) -> Array:
     params = attn.get("q_einsum") or jax.tree.map(lambda w: w[0], attn["qkv_einsum"])
-    q_BTNh = meshes.by_rows(lora.einsum(params, "BTD,NDh->BTNh", x_BTD, cfg.lora))
+    q_BTNh = lora.einsum(params, "BTD,NDh->BTNh", x_BTD, cfg.lora)
+    q_BTNh = meshes.by_rows(q_BTNh)
     return rope(q_BTNh, position_BT) * cfg.head_dim**-0.5
 
 
 def _keys_values(attn: dict, x_BTD: Array, position_BT: Array, cfg: variants.GemmaConfig) -> Cache:
     params = attn.get("kv_einsum") or jax.tree.map(lambda w: w[1:], attn["qkv_einsum"])
     k_BSKh, v_BSKh = lora.einsum(params, "BSD,ZKDh->ZBSKh", x_BTD, cfg.lora)
-    return rope(meshes.by_rows(k_BSKh), position_BT), meshes.by_rows(v_BSKh)
+    k_BSKh = meshes.by_rows(k_BSKh)
+    v_BSKh = meshes.by_rows(v_BSKh)
+    return rope(k_BSKh, position_BT), v_BSKh
