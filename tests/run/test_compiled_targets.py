@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 TARGETS = ("tpu:v5e:2x4", "cuda:h100:8")
 MINUTES = 12  # of both targets together, on two cores
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.compiled]
 
 
 class Compiled(NamedTuple):
