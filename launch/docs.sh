@@ -4,7 +4,7 @@
 #   bash launch/docs.sh                      builds it
 #   bash launch/docs.sh serve [HOST:PORT]    shows it (127.0.0.1:8000), and again whenever a page is saved
 #
-# The generator lies in .venv-docs, an environment of its own.  PIRL_PYTHON names the interpreter (3.11.5 or later, or 3.12).
+# The generator lies in .venv-docs, an environment of its own.  PIRL_PYTHON names the interpreter (3.11 or 3.12).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

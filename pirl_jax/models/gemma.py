@@ -157,8 +157,7 @@ def forward(
             q_BTNh = _queries(attn, normed_BTD, position_BT, cfg)
             mixed_BTNh = attention.attend(q_BTNh, k_BSKh, v_BSKh, mask_BTS, attend_by)
             out_BTD = lora.einsum(attn["attn_vec_einsum"], "BTNh,NhD->BTD", mixed_BTNh, cfg.lora)
-            x_BTD = x_BTD + _gated(out_BTD, gate)
-            x_BTD = meshes.by_rows(x_BTD)
+            x_BTD = meshes.by_rows(x_BTD + _gated(out_BTD, gate))
             return _feed_forward(layer_params, x_BTD, modulated, cfg)
 
         # A branch inside the scan, not a scan over L - 1 layers: slicing stacked weights would copy
