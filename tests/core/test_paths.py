@@ -115,7 +115,7 @@ def test_a_variable_that_names_nobody(variable, monkeypatch):
         VARIABLES[variable]()
 
 
-@pytest.mark.parametrize("variable", VARIABLES.keys() - {"NUMBA_CACHE_DIR"})
+@pytest.mark.parametrize("variable", sorted(VARIABLES.keys() - {"NUMBA_CACHE_DIR"}))
 def test_a_blank_variable_is_unset(variable, home, monkeypatch):
     assets_in(home / "assets")
     monkeypatch.setattr(files, "installed_assets", lambda: [home / "assets"])
