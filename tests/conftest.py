@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -68,6 +69,26 @@ def _unpacked(folder: pathlib.Path, name: str) -> pathlib.Path:
     if not (folder / perturbed.ORIGIN).is_file():
         pytest.skip(f"LIBERO: {name} is not in {folder}; run: pirl download {name}")
     return folder
+
+
+# A browser that asks nobody for anything.
+OFFLINE = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Debian's; the one that the package would download is not needed."""
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("Chromium is not installed")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=OFFLINE)
+        yield browser
+        browser.close()
 
 
 # Files that one process works on for minutes.  Begun last, they would leave the other idle.

@@ -1,7 +1,6 @@
 """`pirl report`: the command, and its page in a browser that is offline, wide, narrow and dark."""
 
 import random
-import shutil
 
 import numpy as np
 import pytest
@@ -11,10 +10,6 @@ from pirl_jax.monitor import video
 from pirl_jax.run import records, story
 from tests import damaged_files, run_folders
 
-ARGUMENTS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-)
 HOSTILE = "</script><img src=x onerror=boom()> & <b>put</b> " + "the_very_long_word" * 6
 
 
@@ -38,19 +33,6 @@ def test_a_folder_that_is_none_leaves_no_page(tmp_path, capsys):
 
 
 # ---- in a browser --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """Debian's; the one that the package would download is not needed."""
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("Chromium is not installed")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

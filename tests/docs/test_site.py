@@ -16,10 +16,6 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 SITE = ROOT / "site"
 MADE = {"index.md", "examples.md", "contributing.md", "changes.md"}  # by docs/hooks.py
-ARGUMENTS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-)
 SIZES = {"wide": (1280, "light"), "narrow": (390, "dark")}
 
 
@@ -84,19 +80,6 @@ def pages():
         yield {name: f"http://127.0.0.1:{server.server_port}/{name}.html" for name in names}
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """Debian's; the one that the package would download is not needed."""
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("Chromium is not installed")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
