@@ -164,6 +164,9 @@ def _resumed(run: training.Run) -> states.TrainState:
         norm_stats = normalize.load(policies.norm_stats_path(run.directory.path))
         state, _ = run.store.restore(template, run.first_iteration)
     run.actor = _actor(run, norm_stats)
+    lost = frozen.lost(run.store.directory / str(run.first_iteration))
+    if lost and run.directory.writes:
+        print(f"warning: {lost}; training goes on without it", file=sys.stderr)
     print(f"resumed {run.directory.path} after iteration {run.first_iteration}")
     return state
 
