@@ -269,7 +269,7 @@ class Store:
         """
         iteration = self._existing(iteration)
         expected = named_leaves(abstract, prefix)
-        self._require_fit(expected, iteration, prefix)
+        self._require_fit_of(expected, iteration, prefix)
         target = {path: _storable_target(leaf) for path, leaf in expected.items()}
         items = ocp.args.Composite(
             state=ocp.args.PyTreeRestore(
@@ -358,7 +358,11 @@ class Store:
         metadata = self._checkpointer.metadata(self._folder(iteration))
         return dict(metadata.item_metadata["state"])
 
-    def _require_fit(self, expected: dict, iteration: int, prefix: str) -> None:
+    def require_fit(self, abstract: Any, iteration: int) -> None:
+        """Before anything is restored: ValueError as of `restore`."""
+        self._require_fit_of(named_leaves(abstract), iteration)
+
+    def _require_fit_of(self, expected: dict, iteration: int, prefix: str = "") -> None:
         """Strict both ways."""
         saved = self.saved_leaves(iteration)
         if prefix:
