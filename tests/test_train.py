@@ -559,6 +559,7 @@ def test_a_checkpoint_of_another_size_does_not_fit(half, tmp_path, capsys):
     said = capsys.readouterr().err
     assert exit_.value.code == 2 and said.count("\n") == 1
     assert "does not fit this configuration (5 of" in said
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("field, value", [("value_hidden", "16,16"), ("dtype", "bfloat16")])

@@ -187,10 +187,11 @@ def check_start(settings: config.Settings) -> checkpoints.Record | None:
     """
     if settings.raw.model.checkpoint:
         with checkpoints.held(settings.raw.model.checkpoint) as place:
-            record = look(settings, place).record
+            opened = look(settings, place)
+            sources.require_fit(opened.source, flow.specs(settings.policy))
             if place.kind == "pirl" and frozen.is_referenced(place.folder):
                 frozen.find(place.folder)
-            return record
+            return opened.record
     if not settings.raw.sft.demonstrations:
         given_stats(settings)
     return None
