@@ -58,6 +58,7 @@ def main(argv: list[str]) -> None:
             options, raw = command.parse(argv, _parser())
             raw = training.agreed(raw, options)
             settings = config.settings(raw)
+            outlook.require_target(options, "output")
             if options.target and not options.plan_only:
                 raise ValueError(
                     f"--target={options.target} is for --plan-only; a run uses the devices here"
