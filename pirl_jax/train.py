@@ -58,6 +58,7 @@ def main(argv: list[str]) -> None:
             options, raw = command.parse(argv, _parser())
             raw = training.agreed(raw, options)
             settings = config.settings(raw)
+            outlook.require_target(options, "output")
             if options.target and not options.plan_only:
                 raise ValueError(
                     f"--target={options.target} is for --plan-only; a run uses the devices here"
@@ -164,6 +165,9 @@ def _resumed(run: training.Run) -> states.TrainState:
         norm_stats = normalize.load(policies.norm_stats_path(run.directory.path))
         state, _ = run.store.restore(template, run.first_iteration)
     run.actor = _actor(run, norm_stats)
+    lost = frozen.lost(run.store.directory / str(run.first_iteration))
+    if lost and run.directory.writes:
+        print(f"warning: {lost}; training goes on without it", file=sys.stderr)
     print(f"resumed {run.directory.path} after iteration {run.first_iteration}")
     return state
 

@@ -559,6 +559,19 @@ def test_a_checkpoint_of_another_size_does_not_fit(half, tmp_path, capsys):
     said = capsys.readouterr().err
     assert exit_.value.code == 2 and said.count("\n") == 1
     assert "does not fit this configuration (5 of" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("field, value", [("value_hidden", "16,16"), ("dtype", "bfloat16")])
+def test_a_resume_that_does_not_fit_changes_nothing(half, tmp_path, capsys, field, value):
+    run = shutil.copytree(half, tmp_path / "run")
+    files = sorted(path.name for path in run.iterdir())
+    page = (run / "config.json").read_text()
+    with pytest.raises(SystemExit) as exit_:
+        start("probe.py", run, "--resume", "auto", **{f"model__{field}": value})
+    assert exit_.value.code == 2 and "does not fit this configuration" in capsys.readouterr().err
+    assert sorted(path.name for path in run.iterdir()) == files
+    assert (run / "config.json").read_text() == page
 
 
 @pytest.mark.parametrize("resume", ["never", "auto"])

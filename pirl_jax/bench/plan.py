@@ -76,6 +76,7 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
             pathlib.Path(name).stem: outlook.answer(options, _settings(name, options))
             for name in names
         }
+    outlook.require_target(options)
     # Of one device, however many this machine has.
     mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
     return {pathlib.Path(name).stem: _recipe(name, mesh, options) for name in names}

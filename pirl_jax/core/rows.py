@@ -123,11 +123,10 @@ class Buffer:
             "read": self._read.lower(kept, at_n),
         }
 
-    def free(self, at_n: np.ndarray) -> None:
+    def free(self, places: Iterable[int]) -> None:
         """These rows are needed no more."""
-        owner_n = self.owner(at_n)
-        for at, owner in zip(at_n, owner_n, strict=True):
-            free = self._free[owner]
+        for at in places:
+            free = self._free[int(self.owner(at))]
             free.append(int(at))
 
     def owner(self, at_n: np.ndarray) -> np.ndarray:

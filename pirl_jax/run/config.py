@@ -142,7 +142,7 @@ def _check_multiples(raw: page.Page):
 def _check_actions(raw: page.Page):
     """What is executed of what the model predicts."""
     model = raw.model
-    chunk = _action_chunk(raw)
+    chunk = action_chunk(raw)
     if chunk > model.action_horizon:
         raise ValueError(
             f"model.action_chunk={chunk} exceeds model.action_horizon={model.action_horizon}; "
@@ -336,7 +336,7 @@ def rules(raw: page.Page) -> files.Protocol | None:
     return files.PROTOCOLS[raw.env.protocol] if files.members(raw.env.suite) else None
 
 
-def _action_chunk(raw: page.Page) -> int:
+def action_chunk(raw: page.Page) -> int:
     """Executed actions per decision: the protocol's, or the model's own."""
     protocol = rules(raw)
     if protocol is None or protocol.replan_steps is None:
@@ -356,7 +356,7 @@ def policy(raw: page.Page) -> flow.Policy:
         raw.model,
         noise_steps=steps,
         noise_method=noise.ALIASES.get(raw.model.noise_method, raw.model.noise_method),
-        action_chunk=_action_chunk(raw),
+        action_chunk=action_chunk(raw),
     )
     nft = raw.nft if raw.algorithm.loss == "nft" else None
     return flow.Policy(_network(raw.model), model, nft)

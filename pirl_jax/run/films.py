@@ -14,6 +14,7 @@ from pirl_jax.envs import base, child
 from pirl_jax.monitor import video
 from pirl_jax.rollout import film
 from pirl_jax.rollout import stream as streams
+from pirl_jax.run import config
 
 HOLD_S = 1.0  # the last image; players stop at the end of a file
 
@@ -43,7 +44,7 @@ def write(
     spec: base.EnvSpec,
 ) -> None:
     """One MP4 for every episode that was filmed, in the time that it took."""
-    frames_per_s = spec.control_hz / raw.model.action_chunk
+    frames_per_s = spec.control_hz / config.action_chunk(raw)
     for e, shots in taken.shots.items():
         result = played[e] if e < len(played) else None
         if not shots or result is None or result.lost:

@@ -38,6 +38,7 @@ from pirl_jax.run import (
 LIMIT_S = 20 * 60.0  # of one program
 NUM_INIT_STATES = 50  # of every LIBERO task
 GB = 1e9
+NEED_TARGET = ("compiled", "cores", "steps_per_core", "simulators")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder that keeps what compilers said, by program (default: in the user's cache)",
     )
     capacity.add_arguments(parser)
+
+
+def require_target(options: argparse.Namespace, *others: str) -> None:
+    """Flags that are read with a --target alone.
+
+    others: of the command's own flags.
+
+    Raises:
+      ValueError: one is given without it.
+    """
+    for name in (*NEED_TARGET, *others):
+        value = getattr(options, name)
+        if value is not None and not options.target:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag}={value} has no effect without --target; give one, too")
 
 
 def request(options: argparse.Namespace, settings: config.Settings) -> Request:

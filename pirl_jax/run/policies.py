@@ -15,7 +15,7 @@ from pirl_jax.core import outside, rng, rows, spec
 from pirl_jax.policy import flow, noise, normalize, observation, tokenizer
 from pirl_jax.rollout import actor as actors
 from pirl_jax.run import checkpoints, config, hosts, steps
-from pirl_jax.weights import assets, resolve, sources, statistics
+from pirl_jax.weights import assets, frozen, resolve, sources, statistics
 
 PROMPT_BUCKET = 16  # tokens: the lengths that prompts are padded to are multiples of it
 
@@ -187,7 +187,11 @@ def check_start(settings: config.Settings) -> checkpoints.Record | None:
     """
     if settings.raw.model.checkpoint:
         with checkpoints.held(settings.raw.model.checkpoint) as place:
-            return look(settings, place).record
+            opened = look(settings, place)
+            sources.require_fit(opened.source, flow.specs(settings.policy))
+            if place.kind == "pirl" and frozen.is_referenced(place.folder):
+                frozen.find(place.folder)
+            return opened.record
     if not settings.raw.sft.demonstrations:
         given_stats(settings)
     return None

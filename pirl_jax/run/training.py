@@ -31,6 +31,7 @@ from pirl_jax.run import (
     plan,
     policies,
     rollouts,
+    shapes,
     simulators,
 )
 from pirl_jax.weights import folders, store
@@ -126,6 +127,8 @@ def prepare(
         _check_resumable(settings, path, resume_at)
     started_from = None if resume_at else policies.check_start(settings)
     mesh = devices.mesh(settings)
+    if resume_at:
+        _check_state(settings, mesh, path, resume_at)
     envs = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
     playable = config.playable(settings.raw, envs.spec)
     stats = policies.identity_stats(settings)
@@ -209,6 +212,22 @@ def _check_resumable(settings: config.Settings, path: pathlib.Path, iteration: i
     earlier = replay.of_run(path, settings.raw.algorithm)
     if earlier is not None and iteration < wanted:
         earlier.check(iteration)
+
+
+def _check_state(
+    settings: config.Settings, mesh: jax.sharding.Mesh, path: pathlib.Path, iteration: int
+) -> None:
+    """What was saved is what these settings make.
+
+    Raises:
+      ValueError: lists what is not.
+    """
+    _, state = shapes.state(settings, mesh)
+    saved = store.Store(path / "checkpoints", create=False)
+    try:
+        saved.require_fit(state, iteration)
+    finally:
+        saved.close()
 
 
 def _look(path: pathlib.Path, resume: str) -> _Standing:

@@ -26,9 +26,34 @@ def reference(checkpoints: pathlib.Path) -> dict[str, str]:
     return {MARK: hashlib.sha256(sums.read_bytes()).hexdigest()}
 
 
+def carried(extra: dict) -> dict[str, str]:
+    """The same of a checkpoint that goes on from one with this `extra`."""
+    return {MARK: extra[MARK]} if extra.get(MARK) else {}
+
+
 def is_referenced(checkpoint: pathlib.Path) -> bool:
     """Whether a checkpoint (checkpoints/12) keeps weights rounded."""
     return bool(_mark(checkpoint))
+
+
+def lost(checkpoint: pathlib.Path) -> str:
+    """What is wrong with the values that a checkpoint refers to; "" where nothing is."""
+    mark = _mark(checkpoint)
+    run = checkpoint.parent.parent
+    sums = _sums(run)
+    if not mark:
+        return ""
+    if not sums.is_file():
+        return (
+            f"{checkpoint} keeps frozen weights in bfloat16, and {run / FOLDER}, which holds them "
+            f"in float32, is not there; copy it along with the checkpoint"
+        )
+    if hashlib.sha256(sums.read_bytes()).hexdigest() != mark:
+        return (
+            f"{run / FOLDER} does not hold the frozen weights of {checkpoint};"
+            f" copy that of the run which saved it"
+        )
+    return ""
 
 
 def find(checkpoint: pathlib.Path) -> pathlib.Path:
@@ -37,18 +62,10 @@ def find(checkpoint: pathlib.Path) -> pathlib.Path:
     Raises:
       ValueError: they are not there, are another run's, or are damaged.
     """
-    run = checkpoint.parent.parent
-    sums = _sums(run)
-    if not sums.is_file():
-        raise ValueError(
-            f"{checkpoint} keeps frozen weights in bfloat16, and {run / FOLDER}, which holds them "
-            f"in float32, is not there; copy it along with the checkpoint"
-        )
-    if hashlib.sha256(sums.read_bytes()).hexdigest() != _mark(checkpoint):
-        raise ValueError(
-            f"{run / FOLDER} does not hold the frozen weights of {checkpoint};"
-            f" copy that of the run which saved it"
-        )
+    wrong = lost(checkpoint)
+    if wrong:
+        raise ValueError(wrong)
+    sums = _sums(checkpoint.parent.parent)
     folders.require_intact(sums.parent)
     return sums.parent / "state"
 

@@ -343,27 +343,39 @@ def load(
     """
     specs = spec.flatten(declared)
     layout = spec.flatten(shardings)
+    fresh, unread = _accounted(source, specs, key is not None)
+    params = {}
+    if fresh:
+        places = spec.unflatten({path: layout[path] for path in fresh})
+        params = spec.flatten(spec.init(key, spec.unflatten(fresh), places))
+    for path in source.shapes:
+        if path not in unread:
+            array = source.read(path, specs[path].dtype if dtype is None else dtype)
+            params[path] = _place(array, layout[path])
+    notes = dict(source.ignored)
+    notes |= dict.fromkeys(fresh, "not in the checkpoint: starts fresh")
+    notes |= dict.fromkeys(unread, "not used: this policy has no such head")
+    # In the order of the declaration, not of the checkpoint.
+    return spec.unflatten({path: params[path] for path in specs}), notes
+
+
+def require_fit(source: Source, declared: dict) -> None:
+    """Before anything is read: ValueError as of `load`, where adapters and heads may start."""
+    _accounted(source, spec.flatten(declared), True)
+
+
+def _accounted(source: Source, specs: dict, may_start: bool) -> tuple[dict, list[str]]:
+    """-> what is declared and starts fresh, paths of the source that stay out."""
     # Declared and not in the checkpoint: what training adds may start, the network may not.
     fresh = {}
-    if key is not None:
+    if may_start:
         fresh = {path: leaf for path, leaf in specs.items() if _lacks_optional(source, path)}
     unread = _undeclared_heads(source, specs)
     # All else must fit exactly, in both directions.
     used = {path: shape for path, shape in source.shapes.items() if path not in unread}
     expected = {path: leaf.shape for path, leaf in specs.items() if path not in fresh}
     accounting.require_shapes(expected, used, source.location, "this configuration")
-    params = {}
-    if fresh:
-        places = spec.unflatten({path: layout[path] for path in fresh})
-        params = spec.flatten(spec.init(key, spec.unflatten(fresh), places))
-    for path in used:
-        array = source.read(path, specs[path].dtype if dtype is None else dtype)
-        params[path] = _place(array, layout[path])
-    notes = dict(source.ignored)
-    notes |= dict.fromkeys(fresh, "not in the checkpoint: starts fresh")
-    notes |= dict.fromkeys(unread, "not used: this policy has no such head")
-    # In the order of the declaration, not of the checkpoint.
-    return spec.unflatten({path: params[path] for path in specs}), notes
+    return fresh, unread
 
 
 def _lacks_optional(source: Source, path: str) -> bool:

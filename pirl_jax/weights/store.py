@@ -93,6 +93,7 @@ class Store:
         self._failures = 0  # in a row
         self._refusal = ""  # the last one
         self._protected: int | None = None
+        self._restored: dict | None = None  # `extra` of what the next saves go on from
         for logger in ("absl", "asyncio"):
             logging.getLogger(logger).addFilter(_is_news)
 
@@ -112,7 +113,7 @@ class Store:
         # In one item each: `extra` can be read by eye, and neither is visible without the other.
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(table),
-            extra=ocp.args.JsonSave((extra or {}) | frozen.reference(self.directory)),
+            extra=ocp.args.JsonSave((extra or {}) | self._reference()),
         )
         place = folders.partial(self.directory, iteration)
         for reason in meshes.gather(self._refused(place)):
@@ -122,6 +123,15 @@ class Store:
         with self._noticing():
             self._checkpointer.save(place, args=items, force=True, custom_metadata=folders.PROMISE)
             self._saving = self._background.submit(self._complete, iteration)
+
+    def _reference(self) -> dict[str, str]:
+        """What a checkpoint says of rounded weights; that it goes on from says the same of them.
+
+        Whatever lies in the folder by now: a moved run may have left it behind.
+        """
+        if self._restored is None:
+            return frozen.reference(self.directory)
+        return frozen.carried(self._restored)
 
     def _refused(self, place: pathlib.Path) -> str:
         """Asked before orbax is, whose hosts would wait for one that cannot write."""
@@ -259,7 +269,7 @@ class Store:
         """
         iteration = self._existing(iteration)
         expected = named_leaves(abstract, prefix)
-        self._require_fit(expected, iteration, prefix)
+        self._require_fit_of(expected, iteration, prefix)
         target = {path: _storable_target(leaf) for path, leaf in expected.items()}
         items = ocp.args.Composite(
             state=ocp.args.PyTreeRestore(
@@ -270,6 +280,7 @@ class Store:
             extra=ocp.args.JsonRestore(),
         )
         restored = self._checkpointer.restore(self._folder(iteration), args=items)
+        self._restored = restored["extra"]
         leaves = [_unstored(restored["state"][path], leaf) for path, leaf in expected.items()]
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves), restored["extra"]
 
@@ -347,7 +358,11 @@ class Store:
         metadata = self._checkpointer.metadata(self._folder(iteration))
         return dict(metadata.item_metadata["state"])
 
-    def _require_fit(self, expected: dict, iteration: int, prefix: str) -> None:
+    def require_fit(self, abstract: Any, iteration: int) -> None:
+        """Before anything is restored: ValueError as of `restore`."""
+        self._require_fit_of(named_leaves(abstract), iteration)
+
+    def _require_fit_of(self, expected: dict, iteration: int, prefix: str = "") -> None:
         """Strict both ways."""
         saved = self.saved_leaves(iteration)
         if prefix:

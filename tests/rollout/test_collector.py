@@ -1,6 +1,7 @@
 """The book of a rollout, and the test of the design: right after a rollout the probability ratio is
 1."""
 
+import dataclasses
 import functools
 
 import jax
@@ -221,6 +222,25 @@ def test_a_lost_simulator_leaves_no_trace(actor, make_pool, collected, faults):
     rollout, results = play(actor, make_pool(4, faults=faults), episodes, TWO_GROUPS)
     assert results == collected[1]
     jax.tree.map(np.testing.assert_array_equal, rollout, collected[0])
+
+
+@pytest.mark.parametrize("faults", [{3}, {1, 2}, {0, 1}, {9, 21}], ids=str)
+def test_a_lost_simulator_gives_its_rows_on_the_devices_back(actor, make_pool, collected, faults):
+    """The buffer has room for what is kept in the end and for nothing besides."""
+    mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
+    explore = actor.explore
+
+    def keeping(*args):
+        chain, actions_BHA, _ = explore(*args)
+        return chain, actions_BHA, meshes.put_batch(chain.value, mesh)
+
+    buffer = rows.Buffer(mesh)
+    buffer.clear(sum(LENGTHS) + len(LENGTHS))
+    episodes = [streams.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
+    keeper = dataclasses.replace(actor, explore=keeping, buffer=buffer)
+    rollout, results = play(keeper, make_pool(4, faults=faults), episodes, TWO_GROUPS)
+    assert results == collected[1]
+    np.testing.assert_array_equal(rows.put(rollout.context, mesh), collected[0].chain.value)
 
 
 @pytest.mark.parametrize("faults", [(), {3}, {1, 2}], ids=str)

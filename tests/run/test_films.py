@@ -82,6 +82,18 @@ def test_without_the_overlay_there_is_the_picture_alone(tmp_path):
     assert sides == [video.MIN_SIDE_PX, video.MIN_SIDE_PX]
 
 
+def test_a_protocol_that_sets_the_chunk_sets_the_frame_rate(tmp_path):
+    page = recipe.get_config()
+    page.env.update(suite="libero_spatial", protocol="openpi")  # replans after 5 control steps
+    page.model.update(action_horizon=10, action_chunk=10)
+    page.run.directory = str(tmp_path / "run")
+    page.video.update(train=1, info=False)
+    settings = config.settings(page)
+    films.write(taken(), settings.raw, 0, played(), SPEC)
+    (path,) = films.directory(settings.raw).iterdir()
+    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) == SPEC.control_hz / 5
+
+
 def test_a_lost_episode_has_no_film(tmp_path):
     page = raw(tmp_path, train=1)
     films.write(taken(), page, 0, played(lost=True), SPEC)

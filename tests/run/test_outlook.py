@@ -132,6 +132,8 @@ def test_what_does_not_fit_says_why():
     "arguments, sentence",
     [
         (["--target=tpu:v5e:1"], "--target=tpu:v5e:1 is for --plan-only"),
+        (["--plan-only", "--output=plan.json"], "plan.json has no effect without --target"),
+        (["--cores=8"], "--cores=8 has no effect without --target; give one, too"),
         (["--plan-only", "--target=rocm:mi300:1"], "does not exist; choose one of: tpu:v5e:2x4"),
         (["--plan-only", "--target=tpu:v5e:1"], 'not installed: pip install "pirl_jax[targets]"'),
     ],

@@ -127,10 +127,22 @@ def test_a_run_gives_back_the_frozen_weights_in_float32(tmp_path):
     source = sources.open_source(tmp_path / "run", settings.policy.network)
     with pytest.raises(ValueError, match=r"in bfloat16, and .*frozen, .* is not there; copy it"):
         sources.load(source, flow.specs(settings.policy), _layout(settings))
+    # Before a run directory of another run is made.
+    starting = config.changed(settings, {"model.checkpoint": str(tmp_path / "run")})
+    with pytest.raises(ValueError, match=r"in bfloat16, and .*frozen, .* is not there; copy it"):
+        policies.check_start(starting)
+    # A run that goes on without them still says that its weights are rounded.
+    again = store.Store(tmp_path / "run" / "checkpoints")
+    again.restore(state)
+    again.save(4, state)
+    again.close()
+    source = sources.open_source(tmp_path / "run", settings.policy.network)
+    with pytest.raises(ValueError, match=r"checkpoints.4 keeps .*frozen, .* is not there; copy it"):
+        source.read("PaliGemma/img/head/kernel")
     other = store.Store(tmp_path / "run" / frozen.FOLDER)
     other.save(0, {"params": {"w": np.ones(3, np.float32)}})
     other.close()
-    with pytest.raises(ValueError, match=r"does not hold the frozen weights of .*checkpoints.3;"):
+    with pytest.raises(ValueError, match=r"does not hold the frozen weights of .*checkpoints.4;"):
         source.read("PaliGemma/img/head/kernel")
 
 

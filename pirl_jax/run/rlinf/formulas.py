@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import math
 from typing import Any
 
+from pirl_jax.core import outside
 from pirl_jax.envs.libero import files
 from pirl_jax.weights import presets
 
@@ -55,17 +56,20 @@ class Source:
                 return self.values[key]
         return default
 
-    def whole(self, *keys: str, default: int) -> int:
-        """The same of a whole number from 1 on.
-
-        Raises:
-          ValueError: it is another value.
-        """
+    def number(
+        self, *keys: str, default: float, kind: type = float, low: float = -math.inf
+    ) -> float:
+        """The same of a number; ValueError where it is another value."""
         value = self.get(*keys, default=default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not outside.fits(value, kind) or value < low:
             key = next(key for key in keys if self.values.get(key) is not None)
-            raise ValueError(f"{key}={value!r} must be a whole number and at least 1")
+            words = "a whole number and at least 1" if kind is int else "a number"
+            raise ValueError(f"{key}={value!r} must be {words}")
         return value
+
+    def whole(self, *keys: str, default: int) -> int:
+        """The same of a whole number from 1 on."""
+        return self.number(*keys, default=default, kind=int, low=1)
 
     @property
     def group_size(self) -> int:
@@ -156,7 +160,7 @@ def directory(source: Source, value: Any) -> dict[str, Any]:
 def backends(source: Source, value: Any) -> dict[str, Any]:
     """Who gets the numbers, besides metrics.jsonl."""
     del source
-    chosen = [value] if isinstance(value, str) else list(value)
+    chosen = value if isinstance(value, list) else [value]
     return {"run.backends": ",".join(map(str, chosen)) or "jsonl"}
 
 
@@ -266,10 +270,9 @@ def time_limit(source: Source, value: Any) -> dict[str, Any]:
     return {"env.max_episode_steps": 0 if limit == published_limit(source.suite) else limit}
 
 
-def tasks(source: Source, value: Any) -> dict[str, Any]:
-    """Indices of tasks."""
-    del source
-    return {"env.tasks": _as_tuple(value)}
+def as_tuple(field: str) -> Callable[[Source, Any], dict[str, Any]]:
+    """A list of YAML."""
+    return lambda source, value: {field: tuple(value) if isinstance(value, list) else value}
 
 
 def start_order(source: Source, value: Any) -> dict[str, Any]:
@@ -315,7 +318,7 @@ def preset(source: Source, value: Any) -> dict[str, Any]:
     name = source.get("actor.model.openpi.config_name")
     if name is None:
         name = "pi05_libero" if value else "pi0_libero"
-    if name not in CONFIG_NAMES:
+    if str(name) not in CONFIG_NAMES:
         raise another("actor.model.openpi.config_name", name, "model", CONFIG_NAMES)
     base, changes = CONFIG_NAMES[name]
     fields = presets.named(base) | changes
@@ -335,22 +338,6 @@ def joint(source: Source, value: Any) -> dict[str, Any]:
     """All steps stochastic; RLinf's mean over them, whose ratio is the more timid."""
     del source
     return {"model.noise_steps": "all", "model.joint_mean": True} if value else {}
-
-
-def noise_params(source: Source, value: Any) -> dict[str, Any]:
-    """First level, last level, iterations in between."""
-    del source
-    return {"model.noise_params": _as_tuple(value)}
-
-
-def noise_range(source: Source, value: Any) -> dict[str, Any]:
-    """Lowest and highest std."""
-    del source
-    return {"model.noise_logvar_range": _as_tuple(value)}
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def recomputation(source: Source, value: Any) -> dict[str, Any]:
@@ -408,10 +395,10 @@ def schedule(source: Source, value: Any) -> dict[str, Any]:
 
 def warmup(source: Source, value: Any) -> dict[str, Any]:
     """Iterations, or a share of all of them."""
-    steps = source.get("actor.optim.lr_warmup_steps")
-    if steps is None or steps < 0:
-        total = source.get("actor.optim.total_training_steps", "runner.max_epochs", default=0)
-        share = source.get("actor.optim.lr_warmup_steps_ratio", default=0)
+    steps = source.number("actor.optim.lr_warmup_steps", default=-1)
+    if steps < 0:
+        total = source.number("actor.optim.total_training_steps", "runner.max_epochs", default=0)
+        share = source.number("actor.optim.lr_warmup_steps_ratio", default=0)
         steps = round(share * total)
     del value
     return {"optim.warmup_steps": steps}
@@ -426,11 +413,14 @@ def decay(source: Source, value: Any) -> dict[str, Any]:
 
 def least_rate(source: Source, value: Any) -> dict[str, Any]:
     """As a share of the full rate."""
+    del value
     if source.get("actor.optim.lr_scheduler", default="constant") == "constant":
         raise NotCarriedError("a constant rate has no minimum")
     share = source.get("actor.optim.min_lr_rate")
     if share is None:
-        share = value / source.get("actor.optim.lr", default=5e-6)
+        least = source.number("actor.optim.min_lr", "actor.optim.decay_lr", default=0)
+        rate = source.number("actor.optim.lr", default=5e-6)
+        share = least / rate if rate else 0.0
     return {"optim.min_lr_ratio": share}
 
 

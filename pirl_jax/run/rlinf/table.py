@@ -168,7 +168,9 @@ ENV = (
         "algorithm.bootstrap_truncated",
         "RLinf bootstraps after a time limit where it resets",
     ),
-    rows.carried("env.train.task_id_filter", "env.tasks", "a tuple", formulas.tasks),
+    rows.carried(
+        "env.train.task_id_filter", "env.tasks", "a tuple", formulas.as_tuple("env.tasks")
+    ),
     rows.carried(
         "env.train.use_ordered_reset_state_ids algorithm.use_ordered_reset_state_ids",
         "rollout.start_order",

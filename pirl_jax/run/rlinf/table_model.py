@@ -55,13 +55,16 @@ OPENPI = (
         )
     ),
     rows.carried(
-        "actor.model.openpi.noise_params", "model.noise_params", "a tuple", formulas.noise_params
+        "actor.model.openpi.noise_params",
+        "model.noise_params",
+        "a tuple",
+        formulas.as_tuple("model.noise_params"),
     ),
     rows.carried(
         "actor.model.openpi.noise_logvar_range",
         "model.noise_logvar_range",
         "a tuple",
-        formulas.noise_range,
+        formulas.as_tuple("model.noise_logvar_range"),
     ),
     rows.same("actor.model.openpi.num_images_in_input", (2,), "both cameras"),
     rows.same("actor.model.openpi.safe_get_logprob", (False,), "the true log-density"),

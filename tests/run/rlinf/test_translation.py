@@ -3,6 +3,7 @@
 import ast
 import collections
 
+import omegaconf
 import published
 import pytest
 
@@ -252,3 +253,31 @@ def test_of_two_keys_the_one_that_counts_is_named(translated):
     left = {line.key: line.text for line in found.of("left")}
     assert left["actor.model.num_steps"] == "actor.model.openpi.num_steps says it"
     assert left["actor.model.model_path"] == "runner.ckpt_path sets model.checkpoint"
+
+
+# Keys whose formula reckons with the value, and those around that it needs.
+RECKONED = {
+    "actor.model.openpi.config_name": {},
+    "actor.optim.lr_warmup_steps": {},
+    "actor.optim.lr_warmup_steps_ratio": {"actor.optim.lr_warmup_steps": -1},
+    "actor.optim.total_training_steps": {"actor.optim.lr_warmup_steps": -1},
+    "actor.optim.min_lr": {"actor.optim.lr_scheduler": "cosine"},
+    "actor.optim.lr": {"actor.optim.lr_scheduler": "cosine", "actor.optim.min_lr": 1e-6},
+    "runner.logger.logger_backends": {},
+    "runner.max_epochs": {},
+    "env.train.max_episode_steps": {},
+    "actor.micro_batch_size": {},
+}
+
+
+@pytest.mark.parametrize("key", RECKONED)
+@pytest.mark.parametrize("value", ["abc", [1], {"a": 1}, float("nan"), float("inf"), 0, True])
+def test_an_odd_value_is_a_sentence(translated, key, value):
+    keys = omegaconf.OmegaConf.create(published.PPO)
+    for name, odd in (RECKONED[key] | {key: value}).items():
+        omegaconf.OmegaConf.update(keys, name, odd, merge=False, force_add=True)
+    try:
+        page = translated(omegaconf.OmegaConf.to_yaml(keys)).page()
+        config.settings(page)
+    except ValueError as error:
+        assert "theirs.yaml" in str(error) or "=" in str(error)
