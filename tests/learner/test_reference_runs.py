@@ -156,7 +156,8 @@ class Recorded:
 
 @pytest.fixture(scope="module")
 def file(vectors):
-    return np.load(vectors / FILE)
+    with np.load(vectors / FILE) as opened:
+        yield opened
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
 from pirl_jax.monitor import log
 from pirl_jax.recipes import probe as recipe
-from pirl_jax.run import config, divergence, hosts, training
+from pirl_jax.run import config, divergence, hosts, pages, training
 from pirl_jax.weights import folders, store
 
 GOOD = {"actor/updates": 8.0, "actor/skipped_updates": 3.0, "actor/nonfinite_updates": 3.0}
@@ -51,6 +51,7 @@ class Run:
             envs=Envs(),
             playable=None,
             directory=directory,
+            page=pages.Page(path, 0),
             store=store.Store(path / "checkpoints", keep=1),
             timers=None,
             first_iteration=resume_at or 0,

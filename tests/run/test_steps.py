@@ -16,7 +16,7 @@ from pirl_jax.learner import state as states
 from pirl_jax.models import pi0
 from pirl_jax.policy import flow
 from pirl_jax.recipes import probe as recipe
-from pirl_jax.run import config, plan, policies, steps
+from pirl_jax.run import config, policies, shapes, steps
 from pirl_jax.weights import frozen, sources, store
 
 MESH = meshes.make_mesh(1, 1, jax.devices()[:1])
@@ -71,10 +71,10 @@ def test_what_is_stored_rounded_is_cast_before_every_use_and_nothing_else_is(pi0
     """Rollout, evaluation and server, update: hence the same bits out."""
     settings = _settings(pi05=pi05)
     declared = flow.specs(settings.policy)
-    params, _ = plan._state(settings, MESH)
-    shapes = spec.abstract(declared)
+    params, _ = shapes.state(settings, MESH)
+    as_stored = spec.abstract(declared)
     env_spec = types.SimpleNamespace(cameras=("a",), image_size_px=16)
-    args, context = plan._decision(settings, MESH, 16, env_spec, params)
+    args, context = shapes.decision(settings, MESH, 16, env_spec, params)
     _, key, id_B, obs, *_ = args
     explore, exploit = steps.decisions(settings.policy, settings.keep_prefix, MESH)
     chain, actions_BHA, _ = jax.eval_shape(explore, *args)
@@ -86,14 +86,14 @@ def test_what_is_stored_rounded_is_cast_before_every_use_and_nothing_else_is(pi0
 
     number = jax.ShapeDtypeStruct((), jnp.int32)
     consumers = [
-        _uses_of(explore, shapes, key, id_B, obs),
-        _uses_of(exploit, shapes, key, id_B, obs),
-        _uses_of(update, shapes, chain, context),
-        _uses_of(update, shapes, chain, obs),
-        _uses_of(imitation, shapes, actions_BHA, context, number, number),
-        _uses_of(steps.displacement(settings.policy, MESH), shapes, chain, obs),
+        _uses_of(explore, as_stored, key, id_B, obs),
+        _uses_of(exploit, as_stored, key, id_B, obs),
+        _uses_of(update, as_stored, chain, context),
+        _uses_of(update, as_stored, chain, obs),
+        _uses_of(imitation, as_stored, actions_BHA, context, number, number),
+        _uses_of(steps.displacement(settings.policy, MESH), as_stored, chain, obs),
     ]
-    for path in spec.flatten(shapes):
+    for path in spec.flatten(as_stored):
         uses = set().union(*(consumer[path] for consumer in consumers))
         assert pi0.is_rounded(path) == (uses == {"bfloat16"}), f"{path}: {uses}"
 
@@ -147,9 +147,9 @@ def test_a_run_gives_back_the_frozen_weights_in_float32(tmp_path):
 
 
 def _lowered_decision(settings, mesh):
-    params, _ = plan._state(settings, mesh)
+    params, _ = shapes.state(settings, mesh)
     env_spec = types.SimpleNamespace(cameras=("a",), image_size_px=16)
-    args, _ = plan._decision(settings, mesh, 16, env_spec, params)
+    args, _ = shapes.decision(settings, mesh, 16, env_spec, params)
     explore, _ = steps.decisions(settings.policy, settings.keep_prefix, mesh)
     return explore, args
 
