@@ -25,7 +25,8 @@ BOOTSTRAPS = [
 
 @pytest.fixture(scope="module")
 def file(vectors):
-    return np.load(vectors / FILE)
+    with np.load(vectors / FILE) as opened:
+        yield opened
 
 
 def as_columns(x_RB, epochs):

@@ -12,7 +12,8 @@ from pirl_jax.policy import augment
 
 @pytest.fixture(scope="module")
 def data(vectors):
-    return np.load(vectors / "openpi" / "data_augment.npz")
+    with np.load(vectors / "openpi" / "data_augment.npz") as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ SIZES = {"to_224x224": (224, 224), "to_64x96": (64, 96)}
 
 @pytest.fixture(scope="module")
 def data(vectors):
-    return np.load(vectors / "openpi" / "data_images.npz")
+    with np.load(vectors / "openpi" / "data_images.npz") as opened:
+        yield opened
 
 
 def _cases(data, suffix):

@@ -29,7 +29,8 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def d_flow(vectors):
-    return np.load(vectors / "rlinf" / "d_flow.npz")
+    with np.load(vectors / "rlinf" / "d_flow.npz") as opened:
+        yield opened
 
 
 def _step(d_flow, case, method, level, num_steps, index, x, v, feature):

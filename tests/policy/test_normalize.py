@@ -8,7 +8,8 @@ from pirl_jax.policy import normalize
 
 @pytest.fixture(scope="module")
 def data(vectors):
-    return np.load(vectors / "openpi" / "data_norm.npz")
+    with np.load(vectors / "openpi" / "data_norm.npz") as opened:
+        yield opened
 
 
 def _stats(data, prefix):
