@@ -49,6 +49,14 @@ def test_a_run_that_still_trains(tmp_path):
     assert "change" not in source
 
 
+def test_a_run_that_goes_on_to_more_iterations_has_not_ended(tmp_path):
+    folder = run_folders.run(tmp_path / "a")
+    page = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(page | {"num_iterations": 9}))
+    (source,) = told(folder)["sources"]
+    assert not source["run"]["ended"] and source["run"]["total"] == 9
+
+
 def test_a_run_before_its_first_row(tmp_path):
     run_folders.run(tmp_path / "a", iterations=0, finished=False)
     (tmp_path / "a" / "metrics.jsonl").write_text("")
