@@ -92,7 +92,7 @@ def agreed(
     if options.resume == "auto" and raw.run.directory:
         path = paths.absolute(raw.run.directory)
         if log.holds_run(path):
-            return checkpoints.agreed_again(raw, path)
+            return checkpoints.agreed_again(raw, path, options.fields)
     if raw.model.checkpoint:
         path = paths.absolute(raw.model.checkpoint)
         return checkpoints.agreed(raw, path, given=options.fields)
