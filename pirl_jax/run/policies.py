@@ -189,7 +189,7 @@ def check_start(settings: config.Settings) -> checkpoints.Record | None:
         with checkpoints.held(settings.raw.model.checkpoint) as place:
             opened = look(settings, place)
             sources.require_fit(opened.source, flow.specs(settings.policy))
-            if place.kind == "pirl" and frozen.is_referenced(place.folder):
+            if opened.source.trained is not None:
                 frozen.find(place.folder)
             return opened.record
     if not settings.raw.sft.demonstrations:

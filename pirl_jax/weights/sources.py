@@ -138,6 +138,8 @@ def _open_pirl(folder: pathlib.Path, given: variants.Pi0Config | None, raw: bool
 def _with_exact(source: Source) -> Source:
     """What the run rounded, once more as it was: for whoever wants it in float32."""
     rounded = {path for path, dtype in source.dtypes.items() if dtype == jnp.bfloat16}
+    if not rounded:
+        return source
 
     @functools.cache
     def exact() -> Source:
