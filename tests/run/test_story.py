@@ -164,6 +164,13 @@ def test_films_of_training_the_latest_first(tmp_path):
     ]
 
 
+def test_films_that_lie_elsewhere_are_in_the_page(tmp_path):
+    run = run_folders.run(tmp_path / "a", video__directory=str(tmp_path / "films"))
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "iteration_3_episode_0.mp4").write_bytes(bytes(10))
+    assert [path.stem for path in records.read(run).films] == ["iteration_3_episode_0"]
+
+
 PLACES = ("config.json", "environment.json", "metrics.jsonl", "evaluation/after/evaluation.json")
 DAMAGES = ("", "{", "[]", "[1]", '{"a": 1}', '{"episodes": [1]}', '[{"iteration": true}]', "\0")
 NEVER_WRONG = {
