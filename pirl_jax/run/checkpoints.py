@@ -199,15 +199,19 @@ def save(run_dir: pathlib.Path, started_from: Record) -> None:
 
 
 def agreed_again(
-    raw: ml_collections.ConfigDict, run_dir: pathlib.Path
+    raw: ml_collections.ConfigDict, run_dir: pathlib.Path, given: Sequence[str] = ()
 ) -> ml_collections.ConfigDict:
-    """As `agreed`, for a resume, whose checkpoint to start from may be gone."""
+    """As `agreed`, for a resume, whose checkpoint to start from may be gone.
+
+    Whoever contradicts it by a flag means the run to change.
+    """
     path = run_dir / "assets" / RECORD
     if not path.is_file():
         return raw
     remedy = f"move {path} away and set the model section by flags"
     says = outside.part(outside.read_json(path, remedy=remedy), "says", dict, path, remedy)
     for field, entry in says.items():
-        if field in raw.model and _is_open(raw, field):
+        is_given = f"model.{field}" in given
+        if field in raw.model and _is_open(raw, field) and not is_given:
             raw.model[field] = outside.part(entry, "", list, path, remedy)[0]
     return raw

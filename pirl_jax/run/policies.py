@@ -189,7 +189,7 @@ def check_start(settings: config.Settings) -> checkpoints.Record | None:
         with checkpoints.held(settings.raw.model.checkpoint) as place:
             opened = look(settings, place)
             sources.require_fit(opened.source, flow.specs(settings.policy))
-            if place.kind == "pirl" and frozen.is_referenced(place.folder):
+            if opened.source.trained is not None:
                 frozen.find(place.folder)
             return opened.record
     if not settings.raw.sft.demonstrations:
@@ -228,12 +228,14 @@ def load(
     Heads and adapters that it lacks start fresh from the seed; what was left out or started fresh
     is logged.
 
-    acts: nothing will train; what is cast to the compute dtype before every use is stored in it.
+    acts: nothing will train; what is cast to the compute dtype before every use is stored in it,
+      and what a run rounded is what it trained with.
     """
+    source = (acts and opened.source.trained) or opened.source
     declared = steps.acting_specs(settings) if acts else flow.specs(settings.policy)
     layout = spec.shardings(declared, mesh, meshes.RULES)
     key = rng.named(jax.random.key(settings.raw.seed), "params")
-    params, notes = sources.load(opened.source, declared, layout, key)
+    params, notes = sources.load(source, declared, layout, key)
     for name, reason in notes.items():
         log.info("%s: %s", name, reason)
     return params

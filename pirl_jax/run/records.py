@@ -102,9 +102,18 @@ def _run(folder: pathlib.Path) -> Record:
         rows=rows,
         config=config,
         damaged=sorted(aside),
-        films=sorted((folder / "video" / "train").glob("*.mp4"), key=_iteration),
+        films=sorted(_films(folder, config).glob("*.mp4"), key=_iteration),
         is_run=True,
     )
+
+
+def _films(folder: pathlib.Path, config: dict[str, Any]) -> pathlib.Path:
+    """Where run/films.py puts those of rollouts; a folder that was moved has them within."""
+    section = config.get("video")
+    named = section.get("directory") if isinstance(section, dict) else None
+    if isinstance(named, str) and named and "\0" not in named:
+        return pathlib.Path(named)
+    return folder / "video" / "train"
 
 
 def _iteration(path: pathlib.Path) -> tuple[int, str]:

@@ -159,7 +159,9 @@ def _prepare_light_pictures(settings: config.Settings) -> None:
     from pirl_jax.envs.libero import light  # brings mujoco, which is checked now
 
     of_suite = env_factory(settings)()
-    tasks = env.tasks or range(of_suite.spec.num_tasks)
+    count = of_suite.spec.num_tasks
+    # A task that does not exist is refused where start states are chosen.
+    tasks = [task for task in env.tasks or range(count) if task < count]
     missing = light.missing([of_suite.setup(task) for task in tasks])
     if missing:
         name = "light meshes and textures, once per machine"

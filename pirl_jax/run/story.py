@@ -221,7 +221,8 @@ def _run(record: records.Record) -> dict[str, Any]:
     rows = record.rows
     total = outside.part(record.config, "num_iterations", int, path, records.REMEDY)
     done = max((row["iteration"] + 1 for row in rows if "env/success_once" in row), default=0)
-    ended = (record.folder / "table.json").exists()
+    # The table of an earlier end stays while a run goes on to more iterations.
+    ended = done >= total and (record.folder / "table.json").exists()
     against, changes = _against_recipe(record)
     return {
         "suite": outside.shown(outside.part(record.config, "env.suite", str, path, records.REMEDY)),

@@ -12,7 +12,7 @@ import sys
 import jax
 import ml_collections
 
-from pirl_jax.core import locks, paths, rng
+from pirl_jax.core import locks, outside, paths, rng
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
 from pirl_jax.learner import replay
@@ -92,7 +92,7 @@ def agreed(
     if options.resume == "auto" and raw.run.directory:
         path = paths.absolute(raw.run.directory)
         if log.holds_run(path):
-            return checkpoints.agreed_again(raw, path)
+            return checkpoints.agreed_again(raw, path, options.fields)
     if raw.model.checkpoint:
         path = paths.absolute(raw.model.checkpoint)
         return checkpoints.agreed(raw, path, given=options.fields)
@@ -226,8 +226,25 @@ def _check_state(
     saved = store.Store(path / "checkpoints", create=False)
     try:
         saved.require_fit(state, iteration)
+    except ValueError as error:
+        raise _about_dtypes(settings, path) or error from error
     finally:
         saved.close()
+
+
+def _about_dtypes(settings: config.Settings, path: pathlib.Path) -> ValueError | None:
+    """Where types changed, which frozen weights are stored in; None: they did not."""
+    page = path / "config.json"
+    model = outside.read_json(page).get("model") if page.is_file() else None
+    for field in ("dtype", "frozen_dtype"):
+        now = getattr(settings.raw.model, field)
+        was = model.get(field, now) if isinstance(model, dict) else now
+        if was != now:
+            return ValueError(
+                f"model.{field}={now}, but {path} stores frozen weights as model.{field}={was} "
+                f"does; resume with that, or start another run with model.checkpoint={path}"
+            )
+    return None
 
 
 def _look(path: pathlib.Path, resume: str) -> _Standing:

@@ -53,6 +53,7 @@ class Source:
     cfg: variants.Pi0Config | None = None  # None: adapters alone, not a whole network
     place: resolve.Place | None = None  # where it lies; None: in memory
     num_tensors: int = 0  # as stored
+    trained: "Source | None" = None  # with what a run rounded as it trained with it; None: as here
     tells_horizon: bool = True  # False: that of cfg is only what its family publishes
 
     def read(self, path: str, dtype: Any = None) -> np.ndarray:
@@ -137,6 +138,8 @@ def _open_pirl(folder: pathlib.Path, given: variants.Pi0Config | None, raw: bool
 def _with_exact(source: Source) -> Source:
     """What the run rounded, once more as it was: for whoever wants it in float32."""
     rounded = {path for path, dtype in source.dtypes.items() if dtype == jnp.bfloat16}
+    if not rounded:
+        return source
 
     @functools.cache
     def exact() -> Source:
@@ -148,7 +151,7 @@ def _with_exact(source: Source) -> Source:
         return (source if is_enough else exact()).fetch(path, dtype)
 
     dtypes = {**source.dtypes, **dict.fromkeys(rounded, np.dtype(np.float32))}
-    return dataclasses.replace(source, dtypes=dtypes, fetch=fetch)
+    return dataclasses.replace(source, dtypes=dtypes, fetch=fetch, trained=source)
 
 
 def _leaves(folder: pathlib.Path) -> dict[tuple, Any]:

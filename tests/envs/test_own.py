@@ -45,6 +45,7 @@ def test_the_class_is_made_with_the_size_of_the_configuration():
     "suite, said",
     [
         ("not_there:Fine", "no module not_there is found; start in its folder"),
+        ("envs_of_mine.inner:Fine", "no module envs_of_mine.inner is found"),
         ("envs_of_mine:Fin", "envs_of_mine.py has no class Fin"),
         ("envs_of_mine:thing", "envs_of_mine.py has no class thing"),
         ("envs_of_mine:Half", "lacks step_chunk and close; see pirl_jax/envs/base.py"),

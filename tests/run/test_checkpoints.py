@@ -164,6 +164,10 @@ def test_a_run_keeps_what_it_started_from_for_its_resumes(folder, tmp_path):
     auto = argparse.Namespace(resume="auto", fields=())
     agreed = training.agreed(resumed, auto)
     assert agreed.model.action_horizon == record.action_horizon
+    # A flag is not passed over, whatever it says.
+    agreed.model.action_horizon = 50
+    flag = argparse.Namespace(resume="auto", fields=("model.action_horizon",))
+    assert training.agreed(agreed, flag).model.action_horizon == 50
     with pytest.raises(ValueError, match="there is no checkpoint at"):
         training.agreed(resumed, argparse.Namespace(resume="never", fields=()))
 

@@ -1,6 +1,7 @@
 """From settings to simulators: which LIBERO may play, and what workers do first is tried once."""
 
 import pathlib
+import types
 
 import pytest
 
@@ -72,3 +73,16 @@ def test_a_folder_of_tasks_is_tried_where_it_is_played(asked, tmp_path, monkeypa
     (own, _), (stock, _) = asked
     assert (own.folder, own.tasks) == (f"{tmp_path}/tasks", (3, 1))
     assert (stock.folder, stock.tasks) == (None, ())
+
+
+def test_light_pictures_are_made_of_tasks_that_exist(monkeypatch):
+    """The others are refused in a sentence where start states are chosen."""
+    from pirl_jax.envs.libero import light  # brings mujoco
+
+    suite = types.SimpleNamespace(spec=types.SimpleNamespace(num_tasks=2), setup="ab".__getitem__)
+    asked = []
+    monkeypatch.setattr(simulators, "env_factory", lambda settings: lambda: suite)
+    monkeypatch.setattr(light, "missing", lambda setups: asked.append(setups) or [])
+    simulators._prepare_light_pictures(settings(render_quality="light", tasks=(1, 7)))
+    simulators._prepare_light_pictures(settings(render_quality="light"))
+    assert asked == [["b"], ["a", "b"]]

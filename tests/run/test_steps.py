@@ -146,6 +146,25 @@ def test_a_run_gives_back_the_frozen_weights_in_float32(tmp_path):
         source.read("PaliGemma/img/head/kernel")
 
 
+@pytest.mark.parametrize("frozen_dtype", ["float32", "bfloat16"])
+def test_what_acts_from_a_checkpoint_is_what_was_trained(tmp_path, frozen_dtype):
+    """Not the weights before they were rounded: the run learned with the rounded ones."""
+    settings = _settings(frozen_dtype=frozen_dtype)
+    params = policies.fresh_params(settings, MESH, jax.random.key(0))
+    run = types.SimpleNamespace(
+        settings=settings, directory=types.SimpleNamespace(path=tmp_path / "run")
+    )
+    train._keep_exact(run, params)
+    state = steps.train_state(settings, params, MESH)
+    saved = store.Store(tmp_path / "run" / "checkpoints")
+    saved.save(0, state)
+    saved.close()
+    acting, _ = policies.load_policy(settings, tmp_path / "run", -1, MESH, acts=True)
+    trained = spec.flatten(state.params)
+    for path, x in spec.flatten(acting).items():
+        np.testing.assert_array_equal(x, trained[path].astype(x.dtype), err_msg=path)
+
+
 def _lowered_decision(settings, mesh):
     params, _ = shapes.state(settings, mesh)
     env_spec = types.SimpleNamespace(cameras=("a",), image_size_px=16)

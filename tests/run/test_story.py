@@ -49,6 +49,14 @@ def test_a_run_that_still_trains(tmp_path):
     assert "change" not in source
 
 
+def test_a_run_that_goes_on_to_more_iterations_has_not_ended(tmp_path):
+    folder = run_folders.run(tmp_path / "a")
+    page = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(page | {"num_iterations": 9}))
+    (source,) = told(folder)["sources"]
+    assert not source["run"]["ended"] and source["run"]["total"] == 9
+
+
 def test_a_run_before_its_first_row(tmp_path):
     run_folders.run(tmp_path / "a", iterations=0, finished=False)
     (tmp_path / "a" / "metrics.jsonl").write_text("")
@@ -154,6 +162,13 @@ def test_films_of_training_the_latest_first(tmp_path):
         "iteration_98_episode_0",
         "iteration_96_episode_0",
     ]
+
+
+def test_films_that_lie_elsewhere_are_in_the_page(tmp_path):
+    run = run_folders.run(tmp_path / "a", video__directory=str(tmp_path / "films"))
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "iteration_3_episode_0.mp4").write_bytes(bytes(10))
+    assert [path.stem for path in records.read(run).films] == ["iteration_3_episode_0"]
 
 
 PLACES = ("config.json", "environment.json", "metrics.jsonl", "evaluation/after/evaluation.json")
