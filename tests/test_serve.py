@@ -438,7 +438,12 @@ def command(folder, *arguments, **environment):
         stdout=subprocess.PIPE,
     ) as process:
         try:
-            lines = [process.stdout.readline() for _ in range(2)]
+            # Before them it says which checkpoint that is, and what was taken from its files.
+            said = [process.stdout.readline()]
+            while said[-1] and not said[-1].startswith("compiled"):
+                said.append(process.stdout.readline())
+            assert any(str(folder) in line for line in said), said
+            lines = [said[-1], process.stdout.readline()]
             yield process, lines, int(re.search(r"wss?://127.0.0.1:(\d+)", lines[1])[1])
         finally:
             process.kill()
