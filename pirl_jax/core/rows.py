@@ -31,7 +31,7 @@ class Buffer:
         self.rows = None
         self.devices = mesh.size
         self._mesh = mesh
-        self._free: list[list[int]] = [[] for _ in range(mesh.size)]
+        self._free: list[list[int]] = [[] for _ in range(self.devices)]
         self._capacity = 0
         split = PartitionSpec(meshes.BATCH_AXES)
         everywhere = PartitionSpec()
@@ -52,7 +52,7 @@ class Buffer:
     def clear(self, capacity: int) -> None:
         """Forget all rows; room for `capacity` rows.  The memory is kept unless it is too small."""
         if capacity > self._capacity:
-            self._capacity = capacity + -capacity % self.devices
+            self._capacity = self._rounded(capacity)
             self.rows = None
         each = self._capacity // self.devices
         for device, free in enumerate(self._free):
@@ -107,7 +107,7 @@ class Buffer:
           capacity: rows that are kept.
           count: rows that are read at once.
         """
-        capacity += -capacity % self._mesh.size
+        capacity = self._rounded(capacity)
         layout = meshes.batch_sharding(self._mesh)
 
         def resized(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -133,6 +133,10 @@ class Buffer:
         """The device that holds each of these places."""
         each = self._capacity // self.devices
         return np.asarray(at_n) // each
+
+    def _rounded(self, capacity: int) -> int:
+        """Up to equally many rows of every device."""
+        return capacity + -capacity % self.devices
 
     def _homes(self, size: int) -> np.ndarray:
         """The device of each row of a batch."""

@@ -137,7 +137,7 @@ def start(
             _undo(mirrors, made)
             raise ValueError(
                 f"run.backends has {name}, which does not start ({_said(error)});"
-                f" {SERVICES[name].REMEDY}"
+                f" {services.remedy(name)}"
             ) from error
     return mirrors
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib.util
 import netrc
+import os
 import pathlib
 import re
 from typing import Any, Protocol
@@ -40,6 +41,15 @@ class Opening:
     def experiment(self) -> str:
         return self.labels.experiment or self.path.name
 
+    def project(self, service: str) -> str:
+        variable = f"{service.upper()}_PROJECT"
+        return self.labels.project or os.environ.get(variable, PROJECT)
+
+    @property
+    def mode(self) -> dict[str, str]:
+        """What a service is told besides; without a word its own variable decides."""
+        return {"mode": "offline"} if self.labels.offline else {}
+
 
 class Service(Protocol):
     """A run at a service."""
@@ -51,6 +61,31 @@ class Service(Protocol):
     def video(self, iteration: int, name: str, path: pathlib.Path) -> None: ...
 
     def finish(self) -> None: ...
+
+
+def remedy(name: str) -> str:
+    """What to do about a service that lets nobody in."""
+    return f"set {name.upper()}_API_KEY or run.offline=True, or leave {name} out of run.backends"
+
+
+def require_account(
+    name: str, labels: Labels, without_account: Sequence[str], logged_in: Callable[[], bool]
+) -> None:
+    """
+    Args:
+      without_account: values of the service's variable for its mode that need none.
+      logged_in: whether an earlier login left a key.
+
+    Raises:
+      ValueError: the package is absent, or nobody logged in.
+    """
+    require_package(name)
+    prefix = name.upper()
+    is_alone = labels.offline or os.environ.get(f"{prefix}_MODE") in without_account
+    if not (is_alone or os.environ.get(f"{prefix}_API_KEY") or logged_in()):
+        raise ValueError(
+            f"run.backends has {name}, which has no key ({name} login); {remedy(name)}"
+        )
 
 
 def require_package(name: str) -> None:

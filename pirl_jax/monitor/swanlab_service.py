@@ -1,7 +1,6 @@
 """A run at SwanLab.  Knows no metric."""
 
 from collections.abc import Mapping, Sequence
-import os
 import pathlib
 from typing import Any
 
@@ -9,16 +8,12 @@ from pirl_jax.core import paths
 from pirl_jax.monitor import columns, services
 
 WITHOUT_ACCOUNT = ("offline", "local", "disabled")  # values of SWANLAB_MODE
-REMEDY = "set SWANLAB_API_KEY or run.offline=True, or leave swanlab out of run.backends"
 FOLDER = "swanlog"  # that the package makes in the run directory
 
 
 def check(labels: services.Labels) -> None:
     """Raises: ValueError where the package is absent, or nobody logged in."""
-    services.require_package("swanlab")
-    without_account = labels.offline or os.environ.get("SWANLAB_MODE") in WITHOUT_ACCOUNT
-    if not (without_account or os.environ.get("SWANLAB_API_KEY") or _logged_in()):
-        raise ValueError(f"run.backends has swanlab, which has no key (swanlab login); {REMEDY}")
+    services.require_account("swanlab", labels, WITHOUT_ACCOUNT, _logged_in)
 
 
 def _logged_in() -> bool:
@@ -35,16 +30,14 @@ class Run:
         import swanlab  # an optional package
 
         self._swanlab = swanlab
-        project = os.environ.get("SWANLAB_PROJECT", services.PROJECT)
-        mode = {"mode": "offline"} if opening.labels.offline else {}
         self._run = swanlab.init(
-            project=opening.labels.project or project,
+            project=opening.project("swanlab"),
             name=opening.experiment,
             id=opening.number,
             resume="allow",
             log_dir=str(opening.path / FOLDER),
             config=dict(opening.config),
-            **mode,
+            **opening.mode,
         )
 
     def log(self, iteration: int, row: Mapping[str, float]) -> None:

@@ -11,16 +11,12 @@ from pirl_jax.monitor import services
 
 WITHOUT_ACCOUNT = ("offline", "disabled", "dryrun")  # values of WANDB_MODE
 HOST = "https://api.wandb.ai"
-REMEDY = "set WANDB_API_KEY or run.offline=True, or leave wandb out of run.backends"
 FOLDER = "wandb"  # that the package makes in the run directory
 
 
 def check(labels: services.Labels) -> None:
     """Raises: ValueError where the package is absent, or nobody logged in."""
-    services.require_package("wandb")
-    without_account = labels.offline or os.environ.get("WANDB_MODE") in WITHOUT_ACCOUNT
-    if not (without_account or os.environ.get("WANDB_API_KEY") or _logged_in()):
-        raise ValueError(f"run.backends has wandb, which has no key (wandb login); {REMEDY}")
+    services.require_account("wandb", labels, WITHOUT_ACCOUNT, _logged_in)
 
 
 def _logged_in() -> bool:
@@ -38,16 +34,14 @@ class Run:
         import wandb  # an optional package
 
         self._wandb = wandb
-        project = os.environ.get("WANDB_PROJECT", services.PROJECT)
-        mode = {"mode": "offline"} if opening.labels.offline else {}
         self._run = wandb.init(
-            project=opening.labels.project or project,
+            project=opening.project("wandb"),
             id=opening.number,
             resume="allow",  # goes on where a run of this id exists, else starts it
             dir=str(opening.path),
             config=dict(opening.config),
             name=opening.experiment,
-            **mode,
+            **opening.mode,
         )
         # wandb's own step may not go back after a resume; iteration is the axis instead.
         self._run.define_metric("*", step_metric="iteration")
