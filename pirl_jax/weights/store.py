@@ -268,8 +268,8 @@ class Store:
         Raises: ValueError that lists every leaf missing, left over, or of another shape or dtype.
         """
         iteration = self._existing(iteration)
+        self.require_fit(abstract, iteration, prefix)
         expected = named_leaves(abstract, prefix)
-        self._require_fit_of(expected, iteration, prefix)
         target = {path: _storable_target(leaf) for path, leaf in expected.items()}
         items = ocp.args.Composite(
             state=ocp.args.PyTreeRestore(
@@ -358,12 +358,9 @@ class Store:
         metadata = self._checkpointer.metadata(self._folder(iteration))
         return dict(metadata.item_metadata["state"])
 
-    def require_fit(self, abstract: Any, iteration: int) -> None:
-        """Before anything is restored: ValueError as of `restore`."""
-        self._require_fit_of(named_leaves(abstract), iteration)
-
-    def _require_fit_of(self, expected: dict, iteration: int, prefix: str = "") -> None:
-        """Strict both ways."""
+    def require_fit(self, abstract: Any, iteration: int, prefix: str = "") -> None:
+        """Before anything is restored, strict both ways: ValueError as of `restore`."""
+        expected = named_leaves(abstract, prefix)
         saved = self.saved_leaves(iteration)
         if prefix:
             saved = {path: leaf for path, leaf in saved.items() if path.startswith(f"{prefix}/")}
