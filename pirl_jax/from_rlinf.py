@@ -37,11 +37,9 @@ def _require_place(output: pathlib.Path) -> None:
     """A new Python file, or one that this command wrote."""
     if output.suffix != ".py":
         raise ValueError(f"--output={output} is no recipe; give a name that ends in .py")
-    if output.is_dir():
-        raise ValueError(f"--output={output} is a folder; give the path of a file")
     if output.is_file() and "by pirl from-rlinf." not in output.read_text(errors="replace")[:999]:
         raise ValueError(f"--output={output} holds something else; choose another name")
-    paths.require_writable(output.parent, "--output")
+    paths.require_writable_file(output, "--output")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ The page is one file, asks no server for anything, and holds the videos as far a
 Also of a run that still trains.  Several are compared, each with the first, on equal start states.
 """
 
-import pathlib
 import sys
 
 from pirl_jax.core import paths
@@ -33,17 +32,10 @@ def main(argv: list[str]) -> None:
     )
     options = parser.parse_args(argv[1:])
     with command.user_errors():
-        _require_place(options.output)
+        paths.require_writable_file(options.output, "--output")
         found = [records.read(folder) for folder in options.sources]
         story.write(options.output, found, options.video_mb << 20)
     print(f"page in {options.output}")
-
-
-def _require_place(path: pathlib.Path) -> None:
-    """Before anything is read."""
-    if path.is_dir():
-        raise ValueError(f"--output={path} is a folder; give the path of a file")
-    paths.require_writable(path.parent, "--output")
 
 
 if __name__ == "__main__":

@@ -54,20 +54,14 @@ def main(argv: list[str]) -> None:
     benchmark = BENCHMARKS[options.benchmark]
     with command.user_errors():
         if options.output:
-            _require_file(options.output)
+            # Before hours of measurements.
+            paths.require_writable_file(options.output, "--output")
         result = benchmark.run(options)
     print(benchmark.as_text(result))
     if options.output:
         with command.known_endings():
             _write(options.output, options.benchmark, result, argv[1:])
         print(f"results in {options.output}")
-
-
-def _require_file(path: pathlib.Path) -> None:
-    """Before hours of measurements: whether their file can be written."""
-    if path.is_dir():
-        raise ValueError(f"--output={path} is a folder; give the path of a file")
-    paths.require_writable(path.parent, "--output")
 
 
 def _write(

@@ -74,3 +74,14 @@ def require_writable(folder: pathlib.Path, name: str) -> None:
         raise ValueError(
             f"{name}={folder} cannot be written ({error.strerror}: {there}); choose another place"
         ) from error
+
+
+def require_writable_file(path: pathlib.Path, name: str) -> None:
+    """Before anything starts: whether a file can be written there.
+
+    Raises:
+      ValueError: it is a folder, or nobody can write there.
+    """
+    if path.is_dir():
+        raise ValueError(f"{name}={path} is a folder; give the path of a file")
+    require_writable(path.parent, name)
