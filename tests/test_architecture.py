@@ -222,7 +222,7 @@ def test_only_commands_and_monitor_write_to_the_terminal():
             for node in ast.walk(tree)
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         ]
-        if package_of(module) not in (None, "monitor", "run", "bench"):
+        if package_of(module) not in (None, "monitor", "run", "bench", "evidence"):
             wrong += [f"{module}:{call.lineno}" for call in calls if call.func.id == "print"]
     assert not wrong, wrong
 
