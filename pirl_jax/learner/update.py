@@ -286,12 +286,8 @@ def learn(
     rows_of_parts = np.array(meshes.gather([len(part) for part in parts]))
     rows_of_hosts = rows_of_parts.sum(1)
     size = cfg.microbatch_size // hosts
-    step_generator = rng.generator(rng.named(key, "steps"))
-    of_rollout = data
     history = []  # metrics of the minibatches, by epoch
-    for _ in range(cfg.update_epochs):
-        if updater.draws_steps:
-            data = of_rollout.replace(chain=preference.drawn(of_rollout.chain, step_generator))
+    for rows in _by_epoch(updater, data, key):
         index_1MB, keep_1MB = minibatch.side_by_side(
             generator,
             parts,
@@ -301,7 +297,7 @@ def learn(
         )
         of_epoch = []
         for index_B, keep_B in zip(index_1MB[0], keep_1MB[0], strict=True):
-            microbatches = _microbatches(data, index_B, keep_B, size)
+            microbatches = _microbatches(rows, index_B, keep_B, size)
             state, metrics = updater.minibatch(state, microbatches, next(demonstrations))
             of_epoch.append(metrics)
         history.append(of_epoch)
@@ -317,6 +313,18 @@ def learn(
     if updater.plays_average:  # it starts elsewhere, which is no fault
         summary.pop("actor/first_delta_v")
     return state, summary | counts
+
+
+def _by_epoch(
+    updater: Updater, data: objective.Minibatch, key: jax.Array
+) -> Iterator[objective.Minibatch]:
+    """The rows of a rollout as each epoch sees them."""
+    generator = rng.generator(rng.named(key, "steps"))
+    for _ in range(updater.cfg.update_epochs):
+        if updater.draws_steps:
+            yield data.replace(chain=preference.drawn(data.chain, generator))
+        else:
+            yield data
 
 
 def _microbatches(
