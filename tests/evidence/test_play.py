@@ -16,7 +16,7 @@ import pytest
 
 from pirl_jax.core import atomic, endings
 from pirl_jax.evidence import __main__ as evidence
-from pirl_jax.evidence import cells, gather, play, programs
+from pirl_jax.evidence import cells, gather, perturbed, play, programs
 from pirl_jax.monitor import log, report
 from pirl_jax.run import preemption, records
 from tests import run_folders
@@ -28,7 +28,7 @@ START = cells.Start(
 CELLS = (
     cells.Cell("a", "one", "quickstart", {"num_iterations": 4}, seeds=(0, 1)),
     cells.Cell("a", "other", "quickstart", {}, seeds=(0, 1)),
-    cells.Cell("c", "started", "quickstart", {}, start="start", final={"seed": 9}),
+    cells.Cell("c", "started", "quickstart", {}, "start", final={"seed": 9}, perturbed=True),
     cells.Cell("e", "best", "quickstart", {}, start="start", best_of=CRITIC_FREE),
     cells.Cell("g", "later", "quickstart", {"rollout.of_a_later_version": 1}),
 )
@@ -165,6 +165,21 @@ def test_the_best_of_others_gives_the_settings(places, stub):
     play_rows(places, stub, ("a", "e"))
     assert result(places, "best_0")["settings"]["optim.lr"] == 0.2
     assert any("--config.optim.lr=0.2" in command for command in stub.commands)
+
+
+def test_perturbed_tasks_come_last_and_once(places, stub, monkeypatch, capsys):
+    kinds = {"pro": ({"seed": 5}, ["--pro=all"])}
+    monkeypatch.setattr(perturbed, "evaluations", lambda cell: kinds)
+    monkeypatch.setattr(perturbed, "result", lambda *_: {"dimensions": {}})
+    assert play_rows(places, stub, "h") == [] and not stub.commands
+    assert "started_0 is not run: started_0 has not been played in" in capsys.readouterr().out
+    play_rows(places, stub, ("c", "h"))
+    for command, name in zip(stub.commands[-2:], ("start_0_0", "started_0"), strict=True):
+        assert {"--pro=all", "--config.seed=5", f"--checkpoint={places.runs / name}"} <= {*command}
+    assert places.result("started_0.perturbed").exists()
+    count = len(stub.commands)
+    play_rows(places, stub, "h")
+    assert len(stub.commands) == count
 
 
 def test_a_cell_ends_at_its_bound_with_its_state_and_says_so(places, stub):
