@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results" / "evidence"
 PAGE = ROOT / "docs" / "results.md"
 CELLS = (
-    cells.Cell("a", "quick_one", "probe", {}, seeds=(0, 1), least=0.9),
+    cells.Cell("a", "quick_one", "probe", {}, seeds=(0, 1), goals={"least": 0.9}),
     cells.Cell("c", "far_one", "probe", {}, start="start", perturbed=True),
 )
 TABLE = cells.Table({}, CELLS)
