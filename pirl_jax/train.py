@@ -37,6 +37,7 @@ from pirl_jax.run import (
     hosts,
     learning,
     outlook,
+    own_data,
     policies,
     preemption,
     results,
@@ -124,8 +125,16 @@ def first_state(run: training.Run) -> states.TrainState:
     checkpoint = settings.raw.model.checkpoint
     if checkpoint:
         with command.user_errors():
-            params, norm_stats = policies.load_policy(settings, checkpoint, -1, run.mesh)
-        run.actor = _actor(run, norm_stats)
+            params, norm_stats = policies.load_policy(
+                settings, checkpoint, -1, run.mesh, to_teach=settings.raw.sft.by_dataset
+            )
+        if settings.raw.sft.by_dataset:
+            params, norm_stats = _taught_by(run, params, norm_stats)
+        else:
+            run.actor = _actor(run, norm_stats)
+    elif run.dataset is not None:
+        params = policies.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
+        params, norm_stats = _taught_by(run, params, None)
     elif settings.raw.sft.demonstrations:
         params, norm_stats = _taught(run)
     else:
@@ -192,13 +201,32 @@ def _taught(run: training.Run) -> tuple[dict, normalize.NormStats]:
     params = policies.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
     length = sum(len(episode["actions"]) for episode in run.demonstrations)
     print(f"SFT on {len(run.demonstrations)} demonstrations, {length} control steps")
+    examples = teach.encode(settings, run.actor.transform, run.demonstrations)
+    return _fitted(run, params, examples), norm_stats
+
+
+def _taught_by(
+    run: training.Run, params: dict, norm_stats: normalize.NormStats | None
+) -> tuple[dict, normalize.NormStats]:
+    """SFT from somebody's own demonstrations; norm_stats: those of the checkpoint, if it counts."""
+    data = run.dataset
+    model = run.settings.raw.model
+    where = model.norm_stats or model.checkpoint
+    if norm_stats is None:
+        norm_stats = data.stats
+        where = data.where
+    run.actor = _actor(run, norm_stats)
+    print(f"SFT on {data.summary}; statistics from {where}")
+    return _fitted(run, params, own_data.examples(run.settings, data, norm_stats)), norm_stats
+
+
+def _fitted(run: training.Run, params: dict, examples: teach.Examples) -> dict:
+    """Parameters after the SFT steps."""
+    settings = run.settings
     with progress.track("SFT", total=settings.raw.sft.steps, unit="steps") as advance:
-        to_model = run.actor.transform
-        params, metrics = teach.fit(
-            settings, params, run.mesh, to_model, run.demonstrations, run.key, advance
-        )
+        params, metrics = teach.fit(settings, params, run.mesh, examples, run.key, advance)
     run.directory.write(0, {f"sft/{name}": value for name, value in metrics.items()})
-    return params, norm_stats
+    return params
 
 
 # ---- iterate ---------------------------------------------------------------------------------

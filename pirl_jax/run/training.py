@@ -27,6 +27,7 @@ from pirl_jax.run import (
     films,
     hosts,
     learnable,
+    own_data,
     pages,
     plan,
     policies,
@@ -56,6 +57,7 @@ class Run:
     actor: actors.Actor | None = None
     # Episodes of the scripted expert, where SFT or co-training asked for them.
     demonstrations: list[dict] | None = None
+    dataset: own_data.Dataset | None = None  # somebody's demonstrations, likewise
     rollbacks: int = 0  # how often the run has gone back (run/divergence.py)
     started_from: checkpoints.Record | None = None  # of a fresh run from a checkpoint
 
@@ -131,6 +133,10 @@ def prepare(
         _check_state(settings, mesh, path, resume_at)
     envs = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
     playable = config.playable(settings.raw, envs.spec)
+    dataset = None
+    if own_data.is_read(settings.raw, resume_at):
+        dataset = own_data.open_dataset(settings, envs.spec)
+        stack.callback(dataset.close)
     stats = policies.identity_stats(settings)
     to_model = policies.transform_for(settings, stats, envs.spec.instructions, playable.tasks)
     # Simulators start while functions are compiled and weights are loaded or taught.
@@ -157,6 +163,7 @@ def prepare(
         timers=timers,
         first_iteration=resume_at or 0,
         stream=stream,
+        dataset=dataset,
         started_from=started_from,
     )
 
