@@ -197,8 +197,8 @@ class Sft(bounds.Section):
     )
     dataset: str = place(
         "",
-        "demonstrations of your own instead: folder of a LeRobot data set, LIBERO's *.hdf5 or a"
-        " folder of them; with sft.steps=0 for sft_loss_weight alone",
+        "demonstrations of your own instead: folder of a LeRobot data set, an HDF5 file of LIBERO,"
+        " or a folder of them; with sft.steps=0 for algorithm.sft_loss_weight alone",
     )
     dataset_keys: str = plain(
         "", "names in it where they are unusual: agentview=NAME,wrist=NAME,state=A+B,actions=NAME"

@@ -35,7 +35,9 @@ class Video:
 
     def _look(self) -> None:
         if not self._container.streams.video:
-            raise ValueError(f"{self.path} has no video in it; {outside.AGAIN}")
+            raise ValueError(
+                f"{self.path} has no video in it, or is a part of one; {outside.AGAIN}"
+            )
         self._stream = self._container.streams.video[0]
         pictures.require_size(self._stream.height, self._stream.width, self.path)
         entries = self._stream.index_entries

@@ -286,7 +286,7 @@ def check_batches(raw: page.Page, num_devices: int, hosts: int = 1) -> None:
     all_text = f"{num_devices} devices of the mesh"
     microbatch = raw.algorithm.microbatch_size
     _check_multiple("algorithm.microbatch_size", microbatch, num_devices, all_text)
-    if raw.sft.has_demonstrations:
+    if raw.sft.demonstrations or raw.sft.dataset:
         _check_multiple("sft.batch_size", raw.sft.batch_size, num_devices, all_text)
     group_size = raw.algorithm.group_size
     groups_text = f"{hosts} hosts times algorithm.group_size={group_size}"

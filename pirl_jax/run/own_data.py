@@ -5,6 +5,7 @@ Knows no format (datasets/) and no training step (learner/sft.py).
 """
 
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -41,6 +42,24 @@ class Dataset:
 def is_read(raw: page.Page, resume_at: int | None) -> bool:
     """Whether a run needs its data set: a resumed one is taught already."""
     return bool(raw.sft.dataset and (not resume_at or raw.algorithm.sft_loss_weight))
+
+
+def of_run(
+    settings: config.Settings,
+    spec: base.EnvSpec,
+    resume_at: int | None,
+    stack: contextlib.ExitStack,
+) -> Dataset | None:
+    """Open while the run lasts; None: it reads none.
+
+    Raises:
+      ValueError: as open_dataset.
+    """
+    if not is_read(settings.raw, resume_at):
+        return None
+    dataset = open_dataset(settings, spec)
+    stack.callback(dataset.close)
+    return dataset
 
 
 def open_dataset(settings: config.Settings, spec: base.EnvSpec) -> Dataset:
