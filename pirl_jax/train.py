@@ -5,8 +5,8 @@
     python -m pirl_jax.train --config RECIPE --plan-only [--target tpu:v5e:2x4]
 
 Chapters: prepare (run/training.py: everything a user can get wrong ends there, in one sentence),
-teach (run/lessons.py, where the recipe asks for SFT), iterate (rollout, update), finish (evaluation, table,
-curve, video).
+teach (run/lessons.py, where the recipe asks for SFT), iterate (rollout, update), finish
+(evaluation, table, curve, video).
 """
 
 from collections.abc import Iterator
