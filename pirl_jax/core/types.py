@@ -63,7 +63,7 @@ class Chain:
 
 @struct.dataclass
 class Rollout:
-    """Whole episodes played by one behaviour policy; host arrays.
+    """Whole episodes; host arrays.  Which parameters made each decision stands in version_R.
 
     R = valid decisions, in (episode, decision) order; without those of groups that dynamic sampling
     has replaced.
@@ -81,3 +81,5 @@ class Rollout:
     terminated_CE: jax.Array  # bool, success: nothing follows
     truncated_CE: jax.Array  # bool, time limit
     valid_CE: jax.Array  # bool, False after the end of the episode
+    # int32, the iteration whose parameters made each decision; None: nobody kept it
+    version_R: jax.Array | None = None

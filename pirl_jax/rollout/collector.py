@@ -30,6 +30,7 @@ class Book:
             "truncated": np.zeros(shape, bool),
         }
         self._chain: dict[Decision, types.Chain] = {}
+        self._version: dict[Decision, int] = {}
         # A context row of the buffer is its place there.
         self._context: dict[Decision, object] = {}
         # The last (decisions, positions in the batch, context), while it crosses to the host.
@@ -55,6 +56,7 @@ class Book:
         context: object,
         going: np.ndarray,
         valued: np.ndarray,
+        version: int,
     ) -> None:
         """The new decisions of the episodes that go on, and the values that somebody reads.
 
@@ -63,6 +65,7 @@ class Book:
           context: what the policy conditioned on, of the whole batch; arrays on the devices come to
             the host meanwhile (`settle`), or stay in the buffer.
           going, valued: [n] bool, slots of the turn.
+          version: the iteration whose parameters decided.
         """
         at_valued = turn.decision[valued], turn.episode[valued]
         self._grids["value"][at_valued] = chain.value[turn.row[valued]]
@@ -70,6 +73,7 @@ class Book:
         episodes = turn.episode[going].tolist()
         decisions = list(zip(episodes, turn.decision[going].tolist(), strict=True))
         self._chain |= zip(decisions, rows.split(chain, row), strict=True)
+        self._version |= dict.fromkeys(decisions, version)
         if self._buffer is not None:
             places = self._buffer.write(context, row).at_R
             self._context |= zip(decisions, places, strict=True)
@@ -105,6 +109,7 @@ class Book:
             places = (at for (e, _), at in self._context.items() if e in useless)
             self._buffer.free(places)
         self._chain = _without(self._chain, useless)
+        self._version = _without(self._version, useless)
         self._context = _without(self._context, useless)
 
     def rollout(self, results: list[streams.Result]) -> types.Rollout:
@@ -138,6 +143,7 @@ class Book:
             terminated_CE=self._grids["terminated"][1:],
             truncated_CE=self._grids["truncated"][1:],
             valid_CE=decision_C1 < length_E,
+            version_R=np.array([self._version[decision] for decision in order], np.int32),
         )
 
 
@@ -148,6 +154,7 @@ def collect(
     stream: streams.Stream,
     timers: streams.Timers,
     *,
+    version: int = 0,
     book: Book | None = None,
     group_size: int = 1,
     bootstrap_truncated: bool = False,
@@ -157,8 +164,8 @@ def collect(
     """Play a stream to its end with exploration, and keep its decisions.
 
     Args:
-      timers: measures "inference", and "transfer", the time spent waiting for context rows on their
-        way to the host.
+      timers: measures "inference", and "transfer", the wait for context rows.
+      version: the iteration whose parameters these are.
       book: of the episodes that the stream played before it was extended; None starts one.
       group_size: consecutive episodes that belong together; it and the actor's share name the
         episodes among those of all hosts.
@@ -172,9 +179,9 @@ def collect(
         book = Book(limit, actor.buffer)
     book.make_room(len(stream.episodes))
     for turn in stream.turns(timers):
+        chain = None
         book.forget(turn.lost)
         book.outcome(turn)
-        chain = None
         going = ~turn.finished
         valued = going | (turn.step.truncated & bootstrap_truncated)
         if valued.any():
@@ -189,18 +196,23 @@ def collect(
                 book.settle()
             with timers.measure("inference"):
                 chain, actions_BHA = jax.device_get((chain, actions_BHA))
-                book.decision(turn, chain, obs if context is None else context, going, valued)
+                kept = obs if context is None else context
+                book.decision(turn, chain, kept, going, valued, version)
                 actions_nIa = actor.decode(actions_BHA, turn)
         if film is not None:
             film.see(turn, stream.results, _values(turn, chain, valued))
         if chain is not None:
             stream.send(turn, actions_nIa)
         if advance and turn.ended:
-            total = len(stream.episodes)
-            advance(0, f"rollout {total - stream.num_left}/{total} episodes")
+            advance(0, _note(stream))
     with timers.measure("transfer"):
         book.settle()
     return book
+
+
+def _note(stream: streams.Stream) -> str:
+    total = len(stream.episodes)
+    return f"rollout {total - stream.num_left}/{total} episodes"
 
 
 def _values(turn: streams.Turn, chain: types.Chain | None, valued: np.ndarray) -> np.ndarray:

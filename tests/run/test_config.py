@@ -491,6 +491,7 @@ TABLES = {
     "rollout.prefix_cache": ("auto", "device", "host", "recompute"),
     "rollout.start_order": starts.ORDERS,
     "rollout.balance": starts.BALANCES,
+    "rollout.weight_switch": ("decision", "batch"),
     "algorithm.loss": ("ppo", "clone", "nft"),
     "algorithm.adv_type": ("gae", *advantages.GROUP_BASELINES, "raw"),
     "algorithm.logprob_type": losses.LOG_PROB_LEVELS,
