@@ -69,6 +69,16 @@ class Algorithm(bounds.Section):
         "chunk",
         "one probability ratio per chunk, per action, or per token (entry of an action)",
     )
+    importance: str = one_of(
+        ("recompute", "behavior"),
+        "recompute",
+        "of rows that older parameters played, the ratio is to: the policy that the update begins"
+        " with, and how likely that would have played them is a weight; behavior: the one that"
+        " played",
+    )
+    importance_cap: float = above(
+        1, 2.0, "rows with a larger weight of this kind teach the policy nothing"
+    )
     value_clip: float = positive(0.2, "clip of a value's move away from the rollout's")
     huber_delta: float = positive(10.0, "error from which the value loss is linear")
     value_coef: float = at_least(0, 1.0, "weight of the value loss")

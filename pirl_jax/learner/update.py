@@ -17,7 +17,7 @@ import numpy as np
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, rng
 from pirl_jax.core import rows as context_rows
-from pirl_jax.learner import objective, optimizer
+from pirl_jax.learner import objective, optimizer, proximal
 from pirl_jax.learner import state as states
 from pirl_jax.rl import losses, minibatch
 from pirl_jax.rl import nft as nft_losses
@@ -206,7 +206,7 @@ class Updater:
             learned,
             state.iteration,
             freeze_policy=state.iteration < cfg.critic_warmup_iterations,
-            skip=(total.weight == 0) | self._prefers_nothing(total),
+            skip=(total.weight == 0) | self._teaches_nothing(total),
             # Without a critic and with equal scores in every group; what another term of the loss
             # teaches has a gradient.
             skip_idle=total.weighted["loss"] == 0,
@@ -221,12 +221,15 @@ class Updater:
         state = state.replace(step=state.step + 1, params=learned, opt_state=opt_state, ema=ema)
         return state, metrics | total.largest | {"variance_sums": total.variance}
 
-    def _prefers_nothing(self, total: objective.Sums) -> bool | jax.Array:
-        """NFT without a label that says anything, and nothing else to learn from.
+    def _teaches_nothing(self, total: objective.Sums) -> bool | jax.Array:
+        """All that was played is masked, or NFT without a label that says anything, and nothing
+        else to learn from.
 
-        Its loss is not 0 then, and its gradient is rounding, which Adam makes a full step.
+        NFT's loss is not 0 then, and its gradient is rounding, which Adam makes a full step.
         """
         cfg = self.cfg
+        if "kept" in total.counted:
+            return total.counted["kept"] == 0
         besides = cfg.anchor_coef or cfg.entropy_bonus or cfg.clone_coef or cfg.sft_loss_weight
         if self._nft is None or besides:
             return False
@@ -292,8 +295,9 @@ def learn(
             most_rows=int(rows_of_parts.max()),
         )
         of_epoch = []
-        for index_B, keep_B in zip(index_1MB[0], keep_1MB[0], strict=True):
-            microbatches = _microbatches(data, index_B, keep_B, size)
+        scale_M = proximal.scales(data, index_1MB[0], keep_1MB[0])
+        for index_B, keep_B, scale in zip(index_1MB[0], keep_1MB[0], scale_M, strict=True):
+            microbatches = _microbatches(data, index_B, keep_B, size, scale)
             state, metrics = updater.minibatch(state, microbatches, next(demonstrations))
             of_epoch.append(metrics)
         history.append(of_epoch)
@@ -312,12 +316,15 @@ def learn(
 
 
 def _microbatches(
-    data: objective.Minibatch, index_B: np.ndarray, keep_B: np.ndarray, size: int
+    data: objective.Minibatch, index_B: np.ndarray, keep_B: np.ndarray, size: int, scale: float
 ) -> Iterator[objective.Minibatch]:
-    """The rows of a minibatch, `size` at a time; taken when they are asked for."""
+    """The rows of a minibatch, `size` at a time; taken when they are asked for.
+
+    scale: of what an older policy played (proximal.scales).
+    """
     for first in range(0, len(index_B), size):
         part = slice(first, first + size)
-        yield objective.take(data, index_B[part], keep_B[part])
+        yield proximal.scaled(objective.take(data, index_B[part], keep_B[part]), scale)
 
 
 def _mean_kl(history: list[dict]) -> float:

@@ -126,6 +126,20 @@ def updater(settings: config.Settings, mesh: jax.sharding.Mesh) -> update.Update
 
 
 @functools.lru_cache(maxsize=4)
+def proximal(settings: config.Settings, mesh: jax.sharding.Mesh) -> Callable:
+    """What rows of older parameters are looked at again with (learner/proximal.py): jitted
+    (params, chain, context rows) -> log_prob_BIa, value_B; whole on every host."""
+    log_prob = log_prob_fn(settings)
+
+    @meshes.target(mesh)
+    def evaluate(params: dict, chain: types.Chain, context: object) -> tuple[jax.Array, jax.Array]:
+        log_prob_BIa, _, value_B, _ = log_prob(params, chain, context)
+        return log_prob_BIa, value_B
+
+    return jax.jit(evaluate, out_shardings=meshes.replicated(mesh))
+
+
+@functools.lru_cache(maxsize=4)
 def displacement(cfg: flow.Policy, mesh: jax.sharding.Mesh) -> Callable:
     """What learner/exploration.py measures with: jitted (params, chain, context rows) ->
     displacement [B], stochastic steps [B,U]; whole on every host."""
