@@ -164,7 +164,7 @@ def collect(
     """Play a stream to its end with exploration, and keep its decisions.
 
     Args:
-      timers: measures "inference", and "transfer", waiting for context rows on their way to the host.
+      timers: measures "inference", and "transfer", the wait for context rows.
       version: the iteration whose parameters these are.
       book: of the episodes that the stream played before it was extended; None starts one.
       group_size: consecutive episodes that belong together; it and the actor's share name the
@@ -179,9 +179,9 @@ def collect(
         book = Book(limit, actor.buffer)
     book.make_room(len(stream.episodes))
     for turn in stream.turns(timers):
+        chain = None
         book.forget(turn.lost)
         book.outcome(turn)
-        chain = None
         going = ~turn.finished
         valued = going | (turn.step.truncated & bootstrap_truncated)
         if valued.any():
