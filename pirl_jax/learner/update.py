@@ -295,8 +295,7 @@ def learn(
             most_rows=int(rows_of_parts.max()),
         )
         of_epoch = []
-        scale_M = proximal.scales(data, index_1MB[0], keep_1MB[0])
-        for index_B, keep_B, scale in zip(index_1MB[0], keep_1MB[0], scale_M, strict=True):
+        for index_B, keep_B, scale in _dealt(data, index_1MB[0], keep_1MB[0]):
             microbatches = _microbatches(data, index_B, keep_B, size, scale)
             state, metrics = updater.minibatch(state, microbatches, next(demonstrations))
             of_epoch.append(metrics)
@@ -313,6 +312,13 @@ def learn(
     if updater.plays_average:  # it starts elsewhere, which is no fault
         summary.pop("actor/first_delta_v")
     return state, summary | counts
+
+
+def _dealt(
+    data: objective.Minibatch, index_MB: np.ndarray, keep_MB: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+    """The rows of each minibatch of an epoch, and the scale of their weights (proximal.scales)."""
+    return zip(index_MB, keep_MB, proximal.scales(data, index_MB, keep_MB), strict=True)
 
 
 def _microbatches(
