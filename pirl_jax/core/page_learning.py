@@ -72,12 +72,11 @@ class Algorithm(bounds.Section):
     importance: str = one_of(
         ("recompute", "behavior"),
         "recompute",
-        "of rows that older parameters played, the ratio is to: the policy that the update begins"
-        " with, and how likely that would have played them is a weight; behavior: the one that"
-        " played",
+        "rows of older parameters: against the policy that the update begins with, and weighted by"
+        " how likely it would have played them; behavior: against the one that played",
     )
     importance_cap: float = above(
-        1, 2.0, "rows with a larger weight of this kind teach the policy nothing"
+        1, 2.0, "rows of older parameters with a larger weight teach the policy nothing"
     )
     value_clip: float = positive(0.2, "clip of a value's move away from the rollout's")
     huber_delta: float = positive(10.0, "error from which the value loss is linear")

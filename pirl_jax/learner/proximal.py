@@ -20,6 +20,8 @@ from pirl_jax.rl import importance, minibatch
 
 # (params, chain, context rows) -> log_prob_BIa, value_B; jitted, whole on every host.
 Evaluate = Callable[[dict, types.Chain, object], tuple[jax.Array, jax.Array]]
+# Yields what is on its way, returns a rollout and its metrics.
+Passes = Generator[jax.Array, None, tuple[types.Rollout, dict[str, float]]]
 
 
 def applies(cfg: page.Algorithm) -> bool:
@@ -55,12 +57,12 @@ def catching_up(
     version: int,
     cfg: page.Algorithm,
     mesh: jax.sharding.Mesh,
-) -> Generator[jax.Array, None, tuple[types.Rollout, dict[str, float]]]:
+) -> Passes:
     """A rollout as objective.with_advantages takes it, and metrics (rl/importance.py).
 
-    Yields after each microbatch of the pass what is on its way to the devices' memory; where
-    nothing is older, and where the loss has no use for it, nothing is computed.  All hosts must
-    take part, each with its own rows.
+    Yields after each microbatch of the pass what the devices are computing; where nothing is older,
+    and where the loss has no use for it, nothing is.  All hosts must take part, each with its own
+    rows.
 
     Args:
       params: those that the update begins with.
@@ -102,7 +104,8 @@ def _blocks(
     """
     size = microbatch_size // jax.process_count()
     parts = context_rows.by_device(rollout.context, row_R)
-    most_rows = max(max(rows) for rows in meshes.gather([len(part) for part in parts]))
+    rows_of_parts = np.array(meshes.gather([len(part) for part in parts]))
+    most_rows = int(rows_of_parts.max())
     if not most_rows:
         return np.zeros((0, size), np.int32), np.zeros((0, size), np.float32)
     # In which order they come is all the same.

@@ -495,6 +495,7 @@ TABLES = {
     "algorithm.loss": ("ppo", "clone", "nft"),
     "algorithm.adv_type": ("gae", *advantages.GROUP_BASELINES, "raw"),
     "algorithm.logprob_type": losses.LOG_PROB_LEVELS,
+    "algorithm.importance": ("recompute", "behavior"),
     "algorithm.anchor": flow.ANCHORS,
     "nft.form": ("dpo", "mse"),
     "nft.target": ("xnext", "x0", "x0_sde"),
