@@ -119,6 +119,7 @@ class Stream:
           batch: the number of the batch that these are.
         """
         self.envs = envs
+        self.first = batch  # the number of the oldest batch
         self.num_groups = rollout.num_groups
         self.lockstep = rollout.lockstep
         self._cached_tasks = cached_tasks
