@@ -13,6 +13,7 @@ Needs h5py.  Knows no policy.
 """
 
 from collections.abc import Iterator
+import contextlib
 import functools
 import math
 import pathlib
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from pirl_jax.core import outside
-from pirl_jax.datasets import episodes, kept, needs, pictures
+from pirl_jax.datasets import episodes, kept, needs, pictures, reading
 
 SUFFIXES = (".hdf5", ".h5")
 KNOWN = {
@@ -55,6 +56,7 @@ class Hdf5:
 
         Raises: ValueError for what is missing, or does not fit.
         """
+        needs.library("h5py")
         self.path = path
         self._wanted = wanted
         self._files = kept.Kept(OPEN_FILES, close=lambda file: file.close())
@@ -116,7 +118,7 @@ class Hdf5:
         for camera in self._wanted.cameras:
             name = self.keys[camera]
             array = self._array(path, demo, name)
-            with self._reading(path):
+            with _reading(path):
                 picture = array[step]
             upright = self._wanted.turned is False
             found.append(picture if upright else pictures.turned(picture))
@@ -131,12 +133,9 @@ class Hdf5:
     def _file(self, path: pathlib.Path) -> Any:
         return self._files.get(path, lambda: _open(path))
 
-    def _reading(self, path: pathlib.Path) -> Any:
-        return _Reading(path)
-
     def _look(self, path: pathlib.Path) -> list[str]:
         """Words, rate and convention -> names of the demonstrations, by their numbers."""
-        with self._reading(path):
+        with _reading(path):
             file = self._file(path)
             data = _member(file, "data", path)
             names = _names(data, path)
@@ -161,7 +160,7 @@ class Hdf5:
     def _has(self, path: pathlib.Path, demo: str) -> dict[str, list[str]]:
         """Names of what a demonstration holds."""
         found: dict[str, list[str]] = {"pictures": [], "numbers": []}
-        with self._reading(path):
+        with _reading(path):
             group = _member(self._file(path), f"data/{demo}", path)
             for name in _arrays(group, path):
                 array = _member(group, name, path)
@@ -175,9 +174,9 @@ class Hdf5:
         Raises: ValueError for anything else.
         """
         where = f"{demo}/{name} of {path}"
-        with self._reading(path):
+        with _reading(path):
             array = _member(self._file(path), f"data/{demo}/{name}", path)
-            if not hasattr(array, "dtype") or not array.shape:
+            if not _is_array(array) or not array.shape:
                 raise ValueError(f"{where} is no array; {outside.AGAIN}")
             if array.is_virtual or array.external:
                 raise ValueError(f"{where} lies in another file, which is not read; copy it in")
@@ -206,7 +205,8 @@ class Hdf5:
 
     def _vectors(self, path: pathlib.Path, demo: str, name: str, dim: int) -> np.ndarray:
         found = [self._read(path, demo, key) for key in episodes.parts(self.keys[name])]
-        vectors = np.concatenate(found, axis=1).astype(np.float32)
+        with np.errstate(over="ignore"):  # infinite, which is refused where values are looked at
+            vectors = np.concatenate(found, axis=1).astype(np.float32)
         if vectors.shape[1] != dim:
             raise ValueError(
                 f"{self.keys[name]} in {demo} of {path} has {vectors.shape[1]} dims, and {name} of "
@@ -225,7 +225,7 @@ class Hdf5:
             )
         if math.prod(array.shape) * array.dtype.itemsize > MOST_BYTES_OF_NUMBERS:
             raise ValueError(f"{where} has {list(array.shape)} numbers; leave it out")
-        with self._reading(path):
+        with _reading(path):
             return array[()]
 
     def _follows(self, path: pathlib.Path, demo: str) -> bool:
@@ -234,7 +234,7 @@ class Hdf5:
         The simulator's state is from before the action, the joints are from the observation.
         """
         group = f"data/{demo}"
-        with self._reading(path):
+        with _reading(path):
             file = self._file(path)
             if f"{group}/states" not in file or f"{group}/obs/joint_states" not in file:
                 return False
@@ -247,21 +247,13 @@ class Hdf5:
         return bool(after * AFTER < beside)
 
 
-class _Reading:
-    """What h5py says of a damaged file names it."""
+def _reading(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    """Around what h5py does."""
+    return reading.reading(path, "HDF5 file", RuntimeError, KeyError)
 
-    def __init__(self, path: pathlib.Path) -> None:
-        self._path = path
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, OSError | RuntimeError | KeyError | UnicodeDecodeError):
-            raise ValueError(
-                f"{self._path} is no HDF5 file, or a part of one ({outside.shown(error)}); "
-                f"{outside.AGAIN}"
-            ) from error
+def _is_array(member: Any) -> bool:
+    return isinstance(member, needs.library("h5py").Dataset)
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
@@ -277,7 +269,7 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
 def _open(path: pathlib.Path) -> Any:
     h5py = needs.library("h5py")
     outside.require_file(path)
-    with _Reading(path):
+    with _reading(path):
         return h5py.File(path, "r")
 
 
@@ -310,11 +302,11 @@ def _arrays(group: Any, path: pathlib.Path) -> Iterator[str]:
     """Names of the arrays of a demonstration, and of those in its folder obs."""
     for name in list(group)[:MOST_KEYS]:
         member = _member(group, name, path)
-        if hasattr(member, "dtype"):
+        if _is_array(member):
             yield name
         elif name == "obs":
             for inner in list(member)[:MOST_KEYS]:
-                if hasattr(_member(member, inner, path), "dtype"):
+                if _is_array(_member(member, inner, path)):
                     yield f"obs/{inner}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pirl_jax.core import outside
-from pirl_jax.datasets import needs, pictures
+from pirl_jax.datasets import needs, pictures, reading
 
 MOST_ROWS = 1 << 26  # of a file
 MOST_DIM = 4096  # of a vector
@@ -34,12 +34,11 @@ class Table:
         if not path.stat().st_size:
             raise ValueError(f"{path} is empty and should be a parquet file; {outside.AGAIN}")
         self.path = path
-        self._faults = (arrow.ArrowException, OSError)
-        try:
+        self._fault = arrow.ArrowException
+        with self._reading():
             # Never mapped: a file that shrinks meanwhile would end the process.
             self._file = parquet.ParquetFile(path, memory_map=False)
-        except self._faults as error:
-            raise self._broken(error) from error
+            self.columns = self._file.schema_arrow.names
         self.num_rows = self._file.metadata.num_rows
         if not 0 <= self.num_rows <= MOST_ROWS:
             self.close()
@@ -47,10 +46,6 @@ class Table:
                 f"{path} says that it has {self.num_rows:,} rows, and at most {MOST_ROWS:,} are "
                 f"read; {outside.AGAIN}"
             )
-
-    @property
-    def columns(self) -> list[str]:
-        return self._file.schema_arrow.names
 
     def require(self, names: Iterable[str]) -> None:
         """That there are these columns."""
@@ -98,7 +93,9 @@ class Table:
         """All of a column of texts."""
         found = []
         for column in self._rows(name, 0, None, BATCH):
-            for text in column.to_pylist():
+            with self._reading():
+                texts = column.to_pylist()
+            for text in texts:
                 if not isinstance(text, str) or len(text) > MOST_TEXT:
                     raise self._wrong(name, f"{column.type}: {outside.shown(text)}", "texts")
                 found.append(text)
@@ -107,7 +104,8 @@ class Table:
     def picture(self, name: str, row: int) -> np.ndarray:
         """One of a column of encoded pictures -> uint8 [Y,X,3]."""
         (column,) = self._rows(name, row, 1, BATCH_OF_PICTURES)
-        value = column[0].as_py()
+        with self._reading():
+            value = column[0].as_py()
         content = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(content, bytes):
             raise self._wrong(name, f"{column.type} without bytes", "pictures, inside the file")
@@ -135,7 +133,7 @@ class Table:
         """Of one group; wanted: its rows."""
         first, last = wanted
         start = 0
-        try:
+        with self._reading():
             for part in self._file.iter_batches(batch, row_groups=[group], columns=[name]):
                 end = start + part.num_rows
                 low = max(first, start)
@@ -145,8 +143,6 @@ class Table:
                 start = end
                 if start >= last:
                     return
-        except self._faults as error:
-            raise self._broken(error) from error
 
     def _as_vectors(self, column: Any, name: str, dim: int) -> np.ndarray:
         compute = needs.library("pyarrow.compute")
@@ -162,7 +158,8 @@ class Table:
             found = int(lengths[lengths != dim][0])
             raise self._wrong(name, f"a row of {found} numbers", f"vectors of {dim}")
         # An empty entry becomes not-a-number, which is refused where values are looked at.
-        numbers = values.to_numpy(zero_copy_only=False).astype(np.float32)
+        with np.errstate(over="ignore"):  # likewise, what float32 cannot hold
+            numbers = values.to_numpy(zero_copy_only=False).astype(np.float32)
         return numbers.reshape(-1, dim)
 
     def _wrong(self, name: str, found: str, wanted: str) -> ValueError:
@@ -171,11 +168,8 @@ class Table:
             f"{outside.AGAIN}"
         )
 
-    def _broken(self, error: BaseException) -> ValueError:
-        return ValueError(
-            f"{self.path} is no parquet file, or a part of one ({outside.shown(error)}); "
-            f"{outside.AGAIN}"
-        )
+    def _reading(self) -> contextlib.AbstractContextManager[None]:
+        return reading.reading(self.path, "parquet file", self._fault)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from pirl_jax.core import outside
-from pirl_jax.datasets import needs, pictures
+from pirl_jax.datasets import needs, pictures, reading
 
 
 class Video:
@@ -21,12 +21,11 @@ class Video:
         """
         av = needs.library("av")
         outside.require_file(path)
-        self._faults = (av.FFmpegError, OSError, EOFError)
+        self._faults = (av.FFmpegError, EOFError)
         self.path = path
-        try:
+        with reading.reading(path, "mp4 video", *self._faults):
+            # By its reader's name: others would open files that it names.
             self._container = av.open(str(path), format="mp4")
-        except self._faults as error:
-            raise self._broken(error) from error
         try:
             self._look()
         except BaseException:
@@ -34,11 +33,13 @@ class Video:
             raise
 
     def _look(self) -> None:
-        if not self._container.streams.video:
+        streams = self._container.streams.video
+        # Without a codec that is known, a stream has not even a size.
+        if not streams or streams[0].codec_context is None:
             raise ValueError(
                 f"{self.path} has no video in it, or is a part of one; {outside.AGAIN}"
             )
-        self._stream = self._container.streams.video[0]
+        self._stream = streams[0]
         pictures.require_size(self._stream.height, self._stream.width, self.path)
         entries = self._stream.index_entries
         self.num_frames = len(entries)
@@ -59,18 +60,13 @@ class Video:
         start = self._stream.start_time or 0
         moment = start + round(number / self.hz / self._stream.time_base)
         half = 0.5 / self.hz / float(self._stream.time_base)
-        try:
+        with reading.reading(self.path, "mp4 video", *self._faults, where=f"frame {number}"):
             frame = self._decoded(moment, moment - half)
             # Where frames are stored in another order, the key frame may lie behind.
             if frame is None or abs(frame.pts - moment) > half:
                 frame = self._decoded(start, moment - half)
             if frame is not None and abs(frame.pts - moment) <= half:
                 return frame.to_ndarray(format="rgb24")
-        except self._faults as error:
-            raise ValueError(
-                f"frame {number} of {self.path} cannot be decoded ({outside.shown(error)}); "
-                f"{outside.AGAIN}"
-            ) from error
         raise ValueError(
             f"{self.path} has no frame at {number / self.hz:.3f} s; its frames do not follow at "
             f"{self.hz:g} a second; {outside.AGAIN}"
@@ -87,9 +83,3 @@ class Video:
 
     def close(self) -> None:
         self._container.close()
-
-    def _broken(self, error: BaseException) -> ValueError:
-        return ValueError(
-            f"{self.path} is no mp4 video, or a part of one ({outside.shown(error)}); "
-            f"{outside.AGAIN}"
-        )

@@ -262,6 +262,12 @@ NUMBERS = [
         r"actions\[6\] in step 3 of episode 1 .* is nan",
     ),
     (
+        "hdf5",
+        lambda f: demo(f, lambda d: d["obs/ee_states"].__setitem__((1, 2), 1e300)),
+        "",
+        r"\[2\] in step 1 of episode 1 .* is inf",
+    ),
+    (
         "v2",
         lambda f: table(f / TABLE_V2, lambda c: with_value(c, "actions", 2, 1, 1.5)),
         "",
@@ -284,6 +290,15 @@ def cut(share):
     return change
 
 
+def swapped(old, new):
+    def change(path):
+        content = path.read_bytes()
+        assert old in content
+        path.write_bytes(content.replace(old, new))
+
+    return change
+
+
 def at(name, change):
     return lambda folder: change(folder / name)
 
@@ -302,6 +317,19 @@ FILES = [
     ("v2 video", at(VIDEO_V2, cut(0.6)), VIDEO_V2, "has no video in it, or is a part of one"),
     ("v2 video", lambda f: front_first(f / VIDEO_V2), VIDEO_V2, "1 of its 4 frames lie behind"),
     ("v3 video", at(VIDEO_V3, lambda p: p.write_bytes(b"RIFF" * 99)), VIDEO_V3, "no mp4 video"),
+    ("v2 video", at(VIDEO_V2, swapped(b"avc1", b"zzzz")), VIDEO_V2, "has no video in it"),
+    (
+        "v3",
+        at("meta/tasks.parquet", swapped(b"solve the", b"\xffolve the")),
+        "meta/tasks.parquet",
+        "no parquet file, or a part of one .*utf-8",
+    ),
+    (
+        "hdf5",
+        lambda f: demo(f, lambda d: replace(d, "obs/ee_states", np.dtype("f8"))),
+        HDF5,
+        "demo_1/obs/ee_states .* is no array",
+    ),
     ("hdf5", at(HDF5, cut(0)), HDF5, "no HDF5 file, or a part of one"),
     ("hdf5", at(HDF5, cut(0.5)), HDF5, "no HDF5 file, or a part of one"),
     ("v2", at(INFO, cut(0)), INFO, "is empty"),
