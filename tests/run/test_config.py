@@ -534,6 +534,7 @@ TABLES = {
     "nft.form": ("dpo", "mse"),
     "nft.target": ("xnext", "x0", "x0_sde"),
     "nft.rows": ("rollout", "resample"),
+    "nft.steps": ("all", "one"),
     "nft.weight": ("auto", "adaptive", *mirror.WEIGHTS),
     "nft.reduction": ("sum", "mean"),
     "nft.level": mirror.LEVELS,
