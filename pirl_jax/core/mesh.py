@@ -19,6 +19,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from pirl_jax.core import torus
+
 BATCH_AXES = ("data", "fsdp")
 
 # Logical axis -> mesh axis.  An axis that is absent is replicated.  One sharded axis per parameter
@@ -94,12 +96,13 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
             f" but there are {len(devices)}; set mesh.data={len(devices) // fsdp}"
         )
     axis_types = (AxisType.Auto,) * 2
-    if jax.process_count() == 1:
+    hosts = {(device.process_index, getattr(device, "slice_index", 0)) for device in devices}
+    if len(hosts) == 1 and jax.process_count() == 1:
         return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=axis_types, devices=devices)
     # jax.make_mesh refuses devices of several machines, and on a TPU pod may lay a row over two of
     # them.
-    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(devices).reshape(data, fsdp), BATCH_AXES, axis_types=axis_types)
+    ordered = np.array(torus.rows(devices, fsdp), dtype=object)
+    return Mesh(ordered, BATCH_AXES, axis_types=axis_types)
 
 
 def local(mesh: Mesh) -> Mesh:
