@@ -6,9 +6,11 @@ Asks a device for nothing but where it is; refuses to know what travels.
 
 from collections.abc import Callable, Iterator, Sequence
 import itertools
+import operator
 from typing import Any
 
 Place = tuple[int, ...]
+Host = list[Any]  # its devices
 
 
 def rows(devices: Sequence[Any], width: int) -> list[list[Any]]:
@@ -20,44 +22,55 @@ def rows(devices: Sequence[Any], width: int) -> list[list[Any]]:
     rows in reverse: a device and the one below it are near each other.  Devices that know no place
     (GPUs) stand by their numbers.
     """
-    found = []
+    hosts = []
     for of_slice in _grouped(devices, _slice):
-        hosts = _grouped(of_slice, lambda device: device.process_index)
-        if all(_has_place(device) for device in of_slice) and _are_alike(hosts):
-            hosts = _walked(hosts)
-        found.append(hosts)
-    hosts = list(itertools.chain.from_iterable(found))
-    if all(len(host) % width == 0 for host in hosts):
-        return list(itertools.chain.from_iterable(_within_hosts(hosts, width)))
-    return list(_over_hosts(hosts, width))
+        of_process = _grouped(of_slice, _process)
+        if not _are_alike(of_process):
+            return list(_parts(sorted(devices, key=_number), width))
+        hosts += _walked(of_process)
+    size = len(hosts[0])
+    if size % width == 0:
+        return list(_within_hosts(hosts, width))
+    if width % size == 0:
+        return list(_over_hosts(hosts, width // size))
+    return list(_parts(_joined(hosts), width))
 
 
-def _within_hosts(hosts: list[list[Any]], width: int) -> Iterator[list[list[Any]]]:
+def _within_hosts(hosts: list[Host], width: int) -> Iterator[list[Any]]:
     for number, host in enumerate(hosts):
         of_host = []
-        for place, first in enumerate(range(0, len(host), width)):
-            row = host[first : first + width]
+        for place, row in enumerate(_parts(host, width)):
             of_host.append(row[::-1] if place % 2 else row)
-        yield of_host[::-1] if number % 2 else of_host
+        yield from of_host[::-1] if number % 2 else of_host
 
 
-def _over_hosts(hosts: list[list[Any]], width: int) -> Iterator[list[Any]]:
+def _over_hosts(hosts: list[Host], together: int) -> Iterator[list[Any]]:
     """Rows of several hosts; the way back passes the same places."""
-    if any(width % len(host) for host in hosts):
-        flat = list(itertools.chain.from_iterable(hosts))
-        for first in range(0, len(flat), width):
-            yield flat[first : first + width]
-        return
-    together = width // len(hosts[0])
-    for number, first in enumerate(range(0, len(hosts), together)):
-        some = hosts[first : first + together]
-        yield list(itertools.chain.from_iterable(some[::-1] if number % 2 else some))
+    for number, some in enumerate(_parts(hosts, together)):
+        yield _joined(some[::-1] if number % 2 else some)
+
+
+def _parts(many: list[Any], width: int) -> Iterator[list[Any]]:
+    for first in range(0, len(many), width):
+        yield many[first : first + width]
+
+
+def _joined(lists: list[list[Any]]) -> list[Any]:
+    return list(itertools.chain.from_iterable(lists))
 
 
 def _grouped(devices: Sequence[Any], key: Callable[[Any], int]) -> list[list[Any]]:
     """By increasing key; within a group by number."""
-    ordered = sorted(devices, key=lambda device: (key(device), device.id))
+    ordered = sorted(sorted(devices, key=_number), key=key)
     return [list(group) for _, group in itertools.groupby(ordered, key=key)]
+
+
+def _number(device: Any) -> tuple[int, int]:
+    return device.process_index, device.id
+
+
+def _process(device: Any) -> int:
+    return device.process_index
 
 
 def _slice(device: Any) -> int:
@@ -65,42 +78,46 @@ def _slice(device: Any) -> int:
     return getattr(device, "slice_index", 0) or 0
 
 
-def _has_place(device: Any) -> bool:
-    return getattr(device, "coords", None) is not None
-
-
 def _place(device: Any) -> Place:
-    """Of a chip, and of a core on it."""
-    return (*device.coords, getattr(device, "core_on_chip", 0) or 0)
+    """Of a chip, and of a core on it; (): it knows none."""
+    coords = getattr(device, "coords", None)
+    if coords is None:
+        return ()
+    return (*coords, getattr(device, "core_on_chip", 0) or 0)
 
 
-def _walked(hosts: list[list[Any]]) -> list[list[Any]]:
-    """The hosts in order, and the devices of each."""
-    sides = [len(steps) for steps in _steps(list(map(_place, hosts[0])))]
-    # The way to the next host is as long as a host is wide.
-    axes = sorted(range(len(sides)), key=lambda axis: -sides[axis])
-    corners = [_corner(host) for host in hosts]
-    walked = []
-    for number in _walk(corners, axes):
-        host = hosts[number]
-        places = list(map(_place, host))
-        walked.append([host[at] for at in _walk(places, range(len(sides)))])
-    return walked
+def _places(host: Host) -> list[Place]:
+    return [_place(device) for device in host]
 
 
-def _are_alike(hosts: list[list[Any]]) -> bool:
+def _are_alike(hosts: list[Host]) -> bool:
     """Whether all have their devices at the same places, seen from their corners."""
     shapes = set()
     for host in hosts:
         corner = _corner(host)
-        places = [_place(device) for device in host]
-        seen = [tuple(x - c for x, c in zip(place, corner, strict=True)) for place in places]
+        seen = []
+        for place in _places(host):
+            inside = map(operator.sub, place, corner)
+            seen.append(tuple(inside))
         shapes.add(tuple(sorted(seen)))
-    return len(shapes) == 1
+    return len(shapes) == 1 and () not in _places(hosts[0])
 
 
-def _corner(host: list[Any]) -> Place:
-    return tuple(map(min, zip(*map(_place, host), strict=True)))
+def _corner(host: Host) -> Place:
+    return tuple(map(min, zip(*_places(host), strict=True)))
+
+
+def _walked(hosts: list[Host]) -> list[Host]:
+    """The hosts in order, and the devices of each."""
+    sides = [len(along) for along in _steps(_places(hosts[0]))]
+    # The way to the next host is as long as a host is wide.
+    axes = sorted(range(len(sides)), key=lambda axis: -sides[axis])
+    walked = []
+    for number in _walk([_corner(host) for host in hosts], axes):
+        host = hosts[number]
+        order = _walk(_places(host), range(len(sides)))
+        walked.append([host[at] for at in order])
+    return walked
 
 
 def _steps(places: list[Place]) -> list[list[int]]:
@@ -121,7 +138,9 @@ def _walk(places: list[Place], axes: Sequence[int]) -> list[int]:
         for axis in axes:
             along = steps[axis]
             at = along.index(places[number][axis])
-            walked = walked * len(along) + (len(along) - 1 - at if walked % 2 else at)
+            backwards = walked % 2
+            walked *= len(along)
+            walked += len(along) - 1 - at if backwards else at
         return walked
 
     return sorted(range(len(places)), key=distance)

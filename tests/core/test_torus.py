@@ -133,6 +133,13 @@ def test_devices_without_a_place_stand_by_their_numbers():
     assert [device.id for device in rows[0]] == [0, 1, 2, 3]
 
 
+def test_any_width_that_divides_the_devices_will_do():
+    devices = [Device(number, number // 4, (number, 0, 0)) for number in range(12)]
+    rows = torus.rows(devices, 3)
+    assert [len(row) for row in rows] == [3] * 4
+    assert {device.id for row in rows for device in row} == set(range(12))
+
+
 def test_two_cores_of_a_chip_stand_beside_each_other():
     devices = []
     for chip in slice_of("v5p:2x2x2"):
