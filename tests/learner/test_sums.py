@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import re
 
 import jax
 import numpy as np
@@ -11,8 +10,9 @@ import pytest
 from pirl_jax.core import mesh as meshes
 from pirl_jax.learner import objective, update
 from pirl_jax.learner import state as states
-from pirl_jax.run import hlo, hlo_text, shapes
+from pirl_jax.run import hlo, shapes
 from tests.learner import test_update
+from tests.run import exchanges
 
 D = test_update.D
 EVERYTHING = dataclasses.replace(
@@ -87,19 +87,6 @@ def test_every_term_is_the_same_on_several_devices():
         test_update.assert_same(metrics, metrics_one, rtol=1e-4, atol=1e-5)
 
 
-def groups_are_rows_of_the_mesh(one, fsdp):
-    """Whether a collective stays among devices that share one copy of the parameters."""
-    in_order = re.search(r"replica_groups=\[\d+,(\d+)\]<=\[\d+\][^T]", one.attributes)
-    if in_order:
-        return int(in_order[1]) <= fsdp
-    listed = re.search(r"replica_groups=\{(\{.*?\})\}", one.attributes)
-    if not listed:
-        return False
-    groups = [group.split(",") for group in re.findall(r"[\d,]+(?=\})", listed[1])]
-    rows = [{int(device) // fsdp for device in group} for group in groups]
-    return all(len(row) == 1 for row in rows)
-
-
 @pytest.mark.parametrize("data, fsdp", [(8, 1), (4, 2)])
 def test_what_is_exchanged_along_data_does_not_depend_on_the_number_of_microbatches(data, fsdp):
     """A microbatch exchanges nothing there; a step reduces every gradient once, in float32."""
@@ -108,24 +95,15 @@ def test_what_is_exchanged_along_data_does_not_depend_on_the_number_of_microbatc
     programs = {}
     for name, lowered in updater.lower(state, batch).items():
         programs[name] = hlo.Program(lowered.compile().as_text())
-    if fsdp == 1:
-        assert not programs["microbatch"].totals().collectives
-    exchanging = []
-    for _, one in programs["microbatch"].instructions():
-        if one.opcode in hlo.COLLECTIVES:
-            exchanging.append(one)
-    assert all(groups_are_rows_of_the_mesh(one, fsdp) for one in exchanging)
-    assert bool(exchanging) == (fsdp > 1)
+    within = []
+    for _, one in exchanges.collectives(programs["microbatch"]):
+        within.append(not exchanges.along_data(one, fsdp))
+    assert all(within) and bool(within) == (fsdp > 1)
     learned, _ = states.partition(state.params, test_update.trainable)
-    reduced = 0
-    for computation, one in programs["step"].instructions():
-        if one.opcode == "all-reduce" and not groups_are_rows_of_the_mesh(one, fsdp):
-            shapes_of = [computation.instructions[name].shape for name in one.operands]
-            assert all(shape.startswith("f32[") for shape in shapes_of)
-            reduced += sum(hlo_text.size(shape) for shape in shapes_of)
-    size = shapes.size(learned)
+    kinds, reduced = exchanges.reduced_along_data(programs["step"], fsdp)
     metrics = 4 * 40  # numbers, at most
-    assert size <= reduced <= size + metrics
+    assert kinds == {"f32"}
+    assert shapes.size(learned) <= reduced <= shapes.size(learned) + metrics
 
 
 def test_sums_of_a_place_are_as_large_as_what_trains():
