@@ -172,24 +172,28 @@ def verdict(row: Mapping[str, Any]) -> str:
     return f"with {changes}" if changes else "no"
 
 
-def _program(result: dict[str, Any], row: dict[str, Any], begins: str) -> estimates.Estimate | None:
-    """What is known of it; None: the compiler refused it, or was given up."""
+def _program(result: dict[str, Any], row: dict[str, Any], begins: str) -> dict[str, Any]:
+    """What estimates.read says of it."""
     (key,) = (key for name, key in row["programs"].items() if name.startswith(begins))
-    kept = result["programs"][key]
-    return estimates.from_dict(kept["estimate"]) if "estimate" in kept else None
+    return result["programs"][key]
 
 
-def _times(program: estimates.Estimate | None, chip: accelerators.Chip) -> str:
+def _times(kept: Mapping[str, Any], chip: accelerators.Chip) -> str:
     """Milliseconds, estimated where the compiler estimates them, and at the roofline."""
-    if program is None:
-        return "-"
+    if "given_up_s" in kept:
+        return f"given up after {kept['given_up_s'] / 60:.0f} min"
+    if "refused" in kept:
+        return "refused"
+    program = estimates.from_dict(kept["estimate"])
     roofline = f"{1e3 * program.roofline_s(chip):.3g}"
     seconds = program.estimated_s(chip)
     return f"({roofline})" if seconds is None else f"{1e3 * seconds:.3g} ({roofline})"
 
 
-def _exchanged(program: estimates.Estimate | None) -> str:
-    return "-" if program is None else f"{sum(program.collectives.values()) / 1e6:.0f}"
+def _exchanged(kept: Mapping[str, Any]) -> str:
+    if "estimate" not in kept:
+        return "-"
+    return f"{sum(kept['estimate']['collectives'].values()) / 1e6:.0f}"
 
 
 def as_markdown(result: dict[str, Any]) -> str:
