@@ -70,6 +70,8 @@ def test_checkpointing_is_among_the_choices_and_prefixes_are_kept_to_the_last(me
     # Computing a little again is cheaper than half a microbatch only where that is small.
     assert order.index(("host", "dots", 32)) < order.index(("host", "none", 16))
     assert order.index(("host", "none", 16)) < order.index(("host", "full", 16))
+    # What lies between two policies: the one that keeps more, for fewer rows at a time.
+    assert order.index(("host", "dots", 16)) < order.index(("host", "full", 32))
     first_without = order.index(("recompute", "none", 32))
     assert all(cache == "host" for cache, _, _ in order[:first_without])
     assert all(cache == "recompute" for cache, _, _ in order[first_without:])
