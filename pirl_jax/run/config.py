@@ -409,9 +409,10 @@ def policy(raw: page.Page) -> flow.Policy:
 
 
 def _network(model: page.Model) -> variants.Pi0Config:
+    policy = model.gradient_checkpointing
     changes = {
         "dtype": model.dtype,
-        "remat": model.gradient_checkpointing,
+        "remat": "none" if policy == "auto" else policy,  # where nobody plans
         "attention": model.attention,
         "action_dim": model.action_dim,
         "action_horizon": model.action_horizon,
