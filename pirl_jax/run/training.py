@@ -31,6 +31,7 @@ from pirl_jax.run import (
     plan,
     policies,
     rollouts,
+    schedule,
     shapes,
     simulators,
 )
@@ -72,7 +73,9 @@ class Run:
         """The rollout of an iteration, whose simulators start now."""
         raw = self.settings.raw
         episodes = rollouts.episodes(raw, self.playable, iteration)
-        return streams.Stream(self.envs, episodes, raw.rollout, raw.env.cached_tasks)
+        return streams.Stream(
+            self.envs, episodes, raw.rollout, raw.env.cached_tasks, batch=iteration
+        )
 
     def take_stream(self) -> streams.Stream | None:
         """It is played once."""
@@ -111,15 +114,17 @@ def prepare(
       ValueError: what the user asks for is impossible here.
     """
     learnable.check(settings.raw)
+    schedule.require(settings.raw, jax.process_count())
     timers = timeline.Timers()
     path = pathlib.Path(settings.raw.run.directory)
     paths.require_writable(path, "run.directory")
     if settings.raw.video.train:
         paths.require_writable(films.directory(settings.raw), "video.directory")
-    for sentence in () if jax.process_index() else settings.older_names:
-        print(f"note: {sentence}", file=sys.stderr)
     standing = _claim(path, resume, stack)
     resume_at = standing.resume_at
+    if not jax.process_index():
+        for sentence in (*settings.older_names, *schedule.remarks(settings.raw, resume_at or 0)):
+            print(f"note: {sentence}", file=sys.stderr)
     # A run that has begun goes on without them.
     if resume_at is None and not jax.process_index():
         mirror.check(settings.backends, _labels(settings))
@@ -302,4 +307,6 @@ def _first_stream(
         episodes = rollouts.episodes(raw, playable, iteration)
     else:
         return None
-    return streams.Stream(envs, episodes, settings.raw.rollout, settings.raw.env.cached_tasks)
+    return streams.Stream(
+        envs, episodes, settings.raw.rollout, settings.raw.env.cached_tasks, batch=iteration
+    )
