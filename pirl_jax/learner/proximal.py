@@ -33,23 +33,6 @@ def applies(cfg: page.Algorithm) -> bool:
     return cfg.loss == "ppo" and cfg.importance == "recompute"
 
 
-def catch_up(
-    evaluate: Evaluate,
-    params: dict,
-    rollout: types.Rollout,
-    version: int,
-    cfg: page.Algorithm,
-    mesh: jax.sharding.Mesh,
-) -> tuple[types.Rollout, dict[str, float]]:
-    """`catching_up` at one go."""
-    passes = catching_up(evaluate, params, rollout, version, cfg, mesh)
-    while True:
-        try:
-            jax.block_until_ready(next(passes))
-        except StopIteration as end:
-            return end.value
-
-
 def catching_up(
     evaluate: Evaluate,
     params: dict,

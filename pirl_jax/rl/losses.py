@@ -102,23 +102,30 @@ def clipped_surrogate(
         bound = dual_clip * jnp.abs(advantage)
         dual = bound < loss
         loss = jnp.minimum(loss, bound)
+    metrics = _of_ratios(log_ratio, ratio, plain < clipped, dual, valid)
     if importance is not None:
         loss = loss * importance
+    return weighted_mean(loss, weight, normalizer), metrics
+
+
+def _of_ratios(
+    log_ratio: Array, ratio: Array, clipped: Array, dual: Array, valid: Array
+) -> dict[str, Array]:
+    """Means over the ratios that exist, and the largest."""
 
     def mean(x: Array) -> Array:
         x = jax.lax.stop_gradient(x).astype(jnp.float32)
         return weighted_mean(x, valid.astype(jnp.float32))
 
     # Without gradient: a metric must not cost a backward pass.
-    metrics = {
+    return {
         "approx_kl": mean(-log_ratio),
         "approx_kl3": mean(jnp.where(valid, ratio - 1.0 - log_ratio, 0.0)),
-        "pg_clipfrac": mean((plain < clipped) & valid),
+        "pg_clipfrac": mean(clipped & valid),
         "dual_clipfrac": mean(dual & valid),
         "ratio": mean(jnp.where(valid, ratio, 0.0)),
         "ratio_max_dev": jax.lax.stop_gradient(jnp.abs(ratio - 1.0).max()),
     }
-    return weighted_mean(loss, weight, normalizer), metrics
 
 
 def huber(error: Array, delta: float) -> Array:

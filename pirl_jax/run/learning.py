@@ -7,6 +7,7 @@ Refuses to know how episodes are played.
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import time
 
 import jax
 import numpy as np
@@ -33,9 +34,14 @@ class Learner:
 
         version: the iteration whose update begins, with the parameters of `state`.
         """
+        start_s = time.monotonic()
         cfg = self.updater.cfg
         mesh = self.updater.mesh
-        return proximal.catching_up(self.evaluate, state.params, rollout, version, cfg, mesh)
+        passes = proximal.catching_up(self.evaluate, state.params, rollout, version, cfg, mesh)
+        rollout, metrics = yield from passes
+        if metrics:
+            metrics["time/recompute"] = time.monotonic() - start_s
+        return rollout, metrics
 
     def batches(self, batch_size: int, key: jax.Array) -> Iterator | None:
         """Of demonstrations, one for every update."""

@@ -76,12 +76,15 @@ def rollout(versions, mesh=None):
     return played.replace(chain=chain)
 
 
+def catch_up(*args):
+    return update.drained(proximal.catching_up(*args))
+
+
 def caught_up(played, cfg=CFG, mesh=None):
     mesh = mesh or meshes.make_mesh(1, 1, jax.devices()[:1])
+    params = parameters(mesh)
     with jax.transfer_guard("disallow"):
-        return proximal.catch_up(
-            evaluate(mesh), jax.block_until_ready(parameters(mesh)), played, NOW, cfg, mesh
-        )
+        return catch_up(evaluate(mesh), params, played, NOW, cfg, mesh)
 
 
 @pytest.mark.parametrize("level", ["chunk", "action", "token"])
@@ -140,7 +143,7 @@ def test_where_the_loss_has_no_use_for_it_nothing_is_computed(changes):
     played = rollout([NOW - 1])
     cfg = dataclasses.replace(CFG, **changes)
     mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
-    found, metrics = proximal.catch_up(never, {}, played, NOW, cfg, mesh)
+    found, metrics = catch_up(never, {}, played, NOW, cfg, mesh)
     assert found is played and not metrics
 
 
@@ -149,7 +152,7 @@ def test_a_rollout_of_the_newest_parameters_is_learned_to_the_bit(cfg):
     """No pass, weights of 1, and the update through the weighted loss is today's."""
     mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
     played = rollout([NOW])
-    fresh, metrics = proximal.catch_up(never, {}, played, NOW, cfg, mesh)
+    fresh, metrics = catch_up(never, {}, played, NOW, cfg, mesh)
     np.testing.assert_array_equal(fresh.chain.importance, 1.0)
     assert metrics["async/importance_mean"] == metrics["async/ess"] == 1.0
     assert metrics["async/behavior_kl"] == metrics["async/importance_masked_share"] == 0.0
@@ -301,9 +304,9 @@ def test_the_pass_says_what_the_sampler_said(sampled, fields):
         return log_prob_BIa, value_B
 
     with jax.transfer_guard("allow"):
-        same, metrics = proximal.catch_up(score, params, played, NOW, CFG, mesh)
+        same, metrics = catch_up(score, params, played, NOW, CFG, mesh)
         other = jax.tree.map(lambda x: 1.01 * x, params)
-        _, moved = proximal.catch_up(score, other, played, NOW, CFG, mesh)
+        _, moved = catch_up(score, other, played, NOW, CFG, mesh)
     np.testing.assert_allclose(same.chain.log_prob, chain.log_prob, atol=1e-4)
     np.testing.assert_allclose(same.chain.importance, 1.0, atol=2e-3)
     np.testing.assert_allclose(same.value_CE, played.value_CE, atol=1e-5)
