@@ -122,9 +122,7 @@ def prepare(
         paths.require_writable(films.directory(settings.raw), "video.directory")
     standing = _claim(path, resume, stack)
     resume_at = standing.resume_at
-    if not jax.process_index():
-        for sentence in (*settings.older_names, *schedule.remarks(settings.raw, resume_at or 0)):
-            print(f"note: {sentence}", file=sys.stderr)
+    _note(*settings.older_names, *schedule.remarks(settings.raw, resume_at or 0))
     # A run that has begun goes on without them.
     if resume_at is None and not jax.process_index():
         mirror.check(settings.backends, _labels(settings))
@@ -164,6 +162,12 @@ def prepare(
         stream=stream,
         started_from=started_from,
     )
+
+
+def _note(*sentences: str) -> None:
+    """What a user should know and may leave as it is."""
+    for sentence in () if jax.process_index() else sentences:
+        print(f"note: {sentence}", file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)
