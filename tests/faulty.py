@@ -37,7 +37,7 @@ class DyingLater(probes.Delayed):
 
     def _observe(self, reward, num_steps):
         self._count += 1
-        if self._count == 40:
+        if self._count == 8:
             os._exit(1)
         return super()._observe(reward, num_steps)
 
