@@ -18,7 +18,7 @@ import jax
 from pirl_jax.core import endings, rng, types
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
-from pirl_jax.learner import exploration, objective, update
+from pirl_jax.learner import objective, update
 from pirl_jax.learner import state as states
 from pirl_jax.monitor import log, panel, progress, report, timeline
 from pirl_jax.policy import normalize
@@ -37,10 +37,12 @@ from pirl_jax.run import (
     hosts,
     learning,
     outlook,
+    overlap,
     policies,
     preemption,
     results,
     rollouts,
+    schedule,
     steps,
     teach,
     training,
@@ -223,9 +225,9 @@ def iterate(
     run.timers.take()
     total = raw.num_iterations - run.first_iteration
     with watch.patient(run.envs.interrupt), panel.watching(total) as board:
-        for iteration in range(run.first_iteration, raw.num_iterations):
-            with _resumable(run, state, iteration, watch):
-                state = _step(run, learner, state, iteration, guard, board)
+        for span in schedule.spans(raw, run.first_iteration):
+            with _resumable(run, state, span.start, watch):
+                state = _span(run, learner, state, span, guard, board, watch)
         run.store.finish(raw.num_iterations, state)
     return state
 
@@ -243,27 +245,52 @@ def _resumable(
         raise watch.ending(f"iteration {iteration} is saved") from None
 
 
-def _step(
+def _span(
     run: training.Run,
     learner: learning.Learner,
     state: states.TrainState,
-    iteration: int,
+    span: range,
     guard: divergence.Guard,
     board: panel.Board,
+    watch: preemption.Watch,
 ) -> states.TrainState:
-    """One iteration, with its evaluation, its row and its checkpoint."""
+    """From one barrier to the next: the evaluation, iterations with their rows, the checkpoint."""
     raw = run.settings.raw
     evaluated = {}
     # At the start of an iteration, not at its end: a resumed run has the same evaluations.
-    if config.evaluation_due(raw, iteration):
+    if config.evaluation_due(raw, span.start):
         count = raw.eval.episodes_during_training or raw.eval.episodes_per_task
         acting = states.acting_params(state)
-        evaluated = _evaluate(run, acting, iteration, f"iteration_{iteration}", count)
-    with jax.transfer_guard("disallow"):
-        state, metrics = _iteration(run, learner, state, iteration, board)
-    if evaluated:
-        gap = results.rate(evaluated) - metrics["env/success_once"]
-        metrics["rollout/exploration_gap"] = gap
+        evaluated = _evaluate(run, acting, span.start, f"iteration_{span.start}", count)
+
+    def ended(iteration: int, metrics: dict[str, float]) -> None:
+        if evaluated and iteration == span.start:
+            gap = results.rate(evaluated) - metrics["env/success_once"]
+            metrics["rollout/exploration_gap"] = gap
+        _ended(run, iteration, metrics, guard, board)
+
+    if raw.rollout.max_staleness:
+        state = overlap.play(run, learner, state, span, board, watch, ended)
+    else:
+        with jax.transfer_guard("disallow"):
+            state, metrics = _iteration(run, learner, state, span.start, board)
+        ended(span.start, metrics)
+    due = span.stop % raw.run.save_every == 0 or span.stop == raw.num_iterations
+    # One that failed is made good with the state of today.
+    if run.store.failed() or due:
+        with run.timers.measure("save"):
+            run.store.save(span.stop, divergence.checked(state, span.stop))
+    return state
+
+
+def _ended(
+    run: training.Run,
+    iteration: int,
+    metrics: dict[str, float],
+    guard: divergence.Guard,
+    board: panel.Board,
+) -> None:
+    """An iteration is over, and nothing of it is saved yet: its row."""
     if iteration == run.first_iteration:  # its updates included
         metrics["time/to_first_update"] = run.timers.age_s()
     if run.rollbacks:
@@ -272,12 +299,6 @@ def _step(
     board.finished(row)
     guard.watch(iteration, row)
     run.page.follow(iteration, run.timers)
-    due = (iteration + 1) % raw.run.save_every == 0 or iteration + 1 == raw.num_iterations
-    # One that failed is made good with the state of today.
-    if run.store.failed() or due:
-        with run.timers.measure("save"):
-            run.store.save(iteration + 1, divergence.checked(state, iteration + 1))
-    return state
 
 
 def _iteration(
@@ -302,7 +323,7 @@ def _iteration(
             films.write(film, run.settings.raw, iteration, played, run.envs.spec)
     with run.timers.measure("update"):
         data = objective.with_advantages(rollout, cfg)
-        moved = _moved(run, playing, data, rng.named(key, "moved"))
+        moved = learning.moved(run, playing, data, rng.named(key, "moved"))
         demonstrations = learner.batches(run.settings.raw.sft.batch_size, key)
         learned = learner.with_earlier(data, iteration, key)
         shuffle = rng.named(key, "shuffle")
@@ -311,18 +332,6 @@ def _iteration(
     metrics |= stats.fault_metrics(faults, run.envs.counters(), meshes.gather)
     metrics |= stats.rollout_metrics(rollout, data, meshes.gather)
     return state, metrics | run.timers.take()
-
-
-def _moved(
-    run: training.Run, params: dict, data: objective.Minibatch, key: jax.Array
-) -> dict[str, float]:
-    """How far exploration moves decisions; unknown where the rows are no longer their steps."""
-    policy = run.settings.policy
-    if policy.nft and policy.nft.rows == "resample":
-        return {}
-    size = run.settings.raw.algorithm.microbatch_size
-    displacement = steps.displacement(policy, run.mesh)
-    return exploration.metrics(displacement, params, data, size, key, run.mesh)
 
 
 def _start_next(run: training.Run, iteration: int) -> None:

@@ -266,6 +266,9 @@ class Rollout(bounds.Section):
         "decision",
         "when new parameters play: at the next decision, or in whole rollouts (lockstep: batch)",
     )
+    learner_timeout_s: float = at_least(
+        1, 1800.0, "max_staleness: silence of update and simulators that ends the run", "s"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

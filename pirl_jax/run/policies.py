@@ -132,13 +132,20 @@ def at_iteration(
     actor: actors.Actor, settings: config.Settings, iteration: int, mesh: jax.sharding.Mesh
 ) -> actors.Actor:
     """The actor with the noise level of an iteration."""
-    model = settings.raw.model
-    if not model.noise_anneal:
+    level = noise_level(settings, iteration)
+    if level is None:
         return actor
-    start, end, iterations = model.noise_params
-    level = np.float32(noise.annealed(start, end, iterations, iteration))
     level = meshes.replicate(level, meshes.local(mesh))
     return dataclasses.replace(actor, explore=lambda *args: actor.explore(*args, level))
+
+
+def noise_level(settings: config.Settings, iteration: int) -> np.float32 | None:
+    """Of an iteration; None: the configured one, always."""
+    model = settings.raw.model
+    if not model.noise_anneal:
+        return None
+    start, end, iterations = model.noise_params
+    return np.float32(noise.annealed(start, end, iterations, iteration))
 
 
 def fresh_params(settings: config.Settings, mesh: jax.sharding.Mesh, key: jax.Array) -> dict:

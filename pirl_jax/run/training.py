@@ -31,6 +31,7 @@ from pirl_jax.run import (
     plan,
     policies,
     rollouts,
+    schedule,
     shapes,
     simulators,
 )
@@ -72,7 +73,9 @@ class Run:
         """The rollout of an iteration, whose simulators start now."""
         raw = self.settings.raw
         episodes = rollouts.episodes(raw, self.playable, iteration)
-        return streams.Stream(self.envs, episodes, raw.rollout, raw.env.cached_tasks)
+        return streams.Stream(
+            self.envs, episodes, raw.rollout, raw.env.cached_tasks, batch=iteration
+        )
 
     def take_stream(self) -> streams.Stream | None:
         """It is played once."""
@@ -111,15 +114,15 @@ def prepare(
       ValueError: what the user asks for is impossible here.
     """
     learnable.check(settings.raw)
+    schedule.require(settings.raw, jax.process_count())
     timers = timeline.Timers()
     path = pathlib.Path(settings.raw.run.directory)
     paths.require_writable(path, "run.directory")
     if settings.raw.video.train:
         paths.require_writable(films.directory(settings.raw), "video.directory")
-    for sentence in () if jax.process_index() else settings.older_names:
-        print(f"note: {sentence}", file=sys.stderr)
     standing = _claim(path, resume, stack)
     resume_at = standing.resume_at
+    _note(*settings.older_names, *schedule.remarks(settings.raw, resume_at or 0))
     # A run that has begun goes on without them.
     if resume_at is None and not jax.process_index():
         mirror.check(settings.backends, _labels(settings))
@@ -159,6 +162,12 @@ def prepare(
         stream=stream,
         started_from=started_from,
     )
+
+
+def _note(*sentences: str) -> None:
+    """What a user should know and may leave as it is."""
+    for sentence in () if jax.process_index() else sentences:
+        print(f"note: {sentence}", file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,4 +311,6 @@ def _first_stream(
         episodes = rollouts.episodes(raw, playable, iteration)
     else:
         return None
-    return streams.Stream(envs, episodes, settings.raw.rollout, settings.raw.env.cached_tasks)
+    return streams.Stream(
+        envs, episodes, settings.raw.rollout, settings.raw.env.cached_tasks, batch=iteration
+    )
