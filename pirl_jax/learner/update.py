@@ -17,7 +17,7 @@ import numpy as np
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, rng
 from pirl_jax.core import rows as context_rows
-from pirl_jax.learner import objective, optimizer
+from pirl_jax.learner import objective, optimizer, preference
 from pirl_jax.learner import state as states
 from pirl_jax.rl import losses, minibatch
 from pirl_jax.rl import nft as nft_losses
@@ -75,6 +75,7 @@ class Updater:
         self._imitation_fn = imitation_fn
         self._nft = nft
         self.plays_average = nft is not None and nft.averages
+        self.draws_steps = nft is not None and nft.steps == "one"
         self._average: Callable | None = None  # known once there is a state
         self._zeros: Callable | None = None  # known once there is a batch
         self._add: Callable | None = None
@@ -186,8 +187,11 @@ class Updater:
         """state.params are what trains (state.Step)."""
         cfg = self.cfg
         learned = state.params
-        # Without any weight the step is skipped; it must only not divide by 0.
-        weight = jnp.where(total.weight > 0, total.weight, 1.0)
+        # A minibatch may hold nothing but successes of earlier rollouts, which the loss beside does
+        # not weigh.  Without any weight the step is skipped; it must only not divide by 0.
+        weight = jnp.where(total.weight > 0, total.weight, total.clone_weight)
+        is_empty = weight == 0
+        weight = jnp.where(is_empty, 1.0, weight)
         normalizer = weight if self._normalizer is None else self._normalizer
         grads = jax.tree.map(lambda g: g / normalizer, total.grads)
         metrics = {name: x / weight for name, x in total.weighted.items()}
@@ -206,7 +210,7 @@ class Updater:
             learned,
             state.iteration,
             freeze_policy=state.iteration < cfg.critic_warmup_iterations,
-            skip=(total.weight == 0) | self._prefers_nothing(total),
+            skip=is_empty | self._prefers_nothing(total),
             # Without a critic and with equal scores in every group; what another term of the loss
             # teaches has a gradient.
             skip_idle=total.weighted["loss"] == 0,
@@ -263,7 +267,7 @@ def learn(
 
     Args:
       data: each process passes its own rows.
-      key: decides the shuffling and nothing else.
+      key: decides the shuffling, and which steps NFT learns from where it draws them.
       demonstrations: the batches of host rows of each minibatch's SFT term (learner/sft.py).
 
     Raises:
@@ -282,8 +286,12 @@ def learn(
     rows_of_parts = np.array(meshes.gather([len(part) for part in parts]))
     rows_of_hosts = rows_of_parts.sum(1)
     size = cfg.microbatch_size // hosts
+    step_generator = rng.generator(rng.named(key, "steps"))
+    of_rollout = data
     history = []  # metrics of the minibatches, by epoch
     for _ in range(cfg.update_epochs):
+        if updater.draws_steps:
+            data = of_rollout.replace(chain=preference.drawn(of_rollout.chain, step_generator))
         index_1MB, keep_1MB = minibatch.side_by_side(
             generator,
             parts,
