@@ -168,6 +168,7 @@ def prepare(
     spec = candidate.envs.spec
     playable = config.playable(raw, spec)
     episodes = starts.evaluation(playable, raw.eval.episodes_per_task)
+    results.require_played(options.videos or "all", episodes)
     if not options.videos:
         filmed = results.first_videos(episodes, raw.eval.num_videos)
     protocol = results.protocol(settings, spec, playable, raw.eval.episodes_per_task)
@@ -202,7 +203,7 @@ def _network(
 ) -> Candidate:
     """The policy of a checkpoint."""
     devices.setup_jax(settings)
-    mesh = devices.mesh(settings)
+    mesh = devices.acting(settings)
     # A run that still trains may write another one in between.
     with checkpoints.held(options.checkpoint, options.iteration) as place:
         opened = policies.look(settings, place)
