@@ -27,6 +27,7 @@ from pirl_jax.rollout import film as filming
 from pirl_jax.rollout import starts, stats
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import (
+    apart,
     checkpoints,
     command,
     config,
@@ -272,7 +273,8 @@ def _span(
         _ended(run, iteration, metrics, guard, board)
 
     if raw.rollout.max_staleness:
-        state = overlap.play(run, learner, state, span, board, watch, ended)
+        play = apart.play if apart.applies(run) else overlap.play
+        state = play(run, learner, state, span, board, watch, ended)
     else:
         with jax.transfer_guard("disallow"):
             state, metrics = _iteration(run, learner, state, span.start, board)

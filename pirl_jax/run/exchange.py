@@ -72,6 +72,10 @@ class Exchange:
         """The newest parameters, once they are of this version or later."""
         return self._wait("rollout", lambda: self.published.version >= version, self._newest)
 
+    def has_room(self) -> bool:
+        """Whether `hand_over` would not wait."""
+        return not self._batch
+
     def hand_over(self, batch: Any) -> None:
         """A batch that is over; waits while another one lies there."""
         self._wait("rollout", lambda: not self._batch, lambda: self._batch.append(batch))
