@@ -27,6 +27,7 @@ from pirl_jax.rollout import film as filming
 from pirl_jax.rollout import starts, stats
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import (
+    apart,
     checkpoints,
     command,
     config,
@@ -110,6 +111,7 @@ def learn(run: training.Run, guard: divergence.Guard, watch: preemption.Watch) -
             cause = str(error)
         # Before anything is loaded: a state that is of no use may fill the devices.
         state = None
+        run.publish.forget()
         if cause:
             guard.roll_back(cause)
             state = _resumed(run)
@@ -177,7 +179,8 @@ def _resumed(run: training.Run) -> states.TrainState:
 def _actor(run: training.Run, norm_stats: normalize.NormStats) -> actors.Actor:
     tasks = run.playable.tasks
     to_model = policies.transform_for(run.settings, norm_stats, run.instructions, tasks)
-    return policies.actor(run.settings, run.mesh, to_model, run.instructions)
+    is_apart = run.plays != meshes.local(run.mesh)
+    return policies.actor(run.settings, run.plays, to_model, run.instructions, is_apart=is_apart)
 
 
 # ---- teach -----------------------------------------------------------------------------------
@@ -270,7 +273,8 @@ def _span(
         _ended(run, iteration, metrics, guard, board)
 
     if raw.rollout.max_staleness:
-        state = overlap.play(run, learner, state, span, board, watch, ended)
+        play = apart.play if apart.applies(run) else overlap.play
+        state = play(run, learner, state, span, board, watch, ended)
     else:
         with jax.transfer_guard("disallow"):
             state, metrics = _iteration(run, learner, state, span.start, board)
@@ -313,7 +317,7 @@ def _iteration(
     key = run.iteration_key(iteration)
     faults = run.envs.counters()
     playing = states.acting_params(state) if run.settings.plays_average else state.params
-    published = meshes.local_view(playing, run.mesh)
+    published = run.publish(playing)
     with hosts.together():
         film = films.begin(run.settings.raw)
         rollout, played = _rollout(run, published, key, iteration, board, film)
@@ -351,12 +355,12 @@ def _rollout(
 ) -> tuple[types.Rollout, list[streams.Result]]:
     """Episodes of one iteration."""
     settings = run.settings
-    actor = policies.at_iteration(run.actor, settings, iteration, run.mesh)
+    actor = policies.at_iteration(run.actor, settings, iteration, run.plays)
     if actor.buffer is not None:
         limit = actors.max_decisions(run.envs.spec, actor.action_chunk)
         actor.buffer.clear(hosts.most_episodes(settings.raw) * limit)
     stream = run.take_stream() or run.next_stream(iteration)
-    key = meshes.replicate(rng.named(key, "actions"), meshes.local(run.mesh))
+    key = meshes.replicate(rng.named(key, "actions"), run.plays)
     return rollouts.play(
         settings, run.playable, iteration, stream, actor, params, key, run.timers, board, film
     )
@@ -372,13 +376,14 @@ def _evaluate(
     protocol = results.protocol(settings, envs.spec, run.playable, per_task)
     with run.timers.measure("eval"):
         batch_size = config.decision_batch(settings.raw, envs.num_envs)
+        published = run.publish(params)
         this = evaluation.Evaluation(
             settings=settings,
             envs=envs,
             rollout=settings.raw.rollout,
             cached_tasks=settings.raw.env.cached_tasks,
             decide=evaluation.network(
-                settings, run.mesh, run.actor, params, envs.spec, batch_size, timeline.Timers()
+                settings, run.plays, run.actor, published, envs.spec, batch_size, timeline.Timers()
             ),
             episodes=hosts.share().of(whole),
             measured={"policy": {"name": name, "iteration": iteration}, "protocol": protocol},

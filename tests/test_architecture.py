@@ -41,6 +41,7 @@ FLOORS = {
     "serving": {"core", "policy", "envs", "rollout"},
     "run": BELOW_RUN,
     "bench": BELOW_RUN | {"run"},
+    "evidence": BELOW_RUN | {"run"},
 }
 # wing of envs/ -> what it may import of envs/, besides itself and the modules in WING_GROUND.
 # experts.py and gym.py stand above the wings.

@@ -136,6 +136,12 @@ class Nft(bounds.Section):
         "rollout",
         "where: the steps that were played, or fresh points between noise and chunk (x0 alone)",
     )
+    steps: str = one_of(
+        ("all", "one"),
+        "all",
+        "of a decision's noisy steps, where all are (model.noise_steps): all, or one that is drawn"
+        " anew for every epoch",
+    )
     weight: str = one_of(
         ("auto", "adaptive", "sigma", "constant", "t", "1-t", "inv_t2", "inv_t3"),
         "auto",

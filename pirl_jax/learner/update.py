@@ -18,7 +18,7 @@ import numpy as np
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, rng
 from pirl_jax.core import rows as context_rows
-from pirl_jax.learner import objective, optimizer, proximal
+from pirl_jax.learner import objective, optimizer, preference, proximal
 from pirl_jax.learner import state as states
 from pirl_jax.rl import losses, minibatch
 from pirl_jax.rl import nft as nft_losses
@@ -80,6 +80,7 @@ class Updater:
         self._imitation_fn = imitation_fn
         self._nft = nft
         self.plays_average = nft is not None and nft.averages
+        self.draws_steps = nft is not None and nft.steps == "one"
         self._average: Callable | None = None  # known once there is a state
         self._zeros: Callable | None = None  # known once there is a batch
         self._add: Callable | None = None
@@ -204,8 +205,11 @@ class Updater:
         """state.params are what trains (state.Step)."""
         cfg = self.cfg
         learned = state.params
-        # Without any weight the step is skipped; it must only not divide by 0.
-        weight = jnp.where(total.weight > 0, total.weight, 1.0)
+        # A minibatch may hold nothing but successes of earlier rollouts, which the loss beside does
+        # not weigh.  Without any weight the step is skipped; it must only not divide by 0.
+        weight = jnp.where(total.weight > 0, total.weight, total.clone_weight)
+        is_empty = weight == 0
+        weight = jnp.where(is_empty, 1.0, weight)
         normalizer = weight if self._normalizer is None else self._normalizer
         grads = jax.tree.map(lambda g: g / normalizer, total.grads)
         metrics = {name: x / weight for name, x in total.weighted.items()}
@@ -224,7 +228,7 @@ class Updater:
             learned,
             state.iteration,
             freeze_policy=state.iteration < cfg.critic_warmup_iterations,
-            skip=(total.weight == 0) | self._teaches_nothing(total),
+            skip=is_empty | self._teaches_nothing(total),
             # Without a critic and with equal scores in every group; what another term of the loss
             # teaches has a gradient.
             skip_idle=total.weighted["loss"] == 0,
@@ -247,7 +251,7 @@ class Updater:
         """
         cfg = self.cfg
         if "kept" in total.counted:
-            return total.counted["kept"] == 0
+            return (total.counted["kept"] == 0) & (total.clone_weight == 0)
         besides = cfg.anchor_coef or cfg.entropy_bonus or cfg.clone_coef or cfg.sft_loss_weight
         if self._nft is None or besides:
             return False
@@ -305,7 +309,7 @@ def learn_in_parts(
 
     Args:
       data: each process passes its own rows.
-      key: decides the shuffling and nothing else.
+      key: decides the shuffling, and which steps NFT learns from where it draws them.
       demonstrations: the batches of host rows of each minibatch's SFT term (learner/sft.py).
       in_flight: how many microbatches are not waited for; 0 yields after each of them.
 
@@ -324,8 +328,12 @@ def learn_in_parts(
     # All of them take equally many steps of the same size, as many as the one with the most rows.
     rows_of_parts = np.array(meshes.gather([len(part) for part in parts]))
     size = cfg.microbatch_size // hosts
+    step_generator = rng.generator(rng.named(key, "steps"))
+    of_rollout = data
     history = []  # metrics of the minibatches, by epoch
     for _ in range(cfg.update_epochs):
+        if updater.draws_steps:
+            data = of_rollout.replace(chain=preference.drawn(of_rollout.chain, step_generator))
         index_1MB, keep_1MB = minibatch.side_by_side(
             generator,
             parts,

@@ -261,6 +261,8 @@ def _check_names(page: ml_collections.ConfigDict, overrides: Sequence[str]) -> N
 
 def _remedy(page: ml_collections.ConfigDict, names: list[str], wanted: str) -> str:
     """What somebody who wrote `wanted` may have meant."""
+    if wanted in page:  # a whole section
+        return f"{wanted} has: {', '.join(sorted(page[wanted]))}"
     field = wanted.rpartition(".")[2]
     close = [name for name in names if name.rpartition(".")[2] == field]
     close = close or difflib.get_close_matches(wanted, names, n=1, cutoff=0.8)

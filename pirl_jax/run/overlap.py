@@ -5,13 +5,14 @@ parts, and the copies of the parameters that play.
 """
 
 from collections.abc import Callable
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pirl_jax.core import endings, rng, types
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import rng, types
 from pirl_jax.envs.pool import queue
 from pirl_jax.learner import objective
 from pirl_jax.learner import state as states
@@ -19,6 +20,7 @@ from pirl_jax.learner import update as updates
 from pirl_jax.monitor import panel
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import collector as collectors
+from pirl_jax.rollout import film as filming
 from pirl_jax.rollout import stats
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import (
@@ -72,20 +74,51 @@ def play(
         metrics = order.settled()
         if metrics is not None:
             ended(order.version - 1, metrics | run.timers.take())
-        state = divergence.checked(work.state, order.version)
-        run.store.finish(order.version, state)
-        saved = f"iteration {order.version} is saved"
-        if order.version not in (span.start, span.stop):
-            saved += (
-                " and what was played ahead of it is dropped, so that the run goes on, but not bit"
-                " for bit as it would have"
-            )
-        raise watch.ending(saved) from None
+        raise saved(run, work.state, order.version, span, watch) from None
     return work.state
 
 
+def saved(
+    run: training.Run,
+    state: states.TrainState,
+    version: int,
+    span: range,
+    watch: preemption.Watch,
+) -> endings.Preempted:
+    """Asked to end within a span: saves what is learned -> what to say of it."""
+    run.store.finish(version, divergence.checked(state, version))
+    said = f"iteration {version} is saved"
+    if version not in (span.start, span.stop):
+        said += (
+            " and what was played ahead of it is dropped, so that the run goes on, but not bit for"
+            " bit as it would have"
+        )
+    return watch.ending(said)
+
+
+@dataclasses.dataclass(frozen=True)
+class Showing:
+    """Parameters that may play."""
+
+    newest: int
+    by_version: dict[int, collectors.Acting]
+
+
+@dataclasses.dataclass(frozen=True)
+class Played:
+    """A batch that is over."""
+
+    book: collectors.Book
+    results: list[streams.Result]
+    rollout: types.Rollout
+    film: filming.Film | None
+
+
 class Work:
-    """See schedule.Work."""
+    """See schedule.Work.
+
+    What plays (`admit` to `take`) and what learns (`learned`, `publish`) may be two threads.
+    """
 
     def __init__(
         self,
@@ -105,8 +138,8 @@ class Work:
         self._gate = schedule.Gate(span, raw.rollout.max_staleness)
         self._most_open = raw.rollout.max_staleness + 1
         self._switches_between_batches = config.weight_switch(raw) == "batch"
-        self._acting: dict[int, collectors.Acting] = {}  # by version
-        self._newest = span.start
+        # One reference, so that nobody who decides sees half of a version.
+        self._showing = Showing(span.start, {})
         self._faults = run.envs.counters()
         self._stream: streams.Stream | None = None
         self._collector: collectors.Collector | None = None
@@ -140,7 +173,7 @@ class Work:
         book.make_room(len(self._stream.of(batch)))
         key = rng.named(run.iteration_key(batch), "actions")
         draws = collectors.Draws(
-            meshes.replicate(key, meshes.local(run.mesh)),
+            meshes.replicate(key, run.plays),
             policies.noise_level(run.settings, batch),
         )
         self._collector.open(batch, book, draws, films.begin(raw))
@@ -155,16 +188,17 @@ class Work:
         turn = self._stream.turn(self._run.timers)
         self._collector.decide(turn, self._acting_of)
         if turn.ended:
-            batch = self._newest  # that the learner waits for, or learns from
+            batch = self._showing.newest  # that the learner waits for, or learns from
             played = self._stream.of(batch)
             over = len(played) - self._stream.left(batch)
             self._board(0, f"rollout of iteration {batch}: {over}/{len(played)} episodes")
 
     def _acting_of(self, batch: int) -> collectors.Acting:
-        version = self._newest
+        showing = self._showing
+        version = showing.newest
         if self._switches_between_batches:
             version = self._gate.version_of(batch)
-        return self._acting[version]
+        return showing.by_version[version]
 
     def is_complete(self, batch: int) -> bool:
         if self._stream.left(batch):
@@ -175,20 +209,29 @@ class Work:
         book.make_room(len(self._stream.of(batch)))
         return not more
 
-    # ---- learning ----------------------------------------------------------------------------
-
-    def update(self, batch: int) -> schedule.Update:
+    def take(self, batch: int) -> Played:
+        """A batch that is complete, the oldest one."""
         run = self._run
-        taken = self._collector.film(batch)
+        film = self._collector.film(batch)
         book = self._collector.close(batch)
-        played = self._stream.of(batch)
+        results = self._stream.of(batch)
         if batch + 1 == self._span.stop and config.begins_with_rollout(run.settings.raw, batch + 1):
             # No other batch is played by now.
             run.stream = run.next_stream(batch + 1)
-        if taken is not None:
+        return Played(book, results, book.rollout(results), film)
+
+    # ---- learning ----------------------------------------------------------------------------
+
+    def update(self, batch: int) -> schedule.Update:
+        return self.learned(batch, self.take(batch))
+
+    def learned(self, batch: int, played: Played) -> schedule.Update:
+        """Learn from it."""
+        run = self._run
+        if played.film is not None:
             with run.timers.measure("video"):
-                films.write(taken, run.settings.raw, batch, played, run.envs.spec)
-        return self._measured(self._learned(batch, book, played))
+                films.write(played.film, run.settings.raw, batch, played.results, run.envs.spec)
+        return self._measured(self._learned(batch, played))
 
     def _measured(self, parts: updates.Parts) -> updates.Parts:
         """The same, and the time that it takes here."""
@@ -200,17 +243,14 @@ class Work:
                 return end.value
             yield pending
 
-    def _learned(
-        self, batch: int, book: collectors.Book, played: list[streams.Result]
-    ) -> updates.Parts:
+    def _learned(self, batch: int, played: Played) -> updates.Parts:
         """One iteration's update -> its metrics."""
         run = self._run
         learner = self._learner
         cfg = run.settings.raw.algorithm
         key = run.iteration_key(batch)
-        rollout = book.rollout(played)
-        metrics = staleness(rollout, batch)
-        rollout, found = yield from learner.catching_up(self.state, rollout, batch)
+        metrics = staleness(played.rollout, batch)
+        rollout, found = yield from learner.catching_up(self.state, played.rollout, batch)
         metrics |= found
         data = objective.with_advantages(rollout, cfg)
         average = run.settings.plays_average
@@ -227,10 +267,10 @@ class Work:
             in_flight=0,
         )
         # A buffer has room again.
-        book.discard(range(len(played)))
+        played.book.discard(range(len(played.results)))
         faults = self._faults
         self._faults = run.envs.counters()
-        metrics |= found | moved | rollouts.metrics(cfg, played)
+        metrics |= found | moved | rollouts.metrics(cfg, played.results)
         metrics |= stats.fault_metrics(faults, self._faults, meshes.gather)
         return metrics | stats.rollout_metrics(rollout, data, meshes.gather)
 
@@ -239,16 +279,17 @@ class Work:
     def publish(self, version: int) -> None:
         """A copy of what trains, whose originals an update takes away; the rest is shared."""
         run = self._run
-        learned, _ = states.partition(self.state.params, steps.trainable(run.settings))
+        learned, frozen = states.partition(self.state.params, steps.trainable(run.settings))
         acting = self.state.ema if run.settings.plays_average else learned
-        copied = jax.block_until_ready(_copied(acting))
-        params = meshes.local_view(states.merge(self.state.params, copied), run.mesh)
+        if not run.publish.copies:
+            acting = jax.block_until_ready(_copied(acting))
+        params = run.publish(states.merge(frozen, learned, acting))
         oldest = version
         if self._switches_between_batches:
             oldest = self._gate.version_of(version)
-        acting = {old: each for old, each in self._acting.items() if old >= oldest}
-        self._acting = acting | {version: collectors.Acting(params, version)}
-        self._newest = version
+        before = self._showing.by_version.items()
+        kept = {old: each for old, each in before if old >= oldest}
+        self._showing = Showing(version, kept | {version: collectors.Acting(params, version)})
 
 
 @jax.jit

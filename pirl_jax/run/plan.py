@@ -10,6 +10,7 @@ is that device's: XLA on CPU widens bfloat16 products to float32, so it is an up
 from collections.abc import Callable, Iterator
 import dataclasses
 import itertools
+import math
 
 import jax
 import psutil
@@ -18,7 +19,7 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.envs import base
 from pirl_jax.learner import state as states
 from pirl_jax.learner import update
-from pirl_jax.run import accelerators, config, shapes, steps
+from pirl_jax.run import accelerators, config, devices, shapes, steps
 
 GIB = 2**30
 LARGEST_MICROBATCH = 128
@@ -190,7 +191,7 @@ def measure(
     args, context = shapes.decision(settings, mesh, prompt_tokens, env_spec, params)
     count = shapes.kept_rows(settings, env_spec)
     kept = count * shapes.size(context) // shapes.batch_size(settings)  # of one device
-    host = kept * len(mesh.local_devices)
+    host = kept * devices.playing(settings, mesh).size
     if settings.prefix_cache == "device":
         resident["prefix cache"] = kept
         host = 0
@@ -268,11 +269,13 @@ def _candidates(settings: config.Settings, mesh: jax.sharding.Mesh) -> Iterator[
     """Settings without open choices, the fastest first."""
     whole = settings.raw.algorithm.minibatch_size
     asked = settings.raw.algorithm.microbatch_size
-    sizes = (asked,) if asked else tuple(_halves(whole, mesh.size))
+    # Those that keep prefixes give away as many rows each, too.
+    divisor = math.lcm(mesh.size, devices.playing(settings, mesh).size * jax.process_count())
+    sizes = (asked,) if asked else tuple(_halves(whole, divisor))
     if not sizes:
         raise ValueError(
-            f"algorithm.minibatch_size={whole} has no part that divides over the {mesh.size} "
-            f"devices of the mesh; make it a multiple of {mesh.size}"
+            f"algorithm.minibatch_size={whole} has no part that divides over the {divisor} "
+            f"devices of the mesh; make it a multiple of {divisor}"
         )
     for cache, microbatch_size in itertools.product(_caches(settings, mesh), sizes):
         changes = {

@@ -97,11 +97,15 @@ def actor(
     mesh: jax.sharding.Mesh,
     to_model: observation.Transform,
     instructions: Sequence[str],
+    *,
+    is_apart: bool = False,
 ) -> actors.Actor:
     """The policy as the rollout sees it, on this process's own part of the mesh.
 
     With a frozen VLM `explore` hands out the prefix it computed.  On its first observations the
     actor prints how well the normalisation statistics fit.
+
+    is_apart: other devices than these learn.
     """
     own = meshes.local(mesh)
     explore, exploit = steps.decisions(settings.policy, settings.keep_prefix, own)
@@ -117,7 +121,7 @@ def actor(
         exploit=exploit,
         put=functools.partial(meshes.put_batch, mesh=own),
         at_first=[say_how_statistics_fit],
-        buffer=rows.Buffer(own) if settings.prefix_cache == "device" else None,
+        buffer=rows.Buffer(own, is_apart) if settings.prefix_cache == "device" else None,
         share=hosts.share(),
     )
 

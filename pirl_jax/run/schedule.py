@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator
 import time
 from typing import Protocol
 
-from pirl_jax.core import endings, page
+from pirl_jax.core import endings, page, placement
 from pirl_jax.run import config
 
 POLL_S = 0.002  # how often one looks whether a microbatch is done while simulators are busy
@@ -74,12 +74,23 @@ def spans(raw: page.Page, first: int) -> Iterator[range]:
 def require(raw: page.Page, hosts: int) -> None:
     """
     Raises:
-      ValueError: several hosts, which would have to begin every update at one time.
+      ValueError: several hosts, which would have to begin every update at one time; or rows that
+        lie where others play.
     """
     if raw.rollout.max_staleness and hosts > 1:
         raise ValueError(
             f"rollout.max_staleness={raw.rollout.max_staleness} plays while it learns, which one "
             f"host can and these {hosts} cannot; set it to 0"
+        )
+    if not raw.rollout.max_staleness or raw.rollout.prefix_cache != "device":
+        return
+    plays = placement.parse(raw.placement.rollout, "placement.rollout")
+    learns = placement.parse(raw.placement.actor, "placement.actor")
+    if plays is not None and learns is not None and set(plays).isdisjoint(learns):
+        raise ValueError(
+            f"rollout.prefix_cache='device' keeps rows on placement.rollout={raw.placement.rollout}"
+            f", which goes on playing while placement.actor={raw.placement.actor} learns; set it to"
+            f" 'host' or 'recompute'"
         )
 
 
