@@ -25,6 +25,7 @@ BELOW_RUN = {
     "rollout",
     "learner",
     "weights",
+    "datasets",
     "monitor",
     "serving",
 }
@@ -37,6 +38,7 @@ FLOORS = {
     "rollout": {"core", "policy", "envs"},
     "learner": {"core", "models", "policy", "rl"},
     "weights": {"core", "models", "policy"},
+    "datasets": {"core", "policy"},
     "monitor": {"core"},
     "serving": {"core", "policy", "envs", "rollout"},
     "run": BELOW_RUN,
