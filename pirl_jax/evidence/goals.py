@@ -5,12 +5,20 @@ Cells are compared on the seeds that both have.  Where results are missing a goa
 
 from collections.abc import Callable, Mapping, Sequence
 import statistics
-from typing import Any
+from typing import Any, NamedTuple
 
 from pirl_jax.evidence import cells
 
 Result = Mapping[str, Any]
+BySeed = dict[int, Result]
 VERDICTS = {True: "reached", False: "not reached", None: ""}
+
+
+class Verdict(NamedTuple):
+    """What was wanted; whether it is so, None where nobody knows yet."""
+
+    words: str
+    reached: bool | None
 
 
 def judged(cell: cells.Cell, found: Sequence[Result]) -> str:
@@ -18,75 +26,90 @@ def judged(cell: cells.Cell, found: Sequence[Result]) -> str:
     own = of_cell(cell.name, found)
     told = []
     for kind, value in cell.goals.items():
-        words, reached = GOALS[kind](value, own, found)
-        told.append(": ".join(filter(None, (words, VERDICTS[reached]))))
+        verdict = GOALS[kind](value, own, found)
+        reached = VERDICTS[verdict.reached]
+        told.append(f"{verdict.words}: {reached}" if reached else verdict.words)
     return "; ".join(told)
 
 
-def of_cell(name: str, found: Sequence[Result]) -> dict[int, Result]:
+def of_cell(name: str, found: Sequence[Result]) -> BySeed:
     """By seed."""
     return {one["seed"]: one for one in found if one["cell"] == name}
 
 
-def mean(own: Mapping[int, Result]) -> float:
+def mean(own: BySeed) -> float:
     """Success after training, over the seeds."""
-    return statistics.mean(one["after"]["all"]["rate"] for one in own.values())
+    return statistics.mean(map(_after, own.values()))
 
 
-def _shared(
-    own: Mapping[int, Result], other: Mapping[int, Result]
-) -> tuple[dict[int, Result], dict[int, Result]] | None:
+def _after(one: Result) -> float:
+    return one["after"]["all"]["rate"]
+
+
+def _shared(own: BySeed, other: BySeed) -> tuple[BySeed, BySeed]:
     """Both, of the seeds that both have."""
-    seeds = own.keys() & other.keys()
-    if not seeds:
-        return None
-    return {seed: own[seed] for seed in seeds}, {seed: other[seed] for seed in seeds}
+    seeds = sorted(own.keys() & other.keys())
+    mine = {seed: own[seed] for seed in seeds}
+    theirs = {seed: other[seed] for seed in seeds}
+    return mine, theirs
 
 
-def _least(value: float, own: dict[int, Result], found: Sequence[Result]) -> tuple[str, Any]:
-    return f"{100 * value:.0f} %", mean(own) >= value if own else None
+def _least(value: float, own: BySeed, found: Sequence[Result]) -> Verdict:
+    reached = mean(own) >= value if own else None
+    return Verdict(f"{100 * value:.0f} %", reached)
 
 
-def _disjoint(value: bool, own: dict[int, Result], found: Sequence[Result]) -> tuple[str, Any]:
-    apart = [one["before"]["all"]["high"] < one["after"]["all"]["low"] for one in own.values()]
-    return "disjoint intervals", all(apart) if apart else None
+def _disjoint(value: bool, own: BySeed, found: Sequence[Result]) -> Verdict:
+    apart = []
+    for one in own.values():
+        before = one["before"]["all"]
+        after = one["after"]["all"]
+        apart.append(before["high"] < after["low"])
+    reached = all(apart) if apart else None
+    return Verdict("disjoint intervals", reached)
 
 
-def _above(value: str, own: dict[int, Result], found: Sequence[Result]) -> tuple[str, Any]:
-    both = _shared(own, of_cell(value, found))
-    return f"above `{value}`", mean(both[0]) > mean(both[1]) if both else None
+def _above(value: str, own: BySeed, found: Sequence[Result]) -> Verdict:
+    mine, theirs = _shared(own, of_cell(value, found))
+    reached = mean(mine) > mean(theirs) if mine else None
+    return Verdict(f"above `{value}`", reached)
 
 
-def _near(
-    value: tuple[str, float], own: dict[int, Result], found: Sequence[Result]
-) -> tuple[str, Any]:
+def _near(value: tuple[str, float], own: BySeed, found: Sequence[Result]) -> Verdict:
     name, points = value
-    both = _shared(own, of_cell(name, found))
-    words = f"within {100 * points:.0f} points of `{name}` or better"
-    return words, mean(both[0]) >= mean(both[1]) - points if both else None
+    mine, theirs = _shared(own, of_cell(name, found))
+    reached = mean(mine) >= mean(theirs) - points if mine else None
+    return Verdict(f"within {100 * points:.0f} points of `{name}` or better", reached)
 
 
-def _in_interval(value: str, own: dict[int, Result], found: Sequence[Result]) -> tuple[str, Any]:
-    both = _shared(own, of_cell(value, found))
-    words = f"in the interval of `{value}` or above"
-    if both is None:
-        return words, None
-    pairs = zip(both[0].values(), both[1].values(), strict=True)
-    return words, all(
-        one["after"]["all"]["rate"] >= other["after"]["all"]["low"] for one, other in pairs
-    )
+def _in_interval(value: str, own: BySeed, found: Sequence[Result]) -> Verdict:
+    mine, theirs = _shared(own, of_cell(value, found))
+    inside = []
+    for seed, one in mine.items():
+        low = theirs[seed]["after"]["all"]["low"]
+        inside.append(_after(one) >= low)
+    reached = all(inside) if inside else None
+    return Verdict(f"in the interval of `{value}` or above", reached)
 
 
-def _no_task_falls(value: bool, own: dict[int, Result], found: Sequence[Result]) -> tuple[str, Any]:
+def _no_task_falls(value: bool, own: BySeed, found: Sequence[Result]) -> Verdict:
     risen = []
     for one in own.values():
-        before = {task["task"]: task["rate"]["rate"] for task in one["before"]["tasks"]}
-        after = {task["task"]: task["rate"]["rate"] for task in one["after"]["tasks"]}
+        before = _by_task(one["before"])
+        after = _by_task(one["after"])
         risen += [after[task] >= before[task] for task in before]
-    return "no task below its start", all(risen) if risen else None
+    reached = all(risen) if risen else None
+    return Verdict("no task below its start", reached)
 
 
-GOALS: dict[str, Callable] = {
+def _by_task(evaluation: Mapping[str, Any]) -> dict[int, float]:
+    rates = {}
+    for task in evaluation["tasks"]:
+        rates[task["task"]] = task["rate"]["rate"]
+    return rates
+
+
+GOALS: dict[str, Callable[..., Verdict]] = {
     "least": _least,
     "disjoint": _disjoint,
     "above": _above,
