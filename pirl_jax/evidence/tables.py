@@ -218,7 +218,8 @@ def _diagnoses(found: Sequence[Result]) -> Iterator[str]:
 
 def _origins(found: Sequence[Result]) -> Iterator[str]:
     """Commands, and what they ran on; what several share stands once."""
-    yield "Rates are success rates without exploration noise, with Wilson 95 % intervals."
+    yield "Rates are success rates without exploration noise, with Wilson 95 % intervals; RUNS is"
+    yield "the folder of all runs, in which a start has the number of its teaching at its end."
     yield ""
     yield _line(("cell", "seed", "taught by", "revision", "versions", "renderer", "assets"))
     yield _line(["---"] * 7)
