@@ -19,7 +19,7 @@ import numpy as np
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, rng
 from pirl_jax.core import rows as context_rows
-from pirl_jax.learner import objective, optimizer, proximal
+from pirl_jax.learner import objective, optimizer, preference, proximal
 from pirl_jax.learner import state as states
 from pirl_jax.rl import losses, minibatch
 from pirl_jax.rl import nft as nft_losses
@@ -81,6 +81,7 @@ class Updater:
         self._imitation_fn = imitation_fn
         self._nft = nft
         self.plays_average = nft is not None and nft.averages
+        self.draws_steps = nft is not None and nft.steps == "one"
         # That keep a copy of the parameters, and sums of their own.
         self._places = mesh.shape["data"]
         self._average: Callable | None = None  # known once there is a state
@@ -241,8 +242,11 @@ class Updater:
         cfg = self.cfg
         learned = state.params
         total = self._of_all(total)
-        # Without any weight the step is skipped; it must only not divide by 0.
-        weight = jnp.where(total.weight > 0, total.weight, 1.0)
+        # A minibatch may hold nothing but successes of earlier rollouts, which the loss beside does
+        # not weigh.  Without any weight the step is skipped; it must only not divide by 0.
+        weight = jnp.where(total.weight > 0, total.weight, total.clone_weight)
+        is_empty = weight == 0
+        weight = jnp.where(is_empty, 1.0, weight)
         normalizer = weight if self._normalizer is None else self._normalizer
         grads = jax.tree.map(lambda g: g / normalizer, total.grads)
         metrics = {name: x / weight for name, x in total.weighted.items()}
@@ -261,7 +265,7 @@ class Updater:
             learned,
             state.iteration,
             freeze_policy=state.iteration < cfg.critic_warmup_iterations,
-            skip=(total.weight == 0) | self._teaches_nothing(total),
+            skip=is_empty | self._teaches_nothing(total),
             # Without a critic and with equal scores in every group; what another term of the loss
             # teaches has a gradient.
             skip_idle=total.weighted["loss"] == 0,
@@ -284,7 +288,7 @@ class Updater:
         """
         cfg = self.cfg
         if "kept" in total.counted:
-            return total.counted["kept"] == 0
+            return (total.counted["kept"] == 0) & (total.clone_weight == 0)
         besides = cfg.anchor_coef or cfg.entropy_bonus or cfg.clone_coef or cfg.sft_loss_weight
         if self._nft is None or besides:
             return False
@@ -342,7 +346,7 @@ def learn_in_parts(
 
     Args:
       data: each process passes its own rows.
-      key: decides the shuffling and nothing else.
+      key: decides the shuffling, and which steps NFT learns from where it draws them.
       demonstrations: the batches of host rows of each minibatch's SFT term (learner/sft.py).
       in_flight: how many microbatches are not waited for; 0 yields after each of them.
 
@@ -362,7 +366,7 @@ def learn_in_parts(
     rows_of_parts = np.array(meshes.gather([len(part) for part in parts]))
     size = cfg.microbatch_size // hosts
     history = []  # metrics of the minibatches, by epoch
-    for _ in range(cfg.update_epochs):
+    for rows in _by_epoch(updater, data, key):
         index_1MB, keep_1MB = minibatch.side_by_side(
             generator,
             parts,
@@ -370,7 +374,7 @@ def learn_in_parts(
             multiple_of=size,
             most_rows=int(rows_of_parts.max()),
         )
-        minibatches = _minibatches(data, index_1MB[0], keep_1MB[0], size)
+        minibatches = _minibatches(rows, index_1MB[0], keep_1MB[0], size)
         state, of_epoch = yield from _epoch(updater, state, minibatches, demonstrations, in_flight)
         history.append(of_epoch)
         if cfg.target_kl:
@@ -413,6 +417,18 @@ def _minibatches(
     scale_M = proximal.scales(data, index_MB, keep_MB)
     for index_B, keep_B, scale in zip(index_MB, keep_MB, scale_M, strict=True):
         yield _microbatches(data, index_B, keep_B, size, scale)
+
+
+def _by_epoch(
+    updater: Updater, data: objective.Minibatch, key: jax.Array
+) -> Iterator[objective.Minibatch]:
+    """The rows of a rollout as each epoch sees them."""
+    generator = rng.generator(rng.named(key, "steps"))
+    for _ in range(updater.cfg.update_epochs):
+        if updater.draws_steps:
+            yield data.replace(chain=preference.drawn(data.chain, generator))
+        else:
+            yield data
 
 
 def _microbatches(

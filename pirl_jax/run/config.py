@@ -158,6 +158,9 @@ def _check_actions(raw: page.Page):
 def _check_demonstrations(raw: page.Page):
     """What an SFT stage needs."""
     section = raw.sft
+    if section.dataset:
+        _check_dataset(raw)
+        return
     if not section.demonstrations:
         return
     otherwise = "set sft.demonstrations=0 and model.checkpoint"
@@ -166,6 +169,34 @@ def _check_demonstrations(raw: page.Page):
         raise ValueError(
             f"sft.demonstrations={section.demonstrations} needs sft.steps={section.steps} and "
             f"sft.batch_size={section.batch_size} to be at least 1"
+        )
+
+
+def _check_dataset(raw: page.Page):
+    """Demonstrations of somebody's own."""
+    section = raw.sft
+    named = f"sft.dataset={section.dataset!r}"
+    if section.demonstrations:
+        raise ValueError(
+            f"{named} and sft.demonstrations={section.demonstrations} are two sources; drop one"
+        )
+    if not section.batch_size:
+        raise ValueError(f"{named} needs sft.batch_size={section.batch_size} to be at least 1")
+    if not section.steps and not raw.model.checkpoint:
+        raise ValueError(
+            f"{named} with sft.steps={section.steps} leaves a fresh model untaught; set sft.steps "
+            f"to at least 1, or model.checkpoint"
+        )
+    chosen = section.dataset_statistics
+    if not section.steps and chosen != "auto":
+        raise ValueError(
+            f"sft.dataset_statistics={chosen!r} with sft.steps={section.steps} gives a policy "
+            f"other statistics than it learned with; set it to 'auto'"
+        )
+    if raw.model.norm_stats and chosen != "auto":
+        raise ValueError(
+            f"model.norm_stats={raw.model.norm_stats!r} and sft.dataset_statistics={chosen!r} both "
+            f"say which statistics; drop one"
         )
 
 
@@ -255,7 +286,7 @@ def check_batches(raw: page.Page, num_devices: int, hosts: int = 1) -> None:
     all_text = f"{num_devices} devices of the mesh"
     microbatch = raw.algorithm.microbatch_size
     _check_multiple("algorithm.microbatch_size", microbatch, num_devices, all_text)
-    if raw.sft.demonstrations:
+    if raw.sft.demonstrations or raw.sft.dataset:
         _check_multiple("sft.batch_size", raw.sft.batch_size, num_devices, all_text)
     group_size = raw.algorithm.group_size
     groups_text = f"{hosts} hosts times algorithm.group_size={group_size}"

@@ -13,7 +13,7 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rows as context_rows
 from pirl_jax.core import spec, types
 from pirl_jax.envs import base
-from pirl_jax.learner import objective
+from pirl_jax.learner import objective, preference
 from pirl_jax.learner import state as states
 from pirl_jax.policy import flow
 from pirl_jax.rollout import actor as actors
@@ -119,12 +119,15 @@ def update(
     """
     explore, _ = steps.decisions(settings.policy, settings.keep_prefix, meshes.local(mesh))
     chain, _, _ = jax.eval_shape(explore, *args)
+    updater = steps.updater(settings, mesh)
+    if updater.draws_steps:
+        chain = jax.eval_shape(preference.one_step, chain, jnp.zeros(chain.level.shape, jnp.int32))
     count = settings.raw.algorithm.microbatch_size
     chain = with_rows(chain, count, mesh)
     context = with_rows(context, count, mesh)
     clone_weight = chain.value if settings.raw.algorithm.clone_coef else None
     batch = objective.Minibatch(context, chain, chain.value, chain.value, chain.value, clone_weight)
-    return steps.updater(settings, mesh).lower(state, batch), batch
+    return updater.lower(state, batch), batch
 
 
 def rollout(settings: config.Settings, mesh: jax.sharding.Mesh, args: tuple) -> Lowered:
