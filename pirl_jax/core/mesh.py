@@ -5,7 +5,7 @@ Knows no model.
 
 Several processes, one per host, share a mesh: updates run on all of it, and all processes must make
 the same calls.  A rollout runs on the part that is a process's own, because no two of them decide
-equally often.
+equally often, or on a smaller part of it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -143,44 +143,54 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
     return Mesh(ordered, BATCH_AXES, axis_types=axis_types)
 
 
+def part(mesh: Mesh, devices: Iterable[jax.Device]) -> Mesh | None:
+    """The part of the mesh that these devices are: some rows of it, so that whole parameters lie
+    in it.  None: they are no whole rows of it."""
+    wanted = set(devices)
+    is_inside = np.array([wanted.issuperset(row) for row in mesh.devices])
+    if is_inside.sum() * mesh.shape["fsdp"] != len(wanted):
+        return None
+    if is_inside.all():
+        return mesh
+    return Mesh(mesh.devices[is_inside], mesh.axis_names, axis_types=mesh.axis_types)
+
+
 def local(mesh: Mesh) -> Mesh:
-    """This process's own part of the mesh: some rows of it, so that whole parameters lie in it.
+    """This process's own part of the mesh.
 
     Raises: ValueError when a row of the mesh lies on several hosts.
     """
     if jax.process_count() == 1:
         return mesh
-    owners = []
-    for row in mesh.devices:
-        processes = {device.process_index for device in row}
-        if len(processes) > 1:
-            raise ValueError(
-                f"mesh.fsdp={len(row)} reaches over more than one host of"
-                f" {len(mesh.local_devices)} devices, but each plays with whole parameters"
-                f" of its own; choose a divisor of {len(mesh.local_devices)}"
-            )
-        owners.append(row[0].process_index)
-    is_mine = np.array(owners) == jax.process_index()
-    return Mesh(mesh.devices[is_mine], mesh.axis_names, axis_types=mesh.axis_types)
+    own = part(mesh, mesh.local_devices)
+    if own is None:
+        fsdp = mesh.shape["fsdp"]
+        raise ValueError(
+            f"mesh.fsdp={fsdp} reaches over more than one host of"
+            f" {len(mesh.local_devices)} devices, but each plays with whole parameters"
+            f" of its own; choose a divisor of {len(mesh.local_devices)}"
+        )
+    return own
 
 
-def local_view(params: Any, mesh: Mesh) -> Any:
-    """Parameters (or their shapes) of the whole mesh as arrays of this process's part of it.
+def view(params: Any, part: Mesh) -> Any:
+    """Parameters (or their shapes) of a whole mesh as arrays of a part of it.
 
     Nothing is copied, so they live only as long as the originals: an update that is given those
     takes them away.
     """
-    part = local(mesh)
-    if part is mesh:
-        return params
+    devices = set(part.devices.flat)
 
-    def view(x: jax.Array | jax.ShapeDtypeStruct) -> jax.Array | jax.ShapeDtypeStruct:
+    def on_part(x: jax.Array | jax.ShapeDtypeStruct) -> jax.Array | jax.ShapeDtypeStruct:
+        if x.sharding.device_set == devices:
+            return x
         sharding = NamedSharding(part, x.sharding.spec)
         if isinstance(x, jax.ShapeDtypeStruct):
             return x.update(sharding=sharding)
-        return _reassembled(x, x.shape, sharding)
+        shards = [shard.data for shard in x.addressable_shards if shard.device in devices]
+        return _assembled(x.shape, sharding, shards)
 
-    return jax.tree.map(view, params)
+    return jax.tree.map(on_part, params)
 
 
 def join(tree: Any, mesh: Mesh) -> Any:
@@ -194,14 +204,16 @@ def join(tree: Any, mesh: Mesh) -> Any:
 
     def whole(x: jax.Array) -> jax.Array:
         rows = x.shape[0] * jax.process_count()
-        return _reassembled(x, (rows, *x.shape[1:]), sharding)
+        shards = [shard.data for shard in x.addressable_shards]
+        return _assembled((rows, *x.shape[1:]), sharding, shards)
 
     return jax.tree.map(whole, tree)
 
 
-def _reassembled(x: jax.Array, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
+def _assembled(
+    shape: tuple[int, ...], sharding: NamedSharding, shards: list[jax.Array]
+) -> jax.Array:
     """The same shards seen as (part of) another array; nothing is copied."""
-    shards = [shard.data for shard in x.addressable_shards]
     return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 

@@ -6,11 +6,12 @@ Refuses to know how memory is measured (run/plan.py).
 
 from collections.abc import Iterator
 import itertools
+import math
 
 import jax
 
 from pirl_jax.models import remat
-from pirl_jax.run import config
+from pirl_jax.run import config, devices
 
 LARGEST_MICROBATCH = 128
 # How much longer an update takes, where nobody estimates it: one number is worth ten compilations.
@@ -33,11 +34,13 @@ def candidates(settings: config.Settings, mesh: jax.sharding.Mesh) -> list[confi
     """
     whole = settings.raw.algorithm.minibatch_size
     asked = settings.raw.algorithm.microbatch_size
-    sizes = (asked,) if asked else tuple(_halves(whole, mesh.size))
+    # Those that keep prefixes give away as many rows each, too.
+    divisor = math.lcm(mesh.size, devices.playing(settings, mesh).size * jax.process_count())
+    sizes = (asked,) if asked else tuple(_halves(whole, divisor))
     if not sizes:
         raise ValueError(
-            f"algorithm.minibatch_size={whole} has no part that divides over the {mesh.size} "
-            f"devices of the mesh; make it a multiple of {mesh.size}"
+            f"algorithm.minibatch_size={whole} has no part that divides over the {divisor} "
+            f"devices of the mesh; make it a multiple of {divisor}"
         )
     found = []
     choices = itertools.product(_caches(settings, mesh), _policies(settings), sizes)

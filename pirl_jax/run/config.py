@@ -7,7 +7,7 @@ value may be stands on the page itself (core/page.py); of the machine it knows n
 from collections.abc import Mapping, Sequence
 import dataclasses
 
-from pirl_jax.core import page
+from pirl_jax.core import page, placement
 from pirl_jax.envs import base, expert_tasks
 from pirl_jax.envs.libero import files, perturbed
 from pirl_jax.learner import sft
@@ -105,6 +105,7 @@ def settings(fields: Mapping) -> Settings:
     """
     raw = page.from_dict(fields)
     perturbed.check(raw.env.suite, raw.env.wording)
+    _check_placement(raw)
     _check_multiples(raw)
     _check_actions(raw)
     _check_demonstrations(raw)
@@ -137,6 +138,17 @@ def _check_multiples(raw: page.Page):
         divisor = _value(raw, divisor_name)
         if divisor and value % divisor:
             raise ValueError(f"{name}={value} must be a multiple of {divisor_name}={divisor}")
+
+
+def _check_placement(raw: page.Page):
+    """What no machine could do."""
+    section = raw.placement
+    placement.check(section.env, section.rollout, section.actor)
+    if section.env and raw.env.render_devices:
+        raise ValueError(
+            f"placement.env={section.env!r} and env.render_devices={raw.env.render_devices} both"
+            f" say where simulators draw; drop one"
+        )
 
 
 def _check_actions(raw: page.Page):
@@ -269,29 +281,45 @@ def _check_learning(raw: page.Page):
         )
 
 
-def check_batches(raw: page.Page, num_devices: int, hosts: int = 1) -> None:
-    """Batches are split over the devices of the mesh, those of a rollout over the host's own.
+def check_batches(
+    raw: page.Page, num_devices: int, hosts: int = 1, playing: int | None = None
+) -> None:
+    """Batches of updates are split over the devices that learn, those of a rollout over the host's
+    own that play.
 
     Episodes are split over the hosts.
+
+    Args:
+      num_devices: that learn, of all hosts.
+      playing: that play, of each host; None: those that learn.
 
     Raises:
       ValueError: one sentence with the value and the divisor.
     """
-    own = num_devices // hosts
-    own_text = f"{own} devices of a host" if hosts > 1 else f"{own} devices of the mesh"
+    own = num_devices // hosts if playing is None else playing
+    own_text = f"{own} {_named(raw, 'rollout', 'a host' if hosts > 1 else 'the mesh')}"
     for section in ("rollout", "eval"):
         name = f"{section}.num_envs / rollout.num_groups"
         rows = decision_batch(raw, _value(raw, f"{section}.num_envs"))
         _check_multiple(name, rows, own, own_text)
-    all_text = f"{num_devices} devices of the mesh"
+    all_text = f"{num_devices} {_named(raw, 'actor', 'the mesh')}"
     microbatch = raw.algorithm.microbatch_size
     _check_multiple("algorithm.microbatch_size", microbatch, num_devices, all_text)
+    if own * hosts != num_devices and raw.rollout.prefix_cache == "device":
+        own_text = f"{own_text}, which keep the prefixes"
+        _check_multiple("algorithm.microbatch_size / hosts", microbatch // hosts, own, own_text)
     if raw.sft.demonstrations or raw.sft.dataset:
         _check_multiple("sft.batch_size", raw.sft.batch_size, num_devices, all_text)
     group_size = raw.algorithm.group_size
     groups_text = f"{hosts} hosts times algorithm.group_size={group_size}"
     for name in ("rollout.episodes_per_iteration", "algorithm.max_episodes_per_iteration"):
         _check_multiple(name, _value(raw, name), hosts * group_size, groups_text)
+
+
+def _named(raw: page.Page, role: str, otherwise: str) -> str:
+    """Whose devices they are: what decided how many there are."""
+    ranges = getattr(raw.placement, role)
+    return f"devices of {otherwise if ranges == placement.ALL else f'placement.{role}={ranges}'}"
 
 
 def _check_multiple(name: str, size: int, divisor: int, what: str):

@@ -107,6 +107,13 @@ def request(options: argparse.Namespace, settings: config.Settings) -> Request:
       ValueError: no such target, or its compiler is not installed.
     """
     target = accelerators.parse(options.target)
+    section = settings.raw.placement
+    if section.rollout != section.actor:
+        raise ValueError(
+            f"--target={options.target} is planned with all its devices in every role, and"
+            f" placement.rollout={section.rollout!r} and placement.actor={section.actor!r} differ;"
+            f" leave placement.* out"
+        )
     topology.require_wheel(target)
     return Request(
         settings=settings,

@@ -17,7 +17,7 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.envs import base
 from pirl_jax.learner import state as states
 from pirl_jax.learner import update
-from pirl_jax.run import accelerators, candidates, config, shapes, steps
+from pirl_jax.run import accelerators, candidates, config, devices, shapes, steps
 
 GIB = 2**30
 # Of the host's memory that kept prefixes may take; simulators and all else need the rest.
@@ -263,7 +263,7 @@ def measure(
     args, context = shapes.decision(settings, mesh, prompt_tokens, env_spec, params)
     count = shapes.kept_rows(settings, env_spec)
     kept = count * shapes.size(context) // shapes.batch_size(settings)  # of one device
-    host = kept * len(mesh.local_devices)
+    host = kept * devices.playing(settings, mesh).size
     if settings.prefix_cache == "device":
         resident["prefix cache"] = kept
         host = 0

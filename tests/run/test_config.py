@@ -151,6 +151,9 @@ WRONG = [
     ("eval.episodes_per_task", -1, "must be at least 0"),
     ("eval.episodes_during_training", -1, "must be at least 0"),
     ("sft.steps", 0, "to be at least 1"),
+    ("placement.rollout", "4-", "has '4-', which is no range; write ranges such as 0-3"),
+    ("placement.actor", "3-1", "has the reversed range 3-1; write 1-3"),
+    ("placement.env", "0-3:0", "here is one process per host; drop ':0' and write 0-3"),
     (
         "env.suite",
         "libero_90",
@@ -427,6 +430,48 @@ def test_batches_and_episodes_divide_over_hosts(name, value, message):
     config.check_batches(page, 8, hosts=4)
     with pytest.raises(ValueError, match=message):
         config.check_batches(changed(page, name, value), 8, hosts=4)
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        (
+            "rollout.num_envs",
+            20,
+            "=10 must be a multiple of the 4 devices of placement.rollout=0-3",
+        ),
+        ("algorithm.microbatch_size", 9, "=9 must be a multiple of the 2 devices of placement.act"),
+        ("sft.batch_size", 9, "=9 must be a multiple of the 2 devices of placement.actor=6-7"),
+    ],
+)
+def test_batches_divide_over_the_devices_of_a_role(name, value, message):
+    page = quickstart.get_config()
+    page.placement.update(rollout="0-3", actor="6-7")
+    page.rollout.num_envs = 16
+    config.check_batches(page, 2, playing=4)
+    with pytest.raises(ValueError, match=message):
+        config.check_batches(changed(page, name, value), 2, playing=4)
+
+
+def test_prefixes_on_devices_that_play_leave_them_in_whole_batches():
+    page = quickstart.get_config()
+    page.placement.update(rollout="0-3", actor="6-7")
+    page.algorithm.microbatch_size = 10
+    config.check_batches(page, 2, playing=4)
+    page.rollout.prefix_cache = "device"
+    message = "must be a multiple of the 4 devices of placement.rollout=0-3, which keep the prefix"
+    with pytest.raises(ValueError, match=message):
+        config.check_batches(page, 2, playing=4)
+
+
+def test_simulators_draw_where_one_field_says():
+    page = quickstart.get_config()
+    page.placement.env = "0"
+    page.env.render_devices = (1,)
+    with pytest.raises(
+        ValueError, match=r"placement.env='0' and env.render_devices=\(1,\) both say"
+    ):
+        config.settings(page)
 
 
 def test_tasks_and_start_states_are_checked_against_the_suite():

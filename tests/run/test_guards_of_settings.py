@@ -509,6 +509,9 @@ TESTED = {
     "rollout.num_groups": ["rollout/test_stream.py::_play"],
     "rollout.episodes_per_iteration": ["test_train.py::SMALL"],
     "rollout.max_staleness": [HERE + "test_what_is_saved_or_evaluated_is_a_barrier"],
+    "rollout.learner_timeout_s": [
+        "run/test_schedule.py::test_a_learner_that_never_answers_ends_the_run"
+    ],
     "algorithm.group_size": ["test_train.py::test_grpo_learns"],
     "algorithm.rewards_lower_bound": [UPDATE + "test_bounds_of_the_reward_filter"],
     "algorithm.rewards_upper_bound": [UPDATE + "test_bounds_of_the_reward_filter"],
