@@ -6,10 +6,9 @@ microbatches before the one optimiser step.  Refuses to know what a row means (o
 """
 
 import collections
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import functools
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +18,14 @@ import numpy as np
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, rng
 from pirl_jax.core import rows as context_rows
-from pirl_jax.learner import objective, optimizer, preference, proximal
+from pirl_jax.learner import in_parts, objective, optimizer, preference, proximal, summary
 from pirl_jax.learner import state as states
-from pirl_jax.rl import losses, minibatch
+from pirl_jax.rl import minibatch
 from pirl_jax.rl import nft as nft_losses
 
 # Microbatches on their way: the device computes one and holds the next; more would fill its memory
 # with rows.
 IN_FLIGHT = 2
-
-# Work that is done in parts: it yields what must be there before it is asked for the next part.
-# Whoever asks may do something else meanwhile, or wait (`drained`).
-Parts = Generator[jax.Array, None, Any]
 
 
 class Updater:
@@ -99,7 +94,7 @@ class Updater:
 
         microbatches: host rows, each of this host's share of cfg.microbatch_size.
         """
-        return drained(self.minibatch_in_parts(state, microbatches, demonstrations))
+        return in_parts.drained(self.minibatch_in_parts(state, microbatches, demonstrations))
 
     def minibatch_in_parts(
         self,
@@ -107,7 +102,7 @@ class Updater:
         microbatches: Iterable[objective.Minibatch],
         demonstrations: object = None,
         in_flight: int = IN_FLIGHT,
-    ) -> Parts:
+    ) -> in_parts.Parts:
         """`minibatch`, a microbatch at a time.  in_flight: how many are not waited for."""
         total = None
         under_way = collections.deque()
@@ -311,15 +306,6 @@ class Updater:
         return nft_losses.share(self._nft.tau, self._nft.tau_curve, iteration)
 
 
-def drained(parts: Parts) -> Any:
-    """What the work ends with, at one go."""
-    while True:
-        try:
-            jax.block_until_ready(next(parts))
-        except StopIteration as end:
-            return end.value
-
-
 def learn(
     updater: Updater,
     state: states.TrainState,
@@ -328,7 +314,7 @@ def learn(
     demonstrations: Iterator | None = None,
 ) -> tuple[states.TrainState, dict[str, float]]:
     """`learn_in_parts` at one go; waits for the device once, at the end."""
-    return drained(learn_in_parts(updater, state, data, key, demonstrations))
+    return in_parts.drained(learn_in_parts(updater, state, data, key, demonstrations))
 
 
 def learn_in_parts(
@@ -338,7 +324,7 @@ def learn_in_parts(
     key: jax.Array,
     demonstrations: Iterator | None = None,
     in_flight: int = IN_FLIGHT,
-) -> Parts:
+) -> in_parts.Parts:
     """All epochs over the rows of one rollout -> state, metrics.
 
     An update without a signal is skipped: no row has weight (every group filtered), or all
@@ -379,7 +365,7 @@ def learn_in_parts(
         history.append(of_epoch)
         if cfg.target_kl:
             yield of_epoch[-1]["approx_kl3"]
-            if _mean_kl(of_epoch) > cfg.target_kl:
+            if summary.mean_kl(of_epoch) > cfg.target_kl:
                 break
     state = updater.finish(state)
     yield history[-1][-1]["grad_norm"]
@@ -387,10 +373,10 @@ def learn_in_parts(
         "actor/epochs": float(len(history)),
         "actor/padded_rows": 1.0 - rows_of_parts.sum() / (keep_1MB.size * hosts),
     }
-    summary = _summary(jax.device_get(list(itertools.chain.from_iterable(history))), cfg)
+    metrics = summary.of_update(jax.device_get(list(itertools.chain.from_iterable(history))), cfg)
     if updater.plays_average:  # it starts elsewhere, which is no fault
-        summary.pop("actor/first_delta_v")
-    return state, summary | counts
+        metrics.pop("actor/first_delta_v")
+    return state, metrics | counts
 
 
 def _epoch(
@@ -399,7 +385,7 @@ def _epoch(
     minibatches: Iterable[Iterator[objective.Minibatch]],
     demonstrations: Iterator,
     in_flight: int,
-) -> Parts:
+) -> in_parts.Parts:
     """-> state, metrics of the minibatches on the devices."""
     of_epoch = []
     for microbatches in minibatches:
@@ -443,11 +429,6 @@ def _microbatches(
         yield proximal.scaled(objective.take(data, index_B[part], keep_B[part]), scale)
 
 
-def _mean_kl(history: list[dict]) -> float:
-    """Of approx_kl3: on a finite batch k1 can be negative at any distance."""
-    return np.mean(jax.device_get([metrics["approx_kl3"] for metrics in history]))
-
-
 def _by_place(sharding: NamedSharding) -> NamedSharding:
     """With one more axis in front, along "data"."""
     return NamedSharding(sharding.mesh, PartitionSpec("data", *sharding.spec))
@@ -456,32 +437,3 @@ def _by_place(sharding: NamedSharding) -> NamedSharding:
 @jax.jit
 def _increment(x: jax.Array) -> jax.Array:
     return x + 1
-
-
-def _summary(history: list[dict], cfg: page.Algorithm) -> dict[str, float]:
-    """Means over the minibatches, with four exceptions.
-
-    These are the largest ratio_max_dev, or delta_v of NFT, and the first one (rounding noise if
-    sampling and learning agree), the numbers of skipped updates and of those whose gradient was not
-    finite, and one explained variance of all rows.
-    """
-    metrics = {}
-    for name in history[0]:
-        metrics[name] = np.stack([row[name] for row in history])
-    variance_sums = metrics.pop("variance_sums").astype(np.float64).sum(0)
-    skipped = metrics.pop("skipped")
-    means = {name: float(x.mean()) for name, x in metrics.items()}
-    if "delta_v" in metrics:
-        means = nft_losses.over_parts(means)
-    summary = {f"actor/{name}": x for name, x in means.items()}
-    if cfg.uses_critic:
-        summary["critic/explained_variance"] = losses.explained_variance(variance_sums)
-    for name in ("ratio_max_dev", "delta_v"):
-        if name in metrics:
-            summary[f"actor/{name}"] = float(metrics[name].max())
-            summary[f"actor/first_{name}"] = float(metrics[name][0])
-    return summary | {
-        "actor/skipped_updates": float(skipped.sum()),
-        "actor/nonfinite_updates": float((~np.isfinite(metrics["grad_norm"])).sum()),
-        "actor/updates": float(len(history)),
-    }
