@@ -130,13 +130,10 @@ def prepare(
     schedule.require(settings.raw, jax.process_count())
     timers = timeline.Timers()
     path = pathlib.Path(settings.raw.run.directory)
-    paths.require_writable(path, "run.directory")
-    if settings.raw.video.train:
-        paths.require_writable(films.directory(settings.raw), "video.directory")
+    _require_writable(settings, path)
     standing = _claim(path, resume, stack)
     resume_at = standing.resume_at
-    _note(settings.older_names)
-    _note(schedule.remarks(settings.raw, resume_at or 0))
+    _note([*settings.older_names, *schedule.remarks(settings.raw, resume_at or 0)])
     # A run that has begun goes on without them.
     if resume_at is None and not jax.process_index():
         mirror.check(settings.backends, _labels(settings))
@@ -177,6 +174,13 @@ def prepare(
         stream=stream,
         started_from=started_from,
     )
+
+
+def _require_writable(settings: config.Settings, path: pathlib.Path):
+    """Where the run and its videos go."""
+    paths.require_writable(path, "run.directory")
+    if settings.raw.video.train:
+        paths.require_writable(films.directory(settings.raw), "video.directory")
 
 
 def _note(sentences: Iterable[str]) -> None:
