@@ -226,6 +226,7 @@ def iterate(
     total = raw.num_iterations - run.first_iteration
     with watch.patient(run.envs.interrupt), panel.watching(total) as board:
         for iteration in range(run.first_iteration, raw.num_iterations):
+            state = run.offload.away(state)
             with _resumable(run, state, iteration, watch):
                 state = _step(run, learner, state, iteration, guard, board)
         run.store.finish(raw.num_iterations, state)
@@ -241,6 +242,7 @@ def _resumable(
         hosts.meet(watch)
         yield
     except queue.Interrupted:
+        state = run.offload.back(state)
         run.store.finish(iteration, divergence.checked(state, iteration))
         raise watch.ending(f"iteration {iteration} is saved") from None
 
@@ -259,7 +261,7 @@ def _step(
     # At the start of an iteration, not at its end: a resumed run has the same evaluations.
     if config.evaluation_due(raw, iteration):
         count = raw.eval.episodes_during_training or raw.eval.episodes_per_task
-        acting = states.acting_params(state)
+        acting = run.offload.acting(state)
         evaluated = _evaluate(run, acting, iteration, f"iteration_{iteration}", count)
     with jax.transfer_guard("disallow"):
         state, metrics = _iteration(run, learner, state, iteration, board)
@@ -308,6 +310,7 @@ def _iteration(
         demonstrations = learner.batches(run.settings.raw.sft.batch_size, key)
         learned = learner.with_earlier(data, iteration, key)
         shuffle = rng.named(key, "shuffle")
+        state = run.offload.back(state)
         state, metrics = update.learn(learner.updater, state, learned, shuffle, demonstrations)
     metrics |= moved | rollouts.metrics(cfg, played)
     metrics |= stats.fault_metrics(faults, run.envs.counters(), meshes.gather)

@@ -162,8 +162,8 @@ def _within(text: str, key: str, count: int) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def check(env: str, rollout: str, actor: str) -> None:
-    """What is wrong on any machine.
+def check(env: str, rollout: str, actor: str) -> str:
+    """What is wrong on any machine -> the mode, where no count of devices decides it.
 
     Raises:
       ValueError: one sentence that names the key.
@@ -172,8 +172,9 @@ def check(env: str, rollout: str, actor: str) -> None:
         parse(env, "placement.env")
     playing = parse(rollout, "placement.rollout")
     learning = parse(actor, "placement.actor")
-    if playing is not None and learning is not None:
-        Placement(None, playing, learning)
+    if playing is None or learning is None:
+        return ""  # one holds the other
+    return Placement(None, playing, learning).mode
 
 
 def shown(numbers: Iterable[int]) -> str:
