@@ -16,12 +16,15 @@ import jax
 import psutil
 
 from pirl_jax.core import mesh as meshes
+from pirl_jax.core import placement
 from pirl_jax.envs import base
 from pirl_jax.learner import state as states
 from pirl_jax.learner import update
-from pirl_jax.run import accelerators, config, devices, shapes, steps
+from pirl_jax.run import accelerators, config, devices, shapes, shares, steps
 
-GIB = 2**30
+GIB = shares.GIB
+OPTIMISER = "optimiser"
+AVERAGE = "average and anchor"
 LARGEST_MICROBATCH = 128
 # Of the host's memory that kept prefixes may take; simulators and all else need the rest.
 HOST_SHARE = 0.8
@@ -94,7 +97,7 @@ Compile = Callable[[jax.stages.Lowered], Memory]
 class Plan:
     """Bytes of one device, and of this host for kept prefixes."""
 
-    resident: dict[str, int]  # stays all the time
+    resident: dict[str, int]  # stays all the time, where its role is
     work: dict[str, int]  # comes and goes, one at a time
     host: int
     limit: int
@@ -102,10 +105,18 @@ class Plan:
     microbatch_size: int
     prefix_cache: str
     refused: str = ""  # a program that the compiler says does not fit, in its words
+    placed: placement.Placement | None = None  # None: all devices have all roles
+    away: tuple[str, ...] = ()  # of what stays, on the host while episodes are played
+
+    @property
+    def shares(self) -> list[shares.Share]:
+        """What the devices of each role need."""
+        return shares.of(self.placed, self.resident, self.work, self.away)
 
     @property
     def total(self) -> int:
-        return sum(self.resident.values()) + max(self.work.values(), default=0)
+        """Of the device that needs most."""
+        return max(share.total for share in self.shares)
 
     @property
     def fits(self) -> bool:
@@ -116,21 +127,16 @@ class Plan:
         lines = [
             f"memory plan: microbatch {self.microbatch_size}, prefix cache {self.prefix_cache}"
         ]
-        for name, size in self.resident.items():
-            lines.append(_line(name, size))
-        for name, size in self.work.items():
-            lines.append(f"{_line(name, size)}, one of these at a time")
-        lines.append(f"{_line('total per device', self.total)} of {self.limit / GIB:.2f}")
+        for share in self.shares:
+            lines += share.lines()
+            total = shares.line("total per device", share.total)
+            lines.append(f"{total} of {self.limit / GIB:.2f}")
         if self.refused:
             lines.append(f"  does not fit: {self.refused}")
         if self.host:
-            kept = _line("kept prefixes on this host, at most", self.host)
+            kept = shares.line("kept prefixes on this host, at most", self.host)
             lines.append(f"{kept} of {self.host_limit / GIB:.2f}")
         return "\n".join(lines)
-
-
-def _line(name: str, size: int) -> str:
-    return f"  {name:<42}{size / GIB:10.2f} GiB"
 
 
 def choose(
@@ -143,7 +149,7 @@ def choose(
 ) -> tuple[config.Settings, Plan]:
     """Fill in what the recipe leaves to the plan.
 
-    That is rollout.prefix_cache "auto" and algorithm.microbatch_size 0.
+    That is rollout.prefix_cache and placement.offload "auto", and algorithm.microbatch_size 0.
 
     Args:
       prompt_tokens: length that prompts are padded to.
@@ -187,13 +193,13 @@ def measure(
     """
     limit, host_limit = _limits(mesh, limit)
     params, state = shapes.state(settings, mesh)
-    resident = _resident(settings, state)
+    resident = _resident(settings, mesh, state)
     args, context = shapes.decision(settings, mesh, prompt_tokens, env_spec, params)
     count = shapes.kept_rows(settings, env_spec)
     kept = count * shapes.size(context) // shapes.batch_size(settings)  # of one device
     host = kept * devices.playing(settings, mesh).size
     if settings.prefix_cache == "device":
-        resident["prefix cache"] = kept
+        resident[shares.KEPT] = kept
         host = 0
     plan = Plan(
         resident=resident,
@@ -203,6 +209,8 @@ def measure(
         host_limit=host_limit,
         microbatch_size=settings.raw.algorithm.microbatch_size,
         prefix_cache=settings.prefix_cache,
+        placed=devices.roles(settings),
+        away=(OPTIMISER, AVERAGE) if steps.offload(settings).enabled else (),
     )
     if not plan.fits and not thorough:
         return plan
@@ -222,16 +230,25 @@ def _limits(mesh: jax.sharding.Mesh, limit: int | None) -> tuple[int, int]:
     return min(device for device, _ in everywhere), min(host for _, host in everywhere)
 
 
-def _resident(settings: config.Settings, state: states.TrainState) -> dict[str, int]:
-    """Bytes of one device that the training state takes."""
+def _resident(
+    settings: config.Settings, mesh: jax.sharding.Mesh, state: states.TrainState
+) -> dict[str, int]:
+    """Bytes of one device that the training state takes, and what is published of it."""
     learned, frozen = states.partition(state.params, steps.trainable(settings))
     resident = {
         "frozen weights": shapes.size(frozen),
         "weights that train, float32": shapes.size(learned),
-        "optimiser": shapes.size(state.opt_state) + shapes.size(state.iteration),
+        OPTIMISER: shapes.size(state.opt_state) + shapes.size(state.iteration),
     }
-    if state.ema or state.anchor:
-        resident["average and anchor"] = shapes.size(state.ema) + shapes.size(state.anchor)
+    if settings.plays_average:  # and stays
+        resident["average that plays"] = shapes.size(state.ema)
+        if state.anchor:
+            resident[AVERAGE] = shapes.size(state.anchor)
+    elif state.ema or state.anchor:
+        resident[AVERAGE] = shapes.size(state.ema) + shapes.size(state.anchor)
+    published = shapes.published(settings, mesh, state.params)
+    if published:
+        resident[shares.PUBLISHED] = published
     return resident
 
 
@@ -277,12 +294,28 @@ def _candidates(settings: config.Settings, mesh: jax.sharding.Mesh) -> Iterator[
             f"algorithm.minibatch_size={whole} has no part that divides over the {divisor} "
             f"devices of the mesh; make it a multiple of {divisor}"
         )
-    for cache, microbatch_size in itertools.product(_caches(settings, mesh), sizes):
+    choices = itertools.product(_offloads(settings), _caches(settings, mesh), sizes)
+    for offload, cache, microbatch_size in choices:
         changes = {
+            "placement.offload": offload,
             "rollout.prefix_cache": cache,
             "algorithm.microbatch_size": microbatch_size,
         }
         yield config.changed(settings, changes)
+
+
+def _offloads(settings: config.Settings) -> tuple[str, ...]:
+    """Where the optimiser may lie while episodes are played, the fastest first."""
+    asked = settings.raw.placement.offload
+    if asked != "auto":
+        return (asked,)
+    return ("off", "optimizer") if _may_offload(settings) else ("off",)
+
+
+def _may_offload(settings: config.Settings) -> bool:
+    """Whether those devices play that an optimiser takes room on, while nothing is learned."""
+    ahead = settings.raw.rollout.max_staleness
+    return not ahead and devices.roles(settings).mode != "separate"
 
 
 def _caches(settings: config.Settings, mesh: jax.sharding.Mesh) -> tuple[str, ...]:
@@ -292,7 +325,9 @@ def _caches(settings: config.Settings, mesh: jax.sharding.Mesh) -> tuple[str, ..
         return (asked,)
     if not settings.keep_prefix:
         return ("recompute",)
-    if mesh.devices.flat[0].platform == "cpu":  # its memory is the host's
+    is_apart = devices.roles(settings).mode == "separate"
+    plays_on = is_apart and settings.raw.rollout.max_staleness  # schedule.require
+    if plays_on or mesh.devices.flat[0].platform == "cpu":  # whose memory is the host's
         return "host", "recompute"
     return "device", "host", "recompute"
 
@@ -320,6 +355,8 @@ def _changes(settings: config.Settings) -> Iterator[dict]:
         single.append({"algorithm.microbatch_size": 0})
     if raw.model.gradient_checkpointing != "full":
         single.append({"model.gradient_checkpointing": "full"})
+    if raw.placement.offload == "off" and _may_offload(settings):
+        single.append({"placement.offload": "optimizer"})
     for together in range(1, len(single) + 1):
         for some in itertools.combinations(single, together):
             changes = {}
@@ -376,7 +413,7 @@ class _Work:
         grads = shapes.size(learned)
         coming = ON_DEVICES * shapes.size(batch)
         needed = {
-            "rollout": decision.beyond + arriving + shapes.size(self.args[2:]),
+            shares.ROLLOUT: decision.beyond + arriving + shapes.size(self.args[2:]),
             "gradients, activations, microbatches": grads + microbatch.beyond + coming,
             "optimiser step": grads + step.beyond,
         }
@@ -384,8 +421,9 @@ class _Work:
             kept = shapes.kept(settings, self.mesh, self.env_spec, self.context)
             write = self._compile("writing of kept prefixes", kept["write"])
             read = self._compile("reading of kept prefixes", kept["read"])
-            needed["writing kept prefixes"] = arriving + write.beyond
-            needed["reading kept prefixes"] = grads + coming + read.beyond
+            needed[shares.WRITING] = arriving + write.beyond
+            is_apart = devices.roles(settings).mode == "separate"
+            needed[shares.READING] = (0 if is_apart else grads) + coming + read.beyond
         return needed
 
     def _compile(self, name: str, lowered: jax.stages.Lowered) -> Memory:

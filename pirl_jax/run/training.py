@@ -17,7 +17,7 @@ import ml_collections
 from pirl_jax.core import locks, outside, paths, rng
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
-from pirl_jax.learner import publish, replay
+from pirl_jax.learner import offload, publish, replay
 from pirl_jax.monitor import log, mirror, services, timeline
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import starts
@@ -72,6 +72,11 @@ class Run:
     def publish(self) -> publish.Publisher:
         """Parameters from the devices that learn to those that play."""
         return publish.Publisher(steps.trainable(self.settings), self.mesh, self.plays)
+
+    @functools.cached_property
+    def offload(self) -> offload.Offload:
+        """Where the state lies while episodes are played."""
+        return steps.offload(self.settings)
 
     @property
     def instructions(self) -> tuple[str, ...]:
