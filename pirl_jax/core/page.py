@@ -309,6 +309,12 @@ class Placement(bounds.Section):
     )
     rollout: str = plain("all", "decide, in rollouts and evaluations")
     actor: str = plain("all", "learn; equal to those of rollout, nested with them, or others")
+    offload: str = one_of(
+        ("off", "optimizer", "auto"),
+        "off",
+        "optimizer: moments, average and anchor lie on the host while episodes are played; auto:"
+        " where nothing else fits",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -353,14 +353,8 @@ def learn_in_parts(
     size = cfg.microbatch_size // hosts
     history = []  # metrics of the minibatches, by epoch
     for rows in _by_epoch(updater, data, key):
-        index_1MB, keep_1MB = minibatch.side_by_side(
-            generator,
-            parts,
-            cfg.minibatch_size // hosts,
-            multiple_of=size,
-            most_rows=int(rows_of_parts.max()),
-        )
-        minibatches = _minibatches(rows, index_1MB[0], keep_1MB[0], size)
+        index_MB, keep_MB = _dealt(generator, cfg, parts, int(rows_of_parts.max()))
+        minibatches = _minibatches(rows, index_MB, keep_MB, size)
         state, of_epoch = yield from _epoch(updater, state, minibatches, demonstrations, in_flight)
         history.append(of_epoch)
         if cfg.target_kl:
@@ -371,12 +365,27 @@ def learn_in_parts(
     yield history[-1][-1]["grad_norm"]
     counts = {
         "actor/epochs": float(len(history)),
-        "actor/padded_rows": 1.0 - rows_of_parts.sum() / (keep_1MB.size * hosts),
+        "actor/padded_rows": 1.0 - rows_of_parts.sum() / (keep_MB.size * hosts),
     }
     metrics = summary.of_update(jax.device_get(list(itertools.chain.from_iterable(history))), cfg)
     if updater.plays_average:  # it starts elsewhere, which is no fault
         metrics.pop("actor/first_delta_v")
     return state, metrics | counts
+
+
+def _dealt(
+    generator: np.random.Generator, cfg: page.Algorithm, parts: list[np.ndarray], most_rows: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """This host's share of the minibatches of an epoch: index [M,B], keep [M,B]."""
+    hosts = jax.process_count()
+    index_1MB, keep_1MB = minibatch.side_by_side(
+        generator,
+        parts,
+        cfg.minibatch_size // hosts,
+        multiple_of=cfg.microbatch_size // hosts,
+        most_rows=most_rows,
+    )
+    return index_1MB[0], keep_1MB[0]
 
 
 def _epoch(
@@ -418,7 +427,11 @@ def _by_epoch(
 
 
 def _microbatches(
-    data: objective.Minibatch, index_B: np.ndarray, keep_B: np.ndarray, size: int, scale: float
+    data: objective.Minibatch,
+    index_B: np.ndarray,
+    keep_B: np.ndarray,
+    size: int,
+    scale: float = 1.0,
 ) -> Iterator[objective.Minibatch]:
     """The rows of a minibatch, `size` at a time; taken when they are asked for.
 

@@ -18,6 +18,8 @@ LARGEST_MICROBATCH = 128
 # Of prefixes: device and host give the same arithmetic, but rows travel; computing them again is
 # most of the arithmetic of an update (policy/flops.py: 37 times at full size).
 COST_OF_CACHE = {"device": 1.0, "host": 1.1, "recompute": 40.0}
+# Of moments on the host while episodes are played: they travel twice in an iteration.
+COST_OF_OFFLOAD = {"off": 1.0, "optimizer": 1.05}
 # A microbatch costs what does not depend on its rows, too: about as much as this many rows on each
 # device (compiled for a v5e, docs/targets.md).
 FIXED_ROWS = 4
@@ -26,8 +28,8 @@ FIXED_ROWS = 4
 def candidates(settings: config.Settings, mesh: jax.sharding.Mesh) -> list[config.Settings]:
     """Settings without open choices, the fastest first.
 
-    Open are rollout.prefix_cache "auto", algorithm.microbatch_size 0 and
-    model.gradient_checkpointing "auto".
+    Open are rollout.prefix_cache, placement.offload and model.gradient_checkpointing "auto", and
+    algorithm.microbatch_size 0.
 
     Raises:
       ValueError: no microbatch divides over the devices.
@@ -43,9 +45,12 @@ def candidates(settings: config.Settings, mesh: jax.sharding.Mesh) -> list[confi
             f"devices of the mesh; make it a multiple of {divisor}"
         )
     found = []
-    choices = itertools.product(_caches(settings, mesh), _policies(settings), sizes)
-    for cache, policy, size in choices:
+    choices = itertools.product(
+        _offloads(settings), _caches(settings, mesh), _policies(settings), sizes
+    )
+    for offload, cache, policy, size in choices:
         changes = {
+            "placement.offload": offload,
             "rollout.prefix_cache": cache,
             "algorithm.microbatch_size": size,
             "model.gradient_checkpointing": policy,
@@ -81,6 +86,8 @@ def changes(settings: config.Settings) -> Iterator[dict]:
         single.append({"algorithm.microbatch_size": 0})
     if raw.model.gradient_checkpointing not in ("auto", remat.LEAST):
         single.append({"model.gradient_checkpointing": "auto"})
+    if raw.placement.offload == "off" and _may_offload(settings):
+        single.append({"placement.offload": "auto"})
     for together in range(1, len(single) + 1):
         for some in itertools.combinations(single, together):
             merged = {}
@@ -93,6 +100,7 @@ def _cost(one: config.Settings, mesh: jax.sharding.Mesh) -> float:
     """Of an update, in units of the fastest."""
     rows_per_device = one.raw.algorithm.microbatch_size / mesh.size
     slower = remat.COST[one.raw.model.gradient_checkpointing]
+    slower *= COST_OF_OFFLOAD[one.raw.placement.offload]
     return COST_OF_CACHE[one.prefix_cache] * slower * (1 + FIXED_ROWS / rows_per_device)
 
 
@@ -101,16 +109,34 @@ def computed_again(one: config.Settings) -> int:
     return list(remat.POLICIES).index(one.raw.model.gradient_checkpointing)
 
 
-def _appetite(one: config.Settings) -> tuple[bool, bool, int, int]:
+def _appetite(one: config.Settings) -> tuple[int, int, int]:
     """Smaller: less memory of a device."""
-    in_the_way = one.prefix_cache == "device"
-    slow = one.prefix_cache == "recompute"
-    return in_the_way, slow, -computed_again(one), one.raw.algorithm.microbatch_size
+    in_the_way = [
+        one.prefix_cache == "device",
+        one.raw.placement.offload == "off",
+        one.prefix_cache == "recompute",
+    ]
+    rank = sum(4 >> place for place, there in enumerate(in_the_way) if there)
+    return rank, -computed_again(one), one.raw.algorithm.microbatch_size
 
 
 def _policies(settings: config.Settings) -> tuple[str, ...]:
     asked = settings.raw.model.gradient_checkpointing
     return tuple(remat.POLICIES) if asked == "auto" else (asked,)
+
+
+def _offloads(settings: config.Settings) -> tuple[str, ...]:
+    """Where moments may lie while episodes are played."""
+    asked = settings.raw.placement.offload
+    if asked != "auto":
+        return (asked,)
+    return ("off", "optimizer") if _may_offload(settings) else ("off",)
+
+
+def _may_offload(settings: config.Settings) -> bool:
+    """Whether those devices play that moments take room on, while nothing is learned."""
+    ahead = settings.raw.rollout.max_staleness
+    return not ahead and devices.roles(settings).mode != "separate"
 
 
 def _caches(settings: config.Settings, mesh: jax.sharding.Mesh) -> tuple[str, ...]:
@@ -120,7 +146,9 @@ def _caches(settings: config.Settings, mesh: jax.sharding.Mesh) -> tuple[str, ..
         return (asked,)
     if not settings.keep_prefix:
         return ("recompute",)
-    if mesh.devices.flat[0].platform == "cpu":  # its memory is the host's
+    is_apart = devices.roles(settings).mode == "separate"
+    plays_on = is_apart and settings.raw.rollout.max_staleness  # schedule.require
+    if plays_on or mesh.devices.flat[0].platform == "cpu":  # whose memory is the host's
         return "host", "recompute"
     return "device", "host", "recompute"
 

@@ -143,7 +143,19 @@ def _check_multiples(raw: page.Page):
 def _check_placement(raw: page.Page):
     """What no machine could do."""
     section = raw.placement
-    placement.check(section.env, section.rollout, section.actor)
+    mode = placement.check(section.env, section.rollout, section.actor)
+    if mode == "separate" and section.offload == "optimizer":
+        raise ValueError(
+            f"placement.offload={section.offload!r} makes room for nothing where"
+            f" placement.rollout={section.rollout} and placement.actor={section.actor} are apart;"
+            f" set it to 'off' or 'auto'"
+        )
+    if raw.rollout.max_staleness and section.offload == "optimizer":
+        raise ValueError(
+            f"placement.offload={section.offload!r} takes away what the learner needs while"
+            f" episodes play (rollout.max_staleness={raw.rollout.max_staleness}); set one to 'off'"
+            f" or 0"
+        )
     if section.env and raw.env.render_devices:
         raise ValueError(
             f"placement.env={section.env!r} and env.render_devices={raw.env.render_devices} both"

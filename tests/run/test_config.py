@@ -153,6 +153,7 @@ WRONG = [
     ("sft.steps", 0, "to be at least 1"),
     ("placement.rollout", "4-", "has '4-', which is no range; write ranges such as 0-3"),
     ("placement.actor", "3-1", "has the reversed range 3-1; write 1-3"),
+    ("placement.offload", "all", "choose one of: off, optimizer, auto"),
     ("placement.env", "0-3:0", "here is one process per host; drop ':0' and write 0-3"),
     (
         "env.suite",
@@ -464,6 +465,21 @@ def test_prefixes_on_devices_that_play_leave_them_in_whole_batches():
         config.check_batches(page, 2, playing=4)
 
 
+def test_separate_devices_offload_nothing():
+    page = quickstart.get_config()
+    page.placement.offload = "optimizer"
+    config.settings(page)
+    page.rollout.max_staleness = 1
+    with pytest.raises(ValueError, match=r"takes away what the learner needs while episodes play"):
+        config.settings(page)
+    page.rollout.max_staleness = 0
+    page.placement.update(rollout="2-5", actor="6-7")
+    with pytest.raises(ValueError, match=r"placement.offload='optimizer' makes room for nothing "):
+        config.settings(page)
+    page.placement.offload = "auto"
+    config.settings(page)
+
+
 def test_simulators_draw_where_one_field_says():
     page = quickstart.get_config()
     page.placement.env = "0"
@@ -587,6 +603,7 @@ TABLES = {
     "sft.dataset_images": own_data.TURNED,
     "sft.dataset_statistics": ("auto", "computed", "files"),
     "optim.schedule": optimizer.SCHEDULES,
+    "placement.offload": ("off", "optimizer", "auto"),
     "run.on_divergence": ("stop", "rollback"),
     "run.backends": ("jsonl", "tensorboard", *mirrors.SERVICES),
 }

@@ -274,10 +274,16 @@ ROLLOUT = (
         "one copy of the weights, actor.model's",
         formulas.other_weights,
     ),
+    rows.carried(
+        "actor.enable_offload",
+        "placement.offload",
+        "`optimizer` where it is True; parameters stay",
+        lambda source, value: {"placement.offload": "optimizer"} if value else {},
+    ),
     rows.same(
-        "rollout.enable_offload actor.enable_offload",
+        "rollout.enable_offload",
         (False,),
-        "nothing moves to the host; mesh.fsdp and algorithm.microbatch_size save memory",
+        "one copy of the weights plays and learns, and stays on the devices",
         False,
     ),
     rows.dropped(
