@@ -61,12 +61,14 @@ class Updater:
         Raises:
           ValueError: sizes do not divide.
         """
-        if cfg.microbatch_size % mesh.size or cfg.minibatch_size % cfg.microbatch_size:
+        rows = cfg.microbatch_rows(mesh.size)
+        if rows % mesh.size or cfg.minibatch_size % rows:
             raise ValueError(
-                f"microbatch_size={cfg.microbatch_size} must be a multiple of the {mesh.size} "
-                f"devices of the mesh and divide minibatch_size={cfg.minibatch_size}"
+                f"minibatch_size={cfg.minibatch_size} must be a multiple of the {mesh.size} devices"
+                f" of the mesh times microbatch_size={cfg.microbatch_size}"
             )
         self.cfg = cfg
+        self.microbatch_rows = rows  # of all devices
         self.mesh = mesh
         self._log_prob_fn = log_prob_fn
         self._optim = optim
@@ -91,7 +93,7 @@ class Updater:
     ) -> tuple[states.TrainState, dict]:
         """One optimiser step -> state, metrics on the devices.  What it changes is donated.
 
-        microbatches: host rows, each of this host's share of cfg.microbatch_size.
+        microbatches: host rows, each of this host's share of microbatch_rows.
         """
         total = None
         in_flight = collections.deque()
@@ -318,7 +320,7 @@ def learn(
     # All of them take equally many steps of the same size, as many as the one with the most rows.
     rows_of_parts = np.array(meshes.gather([len(part) for part in parts]))
     rows_of_hosts = rows_of_parts.sum(1)
-    size = cfg.microbatch_size // hosts
+    size = updater.microbatch_rows // hosts
     history = []  # metrics of the minibatches, by epoch
     for _ in range(cfg.update_epochs):
         index_1MB, keep_1MB = minibatch.side_by_side(

@@ -253,8 +253,12 @@ def check_batches(raw: page.Page, num_devices: int, hosts: int = 1) -> None:
         rows = decision_batch(raw, _value(raw, f"{section}.num_envs"))
         _check_multiple(name, rows, own, own_text)
     all_text = f"{num_devices} devices of the mesh"
-    microbatch = raw.algorithm.microbatch_size
-    _check_multiple("algorithm.microbatch_size", microbatch, num_devices, all_text)
+    algorithm = raw.algorithm
+    _check_multiple("algorithm.minibatch_size", algorithm.minibatch_size, num_devices, all_text)
+    if algorithm.microbatch_size:
+        rows = algorithm.microbatch_rows(num_devices)
+        each = f"{all_text} times algorithm.microbatch_size={algorithm.microbatch_size}"
+        _check_multiple("algorithm.minibatch_size", algorithm.minibatch_size, rows, each)
     if raw.sft.demonstrations:
         _check_multiple("sft.batch_size", raw.sft.batch_size, num_devices, all_text)
     group_size = raw.algorithm.group_size

@@ -300,7 +300,7 @@ def _report(request: Request, tell: Any) -> dict[str, Any]:
 
 def _without_choices(settings: config.Settings, mesh: jax.sharding.Mesh) -> config.Settings:
     """What asks for least, where nothing fits."""
-    smallest = settings.raw.algorithm.microbatch_size or mesh.size
+    smallest = settings.raw.algorithm.microbatch_size or 1
     changes = {"algorithm.microbatch_size": smallest}
     if settings.raw.rollout.prefix_cache == "auto":
         changes["rollout.prefix_cache"] = "host" if settings.keep_prefix else "recompute"
@@ -330,7 +330,7 @@ def _programs(
     served, _ = shapes.decision(settings, one, tokens, spec, acting, rows=1)
     yield "served decision, 1 row, 1 device", shapes.evaluation(settings, one, served)
     learner, _ = shapes.update(settings, mesh, state, args, context)
-    count = settings.raw.algorithm.microbatch_size
+    count = settings.raw.algorithm.microbatch_rows(mesh.size)
     yield f"update microbatch, {count} rows", learner["microbatch"]
     yield "optimiser step", learner["step"]
     if settings.prefix_cache == "device":

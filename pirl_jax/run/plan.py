@@ -21,7 +21,7 @@ from pirl_jax.learner import update
 from pirl_jax.run import accelerators, config, shapes, steps
 
 GIB = 2**30
-LARGEST_MICROBATCH = 128
+LARGEST_MICROBATCH = 128  # of one device
 # Of the host's memory that kept prefixes may take; simulators and all else need the rest.
 HOST_SHARE = 0.8
 # Microbatches on the devices: those under way, and the one that is put meanwhile.
@@ -98,7 +98,7 @@ class Plan:
     host: int
     limit: int
     host_limit: int
-    microbatch_size: int
+    microbatch_size: int  # of one device
     prefix_cache: str
     refused: str = ""  # a program that the compiler says does not fit, in its words
 
@@ -113,7 +113,8 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [
-            f"memory plan: microbatch {self.microbatch_size}, prefix cache {self.prefix_cache}"
+            f"memory plan: microbatch {self.microbatch_size} per device,"
+            f" prefix cache {self.prefix_cache}"
         ]
         for name, size in self.resident.items():
             lines.append(_line(name, size))
@@ -295,12 +296,13 @@ def _caches(settings: config.Settings, mesh: jax.sharding.Mesh) -> tuple[str, ..
 
 
 def _halves(minibatch_size: int, devices: int) -> Iterator[int]:
-    """The largest microbatch, its half, and so on."""
-    largest = min(minibatch_size, max(LARGEST_MICROBATCH, devices))
-    candidates = range(largest, 0, -1)
-    fitting = (size for size in candidates if not minibatch_size % size and not size % devices)
-    size = next(fitting, 0)
-    while size and size % devices == 0:
+    """The largest microbatch of a device, its half, and so on."""
+    each, left = divmod(minibatch_size, devices)
+    if left:
+        return
+    candidates = range(min(each, LARGEST_MICROBATCH), 0, -1)
+    size = next((size for size in candidates if not each % size), 0)
+    while size:
         yield size
         size = 0 if size % 2 else size // 2
 

@@ -119,10 +119,11 @@ def update(
     """
     explore, _ = steps.decisions(settings.policy, settings.keep_prefix, meshes.local(mesh))
     chain, _, _ = jax.eval_shape(explore, *args)
-    count = settings.raw.algorithm.microbatch_size
+    algorithm = settings.raw.algorithm
+    count = algorithm.microbatch_rows(mesh.size)
     chain = with_rows(chain, count, mesh)
     context = with_rows(context, count, mesh)
-    clone_weight = chain.value if settings.raw.algorithm.clone_coef else None
+    clone_weight = chain.value if algorithm.clone_coef else None
     batch = objective.Minibatch(context, chain, chain.value, chain.value, chain.value, clone_weight)
     return steps.updater(settings, mesh).lower(state, batch), batch
 
@@ -144,5 +145,6 @@ def kept(
 ) -> dict[str, Lowered]:
     """The programs that keep prefixes on the devices, {"write", "read"}."""
     own = meshes.local(mesh)
-    batch = settings.raw.algorithm.microbatch_size
+    algorithm = settings.raw.algorithm
+    batch = algorithm.microbatch_rows(mesh.size)
     return context_rows.Buffer(own).lower(context, kept_rows(settings, env_spec), batch)

@@ -137,17 +137,6 @@ def _placements(source: Source) -> dict[str, str]:
     return found
 
 
-def _devices(ranges: str) -> int | None:
-    """How many devices "0-3,6" are; None of `all` and of what is no list of ranges."""
-    count = 0
-    for part in ranges.partition(":")[0].split(","):
-        first, _, last = part.strip().partition("-")
-        if not (first.isdecimal() and (last or first).isdecimal()):
-            return None
-        count += int(last or first) - int(first) + 1
-    return count
-
-
 def directory(source: Source, value: Any) -> dict[str, Any]:
     """log_path / experiment_name."""
     del value
@@ -361,14 +350,6 @@ def precision(source: Source, value: Any) -> dict[str, Any]:
 
 
 # ---- learner ------------------------------------------------------------------------------------
-
-
-def microbatch(source: Source, value: Any) -> dict[str, Any]:
-    """Of all devices, where their number is known."""
-    del value
-    size = source.whole("actor.micro_batch_size", default=128)
-    devices = _devices(_placements(source).get("actor", "all")) or 1
-    return {"algorithm.microbatch_size": size * devices}
 
 
 def critic_warmup(source: Source, value: Any) -> dict[str, Any]:
