@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv[1:])
     with command.user_errors():
         if options.output:
-            paths.require_writable(options.output.parent, "--output")
+            paths.require_writable_file(options.output, "--output")
         answers = read(options.run)
         if options.output:
             options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -168,6 +168,7 @@ def prepare(
     spec = candidate.envs.spec
     playable = config.playable(raw, spec)
     episodes = starts.evaluation(playable, raw.eval.episodes_per_task)
+    results.require_played(options.videos or "all", episodes)
     if not options.videos:
         filmed = results.first_videos(episodes, raw.eval.num_videos)
     protocol = results.protocol(settings, spec, playable, raw.eval.episodes_per_task)

@@ -292,6 +292,7 @@ TRAIN = [
     (["stray"], "argument 'stray' belongs to no option, write --name=value"),
     (["--resume"], "argument --resume: expected one argument"),
     (["--config.optim.lr"], "optim.lr"),
+    (["--plan-only", "--target=cuda:h100:1", "--output=full"], "full is a folder; give the path"),
 ]
 
 
@@ -498,6 +499,7 @@ DIAGNOSE = [
     (["", "--output=out"], "argument run: an empty path names nothing"),
     (["folder", "--output="], "argument --output: an empty path names nothing"),
     (["folder", "--output=/proc/x/y"], "--output=/proc/x cannot be written"),
+    (["folder", "--output=full"], "full is a folder; give the path of a file"),
 ]
 
 

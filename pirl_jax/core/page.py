@@ -254,6 +254,18 @@ class Rollout(bounds.Section):
     balance: str = one_of(
         ("tasks", "suites"), "tasks", "what of a list of suites is played as often in training"
     )
+    max_staleness: int = between(
+        0,
+        4,
+        0,
+        "how far the parameters that play may lie behind those that learn; 0 = in turns",
+        "iterations",
+    )
+    weight_switch: str = one_of(
+        ("decision", "batch"),
+        "decision",
+        "when new parameters play: at the next decision, or in whole rollouts (lockstep: batch)",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,6 +70,15 @@ class Algorithm(bounds.Section):
         "chunk",
         "one probability ratio per chunk, per action, or per token (entry of an action)",
     )
+    importance: str = one_of(
+        ("recompute", "behavior"),
+        "recompute",
+        "rows of older parameters: against the policy that the update begins with, and weighted by"
+        " how likely it would have played them; behavior: against the one that played",
+    )
+    importance_cap: float = above(
+        1, 2.0, "rows of older parameters with a larger weight teach the policy nothing"
+    )
     value_clip: float = positive(0.2, "clip of a value's move away from the rollout's")
     huber_delta: float = positive(10.0, "error from which the value loss is linear")
     value_coef: float = at_least(0, 1.0, "weight of the value loss")

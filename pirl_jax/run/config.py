@@ -330,6 +330,21 @@ def evaluation_due(raw: page.Page, iteration: int) -> bool:
     return bool(raw.eval.every and iteration and iteration % raw.eval.every == 0)
 
 
+def is_barrier(raw: page.Page, iteration: int) -> bool:
+    """Whether nothing of an iteration is played before all earlier ones are learned.
+
+    So it is before an evaluation and where a checkpoint is due: what is saved there is all there
+    is.
+    """
+    saved = iteration % raw.run.save_every == 0
+    return not raw.rollout.max_staleness or saved or evaluation_due(raw, iteration)
+
+
+def weight_switch(raw: page.Page) -> str:
+    """When new parameters play: decision | batch."""
+    return "batch" if raw.rollout.lockstep else raw.rollout.weight_switch
+
+
 def begins_with_rollout(raw: page.Page, iteration: int) -> bool:
     """Whether there is such an iteration, and no evaluation before its rollout."""
     return iteration < raw.num_iterations and not evaluation_due(raw, iteration)

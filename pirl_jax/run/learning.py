@@ -5,14 +5,16 @@ That is demonstrations beside them, and own successes of earlier iterations.
 Refuses to know how episodes are played.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
+import time
 
 import jax
 import numpy as np
 
 from pirl_jax.core import rng, types
-from pirl_jax.learner import objective, replay, update
+from pirl_jax.learner import objective, proximal, replay, update
+from pirl_jax.learner import state as states
 from pirl_jax.run import steps, teach, training
 
 
@@ -23,6 +25,23 @@ class Learner:
     updater: update.Updater
     demonstrations: tuple[types.Observation, np.ndarray] | None  # encoded; of co-training
     replay: replay.Replay | None  # own successes of earlier iterations
+    evaluate: Callable  # what older rows are looked at again with (learner/proximal.py)
+
+    def catching_up(
+        self, state: states.TrainState, rollout: types.Rollout, version: int
+    ) -> proximal.Passes:
+        """Before objective.with_advantages, where older parameters may have played.
+
+        version: the iteration whose update begins, with the parameters of `state`.
+        """
+        start_s = time.monotonic()
+        cfg = self.updater.cfg
+        mesh = self.updater.mesh
+        passes = proximal.catching_up(self.evaluate, state.params, rollout, version, cfg, mesh)
+        rollout, metrics = yield from passes
+        if metrics:
+            metrics["time/recompute"] = time.monotonic() - start_s
+        return rollout, metrics
 
     def batches(self, batch_size: int, key: jax.Array) -> Iterator | None:
         """Of demonstrations, one for every update."""
@@ -43,7 +62,8 @@ def of_run(run: training.Run) -> Learner:
     """Asked for once the actor knows its transform: demonstrations are encoded by it."""
     earlier = replay.of_run(run.directory.path, run.settings.raw.algorithm)
     updater = steps.updater(run.settings, run.mesh)
-    return Learner(updater, _encoded(run), earlier)
+    evaluate = steps.proximal(run.settings, run.mesh)
+    return Learner(updater, _encoded(run), earlier, evaluate)
 
 
 def _encoded(run: training.Run) -> tuple[types.Observation, np.ndarray] | None:

@@ -146,7 +146,7 @@ def plan_only(options: argparse.Namespace, settings: config.Settings) -> None:
         print(planned)
         return
     if options.output:  # before hours of compiling
-        paths.require_writable(options.output.parent, "--output")
+        paths.require_writable_file(options.output, "--output")
     result = answer(options, settings)
     print(as_text(result))
     if options.output:

@@ -144,8 +144,10 @@ def _check_imports(path: pathlib.Path) -> None:
 def load_run(directory: str | pathlib.Path) -> ml_collections.ConfigDict:
     """The page that a run was started with.
 
+    Fields that came later have their defaults, which is how the run was played; that is said.
+
     Raises:
-      ValueError: the folder holds no run, or one with other fields than today's page.
+      ValueError: the folder holds no run, or one with fields that today's page does not have.
     """
     folder = paths.absolute(directory)
     if folder.parent.name == "checkpoints" and folder.name.isdecimal():
@@ -157,7 +159,7 @@ def load_run(directory: str | pathlib.Path) -> ml_collections.ConfigDict:
         )
     page = defaults()
     fields = _with_tuples(outside.read_json(path, remedy=WITHOUT_PAGE))
-    _require_fields(path, page, fields)
+    later = _later_fields(path, page, fields)
     try:
         page.update(ml_collections.ConfigDict(fields))
     # A locked page refuses so; OverflowError: a number that no float is.
@@ -165,21 +167,33 @@ def load_run(directory: str | pathlib.Path) -> ml_collections.ConfigDict:
         raise ValueError(
             f"{path} does not fit the page: {outside.shown(error)}; {WITHOUT_PAGE}"
         ) from error
+    if later:
+        print(
+            f"note: {path} is older than the fields {outside.listed(later)}; "
+            f"they have their defaults",
+            file=sys.stderr,
+        )
     return page
 
 
-def _require_fields(path: pathlib.Path, page: ml_collections.ConfigDict, fields: dict) -> None:
-    """The names of today's page, all of them and no other."""
+def _later_fields(path: pathlib.Path, page: ml_collections.ConfigDict, fields: dict) -> list[str]:
+    """Names of today's page that a run of an earlier version did not have.
+
+    Raises:
+      ValueError: it has names that the page does not have, or a section without any.
+    """
     ours = set(field_names(page))
     theirs = set(_names(fields))
     sections = [name for name in SECTIONS if isinstance(fields.get(name), dict)]
     if len(sections) < MOST_OF_THEM:
         raise ValueError(f"{path} is no config.json of a run of ours; {WITHOUT_PAGE}")
-    unlike = sorted(ours ^ theirs)
+    emptied = {name for name, value in fields.items() if value == {}}
+    unlike = sorted(theirs - ours) + sorted(n for n in ours if n.partition(".")[0] in emptied)
     if unlike:
         raise ValueError(
             f"{path} is of another version (fields {outside.listed(unlike)}); {WITHOUT_PAGE}"
         )
+    return sorted(ours - theirs)
 
 
 def _names(fields: dict, section: str = "") -> list[str]:

@@ -72,9 +72,11 @@ def read(folder: pathlib.Path) -> Record:
     Raises:
       ValueError: it is neither, or a file of it is damaged.
     """
-    if log.began(folder):
+    is_evaluation = (folder / "evaluation.json").exists()
+    # A config.json alone may be anybody's, whose folder the evaluation was written into.
+    if (folder / "metrics.jsonl").exists() or (log.began(folder) and not is_evaluation):
         return _run(folder)
-    if (folder / "evaluation.json").exists():
+    if is_evaluation:
         only = evaluation(folder)
         return Record(folder, [only], [only.environment])
     raise ValueError(

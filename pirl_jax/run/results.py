@@ -312,6 +312,26 @@ def chosen_videos(choice: str) -> Callable[[stream.Episode, bool], bool]:
     return lambda episode, success: (episode.task, episode.init_state) in pairs
 
 
+def require_played(choice: str, episodes: Sequence[stream.Episode]) -> None:
+    """The pairs of a choice of videos are among the episodes.
+
+    Raises:
+      ValueError: names the first one that is not.
+    """
+    played = set(map(_pair, episodes))
+    for pair in choice.split(",") if ":" in choice else ():
+        if pair not in played:
+            raise ValueError(
+                f"--videos={choice} asks for {pair}, which is not played; the first and the last "
+                f"of the {len(episodes)} episodes are {_pair(episodes[0])} and "
+                f"{_pair(episodes[-1])}"
+            )
+
+
+def _pair(episode: stream.Episode) -> str:
+    return f"{episode.task}:{episode.init_state}"
+
+
 def first_videos(
     episodes: Sequence[stream.Episode], count: int
 ) -> Callable[[stream.Episode, bool], bool]:

@@ -69,6 +69,7 @@ def play(
             key,
             stream,
             timers,
+            version=iteration,
             book=book,
             group_size=cfg.group_size,
             bootstrap_truncated=cfg.uses_critic and cfg.bootstrap_truncated,

@@ -504,9 +504,11 @@ TABLES = {
     "rollout.prefix_cache": ("auto", "device", "host", "recompute"),
     "rollout.start_order": starts.ORDERS,
     "rollout.balance": starts.BALANCES,
+    "rollout.weight_switch": ("decision", "batch"),
     "algorithm.loss": ("ppo", "clone", "nft"),
     "algorithm.adv_type": ("gae", *advantages.GROUP_BASELINES, "raw"),
     "algorithm.logprob_type": losses.LOG_PROB_LEVELS,
+    "algorithm.importance": ("recompute", "behavior"),
     "algorithm.anchor": flow.ANCHORS,
     "nft.form": ("dpo", "mse"),
     "nft.target": ("xnext", "x0", "x0_sde"),
@@ -780,10 +782,32 @@ def test_a_run_brings_its_own_configuration(sentence, tmp_path):
     assert "has no config.json beside its checkpoints; give the recipe with --config" in sentence(
         evaluate, "--checkpoint=nowhere"
     )
-    del saved["env"]["split"]
     (tmp_path / "config.json").write_text(json.dumps(saved | {"extra": 1}))
     said = sentence(evaluate, f"--checkpoint={tmp_path}")
-    assert "is of another version (fields env.split, extra); give the recipe with --config" in said
+    assert "is of another version (fields extra); give the recipe with --config" in said
+
+
+@pytest.mark.parametrize(
+    "lacks", [("env.split",), ("seed", "optim.lr"), ("nft",)], ids=lambda names: "+".join(names)
+)
+def test_a_run_from_before_a_field_has_its_default_and_says_so(tmp_path, capsys, lacks):
+    page = quickstart.get_config()
+    page.env.tasks = (2, 3)
+    saved = json.loads(json.dumps(page.to_dict()))
+    for name in lacks:
+        section, _, field = name.rpartition(".")
+        del (saved[section] if section else saved)[field]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    read = recipes.load_run(tmp_path)
+    assert read.env.tasks == (2, 3)
+    anew = base.get_config()
+    for name in lacks:
+        section, _, field = name.rpartition(".")
+        now = read[section][field] if section else read[field]
+        assert now == (anew[section][field] if section else anew[field])
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'config.json'} is older than the fields" in said
+    assert lacks[0] in said and "they have their defaults" in said
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,24 @@ def test_fields_of_the_policy_reach_it(field):
     assert getattr(plain.policy.model, field) != POLICY[field]
 
 
+def test_what_is_saved_or_evaluated_is_a_barrier():
+    fields = {"run__save_every": 4, "eval__every": 6}
+    page = recipe.get_config()
+    in_turns = changed(page, **fields).raw
+    assert all(config.is_barrier(in_turns, i) for i in range(13))
+    apart = changed(page, rollout__max_staleness=1, **fields).raw
+    assert [i for i in range(13) if config.is_barrier(apart, i)] == [0, 4, 6, 8, 12]
+
+
+@pytest.mark.parametrize(
+    "lockstep, asked, resolved",
+    [(False, "decision", "decision"), (False, "batch", "batch"), (True, "decision", "batch")],
+)
+def test_lockstep_switches_parameters_between_rollouts(lockstep, asked, resolved):
+    fields = {"rollout__lockstep": lockstep, "rollout__weight_switch": asked}
+    assert config.weight_switch(changed(recipe.get_config(), **fields).raw) == resolved
+
+
 def test_fields_of_the_optimiser_reach_it():
     values = dict(
         lr=0.1,
@@ -488,6 +506,7 @@ TESTED = {
     "rollout.num_envs": ["test_train.py::SMALL"],
     "rollout.num_groups": ["rollout/test_stream.py::_play"],
     "rollout.episodes_per_iteration": ["test_train.py::SMALL"],
+    "rollout.max_staleness": [HERE + "test_what_is_saved_or_evaluated_is_a_barrier"],
     "algorithm.group_size": ["test_train.py::test_grpo_learns"],
     "algorithm.rewards_lower_bound": [UPDATE + "test_bounds_of_the_reward_filter"],
     "algorithm.rewards_upper_bound": [UPDATE + "test_bounds_of_the_reward_filter"],
@@ -500,6 +519,9 @@ TESTED = {
     "algorithm.clip_ratio_low": [OBJECTIVE],
     "algorithm.clip_ratio_high": [OBJECTIVE],
     "algorithm.clip_ratio_c": [OBJECTIVE],
+    "algorithm.importance_cap": [
+        "learner/test_proximal.py::test_older_rows_are_those_of_the_newest_parameters"
+    ],
     "algorithm.value_clip": [OBJECTIVE],
     "algorithm.huber_delta": [OBJECTIVE],
     "algorithm.value_coef": [OBJECTIVE],

@@ -203,6 +203,18 @@ def test_a_choice_of_no_videos(choice):
         results.chosen_videos(choice)
 
 
+@pytest.mark.parametrize("choice", ["9:9", "0:800,9:9", "1:801,9:9,8:8"])
+def test_videos_of_episodes_that_nobody_plays_are_refused(choice):
+    episodes = [result.episode for result in played()[:3]]
+    with pytest.raises(ValueError, match=r"asks for 9:9, which is not played; .* 3 episodes are "):
+        results.require_played(choice, episodes)
+
+
+@pytest.mark.parametrize("choice", ["all", "failures", "0:800", "0:800,1:801"])
+def test_videos_of_episodes_that_are_played(choice):
+    results.require_played(choice, [result.episode for result in played()[:3]])
+
+
 def test_a_video_is_named_by_episode_and_outcome(tmp_path):
     result = played()[0]
     result.frames = [np.zeros((16, 16, 3), np.uint8)] * 4

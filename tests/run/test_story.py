@@ -64,6 +64,14 @@ def test_a_run_before_its_first_row(tmp_path):
     assert source["run"]["training"] == source["run"]["findings"] == source["run"]["time"] == []
 
 
+@pytest.mark.parametrize("foreign", ["{}", "[1]", "no json"])
+def test_an_evaluation_in_a_folder_with_a_foreign_configuration(tmp_path, foreign):
+    run_folders.evaluation(tmp_path / "model", run_folders.outcomes(4))
+    (tmp_path / "model" / "config.json").write_text(foreign)
+    record = records.read(tmp_path / "model")
+    assert not record.is_run and len(record.evaluations) == 1
+
+
 def test_evaluations_in_the_order_they_were_played(tmp_path):
     run = run_folders.run(tmp_path / "a")
     for name in ("iteration_40", "iteration_8", "checkpoint_4"):
