@@ -13,7 +13,7 @@ import jax
 from pirl_jax.models import remat
 from pirl_jax.run import config, devices
 
-LARGEST_MICROBATCH = 128
+LARGEST_MICROBATCH = 128  # of one device
 # How much longer an update takes, where nobody estimates it: one number is worth ten compilations.
 # Of prefixes: device and host give the same arithmetic, but rows travel; computing them again is
 # most of the arithmetic of an update (policy/flops.py: 37 times at full size).
@@ -38,7 +38,8 @@ def candidates(settings: config.Settings, mesh: jax.sharding.Mesh) -> list[confi
     asked = settings.raw.algorithm.microbatch_size
     # Those that keep prefixes give away as many rows each, too.
     divisor = math.lcm(mesh.size, devices.playing(settings, mesh).size * jax.process_count())
-    sizes = (asked,) if asked else tuple(_halves(whole, divisor))
+    halves = [size for size in _halves(whole, mesh.size) if not size * mesh.size % divisor]
+    sizes = [asked] if asked else halves
     if not sizes:
         raise ValueError(
             f"algorithm.minibatch_size={whole} has no part that divides over the {divisor} "
@@ -56,7 +57,7 @@ def candidates(settings: config.Settings, mesh: jax.sharding.Mesh) -> list[confi
             "model.gradient_checkpointing": policy,
         }
         found.append(config.changed(settings, changes))
-    return sorted(found, key=lambda one: _cost(one, mesh))
+    return sorted(found, key=_cost)
 
 
 def rivals(chosen: config.Settings, others: list[config.Settings]) -> Iterator[config.Settings]:
@@ -96,12 +97,12 @@ def changes(settings: config.Settings) -> Iterator[dict]:
             yield merged
 
 
-def _cost(one: config.Settings, mesh: jax.sharding.Mesh) -> float:
+def _cost(one: config.Settings) -> float:
     """Of an update, in units of the fastest."""
-    rows_per_device = one.raw.algorithm.microbatch_size / mesh.size
     slower = remat.COST[one.raw.model.gradient_checkpointing]
     slower *= COST_OF_OFFLOAD[one.raw.placement.offload]
-    return COST_OF_CACHE[one.prefix_cache] * slower * (1 + FIXED_ROWS / rows_per_device)
+    rows = one.raw.algorithm.microbatch_size
+    return COST_OF_CACHE[one.prefix_cache] * slower * (1 + FIXED_ROWS / rows)
 
 
 def computed_again(one: config.Settings) -> int:
@@ -154,11 +155,12 @@ def _caches(settings: config.Settings, mesh: jax.sharding.Mesh) -> tuple[str, ..
 
 
 def _halves(minibatch_size: int, devices: int) -> Iterator[int]:
-    """The largest microbatch, its half, and so on."""
-    largest = min(minibatch_size, max(LARGEST_MICROBATCH, devices))
-    sizes = range(largest, 0, -1)
-    fitting = (size for size in sizes if not minibatch_size % size and not size % devices)
-    size = next(fitting, 0)
-    while size and size % devices == 0:
+    """The largest microbatch of a device, its half, and so on."""
+    each, left = divmod(minibatch_size, devices)
+    if left:
+        return
+    sizes = range(min(each, LARGEST_MICROBATCH), 0, -1)
+    size = next((size for size in sizes if not each % size), 0)
+    while size:
         yield size
         size = 0 if size % 2 else size // 2

@@ -152,7 +152,8 @@ def iteration(
     )
     batch = config.decision_batch(raw, raw.rollout.num_envs)
     decide = times.line("decisions", math.ceil(decisions / batch), "rollout decision", "writing")
-    microbatches = math.ceil(decisions / raw.algorithm.microbatch_size)
+    devices = math.prod(result["choices"]["mesh"])
+    microbatches = math.ceil(decisions / raw.algorithm.microbatch_rows(devices))
     steps = math.ceil(decisions / raw.algorithm.minibatch_size)
     epochs = raw.algorithm.update_epochs
     learn = times.line("gradients", epochs * microbatches, "update microbatch", "reading")

@@ -315,11 +315,15 @@ def check_batches(
         rows = decision_batch(raw, _value(raw, f"{section}.num_envs"))
         _check_multiple(name, rows, own, own_text)
     all_text = f"{num_devices} {_named(raw, 'actor', 'the mesh')}"
-    microbatch = raw.algorithm.microbatch_size
-    _check_multiple("algorithm.microbatch_size", microbatch, num_devices, all_text)
-    if own * hosts != num_devices and raw.rollout.prefix_cache == "device":
-        own_text = f"{own_text}, which keep the prefixes"
-        _check_multiple("algorithm.microbatch_size / hosts", microbatch // hosts, own, own_text)
+    algorithm = raw.algorithm
+    _check_multiple("algorithm.minibatch_size", algorithm.minibatch_size, num_devices, all_text)
+    if algorithm.microbatch_size:
+        rows = algorithm.microbatch_rows(num_devices)
+        each = f"{all_text} times algorithm.microbatch_size={algorithm.microbatch_size}"
+        _check_multiple("algorithm.minibatch_size", algorithm.minibatch_size, rows, each)
+        if own * hosts != num_devices and raw.rollout.prefix_cache == "device":
+            text = f"{own_text}, which keep the prefixes"
+            _check_multiple("rows of a microbatch / hosts", rows // hosts, own, text)
     if raw.sft.demonstrations or raw.sft.dataset:
         _check_multiple("sft.batch_size", raw.sft.batch_size, num_devices, all_text)
     group_size = raw.algorithm.group_size

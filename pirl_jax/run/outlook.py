@@ -338,7 +338,7 @@ def _programs(
     served, _ = shapes.decision(settings, one, tokens, spec, acting, rows=1)
     yield "served decision, 1 row, 1 device", shapes.evaluation(settings, one, served)
     learner, _ = shapes.update(settings, mesh, state, args, context)
-    count = settings.raw.algorithm.microbatch_size
+    count = settings.raw.algorithm.microbatch_rows(mesh.size)
     yield f"update microbatch, {count} rows", learner["microbatch"]
     yield "optimiser step", learner["step"]
     if settings.prefix_cache == "device":

@@ -115,7 +115,7 @@ class Plan:
     host: int
     limit: int
     host_limit: int
-    microbatch_size: int
+    microbatch_size: int  # of one device
     prefix_cache: str
     gradient_checkpointing: str
     refused: str = ""  # a program that the compiler says does not fit, in its words
@@ -140,7 +140,8 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [
-            f"memory plan: microbatch {self.microbatch_size}, prefix cache {self.prefix_cache}, "
+            f"memory plan: microbatch {self.microbatch_size} per device, "
+            f"prefix cache {self.prefix_cache}, "
             f"gradient checkpointing {self.gradient_checkpointing}"
         ]
         for share in self.shares:

@@ -406,13 +406,25 @@ def test_a_policy_that_explores_nothing_is_evaluated_but_not_trained(name, value
 
 @pytest.mark.parametrize(
     "name, value",
-    [("rollout.num_envs", 4), ("algorithm.microbatch_size", 4), ("sft.batch_size", 4)],
+    [("rollout.num_envs", 4), ("algorithm.minibatch_size", 516), ("sft.batch_size", 4)],
 )
 def test_batches_divide_over_the_devices(name, value):
-    page = quickstart.get_config()
-    config.check_batches(page, 8)
+    page = changed(quickstart.get_config(), "algorithm.microbatch_size", 4)
+    config.check_batches(config.settings(page).raw, 8)
+    wrong = config.settings(changed(page, name, value)).raw
     with pytest.raises(ValueError, match="must be a multiple of the 8 devices of the mesh"):
-        config.check_batches(changed(page, name, value), 8)
+        config.check_batches(wrong, 8)
+
+
+def test_a_minibatch_divides_into_microbatches_of_all_devices():
+    """One may be larger than a minibatch's part of a device."""
+    for microbatch in (0, 64, 512):
+        page = changed(quickstart.get_config(), "algorithm.microbatch_size", microbatch)
+        config.check_batches(config.settings(page).raw, 8)
+    page = changed(page, "algorithm.minibatch_size", 96)
+    page = changed(page, "algorithm.microbatch_size", 8)
+    with pytest.raises(ValueError, match=r"=96 must be .* times algorithm\.microbatch_size=8$"):
+        config.check_batches(config.settings(page).raw, 8)
 
 
 @pytest.mark.parametrize(
@@ -428,9 +440,10 @@ def test_batches_divide_over_the_devices(name, value):
 )
 def test_batches_and_episodes_divide_over_hosts(name, value, message):
     page = quickstart.get_config()
-    config.check_batches(page, 8, hosts=4)
+    config.check_batches(config.settings(page).raw, 8, hosts=4)
+    wrong = config.settings(changed(page, name, value)).raw
     with pytest.raises(ValueError, match=message):
-        config.check_batches(changed(page, name, value), 8, hosts=4)
+        config.check_batches(wrong, 8, hosts=4)
 
 
 @pytest.mark.parametrize(
