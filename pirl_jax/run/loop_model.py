@@ -29,6 +29,7 @@ class Simulators:
     chunk_s: Sequence[float]  # seconds of a core, drawn from
     reset_s: Sequence[float]  # likewise
     decisions: Sequence[int]  # of an episode, drawn from
+    others: float = 0.0  # threads of somebody else that always want a core
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Programs:
     finish_s: float = 0.0  # once per iteration: advantages, metrics
     publish_s: float = 0.0  # new weights to the rollout
     offload_s: float = 0.0  # the optimiser's state to the host, and as long back
-    threads: float = 0.0  # cores that a program keeps busy; 0: it has devices of its own
+    # Cores that a decision and an update keep busy; 0: they have devices of their own.
+    decision_threads: float = 0.0
+    update_threads: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Outcome:
     mean_lag: float  # versions between a decision and the update that learns from it
     max_lag: int
     decisions: float
+    others: float  # cores that somebody else's threads had
 
 
 def run(
@@ -102,8 +106,9 @@ def run(
     loop = _Loop(simulators, programs, schedule, WARM_UP + iterations, seed)
     loop.until(WARM_UP)
     loop.watch = _Watch(simulators)
+    others = loop.clock.of_others
     loop.until(WARM_UP + iterations)
-    return loop.watch.outcome(iterations)
+    return loop.watch.outcome(iterations, loop.clock.of_others - others)
 
 
 class _Clock:
@@ -113,8 +118,10 @@ class _Clock:
     one number tells how much, and the next end is that of the smallest.
     """
 
-    def __init__(self, cores: float) -> None:
+    def __init__(self, cores: float, others: float) -> None:
         self.now = 0.0
+        self._others = others
+        self.of_others = 0.0  # seconds of cores
         self._cores = cores
         self._count = 0  # orders what ends at once
         self._timed: list[tuple] = []  # (end, count, action)
@@ -141,6 +148,7 @@ class _Clock:
         at = self.next()
         is_task = self._next_task() <= at
         self._worked += (at - self.now) * self._rate()
+        self.of_others += (at - self.now) * self._others * self._rate()
         self.now = at
         if is_task:
             self._worked, _, threads, action = heapq.heappop(self._tasks)
@@ -155,26 +163,28 @@ class _Clock:
         return self.now + (self._tasks[0][0] - self._worked) / self._rate()
 
     def _rate(self) -> float:
-        return min(1.0, self._cores / self._threads) if self._threads > self._cores else 1.0
+        wanted = self._threads + self._others
+        return self._cores / wanted if wanted > self._cores else 1.0
 
 
 class _Device:
     """Runs one program after the other."""
 
-    def __init__(self, clock: _Clock, threads: float) -> None:
+    def __init__(self, clock: _Clock) -> None:
         self._clock = clock
-        self._threads = threads
         self._waiting: collections.deque = collections.deque()
         self.kind = ""  # of what runs
 
-    def run(self, kind: str, seconds: float, action: Callable[[], None]) -> None:
+    def run(
+        self, kind: str, seconds: float, threads: float, action: Callable[[], None]
+    ) -> None:
         """action: at its end."""
-        self._waiting.append((kind, seconds, action))
+        self._waiting.append((kind, seconds, threads, action))
         if not self.kind:
             self._start()
 
     def _start(self) -> None:
-        self.kind, seconds, action = self._waiting.popleft()
+        self.kind, seconds, threads, action = self._waiting.popleft()
 
         def end() -> None:
             self.kind = ""
@@ -182,7 +192,7 @@ class _Device:
                 self._start()
             action()
 
-        self._clock.after(seconds, end, self._threads)
+        self._clock.after(seconds, end, threads)
 
 
 @dataclasses.dataclass
@@ -213,7 +223,7 @@ class _Watch:
         self.working = 0.0  # worker seconds
         self.lags: collections.Counter = collections.Counter()
 
-    def outcome(self, iterations: int) -> Outcome:
+    def outcome(self, iterations: int, others: float) -> Outcome:
         total = sum(self.parts.values())
         decisions = sum(self.lags.values())
         lag = sum(lag * count for lag, count in self.lags.items())
@@ -228,6 +238,7 @@ class _Watch:
             mean_lag=lag / decisions,
             max_lag=max(self.lags),
             decisions=decisions / iterations,
+            others=others / total,
         )
 
 
@@ -248,11 +259,11 @@ class _Loop:
         self.watch = _Watch(simulators)
         self._iterations = iterations
         self._seed = seed
-        self._clock = _Clock(simulators.cores)
-        self._decides = _Device(self._clock, programs.threads)
+        self.clock = _Clock(simulators.cores, simulators.others)
+        self._decides = _Device(self.clock)
         self._learns = self._decides
         if schedule.separate:
-            self._learns = _Device(self._clock, programs.threads)
+            self._learns = _Device(self.clock)
         self._version = 0
         self._batches: list[_Batch] = []
         self._slots: dict[int, _Slot] = {}  # those that play
@@ -271,11 +282,11 @@ class _Loop:
         """Go on until that version is published."""
         while self._version < version:
             self._act()
-            at = self._clock.next()
+            at = self.clock.next()
             if at == math.inf:
                 raise RuntimeError(f"nothing happens any more at version {self._version}")
-            self._spent(at - self._clock.now)
-            self._clock.step()
+            self._spent(at - self.clock.now)
+            self.clock.step()
 
     def _spent(self, seconds: float) -> None:
         watch = self.watch
@@ -350,7 +361,7 @@ class _Loop:
             else:
                 self._at_work -= 1
 
-        self._clock.after(seconds, answer, threads=1.0)
+        self.clock.after(seconds, answer, threads=1.0)
 
     # ---- the loop ------------------------------------------------------------------------------
 
@@ -399,7 +410,13 @@ class _Loop:
         self._admit()
         if going:
             self._deciding = True
-            self._decides.run("inference", self.programs.decision_s, lambda: self._send(going))
+            given = self.programs
+            self._decides.run(
+                "inference",
+                given.decision_s,
+                given.decision_threads,
+                lambda: self._send(going),
+            )
 
     def _send(self, slots: list[int]) -> None:
         self._deciding = False
@@ -419,7 +436,8 @@ class _Loop:
             self._learning = True
             self._units = self._update(self._batches[version].decisions)
         self._unit_runs = True
-        self._learns.run("update", self._units.popleft(), self._learned)
+        threads = self.programs.update_threads
+        self._learns.run("update", self._units.popleft(), threads, self._learned)
 
     def _update(self, rows: int) -> collections.deque:
         """Seconds of its programs, one after the other."""

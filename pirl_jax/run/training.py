@@ -30,6 +30,7 @@ from pirl_jax.run import (
     pages,
     plan,
     policies,
+    recording,
     rollouts,
     shapes,
     simulators,
@@ -111,8 +112,8 @@ def prepare(
       ValueError: what the user asks for is impossible here.
     """
     learnable.check(settings.raw)
-    timers = timeline.Timers()
     path = pathlib.Path(settings.raw.run.directory)
+    timers = _timers(settings, path)
     paths.require_writable(path, "run.directory")
     if settings.raw.video.train:
         paths.require_writable(films.directory(settings.raw), "video.directory")
@@ -137,6 +138,9 @@ def prepare(
     stream = _first_stream(settings, envs, playable, resume_at or 0)
     settings, planned = plan.choose(settings, mesh, to_model.max_token_len, envs.spec)
     print(planned)
+    if isinstance(timers, recording.Recorder):
+        timers.describe(settings.raw)
+        envs.listen(timers.answered)
     # Last: a wrong start leaves no directory behind, and a standing run as it is.
     directory = _open_directory(path, raw, settings, resume_at, stack)
     if directory.writes:
@@ -159,6 +163,13 @@ def prepare(
         stream=stream,
         started_from=started_from,
     )
+
+
+def _timers(settings: config.Settings, path: pathlib.Path) -> timeline.Timers:
+    """Of the first host, also what they are asked to keep."""
+    if not settings.raw.run.record or jax.process_index():
+        return timeline.Timers()
+    return recording.Recorder(path / recording.FILE)
 
 
 @dataclasses.dataclass(frozen=True)

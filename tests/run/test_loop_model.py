@@ -123,7 +123,7 @@ def test_programs_on_the_cores_slow_simulators_down():
     given = dataclasses.replace(ONE, slots=2, workers=2, cores=2)
     schedule = dataclasses.replace(TWICE, episodes=4, num_groups=2)
     own = loop_model.run(given, PROGRAMS, schedule)
-    programs = dataclasses.replace(PROGRAMS, threads=2.0)
+    programs = dataclasses.replace(PROGRAMS, decision_threads=2.0)
     assert loop_model.run(given, programs, schedule).iteration_s > 1.05 * own.iteration_s
 
 
@@ -143,7 +143,8 @@ def random_case(seed: int) -> tuple:
         decision_s=rng.uniform(0.01, 1),
         microbatch_s=rng.uniform(0.01, 3),
         finish_s=rng.uniform(0, 1),
-        threads=float(rng.choice([0.0, 2.0])),
+        decision_threads=float(rng.choice([0.0, 2.0])),
+        update_threads=float(rng.choice([0.0, 1.5])),
     )
     schedule = loop_model.Schedule(
         episodes=int(rng.integers(3, 13)),
