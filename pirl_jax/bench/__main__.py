@@ -7,6 +7,7 @@
     python -m pirl_jax.bench update|rollout|latency [--recipes ...] [--size full|scaled]
                                                     [--batch 32]
     python -m pirl_jax.bench end2end [--recipe quickstart] [--iterations 4]
+    python -m pirl_jax.bench async [--recipes quickstart,libero_small] [--record]
 
 All take [--repeats 5] [--output FILE.json].
 Prints a table and writes JSON with the command, the machine and the package versions.
@@ -21,7 +22,7 @@ import sys
 import types
 from typing import Any, NamedTuple
 
-from pirl_jax.bench import end2end, env, plan, policy
+from pirl_jax.bench import asynchronous, end2end, env, plan, policy
 from pirl_jax.core import atomic, paths, secrets
 from pirl_jax.monitor import log
 from pirl_jax.run import command, preemption
@@ -96,6 +97,7 @@ BENCHMARKS = {
     "rollout": _of_policy(policy.rollout, BOTH_MODELS, 32),
     "latency": _of_policy(policy.latency, BOTH_MODELS, 1),
     "end2end": _of_module(end2end),
+    "async": _of_module(asynchronous),
 }
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ how a run is made.
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import itertools
 import json
 import pathlib
 import time
@@ -37,7 +38,8 @@ class Recorder(timeline.Timers):
         self._path = path
         self._schedule: dict[str, Any] = {}
         self._intervals: list[tuple] = []  # (name, seconds, seconds of this process's cores)
-        self._answers: list[tuple] = []  # (slot, is a reset, seconds, seconds of a core)
+        # (slot, is a reset, seconds, seconds of a core, when it came)
+        self._answers: list[tuple] = []
         self._busy = _busy()
 
     def describe(self, raw: page.Page) -> None:
@@ -47,7 +49,8 @@ class Recorder(timeline.Timers):
     def answered(self, answer: worker.Answer) -> None:
         """By any thread; a reset alone says how much memory there is."""
         is_reset = bool(answer.memory_bytes)
-        self._answers.append((answer.slot, is_reset, answer.env_s, answer.cpu_s))
+        now = time.perf_counter()
+        self._answers.append((answer.slot, is_reset, answer.env_s, answer.cpu_s, now))
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:
@@ -72,6 +75,7 @@ class Recorder(timeline.Timers):
             "seconds": seconds,
             "intervals": intervals,
             "answers": answers,
+            "until": time.perf_counter(),
             "cpu_s": {name: self._busy[name] - before[name] for name in before},
         }
         with lines.Lines(self._path) as file:
@@ -177,7 +181,7 @@ def of_run(directory: pathlib.Path) -> Recording:
       ValueError: too few iterations.
     """
     path = directory / FILE
-    rows = [outside.parse_json(line, path) for line in lines.read(path)]
+    rows = _rows(directory)
     # The first line ends where the first iteration begins; that one compiles.
     counted = [row for row in rows[2:] if not _besides(row)]
     if not counted:
@@ -185,21 +189,20 @@ def of_run(directory: pathlib.Path) -> Recording:
             f"{path} has no iteration after the first one without an evaluation; record a run with "
             f"run.record=True, num_iterations=3 or more and eval.every=0"
         )
-    answers = [answer for row in rows for answer in row["answers"]]
-    counting = [answer for row in counted for answer in row["answers"]]
+    counting = _all(counted, "answers")
     each = _of_answers(counted) / len(counting)
-    chunks = [cpu_s + each for _, is_reset, _, cpu_s in counting if not is_reset]
-    resets = [cpu_s + each for _, is_reset, _, cpu_s in counting if is_reset]
+    chunks = [cpu_s + each for _, is_reset, _, cpu_s, _ in counting if not is_reset]
+    resets = [cpu_s + each for _, is_reset, _, cpu_s, _ in counting if is_reset]
     decisions = _intervals(counted, ("inference", "transfer"))
     turns = len(_intervals(counted, ("inference",))) / 2  # dispatched, then waited for
     updates = _intervals(counted, ("update",))
     own_s = sum(row["cpu_s"]["own"] for row in counted)
-    measured_s = sum(cpu_s for row in counted for _, _, cpu_s in row["intervals"])
+    measured_s = sum(cpu_s for _, _, cpu_s in _all(counted, "intervals"))
     return Recording(
         schedule=counted[-1]["schedule"],
         chunk_s=_thinned(chunks),
         reset_s=_thinned(resets),
-        decisions=[round(length) for length in _thinned(_lengths(answers))],
+        decisions=[round(length) for length in _thinned(_lengths(_all(rows, "answers")))],
         decision_s=sum(cpu_s for _, _, cpu_s in decisions) / turns,
         decision_threads=_threads(decisions),
         update_s=sum(cpu_s for _, _, cpu_s in updates) / len(counted),
@@ -209,21 +212,41 @@ def of_run(directory: pathlib.Path) -> Recording:
     )
 
 
+def workers_idle(directory: pathlib.Path, skip: int, tail: int) -> float:
+    """Share of the simulator processes' time without a request.
+
+    skip, tail: iterations at the beginning and at the end that do not count.
+    """
+    rows = _rows(directory)
+    begin, end = rows[skip]["until"], rows[-1 - tail]["until"]
+    at_work = 0.0
+    for row in rows:
+        for _, _, seconds, _, came in row["answers"]:
+            at_work += max(0.0, min(came, end) - max(came - seconds, begin))
+    return 1 - at_work / (end - begin) / rows[-1]["schedule"]["workers"]
+
+
+def _rows(directory: pathlib.Path) -> list[dict[str, Any]]:
+    path = directory / FILE
+    return [outside.parse_json(line, path) for line in lines.read(path)]
+
+
 def _besides(row: Mapping[str, Any]) -> bool:
     return any(row["seconds"].get(f"time/{name}", 0.0) > 0 for name in BESIDES)
 
 
 def _intervals(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[list]:
-    found = []
-    for row in rows:
-        found += [interval for interval in row["intervals"] if interval[0] in names]
-    return found
+    return [interval for interval in _all(rows, "intervals") if interval[0] in names]
+
+
+def _all(rows: Sequence[Mapping[str, Any]], name: str) -> list[list]:
+    return list(itertools.chain.from_iterable(row[name] for row in rows))
 
 
 def _of_answers(rows: Sequence[Mapping[str, Any]]) -> float:
     """Seconds of cores that go into requests and answers besides the simulators' own work."""
     workers = sum(row["cpu_s"]["children"] for row in rows)
-    simulated = sum(cpu_s for row in rows for _, _, _, cpu_s in row["answers"])
+    simulated = sum(cpu_s for _, _, _, cpu_s, _ in _all(rows, "answers"))
     waiting = sum(cpu_s for _, _, cpu_s in _intervals(rows, ("env",)))
     return max(0.0, workers - simulated) + waiting
 
@@ -247,7 +270,7 @@ def _lengths(answers: Sequence[Sequence]) -> list[int]:
     """Chunks between two resets of a slot; what began before or ends after is unknown."""
     found = []
     current: dict[int, int] = {}
-    for slot, is_reset, _, _ in answers:
+    for slot, is_reset, *_ in answers:
         if is_reset and current.get(slot):
             found.append(current[slot])
         if is_reset:
@@ -306,9 +329,7 @@ def modelled(recording: Recording, others: float = 0.0, iterations: int = 2) -> 
 
 def _run(recording: Recording, threads: float, iterations: int) -> loop_model.Outcome:
     simulators = recording.simulators(threads)
-    return loop_model.run(
-        simulators, recording.programs(), recording.loop(), iterations=iterations
-    )
+    return loop_model.run(simulators, recording.programs(), recording.loop(), iterations=iterations)
 
 
 def _others(recording: Recording, cores: float) -> float:

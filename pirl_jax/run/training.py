@@ -138,9 +138,6 @@ def prepare(
     stream = _first_stream(settings, envs, playable, resume_at or 0)
     settings, planned = plan.choose(settings, mesh, to_model.max_token_len, envs.spec)
     print(planned)
-    if isinstance(timers, recording.Recorder):
-        timers.describe(settings.raw)
-        envs.listen(timers.answered)
     # Last: a wrong start leaves no directory behind, and a standing run as it is.
     directory = _open_directory(path, raw, settings, resume_at, stack)
     if directory.writes:
@@ -158,7 +155,7 @@ def prepare(
         directory=directory,
         page=pages.Page(path, raw.run.report_every if directory.writes else 0),
         store=checkpoints,
-        timers=timers,
+        timers=_listening(timers, settings, envs),
         first_iteration=resume_at or 0,
         stream=stream,
         started_from=started_from,
@@ -170,6 +167,16 @@ def _timers(settings: config.Settings, path: pathlib.Path) -> timeline.Timers:
     if not settings.raw.run.record or jax.process_index():
         return timeline.Timers()
     return recording.Recorder(path / recording.FILE)
+
+
+def _listening(
+    timers: timeline.Timers, settings: config.Settings, envs: queue.ReadyQueue
+) -> timeline.Timers:
+    """The same; a recorder hears the simulators from now on."""
+    if isinstance(timers, recording.Recorder):
+        timers.describe(settings.raw)
+        envs.listen(timers.answered)
+    return timers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -124,7 +124,7 @@ def test_programs_on_the_cores_slow_simulators_down():
     schedule = dataclasses.replace(TWICE, episodes=4, num_groups=2)
     own = loop_model.run(given, PROGRAMS, schedule)
     programs = dataclasses.replace(PROGRAMS, decision_threads=2.0)
-    assert loop_model.run(given, programs, schedule).iteration_s > 1.05 * own.iteration_s
+    assert loop_model.run(given, programs, schedule).inference_s > 1.2 * own.inference_s
 
 
 def random_case(seed: int) -> tuple:

@@ -187,8 +187,8 @@ class EnvPool:
             self._collect(left_s)
         return len(self._answers)
 
-    def listen(self, listener: Callable[[worker.Answer], None]) -> None:
-        """Tell it every answer from now on, in the thread that receives."""
+    def listen(self, listener: Callable[[worker.Answer], None] | None) -> None:
+        """Tell it every answer from now on, in the thread that receives.  None: nobody."""
         self._listener = listener
 
     @property

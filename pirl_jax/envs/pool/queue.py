@@ -108,7 +108,7 @@ class ReadyQueue:
         """See EnvPool.counters."""
         return self._pool.counters()
 
-    def listen(self, listener: Callable[[worker.Answer], None]) -> None:
+    def listen(self, listener: Callable[[worker.Answer], None] | None) -> None:
         """See EnvPool."""
         self._pool.listen(listener)
 
