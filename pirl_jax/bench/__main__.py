@@ -8,6 +8,7 @@
                                                     [--batch 32]
     python -m pirl_jax.bench end2end [--recipe quickstart] [--iterations 4]
     python -m pirl_jax.bench async [--recipes quickstart,libero_small] [--record]
+    python -m pirl_jax.bench placements
 
 All take [--repeats 5] [--output FILE.json].
 Prints a table and writes JSON with the command, the machine and the package versions.
@@ -22,7 +23,7 @@ import sys
 import types
 from typing import Any, NamedTuple
 
-from pirl_jax.bench import asynchronous, end2end, env, plan, policy
+from pirl_jax.bench import asynchronous, end2end, env, placements, plan, policy
 from pirl_jax.core import atomic, paths, secrets
 from pirl_jax.monitor import log
 from pirl_jax.run import command, preemption
@@ -98,6 +99,7 @@ BENCHMARKS = {
     "latency": _of_policy(policy.latency, BOTH_MODELS, 1),
     "end2end": _of_module(end2end),
     "async": _of_module(asynchronous),
+    "placements": _of_module(placements),
 }
 
 if __name__ == "__main__":
