@@ -15,11 +15,12 @@ import pathlib
 import time
 from typing import Any
 
+import jax
 import numpy as np
 import psutil
 
 from pirl_jax.core import lines, outside, page
-from pirl_jax.envs.pool import worker
+from pirl_jax.envs.pool import queue, worker
 from pirl_jax.monitor import timeline
 from pirl_jax.run import loop_model
 
@@ -81,6 +82,21 @@ class Recorder(timeline.Timers):
         with lines.Lines(self._path) as file:
             file.append(json.dumps(_rounded(line)))
         return seconds
+
+
+def stopwatches(raw: page.Page, directory: pathlib.Path) -> timeline.Timers:
+    """Of a run; a recorder on the first host, where the page asks for one."""
+    if not raw.run.record or jax.process_index():
+        return timeline.Timers()
+    return Recorder(directory / FILE)
+
+
+def listening(timers: timeline.Timers, raw: page.Page, envs: queue.ReadyQueue) -> timeline.Timers:
+    """The same; a recorder hears the simulators from now on.  raw: with the choices made."""
+    if isinstance(timers, Recorder):
+        timers.describe(raw)
+        envs.listen(timers.answered)
+    return timers
 
 
 def schedule(raw: page.Page) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def prepare(
     """
     learnable.check(settings.raw)
     path = pathlib.Path(settings.raw.run.directory)
-    timers = _timers(settings, path)
+    timers = recording.stopwatches(settings.raw, path)
     paths.require_writable(path, "run.directory")
     if settings.raw.video.train:
         paths.require_writable(films.directory(settings.raw), "video.directory")
@@ -155,28 +155,11 @@ def prepare(
         directory=directory,
         page=pages.Page(path, raw.run.report_every if directory.writes else 0),
         store=checkpoints,
-        timers=_listening(timers, settings, envs),
+        timers=recording.listening(timers, settings.raw, envs),
         first_iteration=resume_at or 0,
         stream=stream,
         started_from=started_from,
     )
-
-
-def _timers(settings: config.Settings, path: pathlib.Path) -> timeline.Timers:
-    """Of the first host, also what they are asked to keep."""
-    if not settings.raw.run.record or jax.process_index():
-        return timeline.Timers()
-    return recording.Recorder(path / recording.FILE)
-
-
-def _listening(
-    timers: timeline.Timers, settings: config.Settings, envs: queue.ReadyQueue
-) -> timeline.Timers:
-    """The same; a recorder hears the simulators from now on."""
-    if isinstance(timers, recording.Recorder):
-        timers.describe(settings.raw)
-        envs.listen(timers.answered)
-    return timers
 
 
 @dataclasses.dataclass(frozen=True)
