@@ -59,11 +59,11 @@ class Recorder(timeline.Timers):
         start_s = time.perf_counter()
         start_cpu_s = time.process_time()
         try:
-            with super().measure(name):
-                yield
+            yield
         finally:
-            cpu_s = time.process_time() - start_cpu_s
-            self._intervals.append((name, time.perf_counter() - start_s, cpu_s))
+            seconds = time.perf_counter() - start_s
+            self.add(name, seconds)
+            self._intervals.append((name, seconds, time.process_time() - start_cpu_s))
 
     def take(self) -> dict[str, float]:
         """See Timers; writes a line."""
