@@ -104,7 +104,7 @@ def run(
     for name, size in sizes.items():
         if size <= 0:
             raise ValueError(f"the model of the loop needs {name} above 0, not {size}")
-    loop = _Loop(simulators, programs, schedule, WARM_UP + iterations, seed)
+    loop = _Loop(simulators, programs, schedule, seed)
     loop.until(WARM_UP)
     loop.watch = _Watch(simulators)
     others = loop.clock.of_others
@@ -167,14 +167,12 @@ class _Loop:
         simulators: Simulators,
         programs: Programs,
         schedule: Schedule,
-        iterations: int,
         seed: int,
     ) -> None:
         self.simulators = simulators
         self.programs = programs
         self.schedule = schedule
         self.watch = _Watch(simulators)
-        self._iterations = iterations
         self._seed = seed
         self.clock = shared_cores.Clock(simulators.cores, simulators.others)
         self._decides = shared_cores.Device(self.clock)
@@ -234,7 +232,7 @@ class _Loop:
         for batch in self._batches[self._version :]:
             if batch.waiting:
                 return batch
-        if len(self._batches) < self._iterations and self._opens(len(self._batches)):
+        if self._opens(len(self._batches)):  # there is always a next one
             self._batches.append(self._drawn(len(self._batches)))
             return self._batches[-1]
         return None

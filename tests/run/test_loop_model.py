@@ -108,6 +108,14 @@ def test_what_waits_behind_the_learner_is_hidden_with_staleness():
     assert outcome.iteration_s == pytest.approx(8 * 1.0 + 8 * 2.0 + 2 * 3.0)
 
 
+def test_what_counts_is_the_middle_of_a_run():
+    """As many decisions are made in an iteration as are learned from, also where they overlap."""
+    stale = dataclasses.replace(TWICE, max_staleness=1)
+    for schedule in (TWICE, stale, dataclasses.replace(stale, separate=True)):
+        outcome = loop_model.run(ONE, PROGRAMS, schedule, iterations=4)
+        assert outcome.decisions == pytest.approx(8, abs=0.5)
+
+
 def test_cores_are_shared():
     """Two workers on one core take twice as long; with a core each they do not."""
     given = dataclasses.replace(ONE, slots=2, workers=2, cores=2)
