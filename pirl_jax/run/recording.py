@@ -24,10 +24,13 @@ from pirl_jax.envs.pool import queue, worker
 from pirl_jax.monitor import timeline
 from pirl_jax.run import loop_model
 
+THREADS = pathlib.Path("/proc/self/task")
 FILE = "loop.jsonl"  # in the run directory
 # An iteration with one of these is not one of rollout and update alone.
 BESIDES = ("eval", "save", "compile", "video")
 MOST_OTHERS = 32.0  # threads that want the cores of a recording
+# Intervals so long that all threads may be asked.
+LONG = ("update",)
 SAMPLES = 400  # of a distribution that are kept
 
 
@@ -38,7 +41,8 @@ class Recorder(timeline.Timers):
         super().__init__()
         self._path = path
         self._schedule: dict[str, Any] = {}
-        self._intervals: list[tuple] = []  # (name, seconds, seconds of this process's cores)
+        # (name, seconds, seconds of this process's cores, of its busiest thread; 0: not asked)
+        self._intervals: list[tuple] = []
         # (slot, is a reset, seconds, seconds of a core, when it came)
         self._answers: list[tuple] = []
         self._busy = _busy()
@@ -58,12 +62,14 @@ class Recorder(timeline.Timers):
         """See Timers."""
         start_s = time.perf_counter()
         start_cpu_s = time.process_time()
+        of_threads = _of_threads() if name in LONG else {}
         try:
             yield
         finally:
             seconds = time.perf_counter() - start_s
+            cpu_s = time.process_time() - start_cpu_s
             self.add(name, seconds)
-            self._intervals.append((name, seconds, time.process_time() - start_cpu_s))
+            self._intervals.append((name, seconds, cpu_s, _busiest(of_threads)))
 
     def take(self) -> dict[str, float]:
         """See Timers; writes a line."""
@@ -127,6 +133,23 @@ def _busy() -> dict[str, float]:
     whole = psutil.cpu_times()
     idle = whole.idle + getattr(whole, "iowait", 0.0)
     return {"own": own.user + own.system, "children": children, "all": sum(whole) - idle}
+
+
+def _of_threads() -> dict[str, int]:
+    """Nanoseconds of a core that each thread here has had; {}: the system does not say."""
+    found = {}
+    for thread in THREADS.glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            found[thread.parent.name] = int(thread.read_text().split()[0])
+    return found
+
+
+def _busiest(before: Mapping[str, int]) -> float:
+    """Seconds of a core that the busiest of these threads has had since."""
+    if not before:
+        return 0.0
+    now = _of_threads()
+    return max(now.get(name, start) - start for name, start in before.items()) / 1e9
 
 
 def _rounded(value: Any) -> Any:
@@ -213,15 +236,15 @@ def of_run(directory: pathlib.Path) -> Recording:
     turns = len(_intervals(counted, ("inference",))) / 2  # dispatched, then waited for
     updates = _intervals(counted, ("update",))
     own_s = sum(row["cpu_s"]["own"] for row in counted)
-    measured_s = sum(cpu_s for _, _, cpu_s in _all(counted, "intervals"))
+    measured_s = sum(cpu_s for _, _, cpu_s, _ in _all(counted, "intervals"))
     return Recording(
         schedule=counted[-1]["schedule"],
         chunk_s=_thinned(chunks),
         reset_s=_thinned(resets),
         decisions=[round(length) for length in _thinned(_lengths(_all(rows, "answers")))],
-        decision_s=sum(cpu_s for _, _, cpu_s in decisions) / turns,
+        decision_s=sum(cpu_s for _, _, cpu_s, _ in decisions) / turns,
         decision_threads=_threads(decisions),
-        update_s=sum(cpu_s for _, _, cpu_s in updates) / len(counted),
+        update_s=sum(cpu_s for _, _, cpu_s, _ in updates) / len(counted),
         update_threads=_threads(updates),
         rest_s=max(0.0, own_s - measured_s) / len(counted),
         iterations=[_measured(row) for row in counted],
@@ -263,7 +286,7 @@ def _of_answers(rows: Sequence[Mapping[str, Any]]) -> float:
     """Seconds of cores that go into requests and answers besides the simulators' own work."""
     workers = sum(row["cpu_s"]["children"] for row in rows)
     simulated = sum(cpu_s for _, _, _, cpu_s, _ in _all(rows, "answers"))
-    waiting = sum(cpu_s for _, _, cpu_s in _intervals(rows, ("env",)))
+    waiting = sum(cpu_s for _, _, cpu_s, _ in _intervals(rows, ("env",)))
     return max(0.0, workers - simulated) + waiting
 
 
@@ -274,8 +297,14 @@ def _thinned(values: Sequence[float]) -> list[float]:
 
 
 def _threads(intervals: Sequence[Sequence]) -> float:
-    """Cores that it kept busy while others left it any: what the luckiest intervals had."""
-    _, seconds, cpu_s = zip(*intervals, strict=True)
+    """Cores that it keeps busy where others leave it any.
+
+    All threads over the busiest one, which no load changes; where that is not known, what the
+    luckiest intervals had.
+    """
+    _, seconds, cpu_s, busiest = zip(*intervals, strict=True)
+    if all(busiest):
+        return max(1.0, sum(cpu_s) / sum(busiest))
     shares = np.array(cpu_s) / np.maximum(seconds, 1e-6)
     # Of long intervals: the clock of short ones is too coarse.
     long = np.array(seconds) >= np.median(seconds)

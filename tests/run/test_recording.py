@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import threading
+import time
 import types
 
 import pytest
@@ -36,9 +38,9 @@ def line(number: int, **seconds: float) -> dict:
         "schedule": SCHEDULE,
         "seconds": {"time/iteration": 20.0, "time/env": 10.0} | seconds,
         "intervals": [
-            *(("inference", 0.5, 0.5) for _ in range(4)),
-            ("env", 10.0, 0.5),
-            ("update", 4.0, 8.0),
+            *(("inference", 0.5, 0.5, 0.0) for _ in range(4)),
+            ("env", 10.0, 0.5, 0.0),
+            ("update", 20.0, 8.0, 4.0),
         ],
         "answers": answers,
         "until": start + 20.0,
@@ -75,6 +77,32 @@ def test_a_recorder_keeps_every_interval_and_answer(tmp_path):
     assert [row[:4] for row in first["answers"]] == [[3, False, 0.25, 0.125], [3, True, 0.5, 0.25]]
     assert second["intervals"] == [] and second["answers"] == []
     assert min(first["cpu_s"].values()) >= 0
+
+
+def test_a_recorder_knows_how_many_threads_an_update_keeps_busy(tmp_path):
+    """On a machine that is busy, too: their time on the cores is compared, not the clock's."""
+    recorder = recording.Recorder(tmp_path / recording.FILE)
+    begun = threading.Event()
+    done = threading.Event()
+
+    def compute():
+        begun.wait()
+        while time.thread_time() < 0.05:
+            pass
+        done.set()
+
+    threading.Thread(target=compute).start()
+    with recorder.measure("update"):
+        begun.set()
+        started_s = time.thread_time()
+        while time.thread_time() - started_s < 0.05:
+            pass
+        done.wait()
+    recorder.take()
+    row = json.loads((tmp_path / recording.FILE).read_text())
+    ((_, _, cpu_s, busiest),) = row["intervals"]
+    assert 0.05 <= busiest < cpu_s
+    assert cpu_s / busiest == pytest.approx(2.0, abs=0.6)
 
 
 def test_a_model_gets_the_work_of_an_iteration(tmp_path):
