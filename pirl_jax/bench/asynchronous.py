@@ -6,6 +6,7 @@ the single durations of a run, which the model of the loop is fed with.
 
 import argparse
 from collections.abc import Mapping, Sequence
+import itertools
 import pathlib
 import statistics
 from typing import Any
@@ -107,12 +108,11 @@ def as_text(result: Mapping[str, Any]) -> str:
         return _as_text_of_recording(result)
     tables = []
     for recipe, rows in result.items():
-        header = [f"{recipe}, s per iteration", *rows["in turns"]]
+        parts = list(dict.fromkeys(itertools.chain.from_iterable(rows.values())))
+        header = [f"{recipe}, s per iteration", *parts]
         lines = []
         for variant, row in rows.items():
-            lines.append(
-                [variant, *(f"{row[part]:.3g}" if part in row else "-" for part in header[1:])]
-            )
+            lines.append([variant, *(f"{row[part]:.3g}" if part in row else "-" for part in parts)])
         ratio = rows["in turns"]["iteration"] / rows["stale by 1"]["iteration"]
         tables.append(f"\n{columns.aligned(lines, header)}\nstale by 1 is {ratio:.2f} times faster")
     note = (
