@@ -13,12 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, rng
 from pirl_jax.core import rows as context_rows
-from pirl_jax.learner import objective, optimizer, proximal
+from pirl_jax.learner import objective, optimizer, preference, proximal
 from pirl_jax.learner import state as states
 from pirl_jax.rl import losses, minibatch
 from pirl_jax.rl import nft as nft_losses
@@ -80,6 +81,9 @@ class Updater:
         self._imitation_fn = imitation_fn
         self._nft = nft
         self.plays_average = nft is not None and nft.averages
+        self.draws_steps = nft is not None and nft.steps == "one"
+        # That keep a copy of the parameters, and sums of their own.
+        self._places = mesh.shape["data"]
         self._average: Callable | None = None  # known once there is a state
         self._zeros: Callable | None = None  # known once there is a batch
         self._add: Callable | None = None
@@ -149,14 +153,37 @@ class Updater:
         learned, _ = states.partition(state.params, self._trainable)
         layout = jax.tree.map(lambda _: replicated, shape)
         layout = layout.replace(grads=states.shardings(learned))
+        added = self._added
+        done = replicated
+        if self._places > 1:
+            shape = jax.tree.map(lambda x: x.update(shape=(self._places, *x.shape)), shape)
+            layout = jax.tree.map(_by_place, layout)
+            done = _by_place(done)
+            added = self._added_by_place
 
         def zeros():
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
 
         self._zeros = jax.jit(zeros, out_shardings=layout)
-        added = meshes.target(self.mesh)(self._added)
-        self._add = jax.jit(added, donate_argnums=1, out_shardings=(layout, replicated))
+        added = meshes.target(self.mesh)(added)
+        self._add = jax.jit(added, donate_argnums=1, out_shardings=(layout, done))
         return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), shape, layout)
+
+    def _added_by_place(
+        self, state: states.TrainState, total: objective.Sums, batch: objective.Minibatch
+    ) -> tuple[objective.Sums, jax.Array]:
+        """Every place along "data" adds to sums of its own, which lie in front of each other."""
+
+        def added(
+            state: states.TrainState, total: objective.Sums, batch: objective.Minibatch
+        ) -> tuple[objective.Sums, jax.Array]:
+            own = jax.tree.map(lambda x: x[0], total)
+            return jax.tree.map(lambda x: x[None], self._added(state, own, batch))
+
+        everywhere = PartitionSpec()
+        split = PartitionSpec("data")
+        takes = (everywhere, split, split)
+        return meshes.by_data(added, self.mesh, takes, split)(state, total, batch)
 
     def _added(
         self, state: states.TrainState, total: objective.Sums, batch: objective.Minibatch
@@ -164,6 +191,16 @@ class Updater:
         sums = self._sums(state, batch, total.microbatches)
         largest = jax.tree.map(jnp.maximum, total.largest, sums.largest)
         return jax.tree.map(jnp.add, total, sums).replace(largest=largest), sums.count
+
+    def _of_all(self, total: objective.Sums) -> objective.Sums:
+        """The sums of all places together: what an optimiser step exchanges along "data"."""
+        if self._places == 1:
+            return total
+        sums = jax.tree.map(lambda x: x.sum(0), total)
+        return sums.replace(
+            largest=jax.tree.map(lambda x: x.max(0), total.largest),
+            microbatches=total.microbatches[0],
+        )
 
     def _sums(
         self, state: states.TrainState, batch: objective.Minibatch, number: jax.Array
@@ -204,8 +241,12 @@ class Updater:
         """state.params are what trains (state.Step)."""
         cfg = self.cfg
         learned = state.params
-        # Without any weight the step is skipped; it must only not divide by 0.
-        weight = jnp.where(total.weight > 0, total.weight, 1.0)
+        total = self._of_all(total)
+        # A minibatch may hold nothing but successes of earlier rollouts, which the loss beside does
+        # not weigh.  Without any weight the step is skipped; it must only not divide by 0.
+        weight = jnp.where(total.weight > 0, total.weight, total.clone_weight)
+        is_empty = weight == 0
+        weight = jnp.where(is_empty, 1.0, weight)
         normalizer = weight if self._normalizer is None else self._normalizer
         grads = jax.tree.map(lambda g: g / normalizer, total.grads)
         metrics = {name: x / weight for name, x in total.weighted.items()}
@@ -224,7 +265,7 @@ class Updater:
             learned,
             state.iteration,
             freeze_policy=state.iteration < cfg.critic_warmup_iterations,
-            skip=(total.weight == 0) | self._teaches_nothing(total),
+            skip=is_empty | self._teaches_nothing(total),
             # Without a critic and with equal scores in every group; what another term of the loss
             # teaches has a gradient.
             skip_idle=total.weighted["loss"] == 0,
@@ -247,7 +288,7 @@ class Updater:
         """
         cfg = self.cfg
         if "kept" in total.counted:
-            return total.counted["kept"] == 0
+            return (total.counted["kept"] == 0) & (total.clone_weight == 0)
         besides = cfg.anchor_coef or cfg.entropy_bonus or cfg.clone_coef or cfg.sft_loss_weight
         if self._nft is None or besides:
             return False
@@ -305,7 +346,7 @@ def learn_in_parts(
 
     Args:
       data: each process passes its own rows.
-      key: decides the shuffling and nothing else.
+      key: decides the shuffling, and which steps NFT learns from where it draws them.
       demonstrations: the batches of host rows of each minibatch's SFT term (learner/sft.py).
       in_flight: how many microbatches are not waited for; 0 yields after each of them.
 
@@ -325,7 +366,7 @@ def learn_in_parts(
     rows_of_parts = np.array(meshes.gather([len(part) for part in parts]))
     size = cfg.microbatch_size // hosts
     history = []  # metrics of the minibatches, by epoch
-    for _ in range(cfg.update_epochs):
+    for rows in _by_epoch(updater, data, key):
         index_1MB, keep_1MB = minibatch.side_by_side(
             generator,
             parts,
@@ -333,7 +374,7 @@ def learn_in_parts(
             multiple_of=size,
             most_rows=int(rows_of_parts.max()),
         )
-        minibatches = _minibatches(data, index_1MB[0], keep_1MB[0], size)
+        minibatches = _minibatches(rows, index_1MB[0], keep_1MB[0], size)
         state, of_epoch = yield from _epoch(updater, state, minibatches, demonstrations, in_flight)
         history.append(of_epoch)
         if cfg.target_kl:
@@ -378,6 +419,18 @@ def _minibatches(
         yield _microbatches(data, index_B, keep_B, size, scale)
 
 
+def _by_epoch(
+    updater: Updater, data: objective.Minibatch, key: jax.Array
+) -> Iterator[objective.Minibatch]:
+    """The rows of a rollout as each epoch sees them."""
+    generator = rng.generator(rng.named(key, "steps"))
+    for _ in range(updater.cfg.update_epochs):
+        if updater.draws_steps:
+            yield data.replace(chain=preference.drawn(data.chain, generator))
+        else:
+            yield data
+
+
 def _microbatches(
     data: objective.Minibatch, index_B: np.ndarray, keep_B: np.ndarray, size: int, scale: float
 ) -> Iterator[objective.Minibatch]:
@@ -393,6 +446,11 @@ def _microbatches(
 def _mean_kl(history: list[dict]) -> float:
     """Of approx_kl3: on a finite batch k1 can be negative at any distance."""
     return np.mean(jax.device_get([metrics["approx_kl3"] for metrics in history]))
+
+
+def _by_place(sharding: NamedSharding) -> NamedSharding:
+    """With one more axis in front, along "data"."""
+    return NamedSharding(sharding.mesh, PartitionSpec("data", *sharding.spec))
 
 
 @jax.jit

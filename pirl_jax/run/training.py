@@ -4,8 +4,10 @@ Refuses to know the loop that uses it.
 """
 
 import argparse
+from collections.abc import Iterable
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import sys
 
@@ -15,7 +17,7 @@ import ml_collections
 from pirl_jax.core import locks, outside, paths, rng
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
-from pirl_jax.learner import replay
+from pirl_jax.learner import publish, replay
 from pirl_jax.monitor import log, mirror, services, timeline
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import starts
@@ -27,13 +29,16 @@ from pirl_jax.run import (
     films,
     hosts,
     learnable,
+    own_data,
     pages,
     plan,
     policies,
     recording,
     rollouts,
+    schedule,
     shapes,
     simulators,
+    steps,
 )
 from pirl_jax.weights import folders, store
 
@@ -44,7 +49,7 @@ class Run:
 
     settings: config.Settings
     key: jax.Array
-    mesh: jax.sharding.Mesh
+    mesh: jax.sharding.Mesh  # of what learns
     envs: queue.ReadyQueue
     playable: starts.Starts
     directory: log.RunDir
@@ -57,8 +62,19 @@ class Run:
     actor: actors.Actor | None = None
     # Episodes of the scripted expert, where SFT or co-training asked for them.
     demonstrations: list[dict] | None = None
+    dataset: own_data.Dataset | None = None  # somebody's demonstrations, likewise
     rollbacks: int = 0  # how often the run has gone back (run/divergence.py)
     started_from: checkpoints.Record | None = None  # of a fresh run from a checkpoint
+
+    @functools.cached_property
+    def plays(self) -> jax.sharding.Mesh:
+        """The devices of this host's rollouts and evaluations."""
+        return devices.playing(self.settings, self.mesh)
+
+    @functools.cached_property
+    def publish(self) -> publish.Publisher:
+        """Parameters from the devices that learn to those that play."""
+        return publish.Publisher(steps.trainable(self.settings), self.mesh, self.plays)
 
     @property
     def instructions(self) -> tuple[str, ...]:
@@ -73,7 +89,9 @@ class Run:
         """The rollout of an iteration, whose simulators start now."""
         raw = self.settings.raw
         episodes = rollouts.episodes(raw, self.playable, iteration)
-        return streams.Stream(self.envs, episodes, raw.rollout, raw.env.cached_tasks)
+        return streams.Stream(
+            self.envs, episodes, raw.rollout, raw.env.cached_tasks, batch=iteration
+        )
 
     def take_stream(self) -> streams.Stream | None:
         """It is played once."""
@@ -112,15 +130,16 @@ def prepare(
       ValueError: what the user asks for is impossible here.
     """
     learnable.check(settings.raw)
+    schedule.require(settings.raw, jax.process_count())
     path = pathlib.Path(settings.raw.run.directory)
     timers = recording.stopwatches(settings.raw, path)
     paths.require_writable(path, "run.directory")
     if settings.raw.video.train:
         paths.require_writable(films.directory(settings.raw), "video.directory")
-    for sentence in () if jax.process_index() else settings.older_names:
-        print(f"note: {sentence}", file=sys.stderr)
     standing = _claim(path, resume, stack)
     resume_at = standing.resume_at
+    _note(settings.older_names)
+    _note(schedule.remarks(settings.raw, resume_at or 0))
     # A run that has begun goes on without them.
     if resume_at is None and not jax.process_index():
         mirror.check(settings.backends, _labels(settings))
@@ -128,10 +147,12 @@ def prepare(
         _check_resumable(settings, path, resume_at)
     started_from = None if resume_at else policies.check_start(settings)
     mesh = devices.mesh(settings)
+    _note(devices.remarks(settings))
     if resume_at:
         _check_state(settings, mesh, path, resume_at)
     envs = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
     playable = config.playable(settings.raw, envs.spec)
+    dataset = own_data.of_run(settings, envs.spec, resume_at, stack)
     stats = policies.identity_stats(settings)
     to_model = policies.transform_for(settings, stats, envs.spec.instructions, playable.tasks)
     # Simulators start while functions are compiled and weights are loaded or taught.
@@ -140,12 +161,7 @@ def prepare(
     print(planned)
     # Last: a wrong start leaves no directory behind, and a standing run as it is.
     directory = _open_directory(path, raw, settings, resume_at, stack)
-    if directory.writes:
-        folders.set_aside(path / "checkpoints", standing.damaged)
-    standing.tell(path)
-    checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
-    stack.callback(checkpoints.close)
-    hosts.check_storage(checkpoints.directory)
+    checkpoints = _open_store(directory, raw.run.keep, standing, stack)
     return Run(
         settings=settings,
         key=jax.random.key(raw.seed),
@@ -158,8 +174,15 @@ def prepare(
         timers=recording.listening(timers, settings.raw, envs),
         first_iteration=resume_at or 0,
         stream=stream,
+        dataset=dataset,
         started_from=started_from,
     )
+
+
+def _note(sentences: Iterable[str]) -> None:
+    """The first host says it for all."""
+    for sentence in () if jax.process_index() else sentences:
+        print(f"note: {sentence}", file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +199,19 @@ class _Standing:
                 f"checkpoint {number} of {path} is damaged ({wrong}) and set aside as "
                 f"{number}.damaged; going on from {self.resume_at}"
             )
+
+
+def _open_store(
+    directory: log.RunDir, keep: int, standing: _Standing, stack: contextlib.ExitStack
+) -> store.Store:
+    """Of checkpoints; damaged ones go out of its way."""
+    if directory.writes:
+        folders.set_aside(directory.path / "checkpoints", standing.damaged)
+    standing.tell(directory.path)
+    checkpoints = store.Store(directory.path / "checkpoints", keep=keep)
+    stack.callback(checkpoints.close)
+    hosts.check_storage(checkpoints.directory)
+    return checkpoints
 
 
 def _claim(path: pathlib.Path, resume: str, stack: contextlib.ExitStack) -> _Standing:
@@ -303,4 +339,6 @@ def _first_stream(
         episodes = rollouts.episodes(raw, playable, iteration)
     else:
         return None
-    return streams.Stream(envs, episodes, settings.raw.rollout, settings.raw.env.cached_tasks)
+    return streams.Stream(
+        envs, episodes, settings.raw.rollout, settings.raw.env.cached_tasks, batch=iteration
+    )

@@ -31,7 +31,7 @@ from pirl_jax.policy import flow, mirror, noise, normalize
 from pirl_jax.recipes import base, quickstart
 from pirl_jax.rl import advantages, losses, nft
 from pirl_jax.rollout import starts
-from pirl_jax.run import command, config, learnable, recipes, reference
+from pirl_jax.run import command, config, learnable, own_data, recipes, reference
 from pirl_jax.weights import presets
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -115,7 +115,7 @@ WRONG = [
     ("algorithm.group_size", 7, "must be a multiple of algorithm.group_size=7"),
     ("model.norm_mode", "none", "choose one of: zscore, quantile"),
     ("model.dtype", "float16", "choose one of: float32, bfloat16"),
-    ("model.gradient_checkpointing", "some", "choose one of: none"),
+    ("model.gradient_checkpointing", "some", "choose one of: auto, none"),
     ("model.image_size_px", 65, "must be a multiple of the patch of 16 px"),
     ("model.action_chunk", 11, "exceeds model.action_horizon=10; execute at most"),
     ("model.action_chunk", 0, "must be at least 1"),
@@ -151,6 +151,9 @@ WRONG = [
     ("eval.episodes_per_task", -1, "must be at least 0"),
     ("eval.episodes_during_training", -1, "must be at least 0"),
     ("sft.steps", 0, "to be at least 1"),
+    ("placement.rollout", "4-", "has '4-', which is no range; write ranges such as 0-3"),
+    ("placement.actor", "3-1", "has the reversed range 3-1; write 1-3"),
+    ("placement.env", "0-3:0", "here is one process per host; drop ':0' and write 0-3"),
     (
         "env.suite",
         "libero_90",
@@ -185,6 +188,40 @@ def test_a_bad_value_is_named_with_its_remedy(name, value, remedy):
         config.settings(changed(page, name, value))
     assert remedy in str(error.value) and "\n" not in str(error.value)
     assert str(value) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields, remedy",
+    [
+        (dict(demonstrations=3), "sft.demonstrations=3 are two sources; drop one"),
+        (dict(batch_size=0), "needs sft.batch_size=0 to be at least 1"),
+        (dict(steps=0), "leaves a fresh model untaught; set sft.steps to at least 1, or model."),
+        (
+            dict(steps=0, dataset_statistics="computed", checkpoint="a"),
+            "gives a policy other statistics than it learned with; set it to 'auto'",
+        ),
+        (
+            dict(dataset_statistics="files", norm_stats="identity"),
+            "model.norm_stats='identity' and sft.dataset_statistics='files' both say",
+        ),
+    ],
+)
+def test_somebodys_demonstrations_and_the_rest_of_the_page(fields, remedy):
+    page = quickstart.get_config()
+    page.sft.update(dict(demonstrations=0, dataset="a"))
+    for name, value in fields.items():
+        (page.model if name in page.model else page.sft)[name] = value
+    with pytest.raises(ValueError) as error:
+        config.settings(page)
+    assert remedy in str(error.value) and "\n" not in str(error.value)
+
+
+def test_somebodys_demonstrations_need_no_expert():
+    page = quickstart.get_config()
+    page.sft.update(dict(demonstrations=0, dataset="a"))
+    page.env.suite = "libero_90"
+    page.algorithm.sft_loss_weight = 0.1
+    learnable.check(config.settings(page).raw)
 
 
 def test_demonstrations_need_an_expert_for_every_task_played():
@@ -395,6 +432,48 @@ def test_batches_and_episodes_divide_over_hosts(name, value, message):
         config.check_batches(changed(page, name, value), 8, hosts=4)
 
 
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        (
+            "rollout.num_envs",
+            20,
+            "=10 must be a multiple of the 4 devices of placement.rollout=0-3",
+        ),
+        ("algorithm.microbatch_size", 9, "=9 must be a multiple of the 2 devices of placement.act"),
+        ("sft.batch_size", 9, "=9 must be a multiple of the 2 devices of placement.actor=6-7"),
+    ],
+)
+def test_batches_divide_over_the_devices_of_a_role(name, value, message):
+    page = quickstart.get_config()
+    page.placement.update(rollout="0-3", actor="6-7")
+    page.rollout.num_envs = 16
+    config.check_batches(page, 2, playing=4)
+    with pytest.raises(ValueError, match=message):
+        config.check_batches(changed(page, name, value), 2, playing=4)
+
+
+def test_prefixes_on_devices_that_play_leave_them_in_whole_batches():
+    page = quickstart.get_config()
+    page.placement.update(rollout="0-3", actor="6-7")
+    page.algorithm.microbatch_size = 10
+    config.check_batches(page, 2, playing=4)
+    page.rollout.prefix_cache = "device"
+    message = "must be a multiple of the 4 devices of placement.rollout=0-3, which keep the prefix"
+    with pytest.raises(ValueError, match=message):
+        config.check_batches(page, 2, playing=4)
+
+
+def test_simulators_draw_where_one_field_says():
+    page = quickstart.get_config()
+    page.placement.env = "0"
+    page.env.render_devices = (1,)
+    with pytest.raises(
+        ValueError, match=r"placement.env='0' and env.render_devices=\(1,\) both say"
+    ):
+        config.settings(page)
+
+
 def test_tasks_and_start_states_are_checked_against_the_suite():
     page, spec = quickstart.get_config(), probes.make("action").spec
     with pytest.raises(
@@ -481,7 +560,7 @@ TABLES = {
     "model.attention": ("auto", *attention.IMPLEMENTATIONS),
     "model.resize": ("host", "device"),
     "model.norm_mode": normalize.MODES,
-    "model.gradient_checkpointing": remat.POLICIES,
+    "model.gradient_checkpointing": ("auto", *remat.POLICIES),
     "model.lora_init": variants.LORA_INITS,
     "model.paligemma_variant": ("", *variants.GEMMA),
     "model.action_expert_variant": ("", *variants.GEMMA),
@@ -500,10 +579,13 @@ TABLES = {
     "nft.form": ("dpo", "mse"),
     "nft.target": ("xnext", "x0", "x0_sde"),
     "nft.rows": ("rollout", "resample"),
+    "nft.steps": ("all", "one"),
     "nft.weight": ("auto", "adaptive", *mirror.WEIGHTS),
     "nft.reduction": ("sum", "mean"),
     "nft.level": mirror.LEVELS,
     "nft.tau_curve": nft.CURVES,
+    "sft.dataset_images": own_data.TURNED,
+    "sft.dataset_statistics": ("auto", "computed", "files"),
     "optim.schedule": optimizer.SCHEDULES,
     "run.on_divergence": ("stop", "rollback"),
     "run.backends": ("jsonl", "tensorboard", *mirrors.SERVICES),

@@ -9,9 +9,8 @@ from pirl_jax.run.rlinf import formulas, losses, rows, table_model
 CLUSTER = (
     rows.Row(
         ("cluster.component_placement.*",),
-        (),
-        "every device plays and learns in turn; the simulators render on env.render_devices (EGL's"
-        " numbers, not CUDA's)",
+        ("placement.env", "placement.rollout", "placement.actor"),
+        "the same devices in every role: all that are here; numbers are those of a host",
         formulas.placement,
     ),
     rows.same("cluster.num_nodes", (1,), "hosts are a matter of the start: launch/hosts.sh", False),

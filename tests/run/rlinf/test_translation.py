@@ -180,8 +180,12 @@ video_cfg: {save_video: True, video_base_dir: "${runner.logger.log_path}/video/t
     assert found.fields["model.value_after_vlm"] and found.fields["model.preset"] == "pi05_libero"
     left = {line.key: line for line in found.of("left")}
     assert "interpolation" in left["actor.model.openpi.action_chunk"].text
-    placement = left["cluster.component_placement.rollout"]
-    assert "rollout on 4-7" in placement.text and placement.matters
+    placement = {name: value for name, value in found.fields.items() if "placement" in name}
+    assert placement == {
+        "placement.env": "0-3",
+        "placement.rollout": "4-7",
+        "placement.actor": "0-7",
+    }
     assert "env.train.task_suite_name is not there" in " ".join(found.notes)
     config.settings(found.page())
 
