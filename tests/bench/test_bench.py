@@ -239,3 +239,17 @@ def test_a_run_is_recorded_on_a_probe(monkeypatch, tmp_path):
     assert min(kept.chunk_s) >= 0 and min(kept.decisions) >= 1
     assert kept.decision_s > 0 and kept.update_s > 0
     assert recording.modelled(kept)["iteration"] > 0
+
+
+@pytest.mark.slow
+def test_stale_iterations_beside_those_in_turns_on_a_probe(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")  # the virtual devices of the tests
+    parser = argparse.ArgumentParser()
+    asynchronous.add_arguments(parser)
+    arguments = ["--recipes", "configs/probe.py", "--iterations", "5"]
+    options = parser.parse_args([*arguments, *(f"--set={field}" for field in SMALL)])
+    options.repeats = 1
+    result = asynchronous.run(options)["probe"]
+    for row in result.values():
+        assert row["iteration"] > 0 and 0 <= row["workers idle"] <= 1
+    assert {"gate_wait", "learner_wait"} <= set(result["stale by 1"])

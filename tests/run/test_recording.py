@@ -1,7 +1,9 @@
 """A run's own durations: what a recorder keeps, what a model gets of it, and how near it comes."""
 
+import dataclasses
 import json
 import pathlib
+import statistics
 import threading
 import time
 import types
@@ -10,7 +12,7 @@ import pytest
 
 from pirl_jax.monitor import timeline
 from pirl_jax.recipes import quickstart
-from pirl_jax.run import config, recording
+from pirl_jax.run import config, loop_model, recording
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "bench"
 SCHEDULE = recording.schedule(config.settings(quickstart.get_config()).raw) | {
@@ -150,3 +152,44 @@ def test_a_recording_is_read_back_and_nothing_else_is(tmp_path):
     assert recording.read(file) == kept
     with pytest.raises(ValueError, match="holds no recording"):
         recording.read(DOCS / "plan.json")
+
+
+def committed() -> dict:
+    """Iterations of the quickstart on two cores that others wanted, too; and without others."""
+    kept = recording.read(DOCS / "loop_cpu.json")
+    end2end = json.loads((DOCS / "end2end_cpu.json").read_text(encoding="utf-8"))
+    others = statistics.mean(row["others"] for row in kept.iterations)
+    return {
+        "others": others,
+        "measured": statistics.mean(row["iteration"] for row in kept.iterations),
+        "modelled": recording.modelled(kept, others)["iteration"],
+        "measured alone": end2end["result"]["ours"]["iteration"],
+        "modelled alone": recording.modelled(kept)["iteration"],
+    }
+
+
+def test_the_model_reproduces_recorded_iterations():
+    """Beside others, and, of the same durations, on another day without others.
+
+    The page says the same numbers.
+    """
+    seconds = committed()
+    assert seconds["modelled"] == pytest.approx(seconds["measured"], rel=0.1)
+    assert seconds["modelled alone"] == pytest.approx(seconds["measured alone"], rel=0.1)
+    page = (DOCS.parent / "placement.md").read_text(encoding="utf-8")
+    cells = [f"{seconds[name]:.1f}" for name in ("measured", "modelled")]
+    alone = [f"{seconds[name]:.1f}" for name in ("measured alone", "modelled alone")]
+    assert f"| {' | '.join(cells)} |" in page and f"| {' | '.join(alone)} |" in page
+
+
+def test_iterations_that_are_stale_leave_no_worker_without_a_request():
+    """By the model, of the recorded durations; what the page of benchmarks says."""
+    kept = recording.read(DOCS / "loop_cpu.json")
+    idle = []
+    for staleness in (0, 1):
+        schedule = dataclasses.replace(kept.loop(), max_staleness=staleness)
+        outcome = loop_model.run(kept.simulators(), kept.programs(), schedule, iterations=2)
+        idle.append(outcome.workers_idle)
+    assert idle[0] > 0.15 and idle[1] < 0.05
+    page = (DOCS.parent / "benchmarks.md").read_text(encoding="utf-8")
+    assert f"from {idle[0]:.0%} to {idle[1]:.0%}".replace("%", " %") in page
