@@ -33,6 +33,7 @@ from pirl_jax.run import (
     pages,
     plan,
     policies,
+    recording,
     rollouts,
     schedule,
     shapes,
@@ -135,8 +136,8 @@ def prepare(
     """
     learnable.check(settings.raw)
     schedule.require(settings.raw, jax.process_count())
-    timers = timeline.Timers()
     path = pathlib.Path(settings.raw.run.directory)
+    timers = recording.stopwatches(settings.raw, path)
     _require_writable(settings, path)
     standing = _claim(path, resume, stack)
     resume_at = standing.resume_at
@@ -172,7 +173,7 @@ def prepare(
         directory=directory,
         page=pages.Page(path, raw.run.report_every if directory.writes else 0),
         store=checkpoints,
-        timers=timers,
+        timers=recording.listening(timers, settings.raw, mesh.size, envs),
         first_iteration=resume_at or 0,
         stream=stream,
         dataset=dataset,
