@@ -12,13 +12,12 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, rng
 from pirl_jax.core import rows as context_rows
-from pirl_jax.learner import in_parts, objective, optimizer, preference, proximal, summary
+from pirl_jax.learner import in_parts, objective, optimizer, preference, proximal, summary, sums
 from pirl_jax.learner import state as states
 from pirl_jax.rl import minibatch
 from pirl_jax.rl import nft as nft_losses
@@ -61,12 +60,14 @@ class Updater:
         Raises:
           ValueError: sizes do not divide.
         """
-        if cfg.microbatch_size % mesh.size or cfg.minibatch_size % cfg.microbatch_size:
+        rows = cfg.microbatch_rows(mesh.size)
+        if rows % mesh.size or cfg.minibatch_size % rows:
             raise ValueError(
-                f"microbatch_size={cfg.microbatch_size} must be a multiple of the {mesh.size} "
-                f"devices of the mesh and divide minibatch_size={cfg.minibatch_size}"
+                f"minibatch_size={cfg.minibatch_size} must be a multiple of the {mesh.size} devices"
+                f" of the mesh times microbatch_size={cfg.microbatch_size}"
             )
         self.cfg = cfg
+        self.microbatch_rows = rows  # of all devices
         self.mesh = mesh
         self._log_prob_fn = log_prob_fn
         self._optim = optim
@@ -77,11 +78,8 @@ class Updater:
         self._nft = nft
         self.plays_average = nft is not None and nft.averages
         self.draws_steps = nft is not None and nft.steps == "one"
-        # That keep a copy of the parameters, and sums of their own.
-        self._places = mesh.shape["data"]
         self._average: Callable | None = None  # known once there is a state
-        self._zeros: Callable | None = None  # known once there is a batch
-        self._add: Callable | None = None
+        self._adder = sums.Adder(self._sums, trainable, mesh)
         self._step = states.Step(self._apply, trainable, mesh)
 
     def minibatch(
@@ -92,7 +90,7 @@ class Updater:
     ) -> tuple[states.TrainState, dict]:
         """One optimiser step -> state, metrics on the devices.  What it changes is donated.
 
-        microbatches: host rows, each of this host's share of cfg.microbatch_size.
+        microbatches: host rows, each of this host's share of microbatch_rows.
         """
         return in_parts.drained(self.minibatch_in_parts(state, microbatches, demonstrations))
 
@@ -121,11 +119,9 @@ class Updater:
     def add(
         self, state: states.TrainState, total: objective.Sums | None, batch: objective.Minibatch
     ) -> tuple[objective.Sums, jax.Array]:
-        """Add a microbatch on the devices to the sums, which are donated -> sums, a scalar to wait
+        """Add a microbatch on the devices to the sums, which are donated -> sums, what to wait
         for.  None starts them."""
-        if self._add is None:
-            self._prepare(state, batch)
-        return self._add(state, self._zeros() if total is None else total, batch)
+        return self._adder(state, total, batch)
 
     def step(
         self, state: states.TrainState, total: objective.Sums, demonstrations: object = None
@@ -135,67 +131,8 @@ class Updater:
 
     def lower(self, state: states.TrainState, batch: objective.Minibatch) -> dict:
         """What `minibatch` runs, from shapes and without an SFT term: {"microbatch", "step"}."""
-        total = self._prepare(state, batch)
-        return {
-            "microbatch": self._add.lower(state, total, batch),
-            "step": self._step.lower(state, total, None),
-        }
-
-    def _prepare(self, state: states.TrainState, batch: objective.Minibatch) -> objective.Sums:
-        """The form of the sums; gradients lie where their parameters lie.  -> shapes"""
-        shape = jax.eval_shape(self._sums, state, batch, np.int32(0))
-        replicated = meshes.replicated(self.mesh)
-        learned, _ = states.partition(state.params, self._trainable)
-        layout = jax.tree.map(lambda _: replicated, shape)
-        layout = layout.replace(grads=states.shardings(learned))
-        added = self._added
-        done = replicated
-        if self._places > 1:
-            shape = jax.tree.map(lambda x: x.update(shape=(self._places, *x.shape)), shape)
-            layout = jax.tree.map(_by_place, layout)
-            done = _by_place(done)
-            added = self._added_by_place
-
-        def zeros():
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
-
-        self._zeros = jax.jit(zeros, out_shardings=layout)
-        added = meshes.target(self.mesh)(added)
-        self._add = jax.jit(added, donate_argnums=1, out_shardings=(layout, done))
-        return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), shape, layout)
-
-    def _added_by_place(
-        self, state: states.TrainState, total: objective.Sums, batch: objective.Minibatch
-    ) -> tuple[objective.Sums, jax.Array]:
-        """Every place along "data" adds to sums of its own, which lie in front of each other."""
-
-        def added(
-            state: states.TrainState, total: objective.Sums, batch: objective.Minibatch
-        ) -> tuple[objective.Sums, jax.Array]:
-            own = jax.tree.map(lambda x: x[0], total)
-            return jax.tree.map(lambda x: x[None], self._added(state, own, batch))
-
-        everywhere = PartitionSpec()
-        split = PartitionSpec("data")
-        takes = (everywhere, split, split)
-        return meshes.by_data(added, self.mesh, takes, split)(state, total, batch)
-
-    def _added(
-        self, state: states.TrainState, total: objective.Sums, batch: objective.Minibatch
-    ) -> tuple[objective.Sums, jax.Array]:
-        sums = self._sums(state, batch, total.microbatches)
-        largest = jax.tree.map(jnp.maximum, total.largest, sums.largest)
-        return jax.tree.map(jnp.add, total, sums).replace(largest=largest), sums.count
-
-    def _of_all(self, total: objective.Sums) -> objective.Sums:
-        """The sums of all places together: what an optimiser step exchanges along "data"."""
-        if self._places == 1:
-            return total
-        sums = jax.tree.map(lambda x: x.sum(0), total)
-        return sums.replace(
-            largest=jax.tree.map(lambda x: x.max(0), total.largest),
-            microbatches=total.microbatches[0],
-        )
+        total, microbatch = self._adder.lower(state, batch)
+        return {"microbatch": microbatch, "step": self._step.lower(state, total, None)}
 
     def _sums(
         self, state: states.TrainState, batch: objective.Minibatch, number: jax.Array
@@ -223,8 +160,8 @@ class Updater:
                 self._nft,
             )
 
-        grads, sums = jax.grad(loss, has_aux=True)(learned)
-        return sums.replace(grads=grads)
+        grads, others = jax.grad(loss, has_aux=True)(learned)
+        return others.replace(grads=grads)
 
     def _apply(
         self,
@@ -236,7 +173,7 @@ class Updater:
         """state.params are what trains (state.Step)."""
         cfg = self.cfg
         learned = state.params
-        total = self._of_all(total)
+        total = self._adder.of_all(total)
         # A minibatch may hold nothing but successes of earlier rollouts, which the loss beside does
         # not weigh.  Without any weight the step is skipped; it must only not divide by 0.
         weight = jnp.where(total.weight > 0, total.weight, total.clone_weight)
@@ -350,17 +287,11 @@ def learn_in_parts(
     parts = context_rows.by_device(data.context, row_R)
     # All of them take equally many steps of the same size, as many as the one with the most rows.
     rows_of_parts = np.array(meshes.gather([len(part) for part in parts]))
-    size = cfg.microbatch_size // hosts
+    size = updater.microbatch_rows // hosts
     history = []  # metrics of the minibatches, by epoch
     for rows in _by_epoch(updater, data, key):
-        index_1MB, keep_1MB = minibatch.side_by_side(
-            generator,
-            parts,
-            cfg.minibatch_size // hosts,
-            multiple_of=size,
-            most_rows=int(rows_of_parts.max()),
-        )
-        minibatches = _minibatches(rows, index_1MB[0], keep_1MB[0], size)
+        index_MB, keep_MB = _dealt(generator, updater, parts, int(rows_of_parts.max()))
+        minibatches = _minibatches(rows, index_MB, keep_MB, size)
         state, of_epoch = yield from _epoch(updater, state, minibatches, demonstrations, in_flight)
         history.append(of_epoch)
         if cfg.target_kl:
@@ -371,12 +302,27 @@ def learn_in_parts(
     yield history[-1][-1]["grad_norm"]
     counts = {
         "actor/epochs": float(len(history)),
-        "actor/padded_rows": 1.0 - rows_of_parts.sum() / (keep_1MB.size * hosts),
+        "actor/padded_rows": 1.0 - rows_of_parts.sum() / (keep_MB.size * hosts),
     }
     metrics = summary.of_update(jax.device_get(list(itertools.chain.from_iterable(history))), cfg)
     if updater.plays_average:  # it starts elsewhere, which is no fault
         metrics.pop("actor/first_delta_v")
     return state, metrics | counts
+
+
+def _dealt(
+    generator: np.random.Generator, updater: Updater, parts: list[np.ndarray], most_rows: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """This host's share of the minibatches of an epoch: index [M,B], keep [M,B]."""
+    hosts = jax.process_count()
+    index_1MB, keep_1MB = minibatch.side_by_side(
+        generator,
+        parts,
+        updater.cfg.minibatch_size // hosts,
+        multiple_of=updater.microbatch_rows // hosts,
+        most_rows=most_rows,
+    )
+    return index_1MB[0], keep_1MB[0]
 
 
 def _epoch(
@@ -418,7 +364,11 @@ def _by_epoch(
 
 
 def _microbatches(
-    data: objective.Minibatch, index_B: np.ndarray, keep_B: np.ndarray, size: int, scale: float
+    data: objective.Minibatch,
+    index_B: np.ndarray,
+    keep_B: np.ndarray,
+    size: int,
+    scale: float = 1.0,
 ) -> Iterator[objective.Minibatch]:
     """The rows of a minibatch, `size` at a time; taken when they are asked for.
 
@@ -427,11 +377,6 @@ def _microbatches(
     for first in range(0, len(index_B), size):
         part = slice(first, first + size)
         yield proximal.scaled(objective.take(data, index_B[part], keep_B[part]), scale)
-
-
-def _by_place(sharding: NamedSharding) -> NamedSharding:
-    """With one more axis in front, along "data"."""
-    return NamedSharding(sharding.mesh, PartitionSpec("data", *sharding.spec))
 
 
 @jax.jit

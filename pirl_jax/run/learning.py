@@ -72,7 +72,7 @@ def moved(
     policy = run.settings.policy
     if policy.nft and policy.nft.rows == "resample":
         return {}
-    size = run.settings.raw.algorithm.microbatch_size
+    size = run.settings.raw.algorithm.microbatch_rows(run.mesh.size)
     displacement = steps.displacement(policy, run.mesh)
     return exploration.metrics(displacement, params, data, size, key, run.mesh)
 
