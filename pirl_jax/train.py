@@ -5,8 +5,8 @@
     python -m pirl_jax.train --config RECIPE --plan-only [--target tpu:v5e:2x4]
 
 Chapters: prepare (run/training.py: everything a user can get wrong ends there, in one sentence),
-teach (SFT, where the recipe asks for it), iterate (rollout, update), finish (evaluation, table,
-curve, video).
+teach (run/lessons.py, where the recipe asks for SFT), iterate (rollout, update), finish
+(evaluation, table, curve, video).
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
 from pirl_jax.learner import objective, update
 from pirl_jax.learner import state as states
-from pirl_jax.monitor import log, panel, progress, report, timeline
+from pirl_jax.monitor import log, panel, report, timeline
 from pirl_jax.policy import normalize
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import film as filming
@@ -37,6 +37,7 @@ from pirl_jax.run import (
     films,
     hosts,
     learning,
+    lessons,
     outlook,
     overlap,
     policies,
@@ -45,7 +46,6 @@ from pirl_jax.run import (
     rollouts,
     schedule,
     steps,
-    teach,
     training,
 )
 from pirl_jax.weights import frozen, store
@@ -128,15 +128,23 @@ def first_state(run: training.Run) -> states.TrainState:
     checkpoint = settings.raw.model.checkpoint
     if checkpoint:
         with command.user_errors():
-            params, norm_stats = policies.load_policy(settings, checkpoint, -1, run.mesh)
-        run.actor = _actor(run, norm_stats)
+            params, norm_stats = policies.load_policy(
+                settings, checkpoint, -1, run.mesh, to_teach=settings.raw.sft.by_dataset
+            )
+        if settings.raw.sft.by_dataset:
+            params, norm_stats = lessons.by_dataset(run, params, norm_stats)
+        else:
+            run.actor = lessons.actor(run, norm_stats)
+    elif run.dataset is not None:
+        params = policies.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
+        params, norm_stats = lessons.by_dataset(run, params, None)
     elif settings.raw.sft.demonstrations:
-        params, norm_stats = _taught(run)
+        params, norm_stats = lessons.scripted(run)
     else:
         with command.user_errors():
             norm_stats = policies.given_stats(settings)
         params = policies.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
-        run.actor = _actor(run, norm_stats)
+        run.actor = lessons.actor(run, norm_stats)
     if run.directory.writes:
         normalize.save(policies.norm_stats_path(run.directory.path), norm_stats)
         if run.started_from is not None:
@@ -168,42 +176,12 @@ def _resumed(run: training.Run) -> states.TrainState:
     with command.user_errors():
         norm_stats = normalize.load(policies.norm_stats_path(run.directory.path))
         state, _ = run.store.restore(template, run.first_iteration)
-    run.actor = _actor(run, norm_stats)
+    run.actor = lessons.actor(run, norm_stats)
     lost = frozen.lost(run.store.directory / str(run.first_iteration))
     if lost and run.directory.writes:
         print(f"warning: {lost}; training goes on without it", file=sys.stderr)
     print(f"resumed {run.directory.path} after iteration {run.first_iteration}")
     return state
-
-
-def _actor(run: training.Run, norm_stats: normalize.NormStats) -> actors.Actor:
-    tasks = run.playable.tasks
-    to_model = policies.transform_for(run.settings, norm_stats, run.instructions, tasks)
-    is_apart = run.plays != meshes.local(run.mesh)
-    return policies.actor(run.settings, run.plays, to_model, run.instructions, is_apart=is_apart)
-
-
-# ---- teach -----------------------------------------------------------------------------------
-
-
-def _taught(run: training.Run) -> tuple[dict, normalize.NormStats]:
-    """Few-shot SFT from scripted demonstrations."""
-    settings = run.settings
-    with command.user_errors():
-        run.demonstrations = teach.collect(settings, run.playable)
-    # The same on all hosts, whatever their rounding.
-    norm_stats = meshes.gather(teach.statistics(run.demonstrations))[0]
-    run.actor = _actor(run, norm_stats)
-    params = policies.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
-    length = sum(len(episode["actions"]) for episode in run.demonstrations)
-    print(f"SFT on {len(run.demonstrations)} demonstrations, {length} control steps")
-    with progress.track("SFT", total=settings.raw.sft.steps, unit="steps") as advance:
-        to_model = run.actor.transform
-        params, metrics = teach.fit(
-            settings, params, run.mesh, to_model, run.demonstrations, run.key, advance
-        )
-    run.directory.write(0, {f"sft/{name}": value for name, value in metrics.items()})
-    return params, norm_stats
 
 
 # ---- iterate ---------------------------------------------------------------------------------

@@ -152,7 +152,9 @@ class Model(bounds.Section):
         "", "to start from: run directory, or openpi's, RLinf's, LeRobot's; empty = fresh, then sft"
     )
     gradient_checkpointing: str = one_of(
-        ("none", "dots", "full"), "none", "what the backward pass recomputes"
+        ("auto", "none", "dots", "full"),
+        "auto",
+        "what the backward pass recomputes; auto = the fastest that the memory plan finds room for",
     )
     train_expert_only: bool = plain(True, "freeze the VLM (image tower, embedder, expert 0)")
     is_lora: bool = plain(

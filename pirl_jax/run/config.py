@@ -182,6 +182,9 @@ def _check_actions(raw: page.Page):
 def _check_demonstrations(raw: page.Page):
     """What an SFT stage needs."""
     section = raw.sft
+    if section.dataset:
+        _check_dataset(raw)
+        return
     if not section.demonstrations:
         return
     otherwise = "set sft.demonstrations=0 and model.checkpoint"
@@ -190,6 +193,34 @@ def _check_demonstrations(raw: page.Page):
         raise ValueError(
             f"sft.demonstrations={section.demonstrations} needs sft.steps={section.steps} and "
             f"sft.batch_size={section.batch_size} to be at least 1"
+        )
+
+
+def _check_dataset(raw: page.Page):
+    """Demonstrations of somebody's own."""
+    section = raw.sft
+    named = f"sft.dataset={section.dataset!r}"
+    if section.demonstrations:
+        raise ValueError(
+            f"{named} and sft.demonstrations={section.demonstrations} are two sources; drop one"
+        )
+    if not section.batch_size:
+        raise ValueError(f"{named} needs sft.batch_size={section.batch_size} to be at least 1")
+    if not section.steps and not raw.model.checkpoint:
+        raise ValueError(
+            f"{named} with sft.steps={section.steps} leaves a fresh model untaught; set sft.steps "
+            f"to at least 1, or model.checkpoint"
+        )
+    chosen = section.dataset_statistics
+    if not section.steps and chosen != "auto":
+        raise ValueError(
+            f"sft.dataset_statistics={chosen!r} with sft.steps={section.steps} gives a policy "
+            f"other statistics than it learned with; set it to 'auto'"
+        )
+    if raw.model.norm_stats and chosen != "auto":
+        raise ValueError(
+            f"model.norm_stats={raw.model.norm_stats!r} and sft.dataset_statistics={chosen!r} both "
+            f"say which statistics; drop one"
         )
 
 
@@ -289,7 +320,7 @@ def check_batches(
     if own * hosts != num_devices and raw.rollout.prefix_cache == "device":
         own_text = f"{own_text}, which keep the prefixes"
         _check_multiple("algorithm.microbatch_size / hosts", microbatch // hosts, own, own_text)
-    if raw.sft.demonstrations:
+    if raw.sft.demonstrations or raw.sft.dataset:
         _check_multiple("sft.batch_size", raw.sft.batch_size, num_devices, all_text)
     group_size = raw.algorithm.group_size
     groups_text = f"{hosts} hosts times algorithm.group_size={group_size}"
@@ -366,21 +397,6 @@ def evaluation_due(raw: page.Page, iteration: int) -> bool:
     return bool(raw.eval.every and iteration and iteration % raw.eval.every == 0)
 
 
-def is_barrier(raw: page.Page, iteration: int) -> bool:
-    """Whether nothing of an iteration is played before all earlier ones are learned.
-
-    So it is before an evaluation and where a checkpoint is due: what is saved there is all there
-    is.
-    """
-    saved = iteration % raw.run.save_every == 0
-    return not raw.rollout.max_staleness or saved or evaluation_due(raw, iteration)
-
-
-def weight_switch(raw: page.Page) -> str:
-    """When new parameters play: decision | batch."""
-    return "batch" if raw.rollout.lockstep else raw.rollout.weight_switch
-
-
 def begins_with_rollout(raw: page.Page, iteration: int) -> bool:
     """Whether there is such an iteration, and no evaluation before its rollout."""
     return iteration < raw.num_iterations and not evaluation_due(raw, iteration)
@@ -418,9 +434,10 @@ def policy(raw: page.Page) -> flow.Policy:
 
 
 def _network(model: page.Model) -> variants.Pi0Config:
+    policy = model.gradient_checkpointing
     changes = {
         "dtype": model.dtype,
-        "remat": model.gradient_checkpointing,
+        "remat": "none" if policy == "auto" else policy,  # where nobody plans
         "attention": model.attention,
         "action_dim": model.action_dim,
         "action_horizon": model.action_horizon,

@@ -10,12 +10,11 @@ import dataclasses
 import time
 
 import jax
-import numpy as np
 
 from pirl_jax.core import rng, types
 from pirl_jax.learner import exploration, objective, proximal, replay, update
 from pirl_jax.learner import state as states
-from pirl_jax.run import steps, teach, training
+from pirl_jax.run import own_data, steps, teach, training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Learner:
     """What learns, and what it is reminded of."""
 
     updater: update.Updater
-    demonstrations: tuple[types.Observation, np.ndarray] | None  # encoded; of co-training
+    demonstrations: teach.Examples | None  # of co-training
     replay: replay.Replay | None  # own successes of earlier iterations
     evaluate: Callable  # what older rows are looked at again with (learner/proximal.py)
 
@@ -63,7 +62,7 @@ def of_run(run: training.Run) -> Learner:
     earlier = replay.of_run(run.directory.path, run.settings.raw.algorithm)
     updater = steps.updater(run.settings, run.mesh)
     evaluate = steps.proximal(run.settings, run.mesh)
-    return Learner(updater, _encoded(run), earlier, evaluate)
+    return Learner(updater, _examples(run), earlier, evaluate)
 
 
 def moved(
@@ -78,10 +77,13 @@ def moved(
     return exploration.metrics(displacement, params, data, size, key, run.mesh)
 
 
-def _encoded(run: training.Run) -> tuple[types.Observation, np.ndarray] | None:
+def _examples(run: training.Run) -> teach.Examples | None:
     """What co-training draws from.  A resumed run plays the same demonstrations again."""
     if not run.settings.raw.algorithm.sft_loss_weight:
         return None
+    if run.dataset is not None:
+        own_data.remember(run.directory, run.dataset)
+        return own_data.examples(run.settings, run.dataset, run.actor.transform.stats)
     if run.demonstrations is None:
         run.store.wait()  # this takes minutes, in which a signal ends the run at once
         run.demonstrations = teach.collect(run.settings, run.playable)

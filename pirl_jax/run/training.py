@@ -29,6 +29,7 @@ from pirl_jax.run import (
     films,
     hosts,
     learnable,
+    own_data,
     pages,
     plan,
     policies,
@@ -60,6 +61,7 @@ class Run:
     actor: actors.Actor | None = None
     # Episodes of the scripted expert, where SFT or co-training asked for them.
     demonstrations: list[dict] | None = None
+    dataset: own_data.Dataset | None = None  # somebody's demonstrations, likewise
     rollbacks: int = 0  # how often the run has gone back (run/divergence.py)
     started_from: checkpoints.Record | None = None  # of a fresh run from a checkpoint
 
@@ -151,6 +153,7 @@ def prepare(
         _check_state(settings, mesh, path, resume_at)
     envs = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
     playable = config.playable(settings.raw, envs.spec)
+    dataset = own_data.of_run(settings, envs.spec, resume_at, stack)
     stats = policies.identity_stats(settings)
     to_model = policies.transform_for(settings, stats, envs.spec.instructions, playable.tasks)
     # Simulators start while functions are compiled and weights are loaded or taught.
@@ -159,12 +162,7 @@ def prepare(
     print(planned)
     # Last: a wrong start leaves no directory behind, and a standing run as it is.
     directory = _open_directory(path, raw, settings, resume_at, stack)
-    if directory.writes:
-        folders.set_aside(path / "checkpoints", standing.damaged)
-    standing.tell(path)
-    checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
-    stack.callback(checkpoints.close)
-    hosts.check_storage(checkpoints.directory)
+    checkpoints = _open_store(directory, raw.run.keep, standing, stack)
     return Run(
         settings=settings,
         key=jax.random.key(raw.seed),
@@ -177,6 +175,7 @@ def prepare(
         timers=timers,
         first_iteration=resume_at or 0,
         stream=stream,
+        dataset=dataset,
         started_from=started_from,
     )
 
@@ -208,6 +207,19 @@ class _Standing:
                 f"checkpoint {number} of {path} is damaged ({wrong}) and set aside as "
                 f"{number}.damaged; going on from {self.resume_at}"
             )
+
+
+def _open_store(
+    directory: log.RunDir, keep: int, standing: _Standing, stack: contextlib.ExitStack
+) -> store.Store:
+    """Of checkpoints; damaged ones go out of its way."""
+    if directory.writes:
+        folders.set_aside(directory.path / "checkpoints", standing.damaged)
+    standing.tell(directory.path)
+    checkpoints = store.Store(directory.path / "checkpoints", keep=keep)
+    stack.callback(checkpoints.close)
+    hosts.check_storage(checkpoints.directory)
+    return checkpoints
 
 
 def _claim(path: pathlib.Path, resume: str, stack: contextlib.ExitStack) -> _Standing:

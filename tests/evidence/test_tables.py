@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results" / "evidence"
 PAGE = ROOT / "docs" / "results.md"
 CELLS = (
-    cells.Cell("a", "quick_one", "probe", {}, seeds=(0, 1), least=0.9),
+    cells.Cell("a", "quick_one", "probe", {}, seeds=(0, 1), goals={"least": 0.9}),
     cells.Cell("c", "far_one", "probe", {}, start="start", perturbed=True),
 )
 TABLE = cells.Table({}, CELLS)
@@ -83,7 +83,7 @@ def test_what_has_no_result_is_not_run(results):
     text = section(folder)
     assert line(text, "`far_one`")[1:4] == ["0", "not run", "-"]
     assert line(text, "`quick_one`")[1] == "1 (0 not run)"
-    assert "Not run: `far_one` seed 0." in text
+    assert "Not run, by cell and seed: `far_one` (0)." in text
     assert "reached" not in section(folder.parent / "none")
 
 
@@ -127,19 +127,19 @@ def test_perturbed_tasks_have_a_table_each(results):
     assert "**libero_object_swap**" in text
     found = line(text, "`far_one` | 0", under="**libero_object_swap**")
     assert found[2] == "20.0 % [5.7, 51.0]" and found[4].startswith("+60.0 [+") and found[5] == "10"
-    assert "seed 0." not in text
+    assert "by cell and seed" not in text
 
 
 def test_the_section_of_a_page_is_written_anew_and_nothing_else(results, tmp_path):
     results("quick_one_0", result("quick_one", 0))
     folder = results("quick_one_1", result("quick_one", 1))
     page = tmp_path / "results.md"
-    page.write_text(f"# Results\n\n{tables.BEGIN}\nold\n{tables.END}\n\nrest\n")
+    page.write_text(f"# Results\n\n{tables.BEGIN}\nwhat was before\n{tables.END}\n\nrest\n")
     for _ in range(2):
         tables.write(page, folder, TABLE)
         text = page.read_text()
         assert text.startswith(f"# Results\n\n{tables.BEGIN}\n") and text.endswith("\n\nrest\n")
-        assert "old" not in text and text.count("### a: ") == 1
+        assert "what was before" not in text and text.count("### a: ") == 1
     assert "](results/evidence/a.png)" in text and "](results/evidence/c.png)" not in text
     assert (folder / "a.png").read_bytes().startswith(b"\x89PNG")
     page.write_text("# Results\n")

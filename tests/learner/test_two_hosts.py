@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.learner import objective, proximal, update
+from pirl_jax.learner import in_parts, objective, proximal, update
 from pirl_jax.learner import state as states
 from tests.learner import test_update
 
@@ -68,7 +68,7 @@ def learn(columns):
     played, key = rollout(columns), jax.random.key(0)
     with jax.transfer_guard("disallow"):
         passes = proximal.catching_up(evaluate(mesh), state.params, played, 1, CFG, mesh)
-        played, weights = update.drained(passes)
+        played, weights = in_parts.drained(passes)
         data = objective.with_advantages(played, CFG)
         state, metrics = update.learn(updater, state, data, key)
     return data.advantage, jax.device_get(state.params), metrics | weights

@@ -343,7 +343,7 @@ def recomputation(source: Source, value: Any) -> dict[str, Any]:
     chosen = source.get("actor.model.gradient_checkpointing", default=False) or source.get(
         "actor.fsdp_config.gradient_checkpointing", default=False
     )
-    return {"model.gradient_checkpointing": "full" if chosen else "none"}
+    return {"model.gradient_checkpointing": "full" if chosen else "auto"}
 
 
 def precision(source: Source, value: Any) -> dict[str, Any]:

@@ -80,7 +80,7 @@ OPENPI = (
     rows.carried(
         "actor.model.gradient_checkpointing actor.fsdp_config.gradient_checkpointing",
         "model.gradient_checkpointing",
-        "full or none",
+        "full or auto",
         formulas.recomputation,
     ),
     rows.carried(
