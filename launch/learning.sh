@@ -2,19 +2,30 @@
 # Evidence that the algorithms learn: one suite, pi0 and pi0.5, each taught once by demonstrations and then improved by PPO with
 # flow-SDE, PPO with flow-noise and GRPO with flow-SDE.
 #
+#   [SEEDS="0 1 2"] bash launch/learning.sh evidence [a b c ...] [--runs DIR]
 #   [SEEDS="0 1 2"] bash launch/learning.sh tabletop|libero_object|libero_spatial [pi0] [pi05]
 #   [SEEDS="0 1 2"] bash launch/learning.sh exploration
 #
-# The second compares samplers and losses on tabletop instead: equal episodes from one SFT start per seed.
-# Writes docs/results/SUITE.{json,png}.  Finished runs under runs/learning are kept: a second call continues where the first stopped.
+# The first plays the cells of docs/results.md, row by row (python -m pirl_jax.evidence), at low priority, with its runs beside the
+# checkout; what has results in docs/results/evidence is not played again.
+# The last compares samplers and losses on tabletop instead: equal episodes from one SFT start per seed.
+# The others write docs/results/SUITE.{json,png}.  Finished runs under runs/learning are kept: a second call continues where the first stopped.
 # Asked to end by a signal it lets the run under way save its state, says so, and ends with exit code 75.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-suite=${1:?"name a suite: tabletop, libero_object, libero_spatial; or exploration"}
+suite=${1:?"name a suite: tabletop, libero_object, libero_spatial; or evidence, exploration"}
 again="$(printf '%q ' ${SEEDS:+env "SEEDS=$SEEDS"} bash "$ROOT/launch/learning.sh" "$@")"
 models=("${@:2}")
 [[ ${#models[@]} -gt 0 ]] || models=(pi0 pi05)
+
+if [[ "$suite" == evidence ]]; then
+  status=0
+  relay nice -n 15 python -m pirl_jax.evidence play "${@:2}" ${SEEDS:+"--seeds=$SEEDS"} || status=$?
+  [[ "$status" -ne 75 ]] || echo "launch/learning.sh was asked to end; to go on: $again" >&2
+  [[ "$status" -eq 75 ]] || python -m pirl_jax.evidence tables
+  exit "$status"
+fi
 
 train() { # NAME flags...; skipped where the run is finished
   local directory="runs/learning/$suite/$1"
@@ -32,7 +43,7 @@ case $suite in
   tabletop | exploration) recipe=(--config configs/tabletop_small.py) limit=50 ;;
   libero_object) recipe=(--config configs/libero_small.py) limit=115 ;;
   libero_spatial) recipe=(--config configs/libero_small.py --config.env.suite=libero_spatial "--config.env.tasks=(2,)") limit=80 ;;
-  *) fail "no recipe for suite $suite; choose tabletop, libero_object, libero_spatial or exploration" ;;
+  *) fail "no recipe for suite $suite; choose evidence, tabletop, libero_object, libero_spatial or exploration" ;;
 esac
 
 # All with one bound on how far an iteration may move the policy: samplers at equal learning rates differ by far in that.

@@ -203,7 +203,7 @@ def _network(
 ) -> Candidate:
     """The policy of a checkpoint."""
     devices.setup_jax(settings)
-    mesh = devices.mesh(settings)
+    mesh = devices.acting(settings)
     # A run that still trains may write another one in between.
     with checkpoints.held(options.checkpoint, options.iteration) as place:
         opened = policies.look(settings, place)

@@ -18,7 +18,7 @@ import jax
 from pirl_jax.core import endings, rng, types
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
-from pirl_jax.learner import exploration, objective, update
+from pirl_jax.learner import objective, update
 from pirl_jax.learner import state as states
 from pirl_jax.monitor import log, panel, report, timeline
 from pirl_jax.policy import normalize
@@ -27,6 +27,7 @@ from pirl_jax.rollout import film as filming
 from pirl_jax.rollout import starts, stats
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import (
+    apart,
     checkpoints,
     command,
     config,
@@ -38,10 +39,12 @@ from pirl_jax.run import (
     learning,
     lessons,
     outlook,
+    overlap,
     policies,
     preemption,
     results,
     rollouts,
+    schedule,
     steps,
     training,
 )
@@ -108,6 +111,7 @@ def learn(run: training.Run, guard: divergence.Guard, watch: preemption.Watch) -
             cause = str(error)
         # Before anything is loaded: a state that is of no use may fill the devices.
         state = None
+        run.publish.forget()
         if cause:
             guard.roll_back(cause)
             state = _resumed(run)
@@ -202,9 +206,10 @@ def iterate(
     run.timers.take()
     total = raw.num_iterations - run.first_iteration
     with watch.patient(run.envs.interrupt), panel.watching(total) as board:
-        for iteration in range(run.first_iteration, raw.num_iterations):
-            with _resumable(run, state, iteration, watch):
-                state = _step(run, learner, state, iteration, guard, board)
+        for span in schedule.spans(raw, run.first_iteration):
+            state = run.offload.away(state)
+            with _resumable(run, state, span.start, watch):
+                state = _span(run, learner, state, span, guard, board, watch)
         run.store.finish(raw.num_iterations, state)
     return state
 
@@ -218,31 +223,58 @@ def _resumable(
         hosts.meet(watch)
         yield
     except queue.Interrupted:
+        state = run.offload.back(state)
         run.store.finish(iteration, divergence.checked(state, iteration))
         raise watch.ending(f"iteration {iteration} is saved") from None
 
 
-def _step(
+def _span(
     run: training.Run,
     learner: learning.Learner,
     state: states.TrainState,
-    iteration: int,
+    span: range,
     guard: divergence.Guard,
     board: panel.Board,
+    watch: preemption.Watch,
 ) -> states.TrainState:
-    """One iteration, with its evaluation, its row and its checkpoint."""
+    """From one barrier to the next: the evaluation, iterations with their rows, the checkpoint."""
     raw = run.settings.raw
     evaluated = {}
     # At the start of an iteration, not at its end: a resumed run has the same evaluations.
-    if config.evaluation_due(raw, iteration):
+    if config.evaluation_due(raw, span.start):
         count = raw.eval.episodes_during_training or raw.eval.episodes_per_task
-        acting = states.acting_params(state)
-        evaluated = _evaluate(run, acting, iteration, f"iteration_{iteration}", count)
-    with jax.transfer_guard("disallow"):
-        state, metrics = _iteration(run, learner, state, iteration, board)
-    if evaluated:
-        gap = results.rate(evaluated) - metrics["env/success_once"]
-        metrics["rollout/exploration_gap"] = gap
+        acting = run.offload.acting(state)
+        evaluated = _evaluate(run, acting, span.start, f"iteration_{span.start}", count)
+
+    def ended(iteration: int, metrics: dict[str, float]) -> None:
+        if evaluated and iteration == span.start:
+            gap = results.rate(evaluated) - metrics["env/success_once"]
+            metrics["rollout/exploration_gap"] = gap
+        _ended(run, iteration, metrics, guard, board)
+
+    if raw.rollout.max_staleness:
+        play = apart.play if apart.applies(run) else overlap.play
+        state = play(run, learner, state, span, board, watch, ended)
+    else:
+        with jax.transfer_guard("disallow"):
+            state, metrics = _iteration(run, learner, state, span.start, board)
+        ended(span.start, metrics)
+    due = span.stop % raw.run.save_every == 0 or span.stop == raw.num_iterations
+    # One that failed is made good with the state of today.
+    if run.store.failed() or due:
+        with run.timers.measure("save"):
+            run.store.save(span.stop, divergence.checked(state, span.stop))
+    return state
+
+
+def _ended(
+    run: training.Run,
+    iteration: int,
+    metrics: dict[str, float],
+    guard: divergence.Guard,
+    board: panel.Board,
+) -> None:
+    """An iteration is over, and nothing of it is saved yet: its row."""
     if iteration == run.first_iteration:  # its updates included
         metrics["time/to_first_update"] = run.timers.age_s()
     if run.rollbacks:
@@ -251,12 +283,6 @@ def _step(
     board.finished(row)
     guard.watch(iteration, row)
     run.page.follow(iteration, run.timers)
-    due = (iteration + 1) % raw.run.save_every == 0 or iteration + 1 == raw.num_iterations
-    # One that failed is made good with the state of today.
-    if run.store.failed() or due:
-        with run.timers.measure("save"):
-            run.store.save(iteration + 1, divergence.checked(state, iteration + 1))
-    return state
 
 
 def _iteration(
@@ -271,7 +297,7 @@ def _iteration(
     key = run.iteration_key(iteration)
     faults = run.envs.counters()
     playing = states.acting_params(state) if run.settings.plays_average else state.params
-    published = meshes.local_view(playing, run.mesh)
+    published = run.publish(playing)
     with hosts.together():
         film = films.begin(run.settings.raw)
         rollout, played = _rollout(run, published, key, iteration, board, film)
@@ -281,27 +307,16 @@ def _iteration(
             films.write(film, run.settings.raw, iteration, played, run.envs.spec)
     with run.timers.measure("update"):
         data = objective.with_advantages(rollout, cfg)
-        moved = _moved(run, playing, data, rng.named(key, "moved"))
+        moved = learning.moved(run, playing, data, rng.named(key, "moved"))
         demonstrations = learner.batches(run.settings.raw.sft.batch_size, key)
         learned = learner.with_earlier(data, iteration, key)
         shuffle = rng.named(key, "shuffle")
+        state = run.offload.back(state)
         state, metrics = update.learn(learner.updater, state, learned, shuffle, demonstrations)
     metrics |= moved | rollouts.metrics(cfg, played)
     metrics |= stats.fault_metrics(faults, run.envs.counters(), meshes.gather)
     metrics |= stats.rollout_metrics(rollout, data, meshes.gather)
     return state, metrics | run.timers.take()
-
-
-def _moved(
-    run: training.Run, params: dict, data: objective.Minibatch, key: jax.Array
-) -> dict[str, float]:
-    """How far exploration moves decisions; unknown where the rows are no longer their steps."""
-    policy = run.settings.policy
-    if policy.nft and policy.nft.rows == "resample":
-        return {}
-    size = run.settings.raw.algorithm.microbatch_size
-    displacement = steps.displacement(policy, run.mesh)
-    return exploration.metrics(displacement, params, data, size, key, run.mesh)
 
 
 def _start_next(run: training.Run, iteration: int) -> None:
@@ -321,12 +336,12 @@ def _rollout(
 ) -> tuple[types.Rollout, list[streams.Result]]:
     """Episodes of one iteration."""
     settings = run.settings
-    actor = policies.at_iteration(run.actor, settings, iteration, run.mesh)
+    actor = policies.at_iteration(run.actor, settings, iteration, run.plays)
     if actor.buffer is not None:
         limit = actors.max_decisions(run.envs.spec, actor.action_chunk)
         actor.buffer.clear(hosts.most_episodes(settings.raw) * limit)
     stream = run.take_stream() or run.next_stream(iteration)
-    key = meshes.replicate(rng.named(key, "actions"), meshes.local(run.mesh))
+    key = meshes.replicate(rng.named(key, "actions"), run.plays)
     return rollouts.play(
         settings, run.playable, iteration, stream, actor, params, key, run.timers, board, film
     )
@@ -342,13 +357,14 @@ def _evaluate(
     protocol = results.protocol(settings, envs.spec, run.playable, per_task)
     with run.timers.measure("eval"):
         batch_size = config.decision_batch(settings.raw, envs.num_envs)
+        published = run.publish(params)
         this = evaluation.Evaluation(
             settings=settings,
             envs=envs,
             rollout=settings.raw.rollout,
             cached_tasks=settings.raw.env.cached_tasks,
             decide=evaluation.network(
-                settings, run.mesh, run.actor, params, envs.spec, batch_size, timeline.Timers()
+                settings, run.plays, run.actor, published, envs.spec, batch_size, timeline.Timers()
             ),
             episodes=hosts.share().of(whole),
             measured={"policy": {"name": name, "iteration": iteration}, "protocol": protocol},

@@ -43,6 +43,7 @@ FLOORS = {
     "serving": {"core", "policy", "envs", "rollout"},
     "run": BELOW_RUN,
     "bench": BELOW_RUN | {"run"},
+    "evidence": BELOW_RUN | {"run"},
 }
 # wing of envs/ -> what it may import of envs/, besides itself and the modules in WING_GROUND.
 # experts.py and gym.py stand above the wings.
@@ -223,7 +224,7 @@ def test_only_commands_and_monitor_write_to_the_terminal():
             for node in ast.walk(tree)
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         ]
-        if package_of(module) not in (None, "monitor", "run", "bench"):
+        if package_of(module) not in (None, "monitor", "run", "bench", "evidence"):
             wrong += [f"{module}:{call.lineno}" for call in calls if call.func.id == "print"]
     assert not wrong, wrong
 

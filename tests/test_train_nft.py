@@ -39,7 +39,14 @@ AUTHORS = {
     "nft__tau_curve": "cosine",
 }
 LEARNED = {"model__noise_method": "flow_noise", "nft__form": "mse", "nft__clip_ratio": 0.2}
-KINDS = {"ours": {}, "resampled": RESAMPLED, "authors": AUTHORS, "learned noise": LEARNED}
+ONE = {"nft__steps": "one"}
+KINDS = {
+    "ours": {},
+    "resampled": RESAMPLED,
+    "authors": AUTHORS,
+    "learned noise": LEARNED,
+    "one step": ONE,
+}
 
 
 def play(directory, num_iterations, *arguments, **fields):

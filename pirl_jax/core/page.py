@@ -152,7 +152,9 @@ class Model(bounds.Section):
         "", "to start from: run directory, or openpi's, RLinf's, LeRobot's; empty = fresh, then sft"
     )
     gradient_checkpointing: str = one_of(
-        ("none", "dots", "full"), "none", "what the backward pass recomputes"
+        ("auto", "none", "dots", "full"),
+        "auto",
+        "what the backward pass recomputes; auto = the fastest that the memory plan finds room for",
     )
     train_expert_only: bool = plain(True, "freeze the VLM (image tower, embedder, expert 0)")
     is_lora: bool = plain(
@@ -266,6 +268,9 @@ class Rollout(bounds.Section):
         "decision",
         "when new parameters play: at the next decision, or in whole rollouts (lockstep: batch)",
     )
+    learner_timeout_s: float = at_least(
+        1, 1800.0, "max_staleness: silence of update and simulators that ends the run", "s"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,10 +294,27 @@ class Eval(bounds.Section):
 
 @dataclasses.dataclass(frozen=True)
 class Mesh(bounds.Section):
-    """How many devices share what."""
+    """How many of the devices that learn share what."""
 
     data: int = at_least(1, -1, "along the batch; -1: all that fsdp leaves", "devices", (-1,))
     fsdp: int = positive(1, "that share parameters and moments; at most a host's", "devices")
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement(bounds.Section):
+    """Which devices of a host do what, by their numbers: all, or ranges such as 0-3 or 0,2."""
+
+    env: str = plain(
+        "", "draw, by CUDA's numbers, a worker in turn; cpu: none; empty = env.render_devices"
+    )
+    rollout: str = plain("all", "decide, in rollouts and evaluations")
+    actor: str = plain("all", "learn; equal to those of rollout, nested with them, or others")
+    offload: str = one_of(
+        ("off", "optimizer", "auto"),
+        "off",
+        "optimizer: moments, average and anchor lie on the host while episodes are played; auto:"
+        " where nothing else fits",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,6 +327,7 @@ class Run(bounds.Section):
     report_every: int = at_least(
         0, 10, "between refreshes of report.html; 0 = only at the end", "iterations"
     )
+    record: bool = plain(False, "note what every chunk, decision and update takes, in loop.jsonl")
     on_divergence: str = one_of(
         ("stop", "rollback"),
         "stop",
@@ -356,6 +379,7 @@ class Page:
     eval: Eval = dataclasses.field(default_factory=Eval)
     video: Video = dataclasses.field(default_factory=Video)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
+    placement: Placement = dataclasses.field(default_factory=Placement)
     run: Run = dataclasses.field(default_factory=Run)
 
     def __post_init__(self):

@@ -53,7 +53,8 @@ class Algorithm(bounds.Section):
     microbatch_size: int = at_least(
         0,
         128,
-        "per forward-backward; 0 = the most, up to 128, that the memory plan finds room for",
+        "of one device per forward-backward; at most its part of a minibatch; 0 = the most, up to"
+        " 128, that the memory plan finds room for",
         "decisions",
     )
     clip_ratio_low: float = between(0, 1, 0.2, "the probability ratio is clipped below 1 - this")
@@ -109,6 +110,10 @@ class Algorithm(bounds.Section):
     )
     ema_decay: float = fraction_below_one(0.0, "of averaged weights to evaluate; 0 = off")
 
+    def microbatch_rows(self, devices: int) -> int:
+        """Of all devices: microbatch_size on each, unless a minibatch has fewer."""
+        return min(self.microbatch_size * devices, self.minibatch_size)
+
     @property
     def uses_critic(self) -> bool:
         """Whether a value head is trained."""
@@ -136,6 +141,12 @@ class Nft(bounds.Section):
         ("rollout", "resample"),
         "rollout",
         "where: the steps that were played, or fresh points between noise and chunk (x0 alone)",
+    )
+    steps: str = one_of(
+        ("all", "one"),
+        "all",
+        "of a decision's noisy steps, where all are (model.noise_steps): all, or one that is drawn"
+        " anew for every epoch",
     )
     weight: str = one_of(
         ("auto", "adaptive", "sigma", "constant", "t", "1-t", "inv_t2", "inv_t3"),

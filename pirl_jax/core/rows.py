@@ -27,8 +27,10 @@ class Buffer:
     Where a device has no room left, or is asked for another's rows, those rows travel.
     """
 
-    def __init__(self, mesh: jax.sharding.Mesh):
+    def __init__(self, mesh: jax.sharding.Mesh, is_apart: bool = False):
+        """is_apart: other devices than these learn from the rows, or more, or fewer."""
         self.rows = None
+        self.is_apart = is_apart
         self.devices = mesh.size
         self._mesh = mesh
         self._free: list[list[int]] = [[] for _ in range(self.devices)]
@@ -258,8 +260,9 @@ def split(batch: Any, index_n: Iterable[int]) -> list:
 
 
 def by_device(rows: Any, row_R: np.ndarray) -> list[np.ndarray]:
-    """Indices of rows, by the device that holds them; all of them together where none does."""
-    if not isinstance(rows, OnDevice):
+    """Indices of rows, by the device that holds them and learns from them; all of them together
+    where there is none."""
+    if not isinstance(rows, OnDevice) or rows.buffer.is_apart:
         return [row_R]
     owner_R = rows.buffer.owner(rows.at_R[row_R])
     devices = range(rows.buffer.devices)
@@ -282,5 +285,8 @@ def put(rows: Any, mesh: jax.sharding.Mesh) -> Any:
     Rows that are there already only come together.
     """
     if isinstance(rows, OnDevice):
-        return meshes.join(rows.buffer.gather(rows.at_R), mesh)
+        gathered = rows.buffer.gather(rows.at_R)
+        if rows.buffer.is_apart:
+            gathered = jax.device_put(gathered, meshes.batch_sharding(meshes.local(mesh)))
+        return meshes.join(gathered, mesh)
     return meshes.put_batch(rows, mesh)

@@ -48,6 +48,7 @@ class Sums:
 
     grads: dict  # of sum(w * L)
     weight: jax.Array  # sum(w)
+    clone_weight: jax.Array  # the same of the clone term beside the loss
     count: jax.Array  # rows with weight > 0
     microbatches: jax.Array  # int32, how many
     weighted: dict  # loss terms: sum(w * L)
@@ -210,6 +211,7 @@ def loss(
     sums = Sums(
         grads={},
         weight=batch.weight.sum(),
+        clone_weight=jnp.zeros(()) if batch.clone_weight is None else batch.clone_weight.sum(),
         count=count,
         microbatches=jnp.ones((), jnp.int32),
         weighted=terms.weighted,

@@ -4,9 +4,11 @@ Refuses to know the network and what else the loss adds up (objective.py).
 """
 
 import jax
+from jax import Array
 import jax.numpy as jnp
+import numpy as np
 
-from pirl_jax.core import page
+from pirl_jax.core import page, types
 from pirl_jax.policy import mirror
 from pirl_jax.rl import losses, nft
 
@@ -47,6 +49,29 @@ def terms(
         metrics |= {"approx_kl": kl, "approx_kl3": kl}
     farthest_B = jax.lax.stop_gradient(pair.drift.max(_inner(pair)))
     return loss, metrics, {"delta_v": jnp.where(exists_B, farthest_B, 0.0).max()}
+
+
+def one_step(chain: types.Chain, u_B: np.ndarray) -> types.Chain:
+    """Of each row the stochastic step of this number alone; its log_prob stays that of all."""
+    row_B = np.arange(len(u_B))
+
+    def of_step(x_BU: Array | None) -> Array | None:
+        return None if x_BU is None else x_BU[row_B, u_B][:, None]
+
+    return chain.replace(
+        x=of_step(chain.x),
+        x_next=of_step(chain.x_next),
+        j=of_step(chain.j),
+        velocity=of_step(chain.velocity),
+        std=of_step(chain.std),
+    )
+
+
+def drawn(chain: types.Chain, generator: np.random.Generator) -> types.Chain:
+    """The same, each step as probable, on the host."""
+    host = jax.tree.map(np.asarray, chain)
+    rows, steps = host.j.shape
+    return one_step(host, generator.integers(0, steps, rows))
 
 
 def _inner(pair: mirror.Mirrored) -> tuple[int, ...]:

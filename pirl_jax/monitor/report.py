@@ -299,7 +299,7 @@ def comparison(
     path: str | os.PathLike, runs: Sequence[Mapping[str, Any]], smooth: int = 5
 ) -> pathlib.Path:
     """PNG of several runs: a panel per `panel`, a colour and kind of line per `variant`, a line per
-    run.
+    run; where a variant has several (its seeds), theirs are thin and their mean is thick.
 
     Lines are means over the last `smooth` iterations; dots and bars are the evaluations before and
     after, with their intervals.
@@ -318,8 +318,8 @@ def comparison(
     # Not strict: the last row of panels may be half empty.
     for panel, title in zip(panels, titles, strict=False):
         here = [run for run in runs if run["panel"] == title]
-        for run in here:
-            _draw_run(panel, run, variants.index(run["variant"]), smooth)
+        for number, variant in enumerate(variants):
+            _draw_variant(panel, [run for run in here if run["variant"] == variant], number, smooth)
         _finish_panel(panel, title)
     for unused in panels[len(titles) :]:
         unused.set_visible(False)
@@ -340,18 +340,33 @@ def comparison(
     return pathlib.Path(path)
 
 
-def _draw_run(panel: axes.Axes, run: Mapping[str, Any], variant: int, smooth: int) -> None:
-    """One run in the colour of the variant of this number."""
-    again, colour = divmod(variant, len(VARIANT_COLOURS))
+def _draw_variant(
+    panel: axes.Axes, runs: Sequence[Mapping[str, Any]], number: int, smooth: int
+) -> None:
+    """The seeds of the variant of this number, in its colour, and their mean."""
+    again, colour = divmod(number, len(VARIANT_COLOURS))
     colour = VARIANT_COLOURS[colour]
-    style = {"linestyle": VARIANT_LINES[again % len(VARIANT_LINES)], "linewidth": 1.5}
-    means = _trailing_means(run["success"], smooth)
-    iterations = range(1, len(means) + 1)
-    panel.plot(iterations, means, color=colour, label=run["variant"], **style)
-    # The evaluations of several variants stand side by side, left and right of their lines.
-    shift = 0.4 * variant
-    _draw_evaluation(panel, -shift, run["before"], colour)
-    _draw_evaluation(panel, len(means) + 1 + shift, run["after"], colour)
+    style = {"color": colour, "linestyle": VARIANT_LINES[again % len(VARIANT_LINES)]}
+    lines = [_trailing_means(run["success"], smooth) for run in runs]
+    is_one = len(runs) == 1
+    for run, means in zip(runs, lines, strict=True):
+        label = run["variant"] if is_one else None
+        width = {"linewidth": 1.5} if is_one else {"linewidth": 0.7, "alpha": 0.5}
+        panel.plot(range(1, len(means) + 1), means, label=label, **style, **width)
+        # The evaluations of several variants stand side by side, left and right of their lines.
+        shift = 0.4 * number
+        _draw_evaluation(panel, -shift, run["before"], colour)
+        _draw_evaluation(panel, len(means) + 1 + shift, run["after"], colour)
+    if len(runs) > 1:
+        mean = _mean_line(lines)
+        label = f"{runs[0]['variant']}, mean of {len(runs)}"
+        panel.plot(range(1, len(mean) + 1), mean, label=label, linewidth=2.0, **style)
+
+
+def _mean_line(lines: Sequence[Sequence[float]]) -> list[float]:
+    """As far as all of them reach: where one has ended the mean would be another's."""
+    # Not strict: the others' ends are left out.
+    return [sum(values) / len(values) for values in zip(*lines, strict=False)]
 
 
 def _trailing_means(values: Sequence[float], smooth: int) -> list[float]:

@@ -146,7 +146,8 @@ def update(
     if vlm not in VLM:
         raise bounds.unknown("vlm", vlm, VLM)
     hidden = reads_vlm(cfg) if hidden is None else hidden
-    scored = cfg.model.num_steps if cfg.model.noise_steps == "all" else 1
+    draws_one = cfg.nft is not None and cfg.nft.steps == "one"
+    scored = cfg.model.num_steps if cfg.model.noise_steps == "all" and not draws_one else 1
     total = 3 * scored * step(cfg, tokens, conditions)
     if vlm == "kept":
         return total

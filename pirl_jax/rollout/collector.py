@@ -234,7 +234,12 @@ class Collector:
         return book
 
     def book(self, batch: int) -> Book:
+        """Of an open batch."""
         return self._open[batch].book
+
+    def film(self, batch: int) -> films.Film | None:
+        """Of an open batch."""
+        return self._open[batch].film
 
     def decide(self, turn: streams.Turn, acting: Callable[[int], Acting]) -> None:
         """Book what a turn of the stream brings, and answer it.  acting: who plays a batch."""

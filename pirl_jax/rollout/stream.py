@@ -150,10 +150,11 @@ class Stream:
         """Slots that play; each has one request in the pool."""
         return int((self._playing >= 0).sum())
 
-    def is_over(self, batch: int) -> bool:
-        """Whether every episode of an admitted batch is."""
-        playing = self._playing[self._playing >= 0]
-        return not self._batches[batch].waiting and all(self._batch_of[e] != batch for e in playing)
+    def left(self, batch: int) -> int:
+        """Episodes of an admitted batch that are not over yet."""
+        playing = self._playing[self._playing >= 0].tolist()
+        mine = sum(self._batch_of[e] == batch for e in playing)
+        return mine + len(self._batches[batch].waiting)
 
     def of(self, batch: int) -> list[Result]:
         """Results of its episodes, in their order."""

@@ -7,7 +7,7 @@ value may be stands on the page itself (core/page.py); of the machine it knows n
 from collections.abc import Mapping, Sequence
 import dataclasses
 
-from pirl_jax.core import page
+from pirl_jax.core import page, placement
 from pirl_jax.envs import base, expert_tasks
 from pirl_jax.envs.libero import files, perturbed
 from pirl_jax.learner import sft
@@ -105,6 +105,7 @@ def settings(fields: Mapping) -> Settings:
     """
     raw = page.from_dict(fields)
     perturbed.check(raw.env.suite, raw.env.wording)
+    _check_placement(raw)
     _check_multiples(raw)
     _check_actions(raw)
     _check_demonstrations(raw)
@@ -137,6 +138,29 @@ def _check_multiples(raw: page.Page):
         divisor = _value(raw, divisor_name)
         if divisor and value % divisor:
             raise ValueError(f"{name}={value} must be a multiple of {divisor_name}={divisor}")
+
+
+def _check_placement(raw: page.Page):
+    """What no machine could do."""
+    section = raw.placement
+    mode = placement.check(section.env, section.rollout, section.actor)
+    if mode == "separate" and section.offload == "optimizer":
+        raise ValueError(
+            f"placement.offload={section.offload!r} makes room for nothing where"
+            f" placement.rollout={section.rollout} and placement.actor={section.actor} are apart;"
+            f" set it to 'off' or 'auto'"
+        )
+    if raw.rollout.max_staleness and section.offload == "optimizer":
+        raise ValueError(
+            f"placement.offload={section.offload!r} takes away what the learner needs while"
+            f" episodes play (rollout.max_staleness={raw.rollout.max_staleness}); set one to 'off'"
+            f" or 0"
+        )
+    if section.env and raw.env.render_devices:
+        raise ValueError(
+            f"placement.env={section.env!r} and env.render_devices={raw.env.render_devices} both"
+            f" say where simulators draw; drop one"
+        )
 
 
 def _check_actions(raw: page.Page):
@@ -269,29 +293,49 @@ def _check_learning(raw: page.Page):
         )
 
 
-def check_batches(raw: page.Page, num_devices: int, hosts: int = 1) -> None:
-    """Batches are split over the devices of the mesh, those of a rollout over the host's own.
+def check_batches(
+    raw: page.Page, num_devices: int, hosts: int = 1, playing: int | None = None
+) -> None:
+    """Batches of updates are split over the devices that learn, those of a rollout over the host's
+    own that play.
 
     Episodes are split over the hosts.
+
+    Args:
+      num_devices: that learn, of all hosts.
+      playing: that play, of each host; None: those that learn.
 
     Raises:
       ValueError: one sentence with the value and the divisor.
     """
-    own = num_devices // hosts
-    own_text = f"{own} devices of a host" if hosts > 1 else f"{own} devices of the mesh"
+    own = num_devices // hosts if playing is None else playing
+    own_text = f"{own} {_named(raw, 'rollout', 'a host' if hosts > 1 else 'the mesh')}"
     for section in ("rollout", "eval"):
         name = f"{section}.num_envs / rollout.num_groups"
         rows = decision_batch(raw, _value(raw, f"{section}.num_envs"))
         _check_multiple(name, rows, own, own_text)
-    all_text = f"{num_devices} devices of the mesh"
-    microbatch = raw.algorithm.microbatch_size
-    _check_multiple("algorithm.microbatch_size", microbatch, num_devices, all_text)
+    all_text = f"{num_devices} {_named(raw, 'actor', 'the mesh')}"
+    algorithm = raw.algorithm
+    _check_multiple("algorithm.minibatch_size", algorithm.minibatch_size, num_devices, all_text)
+    if algorithm.microbatch_size:
+        rows = algorithm.microbatch_rows(num_devices)
+        each = f"{all_text} times algorithm.microbatch_size={algorithm.microbatch_size}"
+        _check_multiple("algorithm.minibatch_size", algorithm.minibatch_size, rows, each)
+        if own * hosts != num_devices and raw.rollout.prefix_cache == "device":
+            text = f"{own_text}, which keep the prefixes"
+            _check_multiple("rows of a microbatch / hosts", rows // hosts, own, text)
     if raw.sft.demonstrations or raw.sft.dataset:
         _check_multiple("sft.batch_size", raw.sft.batch_size, num_devices, all_text)
     group_size = raw.algorithm.group_size
     groups_text = f"{hosts} hosts times algorithm.group_size={group_size}"
     for name in ("rollout.episodes_per_iteration", "algorithm.max_episodes_per_iteration"):
         _check_multiple(name, _value(raw, name), hosts * group_size, groups_text)
+
+
+def _named(raw: page.Page, role: str, otherwise: str) -> str:
+    """Whose devices they are: what decided how many there are."""
+    ranges = getattr(raw.placement, role)
+    return f"devices of {otherwise if ranges == placement.ALL else f'placement.{role}={ranges}'}"
 
 
 def _check_multiple(name: str, size: int, divisor: int, what: str):
@@ -357,21 +401,6 @@ def evaluation_due(raw: page.Page, iteration: int) -> bool:
     return bool(raw.eval.every and iteration and iteration % raw.eval.every == 0)
 
 
-def is_barrier(raw: page.Page, iteration: int) -> bool:
-    """Whether nothing of an iteration is played before all earlier ones are learned.
-
-    So it is before an evaluation and where a checkpoint is due: what is saved there is all there
-    is.
-    """
-    saved = iteration % raw.run.save_every == 0
-    return not raw.rollout.max_staleness or saved or evaluation_due(raw, iteration)
-
-
-def weight_switch(raw: page.Page) -> str:
-    """When new parameters play: decision | batch."""
-    return "batch" if raw.rollout.lockstep else raw.rollout.weight_switch
-
-
 def begins_with_rollout(raw: page.Page, iteration: int) -> bool:
     """Whether there is such an iteration, and no evaluation before its rollout."""
     return iteration < raw.num_iterations and not evaluation_due(raw, iteration)
@@ -409,9 +438,10 @@ def policy(raw: page.Page) -> flow.Policy:
 
 
 def _network(model: page.Model) -> variants.Pi0Config:
+    policy = model.gradient_checkpointing
     changes = {
         "dtype": model.dtype,
-        "remat": model.gradient_checkpointing,
+        "remat": "none" if policy == "auto" else policy,  # where nobody plans
         "attention": model.attention,
         "action_dim": model.action_dim,
         "action_horizon": model.action_horizon,

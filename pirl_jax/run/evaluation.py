@@ -94,12 +94,12 @@ def network(
     batch_size: int,
     timers: streams.Timers,
 ) -> streams.Decide:
-    """The actions of a network, on this process's own part of the mesh.
+    """The actions of a network, on this process's own part of the mesh, where its parameters lie.
 
     The start noise of the flow is drawn from the configured seed and the episode alone: two
     policies are compared on equal terms, and an episode is the same whichever others are played
     beside it.
     """
     key = policies.evaluation_key(settings, mesh)
-    own = meshes.local_view(params, mesh)
+    own = meshes.view(params, meshes.local(mesh))
     return actors.exploiting(actor, own, key, spec, batch_size, timers)

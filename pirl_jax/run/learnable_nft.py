@@ -50,6 +50,11 @@ def _check_target(raw: page.Page):
             f"{named} is a prediction of flow_sde, and model.noise_method={method!r}; set"
             f" nft.target=x0"
         )
+    if options.steps == "one" and model.noise_steps != "all":
+        raise ValueError(
+            f"nft.steps='one' draws one of a decision's noisy steps, of which model.noise_steps="
+            f"{raw.model.noise_steps!r} has one alone; set nft.steps=all, or model.noise_steps=all"
+        )
     if options.weight == "sigma" and without_noise:
         raise ValueError(
             f"nft.weight='sigma' divides by a noise that model.noise_method={method!r} has not; set"

@@ -12,7 +12,7 @@ import time
 import jax
 
 from pirl_jax.core import rng, types
-from pirl_jax.learner import objective, proximal, replay, update
+from pirl_jax.learner import exploration, objective, proximal, replay, update
 from pirl_jax.learner import state as states
 from pirl_jax.run import own_data, steps, teach, training
 
@@ -63,6 +63,18 @@ def of_run(run: training.Run) -> Learner:
     updater = steps.updater(run.settings, run.mesh)
     evaluate = steps.proximal(run.settings, run.mesh)
     return Learner(updater, _examples(run), earlier, evaluate)
+
+
+def moved(
+    run: training.Run, params: dict, data: objective.Minibatch, key: jax.Array
+) -> dict[str, float]:
+    """How far exploration moves decisions; unknown where the rows are no longer their steps."""
+    policy = run.settings.policy
+    if policy.nft and policy.nft.rows == "resample":
+        return {}
+    size = run.settings.raw.algorithm.microbatch_rows(run.mesh.size)
+    displacement = steps.displacement(policy, run.mesh)
+    return exploration.metrics(displacement, params, data, size, key, run.mesh)
 
 
 def _examples(run: training.Run) -> teach.Examples | None:

@@ -17,7 +17,8 @@ def actor(run: training.Run, norm_stats: normalize.NormStats) -> actors.Actor:
     """The policy of a run as its rollouts see it."""
     tasks = run.playable.tasks
     to_model = policies.transform_for(run.settings, norm_stats, run.instructions, tasks)
-    return policies.actor(run.settings, run.mesh, to_model, run.instructions)
+    is_apart = run.plays != meshes.local(run.mesh)
+    return policies.actor(run.settings, run.plays, to_model, run.instructions, is_apart=is_apart)
 
 
 def scripted(run: training.Run) -> tuple[dict, normalize.NormStats]:

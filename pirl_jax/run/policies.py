@@ -97,11 +97,15 @@ def actor(
     mesh: jax.sharding.Mesh,
     to_model: observation.Transform,
     instructions: Sequence[str],
+    *,
+    is_apart: bool = False,
 ) -> actors.Actor:
     """The policy as the rollout sees it, on this process's own part of the mesh.
 
     With a frozen VLM `explore` hands out the prefix it computed.  On its first observations the
     actor prints how well the normalisation statistics fit.
+
+    is_apart: other devices than these learn.
     """
     own = meshes.local(mesh)
     explore, exploit = steps.decisions(settings.policy, settings.keep_prefix, own)
@@ -117,7 +121,7 @@ def actor(
         exploit=exploit,
         put=functools.partial(meshes.put_batch, mesh=own),
         at_first=[say_how_statistics_fit],
-        buffer=rows.Buffer(own) if settings.prefix_cache == "device" else None,
+        buffer=rows.Buffer(own, is_apart) if settings.prefix_cache == "device" else None,
         share=hosts.share(),
     )
 
@@ -132,13 +136,20 @@ def at_iteration(
     actor: actors.Actor, settings: config.Settings, iteration: int, mesh: jax.sharding.Mesh
 ) -> actors.Actor:
     """The actor with the noise level of an iteration."""
-    model = settings.raw.model
-    if not model.noise_anneal:
+    level = noise_level(settings, iteration)
+    if level is None:
         return actor
-    start, end, iterations = model.noise_params
-    level = np.float32(noise.annealed(start, end, iterations, iteration))
     level = meshes.replicate(level, meshes.local(mesh))
     return dataclasses.replace(actor, explore=lambda *args: actor.explore(*args, level))
+
+
+def noise_level(settings: config.Settings, iteration: int) -> np.float32 | None:
+    """Of an iteration; None: the configured one, always."""
+    model = settings.raw.model
+    if not model.noise_anneal:
+        return None
+    start, end, iterations = model.noise_params
+    return np.float32(noise.annealed(start, end, iterations, iteration))
 
 
 def fresh_params(settings: config.Settings, mesh: jax.sharding.Mesh, key: jax.Array) -> dict:

@@ -13,11 +13,12 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rows as context_rows
 from pirl_jax.core import spec, types
 from pirl_jax.envs import base
-from pirl_jax.learner import objective
+from pirl_jax.learner import objective, preference, proximal, publish
 from pirl_jax.learner import state as states
 from pirl_jax.policy import flow
+from pirl_jax.rl import losses
 from pirl_jax.rollout import actor as actors
-from pirl_jax.run import config, hosts, steps
+from pirl_jax.run import config, devices, hosts, steps
 
 Lowered = jax.stages.Lowered
 
@@ -42,19 +43,37 @@ def state(settings: config.Settings, mesh: jax.sharding.Mesh) -> tuple[dict, sta
     return result.params, result
 
 
+def published(settings: config.Settings, mesh: jax.sharding.Mesh, params: dict) -> int:
+    """Bytes of one device that plays with copies of these parameters; 0: it needs none.
+
+    Frozen ones that lie whole on it already are seen there.
+    """
+    own = devices.playing(settings, mesh)
+    publisher = publish.Publisher(steps.trainable(settings), mesh, own)
+    if not publisher.copies:
+        return 0
+    learned, frozen = states.partition(params, steps.trainable(settings))
+    is_there = set(own.devices.flat) <= set(mesh.devices.flat)
+    copied = jax.tree.leaves(learned)
+    for x in jax.tree.leaves(frozen):
+        if not (is_there and x.sharding.is_fully_replicated):
+            copied.append(x)
+    return size(publisher.abstract(copied))
+
+
 def batch_size(settings: config.Settings) -> int:
     """Rows of one decision."""
     return config.decision_batch(settings.raw, settings.raw.rollout.num_envs)
 
 
 def kept_rows(settings: config.Settings, env_spec: base.EnvSpec) -> int:
-    """Decisions of one iteration, at most."""
+    """Decisions of one iteration, and of those that are played ahead of it, at most."""
     raw = settings.raw
     limit = actors.max_decisions(env_spec, settings.policy.model.action_chunk)
     # A buffer on the devices has room for replaced groups, too (train.py).
     on_device = settings.prefix_cache == "device"
     episodes = hosts.most_episodes(raw) if on_device else hosts.episodes_per_iteration(raw)
-    return episodes * limit
+    return episodes * limit * (raw.rollout.max_staleness + 1)
 
 
 def decision(
@@ -70,7 +89,7 @@ def decision(
     rows: 0: those of the rollout.
     """
     raw = settings.raw
-    own = meshes.local(mesh)
+    own = devices.playing(settings, mesh)
     rows = rows or batch_size(settings)
     sharding = meshes.batch_sharding(own)
     replicated = meshes.replicated(own)
@@ -88,7 +107,8 @@ def decision(
         token_mask=array(bool, prompt_tokens),
     )
     key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=replicated)
-    args = meshes.local_view(params, mesh), key, array(jnp.int32), obs
+    published = publish.Publisher(steps.trainable(settings), mesh, own).abstract(params)
+    args = published, key, array(jnp.int32), obs
     if raw.model.noise_anneal:
         args += (jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated),)
     explore, _ = steps.decisions(settings.policy, settings.keep_prefix, own)
@@ -117,25 +137,40 @@ def update(
 
     args, context: the shapes of `decision`.
     """
-    explore, _ = steps.decisions(settings.policy, settings.keep_prefix, meshes.local(mesh))
+    explore, _ = steps.decisions(
+        settings.policy, settings.keep_prefix, devices.playing(settings, mesh)
+    )
     chain, _, _ = jax.eval_shape(explore, *args)
-    count = settings.raw.algorithm.microbatch_size
+    updater = steps.updater(settings, mesh)
+    if updater.draws_steps:
+        chain = jax.eval_shape(preference.one_step, chain, jnp.zeros(chain.level.shape, jnp.int32))
+    count = settings.raw.algorithm.microbatch_rows(mesh.size)
     chain = with_rows(chain, count, mesh)
     context = with_rows(context, count, mesh)
+    cfg = settings.raw.algorithm
+    if settings.raw.rollout.max_staleness and proximal.applies(cfg):
+        importance = jax.eval_shape(
+            lambda x: losses.reduce_log_prob(x, cfg.logprob_type), chain.log_prob
+        )
+        chain = chain.replace(importance=with_rows(importance, count, mesh))
     clone_weight = chain.value if settings.raw.algorithm.clone_coef else None
     batch = objective.Minibatch(context, chain, chain.value, chain.value, chain.value, clone_weight)
-    return steps.updater(settings, mesh).lower(state, batch), batch
+    return updater.lower(state, batch), batch
 
 
 def rollout(settings: config.Settings, mesh: jax.sharding.Mesh, args: tuple) -> Lowered:
     """The program of a decision with exploration noise.  args: the shapes of `decision`."""
-    explore, _ = steps.decisions(settings.policy, settings.keep_prefix, meshes.local(mesh))
+    explore, _ = steps.decisions(
+        settings.policy, settings.keep_prefix, devices.playing(settings, mesh)
+    )
     return explore.lower(*args)
 
 
 def evaluation(settings: config.Settings, mesh: jax.sharding.Mesh, args: tuple) -> Lowered:
     """The program of a decision without.  args: the shapes of `decision`."""
-    _, exploit = steps.decisions(settings.policy, settings.keep_prefix, meshes.local(mesh))
+    _, exploit = steps.decisions(
+        settings.policy, settings.keep_prefix, devices.playing(settings, mesh)
+    )
     return exploit.lower(*args[:4])
 
 
@@ -143,6 +178,6 @@ def kept(
     settings: config.Settings, mesh: jax.sharding.Mesh, env_spec: base.EnvSpec, context: object
 ) -> dict[str, Lowered]:
     """The programs that keep prefixes on the devices, {"write", "read"}."""
-    own = meshes.local(mesh)
-    batch = settings.raw.algorithm.microbatch_size
+    own = devices.playing(settings, mesh)
+    batch = settings.raw.algorithm.microbatch_rows(mesh.size)
     return context_rows.Buffer(own).lower(context, kept_rows(settings, env_spec), batch)

@@ -6,7 +6,8 @@ import functools
 import logging
 import os
 
-from pirl_jax.envs import base, caches, expert_tasks, own, probes
+from pirl_jax.core import placement
+from pirl_jax.envs import base, caches, child, expert_tasks, own, probes
 from pirl_jax.envs.gl import backends
 from pirl_jax.envs.libero import assets as asset_files
 from pirl_jax.envs.libero import custom, files, identity, preflight
@@ -75,6 +76,36 @@ def expert_factory(settings: config.Settings) -> Callable[[], base.Env]:
     return functools.partial(experts.driven, make_env)
 
 
+def drawing(settings: config.Settings) -> tuple[str | None, tuple[int, ...]]:
+    """The GL backend and the EGL devices of the simulators; None: nothing draws.
+
+    Raises:
+      ValueError: placement.env names what does not draw here.
+    """
+    env = settings.raw.env
+    text = settings.raw.placement.env
+    if env.suite.startswith("probe_"):
+        return None, tuple(env.render_devices)
+    if not text:
+        return backends.wanted(), tuple(env.render_devices)
+    if text == placement.CPU:
+        return _without_gpu()
+    return backends.wanted(), _egl_devices(text)
+
+
+_without_gpu = functools.cache(backends.without_gpu)
+
+
+@functools.cache
+def _egl_devices(text: str) -> tuple[int, ...]:
+    """Of CUDA's devices, in ranges; the driver is asked once per process."""
+    key = "placement.env"
+    try:
+        return backends.egl_of(placement.parse(text, key))
+    except (ValueError, child.ChildError) as error:
+        raise ValueError(f"{key}={text!r}: {error}") from error
+
+
 @contextlib.contextmanager
 def open_envs(
     settings: config.Settings, num_envs: int, make_env: Callable[[], base.Env] | None = None
@@ -86,12 +117,10 @@ def open_envs(
     env = settings.raw.env
     backends.drop_empty()
     num_workers = min(env.num_workers, num_envs)
-    draws = not env.suite.startswith("probe_")
-    backend = backends.wanted() if draws else None
-    render_devices = tuple(env.render_devices)
+    backend, render_devices = drawing(settings)
     variables = _check_machine(num_envs, num_workers, env.image_size_px, backend, render_devices)
     os.environ.update(variables)
-    if draws:
+    if backend:
         _say_where_caches_are()
         caches.prepare()
     played(settings)
@@ -104,7 +133,7 @@ def open_envs(
         restarts_per_hour=env.restarts_per_hour,
         recycle_episodes=env.recycle_episodes,
         recycle_growth_gb=env.recycle_growth_gb,
-        render_devices=env.render_devices,
+        render_devices=render_devices,
     )
     with pool, queue.ReadyQueue(pool) as ready:
         yield ready
@@ -129,7 +158,8 @@ def played(settings: config.Settings) -> dict[str, dict] | None:
         folder=folder,
         tasks=env.tasks if folder else (),
     )
-    found = _ask(question, *env.render_devices[:1])
+    _, render_devices = drawing(settings)
+    found = _ask(question, *render_devices[:1])
     if env.libero == "pinned":
         identity.require_pinned(found)
     return found
@@ -187,10 +217,8 @@ def _check_machine(
 
 def renderer(settings: config.Settings) -> str | None:
     """What draws the images; part of every result.  None: nothing does."""
-    env = settings.raw.env
-    if env.suite.startswith("probe_"):
-        return None
-    return backends.describe(backends.wanted(), *env.render_devices[:1])
+    backend, render_devices = drawing(settings)
+    return backends.describe(backend, *render_devices[:1]) if backend else None
 
 
 def assets(settings: config.Settings) -> dict | None:

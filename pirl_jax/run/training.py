@@ -4,8 +4,10 @@ Refuses to know the loop that uses it.
 """
 
 import argparse
+from collections.abc import Iterable
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import sys
 
@@ -15,7 +17,7 @@ import ml_collections
 from pirl_jax.core import locks, outside, paths, rng
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
-from pirl_jax.learner import replay
+from pirl_jax.learner import offload, publish, replay
 from pirl_jax.monitor import log, mirror, services, timeline
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import starts
@@ -31,9 +33,12 @@ from pirl_jax.run import (
     pages,
     plan,
     policies,
+    recording,
     rollouts,
+    schedule,
     shapes,
     simulators,
+    steps,
 )
 from pirl_jax.weights import folders, store
 
@@ -44,7 +49,7 @@ class Run:
 
     settings: config.Settings
     key: jax.Array
-    mesh: jax.sharding.Mesh
+    mesh: jax.sharding.Mesh  # of what learns
     envs: queue.ReadyQueue
     playable: starts.Starts
     directory: log.RunDir
@@ -61,6 +66,21 @@ class Run:
     rollbacks: int = 0  # how often the run has gone back (run/divergence.py)
     started_from: checkpoints.Record | None = None  # of a fresh run from a checkpoint
 
+    @functools.cached_property
+    def plays(self) -> jax.sharding.Mesh:
+        """The devices of this host's rollouts and evaluations."""
+        return devices.playing(self.settings, self.mesh)
+
+    @functools.cached_property
+    def publish(self) -> publish.Publisher:
+        """Parameters from the devices that learn to those that play."""
+        return publish.Publisher(steps.trainable(self.settings), self.mesh, self.plays)
+
+    @functools.cached_property
+    def offload(self) -> offload.Offload:
+        """Where the state lies while episodes are played."""
+        return steps.offload(self.settings)
+
     @property
     def instructions(self) -> tuple[str, ...]:
         return self.envs.spec.instructions
@@ -74,7 +94,9 @@ class Run:
         """The rollout of an iteration, whose simulators start now."""
         raw = self.settings.raw
         episodes = rollouts.episodes(raw, self.playable, iteration)
-        return streams.Stream(self.envs, episodes, raw.rollout, raw.env.cached_tasks)
+        return streams.Stream(
+            self.envs, episodes, raw.rollout, raw.env.cached_tasks, batch=iteration
+        )
 
     def take_stream(self) -> streams.Stream | None:
         """It is played once."""
@@ -113,15 +135,13 @@ def prepare(
       ValueError: what the user asks for is impossible here.
     """
     learnable.check(settings.raw)
-    timers = timeline.Timers()
+    schedule.require(settings.raw, jax.process_count())
     path = pathlib.Path(settings.raw.run.directory)
-    paths.require_writable(path, "run.directory")
-    if settings.raw.video.train:
-        paths.require_writable(films.directory(settings.raw), "video.directory")
-    for sentence in () if jax.process_index() else settings.older_names:
-        print(f"note: {sentence}", file=sys.stderr)
+    timers = recording.stopwatches(settings.raw, path)
+    _require_writable(settings, path)
     standing = _claim(path, resume, stack)
     resume_at = standing.resume_at
+    _note([*settings.older_names, *schedule.remarks(settings.raw, resume_at or 0)])
     # A run that has begun goes on without them.
     if resume_at is None and not jax.process_index():
         mirror.check(settings.backends, _labels(settings))
@@ -129,6 +149,7 @@ def prepare(
         _check_resumable(settings, path, resume_at)
     started_from = None if resume_at else policies.check_start(settings)
     mesh = devices.mesh(settings)
+    _note(devices.remarks(settings))
     if resume_at:
         _check_state(settings, mesh, path, resume_at)
     envs = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
@@ -152,12 +173,25 @@ def prepare(
         directory=directory,
         page=pages.Page(path, raw.run.report_every if directory.writes else 0),
         store=checkpoints,
-        timers=timers,
+        timers=recording.listening(timers, settings.raw, mesh.size, envs),
         first_iteration=resume_at or 0,
         stream=stream,
         dataset=dataset,
         started_from=started_from,
     )
+
+
+def _require_writable(settings: config.Settings, path: pathlib.Path):
+    """Where the run and its videos go."""
+    paths.require_writable(path, "run.directory")
+    if settings.raw.video.train:
+        paths.require_writable(films.directory(settings.raw), "video.directory")
+
+
+def _note(sentences: Iterable[str]) -> None:
+    """The first host says it for all."""
+    for sentence in () if jax.process_index() else sentences:
+        print(f"note: {sentence}", file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,4 +348,6 @@ def _first_stream(
         episodes = rollouts.episodes(raw, playable, iteration)
     else:
         return None
-    return streams.Stream(envs, episodes, settings.raw.rollout, settings.raw.env.cached_tasks)
+    return streams.Stream(
+        envs, episodes, settings.raw.rollout, settings.raw.env.cached_tasks, batch=iteration
+    )

@@ -45,7 +45,7 @@ def test_a_single_process_is_its_own_part():
     mesh = meshes.make_mesh(4, 2)
     x = {"w": meshes.put_batch(np.arange(8), mesh)}
     assert meshes.local(mesh) is mesh
-    assert meshes.local_view(x, mesh) is x and meshes.join(x, mesh) is x
+    assert meshes.view(x, mesh) == x and meshes.join(x, mesh) is x
     assert meshes.gather({"any": "thing"}) == [{"any": "thing"}]
 
 
@@ -58,3 +58,46 @@ def test_a_mesh_of_several_hosts_keeps_their_devices_together(monkeypatch):
     assert dict(mesh.shape) == {"data": 4, "fsdp": 2} and all(
         t == jax.sharding.AxisType.Auto for t in mesh.axis_types
     )
+
+
+@pytest.mark.parametrize("data, fsdp", [(8, 1), (4, 2), (1, 8)])
+def test_what_is_drawn_for_rows_does_not_depend_on_the_mesh(data, fsdp):
+    mesh = meshes.make_mesh(data, fsdp)
+
+    def draw(rows):
+        return jax.random.uniform(jax.random.key(3), (rows, 2))
+
+    def by_place(x_B):
+        return meshes.drawn(draw, len(x_B)) + 0 * x_B[:, None]
+
+    split = jax.sharding.PartitionSpec("data")
+    x_B = meshes.put_batch(np.zeros(16, np.float32), mesh)
+    everywhere = jax.jit(meshes.by_data(by_place, mesh, (split,), split))(x_B)
+    np.testing.assert_array_equal(everywhere, draw(16))
+    np.testing.assert_array_equal(meshes.drawn(draw, 16), draw(16))
+
+
+def test_a_part_of_a_mesh_is_whole_rows_of_it():
+    devices = jax.devices()
+    mesh = meshes.make_mesh(4, 2)
+    part = meshes.part(mesh, devices[4:])
+    assert part.devices.tolist() == mesh.devices[2:].tolist()
+    assert meshes.part(mesh, devices) is mesh
+    assert meshes.part(mesh, devices[3:7]) is None, "halves of rows"
+    assert meshes.part(meshes.make_mesh(1, 8), devices[4:]) is None
+    assert meshes.part(meshes.make_mesh(2, 1, devices[6:]), devices[2:6]) is None
+
+
+def test_a_view_shares_the_memory_of_what_it_shows():
+    mesh = meshes.make_mesh(4, 2)
+    split = jax.NamedSharding(mesh, jax.P("fsdp"))
+    x = {"w": jax.device_put(np.arange(4.0), split)}
+    part = meshes.part(mesh, jax.devices()[4:])
+    view = meshes.view(x, part)["w"]
+    assert view.sharding == jax.NamedSharding(part, jax.P("fsdp"))
+    np.testing.assert_array_equal(view, x["w"])
+    at = {shard.device: shard.data.unsafe_buffer_pointer() for shard in x["w"].addressable_shards}
+    for shard in view.addressable_shards:
+        assert shard.data.unsafe_buffer_pointer() == at[shard.device]
+    shape = jax.ShapeDtypeStruct((4,), np.float32, sharding=split)
+    assert meshes.view(shape, part).sharding == view.sharding

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.core import page, types
+from pirl_jax.core import page, rng, types
 from pirl_jax.learner import objective, preference, update
 from pirl_jax.learner import state as states
 from pirl_jax.policy import flow, mirror
@@ -75,7 +75,8 @@ def make_rows(num_rows):
 def machinery(data, fsdp, options):
     mesh = meshes.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
     policy = functools.partial(energies, options=options)
-    return mesh, update.Updater(policy, CFG, OPTIM, trainable, mesh, nft=options)
+    cfg = dataclasses.replace(CFG, microbatch_size=CFG.microbatch_size // mesh.size)
+    return mesh, update.Updater(policy, cfg, OPTIM, trainable, mesh, nft=options)
 
 
 def fresh(mesh, options):
@@ -172,6 +173,62 @@ def test_the_average_follows_once_an_iteration():
         assert "actor/first_delta_v" not in metrics
     assert_same(jax.device_get(states.acting_params(state)), average, rtol=1e-5, atol=1e-7)
     assert np.abs(average["policy"]["w"] - learned["policy"]["w"]).max() > 1e-3
+
+
+def with_steps(rows, steps):
+    """The same rows with more stochastic steps, each with numbers of its own."""
+    draw = np.random.default_rng(5)
+    count = len(rows.weight)
+
+    def normal():
+        return draw.normal(size=(count, steps, H, A)).astype(np.float32)
+
+    j = np.broadcast_to(np.arange(steps, dtype=np.int32), (count, steps)).copy()
+    velocity = np.repeat(rows.chain.velocity, steps, 1)
+    chain = rows.chain.replace(x=normal(), x_next=normal(), j=j, velocity=velocity, std=normal())
+    return rows.replace(chain=chain)
+
+
+def test_one_step_of_each_row_is_taken_whole():
+    chain = with_steps(make_rows(50), 4).chain
+    generator = np.random.default_rng(7)
+    taken = preference.drawn(chain, generator)
+    number = taken.j[:, 0]
+    assert set(number) == {0, 1, 2, 3} and taken.j.shape == (50, 1)
+    for name in ("x", "x_next", "velocity", "std"):
+        whole = getattr(chain, name)
+        want = np.stack([whole[b, u] for b, u in enumerate(number)])[:, None]
+        np.testing.assert_array_equal(getattr(taken, name), want, err_msg=name)
+    np.testing.assert_array_equal(taken.level, chain.level)
+    assert (preference.drawn(chain, generator).j != taken.j).any(), "anew for the next epoch"
+
+
+def test_an_epoch_learns_from_the_steps_that_are_drawn_for_it():
+    """Bit for bit what it learns from chains of these steps alone; the shuffling is the same."""
+    rows = with_steps(make_rows(48), 3)
+    rows = rows.replace(chain=rows.chain.replace(std=None))
+    options = page.Nft(steps="one")
+    mesh, updater = machinery(1, 1, options)
+    key = jax.random.key(4)
+    whole, metrics = update.learn(updater, fresh(mesh, options), rows, key)
+    assert updater.draws_steps and metrics["actor/epochs"] == 2
+    seen = []
+    generator = rng.generator(rng.named(key, "steps"))
+    for _ in range(CFG.update_epochs):
+        seen.append(preference.drawn(rows.chain, generator))
+    assert (seen[0].j != seen[1].j).any()
+    _, of_one = machinery(1, 1, page.Nft())
+    once = dataclasses.replace(CFG, update_epochs=1)
+    single = update.Updater(
+        of_one._log_prob_fn, once, OPTIM, trainable, mesh, nft=dataclasses.replace(options)
+    )
+    first, _ = update.learn(single, fresh(mesh, options), rows, key)
+    plain = update.Updater(of_one._log_prob_fn, once, OPTIM, trainable, mesh, nft=page.Nft())
+    same, _ = update.learn(plain, fresh(mesh, options), rows.replace(chain=seen[0]), key)
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.device_get(first.params), jax.device_get(same.params)
+    )
+    assert (jax.device_get(whole.params)["policy"]["w"] != first.params["policy"]["w"]).any()
 
 
 @pytest.mark.parametrize("form", ("dpo", "mse"))

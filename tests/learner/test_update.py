@@ -78,7 +78,9 @@ def make_rows(num_rows, seed=1, drift=0.1):
 
 @functools.cache
 def machinery(data, fsdp, cfg=CFG):
+    """cfg: with the microbatches of one device."""
     mesh = meshes.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
+    cfg = dataclasses.replace(cfg, microbatch_size=cfg.microbatch_size // mesh.size)
     return mesh, update.Updater(log_prob_fn, cfg, OPTIM, trainable, mesh)
 
 
@@ -197,9 +199,17 @@ def test_metrics_are_complete():
     )
 
 
+def test_a_microbatch_counts_rows_of_one_device():
+    """Beside that a minibatch may have fewer."""
+    mesh = meshes.make_mesh(4, 2)
+    for each, rows in ((4, 32), (16, 128), (64, 256), (2048, 256)):
+        cfg = dataclasses.replace(CFG, minibatch_size=256, microbatch_size=each)
+        assert update.Updater(log_prob_fn, cfg, OPTIM, trainable, mesh).microbatch_rows == rows
+
+
 def test_wrong_sizes():
     mesh = meshes.make_mesh(4, 2)
-    with pytest.raises(ValueError, match="microbatch_size=12 must be a multiple of the 8 devices"):
+    with pytest.raises(ValueError, match="the 8 devices of the mesh times microbatch_size=12"):
         update.Updater(log_prob_fn, page.Algorithm(microbatch_size=12), OPTIM, trainable, mesh)
     with pytest.raises(ValueError, match="no valid decision"):
         run(4, 2, jax.tree.map(lambda x: x[:0], make_rows(4)))
@@ -738,6 +748,45 @@ def test_successes_are_what_is_imitated():
     assert objective.with_advantages(
         rollout, dataclasses.replace(CLONE, trajectory_weighting=False)
     ).weight.tolist() == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("own", (0, 4))
+def test_a_minibatch_of_replayed_rows_teaches_beside_ppo(own):
+    """Rows of earlier rollouts alone, which PPO does not weigh: the mean error of the successes is
+    imitated, as strong as beside the same rows of today.  By hand: the norm of its gradient."""
+    rows = rows_to_imitate(8)
+    replayed = np.arange(8) >= own
+    cfg = dataclasses.replace(
+        CFG, clone_coef=0.3, update_epochs=1, minibatch_size=8, microbatch_size=4
+    )
+    weight = np.where(replayed, 0, rows.weight).astype(np.float32)
+    clone_weight = np.where(replayed, rows.weight, 0).astype(np.float32)
+    data = rows.replace(
+        advantage=np.zeros_like(rows.advantage), weight=weight, clone_weight=clone_weight
+    )
+    mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
+    updater = update.Updater(log_prob_fn, cfg, OPTIM, trainable, mesh, imitation_fn=imitation_fn)
+    state = states.create(make_params(mesh), OPTIM, trainable, mesh)
+    # In the order of the rows, so that the numbers of the microbatches are known.
+    microbatches = list(update._microbatches(data, np.arange(8), np.ones(8, np.float32), 4, 1.0))
+    state, metrics = updater.minibatch(state, microbatches)
+    assert metrics["skipped"] == 0
+    params = jax.device_get(make_params(mesh))
+
+    def by_hand(w):
+        changed = params | {"policy": params["policy"] | {"w": w}}
+        error_B = [
+            imitation_fn(changed, rows.chain.actions[part], rows.context[part], 0, number)
+            for number, part in enumerate((slice(0, 4), slice(4, 8)))
+        ]
+        total = (clone_weight * jnp.concatenate(error_B)).sum()
+        return total / (weight.sum() if own else clone_weight.sum())
+
+    value, gradient = jax.value_and_grad(by_hand)(params["policy"]["w"])
+    np.testing.assert_allclose(metrics["clone"], value, rtol=1e-5)
+    if not own:  # else the critic has a gradient, too
+        np.testing.assert_allclose(metrics["grad_norm"], 0.3 * np.linalg.norm(gradient), rtol=1e-4)
+    assert (state.params["policy"]["w"] != params["policy"]["w"]).any()
 
 
 def test_a_rollout_without_a_success_teaches_a_clone_nothing():

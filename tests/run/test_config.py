@@ -115,7 +115,7 @@ WRONG = [
     ("algorithm.group_size", 7, "must be a multiple of algorithm.group_size=7"),
     ("model.norm_mode", "none", "choose one of: zscore, quantile"),
     ("model.dtype", "float16", "choose one of: float32, bfloat16"),
-    ("model.gradient_checkpointing", "some", "choose one of: none"),
+    ("model.gradient_checkpointing", "some", "choose one of: auto, none"),
     ("model.image_size_px", 65, "must be a multiple of the patch of 16 px"),
     ("model.action_chunk", 11, "exceeds model.action_horizon=10; execute at most"),
     ("model.action_chunk", 0, "must be at least 1"),
@@ -151,6 +151,10 @@ WRONG = [
     ("eval.episodes_per_task", -1, "must be at least 0"),
     ("eval.episodes_during_training", -1, "must be at least 0"),
     ("sft.steps", 0, "to be at least 1"),
+    ("placement.rollout", "4-", "has '4-', which is no range; write ranges such as 0-3"),
+    ("placement.actor", "3-1", "has the reversed range 3-1; write 1-3"),
+    ("placement.offload", "all", "choose one of: off, optimizer, auto"),
+    ("placement.env", "0-3:0", "here is one process per host; drop ':0' and write 0-3"),
     (
         "env.suite",
         "libero_90",
@@ -402,13 +406,25 @@ def test_a_policy_that_explores_nothing_is_evaluated_but_not_trained(name, value
 
 @pytest.mark.parametrize(
     "name, value",
-    [("rollout.num_envs", 4), ("algorithm.microbatch_size", 4), ("sft.batch_size", 4)],
+    [("rollout.num_envs", 4), ("algorithm.minibatch_size", 516), ("sft.batch_size", 4)],
 )
 def test_batches_divide_over_the_devices(name, value):
-    page = quickstart.get_config()
-    config.check_batches(page, 8)
+    page = changed(quickstart.get_config(), "algorithm.microbatch_size", 4)
+    config.check_batches(config.settings(page).raw, 8)
+    wrong = config.settings(changed(page, name, value)).raw
     with pytest.raises(ValueError, match="must be a multiple of the 8 devices of the mesh"):
-        config.check_batches(changed(page, name, value), 8)
+        config.check_batches(wrong, 8)
+
+
+def test_a_minibatch_divides_into_microbatches_of_all_devices():
+    """One may be larger than a minibatch's part of a device."""
+    for microbatch in (0, 64, 512):
+        page = changed(quickstart.get_config(), "algorithm.microbatch_size", microbatch)
+        config.check_batches(config.settings(page).raw, 8)
+    page = changed(page, "algorithm.minibatch_size", 96)
+    page = changed(page, "algorithm.microbatch_size", 8)
+    with pytest.raises(ValueError, match=r"=96 must be .* times algorithm\.microbatch_size=8$"):
+        config.check_batches(config.settings(page).raw, 8)
 
 
 @pytest.mark.parametrize(
@@ -424,9 +440,67 @@ def test_batches_divide_over_the_devices(name, value):
 )
 def test_batches_and_episodes_divide_over_hosts(name, value, message):
     page = quickstart.get_config()
-    config.check_batches(page, 8, hosts=4)
+    config.check_batches(config.settings(page).raw, 8, hosts=4)
+    wrong = config.settings(changed(page, name, value)).raw
     with pytest.raises(ValueError, match=message):
-        config.check_batches(changed(page, name, value), 8, hosts=4)
+        config.check_batches(wrong, 8, hosts=4)
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        (
+            "rollout.num_envs",
+            20,
+            "=10 must be a multiple of the 4 devices of placement.rollout=0-3",
+        ),
+        ("algorithm.microbatch_size", 9, "=9 must be a multiple of the 2 devices of placement.act"),
+        ("sft.batch_size", 9, "=9 must be a multiple of the 2 devices of placement.actor=6-7"),
+    ],
+)
+def test_batches_divide_over_the_devices_of_a_role(name, value, message):
+    page = quickstart.get_config()
+    page.placement.update(rollout="0-3", actor="6-7")
+    page.rollout.num_envs = 16
+    config.check_batches(page, 2, playing=4)
+    with pytest.raises(ValueError, match=message):
+        config.check_batches(changed(page, name, value), 2, playing=4)
+
+
+def test_prefixes_on_devices_that_play_leave_them_in_whole_batches():
+    page = quickstart.get_config()
+    page.placement.update(rollout="0-3", actor="6-7")
+    page.algorithm.microbatch_size = 10
+    config.check_batches(page, 2, playing=4)
+    page.rollout.prefix_cache = "device"
+    message = "must be a multiple of the 4 devices of placement.rollout=0-3, which keep the prefix"
+    with pytest.raises(ValueError, match=message):
+        config.check_batches(page, 2, playing=4)
+
+
+def test_separate_devices_offload_nothing():
+    page = quickstart.get_config()
+    page.placement.offload = "optimizer"
+    config.settings(page)
+    page.rollout.max_staleness = 1
+    with pytest.raises(ValueError, match=r"takes away what the learner needs while episodes play"):
+        config.settings(page)
+    page.rollout.max_staleness = 0
+    page.placement.update(rollout="2-5", actor="6-7")
+    with pytest.raises(ValueError, match=r"placement.offload='optimizer' makes room for nothing "):
+        config.settings(page)
+    page.placement.offload = "auto"
+    config.settings(page)
+
+
+def test_simulators_draw_where_one_field_says():
+    page = quickstart.get_config()
+    page.placement.env = "0"
+    page.env.render_devices = (1,)
+    with pytest.raises(
+        ValueError, match=r"placement.env='0' and env.render_devices=\(1,\) both say"
+    ):
+        config.settings(page)
 
 
 def test_tasks_and_start_states_are_checked_against_the_suite():
@@ -515,7 +589,7 @@ TABLES = {
     "model.attention": ("auto", *attention.IMPLEMENTATIONS),
     "model.resize": ("host", "device"),
     "model.norm_mode": normalize.MODES,
-    "model.gradient_checkpointing": remat.POLICIES,
+    "model.gradient_checkpointing": ("auto", *remat.POLICIES),
     "model.lora_init": variants.LORA_INITS,
     "model.paligemma_variant": ("", *variants.GEMMA),
     "model.action_expert_variant": ("", *variants.GEMMA),
@@ -534,6 +608,7 @@ TABLES = {
     "nft.form": ("dpo", "mse"),
     "nft.target": ("xnext", "x0", "x0_sde"),
     "nft.rows": ("rollout", "resample"),
+    "nft.steps": ("all", "one"),
     "nft.weight": ("auto", "adaptive", *mirror.WEIGHTS),
     "nft.reduction": ("sum", "mean"),
     "nft.level": mirror.LEVELS,
@@ -541,6 +616,7 @@ TABLES = {
     "sft.dataset_images": own_data.TURNED,
     "sft.dataset_statistics": ("auto", "computed", "files"),
     "optim.schedule": optimizer.SCHEDULES,
+    "placement.offload": ("off", "optimizer", "auto"),
     "run.on_divergence": ("stop", "rollback"),
     "run.backends": ("jsonl", "tensorboard", *mirrors.SERVICES),
 }

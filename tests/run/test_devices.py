@@ -51,3 +51,50 @@ def test_a_home_that_can_be_written_stays_the_place(kept, monkeypatch):
 def test_none_at_all(kept):
     devices.setup_jax(settings(""))
     assert not kept
+
+
+# ---- which devices play, and which learn ----------------------------------------------------
+
+
+def placed(rollout="all", actor="all", **mesh):
+    fields = page.Page().as_dict()
+    fields["placement"].update(rollout=rollout, actor=actor)
+    fields["mesh"].update(mesh)
+    return config.settings(fields)
+
+
+def numbers(mesh):
+    return [device.id for device in mesh.devices.flat], dict(mesh.shape)
+
+
+@pytest.mark.parametrize(
+    "fields, learns, plays",
+    [
+        (dict(), (range(8), 8, 1), (range(8), 8, 1)),
+        (dict(fsdp=2), (range(8), 4, 2), (range(8), 4, 2)),
+        (dict(rollout="4-7"), (range(8), 8, 1), (range(4, 8), 4, 1)),
+        (dict(rollout="4-7", fsdp=2), (range(8), 4, 2), (range(4, 8), 2, 2)),
+        (dict(rollout="4-7", fsdp=8), (range(8), 1, 8), (range(4, 8), 4, 1)),
+        (dict(rollout="2-5", actor="6-7"), ((6, 7), 2, 1), (range(2, 6), 4, 1)),
+        (dict(rollout="2-5", actor="6-7", fsdp=2), ((6, 7), 1, 2), (range(2, 6), 4, 1)),
+        (dict(actor="0,2"), ((0, 2), 2, 1), (range(8), 8, 1)),
+        (dict(rollout="1", actor="1"), ((1,), 1, 1), ((1,), 1, 1)),
+    ],
+)
+def test_devices_of_the_roles(fields, learns, plays):
+    """Whole rows of the learner's mesh where there are any, else a whole copy on every device."""
+    settings = placed(**fields)
+    mesh = devices.mesh(settings)
+    for found, (ids, data, fsdp) in ((mesh, learns), (devices.playing(settings, mesh), plays)):
+        assert numbers(found) == (list(ids), {"data": data, "fsdp": fsdp})
+    own = devices.playing(settings, mesh)
+    assert set(devices.acting(settings).devices.flat) == set(own.devices.flat)
+
+
+def test_devices_that_are_not_here_are_named_by_their_key():
+    with pytest.raises(ValueError, match=r"placement.rollout='6-9' names device 8, .* has 8 devic"):
+        devices.mesh(placed(rollout="6-9"))
+    with pytest.raises(ValueError, match=r"mesh\.fsdp=4 does not divide the 2 devices"):
+        devices.mesh(placed(rollout="2-5", actor="6-7", fsdp=4))
+    with pytest.raises(ValueError, match=r"multiple of the 7 devices of placement\.rollout=0-6"):
+        devices.mesh(placed(rollout="0-6"))

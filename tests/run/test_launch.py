@@ -102,6 +102,25 @@ def test_learning_waits_for_the_trainer_and_says_how_to_go_on(launch, tmp_path, 
     assert "-m pirl_jax.train" in start and saved == f"saved after {passed_on}"
 
 
+def test_the_evidence_is_played_at_low_priority_and_waited_for(launch, tmp_path, monkeypatch):
+    """Asked to end it writes no tables; else it does, and keeps the exit code."""
+    monkeypatch.setenv("SEEDS", "0 1")
+    process = launch("learning.sh", "evidence", "a", "b", "--runs", "/somewhere")
+    process.send_signal(signal.SIGTERM)
+    code, complaint = ended(process)
+    again = f"env SEEDS=0\\ 1 bash {tmp_path}/launch/learning.sh evidence a b --runs /somewhere"
+    assert code == 75 and complaint.strip().endswith(f"to go on: {again}")
+    (start, saved) = said(tmp_path)
+    assert start == "-m pirl_jax.evidence play a b --runs /somewhere --seeds=0 1"
+    assert saved == "saved after TERM" and "nice -n 15" in (ROOT / "launch/learning.sh").read_text()
+    monkeypatch.setenv("FAILS", "2")
+    code, _ = ended(launch("learning.sh", "evidence", calls=3))
+    assert code == 2 and said(tmp_path)[2:] == [
+        "-m pirl_jax.evidence play --seeds=0 1",
+        "-m pirl_jax.evidence tables",
+    ]
+
+
 def test_learning_stops_where_a_run_fails(launch, tmp_path, monkeypatch):
     monkeypatch.setenv("FAILS", "2")
     code, complaint = ended(launch("learning.sh", "tabletop", "pi0"))
@@ -158,7 +177,9 @@ def test_a_host_that_fails_ends_the_others(launch, tmp_path, monkeypatch):
 def test_no_script_leaves_a_command_alone(script):
     """Whatever works for long is the script's own process, or signals are passed on to it."""
     text = (ROOT / "launch" / script).read_text()
-    lines = re.findall(r"^.*python -m pirl_jax\.(?:train|bench).*$", text, flags=re.MULTILINE)
+    lines = re.findall(
+        r"^.*python -m pirl_jax\.(?:train|bench|evidence play).*$", text, flags=re.MULTILINE
+    )
     lines = [line.strip() for line in lines if not line.startswith("#")]
     alone = [line for line in lines if not re.match(r"exec |relay |.* &$", line)]
     assert not alone, alone

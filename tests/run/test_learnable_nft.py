@@ -48,6 +48,10 @@ X0 = {"nft__target": "x0"}
         (dict(model__noise_level=0.0), "explores nothing, so there is nothing to learn"),
         (dict(nft__rows="resample"), "set nft.target=x0, or nft.rows=rollout"),
         (ODE | dict(nft__target="x0_sde"), "model.noise_method='flow_ode'; set nft.target=x0"),
+        (
+            dict(nft__steps="one", model__noise_steps="one"),
+            "model.noise_steps='one' has one alone; set nft.steps=all",
+        ),
         (ODE | X0 | dict(nft__weight="sigma"), "has not; set nft.weight=auto"),
         (X0 | dict(algorithm__target_kl=0.02), "algorithm.target_kl=0.02 bounds the KL"),
         (dict(nft__clip_ratio=0.3), "nft.clip_ratio=0.3 is for nft.form=mse"),

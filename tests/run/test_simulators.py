@@ -6,6 +6,7 @@ import types
 import pytest
 
 from pirl_jax.core import page
+from pirl_jax.envs.gl import backends
 from pirl_jax.envs.libero import files, identity, preflight
 from pirl_jax.run import config, simulators
 
@@ -86,3 +87,60 @@ def test_light_pictures_are_made_of_tasks_that_exist(monkeypatch):
     simulators._prepare_light_pictures(settings(render_quality="light", tasks=(1, 7)))
     simulators._prepare_light_pictures(settings(render_quality="light"))
     assert asked == [["b"], ["a", "b"]]
+
+
+# ---- where they draw ---------------------------------------------------------------------------
+
+
+def drawn(suite="tabletop", env="", **fields):
+    page_fields = page.Page().as_dict()
+    page_fields["env"].update(suite=suite, tasks=(), **fields)
+    page_fields["placement"]["env"] = env
+    return simulators.drawing(config.settings(page_fields))
+
+
+@pytest.fixture
+def egl_devices(monkeypatch):
+    """EGL's list of a machine with two cards, in the other order than CUDA's."""
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = [backends.Device(0, 1), backends.Device(1, 0), backends.Device(2, None, True)]
+    asked = []
+    monkeypatch.setattr(backends, "devices", lambda: asked.append(0) or found)
+    for cached in (simulators._egl_devices, simulators._without_gpu):
+        cached.cache_clear()
+    yield asked
+    for cached in (simulators._egl_devices, simulators._without_gpu):
+        cached.cache_clear()
+
+
+def test_simulators_draw_where_the_placement_says(egl_devices):
+    assert drawn(env="0") == ("egl", (1,)) and drawn(env="all") == ("egl", (1, 0))
+    assert drawn(env="cpu") == ("egl", (2,))
+    assert drawn(env="0") == ("egl", (1,)) and len(egl_devices) == 3, "the driver is asked once"
+    with pytest.raises(ValueError, match=r"^placement\.env='0-2': CUDA device 2 is to draw"):
+        drawn(env="0-2")
+
+
+def test_without_a_placement_simulators_draw_as_ever(egl_devices):
+    assert drawn() == ("egl", ()) and drawn(render_devices=(1, 0)) == ("egl", (1, 0))
+    assert drawn("probe_action", env="7") == (None, ()), "a probe draws nothing"
+    assert not egl_devices
+
+
+def test_the_renderers_of_the_placement_reach_the_pool(egl_devices, monkeypatch):
+    asked = []
+
+    def pool(*args, render_devices, **kwargs):
+        asked.append(render_devices)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(simulators.pools, "EnvPool", pool)
+    monkeypatch.setattr(simulators, "_check_machine", lambda *args: asked.append(args) or {})
+    fields = page.Page().as_dict()
+    fields["env"].update(suite="tabletop", num_workers=2)
+    fields["placement"]["env"] = "all"
+    opened = simulators.open_envs(config.settings(fields), 4, lambda: None)
+    with pytest.raises(KeyboardInterrupt), opened:
+        pass
+    assert asked == [(4, 2, 256, "egl", (1, 0)), (1, 0)]

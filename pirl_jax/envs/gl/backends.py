@@ -247,6 +247,43 @@ def cuda_to_egl(found: Sequence[Device], visible: str | None) -> dict[int, int]:
     return {int(number): table[int(number)] for number in numbers}
 
 
+def egl_of(ordinals: Sequence[int] | None) -> tuple[int, ...]:
+    """EGL devices of CUDA's, counted as a CUDA program counts what it sees; None: all of them.
+
+    () where all are asked for and none is NVIDIA's: the default device draws.
+
+    Raises:
+        ValueError: EGL has no such device, or no number for it.
+        child.ChildError: the driver does not answer.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    unknown = without_number(visible)
+    if unknown:
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES has {', '.join(unknown)}, which EGL has no number for; name EGL"
+            " devices in env.render_devices instead"
+        )
+    listed = list(cuda_to_egl(devices(), visible).values())
+    if ordinals is None:
+        return tuple(listed)
+    beyond = [number for number in ordinals if number >= len(listed)]
+    if beyond:
+        has = f"has {len(listed)} of them" if listed else "lists none"
+        raise ValueError(
+            f"CUDA device {beyond[0]} is to draw, but EGL {has} here; name others, or cpu"
+        )
+    return tuple(listed[number] for number in ordinals)
+
+
+def without_gpu() -> tuple[str, tuple[int, ...]]:
+    """Backend and EGL devices that draw on CPU cores: Mesa's device where EGL lists it."""
+    try:
+        software = [device.egl for device in devices() if device.software]
+    except (ValueError, child.ChildError):
+        software = []
+    return ("egl", tuple(software[:1])) if software else ("osmesa", ())
+
+
 def without_number(visible: str | None) -> list[str]:
     """Entries of CUDA_VISIBLE_DEVICES that EGL has no number for: UUIDs of GPUs, or of slices."""
     return [entry for entry in _entries(visible or "") if not entry.isdigit()]

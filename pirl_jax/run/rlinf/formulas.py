@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from pirl_jax.core import outside
+from pirl_jax.core import placement as placements
 from pirl_jax.envs.libero import files
 from pirl_jax.weights import presets
 
@@ -16,6 +17,7 @@ SUITES = tuple(files.PROTOCOLS["rlinf"].max_episode_steps)
 STATES_PER_TASK = 50
 TASKS = {"libero_90": 90, "libero_130": 130}  # the other suites have 10
 PLACEHOLDER = "/path/to"
+COMPONENTS = "cluster.component_placement."
 # What openpi calls its configurations, and what differs from the preset of ours.
 CONFIG_NAMES = {
     "pi0_libero": ("pi0_libero", {}),
@@ -114,37 +116,38 @@ def published_limit(suite: str) -> int | None:
 
 
 def placement(source: Source, value: Any) -> dict[str, Any]:
-    """Nothing to set where every role has the same devices."""
+    """Nothing to set where every role has the same devices: those are all devices here."""
     del value
-    found = _placements(source)
-    if len(set(found.values())) > 1:
-        words = ", ".join(f"{role} on {devices}" for role, devices in found.items())
+    if len(set(_placements(source).values())) < 2:
+        return {}
+    if source.get("cluster.num_nodes", default=1) != 1:
         raise NotCarriedError(
-            f"roles on devices of their own ({words}): here every device plays and learns in turn"
+            "its numbers count over all nodes; placement.* counts the devices of each host"
         )
-    return {}
+    try:
+        ranges = placements.from_components(_components(source))
+    except ValueError as error:
+        raise NotCarriedError(str(error)) from error
+    return {f"placement.{role}": text for role, text in ranges.items()}
+
+
+def _components(source: Source) -> dict[str, Any]:
+    """What stands below cluster.component_placement; groups of nodes are dictionaries."""
+    found = {}
+    for key, devices in source.values.items():
+        if key.startswith(COMPONENTS):
+            role, _, field = key.removeprefix(COMPONENTS).partition(".")
+            found[role] = {field: devices} if field else devices
+    return found
 
 
 def _placements(source: Source) -> dict[str, str]:
     """{role: devices}, the keys of several roles split."""
     found = {}
-    prefix = "cluster.component_placement."
-    for key, devices in source.values.items():
-        if key.startswith(prefix):
-            for role in key.removeprefix(prefix).split(","):
-                found[role.strip()] = str(devices)
+    for roles, devices in _components(source).items():
+        for role in roles.split(","):
+            found[role.strip()] = str(devices)
     return found
-
-
-def _devices(ranges: str) -> int | None:
-    """How many devices "0-3,6" are; None of `all` and of what is no list of ranges."""
-    count = 0
-    for part in ranges.partition(":")[0].split(","):
-        first, _, last = part.strip().partition("-")
-        if not (first.isdecimal() and (last or first).isdecimal()):
-            return None
-        count += int(last or first) - int(first) + 1
-    return count
 
 
 def directory(source: Source, value: Any) -> dict[str, Any]:
@@ -331,7 +334,7 @@ def recomputation(source: Source, value: Any) -> dict[str, Any]:
     chosen = source.get("actor.model.gradient_checkpointing", default=False) or source.get(
         "actor.fsdp_config.gradient_checkpointing", default=False
     )
-    return {"model.gradient_checkpointing": "full" if chosen else "none"}
+    return {"model.gradient_checkpointing": "full" if chosen else "auto"}
 
 
 def precision(source: Source, value: Any) -> dict[str, Any]:
@@ -346,14 +349,6 @@ def precision(source: Source, value: Any) -> dict[str, Any]:
 
 
 # ---- learner ------------------------------------------------------------------------------------
-
-
-def microbatch(source: Source, value: Any) -> dict[str, Any]:
-    """Of all devices, where their number is known."""
-    del value
-    size = source.whole("actor.micro_batch_size", default=128)
-    devices = _devices(_placements(source).get("actor", "all")) or 1
-    return {"algorithm.microbatch_size": size * devices}
 
 
 def critic_warmup(source: Source, value: Any) -> dict[str, Any]:

@@ -9,9 +9,8 @@ from pirl_jax.run.rlinf import formulas, losses, rows, table_model
 CLUSTER = (
     rows.Row(
         ("cluster.component_placement.*",),
-        (),
-        "every device plays and learns in turn; the simulators render on env.render_devices (EGL's"
-        " numbers, not CUDA's)",
+        ("placement.env", "placement.rollout", "placement.actor"),
+        "the same devices in every role: all that are here; numbers are those of a host",
         formulas.placement,
     ),
     rows.same("cluster.num_nodes", (1,), "hosts are a matter of the start: launch/hosts.sh", False),
@@ -275,10 +274,16 @@ ROLLOUT = (
         "one copy of the weights, actor.model's",
         formulas.other_weights,
     ),
+    rows.carried(
+        "actor.enable_offload",
+        "placement.offload",
+        "`optimizer` where it is True; parameters stay",
+        lambda source, value: {"placement.offload": "optimizer"} if value else {},
+    ),
     rows.same(
-        "rollout.enable_offload actor.enable_offload",
+        "rollout.enable_offload",
         (False,),
-        "nothing moves to the host; mesh.fsdp and algorithm.microbatch_size save memory",
+        "one copy of the weights plays and learns, and stays on the devices",
         False,
     ),
     rows.dropped(
@@ -315,8 +320,8 @@ of its defaults list are looked for beside it and in `hydra.searchpath`; for RLi
 `env/libero_*`, `model/pi0` and `model/pi0_5` it knows what they say. `train`, `evaluate` and
 `serve` take the YAML as `--config`, too, and then say in short what is not carried over.
 
-What to know of the units: RLinf counts a microbatch per GPU, all else over all of them, as here
-everything is. A step of its runner is an iteration here, and its schedules move once per step. A
+What to know of the units: a microbatch is counted per device, there as here, all else over all of
+them. A step of its runner is an iteration here, and its schedules move once per step. A
 rollout there lasts a number of control steps and repeats `rollout_epoch` times; here it has that
 number of episodes.
 

@@ -217,3 +217,57 @@ def test_the_command_that_setup_calls(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("glfw does not render")
     assert done.stderr.count("\n") == 1
+
+
+# ---- renderers by CUDA's numbers ------------------------------------------------------------
+
+# A container with four of eight cards: CUDA's 0 to 3 are EGL's 2, 3, 0 and 1.
+FOUR = [
+    backends.Device(0, 2),
+    backends.Device(1, 3),
+    backends.Device(2, 0),
+    backends.Device(3, 1),
+    backends.Device(4, None, software=True),
+]
+
+
+@pytest.mark.parametrize(
+    "visible, ordinals, egl",
+    [
+        (None, (0, 1), (2, 3)),
+        (None, (3, 0), (1, 2)),
+        (None, None, (2, 3, 0, 1)),
+        ("2,3", (0, 1), (0, 1)),
+        ("3,0", None, (1, 2)),
+        ("", None, ()),
+    ],
+)
+def test_renderers_are_counted_as_a_cuda_program_counts(monkeypatch, visible, ordinals, egl):
+    monkeypatch.setattr(backends, "devices", lambda: FOUR)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert backends.egl_of(ordinals) == egl
+
+
+@pytest.mark.parametrize(
+    "visible, ordinals, found, said",
+    [
+        ("2,3", (0, 2), FOUR, "CUDA device 2 is to draw, but EGL has 2 of them here; name others"),
+        ("0", (0,), FOUR[4:], "CUDA device 0 is to draw, but EGL lists none here; name others, or"),
+        ("GPU-1f", None, FOUR, "has GPU-1f, which EGL has no number for; name EGL devices in env."),
+    ],
+)
+def test_renderers_that_are_not_there(monkeypatch, visible, ordinals, found, said):
+    monkeypatch.setattr(backends, "devices", lambda: found)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ValueError, match=said):
+        backends.egl_of(ordinals)
+
+
+def test_without_a_gpu_mesa_draws(monkeypatch):
+    monkeypatch.setattr(backends, "devices", lambda: FOUR)
+    assert backends.without_gpu() == ("egl", (4,))
+    for answer in (lambda: FOUR[:4], lambda: backends.require("no such backend")):
+        monkeypatch.setattr(backends, "devices", answer)
+        assert backends.without_gpu() == ("osmesa", ())

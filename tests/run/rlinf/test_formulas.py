@@ -28,20 +28,51 @@ def test_simulators_are_of_a_node_and_episodes_of_all():
     assert of(formulas.episodes, **resets) == {"rollout.episodes_per_iteration": 384}
 
 
-@pytest.mark.parametrize(
-    "devices, size", [("all", 128), ("0-7", 1024), ("0-3,6", 640), ("2", 128), ("0-3:0-1", 512)]
-)
-def test_a_microbatch_is_per_gpu_where_these_are_counted(devices, size):
-    values = {"actor__micro_batch_size": 128, "cluster__component_placement__actor,env": devices}
-    assert of(formulas.microbatch, **values) == {"algorithm.microbatch_size": size}
-
-
 def test_roles_on_the_same_devices_need_nothing():
     same = {"cluster__component_placement__actor,env,rollout": "0-7"}
     assert of(formulas.placement, **same) == {}
-    apart = same | {"cluster__component_placement__critic": "8-9"}
-    with pytest.raises(formulas.NotCarriedError, match=r"actor on 0-7, .* critic on 8-9"):
-        of(formulas.placement, **apart)
+    assert of(formulas.placement, cluster__num_nodes=2, **same) == {}
+
+
+def of_roles(**roles):
+    keys = {f"cluster__component_placement__{role}": text for role, text in roles.items()}
+    return of(formulas.placement, **keys)
+
+
+def test_roles_on_devices_of_their_own_are_carried_over():
+    assert of_roles(env="0-3", rollout="4-7", actor="0-7") == {
+        "placement.env": "0-3",
+        "placement.rollout": "4-7",
+        "placement.actor": "0-7",
+    }
+    assert of_roles(**{"env,rollout": "0-3", "actor": "all"}) == {
+        "placement.env": "0-3",
+        "placement.rollout": "0-3",
+        "placement.actor": "all",
+    }
+
+
+@pytest.mark.parametrize(
+    "roles, said",
+    [
+        (dict(actor="0-7", critic="8-9"), "no role is called 'critic'"),
+        (dict(actor="0-7", rollout="0-3:0-1"), "here is one process per host; drop ':0-1'"),
+        (
+            dict(actor="0-7", env__node_group="cpu", env__placement="0"),
+            "names a group of nodes, but here every host has the same devices",
+        ),
+    ],
+)
+def test_a_placement_that_has_no_counterpart_is_left_with_its_reason(roles, said):
+    with pytest.raises(formulas.NotCarriedError, match=said):
+        of_roles(**roles)
+
+
+def test_numbers_over_several_nodes_are_left():
+    roles = {"actor": "0-15", "rollout": "0-7"}
+    keys = {f"cluster__component_placement__{role}": text for role, text in roles.items()}
+    with pytest.raises(formulas.NotCarriedError, match="count over all nodes"):
+        of(formulas.placement, cluster__num_nodes=2, **keys)
 
 
 def test_a_warm_up_of_the_critic_is_rounded_up_to_iterations():
