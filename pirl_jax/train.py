@@ -207,6 +207,7 @@ def iterate(
     total = raw.num_iterations - run.first_iteration
     with watch.patient(run.envs.interrupt), panel.watching(total) as board:
         for span in schedule.spans(raw, run.first_iteration):
+            state = run.offload.away(state)
             with _resumable(run, state, span.start, watch):
                 state = _span(run, learner, state, span, guard, board, watch)
         run.store.finish(raw.num_iterations, state)
@@ -222,6 +223,7 @@ def _resumable(
         hosts.meet(watch)
         yield
     except queue.Interrupted:
+        state = run.offload.back(state)
         run.store.finish(iteration, divergence.checked(state, iteration))
         raise watch.ending(f"iteration {iteration} is saved") from None
 
@@ -241,7 +243,7 @@ def _span(
     # At the start of an iteration, not at its end: a resumed run has the same evaluations.
     if config.evaluation_due(raw, span.start):
         count = raw.eval.episodes_during_training or raw.eval.episodes_per_task
-        acting = states.acting_params(state)
+        acting = run.offload.acting(state)
         evaluated = _evaluate(run, acting, span.start, f"iteration_{span.start}", count)
 
     def ended(iteration: int, metrics: dict[str, float]) -> None:
@@ -309,6 +311,7 @@ def _iteration(
         demonstrations = learner.batches(run.settings.raw.sft.batch_size, key)
         learned = learner.with_earlier(data, iteration, key)
         shuffle = rng.named(key, "shuffle")
+        state = run.offload.back(state)
         state, metrics = update.learn(learner.updater, state, learned, shuffle, demonstrations)
     metrics |= moved | rollouts.metrics(cfg, played)
     metrics |= stats.fault_metrics(faults, run.envs.counters(), meshes.gather)

@@ -309,6 +309,12 @@ class Placement(bounds.Section):
     )
     rollout: str = plain("all", "decide, in rollouts and evaluations")
     actor: str = plain("all", "learn; equal to those of rollout, nested with them, or others")
+    offload: str = one_of(
+        ("off", "optimizer", "auto"),
+        "off",
+        "optimizer: moments, average and anchor lie on the host while episodes are played; auto:"
+        " where nothing else fits",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,6 +327,7 @@ class Run(bounds.Section):
     report_every: int = at_least(
         0, 10, "between refreshes of report.html; 0 = only at the end", "iterations"
     )
+    record: bool = plain(False, "note what every chunk, decision and update takes, in loop.jsonl")
     on_divergence: str = one_of(
         ("stop", "rollback"),
         "stop",

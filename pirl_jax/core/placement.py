@@ -124,12 +124,17 @@ class Placement:
         """Devices that play or learn."""
         return tuple(sorted({*self.rollout, *self.actor}))
 
-    def remarks(self, count: int) -> Iterator[str]:
-        """What somebody may not have meant.  count: devices of a host."""
+    def remarks(self, count: int, takes_turns: bool = True) -> Iterator[str]:
+        """What somebody may not have meant.
+
+        Args:
+          count: devices of a host.
+          takes_turns: nothing is played while something is learned.
+        """
         idle = sorted({*range(count)} - {*self.computing} - {*(self.env or ())})
         if idle:
             yield f"devices {shown(idle)} are in no role of placement.* and stay idle"
-        if self.mode == "separate":
+        if takes_turns and self.mode == "separate":
             yield (
                 f"placement.rollout={shown(self.rollout)} and placement.actor={shown(self.actor)}"
                 f" are apart: while one works, the other is idle"
@@ -162,8 +167,8 @@ def _within(text: str, key: str, count: int) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def check(env: str, rollout: str, actor: str) -> None:
-    """What is wrong on any machine.
+def check(env: str, rollout: str, actor: str) -> str:
+    """What is wrong on any machine -> the mode, where no count of devices decides it.
 
     Raises:
       ValueError: one sentence that names the key.
@@ -172,8 +177,9 @@ def check(env: str, rollout: str, actor: str) -> None:
         parse(env, "placement.env")
     playing = parse(rollout, "placement.rollout")
     learning = parse(actor, "placement.actor")
-    if playing is not None and learning is not None:
-        Placement(None, playing, learning)
+    if playing is None or learning is None:
+        return ""  # one holds the other
+    return Placement(None, playing, learning).mode
 
 
 def shown(numbers: Iterable[int]) -> str:

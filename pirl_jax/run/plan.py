@@ -14,12 +14,15 @@ import jax
 import psutil
 
 from pirl_jax.core import mesh as meshes
+from pirl_jax.core import placement
 from pirl_jax.envs import base
 from pirl_jax.learner import state as states
 from pirl_jax.learner import update
-from pirl_jax.run import accelerators, candidates, config, devices, shapes, steps
+from pirl_jax.run import accelerators, candidates, config, devices, shapes, shares, steps
 
-GIB = 2**30
+GIB = shares.GIB
+OPTIMISER = "optimiser"
+AVERAGE = "average and anchor"
 # Of the host's memory that kept prefixes may take; simulators and all else need the rest.
 HOST_SHARE = 0.8
 # Microbatches on the devices: those under way, and the one that is put meanwhile.
@@ -107,21 +110,29 @@ Compile = Callable[[jax.stages.Lowered], Memory]
 class Plan:
     """Bytes of one device, and of this host for kept prefixes."""
 
-    resident: dict[str, int]  # stays all the time
+    resident: dict[str, int]  # stays all the time, where its role is
     work: dict[str, int]  # comes and goes, one at a time
     host: int
     limit: int
     host_limit: int
-    microbatch_size: int
+    microbatch_size: int  # of one device
     prefix_cache: str
     gradient_checkpointing: str
     refused: str = ""  # a program that the compiler says does not fit, in its words
     seconds: float | None = None  # of a microbatch, where the compiler estimates them
     remedy: str = ""  # what would make it much faster
+    placed: placement.Placement | None = None  # None: all devices have all roles
+    away: tuple[str, ...] = ()  # of what stays, on the host while episodes are played
+
+    @property
+    def shares(self) -> list[shares.Share]:
+        """What the devices of each role need."""
+        return shares.of(self.placed, self.resident, self.work, self.away)
 
     @property
     def total(self) -> int:
-        return sum(self.resident.values()) + max(self.work.values(), default=0)
+        """Of the device that needs most."""
+        return max(share.total for share in self.shares)
 
     @property
     def fits(self) -> bool:
@@ -130,26 +141,22 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [
-            f"memory plan: microbatch {self.microbatch_size}, prefix cache {self.prefix_cache}, "
+            f"memory plan: microbatch {self.microbatch_size} per device, "
+            f"prefix cache {self.prefix_cache}, "
             f"gradient checkpointing {self.gradient_checkpointing}"
         ]
-        for name, size in self.resident.items():
-            lines.append(_line(name, size))
-        for name, size in self.work.items():
-            lines.append(f"{_line(name, size)}, one of these at a time")
-        lines.append(f"{_line('total per device', self.total)} of {self.limit / GIB:.2f}")
+        for share in self.shares:
+            lines += share.lines()
+            total = shares.line("total per device", share.total)
+            lines.append(f"{total} of {self.limit / GIB:.2f}")
         if self.refused:
             lines.append(f"  does not fit: {self.refused}")
         if self.host:
-            kept = _line("kept prefixes on this host, at most", self.host)
+            kept = shares.line("kept prefixes on this host, at most", self.host)
             lines.append(f"{kept} of {self.host_limit / GIB:.2f}")
         if self.remedy:
             lines.append(f"  {self.remedy}")
         return "\n".join(lines)
-
-
-def _line(name: str, size: int) -> str:
-    return f"  {name:<42}{size / GIB:10.2f} GiB"
 
 
 def choose(
@@ -225,9 +232,9 @@ def _rules_out(failed: config.Settings, plan: Plan, other: config.Settings) -> b
     """Whether what did not fit tells that another candidate does not, either."""
     if failed.prefix_cache != other.prefix_cache:
         return False
-    others = [size for name, size in plan.work.items() if name != OF_MICROBATCH]
-    resident = sum(plan.resident.values())
-    if plan.host > plan.host_limit or resident + max(others, default=0) > plan.limit:
+    if failed.raw.placement.offload != other.raw.placement.offload:
+        return False
+    if plan.host > plan.host_limit or _with_microbatch(plan, 0.0).total > plan.limit:
         return True
     if plan.refused and not plan.refused.startswith("microbatch:"):
         return True  # no choice changes another program
@@ -238,7 +245,13 @@ def _rules_out(failed: config.Settings, plan: Plan, other: config.Settings) -> b
     if again < 0 or plan.refused:
         return larger >= 1
     # A microbatch of half the rows needs at least half the memory.
-    return resident + plan.work[OF_MICROBATCH] * min(larger, 1.0) > plan.limit
+    return _with_microbatch(plan, min(larger, 1.0)).total > plan.limit
+
+
+def _with_microbatch(plan: Plan, share: float) -> Plan:
+    """The same with so much of what a microbatch needs."""
+    size = int(plan.work.get(OF_MICROBATCH, 0) * share)
+    return dataclasses.replace(plan, work=plan.work | {OF_MICROBATCH: size})
 
 
 def _does_not_fit(
@@ -275,13 +288,13 @@ def measure(
     """
     limit, host_limit = _limits(mesh, limit)
     params, state = shapes.state(settings, mesh)
-    resident = _resident(settings, state)
+    resident = _resident(settings, mesh, state)
     args, context = shapes.decision(settings, mesh, prompt_tokens, env_spec, params)
     count = shapes.kept_rows(settings, env_spec)
     kept = count * shapes.size(context) // shapes.batch_size(settings)  # of one device
     host = kept * devices.playing(settings, mesh).size
     if settings.prefix_cache == "device":
-        resident["prefix cache"] = kept
+        resident[shares.KEPT] = kept
         host = 0
     plan = Plan(
         resident=resident,
@@ -292,6 +305,8 @@ def measure(
         microbatch_size=settings.raw.algorithm.microbatch_size,
         prefix_cache=settings.prefix_cache,
         gradient_checkpointing=settings.policy.network.remat,
+        placed=devices.roles(settings),
+        away=(OPTIMISER, AVERAGE) if steps.offload(settings).enabled else (),
     )
     if not plan.fits and not thorough:
         return plan
@@ -311,16 +326,25 @@ def _limits(mesh: jax.sharding.Mesh, limit: int | None) -> tuple[int, int]:
     return min(device for device, _ in everywhere), min(host for _, host in everywhere)
 
 
-def _resident(settings: config.Settings, state: states.TrainState) -> dict[str, int]:
-    """Bytes of one device that the training state takes."""
+def _resident(
+    settings: config.Settings, mesh: jax.sharding.Mesh, state: states.TrainState
+) -> dict[str, int]:
+    """Bytes of one device that the training state takes, and what is published of it."""
     learned, frozen = states.partition(state.params, steps.trainable(settings))
     resident = {
         "frozen weights": shapes.size(frozen),
         "weights that train, float32": shapes.size(learned),
-        "optimiser": shapes.size(state.opt_state) + shapes.size(state.iteration),
+        OPTIMISER: shapes.size(state.opt_state) + shapes.size(state.iteration),
     }
-    if state.ema or state.anchor:
-        resident["average and anchor"] = shapes.size(state.ema) + shapes.size(state.anchor)
+    if settings.plays_average:  # and stays
+        resident["average that plays"] = shapes.size(state.ema)
+        if state.anchor:
+            resident[AVERAGE] = shapes.size(state.anchor)
+    elif state.ema or state.anchor:
+        resident[AVERAGE] = shapes.size(state.ema) + shapes.size(state.anchor)
+    published = shapes.published(settings, mesh, state.params)
+    if published:
+        resident[shares.PUBLISHED] = published
     return resident
 
 
@@ -405,7 +429,7 @@ class _Work:
         grads = shapes.size(learned)
         coming = ON_DEVICES * shapes.size(batch)
         needed = {
-            "rollout": decision.beyond + arriving + shapes.size(self.args[2:]),
+            shares.ROLLOUT: decision.beyond + arriving + shapes.size(self.args[2:]),
             OF_MICROBATCH: grads + microbatch.beyond + coming,
             "optimiser step": grads + step.beyond,
         }
@@ -413,8 +437,9 @@ class _Work:
             kept = shapes.kept(settings, self.mesh, self.env_spec, self.context)
             write = self._compile("writing of kept prefixes", kept["write"])
             read = self._compile("reading of kept prefixes", kept["read"])
-            needed["writing kept prefixes"] = arriving + write.beyond
-            needed["reading kept prefixes"] = grads + coming + read.beyond
+            needed[shares.WRITING] = arriving + write.beyond
+            is_apart = devices.roles(settings).mode == "separate"
+            needed[shares.READING] = (0 if is_apart else grads) + coming + read.beyond
         return needed
 
     def _compile(self, name: str, lowered: jax.stages.Lowered) -> Memory:

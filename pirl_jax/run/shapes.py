@@ -43,6 +43,24 @@ def state(settings: config.Settings, mesh: jax.sharding.Mesh) -> tuple[dict, sta
     return result.params, result
 
 
+def published(settings: config.Settings, mesh: jax.sharding.Mesh, params: dict) -> int:
+    """Bytes of one device that plays with copies of these parameters; 0: it needs none.
+
+    Frozen ones that lie whole on it already are seen there.
+    """
+    own = devices.playing(settings, mesh)
+    publisher = publish.Publisher(steps.trainable(settings), mesh, own)
+    if not publisher.copies:
+        return 0
+    learned, frozen = states.partition(params, steps.trainable(settings))
+    is_there = set(own.devices.flat) <= set(mesh.devices.flat)
+    copied = jax.tree.leaves(learned)
+    for x in jax.tree.leaves(frozen):
+        if not (is_there and x.sharding.is_fully_replicated):
+            copied.append(x)
+    return size(publisher.abstract(copied))
+
+
 def batch_size(settings: config.Settings) -> int:
     """Rows of one decision."""
     return config.decision_batch(settings.raw, settings.raw.rollout.num_envs)
@@ -126,7 +144,7 @@ def update(
     updater = steps.updater(settings, mesh)
     if updater.draws_steps:
         chain = jax.eval_shape(preference.one_step, chain, jnp.zeros(chain.level.shape, jnp.int32))
-    count = settings.raw.algorithm.microbatch_size
+    count = settings.raw.algorithm.microbatch_rows(mesh.size)
     chain = with_rows(chain, count, mesh)
     context = with_rows(context, count, mesh)
     cfg = settings.raw.algorithm
@@ -161,5 +179,5 @@ def kept(
 ) -> dict[str, Lowered]:
     """The programs that keep prefixes on the devices, {"write", "read"}."""
     own = devices.playing(settings, mesh)
-    batch = settings.raw.algorithm.microbatch_size
+    batch = settings.raw.algorithm.microbatch_rows(mesh.size)
     return context_rows.Buffer(own).lower(context, kept_rows(settings, env_spec), batch)

@@ -11,6 +11,7 @@ import jax
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng, spec, types
+from pirl_jax.learner import offload as offloading
 from pirl_jax.learner import optimizer, sft, update
 from pirl_jax.learner import state as states
 from pirl_jax.models import pi0
@@ -79,6 +80,14 @@ def train_state(
         ema=settings.raw.algorithm.ema_decay > 0 or settings.plays_average,
         anchor=settings.raw.algorithm.anchor_coef > 0,
         frozen_dtype=functools.partial(frozen_dtype, settings),
+    )
+
+
+def offload(settings: config.Settings) -> offloading.Offload:
+    """Where the training state lies while episodes are played."""
+    return offloading.Offload(
+        enabled=settings.raw.placement.offload == "optimizer",
+        keeps_average=settings.plays_average,
     )
 
 

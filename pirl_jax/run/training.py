@@ -17,7 +17,7 @@ import ml_collections
 from pirl_jax.core import locks, outside, paths, rng
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
-from pirl_jax.learner import publish, replay
+from pirl_jax.learner import offload, publish, replay
 from pirl_jax.monitor import log, mirror, services, timeline
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import starts
@@ -33,6 +33,7 @@ from pirl_jax.run import (
     pages,
     plan,
     policies,
+    recording,
     rollouts,
     schedule,
     shapes,
@@ -74,6 +75,11 @@ class Run:
     def publish(self) -> publish.Publisher:
         """Parameters from the devices that learn to those that play."""
         return publish.Publisher(steps.trainable(self.settings), self.mesh, self.plays)
+
+    @functools.cached_property
+    def offload(self) -> offload.Offload:
+        """Where the state lies while episodes are played."""
+        return steps.offload(self.settings)
 
     @property
     def instructions(self) -> tuple[str, ...]:
@@ -130,15 +136,12 @@ def prepare(
     """
     learnable.check(settings.raw)
     schedule.require(settings.raw, jax.process_count())
-    timers = timeline.Timers()
     path = pathlib.Path(settings.raw.run.directory)
-    paths.require_writable(path, "run.directory")
-    if settings.raw.video.train:
-        paths.require_writable(films.directory(settings.raw), "video.directory")
+    timers = recording.stopwatches(settings.raw, path)
+    _require_writable(settings, path)
     standing = _claim(path, resume, stack)
     resume_at = standing.resume_at
-    _note(settings.older_names)
-    _note(schedule.remarks(settings.raw, resume_at or 0))
+    _note([*settings.older_names, *schedule.remarks(settings.raw, resume_at or 0)])
     # A run that has begun goes on without them.
     if resume_at is None and not jax.process_index():
         mirror.check(settings.backends, _labels(settings))
@@ -170,12 +173,19 @@ def prepare(
         directory=directory,
         page=pages.Page(path, raw.run.report_every if directory.writes else 0),
         store=checkpoints,
-        timers=timers,
+        timers=recording.listening(timers, settings.raw, mesh.size, envs),
         first_iteration=resume_at or 0,
         stream=stream,
         dataset=dataset,
         started_from=started_from,
     )
+
+
+def _require_writable(settings: config.Settings, path: pathlib.Path):
+    """Where the run and its videos go."""
+    paths.require_writable(path, "run.directory")
+    if settings.raw.video.train:
+        paths.require_writable(films.directory(settings.raw), "video.directory")
 
 
 def _note(sentences: Iterable[str]) -> None:

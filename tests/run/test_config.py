@@ -153,6 +153,7 @@ WRONG = [
     ("sft.steps", 0, "to be at least 1"),
     ("placement.rollout", "4-", "has '4-', which is no range; write ranges such as 0-3"),
     ("placement.actor", "3-1", "has the reversed range 3-1; write 1-3"),
+    ("placement.offload", "all", "choose one of: off, optimizer, auto"),
     ("placement.env", "0-3:0", "here is one process per host; drop ':0' and write 0-3"),
     (
         "env.suite",
@@ -405,13 +406,25 @@ def test_a_policy_that_explores_nothing_is_evaluated_but_not_trained(name, value
 
 @pytest.mark.parametrize(
     "name, value",
-    [("rollout.num_envs", 4), ("algorithm.microbatch_size", 4), ("sft.batch_size", 4)],
+    [("rollout.num_envs", 4), ("algorithm.minibatch_size", 516), ("sft.batch_size", 4)],
 )
 def test_batches_divide_over_the_devices(name, value):
-    page = quickstart.get_config()
-    config.check_batches(page, 8)
+    page = changed(quickstart.get_config(), "algorithm.microbatch_size", 4)
+    config.check_batches(config.settings(page).raw, 8)
+    wrong = config.settings(changed(page, name, value)).raw
     with pytest.raises(ValueError, match="must be a multiple of the 8 devices of the mesh"):
-        config.check_batches(changed(page, name, value), 8)
+        config.check_batches(wrong, 8)
+
+
+def test_a_minibatch_divides_into_microbatches_of_all_devices():
+    """One may be larger than a minibatch's part of a device."""
+    for microbatch in (0, 64, 512):
+        page = changed(quickstart.get_config(), "algorithm.microbatch_size", microbatch)
+        config.check_batches(config.settings(page).raw, 8)
+    page = changed(page, "algorithm.minibatch_size", 96)
+    page = changed(page, "algorithm.microbatch_size", 8)
+    with pytest.raises(ValueError, match=r"=96 must be .* times algorithm\.microbatch_size=8$"):
+        config.check_batches(config.settings(page).raw, 8)
 
 
 @pytest.mark.parametrize(
@@ -427,9 +440,10 @@ def test_batches_divide_over_the_devices(name, value):
 )
 def test_batches_and_episodes_divide_over_hosts(name, value, message):
     page = quickstart.get_config()
-    config.check_batches(page, 8, hosts=4)
+    config.check_batches(config.settings(page).raw, 8, hosts=4)
+    wrong = config.settings(changed(page, name, value)).raw
     with pytest.raises(ValueError, match=message):
-        config.check_batches(changed(page, name, value), 8, hosts=4)
+        config.check_batches(wrong, 8, hosts=4)
 
 
 @pytest.mark.parametrize(
@@ -462,6 +476,21 @@ def test_prefixes_on_devices_that_play_leave_them_in_whole_batches():
     message = "must be a multiple of the 4 devices of placement.rollout=0-3, which keep the prefix"
     with pytest.raises(ValueError, match=message):
         config.check_batches(page, 2, playing=4)
+
+
+def test_separate_devices_offload_nothing():
+    page = quickstart.get_config()
+    page.placement.offload = "optimizer"
+    config.settings(page)
+    page.rollout.max_staleness = 1
+    with pytest.raises(ValueError, match=r"takes away what the learner needs while episodes play"):
+        config.settings(page)
+    page.rollout.max_staleness = 0
+    page.placement.update(rollout="2-5", actor="6-7")
+    with pytest.raises(ValueError, match=r"placement.offload='optimizer' makes room for nothing "):
+        config.settings(page)
+    page.placement.offload = "auto"
+    config.settings(page)
 
 
 def test_simulators_draw_where_one_field_says():
@@ -587,6 +616,7 @@ TABLES = {
     "sft.dataset_images": own_data.TURNED,
     "sft.dataset_statistics": ("auto", "computed", "files"),
     "optim.schedule": optimizer.SCHEDULES,
+    "placement.offload": ("off", "optimizer", "auto"),
     "run.on_divergence": ("stop", "rollback"),
     "run.backends": ("jsonl", "tensorboard", *mirrors.SERVICES),
 }

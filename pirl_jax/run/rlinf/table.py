@@ -274,10 +274,16 @@ ROLLOUT = (
         "one copy of the weights, actor.model's",
         formulas.other_weights,
     ),
+    rows.carried(
+        "actor.enable_offload",
+        "placement.offload",
+        "`optimizer` where it is True; parameters stay",
+        lambda source, value: {"placement.offload": "optimizer"} if value else {},
+    ),
     rows.same(
-        "rollout.enable_offload actor.enable_offload",
+        "rollout.enable_offload",
         (False,),
-        "nothing moves to the host; mesh.fsdp and algorithm.microbatch_size save memory",
+        "one copy of the weights plays and learns, and stays on the devices",
         False,
     ),
     rows.dropped(
@@ -314,8 +320,8 @@ of its defaults list are looked for beside it and in `hydra.searchpath`; for RLi
 `env/libero_*`, `model/pi0` and `model/pi0_5` it knows what they say. `train`, `evaluate` and
 `serve` take the YAML as `--config`, too, and then say in short what is not carried over.
 
-What to know of the units: RLinf counts a microbatch per GPU, all else over all of them, as here
-everything is. A step of its runner is an iteration here, and its schedules move once per step. A
+What to know of the units: a microbatch is counted per device, there as here, all else over all of
+them. A step of its runner is an iteration here, and its schedules move once per step. A
 rollout there lasts a number of control steps and repeats `rollout_epoch` times; here it has that
 number of episodes.
 

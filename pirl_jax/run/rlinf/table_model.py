@@ -104,8 +104,7 @@ ACTOR = (
     rows.carried(
         "actor.micro_batch_size",
         "algorithm.microbatch_size",
-        "* GPUs of the actor, where its placement counts them: per GPU there, of all devices here",
-        formulas.microbatch,
+        "of one GPU there, of one device here",
     ),
     rows.carried("actor.optim.lr", "optim.lr"),
     rows.carried("actor.optim.value_lr", "optim.value_lr"),
