@@ -14,6 +14,7 @@ from pirl_jax.learner import sft
 from pirl_jax.models import variants
 from pirl_jax.policy import flow, noise, tokenizer
 from pirl_jax.rollout import starts
+from pirl_jax.run import own_data_page
 from pirl_jax.weights import presets
 
 MODEL_SIZES = {
@@ -183,7 +184,7 @@ def _check_demonstrations(raw: page.Page):
     """What an SFT stage needs."""
     section = raw.sft
     if section.dataset:
-        _check_dataset(raw)
+        own_data_page.check(raw)
         return
     if not section.demonstrations:
         return
@@ -193,34 +194,6 @@ def _check_demonstrations(raw: page.Page):
         raise ValueError(
             f"sft.demonstrations={section.demonstrations} needs sft.steps={section.steps} and "
             f"sft.batch_size={section.batch_size} to be at least 1"
-        )
-
-
-def _check_dataset(raw: page.Page):
-    """Demonstrations of somebody's own."""
-    section = raw.sft
-    named = f"sft.dataset={section.dataset!r}"
-    if section.demonstrations:
-        raise ValueError(
-            f"{named} and sft.demonstrations={section.demonstrations} are two sources; drop one"
-        )
-    if not section.batch_size:
-        raise ValueError(f"{named} needs sft.batch_size={section.batch_size} to be at least 1")
-    if not section.steps and not raw.model.checkpoint:
-        raise ValueError(
-            f"{named} with sft.steps={section.steps} leaves a fresh model untaught; set sft.steps "
-            f"to at least 1, or model.checkpoint"
-        )
-    chosen = section.dataset_statistics
-    if not section.steps and chosen != "auto":
-        raise ValueError(
-            f"sft.dataset_statistics={chosen!r} with sft.steps={section.steps} gives a policy "
-            f"other statistics than it learned with; set it to 'auto'"
-        )
-    if raw.model.norm_stats and chosen != "auto":
-        raise ValueError(
-            f"model.norm_stats={raw.model.norm_stats!r} and sft.dataset_statistics={chosen!r} both "
-            f"say which statistics; drop one"
         )
 
 
