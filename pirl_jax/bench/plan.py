@@ -17,7 +17,7 @@ from pirl_jax.envs import base
 from pirl_jax.envs.libero import files
 from pirl_jax.monitor import columns
 from pirl_jax.policy import flops
-from pirl_jax.run import command, config, devices, outlook, plan, recipes
+from pirl_jax.run import command, config, devices, outlook, plan, program_table, recipes
 
 GB = 1e9
 SMALL = {
@@ -141,7 +141,7 @@ def as_text(result: Mapping[str, Any]) -> str:
     of_targets = []
     for recipe, row in result.items():
         if "programs" in row:
-            of_targets.append(f"\n{recipe} on {outlook.as_text(row)}")
+            of_targets.append(f"\n{recipe} on {program_table.as_text(row)}")
     if of_targets:
         return "\n".join(of_targets)
     memory = []

@@ -8,7 +8,7 @@ the same calls.  A rollout runs on the part that is a process's own, because no 
 equally often, or on a smaller part of it.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import contextvars
 import pickle
@@ -18,6 +18,8 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
+
+from pirl_jax.core import torus
 
 BATCH_AXES = ("data", "fsdp")
 
@@ -56,23 +58,61 @@ def is_split() -> bool:
     return mesh is not None and mesh.shape["fsdp"] > 1
 
 
-def by_rows(x: jax.Array) -> jax.Array:
-    """x, whole rows of which lie on each device of the program being traced.
+def by_rows(x: jax.Array, axis: int = 0) -> jax.Array:
+    """x, whole rows of which (entries of `axis`) lie on each device of the program being traced.
 
     Where weights are split (fsdp), the partitioner would rather leave them so and split what is
     computed along their axes: every device would then send activations in every layer.  Said of
     the residual stream, it gathers weights.
     """
-    if not is_split():
-        return x
-    return jax.lax.with_sharding_constraint(x, batch_sharding(_TARGET.get()))
+    return laid_out(x, PartitionSpec(*(None,) * axis, BATCH_AXES))
 
 
 def whole(x: jax.Array) -> jax.Array:
     """x, all of which lies on each device of the program being traced, where weights are split."""
+    return laid_out(x, PartitionSpec())
+
+
+def laid_out(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """x, which lies so on the devices of the program being traced, where weights are split.
+
+    Within `by_data` only what `spec` says of "fsdp" counts: the rest is settled there.
+    """
     if not is_split():
         return x
-    return jax.lax.with_sharding_constraint(x, replicated(_TARGET.get()))
+    context = jax.sharding.get_abstract_mesh()
+    settled = context.manual_axes
+    mesh = context if settled else _TARGET.get()
+    axes = [_without(axis, settled) for axis in spec]
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
+
+
+def _without(axis: str | tuple[str, ...] | None, settled: Iterable[str]) -> tuple[str, ...] | None:
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    return tuple(name for name in names if name not in settled) or None
+
+
+def by_data(function: Callable, mesh: Mesh, takes: tuple, gives: PartitionSpec | tuple) -> Callable:
+    """`function`, computed by every place along "data" on its own part: nothing is exchanged there.
+
+    Along "fsdp" the partitioner goes on as everywhere.  takes, gives: what of each argument and
+    result is split along "data", PartitionSpec("data") (its first axis) or PartitionSpec() (not).
+    """
+    # Where "fsdp" splits nothing it is settled too: less for the partitioner to get wrong.
+    axes = {"data"} if mesh.shape["fsdp"] > 1 else set(BATCH_AXES)
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=takes, out_specs=gives, axis_names=axes, check_vma=False
+    )
+
+
+def drawn(draw: Callable[[int], jax.Array], rows: int) -> jax.Array:
+    """draw(rows) [rows,...] of a random number generator; within `by_data`, the own part of what is
+    drawn for the rows of all places, so that the numbers do not depend on the mesh."""
+    if "data" not in jax.sharding.get_abstract_mesh().manual_axes:
+        return draw(rows)
+    place = jax.lax.axis_index("data")
+    everyone = draw(rows * jax.lax.axis_size("data"))
+    return jax.lax.dynamic_slice_in_dim(everyone, place * rows, rows)
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -94,12 +134,13 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
             f" but there are {len(devices)}; set mesh.data={len(devices) // fsdp}"
         )
     axis_types = (AxisType.Auto,) * 2
-    if jax.process_count() == 1:
+    hosts = {(device.process_index, getattr(device, "slice_index", 0)) for device in devices}
+    if len(hosts) == 1 and jax.process_count() == 1:
         return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=axis_types, devices=devices)
     # jax.make_mesh refuses devices of several machines, and on a TPU pod may lay a row over two of
     # them.
-    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(devices).reshape(data, fsdp), BATCH_AXES, axis_types=axis_types)
+    ordered = np.array(torus.rows(devices, fsdp), dtype=object)
+    return Mesh(ordered, BATCH_AXES, axis_types=axis_types)
 
 
 def part(mesh: Mesh, devices: Iterable[jax.Device]) -> Mesh | None:

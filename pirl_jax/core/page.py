@@ -152,7 +152,9 @@ class Model(bounds.Section):
         "", "to start from: run directory, or openpi's, RLinf's, LeRobot's; empty = fresh, then sft"
     )
     gradient_checkpointing: str = one_of(
-        ("none", "dots", "full"), "none", "what the backward pass recomputes"
+        ("auto", "none", "dots", "full"),
+        "auto",
+        "what the backward pass recomputes; auto = the fastest that the memory plan finds room for",
     )
     train_expert_only: bool = plain(True, "freeze the VLM (image tower, embedder, expert 0)")
     is_lora: bool = plain(
@@ -253,6 +255,21 @@ class Rollout(bounds.Section):
     )
     balance: str = one_of(
         ("tasks", "suites"), "tasks", "what of a list of suites is played as often in training"
+    )
+    max_staleness: int = between(
+        0,
+        4,
+        0,
+        "how far the parameters that play may lie behind those that learn; 0 = in turns",
+        "iterations",
+    )
+    weight_switch: str = one_of(
+        ("decision", "batch"),
+        "decision",
+        "when new parameters play: at the next decision, or in whole rollouts (lockstep: batch)",
+    )
+    learner_timeout_s: float = at_least(
+        1, 1800.0, "max_staleness: silence of update and simulators that ends the run", "s"
     )
 
 

@@ -9,6 +9,7 @@ from pirl_jax.core.bounds import (
     between,
     fraction_below_one,
     one_of,
+    place,
     plain,
     positive,
     tuple_of,
@@ -69,6 +70,15 @@ class Algorithm(bounds.Section):
         "chunk",
         "one probability ratio per chunk, per action, or per token (entry of an action)",
     )
+    importance: str = one_of(
+        ("recompute", "behavior"),
+        "recompute",
+        "rows of older parameters: against the policy that the update begins with, and weighted by"
+        " how likely it would have played them; behavior: against the one that played",
+    )
+    importance_cap: float = above(
+        1, 2.0, "rows of older parameters with a larger weight teach the policy nothing"
+    )
     value_clip: float = positive(0.2, "clip of a value's move away from the rollout's")
     huber_delta: float = positive(10.0, "error from which the value loss is linear")
     value_coef: float = at_least(0, 1.0, "weight of the value loss")
@@ -85,7 +95,7 @@ class Algorithm(bounds.Section):
     )
     anchor_coef: float = at_least(0, 0.0, "its weight in the loss; 0 = off")
     sft_loss_weight: float = at_least(
-        0, 0.0, "weight of the flow-matching loss on sft.demonstrations; 0 = off"
+        0, 0.0, "weight of the flow-matching loss on demonstrations (section sft); 0 = off"
     )
     clone_coef: float = at_least(
         0, 0.0, "weight of the loss `clone` beside another loss, per decision; 0 = off"
@@ -195,10 +205,32 @@ class Optim(bounds.Section):
 
 @dataclasses.dataclass(frozen=True)
 class Sft(bounds.Section):
-    """Supervised fine-tuning of a fresh model, before reinforcement learning."""
+    """Supervised fine-tuning before reinforcement learning."""
 
     demonstrations: int = at_least(
         0, 0, "scripted, per task, for a fresh model; 0 = no SFT", "episodes"
+    )
+    dataset: str = place(
+        "",
+        "demonstrations of your own instead: folder of a LeRobot data set, an HDF5 file of LIBERO,"
+        " or a folder of them; with sft.steps=0 for algorithm.sft_loss_weight alone",
+    )
+    dataset_keys: str = plain(
+        "", "names in it where they are unusual: agentview=NAME,wrist=NAME,state=A+B,actions=NAME"
+    )
+    dataset_hz: float = at_least(
+        0, 0.0, "control steps per second in it, where it says another; 0 = as it says", "Hz"
+    )
+    dataset_images: str = one_of(
+        ("auto", "upright", "libero"),
+        "auto",
+        "libero: as its simulator draws them, to be turned by 180 degrees; auto: so is HDF5",
+    )
+    dataset_statistics: str = one_of(
+        ("auto", "computed", "files"),
+        "auto",
+        "files: those that the data set brings; auto: model.norm_stats, else the checkpoint's, else"
+        " computed",
     )
     action_noise: float = at_least(0, 0.0, "std on executed expert actions; the label is clean")
     steps: int = at_least(0, 1000, "optimiser steps")
@@ -208,3 +240,13 @@ class Sft(bounds.Section):
     weight_decay: float = at_least(0, 1e-4, "of everything that trains")
     ema: float = fraction_below_one(0.0, "decay of the averaged weights used afterwards; 0 = off")
     augment: bool = plain(False, "openpi's crop, rotation and colour jitter")
+
+    @property
+    def has_demonstrations(self) -> bool:
+        """Whether there is anything to learn from, scripted or somebody's."""
+        return bool(self.demonstrations or self.dataset)
+
+    @property
+    def by_dataset(self) -> bool:
+        """Whether somebody's demonstrations come before reinforcement learning."""
+        return bool(self.dataset and self.steps)

@@ -53,17 +53,22 @@ class Chain:
     x_next: jax.Array  # [B,U,H,A] x_{j+1}
     j: jax.Array  # [B,U] int32, the denoise step of each
     level: jax.Array  # [B] noise level under which the chain was sampled
-    log_prob: jax.Array  # [B,I,a] of the executed action entries under the behaviour policy
-    value: jax.Array  # [B] value estimate of the behaviour policy (0 without value head)
+    # Of the behaviour policy; where that is older than the one that an update begins with, of the
+    # latter (learner/proximal.py).
+    log_prob: jax.Array  # [B,I,a] of the executed action entries
+    value: jax.Array  # [B] value estimate (0 without value head)
     actions: jax.Array | None = None  # [B,H,A] the chunk x_J that the chain ends in
     # Where the loss is NFT's:
     velocity: jax.Array | None = None  # [B,U,H,A] of the behaviour policy at x
     std: jax.Array | None = None  # [B,U,H,A] of its steps, where it is learned
+    # Where older policies may have played: [B], [B,I] or [B,I,a], by algorithm.logprob_type, how
+    # much each probability ratio counts (rl/importance.py); 0 is masked.
+    importance: jax.Array | None = None
 
 
 @struct.dataclass
 class Rollout:
-    """Whole episodes played by one behaviour policy; host arrays.
+    """Whole episodes; host arrays.  Which parameters made each decision stands in version_R.
 
     R = valid decisions, in (episode, decision) order; without those of groups that dynamic sampling
     has replaced.
@@ -81,3 +86,5 @@ class Rollout:
     terminated_CE: jax.Array  # bool, success: nothing follows
     truncated_CE: jax.Array  # bool, time limit
     valid_CE: jax.Array  # bool, False after the end of the episode
+    # int32, the iteration whose parameters made each decision; None: nobody kept it
+    version_R: jax.Array | None = None

@@ -49,12 +49,27 @@ def _main(argv: list[str], watch: preemption.Watch) -> None:
             help="folder of the results",
         )
     options = parser.parse_args(argv[1:])
+    with command.user_errors():
+        _require_places(options)
     if options.what == "play":
         _play(options, watch)
     else:
         with command.user_errors():
             tables.write(options.page, options.results, cells.TABLE)
         print(f"tables in {options.page}")
+
+
+def _require_places(options: argparse.Namespace) -> None:
+    """An installed package has no docs/ of its own.
+
+    Raises:
+      ValueError: nobody has said where results lie.
+    """
+    if not (ROOT / "docs").is_dir() and options.results.is_relative_to(ROOT):
+        raise ValueError(
+            f"--results is missing, and {ROOT} is no checkout, whose docs/results would be meant; "
+            f"give --results DIR"
+        )
 
 
 def _seeds(value: str) -> tuple[int, ...]:

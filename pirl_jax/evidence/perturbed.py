@@ -15,6 +15,8 @@ from pirl_jax.run import perturbations, recipes, records
 
 PLUS = "plus"
 PRO = "pro"
+# No scripted expert plays the perturbed tasks, and none is needed.
+UNTAUGHT = {"sft.demonstrations": 0}
 
 
 def evaluations(cell: cells.Cell) -> dict[str, tuple[cells.Settings, list[str]]]:
@@ -24,8 +26,9 @@ def evaluations(cell: cells.Cell) -> dict[str, tuple[cells.Settings, list[str]]]
       ValueError: the files of LIBERO-Plus are not there.
     """
     suite, tasks = _of_plus(cell)
-    perturbing = {**cell.final, "env.suite": suite, "env.tasks": tasks}
-    return {PRO: (cell.final, ["--pro=all"]), PLUS: (perturbing, [])}
+    final = {**cell.final, **UNTAUGHT}
+    perturbing = {**final, "env.suite": suite, "env.tasks": tasks}
+    return {PRO: (final, ["--pro=all"]), PLUS: (perturbing, [])}
 
 
 def _of_plus(cell: cells.Cell) -> tuple[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ and the next one is played.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import itertools
 import pathlib
 from typing import Any
 
@@ -50,11 +51,11 @@ def chosen(table: cells.Table, rows: Sequence[str] = (), seeds: Sequence[int] = 
         raise ValueError(f"{wrong[0]!r} is no row of the table; there are {', '.join(cells.ROWS)}")
     found = []
     for row in cells.ROWS:
-        own = [cell for cell in table.cells if cell.row == row]
-        pairs = [(seed, cell) for cell in own for seed in cell.seeds]
-        if not rows or row in rows:
-            ordered = sorted(pairs, key=lambda pair: pair[0])  # stable: cells keep their order
-            found += [(cell, seed) for seed, cell in ordered if not seeds or seed in seeds]
+        pairs: list[Seeded] = []
+        for cell in table.cells if not rows or row in rows else ():
+            if cell.row == row:
+                pairs += [(cell, seed) for seed in cell.seeds if not seeds or seed in seeds]
+        found += sorted(pairs, key=lambda pair: pair[1])  # stable: cells keep their order
     return found
 
 
@@ -242,7 +243,7 @@ def remaining_s(wanted: Sequence[Seeded], places: Places) -> float | None:
     if not speeds:
         return None
     total_s = 0.0
-    everything = [one for some in speeds.values() for one in some]
+    everything = list(itertools.chain.from_iterable(speeds.values()))
     for cell, _ in left(wanted, places):
         known = speeds.get(cell.recipe, everything)
         total_s += min(cell.most_episodes * sum(known) / len(known), cell.most_s)

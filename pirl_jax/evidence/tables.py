@@ -129,7 +129,8 @@ def _line(words: Sequence[str]) -> str:
 def _cell(cell: cells.Cell, found: Sequence[Result]) -> list[str]:
     """One line of a table; what is not there is not run."""
     name = f"`{cell.name}`"
-    missing = [seed for seed in cell.seeds if seed not in [one["seed"] for one in found]]
+    played = [one["seed"] for one in found]
+    missing = [seed for seed in cell.seeds if seed not in played]
     seeds = ", ".join(str(one["seed"]) for one in found)
     if not found:
         return [name, ", ".join(map(str, cell.seeds)), NOT_RUN, *["-"] * 5, _goal(cell, None)]
@@ -183,10 +184,14 @@ def _goal(cell: cells.Cell, mean: float | None) -> str:
 
 def _perturbed(table: cells.Table, found: Sequence[Result]) -> Iterator[str]:
     """One table per dimension, SFT against RL."""
-    wanted = [(cell.name, seed) for cell in table.cells if cell.perturbed for seed in cell.seeds]
     played = [(one["cell"], one["seed"]) for one in found]
-    absent = [f"`{name}` seed {seed}" for name, seed in wanted if (name, seed) not in played]
-    for suite in sorted({suite for one in found for suite in one["dimensions"]}):
+    absent = []
+    for cell in table.cells:
+        seeds = [seed for seed in cell.seeds if (cell.name, seed) not in played]
+        if cell.perturbed and seeds:
+            absent.append(f"`{cell.name}` ({', '.join(map(str, seeds))})")
+    suites = set().union(*(one["dimensions"] for one in found))
+    for suite in sorted(suites):
         yield f"**{suite}**"
         yield ""
         yield _line(("cell", "seed", "before", "after", "difference, paired", "pairs"))
@@ -196,7 +201,7 @@ def _perturbed(table: cells.Table, found: Sequence[Result]) -> Iterator[str]:
                 yield _line(_dimension(one, one["dimensions"][suite]))
         yield ""
     if absent:
-        yield f"{NOT_RUN.capitalize()}: {', '.join(absent)}."
+        yield f"{NOT_RUN.capitalize()}, by cell and seed: {', '.join(absent)}."
 
 
 def _dimension(one: Result, dimension: Mapping[str, Any]) -> list[str]:

@@ -291,14 +291,20 @@ def _surrogate(
     log_prob = losses.reduce_log_prob(log_prob_BIa, cfg.logprob_type)
     old = losses.reduce_log_prob(batch.chain.log_prob, cfg.logprob_type)
     entries = log_prob[0].size  # a row weighs the same, however many ratios it has
+    weight = losses.spread(batch.weight / entries, log_prob.shape)
+    importance = batch.chain.importance
     loss, metrics = losses.clipped_surrogate(
         log_prob,
         old,
         losses.spread(batch.advantage, log_prob.shape),
-        losses.spread(batch.weight / entries, log_prob.shape),
+        weight,
         cfg.clip_ratio_low,
         cfg.clip_ratio_high,
         cfg.clip_ratio_c or None,
         normalizer=jnp.ones(()),
+        importance=importance,
     )
+    if importance is not None:
+        exists = (weight > 0).astype(jnp.float32)
+        metrics["kept"] = losses.weighted_mean((importance != 0).astype(jnp.float32), exists)
     return loss, metrics, {"ratio_max_dev": metrics.pop("ratio_max_dev")}

@@ -6,18 +6,20 @@ microbatches before the one optimiser step.  Refuses to know what a row means (o
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, rng
 from pirl_jax.core import rows as context_rows
-from pirl_jax.learner import objective, optimizer, preference
+from pirl_jax.learner import objective, optimizer, preference, proximal
 from pirl_jax.learner import state as states
 from pirl_jax.rl import losses, minibatch
 from pirl_jax.rl import nft as nft_losses
@@ -25,6 +27,10 @@ from pirl_jax.rl import nft as nft_losses
 # Microbatches on their way: the device computes one and holds the next; more would fill its memory
 # with rows.
 IN_FLIGHT = 2
+
+# Work that is done in parts: it yields what must be there before it is asked for the next part.
+# Whoever asks may do something else meanwhile, or wait (`drained`).
+Parts = Generator[jax.Array, None, Any]
 
 
 class Updater:
@@ -76,6 +82,8 @@ class Updater:
         self._nft = nft
         self.plays_average = nft is not None and nft.averages
         self.draws_steps = nft is not None and nft.steps == "one"
+        # That keep a copy of the parameters, and sums of their own.
+        self._places = mesh.shape["data"]
         self._average: Callable | None = None  # known once there is a state
         self._zeros: Callable | None = None  # known once there is a batch
         self._add: Callable | None = None
@@ -91,16 +99,29 @@ class Updater:
 
         microbatches: host rows, each of this host's share of cfg.microbatch_size.
         """
+        return drained(self.minibatch_in_parts(state, microbatches, demonstrations))
+
+    def minibatch_in_parts(
+        self,
+        state: states.TrainState,
+        microbatches: Iterable[objective.Minibatch],
+        demonstrations: object = None,
+        in_flight: int = IN_FLIGHT,
+    ) -> Parts:
+        """`minibatch`, a microbatch at a time.  in_flight: how many are not waited for."""
         total = None
-        in_flight = collections.deque()
+        under_way = collections.deque()
         for batch in microbatches:
             total, done = self.add(state, total, objective.put(batch, self.mesh))
-            in_flight.append(done)
-            if len(in_flight) > IN_FLIGHT:
-                jax.block_until_ready(in_flight.popleft())
+            under_way.append(done)
+            if len(under_way) > in_flight:
+                yield under_way.popleft()
         if demonstrations is not None:
             demonstrations = meshes.put_batch(demonstrations, self.mesh)
-        return self.step(state, total, demonstrations)
+        state, metrics = self.step(state, total, demonstrations)
+        if not in_flight:
+            yield metrics["grad_norm"]
+        return state, metrics
 
     def add(
         self, state: states.TrainState, total: objective.Sums | None, batch: objective.Minibatch
@@ -132,14 +153,37 @@ class Updater:
         learned, _ = states.partition(state.params, self._trainable)
         layout = jax.tree.map(lambda _: replicated, shape)
         layout = layout.replace(grads=states.shardings(learned))
+        added = self._added
+        done = replicated
+        if self._places > 1:
+            shape = jax.tree.map(lambda x: x.update(shape=(self._places, *x.shape)), shape)
+            layout = jax.tree.map(_by_place, layout)
+            done = _by_place(done)
+            added = self._added_by_place
 
         def zeros():
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
 
         self._zeros = jax.jit(zeros, out_shardings=layout)
-        added = meshes.target(self.mesh)(self._added)
-        self._add = jax.jit(added, donate_argnums=1, out_shardings=(layout, replicated))
+        added = meshes.target(self.mesh)(added)
+        self._add = jax.jit(added, donate_argnums=1, out_shardings=(layout, done))
         return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), shape, layout)
+
+    def _added_by_place(
+        self, state: states.TrainState, total: objective.Sums, batch: objective.Minibatch
+    ) -> tuple[objective.Sums, jax.Array]:
+        """Every place along "data" adds to sums of its own, which lie in front of each other."""
+
+        def added(
+            state: states.TrainState, total: objective.Sums, batch: objective.Minibatch
+        ) -> tuple[objective.Sums, jax.Array]:
+            own = jax.tree.map(lambda x: x[0], total)
+            return jax.tree.map(lambda x: x[None], self._added(state, own, batch))
+
+        everywhere = PartitionSpec()
+        split = PartitionSpec("data")
+        takes = (everywhere, split, split)
+        return meshes.by_data(added, self.mesh, takes, split)(state, total, batch)
 
     def _added(
         self, state: states.TrainState, total: objective.Sums, batch: objective.Minibatch
@@ -147,6 +191,16 @@ class Updater:
         sums = self._sums(state, batch, total.microbatches)
         largest = jax.tree.map(jnp.maximum, total.largest, sums.largest)
         return jax.tree.map(jnp.add, total, sums).replace(largest=largest), sums.count
+
+    def _of_all(self, total: objective.Sums) -> objective.Sums:
+        """The sums of all places together: what an optimiser step exchanges along "data"."""
+        if self._places == 1:
+            return total
+        sums = jax.tree.map(lambda x: x.sum(0), total)
+        return sums.replace(
+            largest=jax.tree.map(lambda x: x.max(0), total.largest),
+            microbatches=total.microbatches[0],
+        )
 
     def _sums(
         self, state: states.TrainState, batch: objective.Minibatch, number: jax.Array
@@ -187,6 +241,7 @@ class Updater:
         """state.params are what trains (state.Step)."""
         cfg = self.cfg
         learned = state.params
+        total = self._of_all(total)
         # A minibatch may hold nothing but successes of earlier rollouts, which the loss beside does
         # not weigh.  Without any weight the step is skipped; it must only not divide by 0.
         weight = jnp.where(total.weight > 0, total.weight, total.clone_weight)
@@ -210,7 +265,7 @@ class Updater:
             learned,
             state.iteration,
             freeze_policy=state.iteration < cfg.critic_warmup_iterations,
-            skip=is_empty | self._prefers_nothing(total),
+            skip=is_empty | self._teaches_nothing(total),
             # Without a critic and with equal scores in every group; what another term of the loss
             # teaches has a gradient.
             skip_idle=total.weighted["loss"] == 0,
@@ -225,12 +280,15 @@ class Updater:
         state = state.replace(step=state.step + 1, params=learned, opt_state=opt_state, ema=ema)
         return state, metrics | total.largest | {"variance_sums": total.variance}
 
-    def _prefers_nothing(self, total: objective.Sums) -> bool | jax.Array:
-        """NFT without a label that says anything, and nothing else to learn from.
+    def _teaches_nothing(self, total: objective.Sums) -> bool | jax.Array:
+        """All that was played is masked, or NFT without a label that says anything, and nothing
+        else to learn from.
 
-        Its loss is not 0 then, and its gradient is rounding, which Adam makes a full step.
+        NFT's loss is not 0 then, and its gradient is rounding, which Adam makes a full step.
         """
         cfg = self.cfg
+        if "kept" in total.counted:
+            return (total.counted["kept"] == 0) & (total.clone_weight == 0)
         besides = cfg.anchor_coef or cfg.entropy_bonus or cfg.clone_coef or cfg.sft_loss_weight
         if self._nft is None or besides:
             return False
@@ -253,6 +311,15 @@ class Updater:
         return nft_losses.share(self._nft.tau, self._nft.tau_curve, iteration)
 
 
+def drained(parts: Parts) -> Any:
+    """What the work ends with, at one go."""
+    while True:
+        try:
+            jax.block_until_ready(next(parts))
+        except StopIteration as end:
+            return end.value
+
+
 def learn(
     updater: Updater,
     state: states.TrainState,
@@ -260,7 +327,19 @@ def learn(
     key: jax.Array,
     demonstrations: Iterator | None = None,
 ) -> tuple[states.TrainState, dict[str, float]]:
-    """All epochs over the rows of one rollout.  Waits for the device once, at the end.
+    """`learn_in_parts` at one go; waits for the device once, at the end."""
+    return drained(learn_in_parts(updater, state, data, key, demonstrations))
+
+
+def learn_in_parts(
+    updater: Updater,
+    state: states.TrainState,
+    data: objective.Minibatch,
+    key: jax.Array,
+    demonstrations: Iterator | None = None,
+    in_flight: int = IN_FLIGHT,
+) -> Parts:
+    """All epochs over the rows of one rollout -> state, metrics.
 
     An update without a signal is skipped: no row has weight (every group filtered), or all
     advantages are 0 and nothing else in the loss has a gradient.
@@ -269,6 +348,7 @@ def learn(
       data: each process passes its own rows.
       key: decides the shuffling, and which steps NFT learns from where it draws them.
       demonstrations: the batches of host rows of each minibatch's SFT term (learner/sft.py).
+      in_flight: how many microbatches are not waited for; 0 yields after each of them.
 
     Raises:
       ValueError: a host has no valid decision.
@@ -284,14 +364,9 @@ def learn(
     parts = context_rows.by_device(data.context, row_R)
     # All of them take equally many steps of the same size, as many as the one with the most rows.
     rows_of_parts = np.array(meshes.gather([len(part) for part in parts]))
-    rows_of_hosts = rows_of_parts.sum(1)
     size = cfg.microbatch_size // hosts
-    step_generator = rng.generator(rng.named(key, "steps"))
-    of_rollout = data
     history = []  # metrics of the minibatches, by epoch
-    for _ in range(cfg.update_epochs):
-        if updater.draws_steps:
-            data = of_rollout.replace(chain=preference.drawn(of_rollout.chain, step_generator))
+    for rows in _by_epoch(updater, data, key):
         index_1MB, keep_1MB = minibatch.side_by_side(
             generator,
             parts,
@@ -299,38 +374,83 @@ def learn(
             multiple_of=size,
             most_rows=int(rows_of_parts.max()),
         )
-        of_epoch = []
-        for index_B, keep_B in zip(index_1MB[0], keep_1MB[0], strict=True):
-            microbatches = _microbatches(data, index_B, keep_B, size)
-            state, metrics = updater.minibatch(state, microbatches, next(demonstrations))
-            of_epoch.append(metrics)
+        minibatches = _minibatches(rows, index_1MB[0], keep_1MB[0], size)
+        state, of_epoch = yield from _epoch(updater, state, minibatches, demonstrations, in_flight)
         history.append(of_epoch)
-        if cfg.target_kl and _mean_kl(of_epoch) > cfg.target_kl:
-            break
+        if cfg.target_kl:
+            yield of_epoch[-1]["approx_kl3"]
+            if _mean_kl(of_epoch) > cfg.target_kl:
+                break
     state = updater.finish(state)
+    yield history[-1][-1]["grad_norm"]
     counts = {
         "actor/epochs": float(len(history)),
-        "actor/padded_rows": 1.0 - rows_of_hosts.sum() / (keep_1MB.size * hosts),
+        "actor/padded_rows": 1.0 - rows_of_parts.sum() / (keep_1MB.size * hosts),
     }
-    metrics = jax.device_get(list(itertools.chain.from_iterable(history)))
-    summary = _summary(metrics, cfg)
+    summary = _summary(jax.device_get(list(itertools.chain.from_iterable(history))), cfg)
     if updater.plays_average:  # it starts elsewhere, which is no fault
         summary.pop("actor/first_delta_v")
     return state, summary | counts
 
 
-def _microbatches(
-    data: objective.Minibatch, index_B: np.ndarray, keep_B: np.ndarray, size: int
+def _epoch(
+    updater: Updater,
+    state: states.TrainState,
+    minibatches: Iterable[Iterator[objective.Minibatch]],
+    demonstrations: Iterator,
+    in_flight: int,
+) -> Parts:
+    """-> state, metrics of the minibatches on the devices."""
+    of_epoch = []
+    for microbatches in minibatches:
+        state, metrics = yield from updater.minibatch_in_parts(
+            state, microbatches, next(demonstrations), in_flight
+        )
+        of_epoch.append(metrics)
+    return state, of_epoch
+
+
+def _minibatches(
+    data: objective.Minibatch, index_MB: np.ndarray, keep_MB: np.ndarray, size: int
+) -> Iterator[Iterator[objective.Minibatch]]:
+    """Each as its microbatches of `size` rows."""
+    scale_M = proximal.scales(data, index_MB, keep_MB)
+    for index_B, keep_B, scale in zip(index_MB, keep_MB, scale_M, strict=True):
+        yield _microbatches(data, index_B, keep_B, size, scale)
+
+
+def _by_epoch(
+    updater: Updater, data: objective.Minibatch, key: jax.Array
 ) -> Iterator[objective.Minibatch]:
-    """The rows of a minibatch, `size` at a time; taken when they are asked for."""
+    """The rows of a rollout as each epoch sees them."""
+    generator = rng.generator(rng.named(key, "steps"))
+    for _ in range(updater.cfg.update_epochs):
+        if updater.draws_steps:
+            yield data.replace(chain=preference.drawn(data.chain, generator))
+        else:
+            yield data
+
+
+def _microbatches(
+    data: objective.Minibatch, index_B: np.ndarray, keep_B: np.ndarray, size: int, scale: float
+) -> Iterator[objective.Minibatch]:
+    """The rows of a minibatch, `size` at a time; taken when they are asked for.
+
+    scale: of what an older policy played (proximal.scales).
+    """
     for first in range(0, len(index_B), size):
         part = slice(first, first + size)
-        yield objective.take(data, index_B[part], keep_B[part])
+        yield proximal.scaled(objective.take(data, index_B[part], keep_B[part]), scale)
 
 
 def _mean_kl(history: list[dict]) -> float:
     """Of approx_kl3: on a finite batch k1 can be negative at any distance."""
     return np.mean(jax.device_get([metrics["approx_kl3"] for metrics in history]))
+
+
+def _by_place(sharding: NamedSharding) -> NamedSharding:
+    """With one more axis in front, along "data"."""
+    return NamedSharding(sharding.mesh, PartitionSpec("data", *sharding.spec))
 
 
 @jax.jit

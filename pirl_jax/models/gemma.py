@@ -244,13 +244,10 @@ def _gated(y: Array, gate: Array | None) -> Array:
 def _queries(attn: dict, x_BTD: Array, position_BT: Array, cfg: variants.GemmaConfig) -> Array:
     params = attn.get("q_einsum") or jax.tree.map(lambda w: w[0], attn["qkv_einsum"])
     q_BTNh = lora.einsum(params, "BTD,NDh->BTNh", x_BTD, cfg.lora)
-    q_BTNh = meshes.by_rows(q_BTNh)
     return rope(q_BTNh, position_BT) * cfg.head_dim**-0.5
 
 
 def _keys_values(attn: dict, x_BTD: Array, position_BT: Array, cfg: variants.GemmaConfig) -> Cache:
     params = attn.get("kv_einsum") or jax.tree.map(lambda w: w[1:], attn["qkv_einsum"])
     k_BSKh, v_BSKh = lora.einsum(params, "BSD,ZKDh->ZBSKh", x_BTD, cfg.lora)
-    k_BSKh = meshes.by_rows(k_BSKh)
-    v_BSKh = meshes.by_rows(v_BSKh)
     return rope(k_BSKh, position_BT), v_BSKh

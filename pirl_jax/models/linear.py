@@ -6,6 +6,7 @@ One place, because how rows are laid out decides how fast the gradient is.  Know
 from jax import Array, ad_checkpoint
 import jax.numpy as jnp
 
+from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec
 
 SIDE_BY_SIDE = "side_by_side"  # name of its products, for remat.py
@@ -38,7 +39,10 @@ def affine(params: dict, x: Array, equation: str | None = None) -> Array:
     `equation` as in einsum; None is x @ kernel.
     """
     kernel = params["kernel"]
-    y = x @ kernel if equation is None else einsum(equation, x, kernel)
+    if equation is None:
+        y = meshes.by_rows(meshes.by_rows(x) @ kernel)
+    else:
+        y = einsum(equation, x, kernel)
     return add_bias(y, params["bias"])
 
 
@@ -54,15 +58,18 @@ def einsum(equation: str, x: Array, w: Array) -> Array:
     The two are merged into one axis.  XLA on CPU has no fast kernel for the weight gradient of a
     contraction over two axes (5 to 7 times slower at the sizes of the embedded suite); elsewhere
     the merge costs nothing.
+
+    Both x and the product lie by rows, and so do their gradients: said here, once, the partitioner
+    never splits a product along the axes of a weight.
     """
     inputs, out = equation.split("->")
     x_letters, w_letters = inputs.split(",")
     rows = x_letters[:2]
     assert not set(rows) & set(w_letters), f"{equation}: w has a row axis"
 
-    merged_x = x.reshape(-1, *x.shape[2:])
-    y = jnp.einsum(equation.replace(rows, "B"), merged_x, w)
     at = out.index(rows)
+    merged_x = meshes.by_rows(x).reshape(-1, *x.shape[2:])
+    y = meshes.by_rows(jnp.einsum(equation.replace(rows, "B"), merged_x, w), at)
     return y.reshape(*y.shape[:at], *x.shape[:2], *y.shape[at + 1 :])
 
 
@@ -77,6 +84,7 @@ def side_by_side(x_ZRD: Array, w_ZDW: Array) -> Array:
     Z is a batch axis of both, since as an axis of the weight alone it makes XLA transpose the
     weight for its gradient.
     """
-    y_ZRW = jnp.einsum("ZRD,ZDW->ZRW", x_ZRD, w_ZDW)
+    y_ZRW = jnp.einsum("ZRD,ZDW->ZRW", meshes.by_rows(x_ZRD, 1), w_ZDW)
+    y_ZRW = meshes.by_rows(y_ZRW, 1)
     # The name says to recomputation (remat.py) that this is the product of a weight all the same.
     return ad_checkpoint.checkpoint_name(y_ZRW, SIDE_BY_SIDE)

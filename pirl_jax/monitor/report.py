@@ -358,12 +358,12 @@ def _draw_variant(
         _draw_evaluation(panel, -shift, run["before"], colour)
         _draw_evaluation(panel, len(means) + 1 + shift, run["after"], colour)
     if len(runs) > 1:
-        mean = mean_line(lines)
+        mean = _mean_line(lines)
         label = f"{runs[0]['variant']}, mean of {len(runs)}"
         panel.plot(range(1, len(mean) + 1), mean, label=label, linewidth=2.0, **style)
 
 
-def mean_line(lines: Sequence[Sequence[float]]) -> list[float]:
+def _mean_line(lines: Sequence[Sequence[float]]) -> list[float]:
     """As far as all of them reach: where one has ended the mean would be another's."""
     # Not strict: the others' ends are left out.
     return [sum(values) / len(values) for values in zip(*lines, strict=False)]

@@ -78,6 +78,23 @@ VERDICTS = {
 }
 
 
+# Where episodes are played while earlier ones are learned: share of an iteration from which on one
+# side waits for the other.
+WAITING = 0.3
+WAITS = {
+    "gate_wait": Verdict(
+        "learner-bound",
+        "simulators wait for newer parameters",
+        "use more devices to learn, or fewer update epochs",
+    ),
+    "learner_wait": Verdict(
+        "environment-bound",
+        "the learner waits for episodes",
+        "use more simulators, or fewer devices to learn",
+    ),
+}
+
+
 class Timers:
     """Seconds by name since the last take(); threads may share one.
 
@@ -166,9 +183,21 @@ def shares(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def bound(metrics: Mapping[str, float]) -> str:
     """The name of the part that an iteration waits for; "" where none stands out."""
+    waits = _waits(metrics)
+    if waits:
+        return waits
     parts = shares(metrics)
     largest = max(parts, key=parts.get)
     return largest if parts[largest] >= DOMINANT else ""
+
+
+def _waits(metrics: Mapping[str, float]) -> str:
+    """Which side waits for the other, where rollout and learner overlap."""
+    total_s = metrics["time/iteration"]
+    for name in WAITS:
+        if metrics.get(f"time/{name}", 0.0) > WAITING * total_s:
+            return name
+    return ""
 
 
 def verdict(metrics: Mapping[str, float]) -> str:
@@ -176,10 +205,16 @@ def verdict(metrics: Mapping[str, float]) -> str:
 
     "simulation-bound: 78 % of the time waits for environments; add CPU cores ..."
     """
+    waits = _waits(metrics)
+    if waits:
+        return _sentence(WAITS[waits], metrics[f"time/{waits}"] / metrics["time/iteration"])
     parts = shares(metrics)
     largest = max(parts, key=parts.get)
-    percent = f"{100 * parts[largest]:.0f} % of the time"
     if not bound(metrics):
+        percent = f"{100 * parts[largest]:.0f} % of the time"
         return f"balanced: the largest part ({largest}) takes {percent}"
-    found = VERDICTS[largest]
-    return f"{found.bound}: {percent} {found.activity}; {found.remedy}"
+    return _sentence(VERDICTS[largest], parts[largest])
+
+
+def _sentence(found: Verdict, share: float) -> str:
+    return f"{found.bound}: {100 * share:.0f} % of the time {found.activity}; {found.remedy}"

@@ -18,6 +18,7 @@ from jax import Array
 import jax.numpy as jnp
 
 from pirl_jax.core import bounds, page, types
+from pirl_jax.core import mesh as meshes
 from pirl_jax.models import heads, pi0, variants
 from pirl_jax.policy import gaussian, noise
 
@@ -399,8 +400,9 @@ def imitation_error(
     key: of flow noise and flow times, which are SFT's.  Context as in chain_steps.
     """
     noise_key, time_key = jax.random.split(key)
-    noise_BHA = jax.random.normal(noise_key, actions_BHA.shape)
-    time_B = pi0.sample_time(time_key, actions_BHA.shape[0])
+    B, *chunk = actions_BHA.shape
+    noise_BHA = meshes.drawn(lambda rows: jax.random.normal(noise_key, (rows, *chunk)), B)
+    time_B = meshes.drawn(lambda rows: pi0.sample_time(time_key, rows), B)
     prefix = _prefix_of(params, context, cfg)
     error_BHA = pi0.flow_matching_error(params, prefix, actions_BHA, noise_BHA, time_B, cfg.network)
     return (executed(error_BHA, cfg) ** 2).mean((1, 2))

@@ -60,27 +60,38 @@ def clipped_surrogate(
     dual_clip: float | None = None,
     log_ratio_range: tuple[float | None, float | None] = (None, None),
     normalizer: Array | None = None,
+    importance: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """PPO's clipped policy loss (Schulman et al. 2017, eq. 7), to be minimised.
 
         r = exp(log_prob - old_log_prob)
         L = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))
         dual clip c > 1 (Ye et al. 2020, eq. 5):  L = min(L, c |A|), which bounds L where A < 0
+        importance w (decoupled PPO, Hilton et al. 2021):  L = w L, of the ratios with w > 0
 
     Args:
       log_prob, old_log_prob, advantage, weight: one shape, [B] or finer (see reduce_log_prob).
       log_ratio_range: bounds (low, high) of the log-ratio before exp; None is no bound.
       normalizer: what sum(w * L) is divided by; a microbatch passes the sum of weights of its whole
         minibatch.
+      importance: probability under the policy of old_log_prob over that under the policy that
+        sampled; where it is 0 the ratio is masked: it counts in no denominator, and to the metrics
+        it has not moved.  None: the two policies are one.
 
     Returns: loss, metrics.  approx_kl is the estimator k1 = mean(-log r), approx_kl3 =
     mean(r - 1 - log r), which is never negative (Schulman 2020, "Approximating KL divergence").
     """
     chex.assert_equal_shape([log_prob, old_log_prob, advantage, weight])
     valid = weight > 0
-    log_ratio = jnp.where(valid, log_prob - old_log_prob, 0.0)
+    if importance is not None:
+        chex.assert_equal_shape([importance, weight])
+        importance = jnp.where(valid, importance, 0.0)
+        # Not `> 0`: what is not a number must reach the loss, or nobody would find it.
+        weight = jnp.where(importance == 0, 0.0, weight)
+    counts = weight > 0
+    log_ratio = jnp.where(counts, log_prob - old_log_prob, 0.0)
     log_ratio = jnp.clip(log_ratio, *log_ratio_range)
-    advantage = jnp.where(valid, advantage, 0.0)
+    advantage = jnp.where(counts, advantage, 0.0)
     ratio = jnp.exp(log_ratio)
 
     plain = -advantage * ratio
@@ -91,21 +102,30 @@ def clipped_surrogate(
         bound = dual_clip * jnp.abs(advantage)
         dual = bound < loss
         loss = jnp.minimum(loss, bound)
+    metrics = _of_ratios(log_ratio, ratio, plain < clipped, dual, valid)
+    if importance is not None:
+        loss = loss * importance
+    return weighted_mean(loss, weight, normalizer), metrics
+
+
+def _of_ratios(
+    log_ratio: Array, ratio: Array, clipped: Array, dual: Array, valid: Array
+) -> dict[str, Array]:
+    """Means over the ratios that exist, and the largest."""
 
     def mean(x: Array) -> Array:
         x = jax.lax.stop_gradient(x).astype(jnp.float32)
         return weighted_mean(x, valid.astype(jnp.float32))
 
     # Without gradient: a metric must not cost a backward pass.
-    metrics = {
+    return {
         "approx_kl": mean(-log_ratio),
         "approx_kl3": mean(jnp.where(valid, ratio - 1.0 - log_ratio, 0.0)),
-        "pg_clipfrac": mean((plain < clipped) & valid),
+        "pg_clipfrac": mean(clipped & valid),
         "dual_clipfrac": mean(dual & valid),
         "ratio": mean(jnp.where(valid, ratio, 0.0)),
         "ratio_max_dev": jax.lax.stop_gradient(jnp.abs(ratio - 1.0).max()),
     }
-    return weighted_mean(loss, weight, normalizer), metrics
 
 
 def huber(error: Array, delta: float) -> Array:

@@ -3,8 +3,11 @@
 An episode is (task, init_state).  Episodes stream over the slots: a slot that finishes one starts
 another at once, if possible of a task whose simulator its process keeps.  The slots that are ready
 are served together, a fixed share of those under way at a time, and nobody waits for the others.
-With `lockstep` fixed groups of slots take turns instead, and the batch in which a decision is made
-depends on nothing but the list of episodes: runs repeat bit for bit.
+With `lockstep` fixed groups of slots take turns instead, and what is decided on together depends on
+nothing but the list of episodes: runs repeat bit for bit.
+
+Episodes belong to batches.  A batch may be admitted while older ones are played; a free slot takes
+the oldest batch that has an episode waiting, and a batch keeps its members whatever happens.
 
 An episode whose simulator was lost is forgotten and played once more; lost again, it stays lost.
 """
@@ -67,7 +70,7 @@ class Turn:
     ended: list[int] = dataclasses.field(default_factory=list)
 
 
-Batch = tuple[np.ndarray, np.ndarray, base.TimeStep]  # rows of the batch, slots, their answers
+Rows = tuple[np.ndarray, np.ndarray, base.TimeStep]  # rows that are decided on, slots, answers
 
 # -> actions [n,I,a] in simulator units; those of finished slots are ignored
 Decide = Callable[[Turn], np.ndarray]
@@ -79,10 +82,19 @@ class Timers(Protocol):
     def measure(self, name: str) -> contextlib.AbstractContextManager: ...
 
 
+@dataclasses.dataclass
+class _Batch:
+    """Episodes by their index in the stream."""
+
+    members: list[int] = dataclasses.field(default_factory=list)  # in their order
+    waiting: list[int] = dataclasses.field(default_factory=list)  # ascending
+
+
 class Stream:
     """Which slot plays which episode, and what has come of it.
 
     Every slot starts its first episode at once; `turns` goes on from there, whenever it is called.
+    Episodes are counted over all batches; `by_batch` counts them in their own.
     """
 
     def __init__(
@@ -94,6 +106,7 @@ class Stream:
         *,
         record: Iterable[int] = (),
         done: Mapping[int, Result] | None = None,
+        batch: int = 0,
     ):
         """Give every slot its first episode; returns at once.
 
@@ -103,19 +116,24 @@ class Stream:
           cached_tasks: tasks whose simulators a process keeps.
           record: indices of the episodes whose video frames are kept.
           done: results known already, by index; these are not played.
+          batch: the number of the batch that these are.
         """
         self.envs = envs
+        self.first = batch  # the number of the oldest batch
         self.num_groups = rollout.num_groups
         self.lockstep = rollout.lockstep
         self._cached_tasks = cached_tasks
         self.episodes: list[Episode] = []
         self.results: list[Result] = []  # in the order of the episodes
         self._record = frozenset(record)
-        self._waiting: list[int] = []  # ascending
+        self._batches: dict[int, _Batch] = {}  # the oldest first
+        self._batch_of: list[int] = []  # of each episode
+        self._place: list[int] = []  # of each episode in its batch
+        self._next_group = 0  # whose turn it is in lockstep
         # slot -> episode; -1: nothing left to play
         self._playing = np.full(envs.num_envs, -1)
         self._lost_once: set[int] = set()
-        self._add(episodes, done or {})
+        self._add(batch, episodes, done or {})
 
     @property
     def batch_size(self) -> int:
@@ -125,16 +143,74 @@ class Stream:
     @property
     def num_left(self) -> int:
         """Episodes that are not over yet."""
-        return len(self._waiting) + int((self._playing >= 0).sum())
+        return self.under_way + sum(len(batch.waiting) for batch in self._batches.values())
+
+    @property
+    def under_way(self) -> int:
+        """Slots that play; each has one request in the pool."""
+        return int((self._playing >= 0).sum())
+
+    def left(self, batch: int) -> int:
+        """Episodes of an admitted batch that are not over yet."""
+        playing = self._playing[self._playing >= 0].tolist()
+        mine = sum(self._batch_of[e] == batch for e in playing)
+        return mine + len(self._batches[batch].waiting)
+
+    def of(self, batch: int) -> list[Result]:
+        """Results of its episodes, in their order."""
+        return [self.results[e] for e in self._batches[batch].members]
 
     def turns(self, timers: Timers) -> Iterator[Turn]:
         """What is ready, until every episode is over; answer a turn with `send` before the next.
 
         timers: measures "env", the time spent waiting for simulators.
         """
-        batches = self._in_lockstep if self.lockstep else self._as_ready
-        for row, slot, step in batches(timers):
-            yield self._turn(row, slot, step)
+        while (turn := self.turn(timers)) is not None:
+            yield turn
+
+    def turn(self, timers: Timers) -> Turn | None:
+        """The next one; waits for it.  None: every episode that was admitted is over."""
+        if not self.under_way:
+            return None
+        batch = self._in_lockstep if self.lockstep else self._as_ready
+        return self._turn(*batch(timers))
+
+    def is_ready(self, timeout_s: float) -> bool:
+        """Whether `turn` would wait no longer, after so long a wait; not for lockstep's order.
+
+        Raises: as `get` of the simulators.
+        """
+        wanted = self._wanted
+        return bool(wanted) and self.envs.ready(wanted, timeout_s) >= wanted
+
+    @property
+    def _wanted(self) -> int:
+        """How many slots a turn waits for."""
+        return -(-self.under_way // self.num_groups)
+
+    def by_batch(self, turn: Turn) -> dict[int, Turn]:
+        """The parts of a turn, with episodes counted in their batch; the oldest batch first."""
+        batch_n = np.array([self._batch_of[e] for e in turn.episode], int)
+        present = {*batch_n.tolist(), *(self._batch_of[e] for e in [*turn.lost, *turn.ended])}
+        return {batch: self._part(turn, batch, batch_n == batch) for batch in sorted(present)}
+
+    def _part(self, turn: Turn, batch: int, mine: np.ndarray) -> Turn:
+        def places(episodes: Iterable[int]) -> list[int]:
+            return [self._place[e] for e in episodes if self._batch_of[e] == batch]
+
+        # Images are copied only where batches mix.
+        chosen = slice(None) if mine.all() else np.flatnonzero(mine)
+        return Turn(
+            row=turn.row[chosen],
+            slot=turn.slot[chosen],
+            episode=np.array(places(turn.episode.tolist()), int),
+            decision=turn.decision[chosen],
+            finished=turn.finished[chosen],
+            task=turn.task[chosen],
+            step=turn.step if mine.all() else _rows(turn.step, chosen),
+            lost=places(turn.lost),
+            ended=places(turn.ended),
+        )
 
     def send(self, turn: Turn, actions_nIa: np.ndarray) -> None:
         """Start the next chunk of the slots whose episodes go on."""
@@ -147,25 +223,38 @@ class Stream:
         for result in results:
             result.num_decisions += 1
 
-    def extend(self, episodes: Sequence[Episode]) -> None:
-        """More episodes, once all others are over; their turns come from a new call of `turns`."""
-        self._add(episodes, {})
+    def admit(self, batch: int, episodes: Sequence[Episode]) -> None:
+        """A new batch, younger than all others; slots that are free start on it at once."""
+        self._add(batch, episodes, {})
 
-    def _add(self, episodes: Sequence[Episode], done: Mapping[int, Result]) -> None:
+    def extend(self, episodes: Sequence[Episode], batch: int = 0) -> None:
+        """More episodes of a batch.  Where all others were over, `turns` has to be called anew."""
+        self._add(batch, episodes, {})
+
+    def _add(self, batch: int, episodes: Sequence[Episode], done: Mapping[int, Result]) -> None:
+        if not self.under_way:
+            self._forget_kept()
+        mine = self._batches.setdefault(batch, _Batch())
         first = len(self.episodes)
         self.episodes += episodes
         for e in range(first, len(self.episodes)):
             self.results.append(done.get(e) or self._blank(e))
+            self._batch_of.append(batch)
+            self._place.append(len(mine.members))
+            mine.members.append(e)
             if e not in done:
-                self._waiting.append(e)
-        # Tasks whose simulators the process of each slot keeps, the latest last.  Anew each time:
-        # who plays what must not depend on which slot was the last one before.
+                mine.waiting.append(e)
+        self._start(np.flatnonzero(self._playing < 0))
+
+    def _forget_kept(self) -> None:
+        """Who plays what must not depend on which slot was the last one before."""
+        # Tasks whose simulators the process of each slot keeps, the latest last.
         kept = {
             worker: collections.deque(maxlen=self._cached_tasks)
             for worker in self.envs.slot_workers
         }
         self._kept = [kept[worker] for worker in self.envs.slot_workers]
-        self._start(np.arange(self.envs.num_envs))
+        self._next_group = 0
 
     def _start(self, slots: np.ndarray) -> None:
         """Give each slot an episode, or retire it."""
@@ -178,16 +267,17 @@ class Stream:
             self.envs.reset(slots, tasks, [episode.init_state for episode in episodes])
 
     def _choose(self, kept: collections.deque) -> int:
-        """The first waiting episode of a kept task.
+        """The first waiting episode of a kept task, in the oldest batch that has any.
 
         The first of all where none is near, so that none starves.
         """
-        if not self._waiting:
+        waiting = next((batch.waiting for batch in self._batches.values() if batch.waiting), None)
+        if not waiting:
             return -1
-        horizon = self._waiting[0] + LOOKAHEAD * self.envs.num_envs
-        end = bisect.bisect_left(self._waiting, horizon)
-        near = (k for k in range(end) if self.episodes[self._waiting[k]].task in kept)
-        e = self._waiting.pop(next(near, 0))
+        horizon = waiting[0] + LOOKAHEAD * self.envs.num_envs
+        end = bisect.bisect_left(waiting, horizon)
+        near = (k for k in range(end) if self.episodes[waiting[k]].task in kept)
+        e = waiting.pop(next(near, 0))
         task = self.episodes[e].task
         if task in kept:
             kept.remove(task)
@@ -241,29 +331,27 @@ class Stream:
                 self.results[e].lost = True
             else:
                 self._lost_once.add(e)
-                bisect.insort(self._waiting, e)
+                bisect.insort(self._batches[self._batch_of[e]].waiting, e)
         return lost
 
     def _blank(self, e: int) -> Result:
         return Result(self.episodes[e], frames=[] if e in self._record else None)
 
-    def _in_lockstep(self, timers: Timers) -> Iterator[Batch]:
+    def _in_lockstep(self, timers: Timers) -> Rows:
         groups = np.split(np.arange(self.envs.num_envs), self.num_groups)
-        while (self._playing >= 0).any():
-            for group in groups:
-                slots = group[self._playing[group] >= 0]
-                if not len(slots):
-                    continue
-                with timers.measure("env"):
-                    _, step = self.envs.get(len(slots), slots)
-                yield slots - group[0], slots, step
+        slots = np.array([], int)
+        while not len(slots):
+            group = groups[self._next_group]
+            self._next_group = (self._next_group + 1) % self.num_groups
+            slots = group[self._playing[group] >= 0]
+        with timers.measure("env"):
+            _, step = self.envs.get(len(slots), slots)
+        return slots - group[0], slots, step
 
-    def _as_ready(self, timers: Timers) -> Iterator[Batch]:
-        # Each slot that plays has one request in the pool.
-        while under_way := int((self._playing >= 0).sum()):
-            with timers.measure("env"):
-                slots, step = self.envs.get(-(-under_way // self.num_groups))
-            yield np.arange(len(slots)), slots, step
+    def _as_ready(self, timers: Timers) -> Rows:
+        with timers.measure("env"):
+            slots, step = self.envs.get(self._wanted)
+        return np.arange(len(slots)), slots, step
 
 
 def _rows(step: base.TimeStep, index: np.ndarray) -> base.TimeStep:

@@ -18,6 +18,7 @@ GPU_SHARE = 0.75
 GPUS_PER_HOST = 8
 # Of a GPU machine nothing is published, because it is whoever's; said with every plan.
 ASSUMED_HOST_MEMORY = 256 * GIB
+ASSUMED_PER_GPU = 128 * GIB  # where it has more than two
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Chip:
     memory: int  # bytes: of a TPU what its compiler lets a program have, of a GPU all
     link: float  # bytes/s that it sends to others, all links together
     clock_hz: float
-    host_memory: int = ASSUMED_HOST_MEMORY  # bytes of the machine that it stands in
+    host_memory: int = 0  # TPU: bytes of the machine that it stands in
     shape: str = ""  # TPU: how chips of a slice lie, for example
     gpu: Gpu | None = None
 
@@ -87,6 +88,10 @@ class Chip:
             return self.memory
         share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", GPU_SHARE))
         return int(share * self.memory)
+
+    def host_of(self, count: int) -> int:
+        """Bytes of a machine with so many of them."""
+        return self.host_memory or max(ASSUMED_HOST_MEMORY, count * ASSUMED_PER_GPU)
 
 
 _HOPPER = {
@@ -234,7 +239,7 @@ class Target:
         share = f"{chip.limit / chip.memory:.0%}"
         notes = [
             f"a run gets {share} of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says "
-            f"otherwise; its host is assumed to have {chip.host_memory / GIB:.0f} GiB"
+            f"otherwise; their host is assumed to have {chip.host_of(self.count) / GIB:.0f} GiB"
         ]
         if chip.gpu.composed:
             notes.append(f"the description of {self.name} was composed by us, not read off one")

@@ -24,6 +24,8 @@ from pirl_jax.run import recipes, reference
 
 # What belongs to the page, and is read by absl, which ml_collections builds on.
 OVERRIDE = re.compile(r"--?(no)?config\.([\w.]+)(=.*)?", re.DOTALL)
+# RLinf's names of fields, which users know.
+ALIASES = {"rollout.pipeline_stage_num": "rollout.num_groups"}
 # How absl begins the sentence about a value that it cannot read: field, value.
 UNREADABLE = re.compile(r"flag --config\.([\w.]+)=(.*?): ")
 
@@ -207,8 +209,14 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         complete = negated or value is not None
         if not complete and waiting and not waiting[0].startswith("--"):
             arg += f"={waiting.pop(0)}"
-        overrides.append(arg)
+        overrides.append(_renamed(arg))
     return overrides, own
+
+
+def _renamed(arg: str) -> str:
+    """An override by the name that the page has for its field."""
+    name = OVERRIDE.fullmatch(arg)[2]
+    return arg.replace(name, ALIASES.get(name, name), 1)
 
 
 def override(

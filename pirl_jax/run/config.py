@@ -7,13 +7,14 @@ value may be stands on the page itself (core/page.py); of the machine it knows n
 from collections.abc import Mapping, Sequence
 import dataclasses
 
-from pirl_jax.core import page, placement
+from pirl_jax.core import page
 from pirl_jax.envs import base, expert_tasks
 from pirl_jax.envs.libero import files, perturbed
 from pirl_jax.learner import sft
 from pirl_jax.models import variants
 from pirl_jax.policy import flow, noise, tokenizer
 from pirl_jax.rollout import starts
+from pirl_jax.run import placed
 from pirl_jax.weights import presets
 
 MODEL_SIZES = {
@@ -105,7 +106,7 @@ def settings(fields: Mapping) -> Settings:
     """
     raw = page.from_dict(fields)
     perturbed.check(raw.env.suite, raw.env.wording)
-    _check_placement(raw)
+    placed.check(raw)
     _check_multiples(raw)
     _check_actions(raw)
     _check_demonstrations(raw)
@@ -140,23 +141,6 @@ def _check_multiples(raw: page.Page):
             raise ValueError(f"{name}={value} must be a multiple of {divisor_name}={divisor}")
 
 
-def _check_placement(raw: page.Page):
-    """What no machine could do."""
-    section = raw.placement
-    mode = placement.check(section.env, section.rollout, section.actor)
-    if mode == "separate" and section.offload == "optimizer":
-        raise ValueError(
-            f"placement.offload={section.offload!r} makes room for nothing where"
-            f" placement.rollout={section.rollout} and placement.actor={section.actor} are apart;"
-            f" set it to 'off' or 'auto'"
-        )
-    if section.env and raw.env.render_devices:
-        raise ValueError(
-            f"placement.env={section.env!r} and env.render_devices={raw.env.render_devices} both"
-            f" say where simulators draw; drop one"
-        )
-
-
 def _check_actions(raw: page.Page):
     """What is executed of what the model predicts."""
     model = raw.model
@@ -176,6 +160,9 @@ def _check_actions(raw: page.Page):
 def _check_demonstrations(raw: page.Page):
     """What an SFT stage needs."""
     section = raw.sft
+    if section.dataset:
+        _check_dataset(raw)
+        return
     if not section.demonstrations:
         return
     otherwise = "set sft.demonstrations=0 and model.checkpoint"
@@ -184,6 +171,34 @@ def _check_demonstrations(raw: page.Page):
         raise ValueError(
             f"sft.demonstrations={section.demonstrations} needs sft.steps={section.steps} and "
             f"sft.batch_size={section.batch_size} to be at least 1"
+        )
+
+
+def _check_dataset(raw: page.Page):
+    """Demonstrations of somebody's own."""
+    section = raw.sft
+    named = f"sft.dataset={section.dataset!r}"
+    if section.demonstrations:
+        raise ValueError(
+            f"{named} and sft.demonstrations={section.demonstrations} are two sources; drop one"
+        )
+    if not section.batch_size:
+        raise ValueError(f"{named} needs sft.batch_size={section.batch_size} to be at least 1")
+    if not section.steps and not raw.model.checkpoint:
+        raise ValueError(
+            f"{named} with sft.steps={section.steps} leaves a fresh model untaught; set sft.steps "
+            f"to at least 1, or model.checkpoint"
+        )
+    chosen = section.dataset_statistics
+    if not section.steps and chosen != "auto":
+        raise ValueError(
+            f"sft.dataset_statistics={chosen!r} with sft.steps={section.steps} gives a policy "
+            f"other statistics than it learned with; set it to 'auto'"
+        )
+    if raw.model.norm_stats and chosen != "auto":
+        raise ValueError(
+            f"model.norm_stats={raw.model.norm_stats!r} and sft.dataset_statistics={chosen!r} both "
+            f"say which statistics; drop one"
         )
 
 
@@ -272,29 +287,23 @@ def check_batches(
       ValueError: one sentence with the value and the divisor.
     """
     own = num_devices // hosts if playing is None else playing
-    own_text = f"{own} {_named(raw, 'rollout', 'a host' if hosts > 1 else 'the mesh')}"
+    own_text = f"{own} {placed.named(raw, 'rollout', 'a host' if hosts > 1 else 'the mesh')}"
     for section in ("rollout", "eval"):
         name = f"{section}.num_envs / rollout.num_groups"
         rows = decision_batch(raw, _value(raw, f"{section}.num_envs"))
         _check_multiple(name, rows, own, own_text)
-    all_text = f"{num_devices} {_named(raw, 'actor', 'the mesh')}"
+    all_text = f"{num_devices} {placed.named(raw, 'actor', 'the mesh')}"
     microbatch = raw.algorithm.microbatch_size
     _check_multiple("algorithm.microbatch_size", microbatch, num_devices, all_text)
     if own * hosts != num_devices and raw.rollout.prefix_cache == "device":
         own_text = f"{own_text}, which keep the prefixes"
         _check_multiple("algorithm.microbatch_size / hosts", microbatch // hosts, own, own_text)
-    if raw.sft.demonstrations:
+    if raw.sft.demonstrations or raw.sft.dataset:
         _check_multiple("sft.batch_size", raw.sft.batch_size, num_devices, all_text)
     group_size = raw.algorithm.group_size
     groups_text = f"{hosts} hosts times algorithm.group_size={group_size}"
     for name in ("rollout.episodes_per_iteration", "algorithm.max_episodes_per_iteration"):
         _check_multiple(name, _value(raw, name), hosts * group_size, groups_text)
-
-
-def _named(raw: page.Page, role: str, otherwise: str) -> str:
-    """Whose devices they are: what decided how many there are."""
-    ranges = getattr(raw.placement, role)
-    return f"devices of {otherwise if ranges == placement.ALL else f'placement.{role}={ranges}'}"
 
 
 def _check_multiple(name: str, size: int, divisor: int, what: str):
@@ -360,6 +369,21 @@ def evaluation_due(raw: page.Page, iteration: int) -> bool:
     return bool(raw.eval.every and iteration and iteration % raw.eval.every == 0)
 
 
+def is_barrier(raw: page.Page, iteration: int) -> bool:
+    """Whether nothing of an iteration is played before all earlier ones are learned.
+
+    So it is before an evaluation and where a checkpoint is due: what is saved there is all there
+    is.
+    """
+    saved = iteration % raw.run.save_every == 0
+    return not raw.rollout.max_staleness or saved or evaluation_due(raw, iteration)
+
+
+def weight_switch(raw: page.Page) -> str:
+    """When new parameters play: decision | batch."""
+    return "batch" if raw.rollout.lockstep else raw.rollout.weight_switch
+
+
 def begins_with_rollout(raw: page.Page, iteration: int) -> bool:
     """Whether there is such an iteration, and no evaluation before its rollout."""
     return iteration < raw.num_iterations and not evaluation_due(raw, iteration)
@@ -397,9 +421,10 @@ def policy(raw: page.Page) -> flow.Policy:
 
 
 def _network(model: page.Model) -> variants.Pi0Config:
+    policy = model.gradient_checkpointing
     changes = {
         "dtype": model.dtype,
-        "remat": model.gradient_checkpointing,
+        "remat": "none" if policy == "auto" else policy,  # where nobody plans
         "attention": model.attention,
         "action_dim": model.action_dim,
         "action_horizon": model.action_horizon,

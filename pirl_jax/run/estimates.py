@@ -96,7 +96,8 @@ class Estimator:
 
     def memory(self, lowered: jax.stages.Lowered) -> plan.Memory:
         """As plan.choose asks for it."""
-        return self.of(lowered).memory
+        estimate = self.of(lowered)
+        return dataclasses.replace(estimate.memory, seconds=estimate.estimated_s(self.target.chip))
 
     def of(self, lowered: jax.stages.Lowered) -> Estimate:
         """
@@ -104,7 +105,7 @@ class Estimator:
           plan.TooLarge: it does not fit the target.
           TooLong: it was given up before.
         """
-        key = self._key(lowered)
+        key = self.key(lowered)
         kept = read(self.folder, key)
         if kept is None or kept.get("given_up_s", self.limit_s) < self.limit_s:
             kept = self._compiled(key, lowered)
@@ -128,7 +129,7 @@ class Estimator:
         self.ends(key)
         return kept
 
-    def _key(self, lowered: jax.stages.Lowered) -> str:
+    def key(self, lowered: jax.stages.Lowered) -> str:
         """The same for the same program, target and compiler."""
         gpu = self.target.chip.gpu
         parts = [

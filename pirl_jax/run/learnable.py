@@ -21,10 +21,10 @@ def check(raw: page.Page) -> None:
     _check_critic(raw)
     _check_groups(raw)
     algorithm = raw.algorithm
-    if algorithm.sft_loss_weight and not raw.sft.demonstrations:
+    if algorithm.sft_loss_weight and not raw.sft.has_demonstrations:
         raise ValueError(
             f"algorithm.sft_loss_weight={algorithm.sft_loss_weight} needs demonstrations; "
-            f"set sft.demonstrations (it is {raw.sft.demonstrations}) to at least 1"
+            f"set sft.demonstrations (it is {raw.sft.demonstrations}) to at least 1, or sft.dataset"
         )
     _check_replay(raw)
     _check_exploration(raw)

@@ -5,15 +5,16 @@ That is demonstrations beside them, and own successes of earlier iterations.
 Refuses to know how episodes are played.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
+import time
 
 import jax
-import numpy as np
 
 from pirl_jax.core import rng, types
-from pirl_jax.learner import objective, replay, update
-from pirl_jax.run import steps, teach, training
+from pirl_jax.learner import exploration, objective, proximal, replay, update
+from pirl_jax.learner import state as states
+from pirl_jax.run import own_data, steps, teach, training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +22,25 @@ class Learner:
     """What learns, and what it is reminded of."""
 
     updater: update.Updater
-    demonstrations: tuple[types.Observation, np.ndarray] | None  # encoded; of co-training
+    demonstrations: teach.Examples | None  # of co-training
     replay: replay.Replay | None  # own successes of earlier iterations
+    evaluate: Callable  # what older rows are looked at again with (learner/proximal.py)
+
+    def catching_up(
+        self, state: states.TrainState, rollout: types.Rollout, version: int
+    ) -> proximal.Passes:
+        """Before objective.with_advantages, where older parameters may have played.
+
+        version: the iteration whose update begins, with the parameters of `state`.
+        """
+        start_s = time.monotonic()
+        cfg = self.updater.cfg
+        mesh = self.updater.mesh
+        passes = proximal.catching_up(self.evaluate, state.params, rollout, version, cfg, mesh)
+        rollout, metrics = yield from passes
+        if metrics:
+            metrics["time/recompute"] = time.monotonic() - start_s
+        return rollout, metrics
 
     def batches(self, batch_size: int, key: jax.Array) -> Iterator | None:
         """Of demonstrations, one for every update."""
@@ -43,13 +61,28 @@ def of_run(run: training.Run) -> Learner:
     """Asked for once the actor knows its transform: demonstrations are encoded by it."""
     earlier = replay.of_run(run.directory.path, run.settings.raw.algorithm)
     updater = steps.updater(run.settings, run.mesh)
-    return Learner(updater, _encoded(run), earlier)
+    evaluate = steps.proximal(run.settings, run.mesh)
+    return Learner(updater, _examples(run), earlier, evaluate)
 
 
-def _encoded(run: training.Run) -> tuple[types.Observation, np.ndarray] | None:
+def moved(
+    run: training.Run, params: dict, data: objective.Minibatch, key: jax.Array
+) -> dict[str, float]:
+    """How far exploration moves decisions; unknown where the rows are no longer their steps."""
+    policy = run.settings.policy
+    if policy.nft and policy.nft.rows == "resample":
+        return {}
+    size = run.settings.raw.algorithm.microbatch_size
+    displacement = steps.displacement(policy, run.mesh)
+    return exploration.metrics(displacement, params, data, size, key, run.mesh)
+
+
+def _examples(run: training.Run) -> teach.Examples | None:
     """What co-training draws from.  A resumed run plays the same demonstrations again."""
     if not run.settings.raw.algorithm.sft_loss_weight:
         return None
+    if run.dataset is not None:
+        return own_data.examples(run.settings, run.dataset, run.actor.transform.stats)
     if run.demonstrations is None:
         run.store.wait()  # this takes minutes, in which a signal ends the run at once
         run.demonstrations = teach.collect(run.settings, run.playable)

@@ -21,15 +21,16 @@ from pirl_jax.core import atomic, endings, paths
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs import base, caches
 from pirl_jax.envs.libero import files
-from pirl_jax.monitor import columns
 from pirl_jax.run import (
     accelerators,
+    candidates,
     capacity,
     command,
     config,
     devices,
     estimates,
     plan,
+    program_table,
     shapes,
     simulators,
     topology,
@@ -37,7 +38,6 @@ from pirl_jax.run import (
 
 LIMIT_S = 20 * 60.0  # of one program
 NUM_INIT_STATES = 50  # of every LIBERO task
-GB = 1e9
 NEED_TARGET = ("compiled", "cores", "steps_per_core", "simulators")
 
 
@@ -60,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=command.text,
         help="devices that are not here, as tpu:v5e:2x4 or cuda:h100:8 (docs/targets.md)",
     )
+    add_request_arguments(parser)
+    capacity.add_arguments(parser)
+
+
+def add_request_arguments(parser: argparse.ArgumentParser) -> None:
+    """How programs are compiled, whatever they are."""
     parser.add_argument(
         "--prompt-tokens",
         type=command.number(int, 1, 10_000),
@@ -77,7 +83,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=command.path,
         help="folder that keeps what compilers said, by program (default: in the user's cache)",
     )
-    capacity.add_arguments(parser)
 
 
 def require_target(options: argparse.Namespace, *others: str) -> None:
@@ -155,7 +160,7 @@ def plan_only(options: argparse.Namespace, settings: config.Settings) -> None:
     if options.output:  # before hours of compiling
         paths.require_writable_file(options.output, "--output")
     result = answer(options, settings)
-    print(as_text(result))
+    print(program_table.as_text(result))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_json(options.output, result)
@@ -186,9 +191,10 @@ def answer(options: argparse.Namespace, settings: config.Settings) -> dict[str, 
 
 
 def report(request: Request) -> dict[str, Any]:
-    """{"target", "fits", "why", "plan", "choices", "programs": {name: {...}}, "notes"}
+    """{"target", "fits", "why", "changes", "plan", "choices", "programs": {name: {...}}, "notes"}
 
-    Prints what is being compiled.
+    Where the recipe does not fit and some changes do, plan, choices and programs are those with
+    them.  Prints what is being compiled.
 
     Raises:
       ValueError: the request makes no sense, in one sentence.
@@ -267,29 +273,33 @@ def _report(request: Request, tell: Any) -> dict[str, Any]:
         ends=functools.partial(tell, "end"),
     )
     why = ""
+    changes = {}
     planned = None
-    tell("say", f"{target.text}: choosing what fits {target.chip.limit / GB:.1f} GB per device")
-    try:
-        settings, planned = plan.choose(
-            settings,
-            mesh,
-            request.prompt_tokens,
-            request.env_spec,
-            compiling=estimator.memory,
+    tell("say", f"{target.text}: choosing what fits {target.chip.limit / 1e9:.1f} GB per device")
+
+    def chosen(settings: config.Settings) -> tuple[config.Settings, plan.Plan]:
+        return plan.choose(
+            settings, mesh, request.prompt_tokens, request.env_spec, compiling=estimator.memory
         )
-    except ValueError as error:
-        if endings.is_of_runtime(error):
-            raise
+
+    try:
+        settings, planned = chosen(settings)
+    except plan.DoesNotFit as error:
         why = str(error)
-        settings = _without_choices(settings, mesh)
+        changes = error.changes
+        if changes:
+            settings, planned = chosen(config.changed(settings, changes))
+        else:
+            settings = candidates.least(settings, mesh)
     rows = {}
     for name, lowered in _programs(settings, mesh, request):
         tell("say", f"{target.text}: {name}")
         rows[name] = _row(estimator, lowered, target.chip)
     return {
         "target": target.text,
-        "fits": planned is not None,
+        "fits": not why,
         "why": why,
+        "changes": changes,
         "plan": _as_dict(planned),
         "choices": {
             "algorithm.microbatch_size": settings.raw.algorithm.microbatch_size,
@@ -303,15 +313,6 @@ def _report(request: Request, tell: Any) -> dict[str, Any]:
         "compilers": estimates.compilers(),
         "notes": target.notes,
     }
-
-
-def _without_choices(settings: config.Settings, mesh: jax.sharding.Mesh) -> config.Settings:
-    """What asks for least, where nothing fits."""
-    smallest = settings.raw.algorithm.microbatch_size or mesh.size
-    changes = {"algorithm.microbatch_size": smallest}
-    if settings.raw.rollout.prefix_cache == "auto":
-        changes["rollout.prefix_cache"] = "host" if settings.keep_prefix else "recompute"
-    return config.changed(settings, changes)
 
 
 def _as_dict(planned: plan.Plan | None) -> dict[str, Any] | None:
@@ -353,96 +354,12 @@ def _row(
     try:
         estimate = estimator.of(lowered)
     except plan.TooLarge as error:
-        return {"refused": str(error)}
+        return {"key": estimator.key(lowered), "refused": str(error)}
     return estimate.as_dict() | {
+        "key": estimator.key(lowered),
         "fits": estimate.memory.peak <= chip.limit,
         "estimated_s": estimate.estimated_s(chip),
         "roofline_s": estimate.roofline_s(chip),
         "exchange_s": estimate.exchange_s(chip),
         "share_of_peak": estimate.share_of_peak(chip),
     }
-
-
-# ---- the table ---------------------------------------------------------------------------------
-
-ABOUT_ESTIMATES = (
-    "compiled, not run; GB and MB of one device; estimate: XLA:TPU's cycles over the clock without "
-    "what is exchanged, of GPUs there is none; roofline and links: at the published rates"
-)
-HEADER = (
-    "program",
-    "arguments GB",
-    "temporary",
-    "peak",
-    "donated",
-    "TFLOP",
-    "estimate ms",
-    "roofline",
-    "links",
-    "of peak",
-    "exchanged MB",
-)
-
-
-def as_text(result: dict[str, Any]) -> str:
-    """Choices, a line per program, and what a reader must know."""
-    limit = result["limit"] / GB
-    shape = " x ".join(map(str, result["choices"]["mesh"]))
-    lines = [f"{result['target']}, mesh (data x fsdp) {shape}, {limit:.2f} GB per device"]
-    if result["fits"]:
-        total = result["plan"]["total"] / GB
-        lines.append(f"fits: a run needs {total:.2f} GB at most, by the compiler's estimate")
-    else:
-        lines.append(f"does not fit: {result['why']}")
-    choices = (f"{name}={value}" for name, value in result["choices"].items() if name != "mesh")
-    lines.append("chosen for this target: " + ", ".join(choices))
-    rows = []
-    for name, row in result["programs"].items():
-        rows.append([name, *_cells(row)])
-    lines += ["", columns.aligned(rows, HEADER), ""]
-    for name, row in result["programs"].items():
-        lines += _details(name, row)
-    lines.append(ABOUT_ESTIMATES)
-    lines += result["notes"]
-    if "capacity" in result:
-        lines += ["", capacity.as_text(result["capacity"])]
-    return "\n".join(lines)
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    if "refused" in row:
-        return ["refused", *["-"] * (len(HEADER) - 2)]
-    memory = row["memory"]
-    share = row["share_of_peak"]
-    cells = [_short(memory[name] / GB) for name in ("arguments", "temporary", "peak", "donated")]
-    if not row["fits"]:
-        cells[2] += " (too much)"
-    times = (row["estimated_s"], row["roofline_s"], row["exchange_s"])
-    return [
-        *cells,
-        _short(row["flops"] / 1e12),
-        *("-" if seconds is None else _short(1e3 * seconds) for seconds in times),
-        "-" if share is None else f"{share:.0%}",
-        _short(sum(row["collectives"].values()) / 1e6),
-    ]
-
-
-def _short(value: float) -> str:
-    """Three digits."""
-    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def _details(name: str, row: dict[str, Any]) -> Iterator[str]:
-    """What does not fit into columns."""
-    if "refused" in row:
-        yield f"{name}: {row['refused']}"
-        return
-    kinds = []
-    for kind, size in row["collectives"].items():
-        kinds.append(f"{kind} {size / 1e6:.1f} MB in {row['calls'][kind]:.0f}")
-    if kinds:
-        yield f"{name} exchanges {', '.join(kinds)}"
-    if row["unknown_loops"]:
-        yield f"{name}: {row['unknown_loops']} loops whose trip count is unknown count once"
-    if row["not_counted"]:
-        yield f"{name}: the FLOPs of {', '.join(row['not_counted'])} are unknown and not counted"

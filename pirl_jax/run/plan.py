@@ -7,10 +7,8 @@ the run's (full size planned on a CPU) weights and caches are exact and the work
 is that device's: XLA on CPU widens bfloat16 products to float32, so it is an upper estimate.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 import dataclasses
-import itertools
-import math
 
 import jax
 import psutil
@@ -20,18 +18,32 @@ from pirl_jax.core import placement
 from pirl_jax.envs import base
 from pirl_jax.learner import state as states
 from pirl_jax.learner import update
-from pirl_jax.run import accelerators, config, devices, shapes, shares, steps
+from pirl_jax.run import accelerators, candidates, config, devices, shapes, shares, steps
 
 GIB = shares.GIB
 OPTIMISER = "optimiser"
 AVERAGE = "average and anchor"
-LARGEST_MICROBATCH = 128
 # Of the host's memory that kept prefixes may take; simulators and all else need the rest.
 HOST_SHARE = 0.8
 # Microbatches on the devices: those under way, and the one that is put meanwhile.
 ON_DEVICES = update.IN_FLIGHT + 1
 # How XLA:TPU says that a program does not fit, instead of compiling it.
 EXHAUSTED = "RESOURCE_EXHAUSTED"
+
+
+# The line of a plan that choices change.
+OF_MICROBATCH = "gradients, activations, microbatches"
+
+
+class DoesNotFit(ValueError):
+    """No candidate of a recipe does.
+
+    changes: the smallest that would; {}: there are none.
+    """
+
+    def __init__(self, sentence: str, changes: dict[str, object]):
+        super().__init__(sentence)
+        self.changes = changes
 
 
 class TooLarge(Exception):
@@ -47,6 +59,7 @@ class Memory:
     donated: int  # of the arguments, that the outputs take
     temporary: int
     peak: int  # everything, when it is most
+    seconds: float | None = None  # of one call, where its compiler estimates them
 
     @property
     def beyond(self) -> int:
@@ -98,20 +111,23 @@ class Plan:
     """Bytes of one device, and of this host for kept prefixes."""
 
     resident: dict[str, int]  # stays all the time, where its role is
-    work: dict[str, int]  # comes and goes, one at a time
+    work: dict[str, int]  # comes and goes
     host: int
     limit: int
     host_limit: int
     microbatch_size: int
     prefix_cache: str
+    gradient_checkpointing: str
     refused: str = ""  # a program that the compiler says does not fit, in its words
+    seconds: float | None = None  # of a microbatch, where the compiler estimates them
     placed: placement.Placement | None = None  # None: all devices have all roles
     away: tuple[str, ...] = ()  # of what stays, on the host while episodes are played
+    at_once: bool = False  # episodes are played while something learns
 
     @property
     def shares(self) -> list[shares.Share]:
         """What the devices of each role need."""
-        return shares.of(self.placed, self.resident, self.work, self.away)
+        return shares.of(self.placed, self.resident, self.work, self.away, self.at_once)
 
     @property
     def total(self) -> int:
@@ -125,7 +141,8 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [
-            f"memory plan: microbatch {self.microbatch_size}, prefix cache {self.prefix_cache}"
+            f"memory plan: microbatch {self.microbatch_size}, prefix cache {self.prefix_cache}, "
+            f"gradient checkpointing {self.gradient_checkpointing}"
         ]
         for share in self.shares:
             lines += share.lines()
@@ -147,9 +164,10 @@ def choose(
     limit: int | None = None,
     compiling: Compile = compiled_here,
 ) -> tuple[config.Settings, Plan]:
-    """Fill in what the recipe leaves to the plan.
+    """Fill in what the recipe leaves to the plan (run/candidates.py).
 
-    That is rollout.prefix_cache and placement.offload "auto", and algorithm.microbatch_size 0.
+    Of candidates that fit it is the first, or, where the compiler estimates time, the fastest that
+    differs from that in checkpointing alone.
 
     Args:
       prompt_tokens: length that prompts are padded to.
@@ -157,24 +175,85 @@ def choose(
       compiling: how a program comes to what it needs.
 
     Raises:
-      ValueError: nothing fits; names the smallest change that would.
+      DoesNotFit: nothing fits; names the smallest change that would.
     """
 
     def need(candidate: config.Settings) -> Plan:
         return measure(candidate, mesh, prompt_tokens, env_spec, limit, compiling=compiling)
 
-    for candidate in _candidates(settings, mesh):
+    open_choices = candidates.candidates(settings, mesh)
+    chosen, plan = _first_that_fits(open_choices, need)
+    if chosen is None:
+        raise _does_not_fit(settings, mesh, plan, need)
+    if plan.seconds is None:
+        return chosen, plan
+    fitting = [(chosen, plan)]
+    for rival in candidates.rivals(chosen, open_choices):
+        of_rival = need(rival)
+        if of_rival.fits:
+            fitting.append((rival, of_rival))
+    return min(fitting, key=lambda pair: pair[1].seconds)
+
+
+def _first_that_fits(
+    open_choices: Sequence[config.Settings], need: Callable[[config.Settings], Plan]
+) -> tuple[config.Settings | None, Plan]:
+    """The candidate and its plan; None: no one fits, and the plan is that of the last that was
+    asked for."""
+    failed = []
+    plan = None
+    for candidate in open_choices:
+        if any(_rules_out(one, of_one, candidate) for one, of_one in failed):
+            continue
         plan = need(candidate)
         if plan.fits:
             return candidate, plan
-    for changes in _changes(settings):
-        candidates = _candidates(config.changed(settings, changes), mesh)
-        if any(need(candidate).fits for candidate in candidates):
+        failed.append((candidate, plan))
+    return None, plan
+
+
+def _rules_out(failed: config.Settings, plan: Plan, other: config.Settings) -> bool:
+    """Whether what did not fit tells that another candidate does not, either."""
+    if failed.prefix_cache != other.prefix_cache:
+        return False
+    if failed.raw.placement.offload != other.raw.placement.offload:
+        return False
+    others = {name: size for name, size in plan.work.items() if name != OF_MICROBATCH}
+    if plan.host > plan.host_limit or _with(plan, others).total > plan.limit:
+        return True
+    if plan.refused and not plan.refused.startswith("microbatch:"):
+        return True  # no choice changes another program
+    larger = other.raw.algorithm.microbatch_size / failed.raw.algorithm.microbatch_size
+    again = candidates.computed_again(other) - candidates.computed_again(failed)
+    if again > 0:
+        return False
+    if again < 0 or plan.refused:
+        return larger >= 1
+    # A microbatch of half the rows needs at least half the memory.
+    half = {OF_MICROBATCH: plan.work[OF_MICROBATCH] * min(larger, 1.0)}
+    return _with(plan, half).total > plan.limit
+
+
+def _with(plan: Plan, work: dict[str, float]) -> Plan:
+    return dataclasses.replace(plan, work=work)
+
+
+def _does_not_fit(
+    settings: config.Settings,
+    mesh: jax.sharding.Mesh,
+    plan: Plan,
+    need: Callable[[config.Settings], Plan],
+) -> DoesNotFit:
+    for changes in candidates.changes(settings):
+        open_choices = candidates.candidates(config.changed(settings, changes), mesh)
+        chosen, _ = _first_that_fits(open_choices, need)
+        if chosen is not None:
             change = " ".join(f"--config.{name}={value}" for name, value in changes.items())
-            raise ValueError(f"{_too_much(plan)}; this fits: {change}")
-    raise ValueError(
+            return DoesNotFit(f"{_too_much(plan)}; this fits: {change}", changes)
+    return DoesNotFit(
         f"{_too_much(plan)}; no choice of microbatch, checkpointing or cache fits: "
-        f"raise mesh.fsdp over more devices"
+        f"raise mesh.fsdp over more devices",
+        {},
     )
 
 
@@ -209,14 +288,16 @@ def measure(
         host_limit=host_limit,
         microbatch_size=settings.raw.algorithm.microbatch_size,
         prefix_cache=settings.prefix_cache,
+        gradient_checkpointing=settings.policy.network.remat,
         placed=devices.roles(settings),
         away=(OPTIMISER, AVERAGE) if steps.offload(settings).enabled else (),
+        at_once=settings.raw.rollout.max_staleness > 0,
     )
     if not plan.fits and not thorough:
         return plan
     work = _Work(settings, mesh, env_spec, state, args, context, compiling)
     try:
-        return dataclasses.replace(plan, work=work.needed())
+        return dataclasses.replace(plan, work=work.needed(), seconds=work.seconds)
     except TooLarge as error:
         return dataclasses.replace(plan, refused=f"{work.under_way}: {error}")
 
@@ -225,7 +306,7 @@ def _limits(mesh: jax.sharding.Mesh, limit: int | None) -> tuple[int, int]:
     """Bytes of one device and of one host, where they are fewest."""
     if limit is None:
         limit = device_limit(mesh.local_devices[0])
-    host_limit = int(HOST_SHARE * _host_memory(mesh.local_devices[0]))
+    host_limit = int(HOST_SHARE * _host_memory(mesh.local_devices))
     everywhere = meshes.gather((limit, host_limit))
     return min(device for device, _ in everywhere), min(host for _, host in everywhere)
 
@@ -264,9 +345,10 @@ def device_limit(device: jax.Device) -> int:
     return stats["bytes_limit"] if stats else psutil.virtual_memory().total
 
 
-def _host_memory(device: jax.Device) -> int:
-    chip = _only_described(device)
-    return psutil.virtual_memory().total if chip is None else chip.host_memory
+def _host_memory(devices: Sequence[jax.Device]) -> int:
+    """devices: all of one host."""
+    chip = _only_described(devices[0])
+    return psutil.virtual_memory().total if chip is None else chip.host_of(len(devices))
 
 
 def _only_described(device: jax.Device) -> accelerators.Chip | None:
@@ -280,81 +362,6 @@ def _only_described(device: jax.Device) -> accelerators.Chip | None:
             f"pirl_jax/run/accelerators.py, so its memory is unknown; add one"
         )
     return chip
-
-
-def _candidates(settings: config.Settings, mesh: jax.sharding.Mesh) -> Iterator[config.Settings]:
-    """Settings without open choices, the fastest first."""
-    whole = settings.raw.algorithm.minibatch_size
-    asked = settings.raw.algorithm.microbatch_size
-    # Those that keep prefixes give away as many rows each, too.
-    divisor = math.lcm(mesh.size, devices.playing(settings, mesh).size * jax.process_count())
-    sizes = (asked,) if asked else tuple(_halves(whole, divisor))
-    if not sizes:
-        raise ValueError(
-            f"algorithm.minibatch_size={whole} has no part that divides over the {divisor} "
-            f"devices of the mesh; make it a multiple of {divisor}"
-        )
-    choices = itertools.product(_offloads(settings), _caches(settings, mesh), sizes)
-    for offload, cache, microbatch_size in choices:
-        changes = {
-            "placement.offload": offload,
-            "rollout.prefix_cache": cache,
-            "algorithm.microbatch_size": microbatch_size,
-        }
-        yield config.changed(settings, changes)
-
-
-def _offloads(settings: config.Settings) -> tuple[str, ...]:
-    """Where the optimiser may lie while episodes are played, the fastest first."""
-    asked = settings.raw.placement.offload
-    if asked != "auto":
-        return (asked,)
-    return ("off",) if devices.roles(settings).mode == "separate" else ("off", "optimizer")
-
-
-def _caches(settings: config.Settings, mesh: jax.sharding.Mesh) -> tuple[str, ...]:
-    """Where prefixes may lie, the fastest first."""
-    asked = settings.raw.rollout.prefix_cache
-    if asked != "auto":
-        return (asked,)
-    if not settings.keep_prefix:
-        return ("recompute",)
-    if mesh.devices.flat[0].platform == "cpu":  # its memory is the host's
-        return "host", "recompute"
-    return "device", "host", "recompute"
-
-
-def _halves(minibatch_size: int, devices: int) -> Iterator[int]:
-    """The largest microbatch, its half, and so on."""
-    largest = min(minibatch_size, max(LARGEST_MICROBATCH, devices))
-    candidates = range(largest, 0, -1)
-    fitting = (size for size in candidates if not minibatch_size % size and not size % devices)
-    size = next(fitting, 0)
-    while size and size % devices == 0:
-        yield size
-        size = 0 if size % 2 else size // 2
-
-
-def _changes(settings: config.Settings) -> Iterator[dict]:
-    """What a user may give up, the smallest first: one by one, then together."""
-    raw = settings.raw
-    single = []
-    if raw.model.frozen_dtype == "float32" and raw.model.dtype == "bfloat16":
-        single.append({"model.frozen_dtype": "bfloat16"})
-    if raw.rollout.prefix_cache in ("device", "host"):
-        single.append({"rollout.prefix_cache": "auto"})
-    if raw.algorithm.microbatch_size:
-        single.append({"algorithm.microbatch_size": 0})
-    if raw.model.gradient_checkpointing != "full":
-        single.append({"model.gradient_checkpointing": "full"})
-    if raw.placement.offload == "off" and devices.roles(settings).mode != "separate":
-        single.append({"placement.offload": "optimizer"})
-    for together in range(1, len(single) + 1):
-        for some in itertools.combinations(single, together):
-            changes = {}
-            for change in some:
-                changes |= change
-            yield changes
 
 
 def _too_much(plan: Plan) -> str:
@@ -386,6 +393,7 @@ class _Work:
     context: object
     compiling: Compile
     under_way: str = ""  # the program that is being compiled
+    seconds: float | None = None  # of a microbatch, once it is compiled
 
     def needed(self) -> dict[str, int]:
         """What no choice of a microbatch changes comes first: whoever cannot have that is told so
@@ -401,12 +409,13 @@ class _Work:
         lowered, batch = shapes.update(settings, self.mesh, self.state, self.args, self.context)
         step = self._compile("optimiser step", lowered["step"])
         microbatch = self._compile("microbatch", lowered["microbatch"])
+        self.seconds = microbatch.seconds
         learned, _ = states.partition(self.state.params, steps.trainable(settings))
         grads = shapes.size(learned)
         coming = ON_DEVICES * shapes.size(batch)
         needed = {
             shares.ROLLOUT: decision.beyond + arriving + shapes.size(self.args[2:]),
-            "gradients, activations, microbatches": grads + microbatch.beyond + coming,
+            OF_MICROBATCH: grads + microbatch.beyond + coming,
             "optimiser step": grads + step.beyond,
         }
         if settings.prefix_cache == "device":

@@ -136,13 +136,20 @@ def at_iteration(
     actor: actors.Actor, settings: config.Settings, iteration: int, mesh: jax.sharding.Mesh
 ) -> actors.Actor:
     """The actor with the noise level of an iteration."""
-    model = settings.raw.model
-    if not model.noise_anneal:
+    level = noise_level(settings, iteration)
+    if level is None:
         return actor
-    start, end, iterations = model.noise_params
-    level = np.float32(noise.annealed(start, end, iterations, iteration))
     level = meshes.replicate(level, meshes.local(mesh))
     return dataclasses.replace(actor, explore=lambda *args: actor.explore(*args, level))
+
+
+def noise_level(settings: config.Settings, iteration: int) -> np.float32 | None:
+    """Of an iteration; None: the configured one, always."""
+    model = settings.raw.model
+    if not model.noise_anneal:
+        return None
+    start, end, iterations = model.noise_params
+    return np.float32(noise.annealed(start, end, iterations, iteration))
 
 
 def fresh_params(settings: config.Settings, mesh: jax.sharding.Mesh, key: jax.Array) -> dict:
@@ -156,28 +163,31 @@ class Opened:
     """A checkpoint that fits, of which only headers were read."""
 
     source: sources.Source
-    stats: normalize.NormStats
+    stats: normalize.NormStats | None  # None: those of the demonstrations that teach it
     record: checkpoints.Record
 
 
-def look(settings: config.Settings, place: resolve.Place) -> Opened:
+def look(settings: config.Settings, place: resolve.Place, *, to_teach: bool = False) -> Opened:
     """Open a checkpoint and say what it is, before its weights are read.
+
+    to_teach: SFT comes next, so that sft.dataset may bring the statistics.
 
     Raises:
       ValueError: weights or statistics that do not fit the settings.
     """
-    opened = _opened(settings, place)
+    opened = _opened(settings, place, to_teach)
     print(opened.record)
     return opened
 
 
-def _opened(settings: config.Settings, place: resolve.Place) -> Opened:
+def _opened(settings: config.Settings, place: resolve.Place, to_teach: bool) -> Opened:
     source = sources.open_source(place, settings.policy.network)
-    stats, where = _stats_of(settings, place)
-    with outside.named(where):
-        statistics.check(
-            stats, settings.raw.model.norm_mode, action_dim=settings.policy.model.action_env_dim
-        )
+    stats, where = _stats_of(settings, place, to_teach)
+    if stats is not None:
+        with outside.named(where):
+            statistics.check(
+                stats, settings.raw.model.norm_mode, action_dim=settings.policy.model.action_env_dim
+            )
     return Opened(source, stats, checkpoints.record(source, where, settings.raw.model))
 
 
@@ -191,12 +201,12 @@ def check_start(settings: config.Settings) -> checkpoints.Record | None:
     """
     if settings.raw.model.checkpoint:
         with checkpoints.held(settings.raw.model.checkpoint) as place:
-            opened = look(settings, place)
+            opened = look(settings, place, to_teach=settings.raw.sft.by_dataset)
             sources.require_fit(opened.source, flow.specs(settings.policy))
             if opened.source.trained is not None:
                 frozen.find(place.folder)
             return opened.record
-    if not settings.raw.sft.demonstrations:
+    if not settings.raw.sft.has_demonstrations:
         given_stats(settings)
     return None
 
@@ -208,19 +218,21 @@ def load_policy(
     mesh: jax.sharding.Mesh,
     *,
     acts: bool = False,
-) -> tuple[dict, normalize.NormStats]:
+    to_teach: bool = False,
+) -> tuple[dict, normalize.NormStats | None]:
     """Parameters and statistics of a checkpoint of any known format.
 
     Args:
       iteration: -1 is the newest.
       acts: as in load.
+      to_teach: as in look; only then there may be no statistics.
 
     Raises:
       ValueError: nothing known lies there, it does not fit, or a run removed it meanwhile.
     """
     # A run that still trains would remove it meanwhile.
     with checkpoints.held(path, iteration) as place:
-        opened = _opened(settings, place)
+        opened = _opened(settings, place, to_teach)
         return load(settings, opened, mesh, acts=acts), opened.stats
 
 
@@ -245,11 +257,21 @@ def load(
     return params
 
 
-def _stats_of(settings: config.Settings, place: resolve.Place) -> tuple[normalize.NormStats, str]:
-    """The recipe's statistics, else those of the checkpoint -> (statistics, where they lie)."""
+def _stats_of(
+    settings: config.Settings, place: resolve.Place, to_teach: bool
+) -> tuple[normalize.NormStats | None, str]:
+    """The recipe's statistics, else those of the checkpoint -> (statistics, where they lie).
+
+    None where the demonstrations that come next bring them.
+    """
     if settings.raw.model.norm_stats:
         return given_stats(settings), settings.raw.model.norm_stats
-    found = assets.find(place)
+    section = settings.raw.sft
+    found = None
+    if not to_teach or section.dataset_statistics == "auto":
+        found = assets.find(place)
+    if found is None and to_teach:
+        return None, section.dataset
     if found is None:
         raise ValueError(
             f"{place.folder} holds no statistics of its own; give the norm_stats.json of its data "

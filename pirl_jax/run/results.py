@@ -220,7 +220,8 @@ def write_comparison(
     except ValueError as error:
         raise endings.Failure(f"the run is complete, but not its table: {error}") from error
     if before:
-        rows["SFT" if raw.sft.demonstrations else "before"] = before
+        taught = raw.sft.demonstrations or (raw.sft.dataset and raw.sft.steps)
+        rows["SFT" if taught else "before"] = before
     rows[report.algorithm_name(raw.algorithm.loss, raw.algorithm.adv_type)] = after
     table = report.success_table(rows)
     atomic.write_json(run_dir / "table.json", table)

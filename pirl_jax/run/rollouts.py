@@ -69,20 +69,38 @@ def play(
             key,
             stream,
             timers,
+            version=iteration,
             book=book,
             group_size=cfg.group_size,
             bootstrap_truncated=cfg.uses_critic and cfg.bootstrap_truncated,
             advance=advance,
             film=film,
         )
-        if cfg.max_episodes_per_iteration:
-            useful_E = useful(stream.results, cfg)
-            if useful_E.any():  # an update needs rows even to skip them
-                book.discard(np.flatnonzero(~useful_E))
-            count = _missing(settings.raw, useful_E)
-            played = len(stream.results)
-            stream.extend(episodes(settings.raw, playable, iteration, count, played))
+        replace(settings, playable, stream, iteration, book)
     return book.rollout(stream.results), stream.results
+
+
+def replace(
+    settings: config.Settings,
+    playable: starts.Starts,
+    stream: streams.Stream,
+    batch: int,
+    book: collector.Book,
+) -> int:
+    """Fresh episodes for groups without a signal, of a batch that is over -> how many.
+
+    0 where the algorithm has no budget for it.  batch: its iteration.
+    """
+    cfg = settings.raw.algorithm
+    if not cfg.max_episodes_per_iteration:
+        return 0
+    played = stream.of(batch)
+    useful_E = useful(played, cfg)
+    if useful_E.any():  # an update needs rows even to skip them
+        book.discard(np.flatnonzero(~useful_E))
+    count = _missing(settings.raw, useful_E)
+    stream.extend(episodes(settings.raw, playable, batch, count, len(played)), batch)
+    return count
 
 
 def _missing(raw: page.Page, useful_E: np.ndarray) -> int:

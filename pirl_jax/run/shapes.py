@@ -13,9 +13,10 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rows as context_rows
 from pirl_jax.core import spec, types
 from pirl_jax.envs import base
-from pirl_jax.learner import objective, preference, publish
+from pirl_jax.learner import objective, preference, proximal, publish
 from pirl_jax.learner import state as states
 from pirl_jax.policy import flow
+from pirl_jax.rl import losses
 from pirl_jax.rollout import actor as actors
 from pirl_jax.run import config, devices, hosts, steps
 
@@ -45,13 +46,14 @@ def state(settings: config.Settings, mesh: jax.sharding.Mesh) -> tuple[dict, sta
 def published(settings: config.Settings, mesh: jax.sharding.Mesh, params: dict) -> int:
     """Bytes of one device that plays with copies of these parameters; 0: it needs none.
 
-    Frozen ones that lie whole on it already are seen there.
+    Frozen ones that lie whole on it already are seen there.  Where it plays while something learns,
+    it plays with a copy of what trains.
     """
     own = devices.playing(settings, mesh)
     publisher = publish.Publisher(steps.trainable(settings), mesh, own)
-    if not publisher.copies:
-        return 0
     learned, frozen = states.partition(params, steps.trainable(settings))
+    if not publisher.copies:
+        return size(learned) if settings.raw.rollout.max_staleness else 0
     is_there = set(own.devices.flat) <= set(mesh.devices.flat)
     copied = jax.tree.leaves(learned)
     for x in jax.tree.leaves(frozen):
@@ -66,13 +68,13 @@ def batch_size(settings: config.Settings) -> int:
 
 
 def kept_rows(settings: config.Settings, env_spec: base.EnvSpec) -> int:
-    """Decisions of one iteration, at most."""
+    """Decisions of one iteration, and of those that are played ahead of it, at most."""
     raw = settings.raw
     limit = actors.max_decisions(env_spec, settings.policy.model.action_chunk)
     # A buffer on the devices has room for replaced groups, too (train.py).
     on_device = settings.prefix_cache == "device"
     episodes = hosts.most_episodes(raw) if on_device else hosts.episodes_per_iteration(raw)
-    return episodes * limit
+    return episodes * limit * (raw.rollout.max_staleness + 1)
 
 
 def decision(
@@ -146,6 +148,12 @@ def update(
     count = settings.raw.algorithm.microbatch_size
     chain = with_rows(chain, count, mesh)
     context = with_rows(context, count, mesh)
+    cfg = settings.raw.algorithm
+    if settings.raw.rollout.max_staleness and proximal.applies(cfg):
+        importance = jax.eval_shape(
+            lambda x: losses.reduce_log_prob(x, cfg.logprob_type), chain.log_prob
+        )
+        chain = chain.replace(importance=with_rows(importance, count, mesh))
     clone_weight = chain.value if settings.raw.algorithm.clone_coef else None
     batch = objective.Minibatch(context, chain, chain.value, chain.value, chain.value, clone_weight)
     return updater.lower(state, batch), batch

@@ -26,10 +26,15 @@ def decisions(
     """The two jitted functions that decide: explore and exploit of actor.Actor.
 
     mesh: where they run, a process's own part.
+
+    Rows of several batches name their key, among those of all, by index_B, and have a level each.
     """
 
     def row_keys(key: jax.Array, id_B: jax.Array) -> jax.Array:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, id_B)
+
+    def row_keys_of(key_B: jax.Array, id_B: jax.Array) -> jax.Array:
+        return jax.vmap(jax.random.fold_in)(key_B, id_B)
 
     @jax.jit
     @meshes.target(mesh)
@@ -39,9 +44,10 @@ def decisions(
         id_B: jax.Array,
         obs: types.Observation,
         level: jax.Array | None = None,
+        index_B: jax.Array | None = None,
     ) -> tuple[types.Chain, jax.Array, object]:
         prefix = flow.prefill(params, obs, cfg)
-        key_B = row_keys(key, id_B)
+        key_B = row_keys(key, id_B) if index_B is None else row_keys_of(key[index_B], id_B)
         chain, actions_BHA = flow.sample_chain(params, key_B, prefix, cfg, level)
         if cfg.nft and cfg.nft.rows == "resample":
             chain = mirror.resampled(params, key_B, prefix, chain, cfg)
@@ -132,6 +138,20 @@ def updater(settings: config.Settings, mesh: jax.sharding.Mesh) -> update.Update
         nft=settings.policy.nft,
         imitation_fn=imitation_fn(settings),
     )
+
+
+@functools.lru_cache(maxsize=4)
+def proximal(settings: config.Settings, mesh: jax.sharding.Mesh) -> Callable:
+    """What rows of older parameters are looked at again with (learner/proximal.py): jitted
+    (params, chain, context rows) -> log_prob_BIa, value_B; whole on every host."""
+    log_prob = log_prob_fn(settings)
+
+    @meshes.target(mesh)
+    def evaluate(params: dict, chain: types.Chain, context: object) -> tuple[jax.Array, jax.Array]:
+        log_prob_BIa, _, value_B, _ = log_prob(params, chain, context)
+        return log_prob_BIa, value_B
+
+    return jax.jit(evaluate, out_shardings=meshes.replicated(mesh))
 
 
 @functools.lru_cache(maxsize=4)

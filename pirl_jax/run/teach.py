@@ -141,39 +141,47 @@ def statistics(episodes: list[dict]) -> normalize.NormStats:
     return normalize.NormStats(state=state.stats(), actions=actions.stats())
 
 
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """What SFT draws from: one row per control step, numbered."""
+
+    count: int
+    # Row numbers -> the demonstrations as the model reads them, and actions [R,H,A]; host rows.
+    take: Callable[[np.ndarray], tuple[types.Observation, np.ndarray]]
+
+
 def encode(
     settings: config.Settings, to_model: observation.Transform, episodes: list[dict]
-) -> tuple[types.Observation, np.ndarray]:
-    """Demonstrations as the model reads them, and actions [R,H,A].
-
-    One host row per control step.
-    """
+) -> Examples:
+    """Demonstrations as the model reads them, all of them at once."""
     rows = as_rows(episodes, settings.policy.network.action_horizon)
     obs = observation.encode(to_model, rows.images, rows.state, rows.instructions)
-    return obs, observation.encode_actions(to_model, rows.actions, rows.state)
+    encoded = (obs, observation.encode_actions(to_model, rows.actions, rows.state))
+    return Examples(
+        len(rows.actions), lambda index: jax.tree.map(lambda leaf: leaf[index], encoded)
+    )
 
 
 def batches(
-    encoded: tuple[types.Observation, np.ndarray], batch_size: int, key: jax.Array
+    examples: Examples, batch_size: int, key: jax.Array
 ) -> Iterator[tuple[types.Observation, np.ndarray]]:
-    """Endless batches of encoded demonstrations, drawn by the key; host rows.
+    """Endless batches of demonstrations, drawn by the key; host rows.
 
     Each process takes its part of every batch.
     """
     generator = rng.generator(key)
-    count = len(encoded[1])
+    count = examples.count
     while True:
         drawn = generator.choice(count, batch_size, replace=count < batch_size)
         index = np.split(drawn, jax.process_count())[jax.process_index()]
-        yield jax.tree.map(lambda leaf, index=index: leaf[index], encoded)
+        yield examples.take(index)
 
 
 def fit(
     settings: config.Settings,
     params: dict,
     mesh: jax.sharding.Mesh,
-    to_model: observation.Transform,
-    episodes: list[dict],
+    examples: Examples,
     key: jax.Array,
     advance: Callable[[int], None],
 ) -> tuple[dict, dict]:
@@ -187,8 +195,7 @@ def fit(
     page = settings.raw.sft
     state = sft.create_state(params, settings.sft, mesh)
     step = sft.make_sft_step(settings.sft, mesh)
-    encoded = encode(settings, to_model, episodes)
-    drawn = batches(encoded, page.batch_size, rng.named(key, "sft", "batches"))
+    drawn = batches(examples, page.batch_size, rng.named(key, "sft", "batches"))
     noise_key = rng.named(key, "sft", "noise")
     history = []
     for batch in itertools.islice(drawn, page.steps):

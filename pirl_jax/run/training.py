@@ -29,10 +29,12 @@ from pirl_jax.run import (
     films,
     hosts,
     learnable,
+    own_data,
     pages,
     plan,
     policies,
     rollouts,
+    schedule,
     shapes,
     simulators,
     steps,
@@ -59,6 +61,7 @@ class Run:
     actor: actors.Actor | None = None
     # Episodes of the scripted expert, where SFT or co-training asked for them.
     demonstrations: list[dict] | None = None
+    dataset: own_data.Dataset | None = None  # somebody's demonstrations, likewise
     rollbacks: int = 0  # how often the run has gone back (run/divergence.py)
     started_from: checkpoints.Record | None = None  # of a fresh run from a checkpoint
 
@@ -90,7 +93,9 @@ class Run:
         """The rollout of an iteration, whose simulators start now."""
         raw = self.settings.raw
         episodes = rollouts.episodes(raw, self.playable, iteration)
-        return streams.Stream(self.envs, episodes, raw.rollout, raw.env.cached_tasks)
+        return streams.Stream(
+            self.envs, episodes, raw.rollout, raw.env.cached_tasks, batch=iteration
+        )
 
     def take_stream(self) -> streams.Stream | None:
         """It is played once."""
@@ -129,14 +134,16 @@ def prepare(
       ValueError: what the user asks for is impossible here.
     """
     learnable.check(settings.raw)
+    schedule.require(settings.raw, jax.process_count())
     timers = timeline.Timers()
     path = pathlib.Path(settings.raw.run.directory)
     paths.require_writable(path, "run.directory")
     if settings.raw.video.train:
         paths.require_writable(films.directory(settings.raw), "video.directory")
-    _note(settings.older_names)
     standing = _claim(path, resume, stack)
     resume_at = standing.resume_at
+    _note(settings.older_names)
+    _note(schedule.remarks(settings.raw, resume_at or 0))
     # A run that has begun goes on without them.
     if resume_at is None and not jax.process_index():
         mirror.check(settings.backends, _labels(settings))
@@ -149,6 +156,7 @@ def prepare(
         _check_state(settings, mesh, path, resume_at)
     envs = stack.enter_context(simulators.open_envs(settings, raw.rollout.num_envs))
     playable = config.playable(settings.raw, envs.spec)
+    dataset = own_data.of_run(settings, envs.spec, resume_at, stack)
     stats = policies.identity_stats(settings)
     to_model = policies.transform_for(settings, stats, envs.spec.instructions, playable.tasks)
     # Simulators start while functions are compiled and weights are loaded or taught.
@@ -157,12 +165,7 @@ def prepare(
     print(planned)
     # Last: a wrong start leaves no directory behind, and a standing run as it is.
     directory = _open_directory(path, raw, settings, resume_at, stack)
-    if directory.writes:
-        folders.set_aside(path / "checkpoints", standing.damaged)
-    standing.tell(path)
-    checkpoints = store.Store(path / "checkpoints", keep=raw.run.keep)
-    stack.callback(checkpoints.close)
-    hosts.check_storage(checkpoints.directory)
+    checkpoints = _open_store(directory, raw.run.keep, standing, stack)
     return Run(
         settings=settings,
         key=jax.random.key(raw.seed),
@@ -175,6 +178,7 @@ def prepare(
         timers=timers,
         first_iteration=resume_at or 0,
         stream=stream,
+        dataset=dataset,
         started_from=started_from,
     )
 
@@ -199,6 +203,19 @@ class _Standing:
                 f"checkpoint {number} of {path} is damaged ({wrong}) and set aside as "
                 f"{number}.damaged; going on from {self.resume_at}"
             )
+
+
+def _open_store(
+    directory: log.RunDir, keep: int, standing: _Standing, stack: contextlib.ExitStack
+) -> store.Store:
+    """Of checkpoints; damaged ones go out of its way."""
+    if directory.writes:
+        folders.set_aside(directory.path / "checkpoints", standing.damaged)
+    standing.tell(directory.path)
+    checkpoints = store.Store(directory.path / "checkpoints", keep=keep)
+    stack.callback(checkpoints.close)
+    hosts.check_storage(checkpoints.directory)
+    return checkpoints
 
 
 def _claim(path: pathlib.Path, resume: str, stack: contextlib.ExitStack) -> _Standing:
@@ -326,4 +343,6 @@ def _first_stream(
         episodes = rollouts.episodes(raw, playable, iteration)
     else:
         return None
-    return streams.Stream(envs, episodes, settings.raw.rollout, settings.raw.env.cached_tasks)
+    return streams.Stream(
+        envs, episodes, settings.raw.rollout, settings.raw.env.cached_tasks, batch=iteration
+    )

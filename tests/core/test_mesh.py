@@ -60,6 +60,23 @@ def test_a_mesh_of_several_hosts_keeps_their_devices_together(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("data, fsdp", [(8, 1), (4, 2), (1, 8)])
+def test_what_is_drawn_for_rows_does_not_depend_on_the_mesh(data, fsdp):
+    mesh = meshes.make_mesh(data, fsdp)
+
+    def draw(rows):
+        return jax.random.uniform(jax.random.key(3), (rows, 2))
+
+    def by_place(x_B):
+        return meshes.drawn(draw, len(x_B)) + 0 * x_B[:, None]
+
+    split = jax.sharding.PartitionSpec("data")
+    x_B = meshes.put_batch(np.zeros(16, np.float32), mesh)
+    everywhere = jax.jit(meshes.by_data(by_place, mesh, (split,), split))(x_B)
+    np.testing.assert_array_equal(everywhere, draw(16))
+    np.testing.assert_array_equal(meshes.drawn(draw, 16), draw(16))
+
+
 def test_a_part_of_a_mesh_is_whole_rows_of_it():
     devices = jax.devices()
     mesh = meshes.make_mesh(4, 2)

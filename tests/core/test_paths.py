@@ -184,6 +184,7 @@ def test_which_fields_are_paths():
             "model.checkpoint",
             "model.norm_stats",
             "model.tokenizer",
+            "sft.dataset",
         ),
         *("run.directory", "run.compilation_cache", "video.directory"),
     }

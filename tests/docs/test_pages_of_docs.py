@@ -90,7 +90,6 @@ SOURCES = {
         "219 times (π0.5)": "| 219x |",
         "3.4 times less time": "3.3 (3.4x)",
         "27 times faster": "119 (27x)",
-        "53.8 GB": "| 53.8 |",
         "246 GB as published, 31 GB": "| 246 (goal 329) |",
     },
     "placement.md": {"18.5 GiB": "18.5 of 24 GiB", "10 MB a decision": "10 MB a decision"},

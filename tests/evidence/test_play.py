@@ -16,7 +16,7 @@ import pytest
 
 from pirl_jax.core import atomic, endings
 from pirl_jax.evidence import __main__ as evidence
-from pirl_jax.evidence import cells, gather, play, programs
+from pirl_jax.evidence import cells, gather, perturbed, play, programs, tables
 from pirl_jax.monitor import log, report
 from pirl_jax.run import preemption, records
 from tests import run_folders
@@ -28,7 +28,7 @@ START = cells.Start(
 CELLS = (
     cells.Cell("a", "one", "quickstart", {"num_iterations": 4}, seeds=(0, 1)),
     cells.Cell("a", "other", "quickstart", {}, seeds=(0, 1)),
-    cells.Cell("c", "started", "quickstart", {}, start="start", final={"seed": 9}),
+    cells.Cell("c", "started", "quickstart", {}, "start", final={"seed": 9}, perturbed=True),
     cells.Cell("e", "best", "quickstart", {}, start="start", best_of=CRITIC_FREE),
     cells.Cell("g", "later", "quickstart", {"rollout.of_a_later_version": 1}),
 )
@@ -167,6 +167,21 @@ def test_the_best_of_others_gives_the_settings(places, stub):
     assert any("--config.optim.lr=0.2" in command for command in stub.commands)
 
 
+def test_perturbed_tasks_come_last_and_once(places, stub, monkeypatch, capsys):
+    kinds = {"pro": ({"seed": 5}, ["--pro=all"])}
+    monkeypatch.setattr(perturbed, "evaluations", lambda cell: kinds)
+    monkeypatch.setattr(perturbed, "result", lambda *_: {"dimensions": {}})
+    assert play_rows(places, stub, "h") == [] and not stub.commands
+    assert "started_0 is not run: started_0 has not been played in" in capsys.readouterr().out
+    play_rows(places, stub, ("c", "h"))
+    for command, name in zip(stub.commands[-2:], ("start_0_0", "started_0"), strict=True):
+        assert {"--pro=all", "--config.seed=5", f"--checkpoint={places.runs / name}"} <= {*command}
+    assert places.result("started_0.perturbed").exists()
+    count = len(stub.commands)
+    play_rows(places, stub, "h")
+    assert len(stub.commands) == count
+
+
 def test_a_cell_ends_at_its_bound_with_its_state_and_says_so(places, stub):
     stub.late = ("one_0",)
     play_rows(places, stub, "a", (0,))
@@ -192,6 +207,40 @@ def test_the_hours_that_are_left(places, stub, capsys):
     assert play.remaining_s(wanted, places) == 2 * 150 * 60
     play.say_remaining(wanted, places)
     assert "2 of 4 cells done; about 5.0 hours of training left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["play", "x"], "'x' is no row of the table; there are a, b"),
+        (["play", "--seeds=one"], "'one' must be numbers like 0,1,2"),
+        (["play", "--runs={file}/runs"], "--runs={file}/runs"),
+        (["play", "--results={file}/results"], "--results={file}/results"),
+        (["tables", "--page={file}"], "{file} has no lines <!-- evidence: begin"),
+        (["tables", "--page={file}.md"], "{file}.md is no file; give --page the page of results"),
+        ([], "arguments are required: what"),
+    ],
+)
+def test_command_lines_that_cannot_be_meant(tmp_path, arguments, sentence, capsys):
+    file = tmp_path / "file"
+    file.write_text("notes")
+    with pytest.raises(SystemExit) as ending:
+        evidence.main(["evidence", *(word.format(file=file) for word in arguments)])
+    said = capsys.readouterr().err
+    assert ending.value.code == 2 and said.count("\n") == 1
+    assert sentence.format(file=file) in said
+
+
+def test_without_a_checkout_results_need_a_place(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evidence, "ROOT", tmp_path)
+    with pytest.raises(SystemExit) as ending:
+        evidence.main(["evidence", "tables"])
+    assert ending.value.code == 2 and "give --results DIR" in capsys.readouterr().err
+    page = tmp_path / "page.md"
+    page.write_text(f"{tables.BEGIN}\n{tables.END}\n")
+    results = tmp_path.parent / "results"
+    evidence.main(["evidence", "tables", f"--results={results}", f"--page={page}"])
+    assert "not run" in page.read_text()
 
 
 # ---- processes ---------------------------------------------------------------------------------

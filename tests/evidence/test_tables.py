@@ -83,7 +83,7 @@ def test_what_has_no_result_is_not_run(results):
     text = section(folder)
     assert line(text, "`far_one`")[1:4] == ["0", "not run", "-"]
     assert line(text, "`quick_one`")[1] == "1 (0 not run)"
-    assert "Not run: `far_one` seed 0." in text
+    assert "Not run, by cell and seed: `far_one` (0)." in text
     assert "reached" not in section(folder.parent / "none")
 
 
@@ -127,7 +127,7 @@ def test_perturbed_tasks_have_a_table_each(results):
     assert "**libero_object_swap**" in text
     found = line(text, "`far_one` | 0", under="**libero_object_swap**")
     assert found[2] == "20.0 % [5.7, 51.0]" and found[4].startswith("+60.0 [+") and found[5] == "10"
-    assert "seed 0." not in text
+    assert "by cell and seed" not in text
 
 
 def test_the_section_of_a_page_is_written_anew_and_nothing_else(results, tmp_path):

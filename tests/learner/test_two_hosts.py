@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.learner import objective, update
+from pirl_jax.learner import objective, proximal, update
 from pirl_jax.learner import state as states
 from tests.learner import test_update
 
 ROOT = pathlib.Path(__file__).parents[2]
 # One minibatch holds all rows, so that it does not matter which host shuffles which.
-CFG = dataclasses.replace(test_update.CFG, update_epochs=1, minibatch_size=32, microbatch_size=16)
+CFG = dataclasses.replace(
+    test_update.CFG, update_epochs=1, minibatch_size=32, microbatch_size=16, importance_cap=1.05
+)
 EPISODES = {0: [0, 1, 2], 1: [3, 4]}  # host -> columns
 LENGTHS = np.array([4, 1, 3, 2, 4])
 
@@ -35,13 +37,27 @@ def rollout(columns):
     valid = valid[:, columns]
     episode, decision = np.nonzero(valid.T)
     grids = (x[:, columns] for x in (reward, value, value))
+    version = np.array(columns, np.int32)[episode] % 2
     return test_update.types.Rollout(
-        context, chain, decision, episode, *grids, ~valid, ~valid, valid
+        context, chain, decision, episode, *grids, ~valid, ~valid, valid, version
     )
 
 
+def evaluate(mesh):
+    """What older rows are looked at again with."""
+
+    def run(params, chain, context):
+        log_prob_BIa, _, value_B, _ = test_update.log_prob_fn(params, chain, context)
+        return log_prob_BIa, value_B
+
+    return jax.jit(run, out_shardings=meshes.replicated(mesh))
+
+
 def learn(columns):
-    """-> (advantages of these columns, parameters after an update, metrics)."""
+    """-> (advantages of these columns, parameters after an update, metrics).
+
+    Episodes of even columns were played by older parameters.
+    """
     mesh = meshes.make_mesh()
     updater = update.Updater(
         test_update.log_prob_fn, CFG, test_update.OPTIM, test_update.trainable, mesh
@@ -51,9 +67,11 @@ def learn(columns):
     )
     played, key = rollout(columns), jax.random.key(0)
     with jax.transfer_guard("disallow"):
+        passes = proximal.catching_up(evaluate(mesh), state.params, played, 1, CFG, mesh)
+        played, weights = update.drained(passes)
         data = objective.with_advantages(played, CFG)
         state, metrics = update.learn(updater, state, data, key)
-    return data.advantage, jax.device_get(state.params), metrics
+    return data.advantage, jax.device_get(state.params), metrics | weights
 
 
 def free_port() -> int:
@@ -79,6 +97,7 @@ def test_two_hosts_learn_as_one(tmp_path):
     mine = [pickle.loads((tmp_path / str(host)).read_bytes()) for host in EPISODES]
     with jax.default_device(jax.devices()[0]):
         advantage, params, metrics = learn(list(range(len(LENGTHS))))
+    assert 0 < metrics["async/importance_masked_share"] < 0.5 and metrics["actor/kept"] < 1
     np.testing.assert_allclose(np.concatenate([host[0] for host in mine]), advantage, rtol=1e-5)
     for host in mine:
         test_update.assert_same(host[1], params, rtol=1e-5, atol=1e-6)

@@ -758,7 +758,7 @@ def test_a_minibatch_of_replayed_rows_teaches_beside_ppo(own):
     updater = update.Updater(log_prob_fn, cfg, OPTIM, trainable, mesh, imitation_fn=imitation_fn)
     state = states.create(make_params(mesh), OPTIM, trainable, mesh)
     # In the order of the rows, so that the numbers of the microbatches are known.
-    microbatches = list(update._microbatches(data, np.arange(8), np.ones(8, np.float32), 4))
+    microbatches = list(update._microbatches(data, np.arange(8), np.ones(8, np.float32), 4, 1.0))
     state, metrics = updater.minibatch(state, microbatches)
     assert metrics["skipped"] == 0
     params = jax.device_get(make_params(mesh))

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from pirl_jax.monitor import report
@@ -87,3 +88,24 @@ def test_learning_curve_is_drawn_from_any_subset_of_metrics(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
     assert report.learning_curve(tmp_path / "empty.png", []).exists()
     assert report.series(rows, "env/return")[0] == list(range(10))
+
+
+def test_seeds_of_a_variant_are_thin_lines_and_their_mean_a_thick_one(tmp_path, monkeypatch):
+    """As far as all seeds reach; one seed alone is the variant's line."""
+    drawn = []
+    plot = report.axes.Axes.plot
+
+    def recorded(panel, *values, **style):
+        drawn.append((list(values[1]), style.get("label"), style["linewidth"]))
+        return plot(panel, *values, **style)
+
+    monkeypatch.setattr(report.axes.Axes, "plot", recorded)
+    ends = {"before": report.rate(4, 10), "after": report.rate(8, 10), "panel": "tabletop"}
+    runs = []
+    for variant, success in (("one", [0.2, 0.4, 0.9]), ("one", [0.4, 0.6]), ("two", [0.1])):
+        runs.append({"variant": variant, "success": success} | ends)
+    report.comparison(tmp_path / "sheet.png", runs, smooth=1)
+    labels = [label for _, label, _ in drawn]
+    assert labels == [None, None, "one, mean of 2", "two"]
+    np.testing.assert_allclose(drawn[2][0], [0.3, 0.5])
+    assert drawn[2][2] > drawn[3][2] > drawn[0][2]

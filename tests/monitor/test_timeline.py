@@ -60,8 +60,18 @@ def test_time_counts_when_the_work_raises():
             {"env": 30.0, "inference": 30.0, "update": 35.0},
             r"balanced: the largest part \(update\) takes 35 %",
         ),
+        (
+            {"env": 50.0, "gate_wait": 31.0, "learner_wait": 2.0},
+            "learner-bound: 31 % of the time simulators wait .*; use more devices to learn",
+        ),
+        (
+            {"env": 50.0, "gate_wait": 29.0, "learner_wait": 45.0},
+            "environment-bound: 45 % of the time the learner waits .*; use more simulators",
+        ),
     ],
 )
 def test_verdict_names_the_largest_part(parts, expected):
     metrics = {f"time/{name}": value for name, value in parts.items()} | {"time/iteration": 100.0}
     assert re.match(expected, timeline.verdict(metrics))
+    wait = next((name for name in timeline.WAITS if parts.get(name, 0) > 30), None)
+    assert wait is None or timeline.bound(metrics) == wait

@@ -1,7 +1,6 @@
 """The PPO objective against hand-computed numbers and against c_ppo_loss.npz.
 
 Families of c_ppo_loss.npz that are not compared, and why:
-  decoupled_*          asynchronous PPO with a proximal policy: another objective, not implemented.
   kl_penalty           KL to a reference policy: never used for embodied policies, not implemented.
   reshape_entropy_*    the reference's tensor plumbing; entropies arrive per row here.
   micro_* with meta.raises, or with chunk_level entropy and a mask (README Q4: a sum where the mean
@@ -21,7 +20,7 @@ import numpy as np
 import pytest
 import reference_files
 
-from pirl_jax.rl import losses
+from pirl_jax.rl import importance, losses
 
 TOLERANCE = dict(rtol=1e-4, atol=1e-5)
 LEVEL = {"chunk_level": "chunk", "action_level": "action", "token_level": "token"}
@@ -164,6 +163,7 @@ def objective(log_prob, value, fixed, knob):
             knob["clip_ratio_c"],
             (knob["clip_log_ratio_min"], knob["clip_log_ratio_max"]),
             fixed["normalizer"],
+            fixed.get("importance"),
         )
         value_loss, _ = losses.clipped_value(
             value,
@@ -209,14 +209,24 @@ def weights(meta, a, shape):
     return np.float32(expand(weight, shape)), np.float32(np.prod(shape))
 
 
-def run_case(meta, a):
-    """(loss, metrics), gradients of one case; without a critic its rows have no weight."""
+def run_case(meta, a, proximal=None):
+    """(loss, metrics), gradients of one case; without a critic its rows have no weight.
+
+    proximal: log-probs of the policy that the ratio is to, where another one played.
+    """
     level = LEVEL[meta["logprob_type"]]
     log_prob, old = (
         losses.reduce_log_prob(a[f"in/{k}"], level) for k in ("logprobs", "old_logprobs")
     )
     fixed = {"old_log_prob": old, "advantage": expand(a["in/advantages"], log_prob.shape)}
     fixed["weight"], fixed["normalizer"] = weights(meta, a, log_prob.shape)
+    if proximal is not None:
+        cap = meta.get("behave_weight_threshold", np.inf)
+        log_weight = importance.log_weights(proximal, a["in/old_logprobs"], level)
+        fixed["importance"] = importance.masked(log_weight, cap)
+        fixed["old_log_prob"] = losses.reduce_log_prob(proximal, level)
+        if a.get("in/loss_mask_sum") is None:  # a mean over what is left, else over everything
+            fixed["normalizer"] = fixed["weight"][fixed["importance"] > 0].sum()
     if "critic" in meta["loss_type"]:
         value = a["in/values"]
         fixed["old_value"], fixed["return_"] = (
@@ -273,6 +283,48 @@ def test_reference_grid(cases, level):
             )
         compared += 1
     assert compared >= reference_files.enough(30)
+
+
+def interpolated(meta, a):
+    """The reference's stand-in for the log-probs of the policy that an update begins with: between
+    behaviour and current policy by their versions; ours are computed."""
+    if "in/proximal_logprobs" in a:
+        return a["in/proximal_logprobs"]
+    old = a["in/old_logprobs"]
+    if "in/versions" not in a:
+        return old
+    lag = meta["current_version"] - a["in/versions"]
+    share = np.where(lag > 0, (lag - 1) / np.where(lag > 0, lag, 1), 0.0).clip(0, 1)
+    share = np.where(a["in/versions"] < 0, 0.0, share)
+    return np.float32(old + share * (a["in/logprobs"] - old))
+
+
+def test_reference_decoupled(cases):
+    """Loss, both gradients and metrics where older policies played: with and without a cap, a mask,
+    a dual clip, at every level."""
+    compared = 0
+    for case, (meta, a) in cases.items():
+        if not case.startswith("decoupled_"):
+            continue
+        proximal = interpolated(meta, a)
+        (loss, _), (grad_log_prob, grad_value) = run_case(meta, a, proximal)
+        np.testing.assert_allclose(loss, a["out/loss"], err_msg=case, **TOLERANCE)
+        want = a["out/grad_logprobs"]
+        np.testing.assert_allclose(
+            expand(grad_log_prob, want.shape), want, err_msg=case, **TOLERANCE
+        )
+        np.testing.assert_allclose(grad_value, a["out/grad_values"], err_msg=case, **TOLERANCE)
+        level = LEVEL[meta["logprob_type"]]
+        log_weight = importance.log_weights(proximal, a["in/old_logprobs"], level)
+        found = importance.metrics(
+            log_weight, meta.get("behave_weight_threshold", np.inf), lambda x: [x]
+        )
+        want = a["out/metric:actor/behav_clip_fraction"]
+        np.testing.assert_allclose(
+            found["async/importance_masked_share"], want, err_msg=case, **TOLERANCE
+        )
+        compared += 1
+    assert compared >= reference_files.enough(8)
 
 
 def test_reference_aggregations(cases):

@@ -409,3 +409,14 @@ def test_evaluations_of_two_hosts_draw_differently(actor, make_pool):
                 stream.send(turn, decide(turn))
         seen.append([int(id_B[0]) for id_B, _ in actor.seen])
     assert seen == [[0, 1, 2, 12, 13, 14], [6, 7, 8, 18, 19, 20]]
+
+
+def test_every_row_says_which_parameters_decided(actor, make_pool):
+    """Two rounds of one rollout by different ones."""
+    episodes = [streams.Episode(e % 3, state) for e, state in enumerate(LENGTHS)]
+    stream = streams.Stream(make_pool(4), episodes[:2], TWO_GROUPS, 1)
+    book = collect(actor, stream, version=3)
+    stream.extend(episodes[2:])
+    rollout = collect(actor, stream, book=book, version=4).rollout(stream.results)
+    assert rollout.version_R.dtype == np.int32
+    np.testing.assert_array_equal(rollout.version_R, np.where(rollout.episode_R < 2, 3, 4))

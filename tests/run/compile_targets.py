@@ -51,10 +51,12 @@ class Case:
     fsdp: int  # the rest of the devices is data
 
 
-# At most three: a program is a minute or more on two cores.
+# At most three with the network: such a program is a minute or more on two cores.
 PROGRAMS = {
     "decision": Case("decision", fsdp=8),
-    "microbatch": Case("microbatch", fsdp=8),
+    # Copies of the parameters, each split: what devices may exchange and what not.
+    "microbatch": Case("microbatch", fsdp=4),
+    "step": Case("step", fsdp=4),
     "read": Case("read", fsdp=1),
 }
 
@@ -128,6 +130,7 @@ def main(target: accelerators.Target, folder: pathlib.Path) -> None:
             "estimate": estimates.of(executable, 0.0).as_dict(),
             # Bytes of one device.
             "learned": shapes.size(learned),
+            "learned everywhere": shapes.size(learned) * case.fsdp,  # of one copy
             "frozen": shapes.size(frozen),
             "rows": shapes.size(batch.context),
             "counted flops": counted(case, made, rows) / len(devices),

@@ -52,6 +52,8 @@ def test_flags_are_spelled_with_hyphens(module):
         (["--noconfig.run.tensorboard"], "run.tensorboard", False),
         (["--config.run.directory=a b=c"], "run.directory", "a b=c"),
         (["--config.env.tasks=0,2"], "env.tasks", (0, 2)),
+        (["--config.rollout.pipeline_stage_num=4"], "rollout.num_groups", 4),
+        (["--config.rollout.pipeline_stage_num", "4"], "rollout.num_groups", 4),
     ],
 )
 def test_overrides(arguments, field, value):

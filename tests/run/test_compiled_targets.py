@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from pirl_jax.run import accelerators, estimates, hlo, topology
+from tests.run import exchanges
 
 ROOT = pathlib.Path(__file__).parents[2]
 TARGETS = ("tpu:v5e:2x4", "cuda:h100:8")
@@ -85,6 +86,38 @@ def test_the_sums_of_gradients_are_donated(compiled):
     assert microbatch.estimate.memory.donated >= 0.99 * microbatch.facts["learned"]
     decision = compiled.programs["decision"]
     assert decision.estimate.memory.donated == 0
+
+
+def test_a_microbatch_exchanges_nothing_between_copies_of_the_parameters(compiled):
+    """So what an optimiser step exchanges does not depend on how many microbatches it has."""
+    microbatch = compiled.programs["microbatch"]
+    found = [one for _, one in exchanges.collectives(microbatch.program)]
+    assert found
+    fsdp = microbatch.facts["fsdp"]
+    beyond = [one.name for one in found if exchanges.along_data(one, fsdp)]
+    assert not beyond
+
+
+def test_a_step_reduces_every_gradient_once_in_float32(compiled):
+    step = compiled.programs["step"]
+    kinds, reduced = exchanges.reduced_along_data(step.program, step.facts["fsdp"])
+    assert kinds == {"f32"}
+    # Beside gradients there are metrics.
+    assert step.facts["learned"] <= reduced <= 1.001 * step.facts["learned"]
+
+
+def test_split_weights_are_gathered_and_their_gradients_scattered(compiled):
+    """Activations stay where they are: in bfloat16 every weight comes once for each direction."""
+    microbatch = compiled.programs["microbatch"]
+    learned = microbatch.facts["learned everywhere"]  # in float32
+    exchanged = microbatch.estimate.collectives
+    assert set(exchanged) <= {"all-gather", "reduce-scatter", "all-reduce"}
+    gathered = exchanged["all-gather"]
+    scattered = exchanged["reduce-scatter"]
+    assert gathered <= 1.1 * 2 * learned / 2
+    assert 0.4 * learned <= scattered <= 1.1 * learned
+    # What is not worth scattering, and metrics.
+    assert exchanged.get("all-reduce", 0) <= 0.02 * learned
 
 
 def test_the_frozen_model_is_no_argument_of_the_update(compiled):

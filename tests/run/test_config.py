@@ -31,7 +31,7 @@ from pirl_jax.policy import flow, mirror, noise, normalize
 from pirl_jax.recipes import base, quickstart
 from pirl_jax.rl import advantages, losses, nft
 from pirl_jax.rollout import starts
-from pirl_jax.run import command, config, learnable, recipes, reference
+from pirl_jax.run import command, config, learnable, own_data, recipes, reference
 from pirl_jax.weights import presets
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -115,7 +115,7 @@ WRONG = [
     ("algorithm.group_size", 7, "must be a multiple of algorithm.group_size=7"),
     ("model.norm_mode", "none", "choose one of: zscore, quantile"),
     ("model.dtype", "float16", "choose one of: float32, bfloat16"),
-    ("model.gradient_checkpointing", "some", "choose one of: none"),
+    ("model.gradient_checkpointing", "some", "choose one of: auto, none"),
     ("model.image_size_px", 65, "must be a multiple of the patch of 16 px"),
     ("model.action_chunk", 11, "exceeds model.action_horizon=10; execute at most"),
     ("model.action_chunk", 0, "must be at least 1"),
@@ -189,6 +189,40 @@ def test_a_bad_value_is_named_with_its_remedy(name, value, remedy):
         config.settings(changed(page, name, value))
     assert remedy in str(error.value) and "\n" not in str(error.value)
     assert str(value) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields, remedy",
+    [
+        (dict(demonstrations=3), "sft.demonstrations=3 are two sources; drop one"),
+        (dict(batch_size=0), "needs sft.batch_size=0 to be at least 1"),
+        (dict(steps=0), "leaves a fresh model untaught; set sft.steps to at least 1, or model."),
+        (
+            dict(steps=0, dataset_statistics="computed", checkpoint="a"),
+            "gives a policy other statistics than it learned with; set it to 'auto'",
+        ),
+        (
+            dict(dataset_statistics="files", norm_stats="identity"),
+            "model.norm_stats='identity' and sft.dataset_statistics='files' both say",
+        ),
+    ],
+)
+def test_somebodys_demonstrations_and_the_rest_of_the_page(fields, remedy):
+    page = quickstart.get_config()
+    page.sft.update(dict(demonstrations=0, dataset="a"))
+    for name, value in fields.items():
+        (page.model if name in page.model else page.sft)[name] = value
+    with pytest.raises(ValueError) as error:
+        config.settings(page)
+    assert remedy in str(error.value) and "\n" not in str(error.value)
+
+
+def test_somebodys_demonstrations_need_no_expert():
+    page = quickstart.get_config()
+    page.sft.update(dict(demonstrations=0, dataset="a"))
+    page.env.suite = "libero_90"
+    page.algorithm.sft_loss_weight = 0.1
+    learnable.check(config.settings(page).raw)
 
 
 def test_demonstrations_need_an_expert_for_every_task_played():
@@ -442,6 +476,16 @@ def test_separate_devices_offload_nothing():
     config.settings(page)
 
 
+def test_a_learner_that_is_played_for_meanwhile_keeps_its_optimiser():
+    page = quickstart.get_config()
+    page.rollout.max_staleness = 1
+    page.placement.offload = "auto"
+    config.settings(page)
+    page.placement.offload = "optimizer"
+    with pytest.raises(ValueError, match=r"max_staleness=1: the learner needs its optimiser while"):
+        config.settings(page)
+
+
 def test_simulators_draw_where_one_field_says():
     page = quickstart.get_config()
     page.placement.env = "0"
@@ -538,7 +582,7 @@ TABLES = {
     "model.attention": ("auto", *attention.IMPLEMENTATIONS),
     "model.resize": ("host", "device"),
     "model.norm_mode": normalize.MODES,
-    "model.gradient_checkpointing": remat.POLICIES,
+    "model.gradient_checkpointing": ("auto", *remat.POLICIES),
     "model.lora_init": variants.LORA_INITS,
     "model.paligemma_variant": ("", *variants.GEMMA),
     "model.action_expert_variant": ("", *variants.GEMMA),
@@ -548,9 +592,11 @@ TABLES = {
     "rollout.prefix_cache": ("auto", "device", "host", "recompute"),
     "rollout.start_order": starts.ORDERS,
     "rollout.balance": starts.BALANCES,
+    "rollout.weight_switch": ("decision", "batch"),
     "algorithm.loss": ("ppo", "clone", "nft"),
     "algorithm.adv_type": ("gae", *advantages.GROUP_BASELINES, "raw"),
     "algorithm.logprob_type": losses.LOG_PROB_LEVELS,
+    "algorithm.importance": ("recompute", "behavior"),
     "algorithm.anchor": flow.ANCHORS,
     "nft.form": ("dpo", "mse"),
     "nft.target": ("xnext", "x0", "x0_sde"),
@@ -560,6 +606,8 @@ TABLES = {
     "nft.reduction": ("sum", "mean"),
     "nft.level": mirror.LEVELS,
     "nft.tau_curve": nft.CURVES,
+    "sft.dataset_images": own_data.TURNED,
+    "sft.dataset_statistics": ("auto", "computed", "files"),
     "optim.schedule": optimizer.SCHEDULES,
     "placement.offload": ("off", "optimizer", "auto"),
     "run.on_divergence": ("stop", "rollback"),

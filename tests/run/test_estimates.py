@@ -57,7 +57,7 @@ def test_a_refusal_is_kept_in_the_compiler_s_words(estimator, lowered, monkeypat
 
 
 def test_what_was_given_up_is_tried_again_only_with_more_time(estimator, lowered):
-    key = estimator._key(lowered)
+    key = estimator.key(lowered)
     estimates.give_up(estimator.folder, key, 60.0)
     with pytest.raises(estimates.TooLong, match="was given up after 1 minutes"):
         estimator.of(lowered)

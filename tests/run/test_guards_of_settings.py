@@ -88,6 +88,24 @@ def test_fields_of_the_policy_reach_it(field):
     assert getattr(plain.policy.model, field) != POLICY[field]
 
 
+def test_what_is_saved_or_evaluated_is_a_barrier():
+    fields = {"run__save_every": 4, "eval__every": 6}
+    page = recipe.get_config()
+    in_turns = changed(page, **fields).raw
+    assert all(config.is_barrier(in_turns, i) for i in range(13))
+    apart = changed(page, rollout__max_staleness=1, **fields).raw
+    assert [i for i in range(13) if config.is_barrier(apart, i)] == [0, 4, 6, 8, 12]
+
+
+@pytest.mark.parametrize(
+    "lockstep, asked, resolved",
+    [(False, "decision", "decision"), (False, "batch", "batch"), (True, "decision", "batch")],
+)
+def test_lockstep_switches_parameters_between_rollouts(lockstep, asked, resolved):
+    fields = {"rollout__lockstep": lockstep, "rollout__weight_switch": asked}
+    assert config.weight_switch(changed(recipe.get_config(), **fields).raw) == resolved
+
+
 def test_fields_of_the_optimiser_reach_it():
     values = dict(
         lr=0.1,
@@ -290,23 +308,26 @@ def test_demonstrations_are_disturbed_and_drawn_as_the_page_says(monkeypatch, si
     assert len(set(drawn)) == 4, "seed and task both count"
 
 
+def numbered(count):
+    """Examples that are their own numbers."""
+    return teach.Examples(count, lambda index: (index, index))
+
+
 def test_demonstrations_of_a_batch_are_drawn_by_the_key():
-    encoded = np.arange(50), np.arange(50)
     drawn = {}
     for key in (0, 1):
-        batches = teach.batches(encoded, 8, jax.random.key(key))
+        batches = teach.batches(numbered(50), 8, jax.random.key(key))
         drawn[key] = [tuple(next(batches)[0]) for _ in range(2)]
     assert len({*drawn[0], *drawn[1]}) == 4 and len(drawn[0][0]) == 8
 
 
 def test_hosts_share_a_batch_of_demonstrations(monkeypatch):
-    encoded = np.arange(50), np.arange(50)
-    whole, _ = next(teach.batches(encoded, 8, jax.random.key(0)))
+    whole, _ = next(teach.batches(numbered(50), 8, jax.random.key(0)))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     parts = []
     for host in (0, 1):
         monkeypatch.setattr(jax, "process_index", lambda host=host: host)
-        parts += next(teach.batches(encoded, 8, jax.random.key(0)))[0].tolist()
+        parts += next(teach.batches(numbered(50), 8, jax.random.key(0)))[0].tolist()
     assert parts == whole.tolist()
 
 
@@ -324,11 +345,10 @@ def test_sft_takes_its_steps_in_batches(monkeypatch):
     monkeypatch.setattr(teach.sft, "create_state", lambda params, cfg, mesh: params)
     monkeypatch.setattr(teach.sft, "make_sft_step", make_step)
     monkeypatch.setattr(teach.states, "acting_params", lambda state: state)
-    monkeypatch.setattr(teach, "encode", lambda *args: (np.arange(99), np.arange(99)))
     monkeypatch.setattr(teach.meshes, "put_batch", lambda batch, mesh: batch)
     settings = changed(quickstart.get_config(), sft__steps=3, sft__batch_size=16)
     keys = [
-        teach.fit(settings, None, None, None, None, jax.random.key(k), int)[1]["key"].tolist()
+        teach.fit(settings, None, None, numbered(99), jax.random.key(k), int)[1]["key"].tolist()
         for k in (0, 1)
     ]
     assert [size for size, _ in seen] == [16] * 6 and len({rows for _, rows in seen}) == 6
@@ -488,6 +508,10 @@ TESTED = {
     "rollout.num_envs": ["test_train.py::SMALL"],
     "rollout.num_groups": ["rollout/test_stream.py::_play"],
     "rollout.episodes_per_iteration": ["test_train.py::SMALL"],
+    "rollout.max_staleness": [HERE + "test_what_is_saved_or_evaluated_is_a_barrier"],
+    "rollout.learner_timeout_s": [
+        "run/test_schedule.py::test_a_learner_that_never_answers_ends_the_run"
+    ],
     "algorithm.group_size": ["test_train.py::test_grpo_learns"],
     "algorithm.rewards_lower_bound": [UPDATE + "test_bounds_of_the_reward_filter"],
     "algorithm.rewards_upper_bound": [UPDATE + "test_bounds_of_the_reward_filter"],
@@ -500,6 +524,9 @@ TESTED = {
     "algorithm.clip_ratio_low": [OBJECTIVE],
     "algorithm.clip_ratio_high": [OBJECTIVE],
     "algorithm.clip_ratio_c": [OBJECTIVE],
+    "algorithm.importance_cap": [
+        "learner/test_proximal.py::test_older_rows_are_those_of_the_newest_parameters"
+    ],
     "algorithm.value_clip": [OBJECTIVE],
     "algorithm.huber_delta": [OBJECTIVE],
     "algorithm.value_coef": [OBJECTIVE],
@@ -535,6 +562,7 @@ TESTED = {
     "optim.decay_steps": [CURVES],
     "optim.min_lr_ratio": [CURVES],
     "sft.demonstrations": [HERE + "test_demonstrations_are_disturbed_and_drawn_as_the_page_says"],
+    "sft.dataset_hz": ["run/test_own_data.py::test_the_rate_that_a_user_gives"],
     "sft.action_noise": [HERE + "test_demonstrations_are_disturbed_and_drawn_as_the_page_says"],
     "sft.steps": [OF_SFT, HERE + "test_sft_takes_its_steps_in_batches"],
     "sft.batch_size": [HERE + "test_sft_takes_its_steps_in_batches"],

@@ -10,7 +10,7 @@ from pirl_jax import train
 from pirl_jax.bench import __main__ as bench
 from pirl_jax.core import endings
 from pirl_jax.recipes import probe as recipe
-from pirl_jax.run import accelerators, config, estimates, outlook, recipes, topology
+from pirl_jax.run import accelerators, config, estimates, outlook, program_table, recipes, topology
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -99,6 +99,7 @@ def _result(**changes):
         "target": "tpu:v5e:2x4",
         "fits": True,
         "why": "",
+        "changes": {},
         "plan": {"total": 4e9},
         "choices": {"algorithm.microbatch_size": 8, "mesh": [8, 1]},
         "programs": programs,
@@ -109,7 +110,7 @@ def _result(**changes):
 
 
 def test_the_table_calls_an_estimate_an_estimate():
-    lines = outlook.as_text(_result()).splitlines()
+    lines = program_table.as_text(_result()).splitlines()
     assert lines[0] == "tpu:v5e:2x4, mesh (data x fsdp) 8 x 1, 16.00 GB per device"
     assert lines[1] == "fits: a run needs 4.00 GB at most, by the compiler's estimate"
     assert "algorithm.microbatch_size=8" in lines[2] and "mesh" not in lines[2]
@@ -124,7 +125,7 @@ def test_the_table_calls_an_estimate_an_estimate():
 
 
 def test_what_does_not_fit_says_why():
-    text = outlook.as_text(_result(fits=False, why="needs 20 GiB; this fits: x", plan=None))
+    text = program_table.as_text(_result(fits=False, why="needs 20 GiB; this fits: x", plan=None))
     assert "does not fit: needs 20 GiB; this fits: x" in text
 
 

@@ -99,6 +99,22 @@ def test_every_asset_package_has_the_hash_of_its_one_file():
         )
 
 
+def test_readers_of_datasets_have_the_hashes_of_both_pythons():
+    """The extra and its pins name the same; setup installs them, so that their tests run."""
+    text = (ROOT / "requirements-datasets.txt").read_text()
+    found = {
+        line.partition("==")[0]: line.count("--hash=sha256:")
+        for line in text.replace("\\\n", "").splitlines()
+        if line and not line.startswith("#")
+    }
+    # One wheel of av is for both.
+    assert found == {"av": 1, "h5py": 2, "pyarrow": 2}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert sorted(project["optional-dependencies"]["datasets"]) == sorted(found)
+    setup = (ROOT / "launch" / "setup.sh").read_text()
+    assert '--no-deps --require-hashes -r "$ROOT/requirements-datasets.txt"' in setup
+
+
 def _lines(name):
     lines = (ROOT / name).read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]

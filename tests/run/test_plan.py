@@ -15,7 +15,7 @@ from pirl_jax.envs.libero import files
 from pirl_jax.learner import objective
 from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import actor as actors
-from pirl_jax.run import config, plan, policies, recipes, shapes, steps
+from pirl_jax.run import candidates, config, plan, policies, recipes, shapes, steps
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 ENV = base.EnvSpec("probe_conditioned", ("go",), 50, 8, 16)
@@ -115,7 +115,7 @@ def test_the_table_adds_up(need):
 
 
 def test_open_choices_are_filled_in(mesh, need):
-    settings = _settings(algorithm__microbatch_size=0)
+    settings = _settings(algorithm__microbatch_size=0, model__gradient_checkpointing="none")
     chosen, made = plan.choose(settings, mesh, PROMPT, ENV)
     assert (
         (chosen.raw.algorithm.microbatch_size, chosen.prefix_cache)
@@ -154,7 +154,11 @@ def test_a_program_that_the_compiler_refuses_does_not_fit(mesh, need, monkeypatc
         return _exhausted() if len(asked) == 3 else compile_(lowered)
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compiling)
-    settings = _settings(algorithm__microbatch_size=0, algorithm__minibatch_size=16)
+    settings = _settings(
+        algorithm__microbatch_size=0,
+        algorithm__minibatch_size=16,
+        model__gradient_checkpointing="none",
+    )
     chosen, made = plan.choose(settings, mesh, PROMPT, ENV)
     assert made.fits and chosen.raw.algorithm.microbatch_size == 8
     assert len(asked) == 6
@@ -201,7 +205,7 @@ class _Described:
 
 def test_a_device_that_is_not_there_is_asked_nothing():
     assert plan.device_limit(_Described("TPU v5 lite")) == int(15.75 * plan.GIB)
-    assert plan._host_memory(_Described("TPU v5 lite")) == 512 * plan.GIB
+    assert plan._host_memory([_Described("TPU v5 lite")]) == 512 * plan.GIB
     with pytest.raises(ValueError, match="TPU v99 exists only for its compiler and has no line"):
         plan.device_limit(_Described("TPU v99"))
     assert plan.device_limit(jax.devices()[0]) == plan.psutil.virtual_memory().total
@@ -254,9 +258,9 @@ def test_pi0_ppo_with_a_frozen_vlm_fits_24_gb(mesh):
 
 
 def test_microbatches_divide_over_the_devices():
-    assert list(plan._halves(2048, 1))[:3] == [128, 64, 32]
-    assert list(plan._halves(96, 3)) == [96, 48, 24, 12, 6, 3]
-    assert list(plan._halves(1024, 256)) == [256]
+    assert list(candidates._halves(2048, 1))[:3] == [128, 64, 32]
+    assert list(candidates._halves(96, 3)) == [96, 48, 24, 12, 6, 3]
+    assert list(candidates._halves(1024, 256)) == [256]
     with pytest.raises(
         ValueError,
         match=r"algorithm\.minibatch_size=32 has no part that divides over the 3 devices of the",

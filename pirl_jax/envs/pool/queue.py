@@ -59,16 +59,23 @@ class ReadyQueue:
         self._check(batch, slots)
         with self._changed:
             self._changed.wait_for(lambda: self._stopped() or self._available(batch, slots))
-            if self._error is not None:
-                raise self._error
-            if self._interrupted:
-                raise Interrupted
-            if self._closed:
-                raise ValueError("the queue is closed")
+            self._raise_stopped()
             taken = list(self._ready)[:batch] if slots is None else slots
             steps = [self._ready.pop(slot) for slot in taken]
             self._changed.notify_all()  # there is room again
         return np.array(taken), concatenate(steps)
+
+    def ready(self, wanted: int, timeout_s: float) -> int:
+        """How many slots are ready, once `wanted` are or the time is over.
+
+        Raises: as `get`.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._stopped() or len(self._ready) >= wanted, timeout=timeout_s
+            )
+            self._raise_stopped()
+            return len(self._ready)
 
     def recv(self, slots: Sequence[int]) -> base.TimeStep:
         """The lockstep `get` in the words of EnvPool: exactly these slots, in their order."""
@@ -165,6 +172,14 @@ class ReadyQueue:
         if slots is None:
             return len(self._ready) >= batch
         return all(slot in self._ready for slot in slots)
+
+    def _raise_stopped(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._interrupted:
+            raise Interrupted
+        if self._closed:
+            raise ValueError("the queue is closed")
 
     def _stopped(self) -> bool:
         return self._closed or self._interrupted or self._error is not None

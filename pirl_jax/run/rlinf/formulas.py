@@ -33,7 +33,6 @@ PRECISIONS = {
     "float32": "float32",
 }
 SCHEDULES = ("constant", "cosine", "openpi_cosine")
-LOSSES = ("actor_critic", "actor", "ppo", "grpo", "decoupled_actor_critic")
 
 
 class NotCarriedError(Exception):
@@ -229,20 +228,6 @@ def advantages(source: Source, value: Any) -> dict[str, Any]:
     if name not in ("gae", "grpo"):
         raise another("algorithm.adv_type", value, "algorithm", ("gae", "grpo"))
     return {"algorithm.adv_type": name}
-
-
-def loss(source: Source, value: Any) -> dict[str, Any]:
-    """The clipped ratio, whatever it is called."""
-    del source
-    name = str(value).removeprefix("embodied_")
-    if name == "nft":
-        raise ValueError(
-            f"algorithm.loss_type={value!r} is pi-StepNFT, whose keys are not translated; start"
-            f" from the recipe libero_object_0_nft_pi0, which is RLinf's"
-        )
-    if name not in LOSSES:
-        raise another("algorithm.loss_type", value, "algorithm", LOSSES)
-    return {"algorithm.loss": "ppo"}
 
 
 def logprob(source: Source, value: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Those of model and optimiser stand in table_model.py, formulas of several keys i
 table in docs/rlinf.md is made from ROWS.  Reads no file.
 """
 
-from pirl_jax.run.rlinf import formulas, rows, table_model
+from pirl_jax.run.rlinf import formulas, losses, rows, table_model
 
 CLUSTER = (
     rows.Row(
@@ -73,9 +73,9 @@ ALGORITHM = (
     rows.carried("algorithm.adv_type", "algorithm.adv_type", "gae or grpo", formulas.advantages),
     rows.carried(
         "algorithm.loss_type",
-        "algorithm.loss",
-        "ppo for actor_critic and actor; decoupled_actor_critic too, whose rollouts then wait",
-        formulas.loss,
+        "algorithm.loss algorithm.clip_ratio_c",
+        "ppo, clip_ratio_c 0; of decoupled_actor_critic clip_ratio_c is the file's, or 3",
+        losses.loss,
     ),
     rows.carried(
         "algorithm.group_size env.train.group_size",
@@ -107,9 +107,11 @@ ALGORITHM = (
     ),
     rows.same("algorithm.reward_type", ("chunk_level",), "a reward per decision"),
     rows.dropped("algorithm.entropy_type", "the mean entropy of one entry, as RLinf's openpi"),
-    rows.dropped(
+    rows.carried(
         "algorithm.clip_ratio_c",
-        "RLinf does not read it for openpi; here algorithm.clip_ratio_c works, so it stays off",
+        "algorithm.clip_ratio_c",
+        "of decoupled_actor_critic; RLinf does not read it for the other losses of openpi",
+        losses.dual_clip,
     ),
     rows.dropped(
         "algorithm.loss_agg_func",
@@ -119,11 +121,21 @@ ALGORITHM = (
         "algorithm.{kl_beta,kl_penalty}",
         "RLinf does not read it for openpi; algorithm.anchor_coef pulls towards the first policy",
     ),
+    rows.carried(
+        "algorithm.staleness_threshold",
+        "rollout.max_staleness",
+        "of decoupled_actor_critic; nothing older is played, so that nothing is dropped",
+        losses.staleness,
+    ),
+    rows.carried(
+        "algorithm.behave_weight_threshold",
+        "algorithm.importance_cap",
+        "of decoupled_actor_critic; 2 where the file has none, which there masks nothing",
+        losses.importance_cap,
+    ),
     rows.dropped(
-        "algorithm.{staleness_threshold,behave_weight_threshold,rollout_store_size_per_rank,"
-        "on_policy_min_ratio}",
-        "asynchronous PPO: a rollout and its update take turns here",
-        True,
+        "algorithm.{rollout_store_size_per_rank,on_policy_min_ratio}",
+        "asynchronous PPO: an update begins when its batch is whole",
     ),
     rows.dropped(
         "algorithm.sampling_params.* algorithm.length_params.*", "of language models, not of openpi"
@@ -274,7 +286,11 @@ ROLLOUT = (
         "one copy of the weights plays and learns, and stays on the devices",
         False,
     ),
-    rows.dropped("rollout.recompute_logprobs", "RLinf does not read it for openpi"),
+    rows.dropped(
+        "rollout.recompute_logprobs",
+        "of older rows they are computed, and values with them, never interpolated"
+        " (algorithm.importance=recompute)",
+    ),
     rows.dropped("rollout.unnorm_key", "RLinf does not read it for openpi; model.norm_stats"),
     rows.dropped("rollout.collect_final_values", "no policy runs for a value that nobody reads"),
     rows.dropped(

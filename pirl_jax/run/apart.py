@@ -1,0 +1,141 @@
+"""Iterations of a run whose episodes are played while earlier ones are learned, by two threads on
+devices of their own.
+
+One thread plays (run/overlap.py Work), this one learns; run/exchange.py is between them.  Neither
+waits for the other's devices: decisions compute without a collective, and of an update one
+microbatch is on its way.  Who decides when is not repeated bit for bit, so that lockstep is not
+for this.
+"""
+
+import contextlib
+import threading
+import time
+
+import jax
+
+from pirl_jax.envs.pool import queue
+from pirl_jax.learner import state as states
+from pirl_jax.monitor import panel
+from pirl_jax.run import exchange as exchanges
+from pirl_jax.run import learning, overlap, preemption, schedule, training
+
+POLL_S = 0.05  # how long simulators are waited for before one looks for new parameters
+
+
+def applies(run: training.Run) -> bool:
+    """Whether who plays and who learns have no device in common."""
+    plays = set(run.plays.devices.flat)
+    is_separate = plays.isdisjoint(run.mesh.devices.flat)
+    rollout = run.settings.raw.rollout
+    return bool(rollout.max_staleness) and is_separate and not rollout.lockstep
+
+
+def play(
+    run: training.Run,
+    learner: learning.Learner,
+    state: states.TrainState,
+    span: range,
+    board: panel.Board,
+    watch: preemption.Watch,
+    ended: overlap.Ended,
+) -> states.TrainState:
+    """As overlap.play.
+
+    Raises:
+      endings.Preempted: it was asked to end.
+      Whatever either thread raises, the first of it.
+    """
+    sides = Sides(run, overlap.Work(run, learner, state, span, board), span, ended)
+    try:
+        exchanges.both(sides.exchange, sides.play, sides.learn, run.envs.interrupt)
+    except queue.Interrupted:
+        raise overlap.saved(run, sides.work.state, sides.version, span, watch) from None
+    return sides.work.state
+
+
+class Sides:
+    """What either thread does."""
+
+    def __init__(
+        self, run: training.Run, work: overlap.Work, span: range, ended: overlap.Ended
+    ) -> None:
+        """Publishes the first version."""
+        rollout = run.settings.raw.rollout
+        self.work = work
+        self.version = span.start  # iterations learned so far
+        self._run = run
+        self._span = span
+        self._ended = ended
+        self._gate = schedule.Gate(span, rollout.max_staleness)
+        self._meter = schedule.Meter(time.monotonic)
+        self._measuring = threading.Lock()  # guards the meter
+        with jax.transfer_guard("disallow"):
+            work.publish(span.start)
+        first = exchanges.Published(span.start, None)
+        self.exchange = exchanges.Exchange(first, rollout.learner_timeout_s)
+
+    # ---- the thread that plays ---------------------------------------------------------------
+
+    def play(self) -> None:
+        """All batches of the span."""
+        work = self.work
+        exchange = self.exchange
+        stop = self._span.stop
+        oldest = self._span.start  # that the learner does not have
+        following = oldest  # the first that is not admitted
+        with jax.transfer_guard("disallow"):
+            while oldest < stop:
+                exchange.playing()
+                version = exchange.published.version
+                while following < stop and self._gate.version_of(following) <= version:
+                    work.admit(following)
+                    following += 1
+                if oldest == following:
+                    exchange.await_version(self._gate.version_of(following))
+                elif self._is_due(oldest):
+                    exchange.hand_over(work.take(oldest))
+                    oldest += 1
+                elif work.under_way and work.can_decide(POLL_S):
+                    work.decide()
+                self._tick(following < stop, oldest)
+
+    def _is_due(self, batch: int) -> bool:
+        """Whether a batch is over, and is awaited or nothing else is to be done."""
+        free = self.exchange.has_room() or not self.work.under_way
+        return free and self.work.is_complete(batch)
+
+    def _tick(self, is_gated: bool, oldest: int) -> None:
+        used = self.work.under_way / self.work.num_slots
+        with self._measuring:
+            self._meter.tick(used=used, is_learning=oldest > self.version, is_gated=is_gated)
+
+    # ---- the thread that learns --------------------------------------------------------------
+
+    def learn(self) -> None:
+        """The same, one after another."""
+        for iteration in self._span:
+            with jax.transfer_guard("disallow"):
+                played = self.exchange.take()
+                metrics = self._drained(self.work.learned(iteration, played))
+                self.version = iteration + 1
+                start_s = time.monotonic()
+                self.work.publish(self.version)
+                self._meter.publish_s = time.monotonic() - start_s
+            try:
+                self.exchange.publish(self.version, None)
+            finally:  # it is learned, whatever has become of the other side
+                with self._measuring:
+                    metrics |= self._meter.take()
+                self._ended(iteration, metrics | self._run.timers.take())
+
+    def _drained(self, parts: schedule.Update) -> dict[str, float]:
+        """An update to its end, also where one is asked to end meanwhile."""
+        while True:
+            try:
+                pending = next(parts)
+            except StopIteration as end:
+                return end.value
+            jax.block_until_ready(pending)
+            # Raised again where parameters are published.
+            with contextlib.suppress(queue.Interrupted):
+                self.exchange.learning()
