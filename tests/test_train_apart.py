@@ -1,25 +1,33 @@
 """Whole runs of two threads: one plays on devices of its own while the other learns."""
 
 import threading
+import time
+import traceback
 
 import pytest
 
-from pirl_jax.monitor import log
-from tests import test_train
+from pirl_jax.learner import update
+from pirl_jax.recipes import probe as recipe
+from pirl_jax.rollout import stream as streams
+from pirl_jax.run import apart, config, overlap, schedule
+from tests import test_train, test_train_overlap
 
-ITERATIONS = 5
+ask = test_train.ask  # a fixture: a signal to this process
+no_orphan = test_train_overlap.no_orphan
+learned = test_train_overlap.learned
+ITERATIONS = 3
+FIELDS = {
+    "rollout__max_staleness": 1,
+    "rollout__lockstep": False,
+    "placement__rollout": "0-3",
+    "placement__actor": "4-7",
+    "run__save_every": ITERATIONS,
+    "eval__every": 0,
+}
 
 
-def run(directory, **fields):
-    fields = {
-        "rollout__max_staleness": 1,
-        "rollout__lockstep": False,
-        "placement__rollout": "0-3",
-        "placement__actor": "4-7",
-        "run__save_every": ITERATIONS,
-        "eval__every": 0,
-    } | fields
-    return test_train.probe(directory, ITERATIONS, **fields)
+def run(directory, *arguments):
+    return test_train.probe(directory, ITERATIONS, *arguments, **FIELDS)
 
 
 def no_thread_is_left():
@@ -27,14 +35,108 @@ def no_thread_is_left():
 
 
 @pytest.mark.slow
-def test_who_plays_and_who_learns_do_so_at_one_time(tmp_path):
-    """No row is staler than asked for, every batch is learned, and both sides end."""
-    rows = [row for row in log.read(run(tmp_path)) if "actor/loss" in row]
+def test_who_plays_and_who_learns_do_so_at_one_time(tmp_path, monkeypatch):
+    """No row is staler than asked for, every batch is learned, and both sides end.
+
+    What decides and what learns are different threads.
+    """
+    threads = {"play": set(), "learn": set()}
+
+    def noting(holder, name, side):
+        whole = getattr(holder, name)
+
+        def noted(*args, **kwargs):
+            threads[side].add(threading.current_thread().name)
+            return whole(*args, **kwargs)
+
+        monkeypatch.setattr(holder, name, noted)
+
+    noting(overlap.Work, "decide", "play")
+    noting(update.Updater, "step", "learn")
+    noting(overlap.Work, "publish", "learn")
+    with no_orphan():
+        rows = learned(run(tmp_path))
+    assert threads == {"play": {"rollout"}, "learn": {"MainThread"}}
     assert [row["iteration"] for row in rows] == list(range(ITERATIONS))
-    assert all(row["async/staleness_max"] <= 1 for row in rows)
-    assert rows[0]["async/staleness_max"] == 0 and rows[0]["async/ess"] == 1
     for row in rows:
+        assert row["async/staleness_max"] <= min(1, row["iteration"])
         assert row["env/num_trajectories"] == rows[0]["env/num_trajectories"]
         assert 0 <= row["rollout/slot_use"] <= 1 and row["time/publish"] > 0
         assert row["actor/first_ratio_max_dev"] < 1e-4
+    assert rows[0]["async/ess"] == 1 and no_thread_is_left()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "owner, name, number",
+    [(update.Updater, "step", 2), (overlap.Work, "publish", 2), (streams.Stream, "send", 8)],
+    ids=["learner", "publish", "rollout"],
+)
+def test_the_first_error_of_either_side_ends_the_run(tmp_path, monkeypatch, owner, name, number):
+    """With where it happened; soon, and nothing is left of either."""
+    failed_s = []
+
+    def breaks():
+        failed_s.append(time.monotonic())
+        raise RuntimeError("the first cause")
+
+    monkeypatch.setattr(apart.exchanges, "both", noting_the_end := Noting(apart.exchanges.both))
+    test_train.before_call(monkeypatch, owner, name, number, breaks)
+    with no_orphan(), pytest.raises(RuntimeError, match="the first cause") as raised:
+        run(tmp_path)
+    assert noting_the_end.at_s - failed_s[0] < 10
+    assert "breaks" in [frame.name for frame in traceback.extract_tb(raised.value.__traceback__)]
     assert no_thread_is_left()
+
+
+class Noting:
+    """A function, and when it has ended last."""
+
+    def __init__(self, whole):
+        self.at_s = 0.0
+        self._whole = whole
+
+    def __call__(self, *args):
+        try:
+            return self._whole(*args)
+        finally:
+            self.at_s = time.monotonic()
+
+
+@pytest.mark.slow
+def test_asked_to_end_it_saves_what_is_learned(tmp_path, monkeypatch, ask, capsys):
+    """The update that is under way ends first."""
+    with monkeypatch.context() as patch:
+        test_train.before_call(patch, update.Updater, "step", 2, ask)
+        with no_orphan(), pytest.raises(SystemExit) as exit_:
+            run(tmp_path)
+    assert exit_.value.code == 75 and no_thread_is_left()
+    # One more where the other side waited for parameters, and not for simulators.
+    saved = len(learned(tmp_path))
+    assert saved in (1, 2)
+    assert f"iteration {saved} is saved" in capsys.readouterr().err
+    run(tmp_path, "--resume", "auto")
+    assert [row["iteration"] for row in learned(tmp_path)] == list(range(ITERATIONS))
+
+
+# ---- what is not for two threads ----------------------------------------------------------------
+
+
+def settings_of(**changes):
+    page = recipe.get_config()
+    for name, value in (FIELDS | changes).items():
+        section, field = name.split("__")
+        page[section][field] = value
+    return config.settings(page)
+
+
+def test_rows_may_not_lie_where_others_play():
+    """A learner that reads them would start programs on devices of another thread."""
+    with pytest.raises(ValueError, match=r"prefix_cache='device' keeps rows on placement.*'host'"):
+        schedule.require(settings_of(rollout__prefix_cache="device").raw, 1)
+    for allowed in ("host", "recompute", "auto"):
+        schedule.require(settings_of(rollout__prefix_cache=allowed).raw, 1)
+    shared = dict(placement__rollout="all", placement__actor="all")
+    schedule.require(settings_of(rollout__prefix_cache="device", **shared).raw, 1)
+    in_turns = dict(rollout__max_staleness=0)
+    schedule.require(settings_of(rollout__prefix_cache="device", **in_turns).raw, 1)

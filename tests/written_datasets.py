@@ -48,13 +48,13 @@ def _png(image):
     return {"bytes": file.getvalue(), "path": None}
 
 
-def video(path, images, fps=20, codec="libx264", gop=2, options=None):
+def video(path, images, fps=20, codec="libx264", gop=2, options=None, encoder=None):
     """images [T,Y,X,3]."""
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream(codec, rate=fps)
+        stream = container.add_stream(codec, rate=fps, options=encoder)
         stream.height, stream.width = images.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.gop_size = gop

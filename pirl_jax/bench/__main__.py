@@ -8,6 +8,8 @@
     python -m pirl_jax.bench update|rollout|latency [--recipes ...] [--size full|scaled]
                                                     [--batch 32]
     python -m pirl_jax.bench end2end [--recipe quickstart] [--iterations 4]
+    python -m pirl_jax.bench async [--recipes quickstart,libero_small] [--record]
+    python -m pirl_jax.bench placements
 
 All take [--repeats 5] [--output FILE.json].
 Prints a table and writes JSON with the command, the machine and the package versions.
@@ -21,7 +23,7 @@ import sys
 import types
 from typing import NamedTuple
 
-from pirl_jax.bench import end2end, env, plan, policy, results, targets
+from pirl_jax.bench import asynchronous, end2end, env, placements, plan, policy, results, targets
 from pirl_jax.core import paths
 from pirl_jax.run import command, preemption
 
@@ -84,6 +86,8 @@ BENCHMARKS = {
     "rollout": _of_policy(policy.rollout, BOTH_MODELS, 32),
     "latency": _of_policy(policy.latency, BOTH_MODELS, 1),
     "end2end": _of_module(end2end),
+    "async": _of_module(asynchronous),
+    "placements": _of_module(placements),
 }
 
 if __name__ == "__main__":

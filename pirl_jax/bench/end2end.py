@@ -6,14 +6,9 @@ The first iteration of a run, which compiles, does not count.
 
 import argparse
 from collections.abc import Mapping, Sequence
-import json
-import pathlib
 import statistics
-import subprocess
-import sys
-import tempfile
-from typing import Any
 
+from pirl_jax.bench import short_runs
 from pirl_jax.monitor import columns
 from pirl_jax.run import command, recipes
 
@@ -22,17 +17,6 @@ PARTS = ("iteration", "env", "inference", "transfer", "update", "idle")
 # prefixes again.
 WITHOUT = {"rollout.num_groups": 1, "rollout.prefix_cache": "recompute"}
 VARIANTS = {"baseline": WITHOUT, "ours": {}}
-# Nothing but iterations: next to no teaching, no evaluation, no files.
-SHORT = {
-    "sft.steps": 1,
-    "sft.demonstrations": 1,
-    "eval.baseline": False,
-    "eval.every": 0,
-    "eval.episodes_per_task": 1,
-    "eval.num_videos": 0,
-    "run.backends": "jsonl",
-    "run.save_every": 1000,
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,8 +45,9 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     rows = {name: [] for name in VARIANTS}
     for _ in range(options.repeats):
         for name, changes in VARIANTS.items():
-            fields = SHORT | {"num_iterations": options.iterations} | changes
-            rows[name] += _train(options.recipe, fields, options.set)
+            fields = {"num_iterations": options.iterations} | changes
+            with short_runs.trained(options.recipe, fields, options.set) as directory:
+                rows[name] += short_runs.iterations(directory)
     return {name: _medians(of_variant) for name, of_variant in rows.items()}
 
 
@@ -74,32 +59,6 @@ def _medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         if name in rows[0]:
             medians[part] = statistics.median(row[name] for row in rows)
     return medians
-
-
-def _train(recipe: str, fields: Mapping[str, Any], more: Sequence[str]) -> list[dict[str, float]]:
-    """Metrics of the iterations of one run, the first left out.
-
-    fields, more: other values of the recipe, the latter as "section.field=value".
-
-    Raises:
-      ValueError: the run failed.
-    """
-    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
-    overrides += [f"--config.{change}" for change in more]
-    with tempfile.TemporaryDirectory() as folder:
-        directory = pathlib.Path(folder) / "run"
-        overrides.append(f"--config.run.directory={directory}")
-        argv = [sys.executable, "-m", "pirl_jax.train", "--config", recipe, *overrides]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
-        if done.returncode:
-            # Commands end in one sentence; what stands above it is log.
-            *_, last_line = [f"exit code {done.returncode}", *done.stderr.strip().splitlines()]
-            raise ValueError(f"a run of {recipe} ended with: {last_line}")
-        lines = (directory / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    # Evaluations write rows of their own.
-    iterations = [row for row in rows if "time/iteration" in row]
-    return iterations[1:]
 
 
 def as_text(result: Mapping[str, Mapping[str, float]]) -> str:

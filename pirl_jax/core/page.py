@@ -327,6 +327,7 @@ class Run(bounds.Section):
     report_every: int = at_least(
         0, 10, "between refreshes of report.html; 0 = only at the end", "iterations"
     )
+    record: bool = plain(False, "note what every chunk, decision and update takes, in loop.jsonl")
     on_divergence: str = one_of(
         ("stop", "rollback"),
         "stop",

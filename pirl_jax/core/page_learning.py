@@ -53,7 +53,8 @@ class Algorithm(bounds.Section):
     microbatch_size: int = at_least(
         0,
         128,
-        "per forward-backward; 0 = the most, up to 128, that the memory plan finds room for",
+        "of one device per forward-backward; at most its part of a minibatch; 0 = the most, up to"
+        " 128, that the memory plan finds room for",
         "decisions",
     )
     clip_ratio_low: float = between(0, 1, 0.2, "the probability ratio is clipped below 1 - this")
@@ -108,6 +109,10 @@ class Algorithm(bounds.Section):
         "rollouts",
     )
     ema_decay: float = fraction_below_one(0.0, "of averaged weights to evaluate; 0 = off")
+
+    def microbatch_rows(self, devices: int) -> int:
+        """Of all devices: microbatch_size on each, unless a minibatch has fewer."""
+        return min(self.microbatch_size * devices, self.minibatch_size)
 
     @property
     def uses_critic(self) -> bool:

@@ -124,12 +124,17 @@ class Placement:
         """Devices that play or learn."""
         return tuple(sorted({*self.rollout, *self.actor}))
 
-    def remarks(self, count: int) -> Iterator[str]:
-        """What somebody may not have meant.  count: devices of a host."""
+    def remarks(self, count: int, takes_turns: bool = True) -> Iterator[str]:
+        """What somebody may not have meant.
+
+        Args:
+          count: devices of a host.
+          takes_turns: nothing is played while something is learned.
+        """
         idle = sorted({*range(count)} - {*self.computing} - {*(self.env or ())})
         if idle:
             yield f"devices {shown(idle)} are in no role of placement.* and stay idle"
-        if self.mode == "separate":
+        if takes_turns and self.mode == "separate":
             yield (
                 f"placement.rollout={shown(self.rollout)} and placement.actor={shown(self.actor)}"
                 f" are apart: while one works, the other is idle"

@@ -7,6 +7,7 @@ decoded.
 
 from collections.abc import Callable
 import dataclasses
+import hashlib
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class Summary:
     steps: int
     instructions: tuple[str, ...]  # each once, in the order of the alphabet
     computed: normalize.NormStats
+    sha256: str  # of numbers and instructions, in their order
     opens: bool  # whether the last action entry is ever below 0, where suites open the gripper
 
     def __str__(self) -> str:
@@ -48,11 +50,15 @@ def examine(
     actions = normalize.RunningStats()
     instructions: set[str] = set()
     opens = False
+    content = hashlib.sha256()
     for episode in range(len(source.lengths)):
         source.check(episode)
         numbers = source.numbers(episode)
         _require_sound(numbers, episode, source)
         instructions.update(numbers.instructions)
+        content.update(numbers.state_TQ.tobytes())
+        content.update(numbers.actions_TA.tobytes())
+        content.update("\n".join(numbers.instructions).encode())
         opens = opens or bool((numbers.actions_TA[:, -1] < 0).any())
         for state_TQ, chunks_THA in chunks.pieces(numbers, horizon):
             state.update(state_TQ)
@@ -65,6 +71,7 @@ def examine(
         steps=int(source.lengths.sum()),
         instructions=tuple(sorted(instructions)),
         computed=normalize.NormStats(state=state.stats(), actions=actions.stats()),
+        sha256=content.hexdigest(),
         opens=opens,
     )
 

@@ -5,11 +5,10 @@ A cell without a file is "not run".  Plays nothing, and reads no folder of a run
 
 from collections.abc import Iterator, Mapping, Sequence
 import pathlib
-import statistics
 from typing import Any
 
 from pirl_jax.core import atomic, outside
-from pirl_jax.evidence import cells
+from pirl_jax.evidence import cells, goals
 from pirl_jax.monitor import diagnosis, report
 
 BEGIN = "<!-- evidence: begin; written by python -m pirl_jax.evidence tables -->"
@@ -115,11 +114,12 @@ def section(
 # ---- one row -----------------------------------------------------------------------------------
 
 
-def _table(own: Sequence[cells.Cell], found: Sequence[Result]) -> Iterator[str]:
+def _table(of_row: Sequence[cells.Cell], found: Sequence[Result]) -> Iterator[str]:
     yield _line(HEADER)
     yield _line(["---"] * len(HEADER))
-    for cell in own:
-        yield _line(_cell(cell, [one for one in found if one["cell"] == cell.name]))
+    for cell in of_row:
+        own = list(goals.of_cell(cell.name, found).values())
+        yield _line([*_cell(cell, own), goals.judged(cell, found) or "-"])
 
 
 def _line(words: Sequence[str]) -> str:
@@ -127,16 +127,16 @@ def _line(words: Sequence[str]) -> str:
 
 
 def _cell(cell: cells.Cell, found: Sequence[Result]) -> list[str]:
-    """One line of a table; what is not there is not run."""
+    """One line of a table but for its goal; what is not there is not run."""
     name = f"`{cell.name}`"
     played = [one["seed"] for one in found]
     missing = [seed for seed in cell.seeds if seed not in played]
     seeds = ", ".join(str(one["seed"]) for one in found)
     if not found:
-        return [name, ", ".join(map(str, cell.seeds)), NOT_RUN, *["-"] * 5, _goal(cell, None)]
+        return [name, ", ".join(map(str, cell.seeds)), NOT_RUN, *["-"] * 5]
     if missing:
         seeds += f" ({', '.join(map(str, missing))} {NOT_RUN})"
-    mean = statistics.mean(one["after"]["all"]["rate"] for one in found)
+    mean = goals.mean(goals.of_cell(cell.name, found))
     after = []
     for one in found:
         note = "" if one["state"] == "complete" else f" ({one['state']})"
@@ -150,7 +150,6 @@ def _cell(cell: cells.Cell, found: Sequence[Result]) -> list[str]:
         "; ".join(_held_out(one) for one in found),
         "; ".join(f"{one['episodes']:,}" for one in found),
         "; ".join(f"{one['wall_s'] / 60:.0f}" for one in found),
-        _goal(cell, mean),
     ]
 
 
@@ -168,15 +167,6 @@ def _held_out(one: Result) -> str:
     """All of it where training saw none of the start states."""
     held = one["after"].get("held_out")
     return f"{_rate(held)} of {held['episodes']}" if held else "-"
-
-
-def _goal(cell: cells.Cell, mean: float | None) -> str:
-    if not cell.least:
-        return "above"  # the heading says which
-    wanted = f"{100 * cell.least:.0f} %"
-    if mean is None:
-        return wanted
-    return f"{wanted}: {'reached' if mean >= cell.least else 'not reached'}"
 
 
 # ---- perturbed tasks ---------------------------------------------------------------------------
@@ -228,7 +218,8 @@ def _diagnoses(found: Sequence[Result]) -> Iterator[str]:
 
 def _origins(found: Sequence[Result]) -> Iterator[str]:
     """Commands, and what they ran on; what several share stands once."""
-    yield "Rates are success rates without exploration noise, with Wilson 95 % intervals."
+    yield "Rates are success rates without exploration noise, with Wilson 95 % intervals; RUNS is"
+    yield "the folder of all runs, in which a start has the number of its teaching at its end."
     yield ""
     yield _line(("cell", "seed", "taught by", "revision", "versions", "renderer", "assets"))
     yield _line(["---"] * 7)

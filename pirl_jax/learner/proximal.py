@@ -54,7 +54,8 @@ def catching_up(
     if not applies(cfg):
         return rollout, {}
     stale_R = np.asarray(rollout.version_R) != version
-    index_MB, keep_MB = _blocks(rollout, np.flatnonzero(stale_R), cfg.microbatch_size)
+    size = cfg.microbatch_rows(mesh.size) // jax.process_count()
+    index_MB, keep_MB = _blocks(rollout, np.flatnonzero(stale_R), size)
     found = []
     for index_B in index_MB:
         batch = _put(rollout, index_B, mesh)
@@ -78,14 +79,11 @@ def catching_up(
 # ---- parts of a rollout --------------------------------------------------------------------------
 
 
-def _blocks(
-    rollout: types.Rollout, row_R: np.ndarray, microbatch_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of this host by microbatch -> index [M,B], keep [M,B], with M that of all hosts.
+def _blocks(rollout: types.Rollout, row_R: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of this host, `size` at a time -> index [M,B], keep [M,B], with M that of all hosts.
 
     Every device computes on the rows that it holds, where it holds any.
     """
-    size = microbatch_size // jax.process_count()
     parts = context_rows.by_device(rollout.context, row_R)
     rows_of_parts = np.array(meshes.gather([len(part) for part in parts]))
     most_rows = int(rows_of_parts.max())

@@ -6,31 +6,25 @@ microbatches before the one optimiser step.  Refuses to know what a row means (o
 """
 
 import collections
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import functools
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import page, rng
 from pirl_jax.core import rows as context_rows
-from pirl_jax.learner import objective, optimizer, preference, proximal
+from pirl_jax.learner import in_parts, objective, optimizer, preference, proximal, summary, sums
 from pirl_jax.learner import state as states
-from pirl_jax.rl import losses, minibatch
+from pirl_jax.rl import minibatch
 from pirl_jax.rl import nft as nft_losses
 
 # Microbatches on their way: the device computes one and holds the next; more would fill its memory
 # with rows.
 IN_FLIGHT = 2
-
-# Work that is done in parts: it yields what must be there before it is asked for the next part.
-# Whoever asks may do something else meanwhile, or wait (`drained`).
-Parts = Generator[jax.Array, None, Any]
 
 
 class Updater:
@@ -66,12 +60,14 @@ class Updater:
         Raises:
           ValueError: sizes do not divide.
         """
-        if cfg.microbatch_size % mesh.size or cfg.minibatch_size % cfg.microbatch_size:
+        rows = cfg.microbatch_rows(mesh.size)
+        if rows % mesh.size or cfg.minibatch_size % rows:
             raise ValueError(
-                f"microbatch_size={cfg.microbatch_size} must be a multiple of the {mesh.size} "
-                f"devices of the mesh and divide minibatch_size={cfg.minibatch_size}"
+                f"minibatch_size={cfg.minibatch_size} must be a multiple of the {mesh.size} devices"
+                f" of the mesh times microbatch_size={cfg.microbatch_size}"
             )
         self.cfg = cfg
+        self.microbatch_rows = rows  # of all devices
         self.mesh = mesh
         self._log_prob_fn = log_prob_fn
         self._optim = optim
@@ -82,11 +78,8 @@ class Updater:
         self._nft = nft
         self.plays_average = nft is not None and nft.averages
         self.draws_steps = nft is not None and nft.steps == "one"
-        # That keep a copy of the parameters, and sums of their own.
-        self._places = mesh.shape["data"]
         self._average: Callable | None = None  # known once there is a state
-        self._zeros: Callable | None = None  # known once there is a batch
-        self._add: Callable | None = None
+        self._adder = sums.Adder(self._sums, trainable, mesh)
         self._step = states.Step(self._apply, trainable, mesh)
 
     def minibatch(
@@ -97,9 +90,9 @@ class Updater:
     ) -> tuple[states.TrainState, dict]:
         """One optimiser step -> state, metrics on the devices.  What it changes is donated.
 
-        microbatches: host rows, each of this host's share of cfg.microbatch_size.
+        microbatches: host rows, each of this host's share of microbatch_rows.
         """
-        return drained(self.minibatch_in_parts(state, microbatches, demonstrations))
+        return in_parts.drained(self.minibatch_in_parts(state, microbatches, demonstrations))
 
     def minibatch_in_parts(
         self,
@@ -107,7 +100,7 @@ class Updater:
         microbatches: Iterable[objective.Minibatch],
         demonstrations: object = None,
         in_flight: int = IN_FLIGHT,
-    ) -> Parts:
+    ) -> in_parts.Parts:
         """`minibatch`, a microbatch at a time.  in_flight: how many are not waited for."""
         total = None
         under_way = collections.deque()
@@ -126,11 +119,9 @@ class Updater:
     def add(
         self, state: states.TrainState, total: objective.Sums | None, batch: objective.Minibatch
     ) -> tuple[objective.Sums, jax.Array]:
-        """Add a microbatch on the devices to the sums, which are donated -> sums, a scalar to wait
+        """Add a microbatch on the devices to the sums, which are donated -> sums, what to wait
         for.  None starts them."""
-        if self._add is None:
-            self._prepare(state, batch)
-        return self._add(state, self._zeros() if total is None else total, batch)
+        return self._adder(state, total, batch)
 
     def step(
         self, state: states.TrainState, total: objective.Sums, demonstrations: object = None
@@ -140,67 +131,8 @@ class Updater:
 
     def lower(self, state: states.TrainState, batch: objective.Minibatch) -> dict:
         """What `minibatch` runs, from shapes and without an SFT term: {"microbatch", "step"}."""
-        total = self._prepare(state, batch)
-        return {
-            "microbatch": self._add.lower(state, total, batch),
-            "step": self._step.lower(state, total, None),
-        }
-
-    def _prepare(self, state: states.TrainState, batch: objective.Minibatch) -> objective.Sums:
-        """The form of the sums; gradients lie where their parameters lie.  -> shapes"""
-        shape = jax.eval_shape(self._sums, state, batch, np.int32(0))
-        replicated = meshes.replicated(self.mesh)
-        learned, _ = states.partition(state.params, self._trainable)
-        layout = jax.tree.map(lambda _: replicated, shape)
-        layout = layout.replace(grads=states.shardings(learned))
-        added = self._added
-        done = replicated
-        if self._places > 1:
-            shape = jax.tree.map(lambda x: x.update(shape=(self._places, *x.shape)), shape)
-            layout = jax.tree.map(_by_place, layout)
-            done = _by_place(done)
-            added = self._added_by_place
-
-        def zeros():
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
-
-        self._zeros = jax.jit(zeros, out_shardings=layout)
-        added = meshes.target(self.mesh)(added)
-        self._add = jax.jit(added, donate_argnums=1, out_shardings=(layout, done))
-        return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), shape, layout)
-
-    def _added_by_place(
-        self, state: states.TrainState, total: objective.Sums, batch: objective.Minibatch
-    ) -> tuple[objective.Sums, jax.Array]:
-        """Every place along "data" adds to sums of its own, which lie in front of each other."""
-
-        def added(
-            state: states.TrainState, total: objective.Sums, batch: objective.Minibatch
-        ) -> tuple[objective.Sums, jax.Array]:
-            own = jax.tree.map(lambda x: x[0], total)
-            return jax.tree.map(lambda x: x[None], self._added(state, own, batch))
-
-        everywhere = PartitionSpec()
-        split = PartitionSpec("data")
-        takes = (everywhere, split, split)
-        return meshes.by_data(added, self.mesh, takes, split)(state, total, batch)
-
-    def _added(
-        self, state: states.TrainState, total: objective.Sums, batch: objective.Minibatch
-    ) -> tuple[objective.Sums, jax.Array]:
-        sums = self._sums(state, batch, total.microbatches)
-        largest = jax.tree.map(jnp.maximum, total.largest, sums.largest)
-        return jax.tree.map(jnp.add, total, sums).replace(largest=largest), sums.count
-
-    def _of_all(self, total: objective.Sums) -> objective.Sums:
-        """The sums of all places together: what an optimiser step exchanges along "data"."""
-        if self._places == 1:
-            return total
-        sums = jax.tree.map(lambda x: x.sum(0), total)
-        return sums.replace(
-            largest=jax.tree.map(lambda x: x.max(0), total.largest),
-            microbatches=total.microbatches[0],
-        )
+        total, microbatch = self._adder.lower(state, batch)
+        return {"microbatch": microbatch, "step": self._step.lower(state, total, None)}
 
     def _sums(
         self, state: states.TrainState, batch: objective.Minibatch, number: jax.Array
@@ -228,8 +160,8 @@ class Updater:
                 self._nft,
             )
 
-        grads, sums = jax.grad(loss, has_aux=True)(learned)
-        return sums.replace(grads=grads)
+        grads, others = jax.grad(loss, has_aux=True)(learned)
+        return others.replace(grads=grads)
 
     def _apply(
         self,
@@ -241,7 +173,7 @@ class Updater:
         """state.params are what trains (state.Step)."""
         cfg = self.cfg
         learned = state.params
-        total = self._of_all(total)
+        total = self._adder.of_all(total)
         # A minibatch may hold nothing but successes of earlier rollouts, which the loss beside does
         # not weigh.  Without any weight the step is skipped; it must only not divide by 0.
         weight = jnp.where(total.weight > 0, total.weight, total.clone_weight)
@@ -311,15 +243,6 @@ class Updater:
         return nft_losses.share(self._nft.tau, self._nft.tau_curve, iteration)
 
 
-def drained(parts: Parts) -> Any:
-    """What the work ends with, at one go."""
-    while True:
-        try:
-            jax.block_until_ready(next(parts))
-        except StopIteration as end:
-            return end.value
-
-
 def learn(
     updater: Updater,
     state: states.TrainState,
@@ -328,7 +251,7 @@ def learn(
     demonstrations: Iterator | None = None,
 ) -> tuple[states.TrainState, dict[str, float]]:
     """`learn_in_parts` at one go; waits for the device once, at the end."""
-    return drained(learn_in_parts(updater, state, data, key, demonstrations))
+    return in_parts.drained(learn_in_parts(updater, state, data, key, demonstrations))
 
 
 def learn_in_parts(
@@ -338,7 +261,7 @@ def learn_in_parts(
     key: jax.Array,
     demonstrations: Iterator | None = None,
     in_flight: int = IN_FLIGHT,
-) -> Parts:
+) -> in_parts.Parts:
     """All epochs over the rows of one rollout -> state, metrics.
 
     An update without a signal is skipped: no row has weight (every group filtered), or all
@@ -364,33 +287,42 @@ def learn_in_parts(
     parts = context_rows.by_device(data.context, row_R)
     # All of them take equally many steps of the same size, as many as the one with the most rows.
     rows_of_parts = np.array(meshes.gather([len(part) for part in parts]))
-    size = cfg.microbatch_size // hosts
+    size = updater.microbatch_rows // hosts
     history = []  # metrics of the minibatches, by epoch
     for rows in _by_epoch(updater, data, key):
-        index_1MB, keep_1MB = minibatch.side_by_side(
-            generator,
-            parts,
-            cfg.minibatch_size // hosts,
-            multiple_of=size,
-            most_rows=int(rows_of_parts.max()),
-        )
-        minibatches = _minibatches(rows, index_1MB[0], keep_1MB[0], size)
+        index_MB, keep_MB = _dealt(generator, updater, parts, int(rows_of_parts.max()))
+        minibatches = _minibatches(rows, index_MB, keep_MB, size)
         state, of_epoch = yield from _epoch(updater, state, minibatches, demonstrations, in_flight)
         history.append(of_epoch)
         if cfg.target_kl:
             yield of_epoch[-1]["approx_kl3"]
-            if _mean_kl(of_epoch) > cfg.target_kl:
+            if summary.mean_kl(of_epoch) > cfg.target_kl:
                 break
     state = updater.finish(state)
     yield history[-1][-1]["grad_norm"]
     counts = {
         "actor/epochs": float(len(history)),
-        "actor/padded_rows": 1.0 - rows_of_parts.sum() / (keep_1MB.size * hosts),
+        "actor/padded_rows": 1.0 - rows_of_parts.sum() / (keep_MB.size * hosts),
     }
-    summary = _summary(jax.device_get(list(itertools.chain.from_iterable(history))), cfg)
+    metrics = summary.of_update(jax.device_get(list(itertools.chain.from_iterable(history))), cfg)
     if updater.plays_average:  # it starts elsewhere, which is no fault
-        summary.pop("actor/first_delta_v")
-    return state, summary | counts
+        metrics.pop("actor/first_delta_v")
+    return state, metrics | counts
+
+
+def _dealt(
+    generator: np.random.Generator, updater: Updater, parts: list[np.ndarray], most_rows: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """This host's share of the minibatches of an epoch: index [M,B], keep [M,B]."""
+    hosts = jax.process_count()
+    index_1MB, keep_1MB = minibatch.side_by_side(
+        generator,
+        parts,
+        updater.cfg.minibatch_size // hosts,
+        multiple_of=updater.microbatch_rows // hosts,
+        most_rows=most_rows,
+    )
+    return index_1MB[0], keep_1MB[0]
 
 
 def _epoch(
@@ -399,7 +331,7 @@ def _epoch(
     minibatches: Iterable[Iterator[objective.Minibatch]],
     demonstrations: Iterator,
     in_flight: int,
-) -> Parts:
+) -> in_parts.Parts:
     """-> state, metrics of the minibatches on the devices."""
     of_epoch = []
     for microbatches in minibatches:
@@ -432,7 +364,11 @@ def _by_epoch(
 
 
 def _microbatches(
-    data: objective.Minibatch, index_B: np.ndarray, keep_B: np.ndarray, size: int, scale: float
+    data: objective.Minibatch,
+    index_B: np.ndarray,
+    keep_B: np.ndarray,
+    size: int,
+    scale: float = 1.0,
 ) -> Iterator[objective.Minibatch]:
     """The rows of a minibatch, `size` at a time; taken when they are asked for.
 
@@ -443,45 +379,6 @@ def _microbatches(
         yield proximal.scaled(objective.take(data, index_B[part], keep_B[part]), scale)
 
 
-def _mean_kl(history: list[dict]) -> float:
-    """Of approx_kl3: on a finite batch k1 can be negative at any distance."""
-    return np.mean(jax.device_get([metrics["approx_kl3"] for metrics in history]))
-
-
-def _by_place(sharding: NamedSharding) -> NamedSharding:
-    """With one more axis in front, along "data"."""
-    return NamedSharding(sharding.mesh, PartitionSpec("data", *sharding.spec))
-
-
 @jax.jit
 def _increment(x: jax.Array) -> jax.Array:
     return x + 1
-
-
-def _summary(history: list[dict], cfg: page.Algorithm) -> dict[str, float]:
-    """Means over the minibatches, with four exceptions.
-
-    These are the largest ratio_max_dev, or delta_v of NFT, and the first one (rounding noise if
-    sampling and learning agree), the numbers of skipped updates and of those whose gradient was not
-    finite, and one explained variance of all rows.
-    """
-    metrics = {}
-    for name in history[0]:
-        metrics[name] = np.stack([row[name] for row in history])
-    variance_sums = metrics.pop("variance_sums").astype(np.float64).sum(0)
-    skipped = metrics.pop("skipped")
-    means = {name: float(x.mean()) for name, x in metrics.items()}
-    if "delta_v" in metrics:
-        means = nft_losses.over_parts(means)
-    summary = {f"actor/{name}": x for name, x in means.items()}
-    if cfg.uses_critic:
-        summary["critic/explained_variance"] = losses.explained_variance(variance_sums)
-    for name in ("ratio_max_dev", "delta_v"):
-        if name in metrics:
-            summary[f"actor/{name}"] = float(metrics[name].max())
-            summary[f"actor/first_{name}"] = float(metrics[name][0])
-    return summary | {
-        "actor/skipped_updates": float(skipped.sum()),
-        "actor/nonfinite_updates": float((~np.isfinite(metrics["grad_norm"])).sum()),
-        "actor/updates": float(len(history)),
-    }

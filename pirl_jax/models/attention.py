@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from typing import NamedTuple
 
 import jax
 from jax import Array
@@ -17,11 +18,26 @@ log = logging.getLogger(__name__)
 _MASKED = -2.3819763e38
 
 
+class Sight(NamedTuple):
+    """Which keys a query sees: those whose rank is at most its own.
+
+    Two vectors where a mask would be a matrix for every head and layer: they are compared where
+    the logits are, and the result is written nowhere.
+    """
+
+    query_BT: Array  # int32
+    key_BS: Array
+
+    @property
+    def mask_BTS(self) -> Array:
+        return self.key_BS[:, None, :] <= self.query_BT[:, :, None]
+
+
 def attend(
     q_BTNh: Array,
     k_BSKh: Array,
     v_BSKh: Array,
-    mask_BTS: Array,
+    sight: Sight,
     implementation: str,
 ) -> Array:
     """Query head n reads key head n // G; q is scaled already.
@@ -33,7 +49,7 @@ def attend(
     """
     if implementation == "auto":
         implementation = fastest(q_BTNh.shape[-1], str(q_BTNh.dtype))
-    return IMPLEMENTATIONS[implementation](q_BTNh, k_BSKh, v_BSKh, mask_BTS)
+    return IMPLEMENTATIONS[implementation](q_BTNh, k_BSKh, v_BSKh, sight)
 
 
 def fastest(head_dim: int, dtype: str) -> str:
@@ -87,13 +103,14 @@ def difference(implementation: str, head_dim: int, dtype: str) -> float:
         inputs.append(jnp.asarray(values, dtype))
     inputs[0] *= head_dim**-0.5
     valid_BT = np.arange(16)[None] < np.array([[16], [11]])
-    mask_BTS = jnp.asarray(valid_BT[:, None] & valid_BT[:, :, None])
+    query_BT = jnp.where(valid_BT, 0, -1)
+    sight = Sight(query_BT, -query_BT)  # a query without keys sees none
 
     def outcome(name: str) -> list[np.ndarray]:
         """Output and gradients."""
 
         def total(*inputs: Array) -> tuple[Array, Array]:
-            out_BTNh = attend(*inputs, mask_BTS, name).astype(jnp.float32)
+            out_BTNh = attend(*inputs, sight, name).astype(jnp.float32)
             read_BTNh = jnp.where(valid_BT[:, :, None, None], out_BTNh, 0.0)
             return (read_BTNh**2).sum() / 2, read_BTNh
 
@@ -108,7 +125,21 @@ def difference(implementation: str, head_dim: int, dtype: str) -> float:
     return float(np.nan_to_num(max(errors), nan=np.inf))
 
 
-def _products(q_BTNh: Array, k_BSKh: Array, v_BSKh: Array, mask_BTS: Array) -> Array:
+@jax.custom_jvp
+def _masked(logits_BTS: Array, sight: Sight) -> Array:
+    return jnp.where(sight.mask_BTS, logits_BTS, _MASKED)
+
+
+@_masked.defjvp
+def _masked_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    """The gradient passes: a softmax follows, whose own is 0 where the probability is 0.
+
+    (And that of a query without keys is 0 because it is never read.)
+    """
+    return _masked(*primals), tangents[0]
+
+
+def _products(q_BTNh: Array, k_BSKh: Array, v_BSKh: Array, sight: Sight) -> Array:
     """Two batched matrix products with a softmax between them."""
     B, T, N, h = q_BTNh.shape
     K = k_BSKh.shape[2]
@@ -118,22 +149,25 @@ def _products(q_BTNh: Array, k_BSKh: Array, v_BSKh: Array, mask_BTS: Array) -> A
     q = q_BTNh.reshape(B, T, K, G, h).swapaxes(1, 2).reshape(B * K, T * G, h)
     k = k_BSKh.swapaxes(1, 2).reshape(B * K, -1, h)
     v = v_BSKh.swapaxes(1, 2).reshape(B * K, -1, h)
-    mask = jnp.repeat(jnp.repeat(mask_BTS, G, axis=1), K, axis=0)
+    of_rows = Sight(
+        jnp.repeat(jnp.repeat(sight.query_BT, G, axis=1), K, axis=0),
+        jnp.repeat(sight.key_BS, K, axis=0),
+    )
 
     logits = jnp.einsum("BTh,BSh->BTS", q, k, preferred_element_type=jnp.float32)
-    probs = jax.nn.softmax(jnp.where(mask, logits, _MASKED), axis=-1)
+    probs = jax.nn.softmax(_masked(logits, of_rows), axis=-1)
     mixed = jnp.einsum("BTS,BSh->BTh", probs.astype(q.dtype), v)
     return mixed.reshape(B, K, T, G, h).swapaxes(1, 2).reshape(B, T, N, h)
 
 
 def _library(
-    q_BTNh: Array, k_BSKh: Array, v_BSKh: Array, mask_BTS: Array, implementation: str
+    q_BTNh: Array, k_BSKh: Array, v_BSKh: Array, sight: Sight, implementation: str
 ) -> Array:
     return jax.nn.dot_product_attention(
         q_BTNh,
         k_BSKh,
         v_BSKh,
-        mask=mask_BTS[:, None],
+        mask=sight.mask_BTS[:, None],
         scale=1.0,
         implementation=implementation,
     )

@@ -118,7 +118,7 @@ def forward(
     params: dict,
     x_BTD: Array,
     position_BT: Array,
-    mask_BTS: Array,
+    sight: attention.Sight,
     cfg: variants.GemmaConfig,
     *,
     expert: int,
@@ -155,7 +155,7 @@ def forward(
         def rest(x_BTD: Array) -> Array:
             k_BSKh, v_BSKh = _appended(layer_past, own)
             q_BTNh = _queries(attn, normed_BTD, position_BT, cfg)
-            mixed_BTNh = attention.attend(q_BTNh, k_BSKh, v_BSKh, mask_BTS, attend_by)
+            mixed_BTNh = attention.attend(q_BTNh, k_BSKh, v_BSKh, sight, attend_by)
             out_BTD = lora.einsum(attn["attn_vec_einsum"], "BTNh,NhD->BTD", mixed_BTNh, cfg.lora)
             x_BTD = meshes.by_rows(x_BTD + _gated(out_BTD, gate))
             return _feed_forward(layer_params, x_BTD, modulated, cfg)

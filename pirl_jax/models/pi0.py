@@ -15,7 +15,9 @@ import jax.numpy as jnp
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec, types
-from pirl_jax.models import gemma, linear, resize, siglip, variants
+from pirl_jax.models import attention, gemma, linear, resize, siglip, variants
+
+_UNSEEN = 2**30  # rank of a key that no query sees
 
 
 @struct.dataclass
@@ -104,7 +106,7 @@ def prefill(
         params["PaliGemma"]["llm"],
         x_BSD,
         positions(mask_BS),
-        attention_mask(mask_BS, one_block_S),
+        sight(mask_BS, one_block_S),
         cfg.paligemma,
         expert=0,
         remat_policy=cfg.remat,
@@ -288,13 +290,13 @@ def decode(
 ) -> tuple[Array, Array, Array]:
     """Expert 1 over the whole suffix: final states [B,T,D], its keys and values [L,B,T,K,h]."""
     x_BTD, starts_T = embed_suffix(params, prefix.state, x_BHA, t_B, cfg)
-    mask_BTS, position_BT = suffix_attention(prefix.mask, starts_T)
+    seen, position_BT = suffix_attention(prefix.mask, starts_T)
     # Plain attention: few queries, and an odd number of them, which fused kernels do not take.
     return gemma.forward(
         params["PaliGemma"]["llm"],
         x_BTD.astype(cfg.dtype),
         position_BT,
-        mask_BTS,
+        seen,
         cfg.expert,
         expert=1,
         remat_policy=cfg.remat,
@@ -303,14 +305,15 @@ def decode(
     )
 
 
-def attention_mask(valid_BT: Array, starts_T: Array) -> Array:
-    """[B,T,T]: a query sees the valid keys of its own and all earlier blocks.
+def sight(valid_BT: Array, starts_T: Array) -> attention.Sight:
+    """Of T tokens of each other: a query sees the valid keys of its own and all earlier blocks.
 
-    `starts_T`: first token of a block.
+    `starts_T`: first token of a block.  A query that is not valid sees nothing.
     """
-    block_T = jnp.cumsum(starts_T)
-    visible_TT = block_T[None, :] <= block_T[:, None]
-    return visible_TT[None] & valid_BT[:, None, :] & valid_BT[:, :, None]
+    block_T = jnp.cumsum(starts_T, dtype=jnp.int32)[None]
+    return attention.Sight(
+        query_BT=jnp.where(valid_BT, block_T, -1), key_BS=jnp.where(valid_BT, block_T, _UNSEEN)
+    )
 
 
 def positions(valid_BT: Array) -> Array:
@@ -321,16 +324,17 @@ def positions(valid_BT: Array) -> Array:
     return jnp.cumsum(valid_BT, axis=1) - 1
 
 
-def suffix_attention(prefix_mask_BS: Array, starts_T: Array) -> tuple[Array, Array]:
-    """Mask [B,T,S+T] and positions [B,T] of the suffix, all of whose tokens are valid."""
-    B, S = prefix_mask_BS.shape
+def suffix_attention(prefix_mask_BS: Array, starts_T: Array) -> tuple[attention.Sight, Array]:
+    """What the suffix sees of prefix and itself, and its positions [B,T]; all its tokens are valid
+    and see all of the prefix that is."""
+    B = prefix_mask_BS.shape[0]
     T = starts_T.shape[0]
     valid_BT = jnp.ones((B, T), bool)
-    past_BTS = jnp.broadcast_to(prefix_mask_BS[:, None], (B, T, S))
-    own_BTT = attention_mask(valid_BT, starts_T)
-    mask_BTS = jnp.concatenate([past_BTS, own_BTT], axis=2)
+    own = sight(valid_BT, starts_T)
+    past_BS = jnp.where(prefix_mask_BS, 0, _UNSEEN)
+    both = attention.Sight(own.query_BT, jnp.concatenate([past_BS, own.key_BS], axis=1))
     prefix_length_B1 = prefix_mask_BS.sum(1, keepdims=True)
-    return mask_BTS, prefix_length_B1 + positions(valid_BT)
+    return both, prefix_length_B1 + positions(valid_BT)
 
 
 def time_embedding(

@@ -13,11 +13,13 @@ import jax
 from pirl_jax.models import remat
 from pirl_jax.run import config, devices
 
-LARGEST_MICROBATCH = 128
+LARGEST_MICROBATCH = 128  # of one device
 # How much longer an update takes, where nobody estimates it: one number is worth ten compilations.
 # Of prefixes: device and host give the same arithmetic, but rows travel; computing them again is
 # most of the arithmetic of an update (policy/flops.py: 37 times at full size).
 COST_OF_CACHE = {"device": 1.0, "host": 1.1, "recompute": 40.0}
+# Of moments on the host while episodes are played: they travel twice in an iteration.
+COST_OF_OFFLOAD = {"off": 1.0, "optimizer": 1.05}
 # A microbatch costs what does not depend on its rows, too: about as much as this many rows on each
 # device (compiled for a v5e, docs/targets.md).
 FIXED_ROWS = 4
@@ -26,8 +28,8 @@ FIXED_ROWS = 4
 def candidates(settings: config.Settings, mesh: jax.sharding.Mesh) -> list[config.Settings]:
     """Settings without open choices, the fastest first.
 
-    Open are rollout.prefix_cache "auto", algorithm.microbatch_size 0,
-    model.gradient_checkpointing "auto" and placement.offload "auto".
+    Open are rollout.prefix_cache, placement.offload and model.gradient_checkpointing "auto", and
+    algorithm.microbatch_size 0.
 
     Raises:
       ValueError: no microbatch divides over the devices.
@@ -36,7 +38,8 @@ def candidates(settings: config.Settings, mesh: jax.sharding.Mesh) -> list[confi
     asked = settings.raw.algorithm.microbatch_size
     # Those that keep prefixes give away as many rows each, too.
     divisor = math.lcm(mesh.size, devices.playing(settings, mesh).size * jax.process_count())
-    sizes = (asked,) if asked else tuple(_halves(whole, divisor))
+    halves = [size for size in _halves(whole, mesh.size) if not size * mesh.size % divisor]
+    sizes = [asked] if asked else halves
     if not sizes:
         raise ValueError(
             f"algorithm.minibatch_size={whole} has no part that divides over the {divisor} "
@@ -54,7 +57,7 @@ def candidates(settings: config.Settings, mesh: jax.sharding.Mesh) -> list[confi
             "model.gradient_checkpointing": policy,
         }
         found.append(config.changed(settings, changes))
-    return sorted(found, key=lambda one: _cost(one, mesh))
+    return sorted(found, key=_cost)
 
 
 def rivals(chosen: config.Settings, others: list[config.Settings]) -> Iterator[config.Settings]:
@@ -85,7 +88,7 @@ def changes(settings: config.Settings) -> Iterator[dict]:
     if raw.model.gradient_checkpointing not in ("auto", remat.LEAST):
         single.append({"model.gradient_checkpointing": "auto"})
     if raw.placement.offload == "off" and _may_offload(settings):
-        single.append({"placement.offload": "optimizer"})
+        single.append({"placement.offload": "auto"})
     for together in range(1, len(single) + 1):
         for some in itertools.combinations(single, together):
             merged = {}
@@ -94,13 +97,12 @@ def changes(settings: config.Settings) -> Iterator[dict]:
             yield merged
 
 
-def _cost(one: config.Settings, mesh: jax.sharding.Mesh) -> float:
+def _cost(one: config.Settings) -> float:
     """Of an update, in units of the fastest."""
-    rows_per_device = one.raw.algorithm.microbatch_size / mesh.size
     slower = remat.COST[one.raw.model.gradient_checkpointing]
-    # Seconds beside minutes of episodes: less than a step of any other choice.
-    moves = 1.01 if one.raw.placement.offload == "optimizer" else 1.0
-    return COST_OF_CACHE[one.prefix_cache] * slower * moves * (1 + FIXED_ROWS / rows_per_device)
+    slower *= COST_OF_OFFLOAD[one.raw.placement.offload]
+    rows = one.raw.algorithm.microbatch_size
+    return COST_OF_CACHE[one.prefix_cache] * slower * (1 + FIXED_ROWS / rows)
 
 
 def computed_again(one: config.Settings) -> int:
@@ -108,30 +110,34 @@ def computed_again(one: config.Settings) -> int:
     return list(remat.POLICIES).index(one.raw.model.gradient_checkpointing)
 
 
-def _appetite(one: config.Settings) -> tuple[bool, bool, int, int]:
+def _appetite(one: config.Settings) -> tuple[int, int, int]:
     """Smaller: less memory of a device."""
-    in_the_way = one.prefix_cache == "device"
-    slow = one.prefix_cache == "recompute"
-    return in_the_way, slow, -computed_again(one), one.raw.algorithm.microbatch_size
+    in_the_way = [
+        one.prefix_cache == "device",
+        one.raw.placement.offload == "off",
+        one.prefix_cache == "recompute",
+    ]
+    rank = sum(4 >> place for place, there in enumerate(in_the_way) if there)
+    return rank, -computed_again(one), one.raw.algorithm.microbatch_size
 
 
-def _may_offload(settings: config.Settings) -> bool:
-    """Whether anything is played where something learns, and not meanwhile."""
-    is_separate = devices.roles(settings).mode == "separate"
-    return not is_separate and not settings.raw.rollout.max_staleness
+def _policies(settings: config.Settings) -> tuple[str, ...]:
+    asked = settings.raw.model.gradient_checkpointing
+    return tuple(remat.POLICIES) if asked == "auto" else (asked,)
 
 
 def _offloads(settings: config.Settings) -> tuple[str, ...]:
-    """Where the optimiser may lie while episodes are played."""
+    """Where moments may lie while episodes are played."""
     asked = settings.raw.placement.offload
     if asked != "auto":
         return (asked,)
     return ("off", "optimizer") if _may_offload(settings) else ("off",)
 
 
-def _policies(settings: config.Settings) -> tuple[str, ...]:
-    asked = settings.raw.model.gradient_checkpointing
-    return tuple(remat.POLICIES) if asked == "auto" else (asked,)
+def _may_offload(settings: config.Settings) -> bool:
+    """Whether those devices play that moments take room on, while nothing is learned."""
+    ahead = settings.raw.rollout.max_staleness
+    return not ahead and devices.roles(settings).mode != "separate"
 
 
 def _caches(settings: config.Settings, mesh: jax.sharding.Mesh) -> tuple[str, ...]:
@@ -141,17 +147,20 @@ def _caches(settings: config.Settings, mesh: jax.sharding.Mesh) -> tuple[str, ..
         return (asked,)
     if not settings.keep_prefix:
         return ("recompute",)
-    if mesh.devices.flat[0].platform == "cpu":  # its memory is the host's
+    is_apart = devices.roles(settings).mode == "separate"
+    plays_on = is_apart and settings.raw.rollout.max_staleness  # schedule.require
+    if plays_on or mesh.devices.flat[0].platform == "cpu":  # whose memory is the host's
         return "host", "recompute"
     return "device", "host", "recompute"
 
 
 def _halves(minibatch_size: int, devices: int) -> Iterator[int]:
-    """The largest microbatch, its half, and so on."""
-    largest = min(minibatch_size, max(LARGEST_MICROBATCH, devices))
-    sizes = range(largest, 0, -1)
-    fitting = (size for size in sizes if not minibatch_size % size and not size % devices)
-    size = next(fitting, 0)
-    while size and size % devices == 0:
+    """The largest microbatch of a device, its half, and so on."""
+    each, left = divmod(minibatch_size, devices)
+    if left:
+        return
+    sizes = range(min(each, LARGEST_MICROBATCH), 0, -1)
+    size = next((size for size in sizes if not each % size), 0)
+    while size:
         yield size
         size = 0 if size % 2 else size // 2

@@ -3,24 +3,29 @@ simulators.
 
 Every line says what it rests on: measured, given, modelled (a compiler's estimate) or assumed.
 Refuses to know compilers.  Left out: evaluations, SFT, checkpoints, rows that travel between host
-and devices, and that simulators reset while the learner works.
+and devices, and that simulators reset while the learner works.  A placement's seconds come from the
+model of the loop (run/forecast.py).
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import pathlib
 import re
 from typing import Any
 
-from pirl_jax.core import outside
+from pirl_jax.core import outside, page, placement
 from pirl_jax.envs import base
 from pirl_jax.monitor import columns
 from pirl_jax.rollout import actor as actors
-from pirl_jax.run import command, config
+from pirl_jax.run import command, config, forecast, loop_model
 
 DAY_S = 86400.0
+# How the programs begin that a turn, a microbatch and an optimiser step run.
+DECISION = ("rollout decision", "writing")
+MICROBATCH = ("update microbatch", "reading")
+STEP = ("optimiser step",)
 WORKERS = re.compile(r"(\d+) workers, control steps per s.*")
 
 
@@ -126,14 +131,17 @@ def iteration(
     simulators: Simulators,
     episode_share: float,
     of_roofline: float,
+    count: int = 1,
 ) -> dict[str, Any]:
-    """{"lines", "iteration_s", "devices_idle", "iterations", "days"} or {"why"}
+    """{"lines", "iteration_s", "devices_idle", "iterations", "days", "placements", "remarks"} or
+    {"why"}
 
     Args:
       settings: with the choices made.
       result: of run/outlook.py.
       episode_share: how long episodes are, of their limit.
       of_roofline: what GPU programs are assumed to reach of it.
+      count: devices that the programs of the result share their rows over.
     """
     refused = [name for name, row in result["programs"].items() if "refused" in row]
     if refused:
@@ -151,17 +159,19 @@ def iteration(
         f"{simulators.cores} cores",
     )
     batch = config.decision_batch(raw, raw.rollout.num_envs)
-    decide = times.line("decisions", math.ceil(decisions / batch), "rollout decision", "writing")
-    microbatches = math.ceil(decisions / raw.algorithm.microbatch_size)
+    decide = times.line("decisions", math.ceil(decisions / batch), DECISION)
+    devices = math.prod(result["choices"]["mesh"])
+    microbatches = math.ceil(decisions / raw.algorithm.microbatch_rows(devices))
     steps = math.ceil(decisions / raw.algorithm.minibatch_size)
     epochs = raw.algorithm.update_epochs
-    learn = times.line("gradients", epochs * microbatches, "update microbatch", "reading")
-    step = times.line("optimiser steps", epochs * steps, "optimiser step")
+    learn = times.line("gradients", epochs * microbatches, MICROBATCH)
+    step = times.line("optimiser steps", epochs * steps, STEP)
     # In groups, some simulators play while the policy decides for others.
     together = max if raw.rollout.num_groups > 1 else _sum
     rollout_s = together(play.seconds, decide.seconds)
     total = rollout_s + learn.seconds + step.seconds
     busy = decide.seconds + learn.seconds + step.seconds
+    predicted = _placements(raw, times, count, simulators, each)
     return {
         "lines": [dataclasses.asdict(line) for line in (play, decide, learn, step)],
         "decisions": decisions,
@@ -171,7 +181,59 @@ def iteration(
         "iterations": raw.num_iterations,
         "days": raw.num_iterations * total / DAY_S,
         "episode_share": episode_share,
-    }
+    } | predicted
+
+
+def _placements(
+    raw: page.Page, times: "_Times", count: int, simulators: Simulators, decisions: int
+) -> dict[str, Any]:
+    """{"placements": {name: seconds}, "remarks"}: that of the page, first, and shared devices.
+
+    Every episode has as many decisions, every chunk takes as long.
+    """
+    cfg = raw.algorithm
+    work = forecast.Work(
+        decision=count * times.seconds(*DECISION)[0],
+        microbatch=count * times.seconds(*MICROBATCH)[0],
+        step_s=times.seconds(*STEP)[0],
+    )
+    workers = min(raw.env.num_workers, raw.rollout.num_envs)
+    playing = loop_model.Simulators(
+        slots=raw.rollout.num_envs,
+        workers=workers,
+        cores=simulators.cores,
+        chunk_s=(raw.model.action_chunk / simulators.steps_per_core,),
+        reset_s=(0.0,),
+        decisions=(decisions,),
+    )
+    schedule = loop_model.Schedule(
+        raw.rollout.episodes_per_iteration,
+        cfg.update_epochs,
+        cfg.minibatch_size,
+        cfg.microbatch_rows(count),
+        num_groups=raw.rollout.num_groups,
+        lockstep=raw.rollout.lockstep,
+    )
+    found = forecast.beside_shared(layout(raw, count), work, playing, schedule)
+    seconds = {found.layout.name: found.own.iteration_s}
+    seconds.setdefault("shared", found.shared.iteration_s)
+    return {"placements": seconds, "remarks": list(found.remarks())}
+
+
+def layout(raw: page.Page, count: int) -> forecast.Layout:
+    """Of the page, on so many devices.
+
+    Raises:
+      ValueError: one sentence that names the key of the placement.
+    """
+    section = raw.placement
+    placed = placement.of_page(section.env, section.rollout, section.actor, count)
+    return forecast.Layout(
+        rollout=len(placed.rollout),
+        actor=len(placed.actor),
+        separate=placed.mode == "separate",
+        max_staleness=raw.rollout.max_staleness,
+    )
 
 
 @dataclasses.dataclass
@@ -181,8 +243,9 @@ class _Times:
     programs: Mapping[str, Mapping[str, Any]]
     of_roofline: float
 
-    def line(self, stage: str, calls: int, *beginnings: str) -> Line:
-        """So many calls of the programs; of those that a run has not, nothing."""
+    def seconds(self, *beginnings: str) -> tuple[float, bool]:
+        """Of a call of each program; whether their compiler says so.  Of those that a run has not,
+        nothing."""
         seconds = 0.0
         is_modelled = True
         for name, row in self.programs.items():
@@ -193,6 +256,11 @@ class _Times:
                 is_modelled = False
                 own_s = row["roofline_s"] / self.of_roofline
             seconds += own_s + row["exchange_s"]
+        return seconds, is_modelled
+
+    def line(self, stage: str, calls: int, beginnings: Sequence[str]) -> Line:
+        """So many calls."""
+        seconds, is_modelled = self.seconds(*beginnings)
         if is_modelled:
             rests_on = "modelled: the compiler's estimate"
         else:
@@ -220,4 +288,8 @@ def as_text(result: Mapping[str, Any]) -> str:
         f"{result['iterations']} iterations are {result['days']:.1f} days",
     )
     rows.append(["iteration", f"{result['iteration_s']:.1f}", ", ".join(words)])
-    return columns.aligned(rows, ("seconds of an iteration", "s", "what it rests on"), left=3)
+    for name, seconds in result["placements"].items():
+        rests_on = "modelled: the loop event by event, equal episodes and chunks"
+        rows.append([f"placement: {name}", f"{seconds:.1f}", rests_on])
+    table = columns.aligned(rows, ("seconds of an iteration", "s", "what it rests on"), left=3)
+    return "\n".join([table, *(f"warning: {remark}" for remark in result["remarks"])])

@@ -293,11 +293,15 @@ def check_batches(
         rows = decision_batch(raw, _value(raw, f"{section}.num_envs"))
         _check_multiple(name, rows, own, own_text)
     all_text = f"{num_devices} {placed.named(raw, 'actor', 'the mesh')}"
-    microbatch = raw.algorithm.microbatch_size
-    _check_multiple("algorithm.microbatch_size", microbatch, num_devices, all_text)
-    if own * hosts != num_devices and raw.rollout.prefix_cache == "device":
-        own_text = f"{own_text}, which keep the prefixes"
-        _check_multiple("algorithm.microbatch_size / hosts", microbatch // hosts, own, own_text)
+    algorithm = raw.algorithm
+    _check_multiple("algorithm.minibatch_size", algorithm.minibatch_size, num_devices, all_text)
+    if algorithm.microbatch_size:
+        rows = algorithm.microbatch_rows(num_devices)
+        each = f"{all_text} times algorithm.microbatch_size={algorithm.microbatch_size}"
+        _check_multiple("algorithm.minibatch_size", algorithm.minibatch_size, rows, each)
+        if own * hosts != num_devices and raw.rollout.prefix_cache == "device":
+            text = f"{own_text}, which keep the prefixes"
+            _check_multiple("rows of a microbatch / hosts", rows // hosts, own, text)
     if raw.sft.demonstrations or raw.sft.dataset:
         _check_multiple("sft.batch_size", raw.sft.batch_size, num_devices, all_text)
     group_size = raw.algorithm.group_size
@@ -367,21 +371,6 @@ def decision_batch(raw: page.Page, num_envs: int) -> int:
 def evaluation_due(raw: page.Page, iteration: int) -> bool:
     """Whether an iteration of training begins with an evaluation."""
     return bool(raw.eval.every and iteration and iteration % raw.eval.every == 0)
-
-
-def is_barrier(raw: page.Page, iteration: int) -> bool:
-    """Whether nothing of an iteration is played before all earlier ones are learned.
-
-    So it is before an evaluation and where a checkpoint is due: what is saved there is all there
-    is.
-    """
-    saved = iteration % raw.run.save_every == 0
-    return not raw.rollout.max_staleness or saved or evaluation_due(raw, iteration)
-
-
-def weight_switch(raw: page.Page) -> str:
-    """When new parameters play: decision | batch."""
-    return "batch" if raw.rollout.lockstep else raw.rollout.weight_switch
 
 
 def begins_with_rollout(raw: page.Page, iteration: int) -> bool:

@@ -78,7 +78,8 @@ def _numbers() -> list[int]:
 
 def remarks(settings: config.Settings) -> Iterator[str]:
     """What somebody may not have meant by the placement."""
-    return roles(settings).remarks(_count())
+    takes_turns = not settings.raw.rollout.max_staleness
+    return roles(settings).remarks(_count(), takes_turns)
 
 
 def playing(settings: config.Settings, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:

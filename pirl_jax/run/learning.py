@@ -72,7 +72,7 @@ def moved(
     policy = run.settings.policy
     if policy.nft and policy.nft.rows == "resample":
         return {}
-    size = run.settings.raw.algorithm.microbatch_size
+    size = run.settings.raw.algorithm.microbatch_rows(run.mesh.size)
     displacement = steps.displacement(policy, run.mesh)
     return exploration.metrics(displacement, params, data, size, key, run.mesh)
 
@@ -82,6 +82,7 @@ def _examples(run: training.Run) -> teach.Examples | None:
     if not run.settings.raw.algorithm.sft_loss_weight:
         return None
     if run.dataset is not None:
+        own_data.remember(run.directory, run.dataset)
         return own_data.examples(run.settings, run.dataset, run.actor.transform.stats)
     if run.demonstrations is None:
         run.store.wait()  # this takes minutes, in which a signal ends the run at once

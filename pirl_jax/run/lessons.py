@@ -50,6 +50,7 @@ def by_dataset(
         norm_stats = data.stats
         where = data.where
     run.actor = actor(run, norm_stats)
+    own_data.remember(run.directory, data)
     if not jax.process_index():
         print(f"SFT on {data.summary}; statistics from {where}")
     return _fitted(run, params, own_data.examples(run.settings, data, norm_stats)), norm_stats

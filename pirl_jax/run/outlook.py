@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from pirl_jax.core import atomic, endings, paths
+from pirl_jax.core import atomic, endings, paths, placement
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs import base, caches
 from pirl_jax.envs.libero import files
@@ -38,6 +38,10 @@ from pirl_jax.run import (
 
 LIMIT_S = 20 * 60.0  # of one program
 NUM_INIT_STATES = 50  # of every LIBERO task
+ABOUT_PLACEMENT = (
+    "memory and programs are those of all devices in every role; only the seconds of the placement "
+    "are not, which are those of the programs with more rows on fewer devices"
+)
 NEED_TARGET = ("compiled", "cores", "steps_per_core", "simulators")
 
 
@@ -108,15 +112,17 @@ def request(options: argparse.Namespace, settings: config.Settings) -> Request:
     """
     target = accelerators.parse(options.target)
     section = settings.raw.placement
-    if section.rollout != section.actor:
+    # Their seconds follow from those of all devices, their memory does not.
+    if section.rollout != section.actor and not options.cores:
         raise ValueError(
             f"--target={options.target} is planned with all its devices in every role, and"
             f" placement.rollout={section.rollout!r} and placement.actor={section.actor!r} differ;"
-            f" leave placement.* out"
+            f" leave placement.* out, or give --cores for its seconds"
         )
     topology.require_wheel(target)
+    everywhere = {"placement.rollout": placement.ALL, "placement.actor": placement.ALL}
     return Request(
-        settings=settings,
+        settings=config.changed(settings, everywhere),
         target=target,
         env_spec=env_spec(settings),
         prompt_tokens=options.prompt_tokens,
@@ -182,8 +188,16 @@ def answer(options: argparse.Namespace, settings: config.Settings) -> dict[str, 
         names = ("algorithm.microbatch_size", "rollout.prefix_cache")
         chosen = config.changed(settings, {name: result["choices"][name] for name in names})
         result["capacity"] = capacity.iteration(
-            chosen, asked.env_spec, result, played_by, options.episode_share, options.of_roofline
+            chosen,
+            asked.env_spec,
+            result,
+            played_by,
+            options.episode_share,
+            options.of_roofline,
+            asked.target.count,
         )
+        if settings.raw.placement.rollout != settings.raw.placement.actor:
+            result["notes"].append(ABOUT_PLACEMENT)
     return result
 
 
@@ -338,7 +352,7 @@ def _programs(
     served, _ = shapes.decision(settings, one, tokens, spec, acting, rows=1)
     yield "served decision, 1 row, 1 device", shapes.evaluation(settings, one, served)
     learner, _ = shapes.update(settings, mesh, state, args, context)
-    count = settings.raw.algorithm.microbatch_size
+    count = settings.raw.algorithm.microbatch_rows(mesh.size)
     yield f"update microbatch, {count} rows", learner["microbatch"]
     yield "optimiser step", learner["step"]
     if settings.prefix_cache == "device":

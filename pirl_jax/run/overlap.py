@@ -14,7 +14,7 @@ import numpy as np
 from pirl_jax.core import endings, rng, types
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
-from pirl_jax.learner import objective
+from pirl_jax.learner import in_parts, objective
 from pirl_jax.learner import state as states
 from pirl_jax.learner import update as updates
 from pirl_jax.monitor import panel
@@ -137,7 +137,7 @@ class Work:
         raw = run.settings.raw
         self._gate = schedule.Gate(span, raw.rollout.max_staleness)
         self._most_open = raw.rollout.max_staleness + 1
-        self._switches_between_batches = config.weight_switch(raw) == "batch"
+        self._switches_between_batches = schedule.weight_switch(raw) == "batch"
         # One reference, so that nobody who decides sees half of a version.
         self._showing = Showing(span.start, {})
         self._faults = run.envs.counters()
@@ -233,7 +233,7 @@ class Work:
                 films.write(played.film, run.settings.raw, batch, played.results, run.envs.spec)
         return self._measured(self._learned(batch, played))
 
-    def _measured(self, parts: updates.Parts) -> updates.Parts:
+    def _measured(self, parts: in_parts.Parts) -> in_parts.Parts:
         """The same, and the time that it takes here."""
         while True:
             try:
@@ -243,7 +243,7 @@ class Work:
                 return end.value
             yield pending
 
-    def _learned(self, batch: int, played: Played) -> updates.Parts:
+    def _learned(self, batch: int, played: Played) -> in_parts.Parts:
         """One iteration's update -> its metrics."""
         run = self._run
         learner = self._learner

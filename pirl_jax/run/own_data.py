@@ -13,15 +13,16 @@ import sys
 import jax
 import numpy as np
 
-from pirl_jax.core import endings, outside, page, types
+from pirl_jax.core import atomic, endings, outside, page, types
 from pirl_jax.core import mesh as meshes
 from pirl_jax.datasets import chunks, episodes, lerobot_stats, opened, summary
 from pirl_jax.envs import base
-from pirl_jax.monitor import progress
+from pirl_jax.monitor import log, progress
 from pirl_jax.policy import normalize, observation
 from pirl_jax.run import config, policies, teach
 from pirl_jax.weights import statistics
 
+FILE = "dataset.json"  # in a run directory
 TURNED = {"auto": None, "upright": False, "libero": True}
 
 
@@ -93,6 +94,36 @@ def open_dataset(settings: config.Settings, spec: base.EnvSpec) -> Dataset:
         raise
     _say(source, found, spec.instructions)
     return Dataset(source, found, stats, where)
+
+
+def remember(directory: log.RunDir, dataset: Dataset) -> None:
+    """Write down what a run learns from, once.
+
+    Raises:
+      endings.Failure: it went on to learn from something else.
+    """
+    path = directory.path / FILE
+    found = dataset.summary
+    if path.is_file():
+        before = outside.read_json(path).get("sha256")
+        if before != found.sha256:
+            raise endings.Failure(
+                f"{dataset.source.path} is another data set than the one that {path} was written "
+                f"for; give that one, or another run.directory"
+            )
+        return
+    if directory.writes:
+        atomic.write_json(
+            path,
+            {
+                "format": dataset.source.kind,
+                "path": str(dataset.source.path),
+                "episodes": found.episodes,
+                "steps": found.steps,
+                "instructions": list(found.instructions),
+                "sha256": found.sha256,
+            },
+        )
 
 
 def examples(

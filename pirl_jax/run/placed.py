@@ -20,11 +20,11 @@ def check(raw: page.Page) -> None:
             f" placement.rollout={section.rollout} and placement.actor={section.actor} are apart;"
             f" set it to 'off' or 'auto'"
         )
-    if section.offload == "optimizer" and raw.rollout.max_staleness:
+    if raw.rollout.max_staleness and section.offload == "optimizer":
         raise ValueError(
-            f"placement.offload={section.offload!r} with"
-            f" rollout.max_staleness={raw.rollout.max_staleness}: the learner needs its optimiser"
-            f" while episodes are played; set the one to 'off' or the other to 0"
+            f"placement.offload={section.offload!r} takes away what the learner needs while"
+            f" episodes play (rollout.max_staleness={raw.rollout.max_staleness}); set one to 'off'"
+            f" or 0"
         )
     if section.env and raw.env.render_devices:
         raise ValueError(

@@ -111,11 +111,11 @@ class Plan:
     """Bytes of one device, and of this host for kept prefixes."""
 
     resident: dict[str, int]  # stays all the time, where its role is
-    work: dict[str, int]  # comes and goes
+    work: dict[str, int]  # comes and goes, one at a time
     host: int
     limit: int
     host_limit: int
-    microbatch_size: int
+    microbatch_size: int  # of one device
     prefix_cache: str
     gradient_checkpointing: str
     refused: str = ""  # a program that the compiler says does not fit, in its words
@@ -141,7 +141,8 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [
-            f"memory plan: microbatch {self.microbatch_size}, prefix cache {self.prefix_cache}, "
+            f"memory plan: microbatch {self.microbatch_size} per device, "
+            f"prefix cache {self.prefix_cache}, "
             f"gradient checkpointing {self.gradient_checkpointing}"
         ]
         for share in self.shares:
@@ -218,8 +219,7 @@ def _rules_out(failed: config.Settings, plan: Plan, other: config.Settings) -> b
         return False
     if failed.raw.placement.offload != other.raw.placement.offload:
         return False
-    others = {name: size for name, size in plan.work.items() if name != OF_MICROBATCH}
-    if plan.host > plan.host_limit or _with(plan, others).total > plan.limit:
+    if plan.host > plan.host_limit or _with_microbatch(plan, 0.0).total > plan.limit:
         return True
     if plan.refused and not plan.refused.startswith("microbatch:"):
         return True  # no choice changes another program
@@ -230,12 +230,13 @@ def _rules_out(failed: config.Settings, plan: Plan, other: config.Settings) -> b
     if again < 0 or plan.refused:
         return larger >= 1
     # A microbatch of half the rows needs at least half the memory.
-    half = {OF_MICROBATCH: plan.work[OF_MICROBATCH] * min(larger, 1.0)}
-    return _with(plan, half).total > plan.limit
+    return _with_microbatch(plan, min(larger, 1.0)).total > plan.limit
 
 
-def _with(plan: Plan, work: dict[str, float]) -> Plan:
-    return dataclasses.replace(plan, work=work)
+def _with_microbatch(plan: Plan, share: float) -> Plan:
+    """The same with so much of what a microbatch needs."""
+    size = int(plan.work.get(OF_MICROBATCH, 0) * share)
+    return dataclasses.replace(plan, work=plan.work | {OF_MICROBATCH: size})
 
 
 def _does_not_fit(

@@ -62,11 +62,26 @@ class Work(Protocol):
         """From now on the learned parameters play."""
 
 
+def is_barrier(raw: page.Page, iteration: int) -> bool:
+    """Whether nothing of an iteration is played before all earlier ones are learned.
+
+    So it is before an evaluation and where a checkpoint is due: what is saved there is all there
+    is.
+    """
+    saved = iteration % raw.run.save_every == 0
+    return not raw.rollout.max_staleness or saved or config.evaluation_due(raw, iteration)
+
+
+def weight_switch(raw: page.Page) -> str:
+    """When new parameters play: decision | batch."""
+    return "batch" if raw.rollout.lockstep else raw.rollout.weight_switch
+
+
 def spans(raw: page.Page, first: int) -> Iterator[range]:
     """The iterations from this one on, from barrier to barrier."""
     start = first
     for iteration in range(first + 1, raw.num_iterations + 1):
-        if iteration == raw.num_iterations or config.is_barrier(raw, iteration):
+        if iteration == raw.num_iterations or is_barrier(raw, iteration):
             yield range(start, iteration)
             start = iteration
 
@@ -113,7 +128,7 @@ def remarks(raw: page.Page, first: int) -> list[str]:
             "rollout.lockstep=True repeats bit for bit, so whole rollouts are played by one version"
             " (rollout.weight_switch=batch)"
         )
-    if first < raw.num_iterations and not config.is_barrier(raw, first):
+    if first < raw.num_iterations and not is_barrier(raw, first):
         said.append(
             f"iteration {first} was saved while later ones were played, which is lost: the run goes"
             f" on, but not bit for bit as it would have"

@@ -145,7 +145,7 @@ def update(
     updater = steps.updater(settings, mesh)
     if updater.draws_steps:
         chain = jax.eval_shape(preference.one_step, chain, jnp.zeros(chain.level.shape, jnp.int32))
-    count = settings.raw.algorithm.microbatch_size
+    count = settings.raw.algorithm.microbatch_rows(mesh.size)
     chain = with_rows(chain, count, mesh)
     context = with_rows(context, count, mesh)
     cfg = settings.raw.algorithm
@@ -180,5 +180,5 @@ def kept(
 ) -> dict[str, Lowered]:
     """The programs that keep prefixes on the devices, {"write", "read"}."""
     own = devices.playing(settings, mesh)
-    batch = settings.raw.algorithm.microbatch_size
+    batch = settings.raw.algorithm.microbatch_rows(mesh.size)
     return context_rows.Buffer(own).lower(context, kept_rows(settings, env_spec), batch)

@@ -33,6 +33,7 @@ from pirl_jax.run import (
     pages,
     plan,
     policies,
+    recording,
     rollouts,
     schedule,
     shapes,
@@ -135,15 +136,12 @@ def prepare(
     """
     learnable.check(settings.raw)
     schedule.require(settings.raw, jax.process_count())
-    timers = timeline.Timers()
     path = pathlib.Path(settings.raw.run.directory)
-    paths.require_writable(path, "run.directory")
-    if settings.raw.video.train:
-        paths.require_writable(films.directory(settings.raw), "video.directory")
+    timers = recording.stopwatches(settings.raw, path)
+    _require_writable(settings, path)
     standing = _claim(path, resume, stack)
     resume_at = standing.resume_at
-    _note(settings.older_names)
-    _note(schedule.remarks(settings.raw, resume_at or 0))
+    _note([*settings.older_names, *schedule.remarks(settings.raw, resume_at or 0)])
     # A run that has begun goes on without them.
     if resume_at is None and not jax.process_index():
         mirror.check(settings.backends, _labels(settings))
@@ -175,12 +173,19 @@ def prepare(
         directory=directory,
         page=pages.Page(path, raw.run.report_every if directory.writes else 0),
         store=checkpoints,
-        timers=timers,
+        timers=recording.listening(timers, settings.raw, mesh.size, envs),
         first_iteration=resume_at or 0,
         stream=stream,
         dataset=dataset,
         started_from=started_from,
     )
+
+
+def _require_writable(settings: config.Settings, path: pathlib.Path):
+    """Where the run and its videos go."""
+    paths.require_writable(path, "run.directory")
+    if settings.raw.video.train:
+        paths.require_writable(films.directory(settings.raw), "video.directory")
 
 
 def _note(sentences: Iterable[str]) -> None:

@@ -6,10 +6,10 @@ import json
 import pytest
 
 from pirl_jax.bench import __main__ as bench
-from pirl_jax.bench import end2end, env, interleaved, policy
+from pirl_jax.bench import asynchronous, end2end, env, interleaved, policy
 from pirl_jax.bench import plan as bench_plan
 from pirl_jax.models import variants
-from pirl_jax.run import plan
+from pirl_jax.run import plan, recording
 
 
 def test_names_take_turns_and_the_median_counts():
@@ -182,24 +182,74 @@ def test_the_plan_of_a_recipe_as_published_and_small(monkeypatch, capsys):
     assert "is not LIBERO's; give LIBERO recipes" in capsys.readouterr().err
 
 
+SMALL = (
+    "rollout.num_envs=4",
+    "rollout.episodes_per_iteration=4",
+    "algorithm.minibatch_size=4",
+    "algorithm.microbatch_size=4",
+    "sft.demonstrations=0",
+)
+
+
 @pytest.mark.slow
 def test_end_to_end_on_a_probe(monkeypatch):
     """A probe needs no simulator and no SFT."""
     monkeypatch.delenv("XLA_FLAGS")  # the virtual devices of the tests
     parser = argparse.ArgumentParser()
     end2end.add_arguments(parser)
-    small = (
-        "rollout.num_envs=4",
-        "rollout.episodes_per_iteration=4",
-        "algorithm.minibatch_size=4",
-        "algorithm.microbatch_size=4",
-        "sft.demonstrations=0",
-    )
     arguments = ["--recipe", "configs/probe.py", "--iterations", "2"]
-    arguments += [f"--set={field}" for field in small]
+    arguments += [f"--set={field}" for field in SMALL]
     options = parser.parse_args(arguments)
     options.repeats = 1
     result = end2end.run(options)
     assert {*result} == {"baseline", "ours"}
     assert result["baseline"]["iteration"] > 0 and result["ours"]["iteration"] > 0
     assert "times faster" in end2end.as_text(result)
+
+
+def test_the_table_of_stale_iterations_has_what_either_has():
+    rows = {
+        "in turns": {"iteration": 10.0, "env": 6.0, "workers idle": 0.25},
+        "stale by 1": {"iteration": 8.0, "env": 4.0, "gate_wait": 0.125, "workers idle": 0.03},
+    }
+    text = asynchronous.as_text({"quickstart": rows})
+    assert "1.25 times faster" in text
+    header, _, in_turns, stale = text.splitlines()[1:5]
+    assert "gate_wait" in header and "-" in in_turns and "0.125" in stale
+
+
+def test_one_recipe_is_recorded_at_a_time():
+    parser = argparse.ArgumentParser()
+    asynchronous.add_arguments(parser)
+    with pytest.raises(ValueError, match="--record has one recipe, not --recipes=quickstart,lib"):
+        asynchronous.run(parser.parse_args(["--record"]))
+
+
+@pytest.mark.slow
+def test_a_run_is_recorded_on_a_probe(monkeypatch, tmp_path):
+    """Through the command, to a file that a model reads."""
+    monkeypatch.delenv("XLA_FLAGS")  # the virtual devices of the tests
+    file = tmp_path / "loop.json"
+    arguments = ["async", "--record", "--recipes", "configs/probe.py", "--iterations", "4"]
+    arguments += [f"--set={field}" for field in SMALL]
+    bench.main(["bench", *arguments, "--output", str(file)])
+    kept = recording.read(file)
+    assert kept.schedule["slots"] == 4 and kept.schedule["microbatch_rows"] == 4
+    assert len(kept.iterations) >= 2
+    assert min(kept.chunk_s) >= 0 and min(kept.decisions) >= 1
+    assert kept.decision_s > 0 and kept.update_s > 0
+    assert recording.modelled(kept)["iteration"] > 0
+
+
+@pytest.mark.slow
+def test_stale_iterations_beside_those_in_turns_on_a_probe(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")  # the virtual devices of the tests
+    parser = argparse.ArgumentParser()
+    asynchronous.add_arguments(parser)
+    arguments = ["--recipes", "configs/probe.py", "--iterations", "5"]
+    options = parser.parse_args([*arguments, *(f"--set={field}" for field in SMALL)])
+    options.repeats = 1
+    result = asynchronous.run(options)["probe"]
+    for row in result.values():
+        assert row["iteration"] > 0 and 0 <= row["workers idle"] <= 1
+    assert {"gate_wait", "learner_wait"} <= set(result["stale by 1"])

@@ -128,7 +128,7 @@ OWN_JSON = {
     "envs/libero/perturbed.py": "a note of ours in a wing without core; damage is told",
     "envs/child.py": "the answer of a process of ours",
     "envs/libero/preflight.py": "the question to a process of ours",
-    "bench/end2end.py": "the rows of a run that has just ended",
+    "bench/short_runs.py": "the rows of a run that has just ended",
     "monitor/log.py": "what json.dumps has just given",
     "monitor/journal.py": "what json.dumps has just given",
     "evaluate.py": "what json.dumps has just given",

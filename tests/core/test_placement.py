@@ -86,6 +86,7 @@ def test_what_somebody_may_not_have_meant_is_said():
     assert idle.startswith("devices 6-7 are in no role")
     (waits,) = placement.of_page("0-1", "2-5", "6-7", 8).remarks(8)
     assert "while one works, the other is idle" in waits
+    assert not list(placement.of_page("0-1", "2-5", "6-7", 8).remarks(8, takes_turns=False))
 
 
 def test_rlinfs_spelling():

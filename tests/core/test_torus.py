@@ -85,6 +85,15 @@ def test_a_v5p_of_64_chips_has_its_data_neighbours_beside_each_other():
     assert np.mean(before) == 3.25 and max(before) == 5
 
 
+def test_the_walk_goes_along_the_side_on_which_hosts_are_thinnest():
+    """Whichever that is."""
+    turned = []
+    for device in slice_of("v5p:4x4x4"):
+        turned.append(dataclasses.replace(device, coords=device.coords[::-1]))
+    found = along_rows(torus.rows(turned, 4), (4, 4, 4))
+    assert np.mean(found) == 1.25 and max(found) == 2
+
+
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
 @pytest.mark.parametrize("name", SLICES)
 def test_no_slice_has_its_neighbours_further_away_than_by_number(name, width):

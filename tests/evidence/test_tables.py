@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results" / "evidence"
 PAGE = ROOT / "docs" / "results.md"
 CELLS = (
-    cells.Cell("a", "quick_one", "probe", {}, seeds=(0, 1), least=0.9),
+    cells.Cell("a", "quick_one", "probe", {}, seeds=(0, 1), goals={"least": 0.9}),
     cells.Cell("c", "far_one", "probe", {}, start="start", perturbed=True),
 )
 TABLE = cells.Table({}, CELLS)
@@ -134,12 +134,12 @@ def test_the_section_of_a_page_is_written_anew_and_nothing_else(results, tmp_pat
     results("quick_one_0", result("quick_one", 0))
     folder = results("quick_one_1", result("quick_one", 1))
     page = tmp_path / "results.md"
-    page.write_text(f"# Results\n\n{tables.BEGIN}\nold\n{tables.END}\n\nrest\n")
+    page.write_text(f"# Results\n\n{tables.BEGIN}\nwhat was before\n{tables.END}\n\nrest\n")
     for _ in range(2):
         tables.write(page, folder, TABLE)
         text = page.read_text()
         assert text.startswith(f"# Results\n\n{tables.BEGIN}\n") and text.endswith("\n\nrest\n")
-        assert "old" not in text and text.count("### a: ") == 1
+        assert "what was before" not in text and text.count("### a: ") == 1
     assert "](results/evidence/a.png)" in text and "](results/evidence/c.png)" not in text
     assert (folder / "a.png").read_bytes().startswith(b"\x89PNG")
     page.write_text("# Results\n")

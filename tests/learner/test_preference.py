@@ -75,7 +75,8 @@ def make_rows(num_rows):
 def machinery(data, fsdp, options):
     mesh = meshes.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
     policy = functools.partial(energies, options=options)
-    return mesh, update.Updater(policy, CFG, OPTIM, trainable, mesh, nft=options)
+    cfg = dataclasses.replace(CFG, microbatch_size=CFG.microbatch_size // mesh.size)
+    return mesh, update.Updater(policy, cfg, OPTIM, trainable, mesh, nft=options)
 
 
 def fresh(mesh, options):

@@ -9,7 +9,7 @@ import pytest
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rows, types
-from pirl_jax.learner import objective, proximal, update
+from pirl_jax.learner import in_parts, objective, proximal, update
 from pirl_jax.learner import state as states
 from pirl_jax.policy import flow
 from tests.learner import test_update
@@ -77,7 +77,7 @@ def rollout(versions, mesh=None):
 
 
 def catch_up(*args):
-    return update.drained(proximal.catching_up(*args))
+    return in_parts.drained(proximal.catching_up(*args))
 
 
 def caught_up(played, cfg=CFG, mesh=None):

@@ -44,7 +44,7 @@ def machinery(data, fsdp):
     mesh = meshes.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
     updater = update.Updater(
         test_update.log_prob_fn,
-        EVERYTHING,
+        dataclasses.replace(EVERYTHING, microbatch_size=16 // mesh.size),
         test_update.OPTIM,
         test_update.trainable,
         mesh,

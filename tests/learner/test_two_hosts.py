@@ -14,15 +14,13 @@ import numpy as np
 import pytest
 
 from pirl_jax.core import mesh as meshes
-from pirl_jax.learner import objective, proximal, update
+from pirl_jax.learner import in_parts, objective, proximal, update
 from pirl_jax.learner import state as states
 from tests.learner import test_update
 
 ROOT = pathlib.Path(__file__).parents[2]
 # One minibatch holds all rows, so that it does not matter which host shuffles which.
-CFG = dataclasses.replace(
-    test_update.CFG, update_epochs=1, minibatch_size=32, microbatch_size=16, importance_cap=1.05
-)
+CFG = dataclasses.replace(test_update.CFG, update_epochs=1, minibatch_size=32, importance_cap=1.05)
 EPISODES = {0: [0, 1, 2], 1: [3, 4]}  # host -> columns
 LENGTHS = np.array([4, 1, 3, 2, 4])
 
@@ -59,8 +57,9 @@ def learn(columns):
     Episodes of even columns were played by older parameters.
     """
     mesh = meshes.make_mesh()
+    cfg = dataclasses.replace(CFG, microbatch_size=16 // mesh.size)
     updater = update.Updater(
-        test_update.log_prob_fn, CFG, test_update.OPTIM, test_update.trainable, mesh
+        test_update.log_prob_fn, cfg, test_update.OPTIM, test_update.trainable, mesh
     )
     state = states.create(
         test_update.make_params(mesh), test_update.OPTIM, test_update.trainable, mesh
@@ -68,7 +67,7 @@ def learn(columns):
     played, key = rollout(columns), jax.random.key(0)
     with jax.transfer_guard("disallow"):
         passes = proximal.catching_up(evaluate(mesh), state.params, played, 1, CFG, mesh)
-        played, weights = update.drained(passes)
+        played, weights = in_parts.drained(passes)
         data = objective.with_advantages(played, CFG)
         state, metrics = update.learn(updater, state, data, key)
     return data.advantage, jax.device_get(state.params), metrics | weights

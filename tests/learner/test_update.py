@@ -78,7 +78,9 @@ def make_rows(num_rows, seed=1, drift=0.1):
 
 @functools.cache
 def machinery(data, fsdp, cfg=CFG):
+    """cfg: with the microbatches of one device."""
     mesh = meshes.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
+    cfg = dataclasses.replace(cfg, microbatch_size=cfg.microbatch_size // mesh.size)
     return mesh, update.Updater(log_prob_fn, cfg, OPTIM, trainable, mesh)
 
 
@@ -197,9 +199,17 @@ def test_metrics_are_complete():
     )
 
 
+def test_a_microbatch_counts_rows_of_one_device():
+    """Beside that a minibatch may have fewer."""
+    mesh = meshes.make_mesh(4, 2)
+    for each, rows in ((4, 32), (16, 128), (64, 256), (2048, 256)):
+        cfg = dataclasses.replace(CFG, minibatch_size=256, microbatch_size=each)
+        assert update.Updater(log_prob_fn, cfg, OPTIM, trainable, mesh).microbatch_rows == rows
+
+
 def test_wrong_sizes():
     mesh = meshes.make_mesh(4, 2)
-    with pytest.raises(ValueError, match="microbatch_size=12 must be a multiple of the 8 devices"):
+    with pytest.raises(ValueError, match="the 8 devices of the mesh times microbatch_size=12"):
         update.Updater(log_prob_fn, page.Algorithm(microbatch_size=12), OPTIM, trainable, mesh)
     with pytest.raises(ValueError, match="no valid decision"):
         run(4, 2, jax.tree.map(lambda x: x[:0], make_rows(4)))

@@ -1,5 +1,7 @@
 """Rollout and update of the real policy (tiny): the VLM frozen, its prefix kept."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +54,8 @@ def play(key):
 def learn(params, data, mesh):
     layout = spec.shardings(flow.specs(POLICY), mesh, meshes.RULES)
     state = states.create(jax.device_put(params, layout), OPTIM, TRAINABLE, mesh)
-    updater = update.Updater(log_prob_fn, CFG, OPTIM, TRAINABLE, mesh)
+    cfg = dataclasses.replace(CFG, microbatch_size=CFG.microbatch_size // mesh.size)
+    updater = update.Updater(log_prob_fn, cfg, OPTIM, TRAINABLE, mesh)
     return jax.device_get(update.learn(updater, state, data, jax.random.key(0)))
 
 

@@ -222,7 +222,7 @@ def _everything(params, obs, actions, noise, time, cfg):
     prefix = pi0.prefill(params, obs, cfg, hidden=True)
     suffix_out, k, v = pi0.decode(params, prefix, x_t, time, cfg)
     v_t, _ = pi0.velocity(params, prefix, x_t, time, cfg)
-    decode_mask, decode_positions = pi0.suffix_attention(mask, starts)
+    decode_sight, decode_positions = pi0.suffix_attention(mask, starts)
     suffix_valid = jnp.ones(suffix.shape[:2], bool)
     prefix_starts = jnp.zeros(mask.shape[1], bool)
     all_valid = jnp.concatenate([mask, suffix_valid], axis=1)
@@ -235,16 +235,16 @@ def _everything(params, obs, actions, noise, time, cfg):
         "suffix/ar_mask": starts,
         "x_t": x_t,
         "u_t": noise - actions,
-        "prefill/attn_mask": pi0.attention_mask(mask, prefix_starts),
+        "prefill/attn_mask": pi0.sight(mask, prefix_starts).mask_BTS,
         "prefill/positions": pi0.positions(mask),
         "prefill/prefix_out": prefix.hidden,
         "prefill/kv_k": prefix.k,
         "prefill/kv_v": prefix.v,
-        "decode/attn_mask": decode_mask,
+        "decode/attn_mask": decode_sight.mask_BTS,
         "decode/positions": decode_positions,
         "decode/suffix_out": suffix_out,
         "decode/v_t": v_t,
-        "train/attn_mask": pi0.attention_mask(all_valid, jnp.concatenate([prefix_starts, starts])),
+        "train/attn_mask": pi0.sight(all_valid, jnp.concatenate([prefix_starts, starts])).mask_BTS,
         "train/positions": pi0.positions(all_valid),
         "train/prefix_out": prefix.hidden,
         "train/suffix_out": suffix_out,

@@ -7,6 +7,7 @@ import functools
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -40,10 +41,39 @@ def test_layout_and_mask_are_those_of_the_library(fused, head_dim, dtype, limit)
     assert attention.fastest(head_dim, dtype) == "cudnn"
 
 
+def test_no_mask_is_kept_for_the_gradient():
+    """It would be as large as the logits of all heads, in every layer; and the gradient is that of
+    a selection all the same."""
+    draw = np.random.default_rng(0)
+    shapes = ((2, 6, 8, 16), (2, 9, 1, 16), (2, 9, 1, 16))
+    q, k, v = (jnp.asarray(draw.standard_normal(shape), jnp.float32) for shape in shapes)
+    query_BT = jnp.asarray(draw.integers(0, 3, (2, 6)), jnp.int32)
+    key_BS = jnp.asarray(draw.integers(0, 4, (2, 9)), jnp.int32).at[:, 0].set(0)
+    sight = attention.Sight(query_BT, key_BS)
+
+    def by_selection(q, k, v):
+        logits = jnp.einsum("BTNh,BSKh->BNTS", q, k)
+        logits = jnp.where(sight.mask_BTS[:, None], logits, attention._MASKED)
+        return jnp.einsum("BNTS,BSKh->BTNh", jax.nn.softmax(logits), v)
+
+    def ours(q, k, v):
+        return attention.attend(q, k, v, sight, "xla")
+
+    out, pull = jax.vjp(ours, q, k, v)
+    want, pull_back = jax.vjp(by_selection, q, k, v)
+    assert not [x for x in jax.tree.leaves(pull) if x.dtype == bool]
+    assert [x for x in jax.tree.leaves(pull_back) if x.dtype == bool]
+    np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
+    cotangent = jnp.asarray(draw.standard_normal(out.shape), jnp.float32)
+    for mine, theirs in zip(pull(cotangent), pull_back(cotangent), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_what_computes_other_numbers_is_not_used(fused, caplog):
 
-    def wrong(q, k, v, mask):
-        return attention._products(q, k, v, mask | True)
+    def wrong(q, k, v, sight):
+        everything = sight._replace(query_BT=sight.query_BT + 9)
+        return attention._products(q, k, v, everything)
 
     fused.setitem(attention.IMPLEMENTATIONS, "cudnn", wrong)
     assert attention.fastest(16, "float32") == "xla" and "cuDNN is off by" in caplog.text

@@ -210,7 +210,7 @@ def test_attention_mask_equals_the_reference(vectors, i):
             jnp.asarray(file[f"attn_mask/{i}/{name}"])
             for name in ("input_mask", "ar_mask", "out", "positions")
         )
-    np.testing.assert_array_equal(pi0.attention_mask(valid, starts), mask)
+    np.testing.assert_array_equal(pi0.sight(valid, starts).mask_BTS, mask)
     np.testing.assert_array_equal(pi0.positions(valid), positions)
 
 

@@ -43,7 +43,7 @@ def _programs(**changes):
     programs = {}
     for name, seconds in times.items():
         programs[name] = {"estimated_s": seconds, "roofline_s": seconds / 2, "exchange_s": 0.0}
-    return {"programs": programs | changes}
+    return {"programs": programs | changes, "choices": {"mesh": [1, 1]}}
 
 
 def _iteration(settings, result, share=1.0, speed=8.0):
@@ -65,6 +65,32 @@ def test_an_iteration_by_hand(settings):
     assert made["iteration_s"] == pytest.approx(total)
     assert made["devices_idle"] == pytest.approx(1 - (decide + learn + step) / total)
     assert made["days"] == pytest.approx(100 * total / 86400)
+
+
+def test_a_placement_stands_beside_shared_devices(settings):
+    """The programs have their rows on eight devices; whoever decides on two takes four times as
+    long."""
+    simulators = capacity.Simulators(64, 8000.0, "given")  # nobody waits for them
+
+    def made(**where):
+        placed = config.changed(settings, {f"placement.{role}": at for role, at in where.items()})
+        return capacity.iteration(placed, ENV, _programs(), simulators, 1.0, 0.25, count=8)
+
+    shared = made()
+    assert list(shared["placements"]) == ["shared"] and not shared["remarks"]
+    apart = made(rollout="0-1", actor="2-7")
+    assert list(apart["placements"]) == ["separate 2 + 6", "shared"]
+    assert apart["placements"]["shared"] == shared["placements"]["shared"]
+    # 2 turns of 4 slots x 8 decisions, on two of eight devices and on all of them.
+    slower = 16 * (0.5 + 0.1) * (8 / 2 - 1) + 2 * 4 * (0.25 + 0.05) * (8 / 6 - 1)
+    longer = apart["placements"]["separate 2 + 6"] - shared["placements"]["shared"]
+    assert longer == pytest.approx(slower, rel=0.01)
+    stale = capacity.layout(config.changed(settings, {"rollout.max_staleness": 1}).raw, 8)
+    assert stale.name == "shared, stale by 1"
+    (remark,) = apart["remarks"]
+    assert "a bad split: separate 2 + 6" in remark
+    text = capacity.as_text(apart)
+    assert "\nplacement: separate 2 + 6 " in text and f"\nwarning: {remark}" in text
 
 
 def test_shorter_episodes_are_fewer_decisions(settings):

@@ -406,13 +406,25 @@ def test_a_policy_that_explores_nothing_is_evaluated_but_not_trained(name, value
 
 @pytest.mark.parametrize(
     "name, value",
-    [("rollout.num_envs", 4), ("algorithm.microbatch_size", 4), ("sft.batch_size", 4)],
+    [("rollout.num_envs", 4), ("algorithm.minibatch_size", 516), ("sft.batch_size", 4)],
 )
 def test_batches_divide_over_the_devices(name, value):
-    page = quickstart.get_config()
-    config.check_batches(page, 8)
+    page = changed(quickstart.get_config(), "algorithm.microbatch_size", 4)
+    config.check_batches(config.settings(page).raw, 8)
+    wrong = config.settings(changed(page, name, value)).raw
     with pytest.raises(ValueError, match="must be a multiple of the 8 devices of the mesh"):
-        config.check_batches(changed(page, name, value), 8)
+        config.check_batches(wrong, 8)
+
+
+def test_a_minibatch_divides_into_microbatches_of_all_devices():
+    """One may be larger than a minibatch's part of a device."""
+    for microbatch in (0, 64, 512):
+        page = changed(quickstart.get_config(), "algorithm.microbatch_size", microbatch)
+        config.check_batches(config.settings(page).raw, 8)
+    page = changed(page, "algorithm.minibatch_size", 96)
+    page = changed(page, "algorithm.microbatch_size", 8)
+    with pytest.raises(ValueError, match=r"=96 must be .* times algorithm\.microbatch_size=8$"):
+        config.check_batches(config.settings(page).raw, 8)
 
 
 @pytest.mark.parametrize(
@@ -428,9 +440,10 @@ def test_batches_divide_over_the_devices(name, value):
 )
 def test_batches_and_episodes_divide_over_hosts(name, value, message):
     page = quickstart.get_config()
-    config.check_batches(page, 8, hosts=4)
+    config.check_batches(config.settings(page).raw, 8, hosts=4)
+    wrong = config.settings(changed(page, name, value)).raw
     with pytest.raises(ValueError, match=message):
-        config.check_batches(changed(page, name, value), 8, hosts=4)
+        config.check_batches(wrong, 8, hosts=4)
 
 
 @pytest.mark.parametrize(
@@ -441,7 +454,7 @@ def test_batches_and_episodes_divide_over_hosts(name, value, message):
             20,
             "=10 must be a multiple of the 4 devices of placement.rollout=0-3",
         ),
-        ("algorithm.microbatch_size", 9, "=9 must be a multiple of the 2 devices of placement.act"),
+        ("algorithm.minibatch_size", 9, "=9 must be a multiple of the 2 devices of placement.act"),
         ("sft.batch_size", 9, "=9 must be a multiple of the 2 devices of placement.actor=6-7"),
     ],
 )
@@ -449,26 +462,32 @@ def test_batches_divide_over_the_devices_of_a_role(name, value, message):
     page = quickstart.get_config()
     page.placement.update(rollout="0-3", actor="6-7")
     page.rollout.num_envs = 16
-    config.check_batches(page, 2, playing=4)
+    page.algorithm.microbatch_size = 1
+    config.check_batches(config.settings(page).raw, 2, playing=4)
+    wrong = config.settings(changed(page, name, value)).raw
     with pytest.raises(ValueError, match=message):
-        config.check_batches(changed(page, name, value), 2, playing=4)
+        config.check_batches(wrong, 2, playing=4)
 
 
 def test_prefixes_on_devices_that_play_leave_them_in_whole_batches():
     page = quickstart.get_config()
     page.placement.update(rollout="0-3", actor="6-7")
-    page.algorithm.microbatch_size = 10
-    config.check_batches(page, 2, playing=4)
+    page.algorithm.update(minibatch_size=10, microbatch_size=5)
+    config.check_batches(config.settings(page).raw, 2, playing=4)
     page.rollout.prefix_cache = "device"
     message = "must be a multiple of the 4 devices of placement.rollout=0-3, which keep the prefix"
     with pytest.raises(ValueError, match=message):
-        config.check_batches(page, 2, playing=4)
+        config.check_batches(config.settings(page).raw, 2, playing=4)
 
 
 def test_separate_devices_offload_nothing():
     page = quickstart.get_config()
     page.placement.offload = "optimizer"
     config.settings(page)
+    page.rollout.max_staleness = 1
+    with pytest.raises(ValueError, match=r"takes away what the learner needs while episodes play"):
+        config.settings(page)
+    page.rollout.max_staleness = 0
     page.placement.update(rollout="2-5", actor="6-7")
     with pytest.raises(ValueError, match=r"placement.offload='optimizer' makes room for nothing "):
         config.settings(page)
@@ -482,7 +501,9 @@ def test_a_learner_that_is_played_for_meanwhile_keeps_its_optimiser():
     page.placement.offload = "auto"
     config.settings(page)
     page.placement.offload = "optimizer"
-    with pytest.raises(ValueError, match=r"max_staleness=1: the learner needs its optimiser while"):
+    with pytest.raises(
+        ValueError, match=r"offload='optimizer' takes away what the learner needs while"
+    ):
         config.settings(page)
 
 

@@ -23,7 +23,7 @@ from pirl_jax.policy import flow
 from pirl_jax.recipes import base, quickstart
 from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import starts
-from pirl_jax.run import config, devices, policies, simulators, steps, teach
+from pirl_jax.run import config, devices, policies, schedule, simulators, steps, teach
 
 TESTS = pathlib.Path(__file__).parents[1]
 
@@ -92,9 +92,9 @@ def test_what_is_saved_or_evaluated_is_a_barrier():
     fields = {"run__save_every": 4, "eval__every": 6}
     page = recipe.get_config()
     in_turns = changed(page, **fields).raw
-    assert all(config.is_barrier(in_turns, i) for i in range(13))
+    assert all(schedule.is_barrier(in_turns, i) for i in range(13))
     apart = changed(page, rollout__max_staleness=1, **fields).raw
-    assert [i for i in range(13) if config.is_barrier(apart, i)] == [0, 4, 6, 8, 12]
+    assert [i for i in range(13) if schedule.is_barrier(apart, i)] == [0, 4, 6, 8, 12]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_what_is_saved_or_evaluated_is_a_barrier():
 )
 def test_lockstep_switches_parameters_between_rollouts(lockstep, asked, resolved):
     fields = {"rollout__lockstep": lockstep, "rollout__weight_switch": asked}
-    assert config.weight_switch(changed(recipe.get_config(), **fields).raw) == resolved
+    assert schedule.weight_switch(changed(recipe.get_config(), **fields).raw) == resolved
 
 
 def test_fields_of_the_optimiser_reach_it():

@@ -1,5 +1,6 @@
 """Plans for devices that are not there: the process that compiles, the table, the sentences."""
 
+import argparse
 import multiprocessing
 import pathlib
 import pickle
@@ -161,3 +162,35 @@ def test_the_benchmark_asks_for_any_recipe_with_its_changes(monkeypatch, capsys)
     assert request.settings.raw.mesh.fsdp == 8 and request.target.name == "h100"
     assert request.limit_s == 20 * 60
     assert "probe on tpu:v5e:2x4, mesh" in capsys.readouterr().out
+
+
+def test_a_placement_is_planned_for_its_seconds_alone(monkeypatch, tmp_path):
+    """Beside shared devices, with a warning; the programs are those of all devices."""
+    monkeypatch.setattr(topology, "require_wheel", lambda target: None)
+    asked = []
+
+    def report(request):
+        asked.append(request)
+        seconds = {"estimated_s": 2.0, "roofline_s": 1.0, "exchange_s": 0.0}
+        names = ("rollout decision, 2 rows", "update microbatch, 8 rows", "optimiser step")
+        choices = {"algorithm.microbatch_size": 8, "rollout.prefix_cache": "recompute"}
+        return {"programs": dict.fromkeys(names, seconds), "choices": choices, "notes": []}
+
+    monkeypatch.setattr(outlook, "report", report)
+    settings = config.settings(recipe.get_config())
+    places = {"placement.rollout": "0-6", "placement.actor": "7"}
+    apart = config.changed(settings, places)
+    parser = argparse.ArgumentParser()
+    outlook.add_arguments(parser)
+    given = ["--target", "tpu:v5e:2x4", "--compiled", str(tmp_path)]
+    with pytest.raises(
+        ValueError, match=r"leave placement\.\* out, or give --cores for its seconds"
+    ):
+        outlook.answer(parser.parse_args(given), apart)
+    options = parser.parse_args([*given, "--cores", "8", "--steps-per-core", "50"])
+    result = outlook.answer(options, apart)
+    assert asked[0].settings.raw.placement == settings.raw.placement
+    assert list(result["capacity"]["placements"]) == ["separate 7 + 1", "shared"]
+    assert "a bad split" in result["capacity"]["remarks"][0]
+    assert result["notes"] == [outlook.ABOUT_PLACEMENT]
+    assert outlook.answer(options, settings)["notes"] == []

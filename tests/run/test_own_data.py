@@ -3,6 +3,7 @@ that were chosen, and one sentence where they do not fit."""
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -82,6 +83,29 @@ def test_the_order_is_that_of_the_key_whatever_was_read_before(tmp_path):
     for batch in first:
         for one, other in zip(batch, leaves(next(again)), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_a_run_goes_on_with_the_data_it_began_with(tmp_path):
+    made = written.episodes()
+    data = opened(written.lerobot_v2(tmp_path / "a", made))[1]
+    directory = types.SimpleNamespace(path=tmp_path, writes=False)
+    own_data.remember(directory, data)
+    assert not (tmp_path / "dataset.json").exists(), "another host's"
+    directory.writes = True
+    own_data.remember(directory, data)
+    kept = json.loads((tmp_path / "dataset.json").read_text())
+    assert kept["format"] == "LeRobot v2.1" and kept["episodes"] == 3 and kept["steps"] == 18
+    own_data.remember(directory, data)
+    # The same in another format, in another place.
+    again = opened(written.libero_hdf5(tmp_path / "b_demo.hdf5", made))[1]
+    own_data.remember(directory, again)
+    for change in ("state", "actions", "instruction"):
+        other = [dict(episode) for episode in made]
+        value = other[1][change]
+        other[1][change] = "push" if change == "instruction" else value * np.float32(0.999)
+        changed = opened(written.lerobot_v2(tmp_path / change, other))[1]
+        with pytest.raises(endings.Failure, match=r"is another data set than .*dataset\.json"):
+            own_data.remember(directory, changed)
 
 
 def test_two_hosts_read_different_rows(tmp_path, monkeypatch):

@@ -259,8 +259,9 @@ def test_pi0_ppo_with_a_frozen_vlm_fits_24_gb(mesh):
 
 def test_microbatches_divide_over_the_devices():
     assert list(candidates._halves(2048, 1))[:3] == [128, 64, 32]
-    assert list(candidates._halves(96, 3)) == [96, 48, 24, 12, 6, 3]
-    assert list(candidates._halves(1024, 256)) == [256]
+    assert list(candidates._halves(96, 3)) == [32, 16, 8, 4, 2, 1]
+    assert list(candidates._halves(2048, 8))[:2] == [128, 64]
+    assert list(candidates._halves(1024, 256)) == [4, 2, 1]
     with pytest.raises(
         ValueError,
         match=r"algorithm\.minibatch_size=32 has no part that divides over the 3 devices of the",

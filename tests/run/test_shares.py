@@ -122,7 +122,7 @@ def test_auto_offloads_where_nothing_else_fits(monkeypatch):
     assert chosen.raw.placement.offload == "off" and not roomy.away
     chosen, tight = plan.choose(settings, mesh, 16, ENV, limit=roomy.total - 1)
     assert chosen.raw.placement.offload == "optimizer" and tight.total < roomy.total
-    with pytest.raises(ValueError, match=r"this fits: --config\.placement\.offload=optimizer$"):
+    with pytest.raises(ValueError, match=r"this fits: --config\.placement\.offload=auto$"):
         plan.choose(settings_of(**fields), mesh, 16, ENV, limit=roomy.total - 1)
     with pytest.raises(ValueError, match="no choice of microbatch"):
         plan.choose(settings, mesh, 16, ENV, limit=10_000)

@@ -35,6 +35,7 @@ LOST = worker.Answer(
     frames=None,
     thrown=False,
     env_s=0.0,
+    cpu_s=0.0,
     num_episodes=0,
     memory_bytes=0,
 )
@@ -80,6 +81,7 @@ class EnvPool:
         # [E] slots with the same number share a process.
         self.slot_workers = np.arange(num_envs) % num_workers
         self.env_seconds = np.zeros(num_envs)  # [E] time spent inside each env since the start
+        self._listener: Callable[[worker.Answer], None] | None = None
         self._lock = threading.RLock()  # guards all that follows
         self._busy: set[int] = set()  # slots with a request that recv has not handed out
         # By slot, in order of arrival: answered and not handed out.
@@ -185,6 +187,10 @@ class EnvPool:
             self._collect(left_s)
         return len(self._answers)
 
+    def listen(self, listener: Callable[[worker.Answer], None] | None) -> None:
+        """Tell it every answer from now on, in the thread that receives.  None: nobody."""
+        self._listener = listener
+
     @property
     def num_busy(self) -> int:
         """Slots with a request that recv has not handed out yet."""
@@ -256,6 +262,8 @@ class EnvPool:
                 self._error = error
                 raise
             for answer in answers:
+                if self._listener is not None:
+                    self._listener(answer)
                 self.env_seconds[answer.slot] += answer.env_s
                 self._answers[answer.slot] = answer
             for slot in lost_slots:

@@ -5,13 +5,14 @@ to the pool; answers come through the queue alone: while it lives nobody else ma
 pool.  Refuses to know episodes: which slot plays what is the caller's business.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import threading
 
 import numpy as np
 
 from pirl_jax.envs import base
 from pirl_jax.envs.pool import pool as pools
+from pirl_jax.envs.pool import worker
 
 POLL_S = 0.1  # how often the thread looks whether the queue was closed; answers wake it at once
 BATCHED_FIELDS = (
@@ -106,6 +107,10 @@ class ReadyQueue:
     def counters(self) -> dict[str, int]:
         """See EnvPool.counters."""
         return self._pool.counters()
+
+    def listen(self, listener: Callable[[worker.Answer], None] | None) -> None:
+        """See EnvPool."""
+        self._pool.listen(listener)
 
     def reset(self, slots: Sequence[int], tasks: Sequence[int], init_states: Sequence[int]) -> None:
         """See EnvPool.reset."""

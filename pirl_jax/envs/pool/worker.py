@@ -81,6 +81,7 @@ class Answer:
     frames: list[np.ndarray] | None
     thrown: bool
     env_s: float  # time spent inside the env
+    cpu_s: float  # of this process, meanwhile
     num_episodes: int  # resets this process has served
     memory_bytes: int  # resident, of this process, after a reset; 0 after a chunk
     fault: str = ""  # numbers that are none: the episode is lost, nothing else here means anything
@@ -231,15 +232,17 @@ def _execute(
     """
     is_reset = isinstance(request, Reset)
     start_s = time.perf_counter()
+    start_cpu_s = time.process_time()
     if is_reset:
         step = env.reset(request.task, request.init_state)
     else:
         step = env.step_chunk(request.actions_Ia, request.record)
     env_s = time.perf_counter() - start_s
+    cpu_s = time.process_time() - start_cpu_s
     memory_bytes = THIS_PROCESS.memory_info().rss if is_reset else 0
     fault = base.fault(step, env.spec, 0 if is_reset else len(request.actions_Ia))
     if fault:
-        return _faulty(request.slot, fault, env_s, num_episodes, memory_bytes)
+        return _faulty(request.slot, fault, env_s, cpu_s, num_episodes, memory_bytes)
     block.images_EVYX3[request.slot] = step.images
     block.state_EQ[request.slot] = step.state
     return Answer(
@@ -251,12 +254,15 @@ def _execute(
         frames=step.frames,
         thrown=bool(step.thrown),
         env_s=env_s,
+        cpu_s=cpu_s,
         num_episodes=num_episodes,
         memory_bytes=memory_bytes,
     )
 
 
-def _faulty(slot: int, fault: str, env_s: float, num_episodes: int, memory_bytes: int) -> Answer:
+def _faulty(
+    slot: int, fault: str, env_s: float, cpu_s: float, num_episodes: int, memory_bytes: int
+) -> Answer:
     return Answer(
         slot=slot,
         reward=0.0,
@@ -266,6 +272,7 @@ def _faulty(slot: int, fault: str, env_s: float, num_episodes: int, memory_bytes
         frames=None,
         thrown=False,
         env_s=env_s,
+        cpu_s=cpu_s,
         num_episodes=num_episodes,
         memory_bytes=memory_bytes,
         fault=fault,

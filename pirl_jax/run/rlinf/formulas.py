@@ -150,15 +150,6 @@ def _placements(source: Source) -> dict[str, str]:
     return found
 
 
-def _devices(ranges: str) -> int | None:
-    """How many devices "0-3,6" are; None of `all` and of what is no list of ranges."""
-    try:
-        found = placements.parse(ranges.partition(":")[0], "actor")
-    except ValueError:
-        return None
-    return found and len(found)
-
-
 def directory(source: Source, value: Any) -> dict[str, Any]:
     """log_path / experiment_name."""
     del value
@@ -343,7 +334,7 @@ def recomputation(source: Source, value: Any) -> dict[str, Any]:
     chosen = source.get("actor.model.gradient_checkpointing", default=False) or source.get(
         "actor.fsdp_config.gradient_checkpointing", default=False
     )
-    return {"model.gradient_checkpointing": "full" if chosen else "none"}
+    return {"model.gradient_checkpointing": "full" if chosen else "auto"}
 
 
 def precision(source: Source, value: Any) -> dict[str, Any]:
@@ -358,14 +349,6 @@ def precision(source: Source, value: Any) -> dict[str, Any]:
 
 
 # ---- learner ------------------------------------------------------------------------------------
-
-
-def microbatch(source: Source, value: Any) -> dict[str, Any]:
-    """Of all devices, where their number is known."""
-    del value
-    size = source.whole("actor.micro_batch_size", default=128)
-    devices = _devices(_placements(source).get("actor", "all")) or 1
-    return {"algorithm.microbatch_size": size * devices}
 
 
 def critic_warmup(source: Source, value: Any) -> dict[str, Any]:

@@ -320,8 +320,8 @@ of its defaults list are looked for beside it and in `hydra.searchpath`; for RLi
 `env/libero_*`, `model/pi0` and `model/pi0_5` it knows what they say. `train`, `evaluate` and
 `serve` take the YAML as `--config`, too, and then say in short what is not carried over.
 
-What to know of the units: RLinf counts a microbatch per GPU, all else over all of them, as here
-everything is. A step of its runner is an iteration here, and its schedules move once per step. A
+What to know of the units: a microbatch is counted per device, there as here, all else over all of
+them. A step of its runner is an iteration here, and its schedules move once per step. A
 rollout there lasts a number of control steps and repeats `rollout_epoch` times; here it has that
 number of episodes.
 

@@ -80,7 +80,7 @@ OPENPI = (
     rows.carried(
         "actor.model.gradient_checkpointing actor.fsdp_config.gradient_checkpointing",
         "model.gradient_checkpointing",
-        "full or none",
+        "full or auto",
         formulas.recomputation,
     ),
     rows.carried(
@@ -104,8 +104,7 @@ ACTOR = (
     rows.carried(
         "actor.micro_batch_size",
         "algorithm.microbatch_size",
-        "* GPUs of the actor, where its placement counts them: per GPU there, of all devices here",
-        formulas.microbatch,
+        "of one GPU there, of one device here",
     ),
     rows.carried("actor.optim.lr", "optim.lr"),
     rows.carried("actor.optim.value_lr", "optim.value_lr"),

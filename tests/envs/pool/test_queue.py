@@ -41,6 +41,23 @@ def test_first_ready(envs):
         assert sorted(slots) == [1, 3] and step.reward.tolist() == [-0.5, -0.5]
 
 
+def test_a_listener_hears_every_answer(envs):
+    heard = []
+    with queue.ReadyQueue(envs) as ready:
+        ready.listen(heard.append)
+        reset(envs, [0, 1], [1, 1])
+        ready.get(2)
+        send(envs, [0])
+        ready.get(1)
+        envs.listen(None)
+        send(envs, [1])
+        ready.get(1)
+    assert sorted(answer.slot for answer in heard) == [0, 0, 1]
+    assert [bool(answer.memory_bytes) for answer in heard] == [True, True, False]
+    for answer in heard:
+        assert answer.cpu_s >= 0 and answer.env_s > 0
+
+
 def test_who_waits_can_be_interrupted(envs):
     with queue.ReadyQueue(envs) as ready:
         reset(envs, [0], [0])

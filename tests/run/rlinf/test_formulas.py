@@ -28,14 +28,6 @@ def test_simulators_are_of_a_node_and_episodes_of_all():
     assert of(formulas.episodes, **resets) == {"rollout.episodes_per_iteration": 384}
 
 
-@pytest.mark.parametrize(
-    "devices, size", [("all", 128), ("0-7", 1024), ("0-3,6", 640), ("2", 128), ("0-3:0-1", 512)]
-)
-def test_a_microbatch_is_per_gpu_where_these_are_counted(devices, size):
-    values = {"actor__micro_batch_size": 128, "cluster__component_placement__actor,env": devices}
-    assert of(formulas.microbatch, **values) == {"algorithm.microbatch_size": size}
-
-
 def test_roles_on_the_same_devices_need_nothing():
     same = {"cluster__component_placement__actor,env,rollout": "0-7"}
     assert of(formulas.placement, **same) == {}

@@ -134,7 +134,7 @@ def test_an_older_file(translated):
         "rollout.num_groups": 2,
         "algorithm.adv_type": "grpo",
         "algorithm.loss": "ppo",
-        "algorithm.microbatch_size": 256,  # 32 on each of 8 GPUs
+        "algorithm.microbatch_size": 32,  # of one GPU there, of one device here
         "num_iterations": 200,
         "run.save_every": 200,
         "run.directory": "../results/test_openpi",
