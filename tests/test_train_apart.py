@@ -3,13 +3,16 @@
 import threading
 import time
 import traceback
+import types
 
+import jax
 import pytest
 
+from pirl_jax.core import mesh as meshes
 from pirl_jax.learner import update
 from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import stream as streams
-from pirl_jax.run import apart, config, overlap, schedule
+from pirl_jax.run import apart, config, overlap, plan, schedule
 from tests import test_train, test_train_overlap
 
 ask = test_train.ask  # a fixture: a signal to this process
@@ -140,3 +143,25 @@ def test_rows_may_not_lie_where_others_play():
     schedule.require(settings_of(rollout__prefix_cache="device", **shared).raw, 1)
     in_turns = dict(rollout__max_staleness=0)
     schedule.require(settings_of(rollout__prefix_cache="device", **in_turns).raw, 1)
+
+
+def test_the_plan_leaves_rows_where_nobody_plays():
+    gpu = types.SimpleNamespace(platform="gpu")
+    mesh = types.SimpleNamespace(devices=types.SimpleNamespace(flat=[gpu]))
+    assert plan._caches(settings_of(), mesh) == ("host", "recompute")
+    assert plan._caches(settings_of(rollout__max_staleness=0), mesh)[0] == "device"
+    shared = dict(placement__rollout="all", placement__actor="all")
+    assert plan._caches(settings_of(**shared), mesh)[0] == "device"
+
+
+def test_two_threads_are_for_separate_devices_without_an_order():
+    plays = meshes.make_mesh(devices=jax.devices()[:4])
+    learns = meshes.make_mesh(devices=jax.devices()[4:])
+
+    def applies(mesh, **changes):
+        settings = settings_of(**changes)
+        return apart.applies(types.SimpleNamespace(settings=settings, plays=plays, mesh=mesh))
+
+    assert applies(learns) and not applies(plays)
+    assert not applies(learns, rollout__lockstep=True)
+    assert not applies(learns, rollout__max_staleness=0)

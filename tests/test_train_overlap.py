@@ -133,6 +133,9 @@ def test_no_row_is_staler_than_asked_for(tmp_path, variant):
     assert [row["iteration"] for row in rows] == [0, 1, 2]
     for row in rows:
         assert row["async/staleness_max"] <= min(ahead, row["iteration"])
+        shares = [row[f"async/lag_{lag}"] for lag in range(ahead + 1)]
+        mean = sum(lag * share for lag, share in enumerate(shares))
+        assert abs(sum(shares) - 1) < 1e-6 and abs(mean - row["async/staleness_mean"]) < 1e-6
         assert row["env/num_trajectories"] >= 12
     if variant == "early end of the epochs":
         assert [row["actor/epochs"] for row in rows] == [1, 1, 1]

@@ -144,7 +144,7 @@ HEADER = (
     "decision ms",
     "microbatch ms",
     "step ms",
-    "exchanged MB",
+    "exchanged MB, microbatch and step",
 )
 
 
@@ -161,7 +161,7 @@ def _cells(result: dict[str, Any], row: dict[str, Any]) -> list[str]:
     programs = [_program(result, row, begins) for begins in TIMED.values()]
     chip = accelerators.parse(row["target"]).chip
     cells += [_times(program, chip) for program in programs]
-    return [*cells, _exchanged(programs[1])]
+    return [*cells, " and ".join(map(_exchanged, programs[1:]))]
 
 
 def verdict(row: Mapping[str, Any]) -> str:

@@ -131,7 +131,6 @@ def iteration(
     simulators: Simulators,
     episode_share: float,
     of_roofline: float,
-    count: int = 1,
 ) -> dict[str, Any]:
     """{"lines", "iteration_s", "devices_idle", "iterations", "days", "placements", "remarks"} or
     {"why"}
@@ -141,7 +140,6 @@ def iteration(
       result: of run/outlook.py.
       episode_share: how long episodes are, of their limit.
       of_roofline: what GPU programs are assumed to reach of it.
-      count: devices that the programs of the result share their rows over.
     """
     refused = [name for name, row in result["programs"].items() if "refused" in row]
     if refused:
@@ -171,7 +169,7 @@ def iteration(
     rollout_s = together(play.seconds, decide.seconds)
     total = rollout_s + learn.seconds + step.seconds
     busy = decide.seconds + learn.seconds + step.seconds
-    predicted = _placements(raw, times, count, simulators, each)
+    predicted = _placements(raw, times, devices, simulators, each)
     return {
         "lines": [dataclasses.asdict(line) for line in (play, decide, learn, step)],
         "decisions": decisions,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 
 from pirl_jax.core import page, placement
-from pirl_jax.envs import base, expert_tasks
+from pirl_jax.envs import base
 from pirl_jax.envs.libero import files, perturbed
 from pirl_jax.learner import sft
 from pirl_jax.models import variants
@@ -108,7 +108,6 @@ def settings(fields: Mapping) -> Settings:
     _check_placement(raw)
     _check_multiples(raw)
     _check_actions(raw)
-    _check_demonstrations(raw)
     _check_model(raw)
     _check_noise(raw)
     _check_learning(raw)
@@ -176,51 +175,6 @@ def _check_actions(raw: page.Page):
         raise ValueError(
             f"model.action_dim={model.action_dim} must hold the {base.EnvSpec.state_dim}-D state"
             f" and the simulator's model.action_env_dim={model.action_env_dim} actions"
-        )
-
-
-def _check_demonstrations(raw: page.Page):
-    """What an SFT stage needs."""
-    section = raw.sft
-    if section.dataset:
-        _check_dataset(raw)
-        return
-    if not section.demonstrations:
-        return
-    otherwise = "set sft.demonstrations=0 and model.checkpoint"
-    expert_tasks.require(raw.env.suite, raw.env.tasks, otherwise)
-    if not (section.steps and section.batch_size):
-        raise ValueError(
-            f"sft.demonstrations={section.demonstrations} needs sft.steps={section.steps} and "
-            f"sft.batch_size={section.batch_size} to be at least 1"
-        )
-
-
-def _check_dataset(raw: page.Page):
-    """Demonstrations of somebody's own."""
-    section = raw.sft
-    named = f"sft.dataset={section.dataset!r}"
-    if section.demonstrations:
-        raise ValueError(
-            f"{named} and sft.demonstrations={section.demonstrations} are two sources; drop one"
-        )
-    if not section.batch_size:
-        raise ValueError(f"{named} needs sft.batch_size={section.batch_size} to be at least 1")
-    if not section.steps and not raw.model.checkpoint:
-        raise ValueError(
-            f"{named} with sft.steps={section.steps} leaves a fresh model untaught; set sft.steps "
-            f"to at least 1, or model.checkpoint"
-        )
-    chosen = section.dataset_statistics
-    if not section.steps and chosen != "auto":
-        raise ValueError(
-            f"sft.dataset_statistics={chosen!r} with sft.steps={section.steps} gives a policy "
-            f"other statistics than it learned with; set it to 'auto'"
-        )
-    if raw.model.norm_stats and chosen != "auto":
-        raise ValueError(
-            f"model.norm_stats={raw.model.norm_stats!r} and sft.dataset_statistics={chosen!r} both "
-            f"say which statistics; drop one"
         )
 
 

@@ -5,7 +5,7 @@ the page (core/page_learning.py), what holds for evaluation too in config.py.
 """
 
 from pirl_jax.core import page
-from pirl_jax.run import config, learnable_nft
+from pirl_jax.run import config, learnable_nft, teachable
 
 # A step's std enters the probabilities squared; below this, float32 has nothing left of it.
 LEAST_NOISE = 1e-6
@@ -17,6 +17,7 @@ def check(raw: page.Page) -> None:
     Raises:
       ValueError: one sentence with the values and the remedy.
     """
+    teachable.check(raw)
     _check_loss(raw)
     _check_critic(raw)
     _check_groups(raw)

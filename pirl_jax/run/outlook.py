@@ -194,7 +194,6 @@ def answer(options: argparse.Namespace, settings: config.Settings) -> dict[str, 
             played_by,
             options.episode_share,
             options.of_roofline,
-            asked.target.count,
         )
         if settings.raw.placement.rollout != settings.raw.placement.actor:
             result["notes"].append(ABOUT_PLACEMENT)

@@ -249,7 +249,8 @@ class Work:
         learner = self._learner
         cfg = run.settings.raw.algorithm
         key = run.iteration_key(batch)
-        metrics = staleness(played.rollout, batch)
+        ahead = run.settings.raw.rollout.max_staleness
+        metrics = staleness(played.rollout, batch, ahead)
         rollout, found = yield from learner.catching_up(self.state, played.rollout, batch)
         metrics |= found
         data = objective.with_advantages(rollout, cfg)
@@ -297,13 +298,16 @@ def _copied(tree: dict) -> dict:
     return jax.tree.map(jnp.copy, tree)
 
 
-def staleness(rollout: types.Rollout, version: int) -> dict[str, float]:
-    """async/staleness_*: how many iterations older the parameters were that decided.
+def staleness(rollout: types.Rollout, version: int, most: int) -> dict[str, float]:
+    """async/*: how many iterations older the parameters were that decided, at most so many.
 
     version: the iteration that learns from it.
     """
     lag_R = np.concatenate(meshes.gather(version - rollout.version_R))
-    return {
+    found = {
         "async/staleness_mean": float(lag_R.mean()),
         "async/staleness_max": float(lag_R.max()),
     }
+    for lag in range(most + 1):
+        found[f"async/lag_{lag}"] = float((lag_R == lag).mean())
+    return found

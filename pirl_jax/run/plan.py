@@ -120,6 +120,7 @@ class Plan:
     gradient_checkpointing: str
     refused: str = ""  # a program that the compiler says does not fit, in its words
     seconds: float | None = None  # of a microbatch, where the compiler estimates them
+    remedy: str = ""  # what would make it much faster
     placed: placement.Placement | None = None  # None: all devices have all roles
     away: tuple[str, ...] = ()  # of what stays, on the host while episodes are played
 
@@ -153,6 +154,8 @@ class Plan:
         if self.host:
             kept = shares.line("kept prefixes on this host, at most", self.host)
             lines.append(f"{kept} of {self.host_limit / GIB:.2f}")
+        if self.remedy:
+            lines.append(f"  {self.remedy}")
         return "\n".join(lines)
 
 
@@ -207,9 +210,22 @@ def _first_that_fits(
             continue
         plan = need(candidate)
         if plan.fits:
-            return candidate, plan
+            remedy = _remedy(plan, [of_one for _, of_one in failed])
+            return candidate, dataclasses.replace(plan, remedy=remedy)
         failed.append((candidate, plan))
     return None, plan
+
+
+def _remedy(plan: Plan, failed: Sequence[Plan]) -> str:
+    """Where prefixes are computed again because the host has no room for them."""
+    kept = [one.host for one in failed if one.prefix_cache == "host" and one.host > one.host_limit]
+    if plan.prefix_cache != "recompute" or not kept:
+        return ""
+    return (
+        f"prefixes are computed again in every update, most of its work: to keep them needs "
+        f"{min(kept) / GIB:.1f} GiB, and this host can spare {plan.host_limit / GIB:.1f} GiB; "
+        f"fewer rollout.episodes_per_iteration need less"
+    )
 
 
 def _rules_out(failed: config.Settings, plan: Plan, other: config.Settings) -> bool:

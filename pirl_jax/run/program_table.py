@@ -34,6 +34,8 @@ def as_text(result: dict[str, Any]) -> str:
     if result["fits"]:
         total = result["plan"]["total"] / GB
         lines.append(f"fits: a run needs {total:.2f} GB at most, by the compiler's estimate")
+        if result["plan"].get("remedy"):
+            lines.append(result["plan"]["remedy"])
     else:
         lines.append(f"does not fit: {result['why']}")
         if result["changes"]:

@@ -153,7 +153,7 @@ def test_a_row_tells_what_was_given_up_and_what_is_unknown():
     assert goal.count("not compiled yet") == 4 and goal.endswith("| as published, 3.0 GB |")
     assert "with algorithm.microbatch_size=0, 3.0 GB" in goal
     line = next(line for line in text.splitlines() if "`tpu:v5e:2x4` | 128 | host" in line)
-    assert "3.0 of 16.0 | 1 (5.08) | given up after 20 min | refused | -" in line
+    assert "3.0 of 16.0 | 1 (5.08) | given up after 20 min | refused | - and -" in line
     assert targets.verdict(_row(fits=False)) == "no"
 
 

@@ -398,6 +398,27 @@ def test_handles_to_the_frozen_parameters_outlive_an_update():
     assert state.params.keys() == {"frozen", "policy", "value_head"}
 
 
+def test_an_update_in_parts_is_the_same_update():
+    """One may stop after each microbatch; what comes out has the same bits."""
+    rows = make_rows(77)
+    whole, metrics = run(1, 1, rows)
+    mesh, updater = machinery(1, 1)
+    state = states.create(make_params(mesh), OPTIM, trainable, mesh)
+    parts = update.learn_in_parts(updater, state, rows, jax.random.key(0), in_flight=0)
+    yields = 0
+    with pytest.raises(StopIteration) as end, jax.transfer_guard("disallow"):
+        while True:
+            pending = next(parts)
+            while not pending.is_ready():
+                pass
+            yields += 1
+    state, in_parts = end.value.value
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), whole)
+    assert in_parts == metrics
+    microbatches = metrics["actor/updates"] * CFG.minibatch_size / CFG.microbatch_size
+    assert yields == microbatches + metrics["actor/updates"] + 1
+
+
 def make_rollout(**flags):
     """Two episodes of 3 and 2 decisions."""
     valid = np.array([[1, 1], [1, 1], [1, 0]], bool)

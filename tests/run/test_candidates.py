@@ -132,6 +132,21 @@ def test_what_no_choice_changes_is_asked_once_per_cache(changes, mesh):
     assert chosen is None and asked == ["host", "recompute"]
 
 
+def test_prefixes_that_a_host_cannot_keep_are_told_of(mesh):
+    """Else nobody would know why an update takes so long."""
+
+    def need(one):
+        host = 3 * plan.GIB if one.prefix_cache == "host" else 0
+        return _plan(one, 1, host=host, host_limit=2 * plan.GIB)
+
+    _, made = plan._first_that_fits(candidates.candidates(_settings(), mesh), need)
+    assert "to keep them needs 3.0 GiB, and this host can spare 2.0 GiB" in str(made)
+    _, made = plan._first_that_fits(
+        candidates.candidates(_settings(rollout__prefix_cache="recompute"), mesh), need
+    )
+    assert made.prefix_cache == "recompute" and not made.remedy
+
+
 def test_a_refusal_rules_out_what_keeps_more(mesh):
     """A compiler that refuses tells no bytes."""
     refused = {"work": {}, "refused": "microbatch: RESOURCE_EXHAUSTED"}

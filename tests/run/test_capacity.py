@@ -74,15 +74,16 @@ def test_a_placement_stands_beside_shared_devices(settings):
 
     def made(**where):
         placed = config.changed(settings, {f"placement.{role}": at for role, at in where.items()})
-        return capacity.iteration(placed, ENV, _programs(), simulators, 1.0, 0.25, count=8)
+        result = _programs() | {"choices": {"mesh": [8, 1]}}
+        return capacity.iteration(placed, ENV, result, simulators, 1.0, 0.25)
 
     shared = made()
     assert list(shared["placements"]) == ["shared"] and not shared["remarks"]
     apart = made(rollout="0-1", actor="2-7")
     assert list(apart["placements"]) == ["separate 2 + 6", "shared"]
     assert apart["placements"]["shared"] == shared["placements"]["shared"]
-    # 2 turns of 4 slots x 8 decisions, on two of eight devices and on all of them.
-    slower = 16 * (0.5 + 0.1) * (8 / 2 - 1) + 2 * 4 * (0.25 + 0.05) * (8 / 6 - 1)
+    # 2 turns of 4 slots x 8 decisions, on two of eight devices and on all of them; 2 microbatches.
+    slower = 16 * (0.5 + 0.1) * (8 / 2 - 1) + 2 * 2 * (0.25 + 0.05) * (8 / 6 - 1)
     longer = apart["placements"]["separate 2 + 6"] - shared["placements"]["shared"]
     assert longer == pytest.approx(slower, rel=0.01)
     stale = capacity.layout(config.changed(settings, {"rollout.max_staleness": 1}).raw, 8)

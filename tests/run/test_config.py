@@ -186,7 +186,7 @@ def test_a_bad_value_is_named_with_its_remedy(name, value, remedy):
     page = quickstart.get_config()
     page.model.update(NEEDED.get(name, {}))
     with pytest.raises(ValueError) as error:
-        config.settings(changed(page, name, value))
+        learnable.check(config.settings(changed(page, name, value)).raw)
     assert remedy in str(error.value) and "\n" not in str(error.value)
     assert str(value) in str(error.value)
 
@@ -213,7 +213,7 @@ def test_somebodys_demonstrations_and_the_rest_of_the_page(fields, remedy):
     for name, value in fields.items():
         (page.model if name in page.model else page.sft)[name] = value
     with pytest.raises(ValueError) as error:
-        config.settings(page)
+        learnable.check(config.settings(page).raw)
     assert remedy in str(error.value) and "\n" not in str(error.value)
 
 
@@ -230,12 +230,18 @@ def test_demonstrations_need_an_expert_for_every_task_played():
     page.env.update(suite="libero_10,libero_goal", tasks=())
     remedy = "for tasks 3,9,13,15; play tasks that have one with --config.env.tasks=0,1,2,4,"
     with pytest.raises(ValueError, match=remedy):
-        config.settings(page)
+        learnable.check(config.settings(page).raw)
     page.env.tasks = (12, 0)
     assert config.settings(page).raw.env.tasks == (12, 0)
     page.env.tasks = (12, 13)
     with pytest.raises(ValueError, match=r"for task 13; play .* --config.env.tasks=12, or set sft"):
-        config.settings(page)
+        learnable.check(config.settings(page).raw)
+
+
+def test_a_policy_that_was_taught_is_evaluated_where_no_expert_plays():
+    page = quickstart.get_config()
+    page.env.update(suite="libero_90", tasks=(), split="published")
+    assert config.settings(page).raw.sft.demonstrations
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,7 @@ def test_a_placement_is_planned_for_its_seconds_alone(monkeypatch, tmp_path):
         seconds = {"estimated_s": 2.0, "roofline_s": 1.0, "exchange_s": 0.0}
         names = ("rollout decision, 2 rows", "update microbatch, 8 rows", "optimiser step")
         choices = {"algorithm.microbatch_size": 8, "rollout.prefix_cache": "recompute"}
+        choices["mesh"] = [8, 1]
         return {"programs": dict.fromkeys(names, seconds), "choices": choices, "notes": []}
 
     monkeypatch.setattr(outlook, "report", report)

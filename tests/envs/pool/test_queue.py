@@ -71,6 +71,18 @@ def test_who_waits_can_be_interrupted(envs):
         envs.recv_any(1)
 
 
+def test_how_many_are_ready(envs):
+    """At once where as many as wanted are, else after the timeout; nothing is taken."""
+    with queue.ReadyQueue(envs) as ready:
+        assert ready.ready(1, 0.0) == 0
+        reset(envs, [0, 1], [1, 1])
+        assert ready.ready(2, 60.0) == 2 == ready.ready(3, 0.0)
+        assert sorted(ready.get(2)[0]) == [0, 1]
+        ready.interrupt()
+        with pytest.raises(queue.Interrupted):
+            ready.ready(1, 60.0)
+
+
 def test_lockstep_has_the_order_asked_for(envs):
     with queue.ReadyQueue(envs) as ready:
         reset(envs, [0, 1, 2, 3], [1, 0, 1, 0])
