@@ -460,7 +460,7 @@ def test_batches_and_episodes_divide_over_hosts(name, value, message):
             20,
             "=10 must be a multiple of the 4 devices of placement.rollout=0-3",
         ),
-        ("algorithm.microbatch_size", 9, "=9 must be a multiple of the 2 devices of placement.act"),
+        ("algorithm.minibatch_size", 9, "=9 must be a multiple of the 2 devices of placement.act"),
         ("sft.batch_size", 9, "=9 must be a multiple of the 2 devices of placement.actor=6-7"),
     ],
 )
@@ -468,20 +468,22 @@ def test_batches_divide_over_the_devices_of_a_role(name, value, message):
     page = quickstart.get_config()
     page.placement.update(rollout="0-3", actor="6-7")
     page.rollout.num_envs = 16
-    config.check_batches(page, 2, playing=4)
+    page.algorithm.microbatch_size = 1
+    config.check_batches(config.settings(page).raw, 2, playing=4)
+    wrong = config.settings(changed(page, name, value)).raw
     with pytest.raises(ValueError, match=message):
-        config.check_batches(changed(page, name, value), 2, playing=4)
+        config.check_batches(wrong, 2, playing=4)
 
 
 def test_prefixes_on_devices_that_play_leave_them_in_whole_batches():
     page = quickstart.get_config()
     page.placement.update(rollout="0-3", actor="6-7")
-    page.algorithm.microbatch_size = 10
-    config.check_batches(page, 2, playing=4)
+    page.algorithm.microbatch_size = 1
+    config.check_batches(config.settings(page).raw, 2, playing=4)
     page.rollout.prefix_cache = "device"
     message = "must be a multiple of the 4 devices of placement.rollout=0-3, which keep the prefix"
     with pytest.raises(ValueError, match=message):
-        config.check_batches(page, 2, playing=4)
+        config.check_batches(config.settings(page).raw, 2, playing=4)
 
 
 def test_separate_devices_offload_nothing():
