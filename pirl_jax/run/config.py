@@ -7,13 +7,14 @@ value may be stands on the page itself (core/page.py); of the machine it knows n
 from collections.abc import Mapping, Sequence
 import dataclasses
 
-from pirl_jax.core import page, placement
+from pirl_jax.core import page
 from pirl_jax.envs import base
 from pirl_jax.envs.libero import files, perturbed
 from pirl_jax.learner import sft
 from pirl_jax.models import variants
 from pirl_jax.policy import flow, noise, tokenizer
 from pirl_jax.rollout import starts
+from pirl_jax.run import placed
 from pirl_jax.weights import presets
 
 MODEL_SIZES = {
@@ -105,7 +106,7 @@ def settings(fields: Mapping) -> Settings:
     """
     raw = page.from_dict(fields)
     perturbed.check(raw.env.suite, raw.env.wording)
-    _check_placement(raw)
+    placed.check(raw)
     _check_multiples(raw)
     _check_actions(raw)
     _check_model(raw)
@@ -137,29 +138,6 @@ def _check_multiples(raw: page.Page):
         divisor = _value(raw, divisor_name)
         if divisor and value % divisor:
             raise ValueError(f"{name}={value} must be a multiple of {divisor_name}={divisor}")
-
-
-def _check_placement(raw: page.Page):
-    """What no machine could do."""
-    section = raw.placement
-    mode = placement.check(section.env, section.rollout, section.actor)
-    if mode == "separate" and section.offload == "optimizer":
-        raise ValueError(
-            f"placement.offload={section.offload!r} makes room for nothing where"
-            f" placement.rollout={section.rollout} and placement.actor={section.actor} are apart;"
-            f" set it to 'off' or 'auto'"
-        )
-    if raw.rollout.max_staleness and section.offload == "optimizer":
-        raise ValueError(
-            f"placement.offload={section.offload!r} takes away what the learner needs while"
-            f" episodes play (rollout.max_staleness={raw.rollout.max_staleness}); set one to 'off'"
-            f" or 0"
-        )
-    if section.env and raw.env.render_devices:
-        raise ValueError(
-            f"placement.env={section.env!r} and env.render_devices={raw.env.render_devices} both"
-            f" say where simulators draw; drop one"
-        )
 
 
 def _check_actions(raw: page.Page):
@@ -263,12 +241,12 @@ def check_batches(
       ValueError: one sentence with the value and the divisor.
     """
     own = num_devices // hosts if playing is None else playing
-    own_text = f"{own} {_named(raw, 'rollout', 'a host' if hosts > 1 else 'the mesh')}"
+    own_text = f"{own} {placed.named(raw, 'rollout', 'a host' if hosts > 1 else 'the mesh')}"
     for section in ("rollout", "eval"):
         name = f"{section}.num_envs / rollout.num_groups"
         rows = decision_batch(raw, _value(raw, f"{section}.num_envs"))
         _check_multiple(name, rows, own, own_text)
-    all_text = f"{num_devices} {_named(raw, 'actor', 'the mesh')}"
+    all_text = f"{num_devices} {placed.named(raw, 'actor', 'the mesh')}"
     algorithm = raw.algorithm
     _check_multiple("algorithm.minibatch_size", algorithm.minibatch_size, num_devices, all_text)
     if algorithm.microbatch_size:
@@ -284,12 +262,6 @@ def check_batches(
     groups_text = f"{hosts} hosts times algorithm.group_size={group_size}"
     for name in ("rollout.episodes_per_iteration", "algorithm.max_episodes_per_iteration"):
         _check_multiple(name, _value(raw, name), hosts * group_size, groups_text)
-
-
-def _named(raw: page.Page, role: str, otherwise: str) -> str:
-    """Whose devices they are: what decided how many there are."""
-    ranges = getattr(raw.placement, role)
-    return f"devices of {otherwise if ranges == placement.ALL else f'placement.{role}={ranges}'}"
 
 
 def _check_multiple(name: str, size: int, divisor: int, what: str):

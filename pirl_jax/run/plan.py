@@ -123,11 +123,12 @@ class Plan:
     remedy: str = ""  # what would make it much faster
     placed: placement.Placement | None = None  # None: all devices have all roles
     away: tuple[str, ...] = ()  # of what stays, on the host while episodes are played
+    at_once: bool = False  # episodes are played while something learns
 
     @property
     def shares(self) -> list[shares.Share]:
         """What the devices of each role need."""
-        return shares.of(self.placed, self.resident, self.work, self.away)
+        return shares.of(self.placed, self.resident, self.work, self.away, self.at_once)
 
     @property
     def total(self) -> int:
@@ -307,6 +308,7 @@ def measure(
         gradient_checkpointing=settings.policy.network.remat,
         placed=devices.roles(settings),
         away=(OPTIMISER, AVERAGE) if steps.offload(settings).enabled else (),
+        at_once=settings.raw.rollout.max_staleness > 0,
     )
     if not plan.fits and not thorough:
         return plan

@@ -46,13 +46,14 @@ def state(settings: config.Settings, mesh: jax.sharding.Mesh) -> tuple[dict, sta
 def published(settings: config.Settings, mesh: jax.sharding.Mesh, params: dict) -> int:
     """Bytes of one device that plays with copies of these parameters; 0: it needs none.
 
-    Frozen ones that lie whole on it already are seen there.
+    Frozen ones that lie whole on it already are seen there.  Where it plays while something learns,
+    it plays with a copy of what trains.
     """
     own = devices.playing(settings, mesh)
     publisher = publish.Publisher(steps.trainable(settings), mesh, own)
-    if not publisher.copies:
-        return 0
     learned, frozen = states.partition(params, steps.trainable(settings))
+    if not publisher.copies:
+        return size(learned) if settings.raw.rollout.max_staleness else 0
     is_there = set(own.devices.flat) <= set(mesh.devices.flat)
     copied = jax.tree.leaves(learned)
     for x in jax.tree.leaves(frozen):

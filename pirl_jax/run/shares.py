@@ -28,18 +28,26 @@ class Share:
     devices: str  # in ranges; "": all
     roles: str  # play | learn | play and learn
     resident: Mapping[str, int]  # stays all the time
-    work: Mapping[str, int]  # comes and goes, one at a time
+    work: Mapping[str, int]  # comes and goes
     away: Sequence[str] = ()  # what is on the host while episodes are played
+    at_once: bool = False  # episodes are played while something learns
 
     @property
     def total(self) -> int:
         """When it is most."""
         stays = sum(self.resident.values())
         goes = sum(size for name, size in self.resident.items() if name in self.away)
-        peaks = [stays]
+        playing = 0
+        learning = 0
         for name, size in self.work.items():
-            peaks.append(stays + size - (goes if name in WHILE_EPISODES_ARE_PLAYED else 0))
-        return max(peaks)
+            if name in WHILE_EPISODES_ARE_PLAYED:
+                playing = max(playing, size)
+            else:
+                learning = max(learning, size)
+        if self.at_once:
+            return stays + playing + learning
+        # Without a program that plays, nothing is ever away.
+        return max(stays + learning, stays + playing - (goes if playing else 0))
 
     def lines(self) -> Iterator[str]:
         """Of the plan as text, without the total."""
@@ -48,8 +56,9 @@ class Share:
         for name, size in self.resident.items():
             gone = ", on the host while episodes are played" if name in self.away else ""
             yield f"{line(name, size)}{gone}"
+        of = "one that plays and one that learns" if self.at_once else "one of these"
         for name, size in self.work.items():
-            yield f"{line(name, size)}, one of these at a time"
+            yield f"{line(name, size)}, {of} at a time"
 
 
 def of(
@@ -57,15 +66,17 @@ def of(
     resident: Mapping[str, int],
     work: Mapping[str, int],
     away: Sequence[str],
+    at_once: bool = False,
 ) -> list[Share]:
     """One share for all devices of the same roles.
 
     Args:
       placed: None: all devices have all roles.
       resident, work: by name, of a device that has it.
+      at_once: episodes are played while something learns.
     """
     if placed is None or placed.mode == "shared":
-        return [Share("", "play and learn", resident, work, away)]
+        return [Share("", "play and learn", resident, work, away, at_once)]
     playing = set(placed.rollout)
     learning = set(placed.actor)
     groups = (
@@ -78,7 +89,8 @@ def of(
         if numbers:
             held = _chosen(resident, roles, OF_PLAYERS)
             runs = _chosen(work, roles, PLAYING)
-            found.append(Share(placement.shown(sorted(numbers)), roles, held, runs, away))
+            shown = placement.shown(sorted(numbers))
+            found.append(Share(shown, roles, held, runs, away, at_once))
     return found
 
 

@@ -131,6 +131,7 @@ OWN_JSON = {
     "bench/short_runs.py": "the rows of a run that has just ended",
     "monitor/log.py": "what json.dumps has just given",
     "monitor/journal.py": "what json.dumps has just given",
+    "evidence/gather.py": "what json.dumps has just given",
     "evaluate.py": "what json.dumps has just given",
     "run/story.py": "what json.dumps has just given",
 }

@@ -134,7 +134,17 @@ def test_all_variables_of_ours_that_are_paths_are_tried():
 
 
 # Flags whose values are neither paths nor numbers, or are read by a function of their own.
-TEXTS = {"--policy", "--config", "--recipe", "--recipes", "--tasks", "--workers", "--hosts"}
+TEXTS = {
+    "--policy",
+    "--config",
+    "--recipe",
+    "--recipes",
+    "--targets",
+    "--tasks",
+    "--workers",
+    "--hosts",
+    "rows",
+}
 
 
 @functools.cache

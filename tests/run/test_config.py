@@ -478,7 +478,7 @@ def test_batches_divide_over_the_devices_of_a_role(name, value, message):
 def test_prefixes_on_devices_that_play_leave_them_in_whole_batches():
     page = quickstart.get_config()
     page.placement.update(rollout="0-3", actor="6-7")
-    page.algorithm.microbatch_size = 1
+    page.algorithm.update(minibatch_size=10, microbatch_size=5)
     config.check_batches(config.settings(page).raw, 2, playing=4)
     page.rollout.prefix_cache = "device"
     message = "must be a multiple of the 4 devices of placement.rollout=0-3, which keep the prefix"
@@ -499,6 +499,18 @@ def test_separate_devices_offload_nothing():
         config.settings(page)
     page.placement.offload = "auto"
     config.settings(page)
+
+
+def test_a_learner_that_is_played_for_meanwhile_keeps_its_optimiser():
+    page = quickstart.get_config()
+    page.rollout.max_staleness = 1
+    page.placement.offload = "auto"
+    config.settings(page)
+    page.placement.offload = "optimizer"
+    with pytest.raises(
+        ValueError, match=r"offload='optimizer' takes away what the learner needs while"
+    ):
+        config.settings(page)
 
 
 def test_simulators_draw_where_one_field_says():

@@ -44,6 +44,16 @@ def test_what_is_away_makes_room_for_episodes_alone():
     assert "on the host while episodes are played" in text
 
 
+def test_what_plays_while_something_learns_needs_room_beside_it():
+    placed = placement.of_page("", "4-7", "all", 8)
+    found = shares.of(placed, RESIDENT, WORK, (), at_once=True)
+    assert [share.total for share in found] == [142 + 50 + 20, 130 + 20]
+    settings = settings_of(rollout__max_staleness=1, run__save_every=40)
+    made = plan.measure(settings, devices.mesh(settings), 16, ENV, limit=1)
+    assert made.at_once
+    assert made.resident[shares.PUBLISHED] == made.resident["weights that train, float32"]
+
+
 def settings_of(**changes):
     settings = config.settings(recipe.get_config())
     fixed = {
@@ -112,7 +122,7 @@ def test_auto_offloads_where_nothing_else_fits(monkeypatch):
     assert chosen.raw.placement.offload == "off" and not roomy.away
     chosen, tight = plan.choose(settings, mesh, 16, ENV, limit=roomy.total - 1)
     assert chosen.raw.placement.offload == "optimizer" and tight.total < roomy.total
-    with pytest.raises(ValueError, match=r"this fits: --config\.placement\.offload=optimizer$"):
+    with pytest.raises(ValueError, match=r"this fits: --config\.placement\.offload=auto$"):
         plan.choose(settings_of(**fields), mesh, 16, ENV, limit=roomy.total - 1)
     with pytest.raises(ValueError, match="no choice of microbatch"):
         plan.choose(settings, mesh, 16, ENV, limit=10_000)
