@@ -65,7 +65,11 @@ def test_shapes_of_the_training_state_are_those_it_will_have(devices):
 def test_the_run_uses_what_the_plan_compiled(shape, anneal):
     """Real arrays of a rollout and of an update find the executables of the plan."""
     mesh = meshes.make_mesh(*shape, jax.devices()[: math.prod(shape)])
-    settings = _settings(rollout__prefix_cache="host", model__noise_anneal=anneal)
+    settings = _settings(
+        rollout__prefix_cache="host",
+        model__noise_anneal=anneal,
+        algorithm__microbatch_size=8 // mesh.size,
+    )
     plan.measure(settings, mesh, PROMPT, ENV)
     cfg = settings.policy
     rows = config.decision_batch(settings.raw, settings.raw.rollout.num_envs)
