@@ -8,6 +8,7 @@ the seeds.  A run without an evaluation "before" of its own started from another
 whose last evaluation then stands for its start.
 """
 
+import collections
 from collections.abc import Sequence
 import pathlib
 import statistics
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
     page = folder / f"{options.output.name}.html"
     with command.user_errors():
         paths.require_writable(folder, "--output")
-        summaries = [summary(run) for run in options.runs]
+        summaries = _told_apart([summary(run) for run in options.runs], options.runs)
         found = [records.read(run) for run in options.runs]
         folder.mkdir(parents=True, exist_ok=True)
         atomic.write_json(numbers, {"interval": "Wilson 95 %", "runs": summaries})
@@ -80,6 +81,21 @@ def summary(run: pathlib.Path) -> dict[str, Any]:
         "command": ["python", "-m", "pirl_jax.train", *first_start["command"][1:]],
         "environment": {name: first_start[name] for name in MACHINE},
     }
+
+
+def _told_apart(
+    summaries: Sequence[dict[str, Any]], runs: Sequence[pathlib.Path]
+) -> list[dict[str, Any]]:
+    """Runs of one variant and one seed differ in what a variant does not name: they are no seeds of
+    each other, and their folders name them."""
+    counted = collections.Counter((run["panel"], run["variant"], run["seed"]) for run in summaries)
+    twice = {key[:2] for key, count in counted.items() if count > 1}
+    apart = []
+    for told, folder in zip(summaries, runs, strict=True):
+        if (told["panel"], told["variant"]) in twice:
+            told = told | {"variant": f"{told['variant']} ({outside.shown(folder.name)})"}
+        apart.append(told)
+    return apart
 
 
 def _first_start(record: records.Record) -> dict[str, Any]:

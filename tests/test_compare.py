@@ -152,3 +152,23 @@ def test_runs_that_learn_otherwise_are_no_seeds_of_one(algorithm, name, tmp_path
     config["algorithm"] |= algorithm
     atomic.write_json(run / "config.json", config)
     assert compare.summary(run)["variant"] == name + "flow_sde 0.8 in one of 2 steps"
+
+
+def test_runs_of_one_seed_that_differ_in_another_setting_have_their_folders_names(tmp_path, capsys):
+    runs = []
+    for name, seed in (("plain", 0), ("longer", 0), ("plain_1", 1)):
+        runs.append(_run(tmp_path / name, seed=seed))
+        _evaluated(tmp_path / name / "evaluation" / "before", 3, 10)
+    runs.append(_run(tmp_path / "grouped", adv_type="grpo"))
+    _evaluated(tmp_path / "grouped" / "evaluation" / "before", 3, 10)
+    compare.main(["compare", *map(str, runs), "--output", str(tmp_path / "sheet")])
+    written = json.loads((tmp_path / "sheet.json").read_text())
+    variants = [run["variant"] for run in written["runs"]]
+    sampler = "flow_sde 0.8 in one of 2 steps"
+    assert variants == [
+        f"PPO, {sampler} (plain)",
+        f"PPO, {sampler} (longer)",
+        f"PPO, {sampler} (plain_1)",
+        f"GRPO, {sampler}",
+    ]
+    assert "(longer)" in capsys.readouterr().out
