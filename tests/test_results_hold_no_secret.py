@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pirl_jax import compare, convert, evaluate
-from pirl_jax.bench import __main__ as bench
+from pirl_jax.bench import results
 from pirl_jax.core import page, secrets
 from pirl_jax.monitor import journal, log, services
 from pirl_jax.policy import normalize
@@ -118,14 +118,20 @@ def test_the_journal_of_an_evaluation_goes_on_with_another_key(tmp_path, monkeyp
 
 
 def test_a_benchmark(tmp_path, nothing_shows):
-    bench._write(tmp_path / "bench.json", "plan", {"recipe": ADDRESS}, ARGV[1:])
+    results.write(tmp_path / "bench.json", "plan", {"recipe": ADDRESS}, ARGV[1:])
     written = json.loads((tmp_path / "bench.json").read_text())
     assert written["environment"]["command"][3:5] == ["--api-key", "***"]
     nothing_shows()
 
 
 def test_a_comparison(tmp_path, nothing_shows, monkeypatch):
-    summary = {"panel": "p", "command": ARGV, "environment": {"git": OF_A_FLAG}}
+    summary = {
+        "panel": "p",
+        "variant": "v",
+        "seed": 0,
+        "command": ARGV,
+        "environment": {"git": OF_A_FLAG},
+    }
     monkeypatch.setattr(compare, "summary", lambda run: summary)
     monkeypatch.setattr(compare.report, "comparison", lambda path, summaries: None)
     monkeypatch.setattr(compare.records, "read", lambda folder: None)

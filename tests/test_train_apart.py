@@ -12,7 +12,7 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.learner import update
 from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import stream as streams
-from pirl_jax.run import apart, config, overlap, plan, schedule
+from pirl_jax.run import apart, candidates, config, overlap, schedule
 from tests import test_train, test_train_overlap
 
 ask = test_train.ask  # a fixture: a signal to this process
@@ -148,10 +148,10 @@ def test_rows_may_not_lie_where_others_play():
 def test_the_plan_leaves_rows_where_nobody_plays():
     gpu = types.SimpleNamespace(platform="gpu")
     mesh = types.SimpleNamespace(devices=types.SimpleNamespace(flat=[gpu]))
-    assert plan._caches(settings_of(), mesh) == ("host", "recompute")
-    assert plan._caches(settings_of(rollout__max_staleness=0), mesh)[0] == "device"
+    assert candidates._caches(settings_of(), mesh) == ("host", "recompute")
+    assert candidates._caches(settings_of(rollout__max_staleness=0), mesh)[0] == "device"
     shared = dict(placement__rollout="all", placement__actor="all")
-    assert plan._caches(settings_of(**shared), mesh)[0] == "device"
+    assert candidates._caches(settings_of(**shared), mesh)[0] == "device"
 
 
 def test_two_threads_are_for_separate_devices_without_an_order():

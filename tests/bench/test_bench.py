@@ -161,9 +161,8 @@ def test_the_plan_of_a_recipe_as_published_and_small(monkeypatch, capsys):
             "optimiser": 2 * 10**9,
         }
         work = {"rollout": 0, "gradients, activations, microbatches": big, "optimiser step": 0}
-        return plan.Plan(
-            parts, work, 7 * 10**9, limit, 10**9, settings.raw.algorithm.microbatch_size, "host"
-        )
+        size = settings.raw.algorithm.microbatch_size
+        return plan.Plan(parts, work, 7 * 10**9, limit, 10**9, size, "host", "full")
 
     monkeypatch.setattr(bench_plan.plan, "measure", measure)
     bench.main(["bench", "plan", "--recipes", "configs/libero_10_grpo_pi05.py", "--limit-gb", "40"])

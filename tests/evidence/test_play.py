@@ -269,7 +269,7 @@ time.sleep(60)
 
 
 def test_costs_add_up_and_a_bad_end_is_told(tmp_path, module):
-    name = module("import sys; sys.exit(int(sys.argv[1]))")
+    name = module("import sys, time; time.sleep(0.2); sys.exit(int(sys.argv[1]))")
     started = programs.Programs(tmp_path / "costs")
     assert started.run("a", [name, "0"])
     with pytest.raises(programs.Unfinished, match="of a ended with exit code 3"):
