@@ -484,12 +484,15 @@ def test_a_clone_with_its_replay_resumes_bit_for_bit(tmp_path, monkeypatch, caps
 
 @pytest.mark.slow
 def test_a_clone_on_four_devices_is_that_on_one(tmp_path, monkeypatch):
-    """Also beside PPO, where another loss and a critic are added up too."""
+    """Also beside PPO, where another loss and a critic are added up too.  What is drawn depends on
+    the rows of a microbatch, which are as many."""
     beside = dict(algorithm__clone_coef=0.5, algorithm__clone_rollouts=0, eval__every=0)
     for number, fields in enumerate((CLONE, beside)):
         monkeypatch.setattr(meshes, "make_mesh", lambda *_: MAKE_MESH(1, 1, jax.devices()[:1]))
         expected = log.read(probe(tmp_path / f"one{number}", 2, **fields), timing=False)
         monkeypatch.setattr(meshes, "make_mesh", lambda *_: MAKE_MESH(2, 2, jax.devices()[:4]))
+        each = fields.get("algorithm__microbatch_size", 4) // 4
+        fields = fields | {"algorithm__microbatch_size": each}
         rows = log.read(probe(tmp_path / f"four{number}", 2, **fields), timing=False)
         for row, like in zip(rows, expected, strict=True):
             assert row.keys() == like.keys()

@@ -7,6 +7,7 @@ Refuses to know how episodes are played.
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import math
 import time
 
 import jax
@@ -72,7 +73,9 @@ def moved(
     policy = run.settings.policy
     if policy.nft and policy.nft.rows == "resample":
         return {}
-    size = run.settings.raw.algorithm.microbatch_rows(run.mesh.size)
+    # As many as a device takes at once, whatever the number of devices: the sample is the same.
+    divisor = math.lcm(run.mesh.size, run.plays.size * jax.process_count())
+    size = -(-run.settings.raw.algorithm.microbatch_size // divisor) * divisor
     displacement = steps.displacement(policy, run.mesh)
     return exploration.metrics(displacement, params, data, size, key, run.mesh)
 

@@ -28,7 +28,6 @@ SAME = {
     "rollout.lockstep": True,
     "rollout.episodes_per_iteration": 16,
     "algorithm.minibatch_size": 64,
-    "algorithm.microbatch_size": 16,
     "run.save_every": 1,
     "run.compilation_cache": ROOT / ".jax_cache",
 }
@@ -57,9 +56,11 @@ def test_a_first_host_whose_port_is_taken_or_that_comes_later(monkeypatch):
 def start(directory, count, *arguments, devices=1, of_host=None, flags="", **fields):
     """Processes of one training, each with so many devices."""
     address = f"localhost:{test_two_hosts.free_port()}"
+    # As many rows of a microbatch for any number of devices: what is drawn is the same.
+    each = 16 // (count * devices)
     fields = (
         SAME
-        | {"run.directory": directory}
+        | {"run.directory": directory, "algorithm.microbatch_size": each}
         | {name.replace("__", "."): value for name, value in fields.items()}
     )
     command = [sys.executable, "-m", "pirl_jax.train", "--config", "configs/probe.py", *arguments]
