@@ -39,7 +39,23 @@ def main(argv: list[str] | None = None) -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     module = "pirl_jax.bench.__main__" if name == "bench" else f"pirl_jax.{name.replace('-', '_')}"
-    importlib.import_module(module).main([f"pirl {name}", *argv[2:]])
+    try:
+        command = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing == "pirl_jax":
+            raise
+        print(f"error: {_without(missing)}", file=sys.stderr)
+        sys.exit(2)
+    command.main([f"pirl {name}", *argv[2:]])
+
+
+def _without(package: str) -> str:
+    """What to do about a package that this Python lacks."""
+    return (
+        f"the package {package!r} is not installed for {sys.executable}; in a checkout: bash "
+        f"launch/setup.sh once, and source .venv/bin/activate in every shell"
+    )
 
 
 def overview() -> str:

@@ -126,7 +126,8 @@ def _panel(run: pathlib.Path, config: dict[str, Any]) -> str:
     if not all(outside.fits(task, int) for task in tasks):
         raise ValueError(f"env.tasks of {run / 'config.json'} are no numbers; {REMEDY}")
     model = "pi0.5" if _field(run, config, "model.pi05", bool) else "pi0"
-    return f"{outside.shown(suite)} {tasks}, {model}"
+    named = tasks or "all tasks"
+    return f"{outside.shown(suite)} {named}, {model}"
 
 
 def _variant(run: pathlib.Path, config: dict[str, Any]) -> str:

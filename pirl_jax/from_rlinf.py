@@ -6,6 +6,7 @@
 """
 
 import pathlib
+import shlex
 import sys
 
 from pirl_jax.core import atomic, outside, paths
@@ -30,7 +31,8 @@ def main(argv: list[str]) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_text(output, translation.as_recipe(found))
     print(translation.as_text(found))
-    print(f"\nrecipe in {output}; pirl train --config {output}")
+    following = shlex.join(["pirl", "train", "--config", str(output)])
+    print(f"\nrecipe in {output}; {following}")
 
 
 def _require_place(output: pathlib.Path) -> None:

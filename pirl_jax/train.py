@@ -204,8 +204,8 @@ def iterate(
     raw = run.settings.raw
     learner = learning.of_run(run)
     run.timers.take()
-    total = raw.num_iterations - run.first_iteration
-    with watch.patient(run.envs.interrupt), panel.watching(total) as board:
+    counted = panel.watching(raw.num_iterations, before=run.first_iteration)
+    with watch.patient(run.envs.interrupt), counted as board:
         for span in schedule.spans(raw, run.first_iteration):
             state = run.offload.away(state)
             with _resumable(run, state, span.start, watch):

@@ -612,6 +612,22 @@ def test_commands_that_are_none(name, places, capsys):
     check(pirl.main, [name], f"{name!r} is no command; pirl has: train, ", places, capsys)
 
 
+def test_a_python_without_the_packages_is_a_sentence(places, capsys, monkeypatch):
+    def absent(module):
+        raise ModuleNotFoundError("No module named 'absl'", name="absl.flags")
+
+    monkeypatch.setattr(pirl.importlib, "import_module", absent)
+    said = f"the package 'absl' is not installed for {sys.executable}"
+    check(pirl.main, ["doctor"], said, places, capsys)
+
+    def broken(module):
+        raise ModuleNotFoundError("No module named 'pirl_jax.x'", name="pirl_jax.x")
+
+    monkeypatch.setattr(pirl.importlib, "import_module", broken)
+    with pytest.raises(ModuleNotFoundError):  # ours: a bug keeps its traceback
+        pirl.main(["pirl", "doctor"])
+
+
 # ---- while a command works -----------------------------------------------------------------------
 
 

@@ -56,6 +56,14 @@ def _run(path, checkpoint="", pi05=False, adv_type="gae", seed=0, rates=(0.2, 0.
     return path
 
 
+def test_no_list_of_tasks_is_all_of_them(tmp_path):
+    run = _run(tmp_path / "a")
+    settings = json.loads((run / "config.json").read_text())
+    settings["env"]["tasks"] = []
+    atomic.write_json(run / "config.json", settings)
+    assert compare.summary(run)["panel"] == "tabletop all tasks, pi0"
+
+
 def test_a_run_is_summed_up_from_its_own_files(tmp_path):
     run = _run(tmp_path / "a")
     _evaluated(run / "evaluation" / "before", 3, 10)

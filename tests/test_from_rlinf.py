@@ -1,6 +1,7 @@
 """`pirl from-rlinf`: the recipe that it leaves, what it says, and that nothing else is touched."""
 
 import pathlib
+import shlex
 import sys
 
 import pytest
@@ -26,6 +27,15 @@ def test_a_recipe_out_of_a_configuration(tmp_path, monkeypatch, capsys):
     assert page == recipes.load_recipe("spatial.yaml") and page.env.suite == "libero_spatial"
     from_rlinf.main(["pirl from-rlinf", "spatial.yaml"])  # its own file may be written again
     assert {path.name for path in tmp_path.iterdir()} == {"spatial.yaml", "spatial.py"}
+
+
+def test_the_next_command_can_be_pasted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text(published.PPO)
+    output = tmp_path / "my runs" / "a.py"
+    from_rlinf.main(["pirl from-rlinf", "a.yaml", f"--output={output}"])
+    pasted = capsys.readouterr().out.splitlines()[-1].partition("; ")[2]
+    assert shlex.split(pasted) == ["pirl", "train", "--config", str(output)]
 
 
 def test_what_is_refused_leaves_nothing(tmp_path, monkeypatch):

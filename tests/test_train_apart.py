@@ -65,6 +65,7 @@ def test_who_plays_and_who_learns_do_so_at_one_time(tmp_path, monkeypatch):
         assert row["async/staleness_max"] <= min(1, row["iteration"])
         assert row["env/num_trajectories"] == rows[0]["env/num_trajectories"]
         assert 0 <= row["rollout/slot_use"] <= 1 and row["time/publish"] > 0
+        assert row["time/gate_wait"] <= row["time/iteration"] + 0.3, "a wait of its own iteration"
         assert row["actor/first_ratio_max_dev"] < 1e-4
     assert rows[0]["async/ess"] == 1 and no_thread_is_left()
 

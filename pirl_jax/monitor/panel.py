@@ -36,22 +36,26 @@ class Board(Protocol):
 
 @contextlib.contextmanager
 def watching(
-    total: int, stream: TextIO | None = None, interval_s: float = progress.INTERVAL_S
+    total: int,
+    stream: TextIO | None = None,
+    interval_s: float = progress.INTERVAL_S,
+    before: int = 0,
 ) -> Iterator[Board]:
     """Shows the iterations of the block.
 
-    total: of them.
+    total: of the run.
+    before: of these, those that an earlier process learned.
     stream: where to write (standard output); its isatty() picks the form.
     interval_s: between plain lines.
     """
     stream = stream or sys.stdout
     if stream.isatty():
-        board = _Panel(total)
+        board = _Panel(total, before)
         # Redrawn by a thread: the elapsed time moves while devices compute.
         with live.Live(get_renderable=board.drawn, console=progress.console_of(stream)):
             yield board
         return
-    shown = progress.track("training", total, "iterations", stream, interval_s)
+    shown = progress.track("training", total, "iterations", stream, interval_s, before)
     with shown as advance:
         yield _Lines(advance, stream)
 
@@ -81,9 +85,10 @@ class _Lines:
 class _Panel:
     """Draws what it has been told."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, before: int = 0) -> None:
         self._total = total
-        self._count = 0
+        self._before = before
+        self._count = before
         self._note = ""
         self._row: Mapping[str, float] = {}
         self._faults = dict.fromkeys(FAULTS, 0.0)
@@ -115,8 +120,9 @@ class _Panel:
     def _lines(self) -> Iterator[tuple[str, text.Text | str]]:
         elapsed_s = time.monotonic() - self._start_s
         left = ""
-        if self._count:
-            left_s = elapsed_s / self._count * (self._total - self._count)
+        here = self._count - self._before
+        if here:
+            left_s = elapsed_s / here * (self._total - self._count)
             left = f", about {_duration(left_s)} left"
         yield "time", f"{_duration(elapsed_s)}{left}"
         if self._row:

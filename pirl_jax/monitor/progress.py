@@ -33,18 +33,20 @@ def track(
     unit: str = "",
     stream: TextIO | None = None,
     interval_s: float = INTERVAL_S,
+    before: int = 0,
 ) -> Iterator[Advance]:
     """Show the work of the block, which calls what this yields.
 
     stream: where to write (standard output); its isatty() picks the form.
     interval_s: between plain lines.
+    before: units of the total that an earlier process did.
     """
     # Asked for here and not as a default: who captures output replaces sys.stdout later.
     stream = stream or sys.stdout
     if stream.isatty():
-        shown = _bar(name, total, unit, stream)
+        shown = _bar(name, total, unit, stream, before)
     else:
-        shown = _lines(_Line(name, total, unit, stream), interval_s)
+        shown = _lines(_Line(name, total, unit, stream, before), interval_s)
     with shown as advance:
         yield advance
 
@@ -56,10 +58,10 @@ def console_of(stream: TextIO) -> console.Console:
 
 
 @contextlib.contextmanager
-def _bar(name: str, total: int | None, unit: str, stream: TextIO) -> Iterator[Advance]:
+def _bar(name: str, total: int | None, unit: str, stream: TextIO, before: int) -> Iterator[Advance]:
     columns = _columns(total, unit)
     with progress.Progress(*columns, console=console_of(stream)) as display:
-        task = display.add_task(name, total=total, note="")
+        task = display.add_task(name, total=total, completed=before, note="")
 
         def advance(count: int = 1, note: str = "") -> None:
             display.update(task, advance=count, note=note)
@@ -103,12 +105,15 @@ def _lines(line: "_Line", interval_s: float) -> Iterator[Advance]:
 class _Line:
     """Counts, and writes one line when asked."""
 
-    def __init__(self, name: str, total: int | None, unit: str, stream: TextIO) -> None:
+    def __init__(
+        self, name: str, total: int | None, unit: str, stream: TextIO, before: int
+    ) -> None:
         self.name = name
         self.total = total
         self.unit = unit
         self.stream = stream
-        self.count = 0
+        self.before = before
+        self.count = before
         self.note = ""
         self.start_s = time.monotonic()
 
@@ -125,8 +130,9 @@ class _Line:
             words.append(f"{counted},")
         words.append(f"{elapsed_s:.1f} s")
         # What has not begun has no pace yet, what has ended has nothing left.
-        if self.total and self.count and not state:
-            left_s = elapsed_s / self.count * (self.total - self.count)
+        here = self.count - self.before
+        if self.total and here and not state:
+            left_s = elapsed_s / here * (self.total - self.count)
             words.append(f"(about {left_s:.0f} s left)")
         if self.note:
             words.append(self.note)

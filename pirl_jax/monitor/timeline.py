@@ -167,10 +167,10 @@ def success(row: Mapping[str, float]) -> str:
 
 def learning(row: Mapping[str, float]) -> str:
     """What is learned, and how: "return 0.61  kl 0.0031  clip 0.10"."""
-    words = [f"return {row['env/return']:.2f}"]
+    words = [f"return {row['env/return']:z.2f}"]
     for metric, (word, digits) in SHOWN.items():
         if metric in row:
-            words.append(f"{word} {row[metric]:.{digits}f}")
+            words.append(f"{word} {row[metric]:z.{digits}f}")
     return "  ".join(words)
 
 

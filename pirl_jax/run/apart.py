@@ -125,6 +125,7 @@ class Sides:
                 self.exchange.publish(self.version, None)
             finally:  # it is learned, whatever has become of the other side
                 with self._measuring:
+                    self._meter.lasts()
                     metrics |= self._meter.take()
                 self._ended(iteration, metrics | self._run.timers.take())
 

@@ -21,6 +21,7 @@ from pirl_jax.core import atomic, endings, paths, placement
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs import base, caches
 from pirl_jax.envs.libero import files
+from pirl_jax.monitor import progress
 from pirl_jax.run import (
     accelerators,
     candidates,
@@ -160,7 +161,9 @@ def plan_only(options: argparse.Namespace, settings: config.Settings) -> None:
     """
     if not options.target:
         mesh = devices.mesh(settings)
-        _, planned = plan.choose(settings, mesh, options.prompt_tokens, env_spec(settings))
+        spec = env_spec(settings)
+        with progress.track("compiling"):
+            _, planned = plan.choose(settings, mesh, options.prompt_tokens, spec)
         print(planned)
         return
     if options.output:  # before hours of compiling

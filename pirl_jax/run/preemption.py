@@ -176,7 +176,8 @@ def how_to_resume(argv: Sequence[str]) -> str:
     start = ["python", "-m", "pirl_jax.train"]
     if arguments and sys.orig_argv[-len(arguments) :] == arguments:
         start = [sys.executable, *sys.orig_argv[1 : -len(arguments)]]
-    if "--resume=auto" not in arguments and "--resume auto" not in " ".join(arguments):
+    resumes = "--resume=auto" in arguments or "--resume auto" in " ".join(arguments)
+    if not resumes and "--plan-only" not in arguments:  # a plan saves nothing: it is made again
         arguments = [*_without_resume(arguments), "--resume", "auto"]
     # What is printed ends up in logs: no key among it.
     shown = secrets.arguments([*start, *arguments])

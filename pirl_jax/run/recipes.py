@@ -153,6 +153,11 @@ def load_run(directory: str | pathlib.Path) -> ml_collections.ConfigDict:
     if folder.parent.name == "checkpoints" and folder.name.isdecimal():
         folder = folder.parent  # one of the checkpoints of a run
     path = (folder.parent if folder.name == "checkpoints" else folder) / "config.json"
+    if not path.exists() and not folder.exists():
+        raise ValueError(
+            f"--checkpoint {directory} does not exist; give the folder of a run, or a "
+            f"checkpoint of openpi, RLinf or LeRobot and its recipe with --config"
+        )
     if not path.exists():
         raise ValueError(
             f"--checkpoint {directory} has no config.json beside its checkpoints; {WITHOUT_PAGE}"

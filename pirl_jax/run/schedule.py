@@ -296,6 +296,7 @@ class Meter:
         self.publish_s = 0.0
         self._clock = clock
         self._last_s = clock()
+        self._state = {"used": 0.0, "is_learning": False, "is_gated": False}
         self._forget()
 
     def _forget(self) -> None:
@@ -316,6 +317,12 @@ class Meter:
             self._gate_wait_s += (1 - used) * seconds
         if not is_learning:
             self._learner_wait_s += seconds
+        self._state = {"used": used, "is_learning": is_learning, "is_gated": is_gated}
+
+    def lasts(self) -> None:
+        """What the last tick said is so until now: before a take amidst a wait of another thread,
+        which else would count as a whole in the next row."""
+        self.tick(**self._state)
 
     def take(self) -> dict[str, float]:
         """Metrics since the last take."""

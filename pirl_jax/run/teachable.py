@@ -34,7 +34,8 @@ def _check_dataset(raw: page.Page):
     named = f"sft.dataset={section.dataset!r}"
     if section.demonstrations:
         raise ValueError(
-            f"{named} and sft.demonstrations={section.demonstrations} are two sources; drop one"
+            f"{named} and sft.demonstrations={section.demonstrations} are two sources; drop one "
+            f"(sft.dataset='' or sft.demonstrations=0)"
         )
     if not section.batch_size:
         raise ValueError(f"{named} needs sft.batch_size={section.batch_size} to be at least 1")

@@ -18,7 +18,7 @@ from pirl_jax.core import locks, outside, paths, rng
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
 from pirl_jax.learner import offload, publish, replay
-from pirl_jax.monitor import log, mirror, services, timeline
+from pirl_jax.monitor import log, mirror, progress, services, timeline
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import starts
 from pirl_jax.rollout import stream as streams
@@ -159,7 +159,8 @@ def prepare(
     to_model = policies.transform_for(settings, stats, envs.spec.instructions, playable.tasks)
     # Simulators start while functions are compiled and weights are loaded or taught.
     stream = _first_stream(settings, envs, playable, resume_at or 0)
-    settings, planned = plan.choose(settings, mesh, to_model.max_token_len, envs.spec)
+    with progress.track("compiling"):
+        settings, planned = plan.choose(settings, mesh, to_model.max_token_len, envs.spec)
     print(planned)
     # Last: a wrong start leaves no directory behind, and a standing run as it is.
     directory = _open_directory(path, raw, settings, resume_at, stack)

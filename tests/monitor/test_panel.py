@@ -84,6 +84,18 @@ def test_the_panel_says_everything():
     assert update <= env <= panel.BAR
 
 
+def test_a_resumed_run_counts_what_was_learned_before(monkeypatch):
+    stream = io.StringIO()
+    with panel.watching(8, stream, interval_s=60, before=5) as board:
+        board.finished(ROW)
+    assert stream.getvalue().splitlines()[-1].startswith("training: 6/8 iterations, ")
+    monkeypatch.setattr(panel.time, "monotonic", iter((100.0, 110.0)).__next__)
+    board = panel._Panel(8, before=5)
+    board.finished(ROW)
+    words = dict(board._lines())
+    assert words["time"] == "10 s, about 20 s left", "at the pace of this process"
+
+
 def test_a_row_without_episodes_has_no_interval():
     assert timeline.success(ROW | {"env/success_once": float("nan")}) == "nan"
     assert timeline.success({"env/success_once": 0.5}) == "0.50"

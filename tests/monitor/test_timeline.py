@@ -75,3 +75,9 @@ def test_verdict_names_the_largest_part(parts, expected):
     assert re.match(expected, timeline.verdict(metrics))
     wait = next((name for name in timeline.WAITS if parts.get(name, 0) > 30), None)
     assert wait is None or timeline.bound(metrics) == wait
+
+
+def test_what_rounds_to_nothing_has_no_sign():
+    row = {"env/return": -0.001, "actor/approx_kl": -3e-9}
+    assert "kl 0.0000" in timeline.learning(row)
+    assert "return 0.00" in timeline.learning(row)

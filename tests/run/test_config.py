@@ -194,7 +194,11 @@ def test_a_bad_value_is_named_with_its_remedy(name, value, remedy):
 @pytest.mark.parametrize(
     "fields, remedy",
     [
-        (dict(demonstrations=3), "sft.demonstrations=3 are two sources; drop one"),
+        (
+            dict(demonstrations=3),
+            "sft.demonstrations=3 are two sources; drop one (sft.dataset='' or "
+            "sft.demonstrations=0)",
+        ),
         (dict(batch_size=0), "needs sft.batch_size=0 to be at least 1"),
         (dict(steps=0), "leaves a fresh model untaught; set sft.steps to at least 1, or model."),
         (
@@ -898,8 +902,12 @@ def test_a_run_brings_its_own_configuration(sentence, tmp_path):
     assert config.settings(read) == config.settings(page)
     _, given = command.parse([*argv, PROBE], evaluate._parser())
     assert given.env.suite == "probe_conditioned", "a recipe that is given counts"
-    assert "has no config.json beside its checkpoints; give the recipe with --config" in sentence(
+    assert "/nowhere does not exist; give the folder of a run" in sentence(
         evaluate, "--checkpoint=nowhere"
+    )
+    (tmp_path / "empty").mkdir()
+    assert "has no config.json beside its checkpoints; give the recipe with --config" in sentence(
+        evaluate, f"--checkpoint={tmp_path / 'empty'}"
     )
     (tmp_path / "config.json").write_text(json.dumps(saved | {"extra": 1}))
     said = sentence(evaluate, f"--checkpoint={tmp_path}")

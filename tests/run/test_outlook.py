@@ -4,6 +4,7 @@ import argparse
 import multiprocessing
 import pathlib
 import pickle
+import re
 
 import pytest
 
@@ -145,6 +146,14 @@ def test_a_wrong_target_is_a_sentence_of_train(arguments, sentence, capsys, monk
     with pytest.raises(SystemExit) as ending:
         train.main(["train", "--config", str(CONFIGS / "probe.py"), *arguments])
     assert ending.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_a_plan_for_the_devices_here_shows_that_it_is_alive(monkeypatch, capsys):
+    """At full size it compiles for minutes."""
+    monkeypatch.setattr(outlook.plan, "choose", lambda settings, *_: (settings, "the table"))
+    train.main(["train", "--config", str(CONFIGS / "probe.py"), "--plan-only"])
+    said = capsys.readouterr().out
+    assert re.fullmatch(r"compiling: [0-9.]+ s done\nthe table\n", said)
 
 
 def test_the_benchmark_asks_for_any_recipe_with_its_changes(monkeypatch, capsys):

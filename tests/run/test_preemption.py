@@ -214,6 +214,7 @@ def test_the_line_names_the_command(monkeypatch):
     assert said == f"to go on, in {os.getcwd()}: {sys.executable} {started}"
     for given in (["--resume", "auto"], ["--resume=auto"]):
         assert preemption.how_to_resume(["train.py", *given]).count("auto") == 1
+    assert "--resume" not in preemption.how_to_resume(["train.py", "--plan-only"]), "nothing saved"
 
 
 @pytest.mark.parametrize("given", [["--resume", "never"], ["--resume=never"]])

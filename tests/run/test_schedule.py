@@ -227,6 +227,21 @@ def test_staleness_fills_the_slots():
     assert seconds[1] < 0.8 * seconds[0] and use[1] > use[0] + 0.1
 
 
+def test_a_wait_of_another_thread_counts_in_the_row_in_which_it_was():
+    clock = Clock()
+    meter = schedule.Meter(clock)
+    meter.tick(used=0.25, is_learning=True, is_gated=True)
+    shares = []
+    for _ in range(2):  # a wait of 8 s, in the middle of which a row ends
+        clock.rest(4.0)
+        meter.lasts()
+        shares.append(meter.take())
+    meter.tick(used=1.0, is_learning=True, is_gated=True)
+    assert meter.take()["time/gate_wait"] == 0.0, "no second of it twice"
+    assert [row["time/gate_wait"] for row in shares] == [3.0, 3.0]
+    assert [row["rollout/slot_use"] for row in shares] == [0.25, 0.25]
+
+
 def test_in_lockstep_the_order_does_not_depend_on_time():
     """Simulators and devices take other times; who follows whom is the same."""
     logs = []

@@ -185,6 +185,8 @@ def choose(wanted: str, devices: Sequence[int] = ()) -> str:
     if devices or wanted == "osmesa":
         raise ValueError("; ".join(map(str, failed)))
     software = probe("osmesa")
+    if not software.ok and wanted not in BACKENDS:
+        raise ValueError(str(failed[0]))  # a name that is none: what osmesa lacks is no remedy
     if not software.ok:
         raise ValueError(f"{failed[0]}; and {software}")
     logging.getLogger(__name__).warning(

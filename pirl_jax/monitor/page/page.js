@@ -33,10 +33,12 @@ function show(id, wanted) {
 
 function table(header, rows) {
   const isNumber = (cell) => typeof cell === "string" && /^[\s\d+\-−.,%\[\]/–]+$/.test(cell);
-  const cell = (tag) => (value) => make(tag, { class: isNumber(value) ? "number" : "value" }, value ?? "");
-  const line = (tag) => (cells) => make("tr", {}, ...cells.map(cell(tag)));
-  const head = header.length ? make("thead", {}, line("th")(header)) : null;
-  return make("table", {}, head, make("tbody", {}, ...rows.map(line("td"))));
+  const line = (tag, kinds) => (cells) =>
+    make("tr", {}, ...cells.map((value, k) => make(tag, { class: kinds(k, value) ? "number" : "value" }, value ?? "")));
+  // A name stands where its numbers stand.
+  const named = (k) => rows.some((row) => isNumber(row[k]));
+  const head = header.length ? make("thead", {}, line("th", named)(header)) : null;
+  return make("table", {}, head, make("tbody", {}, ...rows.map(line("td", (k, value) => isNumber(value)))));
 }
 
 // Names and what they stand for: texts, also where they look like numbers.
@@ -47,7 +49,7 @@ function fields(pairs) {
 
 // ---- numbers as text ---------------------------------------------------------------------------
 
-const percent = (rate) => `${(100 * rate).toFixed(1)} %`;
+const percent = (rate) => `${(100 * rate).toFixed(1)}\u00a0%`;
 const signed = (number) => `${number < 0 ? "−" : "+"}${Math.abs(number).toFixed(1)}`;
 const points = (rate) => signed(100 * rate);
 const count = (number, one, many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
@@ -243,11 +245,12 @@ function compared() {
     return [source.name, status(source), change ? interval(named(change.first)) : "–", interval(last), counted(last), seconds ? duration(seconds) : "–"];
   };
   put("sides", table(["", "", "before", "after, or last", "episodes", "training"], data.sources.map(row)));
-  const pairRow = (pair) => {
-    const unlike = pair.unlike.length ? `their protocols differ in ${pair.unlike.join(", ")}` : "";
-    return [`${pair.second}, against ${pair.first}`, pair.total ? difference(pair.total) : "nothing in common to compare", steps(pair.total), unlike];
-  };
-  if (data.pairs.length) put("pairs", table(["", "difference of success", "length", ""], data.pairs.map(pairRow)));
+  const name = (pair) => `${pair.second}, against ${pair.first}`;
+  const pairRow = (pair) => [name(pair), pair.total ? difference(pair.total) : "nothing in common to compare", steps(pair.total)];
+  // Below the table: beside it a phone has no room for a list of fields.
+  const unlike = data.pairs.filter((pair) => pair.unlike.length);
+  const notes = unlike.map((pair) => make("p", { class: "note" }, `${name(pair)}: their protocols differ in ${pair.unlike.join(", ")}`));
+  if (data.pairs.length) put("pairs", table(["", "difference of success", "length"], data.pairs.map(pairRow)), ...notes);
   byId("sides-note").textContent = "Success with Wilson intervals of 95 %. Differences are of equal tasks and start states (Newcombe, 95 %), those of lengths by bootstrap.";
 }
 

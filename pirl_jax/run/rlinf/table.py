@@ -311,6 +311,7 @@ HEAD = """## Your configuration
 ```
 pip install 'pirl_jax[rlinf]'
 pirl from-rlinf CONFIG.yaml --output RECIPE.py
+pirl bench plan --recipes RECIPE.py --limit-gb 80  # does it fit? Without weights
 pirl train --config RECIPE.py --config.model.checkpoint=DIR --config.model.tokenizer=FILE
 ```
 

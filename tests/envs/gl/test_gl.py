@@ -111,6 +111,8 @@ def test_choose_never_falls_back_from_devices_that_were_asked_for(monkeypatch):
     monkeypatch.setattr(backends, "probe", _fake(set()))
     with pytest.raises(ValueError, match=r"egl does not render.*and osmesa does not render"):
         backends.choose("egl")
+    with pytest.raises(ValueError, match=r"^nonsense does not render: broken; mend it$"):
+        backends.choose("nonsense")  # not what osmesa lacks: that is no remedy
 
 
 # An eight-slot machine in small: EGL lists CUDA 2 first, then 0, a software device, then 1.
