@@ -304,7 +304,8 @@ def _iteration(
     _start_next(run, iteration + 1)
     if film is not None:
         with run.timers.measure("video"):
-            films.write(film, run.settings.raw, iteration, played, run.envs.spec)
+            made = films.write(film, run.settings.raw, iteration, played, run.envs.spec)
+            run.directory.show_videos(iteration, made)
     with run.timers.measure("update"):
         data = objective.with_advantages(rollout, cfg)
         moved = learning.moved(run, playing, data, rng.named(key, "moved"))

@@ -141,10 +141,12 @@ class RunDir:
         if self._events:
             self._events.write_text(iteration, name, columns.of_rows(rows), time.time())
         self._tell(lambda service: service.table(iteration, name, rows))
-        for path in videos:
-            self._tell(
-                lambda service, path=path: service.video(iteration, f"{name}/{path.stem}", path)
-            )
+        self.show_videos(iteration, {f"{name}/{path.stem}": path for path in videos})
+
+    def show_videos(self, iteration: int, videos: Mapping[str, pathlib.Path]) -> None:
+        """{name: file}, wherever they can be shown."""
+        for name, path in videos.items():
+            self._tell(lambda service, name=name, path=path: service.video(iteration, name, path))
 
     def _tell(self, what: Callable[[services.Service], None]) -> None:
         for one in self._mirrors:

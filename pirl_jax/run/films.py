@@ -42,8 +42,9 @@ def write(
     iteration: int,
     played: Sequence[streams.Result],
     spec: base.EnvSpec,
-) -> None:
-    """One MP4 for every episode that was filmed, in the time that it took."""
+) -> dict[str, pathlib.Path]:
+    """One MP4 for every episode that was filmed, in the time that it took -> {name: file}."""
+    written = {}
     frames_per_s = spec.control_hz / config.action_chunk(raw)
     for e, shots in taken.shots.items():
         result = played[e] if e < len(played) else None
@@ -65,6 +66,8 @@ def write(
         frames = [shot.frame for shot in shown]
         with child.shielded():  # the encoder
             video.write(path, frames, captions, outcomes, frames_per_s)
+        written[f"rollout/episode_{e}"] = path
+    return written
 
 
 def _caption(shot: film.Shot, outcome: bool | None) -> str:

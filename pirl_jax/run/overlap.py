@@ -230,7 +230,9 @@ class Work:
         run = self._run
         if played.film is not None:
             with run.timers.measure("video"):
-                films.write(played.film, run.settings.raw, batch, played.results, run.envs.spec)
+                raw = run.settings.raw
+                made = films.write(played.film, raw, batch, played.results, run.envs.spec)
+                run.directory.show_videos(batch, made)
         return self._measured(self._learned(batch, played))
 
     def _measured(self, parts: in_parts.Parts) -> in_parts.Parts:

@@ -231,6 +231,18 @@ def test_tables_and_videos(packages, tmp_path):
     assert b"evaluation/after" in written and b"    task  episode_len" in written
 
 
+def test_videos_of_rollouts_keep_their_names(packages, tmp_path):
+    run = log.RunDir(tmp_path / "run", CONFIG, None, ["wandb"], services.Labels(offline=True))
+    for iteration in (3, 4):
+        path = tmp_path / f"iteration_{iteration}.mp4"
+        run.show_videos(iteration, {"rollout/episode_0": path})
+    run.close()
+    assert packages["wandb"].rows == [
+        {"iteration": k, "rollout/episode_0": ("video", str(tmp_path / f"iteration_{k}.mp4"))}
+        for k in (3, 4)
+    ]
+
+
 # ---- a service that fails under way --------------------------------------------------------------
 
 

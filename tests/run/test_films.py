@@ -56,9 +56,10 @@ def test_a_film_runs_as_fast_as_the_robot_and_says_so(tmp_path, monkeypatch, whe
     monkeypatch.setattr(video, "annotate", noted)
     page = raw(tmp_path, train=2, directory=where and str(tmp_path / where))
     chunk = page.model.action_chunk
-    films.write(taken(), page, 7, played(success=True), SPEC)
+    made = films.write(taken(), page, 7, played(success=True), SPEC)
     folder = tmp_path / where if where else tmp_path / "run" / "video" / "train"
     (path,) = folder.iterdir()
+    assert made == {"rollout/episode_0": path}
     assert path.name == "iteration_7_episode_0_task_0_init_3.mp4", "the other was never seen"
     file = cv2.VideoCapture(str(path))
     frames_per_s = 20 / chunk
