@@ -110,7 +110,7 @@ def modulations(params: dict, cond_BD: Array, *, expert: int, dtype: str) -> dic
         out_BLW = jnp.einsum("BD,LDW->BLW", cond_BD.astype(dtype), layers["kernel"])
         modulation[name] = linear.add_bias(out_BLW, layers["bias"])
     final = dense(params[f"final_norm{end}"])
-    modulation["final_norm"] = linear.affine(final, cond_BD.astype(dtype))
+    modulation["final_norm"] = linear.affine(final, cond_BD.astype(dtype), is_batch=False)
     return modulation
 
 

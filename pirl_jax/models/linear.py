@@ -33,13 +33,16 @@ def specs(
     }
 
 
-def affine(params: dict, x: Array, equation: str | None = None) -> Array:
+def affine(params: dict, x: Array, equation: str | None = None, *, is_batch: bool = True) -> Array:
     """Kernel and bias on x, in the wider of their dtypes.
 
-    `equation` as in einsum; None is x @ kernel.
+    `equation` as in einsum; None is x @ kernel.  is_batch: the rows of x are those of a batch,
+    which lie on different devices.
     """
     kernel = params["kernel"]
-    if equation is None:
+    if not is_batch:
+        y = x @ kernel
+    elif equation is None:
         y = meshes.by_rows(meshes.by_rows(x) @ kernel)
     else:
         y = einsum(equation, x, kernel)

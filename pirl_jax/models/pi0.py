@@ -255,8 +255,9 @@ def embed_prefix(
 def condition(params: dict, t_B: Array, cfg: variants.Pi0Config) -> Array:
     """pi0.5: flow times -> conditions of the expert's norms [B,D]."""
     time_BD = time_embedding(t_B, cfg.expert.width)
-    hidden_BF = jax.nn.silu(_linear(params["time_mlp_in"], time_BD))
-    return jax.nn.silu(_linear(params["time_mlp_out"], hidden_BF))
+    # Of flow times, which all rows of a batch may have in common.
+    hidden_BF = jax.nn.silu(linear.affine(params["time_mlp_in"], time_BD, is_batch=False))
+    return jax.nn.silu(linear.affine(params["time_mlp_out"], hidden_BF, is_batch=False))
 
 
 def embed_suffix(
