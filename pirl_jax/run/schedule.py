@@ -99,9 +99,8 @@ def require(raw: page.Page, hosts: int) -> None:
         )
     if not raw.rollout.max_staleness or raw.rollout.prefix_cache != "device":
         return
-    plays = placement.parse(raw.placement.rollout, "placement.rollout")
-    learns = placement.parse(raw.placement.actor, "placement.actor")
-    if plays is not None and learns is not None and set(plays).isdisjoint(learns):
+    section = raw.placement
+    if placement.check(section.env, section.rollout, section.actor) == "separate":
         raise ValueError(
             f"rollout.prefix_cache='device' keeps rows on placement.rollout={raw.placement.rollout}"
             f", which goes on playing while placement.actor={raw.placement.actor} learns; set it to"
