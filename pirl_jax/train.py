@@ -302,10 +302,7 @@ def _iteration(
         film = films.begin(run.settings.raw)
         rollout, played = _rollout(run, published, key, iteration, board, film)
     _start_next(run, iteration + 1)
-    if film is not None:
-        with run.timers.measure("video"):
-            made = films.write(film, run.settings.raw, iteration, played, run.envs.spec)
-            run.directory.show_videos(iteration, made)
+    run.keep_film(film, iteration, played)
     with run.timers.measure("update"):
         data = objective.with_advantages(rollout, cfg)
         moved = learning.moved(run, playing, data, rng.named(key, "moved"))

@@ -227,12 +227,7 @@ class Work:
 
     def learned(self, batch: int, played: Played) -> schedule.Update:
         """Learn from it."""
-        run = self._run
-        if played.film is not None:
-            with run.timers.measure("video"):
-                raw = run.settings.raw
-                made = films.write(played.film, raw, batch, played.results, run.envs.spec)
-                run.directory.show_videos(batch, made)
+        self._run.keep_film(played.film, batch, played.results)
         return self._measured(self._learned(batch, played))
 
     def _measured(self, parts: in_parts.Parts) -> in_parts.Parts:

@@ -4,7 +4,7 @@ Refuses to know the loop that uses it.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -20,6 +20,7 @@ from pirl_jax.envs.pool import queue
 from pirl_jax.learner import offload, publish, replay
 from pirl_jax.monitor import log, mirror, progress, services, timeline
 from pirl_jax.rollout import actor as actors
+from pirl_jax.rollout import film as filming
 from pirl_jax.rollout import starts
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import (
@@ -84,6 +85,16 @@ class Run:
     @property
     def instructions(self) -> tuple[str, ...]:
         return self.envs.spec.instructions
+
+    def keep_film(
+        self, taken: filming.Film | None, iteration: int, played: Sequence[streams.Result]
+    ) -> None:
+        """Videos of what was filmed of a rollout, for everybody who shows them.  None: nothing."""
+        if taken is None:
+            return
+        with self.timers.measure("video"):
+            made = films.write(taken, self.settings.raw, iteration, played, self.envs.spec)
+            self.directory.show_videos(iteration, made)
 
     def iteration_key(self, iteration: int) -> jax.Array:
         """Where an iteration draws from; after each rollback from somewhere else."""
