@@ -18,7 +18,7 @@ import jax
 from pirl_jax.core import endings, rng, types
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
-from pirl_jax.learner import objective, update
+from pirl_jax.learner import in_parts
 from pirl_jax.learner import state as states
 from pirl_jax.monitor import log, panel, report, timeline
 from pirl_jax.policy import normalize
@@ -293,27 +293,18 @@ def _iteration(
     board: panel.Board,
 ) -> tuple[states.TrainState, dict]:
     """One rollout and its updates -> state, metrics."""
-    cfg = run.settings.raw.algorithm
     key = run.iteration_key(iteration)
     faults = run.envs.counters()
-    playing = states.acting_params(state) if run.settings.plays_average else state.params
-    published = run.publish(playing)
+    published = run.publish(run.playing(state))
     with hosts.together():
         film = films.begin(run.settings.raw)
         rollout, played = _rollout(run, published, key, iteration, board, film)
     _start_next(run, iteration + 1)
     run.keep_film(film, iteration, played)
     with run.timers.measure("update"):
-        data = objective.with_advantages(rollout, cfg)
-        moved = learning.moved(run, playing, data, rng.named(key, "moved"))
-        demonstrations = learner.batches(run.settings.raw.sft.batch_size, key)
-        learned = learner.with_earlier(data, iteration, key)
-        shuffle = rng.named(key, "shuffle")
-        state = run.offload.back(state)
-        state, metrics = update.learn(learner.updater, state, learned, shuffle, demonstrations)
-    metrics |= moved | rollouts.metrics(cfg, played)
+        lesson = learning.lesson(run, learner, state, rollout, played, iteration)
+        state, metrics = in_parts.drained(lesson)
     metrics |= stats.fault_metrics(faults, run.envs.counters(), meshes.gather)
-    metrics |= stats.rollout_metrics(rollout, data, meshes.gather)
     return state, metrics | run.timers.take()
 
 

@@ -23,7 +23,7 @@ from pirl_jax.envs import child
 from pirl_jax.learner import update
 from pirl_jax.monitor import log
 from pirl_jax.rollout import stream as streams
-from pirl_jax.run import evaluation, preemption, simulators, teach
+from pirl_jax.run import evaluation, learning, preemption, simulators, teach
 from pirl_jax.weights import folders, store
 from tests import faulty
 
@@ -724,7 +724,7 @@ def still(directory, seed, num_iterations):
 def noises(tmp_path_factory):
     """Of three rollouts, two with one seed: chains, episodes, keys of their shuffles; and a run."""
     drawn, played, keys = [], [], []
-    play, learn = train.rollouts.play, train.update.learn
+    play, learn = train.rollouts.play, learning.update.learn_in_parts
 
     def collected(*args, **kwargs):
         rollout, results = play(*args, **kwargs)
@@ -738,7 +738,7 @@ def noises(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.rollouts, "play", collected)
-        patch.setattr(train.update, "learn", learned)
+        patch.setattr(learning.update, "learn_in_parts", learned)
         run = still(tmp_path_factory.mktemp("seed_1"), 1, 2)
         still(tmp_path_factory.mktemp("seed_2"), 2, 1)
     return drawn, played, keys, run

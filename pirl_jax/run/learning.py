@@ -5,17 +5,20 @@ That is demonstrations beside them, and own successes of earlier iterations.
 Refuses to know how episodes are played.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import math
 import time
 
 import jax
 
+from pirl_jax.core import mesh as meshes
 from pirl_jax.core import rng, types
-from pirl_jax.learner import exploration, objective, proximal, replay, update
+from pirl_jax.learner import exploration, in_parts, objective, proximal, replay, update
 from pirl_jax.learner import state as states
-from pirl_jax.run import own_data, steps, teach, training
+from pirl_jax.rollout import stats
+from pirl_jax.rollout import stream as streams
+from pirl_jax.run import own_data, rollouts, steps, teach, training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,36 @@ def of_run(run: training.Run) -> Learner:
     updater = steps.updater(run.settings, run.mesh)
     evaluate = steps.proximal(run.settings, run.mesh)
     return Learner(updater, _examples(run), earlier, evaluate)
+
+
+def lesson(
+    run: training.Run,
+    learner: Learner,
+    state: states.TrainState,
+    rollout: types.Rollout,
+    played: Sequence[streams.Result],
+    iteration: int,
+    in_flight: int = update.IN_FLIGHT,
+) -> in_parts.Parts:
+    """All that is learned from the episodes of an iteration -> state, metrics.
+
+    Args:
+      rollout: with the values and log-probabilities that the loss compares with.
+      in_flight: see update.learn_in_parts.
+    """
+    raw = run.settings.raw
+    key = run.iteration_key(iteration)
+    data = objective.with_advantages(rollout, raw.algorithm)
+    displaced = moved(run, run.playing(state), data, rng.named(key, "moved"))
+    demonstrations = learner.batches(raw.sft.batch_size, key)
+    rows = learner.with_earlier(data, iteration, key)
+    shuffle = rng.named(key, "shuffle")
+    state = run.offload.back(state)
+    state, metrics = yield from update.learn_in_parts(
+        learner.updater, state, rows, shuffle, demonstrations, in_flight
+    )
+    metrics |= displaced | rollouts.metrics(raw.algorithm, played)
+    return state, metrics | stats.rollout_metrics(rollout, data, meshes.gather)
 
 
 def moved(

@@ -14,9 +14,8 @@ import numpy as np
 from pirl_jax.core import endings, rng, types
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
-from pirl_jax.learner import in_parts, objective
+from pirl_jax.learner import in_parts
 from pirl_jax.learner import state as states
-from pirl_jax.learner import update as updates
 from pirl_jax.monitor import panel
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import collector as collectors
@@ -244,33 +243,19 @@ class Work:
         """One iteration's update -> its metrics."""
         run = self._run
         learner = self._learner
-        cfg = run.settings.raw.algorithm
-        key = run.iteration_key(batch)
         ahead = run.settings.raw.rollout.max_staleness
         metrics = staleness(played.rollout, batch, ahead)
         rollout, found = yield from learner.catching_up(self.state, played.rollout, batch)
         metrics |= found
-        data = objective.with_advantages(rollout, cfg)
-        average = run.settings.plays_average
-        acting = states.acting_params(self.state) if average else self.state.params
-        moved = learning.moved(run, acting, data, rng.named(key, "moved"))
-        demonstrations = learner.batches(run.settings.raw.sft.batch_size, key)
-        learned = learner.with_earlier(data, batch, key)
-        self.state, found = yield from updates.learn_in_parts(
-            learner.updater,
-            self.state,
-            learned,
-            rng.named(key, "shuffle"),
-            demonstrations,
-            in_flight=0,
+        self.state, found = yield from learning.lesson(
+            run, learner, self.state, rollout, played.results, batch, in_flight=0
         )
         # A buffer has room again.
         played.book.discard(range(len(played.results)))
         faults = self._faults
         self._faults = run.envs.counters()
-        metrics |= found | moved | rollouts.metrics(cfg, played.results)
-        metrics |= stats.fault_metrics(faults, self._faults, meshes.gather)
-        return metrics | stats.rollout_metrics(rollout, data, meshes.gather)
+        metrics |= found
+        return metrics | stats.fault_metrics(faults, self._faults, meshes.gather)
 
     # ---- publishing --------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from pirl_jax.core import locks, outside, paths, rng
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
 from pirl_jax.learner import offload, publish, replay
+from pirl_jax.learner import state as states
 from pirl_jax.monitor import log, mirror, progress, services, timeline
 from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import film as filming
@@ -85,6 +86,10 @@ class Run:
     @property
     def instructions(self) -> tuple[str, ...]:
         return self.envs.spec.instructions
+
+    def playing(self, state: states.TrainState) -> dict:
+        """The parameters that play a rollout: the average, where the algorithm learns from it."""
+        return states.acting_params(state) if self.settings.plays_average else state.params
 
     def keep_film(
         self, taken: filming.Film | None, iteration: int, played: Sequence[streams.Result]
