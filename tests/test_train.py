@@ -218,11 +218,11 @@ def before_call(monkeypatch, owner, name, number, action):
 PLACES = {
     # One call each in the evaluation before and in its other episodes.
     "rollout": (streams.Stream, "send", 8, 0),
-    "end of a rollout": (update, "learn", 1, 1),
+    "end of a rollout": (update, "learn_in_parts", 1, 1),
     "update": (update.Updater, "step", 3, 1),
     "row": (log.RunDir, "write", 3, 2),
     "evaluation": (evaluation.Evaluation, "play", 2, 2),
-    "last update": (update, "learn", 4, 4),
+    "last update": (update, "learn_in_parts", 4, 4),
 }
 ALL_BUT_ONE = [pytest.param(place, marks=pytest.mark.slow) for place in list(PLACES)[1:]]
 
