@@ -77,7 +77,10 @@ def play(
             ended(order.version - 1, metrics | run.timers.take())
         if isinstance(ending, endings.Diverged):
             raise
-        raise saved(run, work.state, order.version, span, watch) from None
+        if order.version < span.stop:
+            raise saved(run, work.state, order.version, span, watch) from None
+    # Where it was asked to end too late to be stopped, as another host perhaps was not yet, the
+    # next span does not begin.
     return work.state
 
 
@@ -91,7 +94,7 @@ def saved(
     """Asked to end within a span: saves what is learned -> what to say of it."""
     run.store.finish(version, divergence.checked(state, version))
     said = f"iteration {version} is saved"
-    if version not in (span.start, span.stop):
+    if version != span.start:
         said += (
             " and what was played ahead of it is dropped, so that the run goes on, but not bit for"
             " bit as it would have"

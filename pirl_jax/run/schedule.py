@@ -203,10 +203,10 @@ class Schedule:
 
         Nothing plays on.  Under way is also what other hosts may have begun.
         """
-        if self._update is None:
-            if self.version == self._gate.span.stop or not self._work.ends(self.version, ending):
-                return None
+        if self._update is None and self._is_last(ending):
             self._update = self._work.update(self.version)
+        if self._update is None:
+            return None
         metrics = None
         while metrics is None:
             self._await_part()
@@ -214,7 +214,12 @@ class Schedule:
         self.version += 1
         # Hosts make the same calls, whether asked to end or not yet.
         self._work.publish(self.version)
+        self._is_last(ending)  # no: all others hear of it
         return metrics
+
+    def _is_last(self, ending: BaseException) -> bool:
+        """Whether the next update is one that all make before the end."""
+        return self.version < self._gate.span.stop and self._work.ends(self.version, ending)
 
     def _publish(self, version: int) -> None:
         """It counts once it is there."""

@@ -73,13 +73,17 @@ class Host(test_schedule.Work):
         self.looks -= 1
         if self.asked.is_set():
             self.lag -= 1
-        if self.ending is not None and self.looks <= 0:
-            if isinstance(self.ending, queue.Interrupted):
-                self.asked.set()
+        if isinstance(self.ending, queue.Interrupted) and self.looks <= 0:
+            self.asked.set()
             raise self.ending
         if self.asked.is_set() and self.lag <= 0:
             raise queue.Interrupted
         return super().can_decide(timeout_s)
+
+    def decide(self):
+        if isinstance(self.ending, endings.Diverged) and self.looks <= 0:
+            raise self.ending
+        super().decide()
 
     def is_complete(self, batch):
         if self.over < batch and super().is_complete(batch):
@@ -119,7 +123,8 @@ class Host(test_schedule.Work):
                 order.learned()
         except (queue.Interrupted, endings.Diverged) as ending:
             order.settled(ending)
-            kind = type(ending)
+            if order.version < SPAN.stop:  # else it ends as if nothing had been
+                kind = type(ending)
         learned = [batch for what, batch in self.log if what == "learn"]
         outcome.append((kind, order.version, learned))
 
@@ -133,7 +138,7 @@ def together(seed, ending):
     threads = []
     for index in range(HOSTS):
         mine = ending if index == first else None
-        host = Host(index, (seed, index).__hash__(), shared, mine, draws.randrange(150))
+        host = Host(index, HOSTS * seed + index, shared, mine, draws.randrange(1000))
         thread = threading.Thread(target=host.play, args=(outcomes,), daemon=True)
         threads.append(thread)
     for thread in threads:
