@@ -152,6 +152,8 @@ def test_two_hosts_clone_and_resume(tmp_path):
     assert log.read(run, timing=False) == rows
 
 
+# Where nothing is measured that optimised code would change.
+UNOPTIMISED = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 # Barriers before iterations 3 and 6.
 AHEAD = {"rollout__max_staleness": 1, "run__save_every": 3, "eval__every": 3}
 
@@ -165,26 +167,26 @@ def measured_alike(directory):
 @pytest.mark.slow
 def test_hosts_that_play_while_they_learn_repeat_and_resume(tmp_path):
     """In lockstep bit for bit, however long either takes; and as one host."""
-    fields = AHEAD | {"num_iterations": 6}
+    fields = AHEAD | {"num_iterations": 5}
     two = tmp_path / "two"
     finish(start(two, 2, **fields), [0, 0])
     finish(start(tmp_path / "one", 1, **fields), [0])
     rows = measured_alike(two)
     lags = [row["async/staleness_max"] for row in rows if "async/staleness_max" in row]
-    assert lags == [0, 1, 1, 0, 1, 1]
+    assert lags == [0, 1, 1, 0, 1]
     one = measured_alike(tmp_path / "one")
     assert len(one) == len(rows)
     # Later ones go apart with the order of sums.
-    for row, expected in zip(without_samples(rows[:4]), without_samples(one[:4]), strict=True):
+    for row, expected in zip(without_samples(rows[:3]), without_samples(one[:3]), strict=True):
         assert row.keys() == expected.keys()
         for name in row:
             np.testing.assert_allclose(
                 row[name], expected[name], rtol=1e-3, atol=1e-5, err_msg=name
             )
-    state = test_train.saved(two, 6)
-    shutil.rmtree(two / "checkpoints" / "6")
+    state = test_train.saved(two, 5)
+    shutil.rmtree(two / "checkpoints" / "5")
     finish(start(two, 2, "--resume", "auto", **fields), [0, 0])
-    test_train.assert_equal_states(test_train.saved(two, 6), state)
+    test_train.assert_equal_states(test_train.saved(two, 5), state)
     assert measured_alike(two) == rows
 
 
@@ -193,6 +195,7 @@ def test_hosts_that_play_while_they_learn_repeat_and_resume(tmp_path):
 def test_hosts_that_play_while_they_learn_end_together(tmp_path, placed):
     """Whoever is ready is served; a signal to either, and all go on from the same update."""
     fields = AHEAD | {"num_iterations": 9, "run__save_every": 4, "rollout__lockstep": False}
+    fields |= {"flags": UNOPTIMISED}
     if placed == "separate":
         fields |= {"devices": 2, "placement__rollout": "0", "placement__actor": "1"}
     for host, rows in [(1, 1), (0, 5)]:
@@ -257,9 +260,7 @@ def test_no_host_waits_for_one_that_died(tmp_path):
 @pytest.mark.slow
 def test_a_signal_to_one_host_ends_all_with_the_same_iteration(tmp_path):
     """At any moment, to either; what they saved goes on as if nothing had been."""
-    # Nothing is measured here that optimised code would change.
-    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    fields = {"num_iterations": 8, "run__save_every": 100, "eval__every": 2, "flags": flags}
+    fields = {"num_iterations": 8, "run__save_every": 100, "eval__every": 2, "flags": UNOPTIMISED}
     whole = tmp_path / "whole"
     finish(start(whole, 2, **fields), [0, 0])
     directory = tmp_path / "interrupted"
