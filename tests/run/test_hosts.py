@@ -100,12 +100,16 @@ def without_samples(rows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prefix_cache, devices, fsdp", [("host", 1, 1), ("device", 2, 2)])
-def test_two_hosts_train_as_one_and_resume(tmp_path, prefix_cache, devices, fsdp):
+@pytest.mark.parametrize(
+    "prefix_cache, devices, fsdp, of_one",
+    [("host", 1, 1, 1), ("device", 2, 2, 1), ("device", 2, 4, 4)],  # the last: over both hosts
+)
+def test_two_hosts_train_as_one_and_resume(tmp_path, prefix_cache, devices, fsdp, of_one):
+    """of_one: devices of the one, which share weights."""
     fields = {"num_iterations": 2, "rollout__prefix_cache": prefix_cache}
     together = fields | {"devices": devices, "mesh__fsdp": fsdp}
     finish(start(tmp_path / "two", 2, **together), [0, 0])
-    finish(start(tmp_path / "one", 1, **fields), [0])
+    finish(start(tmp_path / "one", 1, **fields, devices=of_one, mesh__fsdp=of_one), [0])
     two, one = (without_samples(log.read(tmp_path / n, timing=False)) for n in ("two", "one"))
     assert [row["iteration"] for row in two] == [row["iteration"] for row in one]
     for row, expected in zip(two, one, strict=True):
