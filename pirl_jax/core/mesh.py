@@ -164,7 +164,9 @@ def copies(devices: Iterable[jax.Device]) -> Mesh:
 
 def spans_hosts(mesh: Mesh) -> bool:
     """Whether parameters are split over several hosts, so that none has all of them."""
-    return any(len({device.process_index for device in row}) > 1 for row in mesh.devices)
+    host_of = np.array([device.process_index for device in mesh.devices.flat])
+    hosts = host_of.reshape(mesh.devices.shape)
+    return bool((hosts != hosts[:, :1]).any())
 
 
 def local(mesh: Mesh) -> Mesh:

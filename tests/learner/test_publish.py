@@ -34,6 +34,12 @@ def mesh_of(numbers, fsdp=1):
     return meshes.make_mesh(-1, fsdp, [jax.devices()[number] for number in numbers])
 
 
+def put_here(device_put, tree, device):
+    """A host reaches its own devices alone."""
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(tree))
+    return device_put(tree, device)
+
+
 @pytest.fixture(params=LAYOUTS)
 def layout(request, monkeypatch):
     """The learner's mesh, the players', parameters of which w trains, whether they are copied."""
@@ -50,6 +56,8 @@ def layout(request, monkeypatch):
         "frozen": jax.device_put(np.arange(8.0, dtype=np.float32), meshes.replicated(learns)),
         "table": jax.device_put(np.arange(24.0, dtype=np.float32), split),
     }
+    if over_hosts:
+        monkeypatch.setattr(jax, "device_put", functools.partial(put_here, jax.device_put))
     return learns, plays, params, copies
 
 
@@ -66,6 +74,7 @@ def test_what_is_published_lies_where_it_is_played_with(layout):
         np.testing.assert_array_equal(x, params[name])
         assert x.sharding.device_set == set(plays.devices.flat)
         assert x.sharding.is_equivalent_to(abstract[name].sharding, 1)
+    assert not copies or publisher(params)["table"] is published["table"]
 
 
 def test_a_copy_outlives_the_update_and_a_view_does_not(layout):
