@@ -2,8 +2,10 @@
 
     python -m pirl_jax.doctor [--full] [--assets DIR]
                               [--num-envs N] [--num-workers N] [--image-size-px N]
+                              [--config RECIPE [--config.a.b=value ...]]
 
-Prints a table and exits with 1 if a check failed.
+Prints a table and exits with 1 if a check failed.  With a recipe the sizes are those of the recipe,
+and a second table says what every device does in a run of it and needs of memory.
 Training runs the quick part of it first (run/machine.py check).
 Everything that loads a driver, a simulator or jax runs in a process of its own, bounded in time.
 """
@@ -14,6 +16,9 @@ import os
 import pathlib
 import sys
 
+import ml_collections
+
+from pirl_jax.core import paths
 from pirl_jax.envs import caches, child
 from pirl_jax.envs.gl import backends
 from pirl_jax.envs.libero import assets as libero_assets
@@ -24,7 +29,11 @@ from pirl_jax.monitor import columns, packages
 from pirl_jax.run import command, machine, preemption
 
 STATUSES = ("pass", "fail", "skip")
+# Fields that are flags, too, and what they are without a recipe.
+SIZES = {"rollout.num_envs": 64, "env.num_workers": 8, "env.image_size_px": 256}
 JAX_TIMEOUT_S = 120.0
+ROLES_TIMEOUT_S = 600.0  # shapes of the largest recipe
+COMPILING_TIMEOUT_S = 3 * 3600.0  # of its programs, and of those that do not fit
 PHYSICS_TIMEOUT_S = 300.0  # the first reset compiles; 50 start states take 25 s on one core
 JAX_DEVICES = """
 import jax
@@ -177,6 +186,22 @@ def check_jax() -> machine.Row:
         remedy = f"run: pip install {extra} (or cuda13, as the driver allows)"
         return machine.Row(name, "fail", f"{found}, although NVIDIA's driver is loaded", remedy)
     return machine.Row(name, "pass", found)
+
+
+def check_roles(options: argparse.Namespace) -> tuple[machine.Row, str]:
+    """Whether the recipe can run on the devices here -> the row, and what each of them does."""
+    name = "roles"
+    asked = ["-m", "pirl_jax.run.role_table", f"--config={options.config}", *options.overrides]
+    timeout_s = ROLES_TIMEOUT_S
+    if options.full:
+        asked.append("--full")
+        timeout_s = COMPILING_TIMEOUT_S
+    try:
+        answer = child.ask(asked, timeout_s=timeout_s)
+    except child.ChildError as error:
+        problem, _, remedy = str(error).partition("; ")
+        return machine.Row(name, "fail", problem, remedy), ""
+    return machine.Row(name, "pass", answer["found"]), answer["text"]
 
 
 # ---- what workers do first ----------------------------------------------------------------------
@@ -346,29 +371,47 @@ def as_text(rows: Sequence[machine.Row]) -> str:
     return f"{columns.aligned(lines, left=3)}\n\n{counts}"
 
 
-@preemption.watching("the examination is not finished")
-def main(argv: list[str]) -> None:
+def _parser() -> command.Parser:
     parser = command.Parser("pirl doctor", __doc__)
     add = parser.add_argument
-    add("--full", action="store_true", help="all 50 start states of the physics probe, not 2")
+    about_full = "all 50 start states of the physics probe, not 2; compiles a recipe's programs"
+    add("--full", action="store_true", help=about_full)
     add(
         "--assets",
         type=command.path,
         metavar="DIR",
         help="LIBERO's assets; default: where training finds them",
     )
-    sizes = (
-        ("--num-envs", 64, "rollout.num_envs"),
-        ("--num-workers", 8, "env.num_workers"),
-        ("--image-size-px", 256, "env.image_size_px"),
-    )
-    for flag, default, field in sizes:
-        about = f"as {field} (default {default})"
-        add(flag, type=command.number(int, 1), default=default, metavar="N", help=about)
-    options = parser.parse_args(argv[1:])
+    for field, default in SIZES.items():
+        flag = f"--{field.partition('.')[2].replace('_', '-')}"
+        about = f"as {field} (default: the recipe's, else {default})"
+        add(flag, type=command.number(int, 1), metavar="N", help=about)
+    return parser
+
+
+def _fill_in(options: argparse.Namespace, page: ml_collections.ConfigDict | None) -> None:
+    """What no flag says, from the page."""
+    for field, default in SIZES.items():
+        section, _, name = field.partition(".")
+        if getattr(options, name) is None:
+            setattr(options, name, default if page is None else page[section][name])
+    if page is not None and options.assets is None and page.env.assets:
+        options.assets = paths.absolute(page.env.assets)
+
+
+@preemption.watching("the examination is not finished")
+def main(argv: list[str]) -> None:
+    roles = ""
     with command.user_errors():
+        options, page = command.parse(argv, _parser(), needs_page=False)
+        _fill_in(options, page)
         rows = examine(options)
+        if page is not None:
+            row, roles = check_roles(options)
+            rows.append(row)
     print(as_text(rows))
+    if roles:
+        print(f"\n{roles}")
     sys.exit(any(row.status == "fail" for row in rows))
 
 

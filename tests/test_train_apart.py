@@ -1,5 +1,6 @@
 """Whole runs of two threads: one plays on devices of its own while the other learns."""
 
+import logging
 import threading
 import time
 import traceback
@@ -29,8 +30,8 @@ FIELDS = {
 }
 
 
-def run(directory, *arguments):
-    return test_train.probe(directory, ITERATIONS, *arguments, **FIELDS)
+def run(directory, *arguments, **fields):
+    return test_train.probe(directory, ITERATIONS, *arguments, **(FIELDS | fields))
 
 
 def no_thread_is_left():
@@ -121,6 +122,59 @@ def test_asked_to_end_it_saves_what_is_learned(tmp_path, monkeypatch, ask, capsy
     assert f"iteration {saved} is saved" in capsys.readouterr().err
     run(tmp_path, "--resume", "auto")
     assert [row["iteration"] for row in learned(tmp_path)] == list(range(ITERATIONS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", ["learner", "rollout"])
+def test_either_thread_goes_back_where_it_diverges(tmp_path, monkeypatch, capsys, side):
+    """To the last barrier, and both begin again from there."""
+    with test_train_overlap.diverging(monkeypatch, side, 1), no_orphan():
+        whole = run(tmp_path, run__on_divergence="rollback")
+    assert "the policy is gone; back to the checkpoint of iteration 0" in capsys.readouterr().out
+    rows = learned(whole)
+    assert [row["iteration"] for row in rows] == list(range(ITERATIONS))
+    assert [row["run/rollbacks"] for row in rows] == [1] * ITERATIONS
+    assert all(row["async/staleness_max"] <= min(1, row["iteration"]) for row in rows)
+    assert no_thread_is_left()
+
+
+class Compiled(logging.Handler):
+    """What is compiled while a thread plays: names of functions, by thread."""
+
+    def __init__(self):
+        super().__init__()
+        self.while_playing = []
+
+    def emit(self, record):
+        said = record.getMessage()
+        if said.startswith("Compiling ") and not no_thread_is_left():
+            self.while_playing.append((record.threadName, said.split()[1]))
+
+
+@pytest.fixture
+def compiled():
+    handler = Compiled()
+    logger = logging.getLogger("jax")
+    logger.addHandler(handler)
+    logger.propagate = False
+    before = jax.config.jax_log_compiles
+    jax.config.update("jax_log_compiles", True)
+    yield handler.while_playing
+    jax.config.update("jax_log_compiles", before)
+    logger.propagate = True
+    logger.removeHandler(handler)
+
+
+# Without a network in them: milliseconds each.
+TINY = {"jit(_stacked)", "jit(zeros)", "jit(_increment)"}
+
+
+@pytest.mark.slow
+def test_everything_is_compiled_before_there_are_two_threads(tmp_path, compiled):
+    """A thread that traces or compiles holds up the other one."""
+    rows = learned(run(tmp_path))
+    assert rows[-1]["async/staleness_max"] == 1, "what looks at older rows again was called"
+    assert [(thread, name) for thread, name in compiled if name not in TINY] == []
 
 
 # ---- what is not for two threads ----------------------------------------------------------------

@@ -1,7 +1,11 @@
 """Whole runs whose episodes are played while earlier ones are learned: they repeat, they resume,
 no row is staler than asked for, and one error ends them."""
 
+import concurrent.futures
 import contextlib
+import errno
+import os
+import shutil
 
 import jax
 import numpy as np
@@ -9,10 +13,12 @@ import psutil
 import pytest
 
 from pirl_jax import train
+from pirl_jax.core import endings
 from pirl_jax.learner import update
 from pirl_jax.monitor import log
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import overlap
+from pirl_jax.weights import folders, store
 from tests import faulty, test_train, test_train_nft
 from tests.test_train import one_device  # noqa: F401
 
@@ -101,6 +107,107 @@ def test_asked_to_end_it_saves_what_is_learned(
 
 def steps_of(run):
     return int(learned(run)[0]["actor/updates"])
+
+
+# ---- what goes wrong between barriers ------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def diverging(monkeypatch, side, iteration):
+    """Once, between two barriers, while a later batch is played: by what is learned of an
+    iteration, or by what parameters of the next version decide."""
+    left = [True]
+
+    def once(applies):
+        if left[0] and applies:
+            left.clear()
+            left.append(False)
+            raise endings.Diverged("the policy is gone")
+
+    watch = train.divergence.Guard.watch
+    decide = overlap.Work.decide
+
+    def watched(guard, now, metrics):
+        once(side == "learner" and now == iteration)
+        watch(guard, now, metrics)
+
+    def decided(work):
+        once(side == "rollout" and work._showing.newest == iteration)
+        decide(work)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.divergence.Guard, "watch", watched)
+        patch.setattr(overlap.Work, "decide", decided)
+        yield
+
+
+@pytest.mark.slow
+def test_a_run_goes_back_from_between_barriers(whole, tmp_path, monkeypatch, capsys):
+    """To the last barrier, with nothing of what was played ahead; and it repeats and resumes bit
+    for bit from there.  From either side of two threads: tests/test_train_apart.py."""
+    fields = dict(run__on_divergence="rollback")
+    with diverging(monkeypatch, "rollout", 4), no_orphan():
+        run = apart(tmp_path / "run", 6, **fields)
+    said = capsys.readouterr().out
+    assert "ROLLBACK 1 of at most 3: the policy is gone; back to the checkpoint of" in said
+    assert folders.standing(run / "checkpoints")[-2:] == [3, 6]
+    rows = learned(run)
+    assert [row["iteration"] for row in rows] == list(range(6))
+    assert [row.get("run/rollbacks", 0) for row in rows] == [0, 0, 0, 1, 1, 1]
+    assert [row["async/staleness_max"] for row in rows] == [0, 1, 1, 0, 1, 1]
+    lr = [row["actor/lr"] for row in rows]
+    np.testing.assert_allclose(lr[3:], 0.3 * np.array(lr[:3]))
+    before = [row for row in repeated(whole) if row["iteration"] < 3]
+    assert [row for row in repeated(run) if row["iteration"] < 3] == before
+    # Killed before its last save: the next start makes of it what this one did.
+    expected = repeated(run)
+    state = test_train.saved(run, 6)
+    shutil.rmtree(run / "checkpoints" / "6")
+    apart(run, 6, "--resume", "auto", **fields)
+    assert repeated(run)[-4:] == expected[-4:]
+    test_train.assert_equal_states(test_train.saved(run, 6), state)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_failed_is_made_good_at_the_next_barrier(
+    whole, tmp_path, monkeypatch, caplog
+):
+    """Not sooner: in between something of a later iteration has been played, which no checkpoint
+    holds.  The barrier here is an evaluation, and no checkpoint is due."""
+    seal = folders.seal
+    refused = []
+
+    def full(folder):
+        if folder.name.partition(".")[0] == "0":
+            refused.append(folder)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        seal(folder)
+
+    monkeypatch.setattr(folders, "seal", full)
+    saving = []
+    test_train.before_call(monkeypatch, store.Store, "failed", 1, lambda: settled(saving))
+    save = store.Store.save
+
+    def noted(checkpoints, iteration, state):
+        saving.append((checkpoints, iteration))
+        save(checkpoints, iteration, state)
+
+    monkeypatch.setattr(store.Store, "save", noted)
+    run = apart(tmp_path, 6, run__save_every=6)
+    assert len(refused) == 1 and "checkpoints/0 could not be written" in caplog.text
+    assert [iteration for _, iteration in saving] == [0, 3, 6]
+    assert folders.standing(run / "checkpoints") == [3, 6]
+    assert repeated(run) == repeated(whole)
+    for iteration in (3, 6):
+        test_train.assert_equal_states(
+            test_train.saved(run, iteration), test_train.saved(whole, iteration)
+        )
+
+
+def settled(saving):
+    """A save may take longer than a probe's iterations."""
+    checkpoints, _ = saving[-1]
+    concurrent.futures.wait([checkpoints._saving])
 
 
 # ---- whoever is ready is served -----------------------------------------------------------------

@@ -115,6 +115,19 @@ def test_a_run_with_a_dataset_resumes_bit_for_bit(tmp_path):
     test_train.assert_equal_states(test_train.saved(whole, 2), test_train.saved(parts, 2))
 
 
+def test_demonstrations_go_on_teaching_while_episodes_are_played(tmp_path):
+    """A resumed run takes the batches of demonstrations that the uninterrupted one takes."""
+    data = written.lerobot_v2(tmp_path / "data", written.episodes())
+    fields = dict(rollout__max_staleness=1, run__save_every=2)
+    whole = probe(tmp_path / "whole", 3, data, **fields)
+    rows = [row for row in log.read(whole) if "actor/loss" in row]
+    assert [row["async/staleness_max"] for row in rows] == [0, 1, 0]
+    assert all(row["actor/sft_loss"] > 0 for row in rows)
+    parts = probe(tmp_path / "parts", 2, data, **fields)
+    probe(parts, 3, data, "--resume", "auto", **fields)
+    test_train.assert_equal_states(test_train.saved(whole, 3), test_train.saved(parts, 3))
+
+
 def test_bad_data_ends_before_anything_is_written(tmp_path, capsys):
     data = written.lerobot_v2(tmp_path / "data", written.episodes(), fps=10)
     with pytest.raises(SystemExit) as exit_:

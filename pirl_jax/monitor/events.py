@@ -17,7 +17,7 @@ from pirl_jax.core import atomic
 OVERVIEW = {
     "success": ("eval/success_once", "env/success_once"),
     "return": ("eval/return", "env/return"),
-    "KL to the policy that played": ("actor/approx_kl",),
+    "KL to the policy that played": ("actor/approx_kl3",),
     "clipped ratios": ("actor/pg_clipfrac",),
     "explained variance": ("critic/explained_variance",),
     "seconds of an iteration": ("time/iteration", "time/env", "time/inference", "time/update"),

@@ -219,7 +219,7 @@ def learning_curve(
     """PNG of a run: success rate of training rollouts and evaluations above; return and KL below.
 
     rows: as `log.read` gives them.  Uses env/success_once, eval/success_once, env/return,
-      actor/approx_kl where present; eval/num_trajectories beside an evaluation gives its interval.
+      actor/approx_kl3 where present; eval/num_trajectories beside an evaluation gives its interval.
     """
     path = pathlib.Path(path)
     sheet = figure.Figure(figsize=(8, 6), dpi=150, layout="constrained")
@@ -232,7 +232,7 @@ def learning_curve(
     returns.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     # KL has a scale of its own, on the right of the same panel.
     kl = returns.twinx()
-    _draw_metric(kl, rows, "actor/approx_kl", "kl", linestyle="--")
+    _draw_metric(kl, rows, "actor/approx_kl3", "kl", linestyle="--")
     kl.set_ylabel("approximate KL per update", color=COLOURS["kl"])
     kl.spines[["top", "left"]].set_visible(False)
     for panel in (success, returns):

@@ -16,7 +16,7 @@ from pirl_jax.monitor import report
 REQUIRED = ("env", "inference", "update", "transfer", "idle")
 # Metrics of learning on the line of an iteration, where there are such: word, digits.
 SHOWN = {
-    "actor/approx_kl": ("kl", 4),
+    "actor/approx_kl3": ("kl", 4),
     "actor/pg_clipfrac": ("clip", 2),
     "critic/explained_variance": ("ev", 2),
     "actor/pref_acc": ("preferred", 2),

@@ -278,7 +278,7 @@ class Collector:
             for version in sorted({each.version for each in playing.values()}):
                 batches = {batch for batch, each in playing.items() if each.version == version}
                 params = playing[min(batches)].params
-                made = self._actor.explore(params, self._keys, id_B, on_devices, **more)
+                made = self._actor.explore(params, self._keys, id_B, on_devices, *more)
                 calls.append(_Call(version, batches, *made))
         # Of the decision before this one, while the devices compute.
         with self._timers.measure("transfer"):
@@ -290,8 +290,8 @@ class Collector:
                 calls[i] = dataclasses.replace(call, chain=chain, actions_BHA=actions_BHA)
         return calls, obs
 
-    def _draws(self, parts: dict[int, streams.Turn], batch_size: int) -> tuple[np.ndarray, dict]:
-        """[B] names of the decisions; where batches may mix, also their keys' places, levels."""
+    def _draws(self, parts: dict[int, streams.Turn], batch_size: int) -> tuple[np.ndarray, tuple]:
+        """[B] names of the decisions; where batches may mix, also their levels, keys' places."""
         id_B = np.zeros(batch_size, np.int32)
         index_B = np.zeros(batch_size, np.int32)
         level_B = np.zeros(batch_size, np.float32)
@@ -304,11 +304,9 @@ class Collector:
             if each.draws.level is not None:
                 level_B[part.row] = each.draws.level
         if self._most_open == 1:
-            return id_B, {}
-        more = {"index_B": index_B}
-        if all(each.draws.level is not None for each in self._open.values()):
-            more["level"] = level_B
-        return id_B, more
+            return id_B, ()
+        has_levels = all(each.draws.level is not None for each in self._open.values())
+        return id_B, (level_B if has_levels else None, index_B)
 
     def _kept(
         self,

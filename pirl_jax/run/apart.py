@@ -17,7 +17,7 @@ from pirl_jax.core import endings
 from pirl_jax.envs.pool import queue
 from pirl_jax.learner import state as states
 from pirl_jax.monitor import panel
-from pirl_jax.run import agreement, learning, overlap, preemption, schedule, training
+from pirl_jax.run import agreement, ahead, learning, overlap, preemption, schedule, training
 from pirl_jax.run import exchange as exchanges
 
 POLL_S = 0.05  # how long simulators are waited for before one looks for new parameters
@@ -47,6 +47,7 @@ def play(
       endings.Preempted: it was asked to end.
       Whatever either thread raises, the first of it.
     """
+    ahead.compile_all(run)
     sides = Sides(run, overlap.Work(run, learner, state, span, board), span, ended)
     try:
         exchanges.both(sides.exchange, sides.play, sides.learn, run.envs.interrupt)

@@ -26,6 +26,9 @@ DAY_S = 86400.0
 DECISION = ("rollout decision", "writing")
 MICROBATCH = ("update microbatch", "reading")
 STEP = ("optimiser step",)
+HEADER = ("seconds of an iteration", "s", "what it rests on")
+EVENT_BY_EVENT = "modelled: the loop event by event, equal episodes and chunks"
+ALONE = "modelled: of devices alone, simulators take no time; --cores adds theirs"
 WORKERS = re.compile(r"(\d+) workers, control steps per s.*")
 
 
@@ -141,14 +144,13 @@ def iteration(
       episode_share: how long episodes are, of their limit.
       of_roofline: what GPU programs are assumed to reach of it.
     """
-    refused = [name for name, row in result["programs"].items() if "refused" in row]
-    if refused:
-        return {"why": f"no time is known of {', '.join(refused)}"}
+    if why := _unknown(result):
+        return {"why": why}
     times = _Times(result["programs"], of_roofline)
     raw = settings.raw
     chunk = settings.policy.model.action_chunk
     episodes = raw.rollout.episodes_per_iteration
-    each = math.ceil(episode_share * actors.max_decisions(env_spec, chunk))
+    each = _decisions(settings, env_spec, episode_share)
     decisions = episodes * each
     play = Line(
         "simulators",
@@ -182,12 +184,44 @@ def iteration(
     } | predicted
 
 
+def of_devices(
+    settings: config.Settings,
+    env_spec: base.EnvSpec,
+    result: Mapping[str, Any],
+    episode_share: float,
+    of_roofline: float,
+) -> dict[str, Any]:
+    """{"placements", "remarks"} or {"why"}: as `iteration`, where nobody knows the simulators.
+
+    They are taken to need no time, so that an iteration takes no less.
+    """
+    if why := _unknown(result):
+        return {"why": why}
+    raw = settings.raw
+    each = _decisions(settings, env_spec, episode_share)
+    times = _Times(result["programs"], of_roofline)
+    devices = math.prod(result["choices"]["mesh"])
+    return _placements(raw, times, devices, None, each)
+
+
+def _unknown(result: Mapping[str, Any]) -> str:
+    """Why nobody knows the seconds of programs."""
+    refused = [name for name, row in result["programs"].items() if "refused" in row]
+    return f"no time is known of {', '.join(refused)}" if refused else ""
+
+
+def _decisions(settings: config.Settings, env_spec: base.EnvSpec, episode_share: float) -> int:
+    """Of an episode."""
+    chunk = settings.policy.model.action_chunk
+    return math.ceil(episode_share * actors.max_decisions(env_spec, chunk))
+
+
 def _placements(
-    raw: page.Page, times: "_Times", count: int, simulators: Simulators, decisions: int
+    raw: page.Page, times: "_Times", count: int, simulators: Simulators | None, decisions: int
 ) -> dict[str, Any]:
     """{"placements": {name: seconds}, "remarks"}: that of the page, first, and shared devices.
 
-    Every episode has as many decisions, every chunk takes as long.
+    Every episode has as many decisions, every chunk takes as long; without simulators, no time.
     """
     cfg = raw.algorithm
     work = forecast.Work(
@@ -199,8 +233,8 @@ def _placements(
     playing = loop_model.Simulators(
         slots=raw.rollout.num_envs,
         workers=workers,
-        cores=simulators.cores,
-        chunk_s=(raw.model.action_chunk / simulators.steps_per_core,),
+        cores=simulators.cores if simulators else workers,
+        chunk_s=(raw.model.action_chunk / simulators.steps_per_core if simulators else 0.0,),
         reset_s=(0.0,),
         decisions=(decisions,),
     )
@@ -215,7 +249,8 @@ def _placements(
     found = forecast.beside_shared(layout(raw, count), work, playing, schedule)
     seconds = {found.layout.name: found.own.iteration_s}
     seconds.setdefault("shared", found.shared.iteration_s)
-    return {"placements": seconds, "remarks": list(found.remarks())}
+    # Simulators may hide a slower device.
+    return {"placements": seconds, "remarks": list(found.remarks()) if simulators else []}
 
 
 def layout(raw: page.Page, count: int) -> forecast.Layout:
@@ -275,6 +310,8 @@ def as_text(result: Mapping[str, Any]) -> str:
     """A line per stage, then the iteration."""
     if "why" in result:
         return f"time of an iteration: unknown, {result['why']}"
+    if "lines" not in result:
+        return columns.aligned(_rows_of_placements(result, ALONE), HEADER, left=3)
     rows = []
     for line in result["lines"]:
         rows.append([line["stage"], f"{line['seconds']:.1f}", line["rests_on"]])
@@ -286,8 +323,13 @@ def as_text(result: Mapping[str, Any]) -> str:
         f"{result['iterations']} iterations are {result['days']:.1f} days",
     )
     rows.append(["iteration", f"{result['iteration_s']:.1f}", ", ".join(words)])
-    for name, seconds in result["placements"].items():
-        rests_on = "modelled: the loop event by event, equal episodes and chunks"
-        rows.append([f"placement: {name}", f"{seconds:.1f}", rests_on])
-    table = columns.aligned(rows, ("seconds of an iteration", "s", "what it rests on"), left=3)
+    rows += _rows_of_placements(result, EVENT_BY_EVENT)
+    table = columns.aligned(rows, HEADER, left=3)
     return "\n".join([table, *(f"warning: {remark}" for remark in result["remarks"])])
+
+
+def _rows_of_placements(result: Mapping[str, Any], rests_on: str) -> list[list[str]]:
+    rows = []
+    for name, seconds in result["placements"].items():
+        rows.append([f"placement: {name}", f"{seconds:.1f}", rests_on])
+    return rows

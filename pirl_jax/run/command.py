@@ -157,8 +157,8 @@ def parse(
 ) -> tuple[argparse.Namespace, ml_collections.ConfigDict | None]:
     """Read --config RECIPE, --config.a.b=value and the command's own flags.
 
-    Without --config the page is that of the run that --checkpoint names.  `fields` of the namespace
-    are those that the command line sets.
+    Without --config the page is that of the run that --checkpoint names.  `overrides` of the
+    namespace are the arguments that change the page, `fields` the fields that they set.
 
     Args:
       argv: as sys.argv, the program's name first.
@@ -181,6 +181,7 @@ def parse(
     )
     overrides, own = _split(argv[1:])
     options = parser.parse_args(own)
+    options.overrides = tuple(overrides)
     options.fields = tuple(OVERRIDE.fullmatch(arg)[2] for arg in overrides)
     run = getattr(options, "checkpoint", None)
     if not needs_page and not options.config and not overrides:

@@ -19,10 +19,11 @@ ASK = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"
 TIMEOUT_S = 60.0
 # Whoever sets one of these has chosen.
 FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
 CHOSEN = (
     FRACTION,
     "XLA_CLIENT_MEM_FRACTION",
-    "XLA_PYTHON_CLIENT_PREALLOCATE",
+    PREALLOCATE,
     "XLA_PYTHON_CLIENT_ALLOCATOR",
 )
 # Estimates: of one simulator process with a context on the GPU, and of CUDA and libraries.

@@ -7,7 +7,6 @@ Refuses to know how episodes are played.
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
-import math
 import time
 
 import jax
@@ -18,7 +17,7 @@ from pirl_jax.learner import exploration, in_parts, objective, proximal, replay,
 from pirl_jax.learner import state as states
 from pirl_jax.rollout import stats
 from pirl_jax.rollout import stream as streams
-from pirl_jax.run import own_data, rollouts, steps, teach, training
+from pirl_jax.run import own_data, rollouts, shapes, steps, teach, training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +102,10 @@ def moved(
     run: training.Run, params: dict, data: objective.Minibatch, key: jax.Array
 ) -> dict[str, float]:
     """How far exploration moves decisions; unknown where the rows are no longer their steps."""
-    policy = run.settings.policy
-    if policy.nft and policy.nft.rows == "resample":
+    if not steps.measures_displacement(run.settings):
         return {}
-    # As many as a device takes at once, whatever the number of devices: the sample is the same.
-    divisor = math.lcm(run.mesh.size, run.plays.size * jax.process_count())
-    size = -(-run.settings.raw.algorithm.microbatch_size // divisor) * divisor
-    displacement = steps.displacement(policy, run.mesh)
+    size = shapes.sample_rows(run.settings, run.mesh)
+    displacement = steps.displacement(run.settings.policy, run.mesh)
     return exploration.metrics(displacement, params, data, size, key, run.mesh)
 
 

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Callable, Iterator
 import dataclasses
 import functools
+import math
 import multiprocessing
 from multiprocessing import connection
 import os
@@ -21,6 +22,7 @@ from pirl_jax.core import atomic, endings, paths, placement
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs import base, caches
 from pirl_jax.envs.libero import files
+from pirl_jax.learner import state as states
 from pirl_jax.monitor import progress
 from pirl_jax.run import (
     accelerators,
@@ -30,19 +32,18 @@ from pirl_jax.run import (
     config,
     devices,
     estimates,
+    placed_outlook,
     plan,
     program_table,
     shapes,
     simulators,
+    steps,
     topology,
 )
 
 LIMIT_S = 20 * 60.0  # of one program
+PROMPT_TOKENS = 32  # LIBERO's prompts have no more
 NUM_INIT_STATES = 50  # of every LIBERO task
-ABOUT_PLACEMENT = (
-    "memory and programs are those of all devices in every role; only the seconds of the placement "
-    "are not, which are those of the programs with more rows on fewer devices"
-)
 NEED_TARGET = ("compiled", "programs", "cores", "steps_per_core", "simulators")
 
 
@@ -80,7 +81,7 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt-tokens",
         type=command.number(int, 1, 10_000),
-        default=32,
+        default=PROMPT_TOKENS,
         help="padded prompt; LIBERO's prompts have at most 32 tokens",
     )
     parser.add_argument(
@@ -118,21 +119,16 @@ def request(options: argparse.Namespace, settings: config.Settings) -> Request:
       ValueError: no such target, or its compiler is not installed.
     """
     target = accelerators.parse(options.target)
-    section = settings.raw.placement
-    # Their seconds follow from those of all devices, their memory does not.
-    if section.rollout != section.actor and not options.cores:
-        raise ValueError(
-            f"--target={options.target} is planned with all its devices in every role, and"
-            f" placement.rollout={section.rollout!r} and placement.actor={section.actor!r} differ;"
-            f" leave placement.* out, or give --cores for its seconds"
-        )
     if options.programs and options.cores:
         raise ValueError(
             f"--programs={options.programs} compiles some programs, and --cores={options.cores}"
             f" needs all; drop one"
         )
-    topology.require_wheel(target)
     everywhere = {"placement.rollout": placement.ALL, "placement.actor": placement.ALL}
+    if placed_outlook.differs(settings.raw):  # what they need follows from those of all devices
+        placed_outlook.placed(settings.raw, target.count)  # or an error
+        everywhere["mesh.data"] = -1
+    topology.require_wheel(target)
     return Request(
         settings=config.changed(settings, everywhere),
         target=target,
@@ -189,7 +185,8 @@ def plan_only(options: argparse.Namespace, settings: config.Settings) -> None:
 
 
 def answer(options: argparse.Namespace, settings: config.Settings) -> dict[str, Any]:
-    """What `report` says, and "capacity" (run/capacity.py) where the flags ask for it.
+    """What `report` says; "capacity" (run/capacity.py) where the flags ask for it; of roles that
+    differ both that and "placement" (run/placed_outlook.py).
 
     Raises:
       ValueError: the request makes no sense.
@@ -199,20 +196,30 @@ def answer(options: argparse.Namespace, settings: config.Settings) -> dict[str, 
     asked = request(options, settings)
     played_by = capacity.simulators(options, settings)
     result = report(asked)
-    if played_by is not None:
-        names = ("algorithm.microbatch_size", "rollout.prefix_cache")
-        chosen = config.changed(settings, {name: result["choices"][name] for name in names})
-        result["capacity"] = capacity.iteration(
-            chosen,
-            asked.env_spec,
-            result,
-            played_by,
-            options.episode_share,
-            options.of_roofline,
+    is_placed = placed_outlook.differs(settings.raw) and not asked.programs
+    if is_placed:
+        count = math.prod(result["choices"]["mesh"])
+        result["placement"] = placed_outlook.memory(
+            settings.raw, result["plan"], _whole(asked.settings), count
         )
-        if settings.raw.placement.rollout != settings.raw.placement.actor:
-            result["notes"].append(ABOUT_PLACEMENT)
+    if played_by is None and not is_placed:
+        return result
+    names = ("algorithm.microbatch_size", "rollout.prefix_cache")
+    chosen = config.changed(settings, {name: result["choices"][name] for name in names})
+    assumed = (options.episode_share, options.of_roofline)
+    if played_by is None:
+        result["capacity"] = capacity.of_devices(chosen, asked.env_spec, result, *assumed)
+    else:
+        result["capacity"] = capacity.iteration(chosen, asked.env_spec, result, played_by, *assumed)
     return result
+
+
+def _whole(settings: config.Settings) -> placed_outlook.Whole:
+    """Parameters as one device holds them."""
+    alone = config.changed(settings, {"mesh.data": 1, "mesh.fsdp": 1})
+    params, _ = shapes.state(alone, meshes.make_mesh(1, 1, jax.devices()[:1]))
+    learned, frozen = states.partition(params, steps.trainable(settings))
+    return placed_outlook.Whole(frozen=shapes.size(frozen), learned=shapes.size(learned))
 
 
 # ---- the process that compiles -----------------------------------------------------------------

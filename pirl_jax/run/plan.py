@@ -266,12 +266,10 @@ def _does_not_fit(
         chosen, _ = _first_that_fits(open_choices, need)
         if chosen is not None:
             change = " ".join(f"--config.{name}={value}" for name, value in changes.items())
-            return DoesNotFit(f"{_too_much(plan)}; this fits: {change}", changes)
-    return DoesNotFit(
-        f"{_too_much(plan)}; no choice of microbatch, checkpointing or cache fits: "
-        f"{candidates.last_resort(mesh)}",
-        {},
-    )
+            return DoesNotFit(f"{too_much(plan)}; this fits: {change}", changes)
+    remedy = candidates.last_resort(mesh)
+    why = f"no choice of microbatch, checkpointing or cache fits: {remedy}"
+    return DoesNotFit(f"{too_much(plan)}; {why}", {})
 
 
 def measure(
@@ -281,11 +279,12 @@ def measure(
     env_spec: base.EnvSpec,
     limit: int | None = None,
     thorough: bool = False,
-    compiling: Compile = compiled_here,
+    compiling: Compile | None = compiled_here,
 ) -> Plan:
     """What settings without open choices need.
 
-    Where the resident part alone is too much, nothing is compiled, unless thorough.
+    Where the resident part alone is too much, nothing is compiled, unless thorough; nor without
+    `compiling`, and the plan has no work.
     """
     limit, host_limit = _limits(mesh, limit)
     params, state = shapes.state(settings, mesh)
@@ -310,7 +309,7 @@ def measure(
         away=(OPTIMISER, AVERAGE) if steps.offload(settings).enabled else (),
         at_once=settings.raw.rollout.max_staleness > 0,
     )
-    if not plan.fits and not thorough:
+    if compiling is None or (not plan.fits and not thorough):
         return plan
     work = _Work(settings, mesh, env_spec, state, args, context, compiling)
     try:
@@ -382,7 +381,7 @@ def _only_described(device: jax.Device) -> accelerators.Chip | None:
     return chip
 
 
-def _too_much(plan: Plan) -> str:
+def too_much(plan: Plan) -> str:
     if plan.refused:
         return f"the compiler refuses the {plan.refused}"
     if plan.host > plan.host_limit:

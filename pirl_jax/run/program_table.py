@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pirl_jax.monitor import columns
-from pirl_jax.run import capacity
+from pirl_jax.run import capacity, placed_outlook
 
 GB = 1e9
 ABOUT_ESTIMATES = (
@@ -53,6 +53,8 @@ def as_text(result: dict[str, Any]) -> str:
         lines += _details(name, row)
     lines.append(ABOUT_ESTIMATES)
     lines += result["notes"]
+    if "placement" in result:
+        lines += ["", placed_outlook.as_text(result["placement"])]
     if "capacity" in result:
         lines += ["", capacity.as_text(result["capacity"])]
     return "\n".join(lines)

@@ -93,7 +93,6 @@ def decision(
     own = devices.playing(settings, mesh)
     rows = rows or batch_size(settings)
     sharding = meshes.batch_sharding(own)
-    replicated = meshes.replicated(own)
     cameras = len(env_spec.cameras)
     pixels = raw.model.image_size_px if raw.model.resize == "host" else env_spec.image_size_px
 
@@ -107,14 +106,24 @@ def decision(
         tokens=array(jnp.int32, prompt_tokens),
         token_mask=array(bool, prompt_tokens),
     )
-    key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=replicated)
     published = publish.Publisher(steps.trainable(settings), mesh, own).abstract(params)
-    args = published, key, array(jnp.int32), obs
-    if raw.model.noise_anneal:
-        args += (jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated),)
+    open_batches = raw.rollout.max_staleness + 1
+    if open_batches > 1:  # rows of several, each with a key and a level of its own
+        level = array(jnp.float32) if raw.model.noise_anneal else None
+        args = published, _key(own, open_batches), array(jnp.int32), obs, level, array(jnp.int32)
+    else:
+        args = published, _key(own), array(jnp.int32), obs
+        if raw.model.noise_anneal:
+            args += (jax.ShapeDtypeStruct((), jnp.float32, sharding=meshes.replicated(own)),)
     explore, _ = steps.decisions(settings.policy, settings.keep_prefix, own)
     _, _, context = jax.eval_shape(explore, *args)
     return args, obs if context is None else with_rows(context, rows, own)
+
+
+def _key(mesh: jax.sharding.Mesh, *shape: int) -> jax.ShapeDtypeStruct:
+    """Of a decision's noise, or of several batches."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.ShapeDtypeStruct(shape, key.dtype, sharding=meshes.replicated(mesh))
 
 
 def with_rows(tree: object, count: int, mesh: jax.sharding.Mesh) -> object:
@@ -138,25 +147,75 @@ def update(
 
     args, context: the shapes of `decision`.
     """
+    updater = steps.updater(settings, mesh)
+    count = settings.raw.algorithm.microbatch_rows(mesh.size)
+    chain = _chain(settings, mesh, args, count, draws_steps=updater.draws_steps)
+    context = with_rows(context, count, mesh)
+    clone_weight = chain.value if settings.raw.algorithm.clone_coef else None
+    batch = objective.Minibatch(context, chain, chain.value, chain.value, chain.value, clone_weight)
+    return updater.lower(state, batch), batch
+
+
+def _chain(
+    settings: config.Settings,
+    mesh: jax.sharding.Mesh,
+    args: tuple,
+    count: int,
+    draws_steps: bool = False,
+) -> types.Chain:
+    """So many rows of a rollout where they are learned from, with what they count for."""
     explore, _ = steps.decisions(
         settings.policy, settings.keep_prefix, devices.playing(settings, mesh)
     )
     chain, _, _ = jax.eval_shape(explore, *args)
-    updater = steps.updater(settings, mesh)
-    if updater.draws_steps:
+    if draws_steps:
         chain = jax.eval_shape(preference.one_step, chain, jnp.zeros(chain.level.shape, jnp.int32))
-    count = settings.raw.algorithm.microbatch_rows(mesh.size)
     chain = with_rows(chain, count, mesh)
-    context = with_rows(context, count, mesh)
+    cfg = settings.raw.algorithm
+    if not (settings.raw.rollout.max_staleness and proximal.applies(cfg)):
+        return chain
+    importance = jax.eval_shape(
+        lambda x: losses.reduce_log_prob(x, cfg.logprob_type), chain.log_prob
+    )
+    return chain.replace(importance=with_rows(importance, count, mesh))
+
+
+def sample_rows(settings: config.Settings, mesh: jax.sharding.Mesh) -> int:
+    """Of the sample that learner/exploration.py measures on.
+
+    As many as a device takes at once, whatever the number of devices: the sample is the same.
+    """
+    playing = devices.playing(settings, mesh).size * jax.process_count()
+    divisor = math.lcm(mesh.size, playing)
+    return -(-settings.raw.algorithm.microbatch_size // divisor) * divisor
+
+
+def looked_at(
+    settings: config.Settings,
+    mesh: jax.sharding.Mesh,
+    state: states.TrainState,
+    args: tuple,
+    context: object,
+) -> dict[str, Lowered]:
+    """The programs that look at rows before anything is learned from them, those that a run has of
+    {"proximal", "displacement"}.
+
+    args, context: the shapes of `decision`.
+    """
+    programs = {}
     cfg = settings.raw.algorithm
     if settings.raw.rollout.max_staleness and proximal.applies(cfg):
-        importance = jax.eval_shape(
-            lambda x: losses.reduce_log_prob(x, cfg.logprob_type), chain.log_prob
+        count = cfg.microbatch_rows(mesh.size)
+        chain = _chain(settings, mesh, args, count).replace(importance=None)
+        rows = with_rows(context, count, mesh)
+        programs["proximal"] = steps.proximal(settings, mesh).lower(state.params, chain, rows)
+    if steps.measures_displacement(settings):
+        count = sample_rows(settings, mesh)
+        params = states.acting_params(state) if settings.plays_average else state.params
+        programs["displacement"] = steps.displacement(settings.policy, mesh).lower(
+            params, _chain(settings, mesh, args, count), with_rows(context, count, mesh)
         )
-        chain = chain.replace(importance=with_rows(importance, count, mesh))
-    clone_weight = chain.value if settings.raw.algorithm.clone_coef else None
-    batch = objective.Minibatch(context, chain, chain.value, chain.value, chain.value, clone_weight)
-    return updater.lower(state, batch), batch
+    return programs
 
 
 def rollout(settings: config.Settings, mesh: jax.sharding.Mesh, args: tuple) -> Lowered:
@@ -169,10 +228,10 @@ def rollout(settings: config.Settings, mesh: jax.sharding.Mesh, args: tuple) -> 
 
 def evaluation(settings: config.Settings, mesh: jax.sharding.Mesh, args: tuple) -> Lowered:
     """The program of a decision without.  args: the shapes of `decision`."""
-    _, exploit = steps.decisions(
-        settings.policy, settings.keep_prefix, devices.playing(settings, mesh)
-    )
-    return exploit.lower(*args[:4])
+    own = devices.playing(settings, mesh)
+    _, exploit = steps.decisions(settings.policy, settings.keep_prefix, own)
+    params, _, id_B, obs, *_ = args
+    return exploit.lower(params, _key(own), id_B, obs)
 
 
 def kept(

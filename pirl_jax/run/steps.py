@@ -154,6 +154,12 @@ def proximal(settings: config.Settings, mesh: jax.sharding.Mesh) -> Callable:
     return jax.jit(evaluate, out_shardings=meshes.replicated(mesh))
 
 
+def measures_displacement(settings: config.Settings) -> bool:
+    """Not where the rows of a rollout are no longer the steps that were played."""
+    nft = settings.policy.nft
+    return not (nft and nft.rows == "resample")
+
+
 @functools.lru_cache(maxsize=4)
 def displacement(cfg: flow.Policy, mesh: jax.sharding.Mesh) -> Callable:
     """What learner/exploration.py measures with: jitted (params, chain, context rows) ->

@@ -12,6 +12,9 @@ from pirl_jax.policy import normalize
 
 # Spread in robot units (m, rad): a dimension that moves less is scaled up by more than 10,000.
 NEAR_CONSTANT = 1e-4
+# How far outside a first state may lie, of the range between its quantiles: a robot starts at an
+# edge of what it does, and 1 % of what was demonstrated lies beyond each end.
+FAR = 1.0
 PADDED = 32  # dims of the published models
 
 
@@ -64,7 +67,7 @@ def report(stats: normalize.NormStats, mode: str, state_BQ: np.ndarray) -> str:
 
     state_BQ: float, states as the robot gives them, in raw units.
     Says dims, dims that hardly move, and the share of the states outside q01 to q99.  Of the
-    training data 2 % lie outside; far more means statistics of another robot or other units.
+    training data 2 % lie outside; what lies far outside means another robot or other units.
     Raises: ValueError as `check`.
     """
     check(stats, mode, state_dim=state_BQ.shape[-1])
@@ -74,7 +77,7 @@ def report(stats: normalize.NormStats, mode: str, state_BQ: np.ndarray) -> str:
     lines += _near_constant("state", stats.state, mode)
     lines += _near_constant("actions", stats.actions, mode)
     if stats.state.q01 is not None and stats.state.q99 is not None:
-        lines.append(_outside(stats.state, state_BQ))
+        lines += _outside(stats.state, state_BQ)
     return "\n".join(lines)
 
 
@@ -89,11 +92,27 @@ def _near_constant(name: str, stats: normalize.Stats, mode: str) -> list[str]:
     ]
 
 
-def _outside(stats: normalize.Stats, state_BQ: np.ndarray) -> str:
+def _outside(stats: normalize.Stats, state_BQ: np.ndarray) -> Iterator[str]:
+    """How many, how far, and whether that is a fault."""
     dim = state_BQ.shape[-1]
-    outside_BS = (state_BQ < stats.q01[:dim]) | (state_BQ > stats.q99[:dim])
+    q01 = stats.q01[:dim]
+    q99 = stats.q99[:dim]
+    outside_BS = (state_BQ < q01) | (state_BQ > q99)
     by_dim = ", ".join(f"{share:.0%}" for share in outside_BS.reshape(-1, dim).mean(0))
-    return (
+    yield (
         f"norm stats: {outside_BS.mean():.1%} of {outside_BS.size} state values "
         f"lie outside q01..q99 (by dim: {by_dim})"
     )
+    moves = q99 - q01 >= NEAR_CONSTANT  # of the others a line says so
+    beyond_BS = np.maximum(q01 - state_BQ, state_BQ - q99)[..., moves]
+    furthest = (beyond_BS / (q99 - q01)[moves]).max(initial=0.0)
+    if furthest > FAR:
+        yield (
+            f"norm stats: the furthest lies {furthest:.1f} of these ranges away: are they of this"
+            f" robot, and in its units?"
+        )
+    elif furthest > 0:
+        yield (
+            f"norm stats: the furthest lies {furthest:.2f} of its range away, which is no fault:"
+            f" these are the first states of episodes, where whole dimensions begin at an edge"
+        )

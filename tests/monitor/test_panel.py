@@ -20,7 +20,7 @@ ROW = {
     "env/num_trajectories": 64.0,
     "env/return": 0.5,
     "env/restarts": 1.0,
-    "actor/approx_kl": 0.0123,
+    "actor/approx_kl3": 0.0123,
     "actor/pg_clipfrac": 0.1,
     "critic/explained_variance": 0.3,
     "time/env": 8.0,

@@ -79,7 +79,7 @@ def test_a_task_that_one_row_lacks_has_an_empty_cell():
 
 
 def test_learning_curve_is_drawn_from_any_subset_of_metrics(tmp_path):
-    names = ("env/success_once", "env/return", "actor/approx_kl")
+    names = ("env/success_once", "env/return", "actor/approx_kl3")
     rows = [{"iteration": k} | dict.fromkeys(names, k / 10) for k in range(10)]
     for k in (0, 5, 9):
         rows.append({"iteration": k, "eval/success_once": k / 10, "eval/num_trajectories": 50})

@@ -78,6 +78,12 @@ def test_verdict_names_the_largest_part(parts, expected):
 
 
 def test_what_rounds_to_nothing_has_no_sign():
-    row = {"env/return": -0.001, "actor/approx_kl": -3e-9}
+    row = {"env/return": -0.001, "actor/approx_kl3": -3e-9}
     assert "kl 0.0000" in timeline.learning(row)
     assert "return 0.00" in timeline.learning(row)
+
+
+def test_the_kl_of_a_line_is_the_one_that_bounds_are_given_for():
+    """target_kl, diagnose and the pages speak of approx_kl3, which is never negative."""
+    row = {"env/return": 0.5, "actor/approx_kl": -0.01, "actor/approx_kl3": 0.02}
+    assert "kl 0.0200" in timeline.learning(row)

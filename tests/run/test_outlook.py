@@ -14,8 +14,21 @@ from pirl_jax import train
 from pirl_jax.bench import __main__ as bench
 from pirl_jax.core import endings
 from pirl_jax.core import mesh as meshes
+from pirl_jax.learner import publish
 from pirl_jax.recipes import probe as recipe
-from pirl_jax.run import accelerators, config, estimates, outlook, program_table, recipes, topology
+from pirl_jax.run import (
+    accelerators,
+    capacity,
+    config,
+    devices,
+    estimates,
+    outlook,
+    placed_outlook,
+    program_table,
+    recipes,
+    shares,
+    topology,
+)
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -215,8 +228,18 @@ def test_programs_that_nobody_has_are_named_with_those_there_are(one_program):
         one_program("saved")
 
 
-def test_a_placement_is_planned_for_its_seconds_alone(monkeypatch, tmp_path):
-    """Beside shared devices, with a warning; the programs are those of all devices."""
+GB = 10**9
+PLANNED = {
+    "resident": {"frozen weights": 10 * GB, "optimiser": 3 * GB, shares.KEPT: GB},
+    "work": {shares.ROLLOUT: 2 * GB, "optimiser step": GB},
+    "limit": 16 * GB,
+    "away": (),
+}
+
+
+@pytest.fixture
+def answered(monkeypatch, tmp_path):
+    """A function: the answer for eight devices with these roles and flags; what was compiled."""
     monkeypatch.setattr(topology, "require_wheel", lambda target: None)
     asked = []
 
@@ -225,24 +248,110 @@ def test_a_placement_is_planned_for_its_seconds_alone(monkeypatch, tmp_path):
         seconds = {"estimated_s": 2.0, "roofline_s": 1.0, "exchange_s": 0.0}
         names = ("rollout decision, 2 rows", "update microbatch, 8 rows", "optimiser step")
         choices = {"algorithm.microbatch_size": 8, "rollout.prefix_cache": "recompute"}
-        choices["mesh"] = [8, 1]
-        return {"programs": dict.fromkeys(names, seconds), "choices": choices, "notes": []}
+        return _result(programs=dict.fromkeys(names, seconds), plan=PLANNED) | {
+            "choices": choices | {"mesh": [8, 1]},
+            "notes": [],
+        }
 
     monkeypatch.setattr(outlook, "report", report)
-    settings = config.settings(recipe.get_config())
-    places = {"placement.rollout": "0-6", "placement.actor": "7"}
-    apart = config.changed(settings, places)
     parser = argparse.ArgumentParser()
     outlook.add_arguments(parser)
     given = ["--target", "tpu:v5e:2x4", "--compiled", str(tmp_path)]
-    with pytest.raises(
-        ValueError, match=r"leave placement\.\* out, or give --cores for its seconds"
-    ):
-        outlook.answer(parser.parse_args(given), apart)
-    options = parser.parse_args([*given, "--cores", "8", "--steps-per-core", "50"])
-    result = outlook.answer(options, apart)
-    assert asked[0].settings.raw.placement == settings.raw.placement
-    assert list(result["capacity"]["placements"]) == ["separate 7 + 1", "shared"]
+
+    def answer(*flags, **fields):
+        changes = {name.replace("__", "."): value for name, value in fields.items()}
+        settings = config.changed(config.settings(recipe.get_config()), changes)
+        return outlook.answer(parser.parse_args([*given, *flags]), settings)
+
+    answer.asked = asked
+    return answer
+
+
+APART = dict(placement__rollout="0-3", placement__actor="7")
+
+
+def test_a_placement_on_a_target_is_predicted(answered):
+    """From the programs of all devices, in proportion: memory by role, and seconds beside shared
+    devices, with a warning of a bad split."""
+    result = answered("--cores", "8", "--steps-per-core", "50", **APART)
+    (request,) = answered.asked
+    section = request.settings.raw.placement
+    assert (section.rollout, section.actor) == ("all", "all")
+    assert list(result["capacity"]["placements"]) == ["separate 4 + 1", "shared"]
     assert "a bad split" in result["capacity"]["remarks"][0]
-    assert result["notes"] == [outlook.ABOUT_PLACEMENT]
-    assert outlook.answer(options, settings)["notes"] == []
+    learn, play = result["placement"]["devices"]
+    assert (learn["roles"], learn["numbers"]) == ("learn", "7")
+    assert (learn["resident"], learn["total"]) == (13 * GB, 14 * GB)
+    # Twice as many rows, and a whole copy of the parameters.
+    assert (play["roles"], play["numbers"]) == ("play", "0-3")
+    copy = play["resident"] - 2 * GB
+    assert 0 < copy < GB and play["total"] == copy + 2 * GB + 2 * 2 * GB
+    assert "placement" not in answered() and "capacity" not in answered()
+
+
+def test_without_cores_a_placement_has_the_seconds_of_its_devices(answered):
+    """As if simulators took no time; no split is warned of."""
+    placements = answered(**APART)["capacity"]["placements"]
+    with_cores = answered("--cores", "8", "--steps-per-core", "50", **APART)
+    for name, seconds in with_cores["capacity"]["placements"].items():
+        assert 0 < placements[name] < seconds
+    result = answered(**APART)
+    assert not result["capacity"]["remarks"]
+    text = program_table.as_text(_result() | {name: result[name] for name in ADDED})
+    assert "placement: separate; GB of one device\n  learn (7): 13.00 stays, 14.00 at most" in text
+    assert capacity.ALONE in text and placed_outlook.RESTS_ON in text
+    assert "warning: devices 4-6 are in no role" in text
+
+
+ADDED = ("placement", "capacity")
+
+
+def test_what_a_placement_cannot_have_is_said(answered):
+    """Before anything is compiled; of what fits nowhere nothing is claimed."""
+    with pytest.raises(ValueError, match=r"placement.actor='8' names device 8, .* has 8 devices"):
+        answered(placement__rollout="0-3", placement__actor="8")
+    with pytest.raises(ValueError, match=r"multiple of the 3 devices of placement.rollout=0-2"):
+        answered(placement__rollout="0-2", placement__actor="7")
+    with pytest.raises(ValueError, match=r"mesh.fsdp=2 does not divide .* placement.actor=7"):
+        answered(mesh__fsdp=2, **APART)
+    assert not answered.asked
+
+
+@pytest.mark.parametrize(
+    "rollout, actor, fsdp, stale, copied",
+    [
+        ("0-3", "all", 1, 0, 0),
+        ("0-3", "all", 1, 1, 4),  # what trains, which an update takes away
+        ("0-3", "all", 4, 0, 0),
+        ("0-3", "all", 8, 0, 14),
+        ("all", "4-7", 1, 0, 14),
+        ("0-3", "4-7", 4, 1, 14),
+    ],
+)
+def test_copies_are_counted_where_they_are_made(rollout, actor, fsdp, stale, copied):
+    """As learner/publish.py makes them."""
+    changes = {
+        "placement.rollout": rollout,
+        "placement.actor": actor,
+        "mesh.fsdp": fsdp,
+        "rollout.max_staleness": stale,
+    }
+    raw = config.changed(config.settings(recipe.get_config()), changes).raw
+    whole = placed_outlook.Whole(frozen=10, learned=4)
+    where = placed_outlook.placed(raw, 8)
+    assert placed_outlook._published(raw, where, whole) == copied
+    mesh = devices.mesh(config.settings(raw.as_dict()))
+    plays = devices.playing(config.settings(raw.as_dict()), mesh)
+    assert publish.Publisher(lambda path: True, mesh, plays).copies == (copied == 14)
+
+
+def test_too_much_for_a_role_is_a_warning(answered):
+    raw = config.changed(
+        config.settings(recipe.get_config()),
+        {name.replace("__", "."): at for name, at in APART.items()},
+    ).raw
+    whole = placed_outlook.Whole(frozen=15 * GB, learned=GB)
+    found = placed_outlook.memory(raw, PLANNED, whole, 8)
+    assert found["remarks"][-1] == "devices 0-3 need at most 22.00 GB, and have 16.00"
+    found = placed_outlook.memory(raw, None, whole, 8)
+    assert not found["devices"] and "nothing fits in every role" in found["remarks"][-1]

@@ -66,7 +66,7 @@ def test_the_report_counts_what_lies_outside():
     stats = conftest.make_stats()
     stats.state.q99[3] = -1.0 + 1e-6
     state_BQ = np.zeros((4, 8))
-    state_BQ[0, :2] = 5.0
+    state_BQ[0, :2] = 9.0
     text = statistics.report(stats, "quantile", state_BQ)
     assert "quantile, state 8 dims, actions 7 dims" in text
     assert "state dims [3] hardly move" in text
@@ -74,5 +74,17 @@ def test_the_report_counts_what_lies_outside():
     # 2 values of the first row, and the 4 of the dimension whose q99 is now below 0.
     assert "18.8% of 32 state values lie outside q01..q99" in text
     assert "(by dim: 25%, 25%, 0%, 100%, 0%, 0%, 0%, 0%)" in text
+    assert "the furthest lies 2.3 of these ranges away: are they of this robot" in text
     with pytest.raises(ValueError, match=r"state.q01 has 8 dims and the robot has 9"):
         statistics.report(stats, "quantile", np.zeros((1, 9)))
+
+
+def test_a_dimension_that_begins_at_its_edge_is_no_alarm():
+    """100 % of it lie outside, by a little."""
+    stats = conftest.make_stats()
+    state_BQ = np.zeros((4, 8))
+    state_BQ[:, 2] = stats.state.q99[2] + 0.03 * (stats.state.q99[2] - stats.state.q01[2])
+    text = statistics.report(stats, "quantile", state_BQ)
+    assert "(by dim: 0%, 0%, 100%, 0%" in text
+    assert "the furthest lies 0.03 of its range away, which is no fault" in text
+    assert "furthest" not in statistics.report(stats, "quantile", np.zeros((4, 8)))

@@ -4,9 +4,15 @@ import functools
 
 import numpy as np
 
-from pirl_jax.envs.libero import pick_and_place
 from pirl_jax.envs.libero import scene as scenes
-from pirl_jax.envs.libero.pick_and_place import FINE_M, MOST_STEPS, NEAR_M
+from pirl_jax.envs.libero.legs import (
+    CLOSE_STEPS,
+    FINE_M,
+    MOST_STEPS,
+    NEAR_M,
+    OPEN_STEPS,
+    never,
+)
 from pirl_jax.envs.servo import CLOSE, OPEN, Leg
 
 TILT_RAD = 0.35  # of the hand before the handle, from level towards upright
@@ -65,8 +71,8 @@ class PullOpen:
             Leg("level", self._high, OPEN, None, NEAR_M, MOST_STEPS, **level),
             Leg("lower", before, OPEN, None, NEAR_M, MOST_STEPS, **level),
             Leg("reach", around, OPEN, None, FINE_M, MOST_STEPS, **level),
-            Leg("close", around, CLOSE, steps=pick_and_place.CLOSE_STEPS, **level),
+            Leg("close", around, CLOSE, steps=CLOSE_STEPS, **level),
             Leg("pull", self._pulled, CLOSE, None, FINE_M, MOST_STEPS, **level),
-            Leg("open", around, OPEN, steps=pick_and_place.OPEN_STEPS, **level),
-            Leg("leave", self._high, OPEN, None, NEAR_M, MOST_STEPS, pick_and_place.never),
+            Leg("open", around, OPEN, steps=OPEN_STEPS, **level),
+            Leg("leave", self._high, OPEN, None, NEAR_M, MOST_STEPS, never),
         ]

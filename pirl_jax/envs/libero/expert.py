@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pirl_jax.envs import servo
-from pirl_jax.envs.libero import drawer, knob, pick_and_place, scene, suite
+from pirl_jax.envs.libero import drawer, knob, legs, pick_and_place, scene, suite
 
 OPENING_M = 0.08  # between the fingers of an open hand
 
@@ -47,4 +47,4 @@ def _freed(view: scene.Scene) -> list[servo.Leg]:
     if view.opening_m() >= 0.9 * OPENING_M:
         return []
     here_m = view.grip_pose()[0].copy()
-    return [servo.Leg("free", lambda: here_m, servo.OPEN, steps=pick_and_place.OPEN_STEPS)]
+    return [servo.Leg("free", lambda: here_m, servo.OPEN, steps=legs.OPEN_STEPS)]

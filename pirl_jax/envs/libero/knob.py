@@ -6,9 +6,17 @@ import numpy as np
 
 from pirl_jax.envs import servo
 from pirl_jax.envs.libero import grasp as grasps
-from pirl_jax.envs.libero import pick_and_place
 from pirl_jax.envs.libero import scene as scenes
-from pirl_jax.envs.libero.pick_and_place import ABOVE_M, FINE_M, MOST_FINE_STEPS, MOST_STEPS, NEAR_M
+from pirl_jax.envs.libero.legs import (
+    ABOVE_M,
+    CLOSE_STEPS,
+    FINE_M,
+    MOST_FINE_STEPS,
+    MOST_STEPS,
+    NEAR_M,
+    OPEN_STEPS,
+    never,
+)
 from pirl_jax.envs.servo import CLOSE, OPEN, Leg
 
 ON_RAD = 0.7  # where the hand turns the knob to; a stove is on from 0.5
@@ -36,10 +44,10 @@ class TurnOn:
         return [
             Leg("above", above, OPEN, self._yaw, NEAR_M, MOST_STEPS),
             Leg("descend", around, OPEN, self._yaw, FINE_M, MOST_FINE_STEPS),
-            Leg("close", around, CLOSE, steps=pick_and_place.CLOSE_STEPS),
+            Leg("close", around, CLOSE, steps=CLOSE_STEPS),
             Leg("turn", around, CLOSE, self._to_turn, SLACK_M, MOST_STEPS),
-            Leg("open", around, OPEN, steps=pick_and_place.OPEN_STEPS),
-            Leg("leave", above, OPEN, None, NEAR_M, MOST_STEPS, pick_and_place.never),
+            Leg("open", around, OPEN, steps=OPEN_STEPS),
+            Leg("leave", above, OPEN, None, NEAR_M, MOST_STEPS, never),
         ]
 
     def _yaw(self, grip_rot: np.ndarray) -> float:

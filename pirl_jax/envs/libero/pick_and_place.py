@@ -7,20 +7,21 @@ import numpy as np
 from pirl_jax.envs import servo
 from pirl_jax.envs.libero import grasp as grasps
 from pirl_jax.envs.libero import scene as scenes
+from pirl_jax.envs.libero.legs import (
+    ABOVE_M,
+    CLOSE_STEPS,
+    FINE_M,
+    MOST_FINE_STEPS,
+    MOST_STEPS,
+    NEAR_M,
+    OPEN_STEPS,
+    never,
+)
 from pirl_jax.envs.servo import CLOSE, OPEN, Leg
 
 # The way.
-ABOVE_M = 0.06  # of the grip site over the grasp, before and after
 OVER_M = 0.03  # of the load over the goal's top on its way
 DROP_M = 0.01  # of the load over where it will rest when it is released
-NEAR_M = 0.02
-FINE_M = 0.008
-
-# Control steps.  A leg that has not arrived after so many is stuck, at a joint's limit say.
-CLOSE_STEPS = 10
-OPEN_STEPS = 8
-MOST_STEPS = 40
-MOST_FINE_STEPS = 28
 
 
 class PickAndPlace:
@@ -132,8 +133,3 @@ class PickAndPlace:
 
     def _is_held(self) -> bool:
         return self._scene.position(self._thing)[2] > self._held_z
-
-
-def never() -> bool:
-    """Ends a script: what is still to be done is planned anew."""
-    return False

@@ -223,7 +223,8 @@ ENV = (
         formulas.evaluated,
     ),
     rows.dropped(
-        "env.eval.{rollout_epoch,max_steps_per_rollout_epoch,auto_reset,ignore_terminations,group_size,is_eval}",
+        "env.eval.{rollout_epoch,max_steps_per_rollout_epoch,auto_reset,ignore_terminations,"
+        "group_size,is_eval}",
         "an evaluation plays each start state once, until success or time limit",
     ),
     rows.dropped("env.eval.reward_coef", "an evaluation counts successes"),
