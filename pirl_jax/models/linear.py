@@ -81,6 +81,11 @@ def rows(x_BTD: Array, w_DW: Array) -> Array:
     return einsum("BTD,DW->BTW", x_BTD, w_DW)
 
 
+def merged(x_RD: Array, w_DW: Array) -> Array:
+    """The same of rows and tokens as one axis."""
+    return meshes.by_rows(jnp.einsum("RD,DW->RW", meshes.by_rows(x_RD), w_DW))
+
+
 def side_by_side(x_ZRD: Array, w_ZDW: Array) -> Array:
     """Z products at once, with matrices that are stored as one array.
 

@@ -97,18 +97,20 @@ def feed_forward(params: dict, x_BTD: Array, cfg: variants.LoraConfig | None) ->
         factor_b = params[f"{name}_lora_b"][index].astype(x.dtype)
         return y + product(product(x, factor_a), factor_b)
 
-    def gate_and_up() -> tuple[Array, Array]:
-        # On CPU slicing is free, and the gradient of a batched product slow.
-        if meshes.platform() == "cpu":
-            gate_BTF = project(x_BTD, "gating_einsum", 0)
-            return gate_BTF, project(x_BTD, "gating_einsum", 1)
-        # Elsewhere a slice of the two is a copy of its weights, in every layer.
-        rows_RD = x_BTD.reshape(-1, x_BTD.shape[-1])
-        twice_ZRD = jnp.broadcast_to(rows_RD, (2, *rows_RD.shape))
-        both_ZRF = project(twice_ZRD, "gating_einsum", product=linear.side_by_side)
-        gate_BTF, up_BTF = both_ZRF.reshape(2, *x_BTD.shape[:2], -1)
-        return gate_BTF, up_BTF
+    # On CPU slicing is free, and the gradient of a batched product slow.
+    if meshes.platform() == "cpu":
+        gate_BTF = project(x_BTD, "gating_einsum", 0)
+        up_BTF = project(x_BTD, "gating_einsum", 1)
+        return project(_gated(gate_BTF, up_BTF), "linear")
+    # Elsewhere a slice of the two is a copy of its weights, in every layer, and to tell tokens of
+    # one row from those of the next one, where they are no multiple of eight, a copy of what is
+    # told apart: it stays merged while it is widest.
+    rows_RD = x_BTD.reshape(-1, x_BTD.shape[-1])
+    twice_ZRD = jnp.broadcast_to(rows_RD, (2, *rows_RD.shape))
+    gate_RF, up_RF = project(twice_ZRD, "gating_einsum", product=linear.side_by_side)
+    out_RD = project(_gated(gate_RF, up_RF), "linear", product=linear.merged)
+    return out_RD.reshape(x_BTD.shape)
 
-    gate_BTF, up_BTF = gate_and_up()
-    hidden_BTF = jax.nn.gelu(gate_BTF, approximate=True) * up_BTF
-    return project(hidden_BTF, "linear")
+
+def _gated(gate: Array, up: Array) -> Array:
+    return jax.nn.gelu(gate, approximate=True) * up

@@ -9,7 +9,7 @@ import pytest
 from pirl_jax.bench import __main__ as bench
 from pirl_jax.bench import results, targets
 from pirl_jax.core import endings
-from pirl_jax.run import accelerators, estimates, outlook, plan, recipes, topology
+from pirl_jax.run import accelerators, config, estimates, outlook, plan, recipes, topology
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILE = ROOT / "docs" / "bench" / "targets.json"
@@ -192,3 +192,25 @@ def test_the_readme_quotes_the_file():
     table = readme.partition("| you have |")[2].partition("\n\n")[0]
     quoted = re.findall(r"`((?:tpu|cuda):\S+)` ([\d.]+ GB)", table)
     assert quoted and quoted == [(target, rows[target]) for target, _ in quoted]
+
+
+def test_a_v5e_chip_that_serves_is_what_the_page_says():
+    served = results.read(ROOT / "docs" / "bench" / "served.json", "plan", "--output")
+    page = (ROOT / "docs" / "targets.md").read_text(encoding="utf-8")
+    assert [name.rpartition("_")[2] for name in served] == ["pi0", "pi05"]
+    for name, report in served.items():
+        ((program, row),) = report["programs"].items()
+        assert report["target"] == "tpu:v5e:1" and program.startswith("served decision, 1 row")
+        settings = config.settings(recipes.load_recipe(name, "--recipes"))
+        memory = row["memory"]
+        limit = report["limit"] / targets.GB
+        peak = f"{memory['peak'] / targets.GB:.2f} of {limit:.2f}"
+        times = f"{1e3 * row['estimated_s']:.1f} ({1e3 * row['roofline_s']:.1f})"
+        cells = (
+            f"`{name}`",
+            str(settings.policy.model.num_steps),
+            f"{memory['arguments'] / targets.GB:.2f}",
+            peak,
+            times,
+        )
+        assert row["fits"] and f"| {' | '.join(cells)} |" in page

@@ -56,9 +56,10 @@ def test_feed_forward_equals_the_reference(vectors, platform, monkeypatch):
 
 @pytest.mark.parametrize("adapter", [None, ADAPTER])
 def test_gate_and_up_are_one_contraction_but_on_cpu(adapter, monkeypatch):
-    """No slice of the pair, and no product that recomputation does twice."""
+    """No slice of the pair, and no product that recomputation does twice; rows and tokens are one
+    axis where they are widest."""
     params = spec.abstract(lora.feed_forward_specs(3, 8, 16, adapter))
-    x_BTD = jax.ShapeDtypeStruct((2, 4, 8), jnp.float32)
+    x_BTD = jax.ShapeDtypeStruct((2, 3, 8), jnp.float32)
 
     def loss(params, x_BTD):
         def layer(x_BTD, params):
@@ -72,6 +73,7 @@ def test_gate_and_up_are_one_contraction_but_on_cpu(adapter, monkeypatch):
         text = str(jax.make_jaxpr(jax.grad(loss))(params, x_BTD))
         products[platform] = text.count("dot_general")
         assert ("f32[1,8,16] = slice" in text) == (platform == "cpu")
+        assert ("f32[2,3,16]" in text) == (platform == "cpu")
     pairs = 3 if adapter else 1
     assert products["cpu"] - products["tpu"] == 3 * pairs, "forward, and two gradients"
 

@@ -135,6 +135,7 @@ def main(target: accelerators.Target, folder: pathlib.Path) -> None:
             "rows": shapes.size(batch.context),
             "counted flops": counted(case, made, rows) / len(devices),
             "fsdp": case.fsdp,
+            "widest": made.policy.network.expert.mlp_dim,
         }
         (folder / f"{name}.json").write_text(json.dumps(facts))
 
