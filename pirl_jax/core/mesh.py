@@ -5,7 +5,8 @@ Knows no model.
 
 Several processes, one per host, share a mesh: updates run on all of it, and all processes must make
 the same calls.  A rollout runs on the part that is a process's own, because no two of them decide
-equally often, or on a smaller part of it.
+equally often, or on a smaller part of it.  Where parameters are split over hosts, each device of
+that part has a copy of all of them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -155,22 +156,29 @@ def part(mesh: Mesh, devices: Iterable[jax.Device]) -> Mesh | None:
     return Mesh(mesh.devices[is_inside], mesh.axis_names, axis_types=mesh.axis_types)
 
 
-def local(mesh: Mesh) -> Mesh:
-    """This process's own part of the mesh.
+def copies(devices: Iterable[jax.Device]) -> Mesh:
+    """A mesh of which every device holds all parameters; in this order."""
+    column = np.array([[device] for device in devices], dtype=object)
+    return Mesh(column, BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
-    Raises: ValueError when a row of the mesh lies on several hosts.
+
+def spans_hosts(mesh: Mesh) -> bool:
+    """Whether parameters are split over several hosts, so that none has all of them."""
+    host_of = np.array([device.process_index for device in mesh.devices.flat])
+    hosts = host_of.reshape(mesh.devices.shape)
+    return bool((hosts != hosts[:, :1]).any())
+
+
+def local(mesh: Mesh) -> Mesh:
+    """This process's own part of the mesh, its devices in the same order: whole rows of it.
+
+    Where rows lie on several hosts (spans_hosts), the devices one by one, for copies of all
+    parameters.  A process that compiles for several hosts has all of their devices.
     """
-    if jax.process_count() == 1:
-        return mesh
-    own = part(mesh, mesh.local_devices)
-    if own is None:
-        fsdp = mesh.shape["fsdp"]
-        raise ValueError(
-            f"mesh.fsdp={fsdp} reaches over more than one host of"
-            f" {len(mesh.local_devices)} devices, but each plays with whole parameters"
-            f" of its own; choose a divisor of {len(mesh.local_devices)}"
-        )
-    return own
+    is_alone = jax.process_count() == 1
+    if spans_hosts(mesh):
+        return copies(mesh.devices.flat if is_alone else mesh.local_devices)
+    return mesh if is_alone else part(mesh, mesh.local_devices)
 
 
 def view(params: Any, part: Mesh) -> Any:
@@ -208,6 +216,14 @@ def join(tree: Any, mesh: Mesh) -> Any:
         return _assembled((rows, *x.shape[1:]), sharding, shards)
 
     return jax.tree.map(whole, tree)
+
+
+def own_rows(x_B: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """Rows of a host array that holds those of all processes: the ones that this process put on the
+    mesh (put_batch, join), in their order."""
+    own = set(mesh.local_devices)
+    is_own = np.array([device in own for device in mesh.devices.flat])
+    return x_B[np.repeat(is_own, len(x_B) // mesh.size)]
 
 
 def _assembled(

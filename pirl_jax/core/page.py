@@ -297,7 +297,7 @@ class Mesh(bounds.Section):
     """How many of the devices that learn share what."""
 
     data: int = at_least(1, -1, "along the batch; -1: all that fsdp leaves", "devices", (-1,))
-    fsdp: int = positive(1, "that share parameters and moments; at most a host's", "devices")
+    fsdp: int = positive(1, "that share parameters and moments, of one host or more", "devices")
 
 
 @dataclasses.dataclass(frozen=True)

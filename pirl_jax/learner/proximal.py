@@ -64,7 +64,7 @@ def catching_up(
     log_prob_RIa = np.array(rollout.chain.log_prob)
     value_R = np.array(rollout.chain.value)
     for index_B, keep_B, outputs in zip(index_MB, keep_MB > 0, found, strict=True):
-        log_prob_BIa, value_B = (_own(x) for x in jax.device_get(outputs))
+        log_prob_BIa, value_B = (meshes.own_rows(x, mesh) for x in jax.device_get(outputs))
         log_prob_RIa[index_B[keep_B]] = log_prob_BIa[keep_B]
         value_R[index_B[keep_B]] = value_B[keep_B]
     log_weight = importance.log_weights(
@@ -111,13 +111,6 @@ def _put(
     )
     rows = objective.take(data, index_B, np.ones(len(index_B), np.float32))
     return objective.put(rows, mesh)
-
-
-def _own(x: np.ndarray) -> np.ndarray:
-    """The part of a batch of all hosts that this one has put there."""
-    size = len(x) // jax.process_count()
-    first = jax.process_index() * size
-    return x[first : first + size]
 
 
 def _with_values(rollout: types.Rollout, stale_R: np.ndarray, value_R: np.ndarray) -> types.Rollout:

@@ -2,7 +2,8 @@
 
 Where these hold whole parameters of the learner, they are seen there and nothing is copied; such a
 view lives until the next update.  Elsewhere what trains is copied, for each version anew, and what
-does not train once.  Refuses to know who plays.
+does not train once.  What is split over several hosts comes together for that: all hosts must
+publish alike, and whoever plays waits for no other host.  Refuses to know who plays.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pirl_jax.core import mesh as meshes
+from pirl_jax.core import spec
 from pirl_jax.learner import state as states
 
 
@@ -33,7 +35,8 @@ class Publisher:
         self._learns = learns
         self._plays = plays
         self.copies = meshes.part(learns, plays.devices.flat) != plays
-        self._copy: Callable | None = None  # its layout is known once there are parameters
+        self._spans_hosts = meshes.spans_hosts(learns)
+        self._copying: Callable | None = None  # its layout is known once there are parameters
         self._source: list[jax.Array] = []  # frozen parameters of the learner
         self._frozen: dict = {}  # the same where they are played with
 
@@ -42,12 +45,9 @@ class Publisher:
         if not self.copies:
             return meshes.view(params, self._plays)
         learned, frozen = states.partition(params, self._trainable)
-        if self._copy is None:
-            copy = meshes.target(self._learns)(_copied)
-            self._copy = jax.jit(copy, out_shardings=states.shardings(learned))
         # A copy first: placed on devices that hold them already, they would share their memory,
         # which the next update takes away.
-        published = self._place(self._copy(learned))
+        published = self._place(self._copied(learned))
         self._place_frozen(frozen)
         return states.merge(published, self._frozen)
 
@@ -68,8 +68,23 @@ class Publisher:
         source = jax.tree.leaves(frozen)
         if not _same(source, self._source):
             self.forget()
-            self._frozen = self._place(frozen)
+            self._frozen = self._place(self._whole(frozen) if self._spans_hosts else frozen)
             self._source = source
+
+    def _whole(self, params: dict) -> dict:
+        """On every device that learns; those that are whole there stay what they are."""
+        flat = spec.flatten(params)
+        parts = {path: x for path, x in flat.items() if not x.sharding.is_fully_replicated}
+        return spec.unflatten(flat | self._copied(parts))
+
+    def _copied(self, params: dict) -> dict:
+        """In memory of their own, where they lie, or whole on every device that learns."""
+        if self._copying is None:
+            layout = states.shardings(params)
+            if self._spans_hosts:
+                layout = meshes.replicated(self._learns)
+            self._copying = jax.jit(meshes.target(self._learns)(_copies), out_shardings=layout)
+        return self._copying(params)
 
     def _place(self, params: dict) -> Any:
         own = meshes.view(params, meshes.local(self._learns))
@@ -77,7 +92,7 @@ class Publisher:
         return jax.block_until_ready(placed)
 
 
-def _copied(params: dict) -> dict:
+def _copies(params: dict) -> dict:
     return jax.tree.map(jnp.copy, params)
 
 

@@ -4,12 +4,14 @@ up where none fits.
 Refuses to know how memory is measured (run/plan.py).
 """
 
+import collections
 from collections.abc import Iterator
 import itertools
 import math
 
 import jax
 
+from pirl_jax.core import mesh as meshes
 from pirl_jax.models import remat
 from pirl_jax.run import config, devices
 
@@ -95,6 +97,18 @@ def changes(settings: config.Settings) -> Iterator[dict]:
             for change in some:
                 merged |= change
             yield merged
+
+
+def last_resort(mesh: jax.sharding.Mesh) -> str:
+    """What a user may do where no change of these fits."""
+    if not meshes.spans_hosts(mesh):
+        return "raise mesh.fsdp over more devices"
+    by_host = collections.Counter(device.process_index for device in mesh.devices.flat)
+    return (
+        f"with mesh.fsdp={mesh.shape['fsdp']}, over several hosts, each device that plays holds"
+        f" all parameters; set mesh.fsdp={min(by_host.values())}, the devices of a host, which"
+        f" share them there"
+    )
 
 
 def _cost(one: config.Settings) -> float:

@@ -48,7 +48,7 @@ def mesh(settings: config.Settings) -> jax.sharding.Mesh:
     found = roles(settings)
     chosen = () if raw.placement.actor == placement.ALL else (_chosen(found.actor),)
     result = meshes.make_mesh(raw.mesh.data, raw.mesh.fsdp, *chosen)
-    plays = playing(settings, result)  # whole parameters on every host, or an error
+    plays = playing(settings, result)
     config.check_batches(raw, result.size, jax.process_count(), plays.size)
     return result
 
@@ -92,7 +92,7 @@ def playing(settings: config.Settings, mesh: jax.sharding.Mesh) -> jax.sharding.
     if found.mode == "shared":
         return meshes.local(mesh)
     own = _chosen(found.rollout, jax.process_index())
-    return meshes.part(mesh, own) or _of_copies(own)
+    return meshes.part(mesh, own) or meshes.copies(own)
 
 
 def acting(settings: config.Settings) -> jax.sharding.Mesh:
@@ -105,11 +105,7 @@ def acting(settings: config.Settings) -> jax.sharding.Mesh:
     if found.mode == "shared":
         return mesh(settings)
     mesh(settings)  # or an error
-    return _of_copies(_chosen(found.rollout))
-
-
-def _of_copies(devices: list[jax.Device]) -> jax.sharding.Mesh:
-    return meshes.make_mesh(len(devices), 1, devices)
+    return meshes.copies(_chosen(found.rollout))
 
 
 def _chosen(numbers: tuple[int, ...], process: int | None = None) -> list[jax.Device]:

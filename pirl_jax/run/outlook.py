@@ -5,7 +5,7 @@ can stop a compiler in this one; what that process was doing when its time was o
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
 import functools
 import math
@@ -44,7 +44,7 @@ from pirl_jax.run import (
 LIMIT_S = 20 * 60.0  # of one program
 PROMPT_TOKENS = 32  # LIBERO's prompts have no more
 NUM_INIT_STATES = 50  # of every LIBERO task
-NEED_TARGET = ("compiled", "cores", "steps_per_core", "simulators")
+NEED_TARGET = ("compiled", "programs", "cores", "steps_per_core", "simulators")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Request:
     prompt_tokens: int
     folder: pathlib.Path  # where results are kept by program
     limit_s: float = LIMIT_S
+    programs: str = ""  # how the names of those begin that are compiled alone; "": all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         type=command.text,
         help="devices that are not here, as tpu:v5e:2x4 or cuda:h100:8 (docs/targets.md)",
+    )
+    parser.add_argument(
+        "--programs",
+        type=command.text,
+        help="compile those alone whose names begin so, as served, and choose nothing",
     )
     add_request_arguments(parser)
     capacity.add_arguments(parser)
@@ -113,6 +119,11 @@ def request(options: argparse.Namespace, settings: config.Settings) -> Request:
       ValueError: no such target, or its compiler is not installed.
     """
     target = accelerators.parse(options.target)
+    if options.programs and options.cores:
+        raise ValueError(
+            f"--programs={options.programs} compiles some programs, and --cores={options.cores}"
+            f" needs all; drop one"
+        )
     everywhere = {"placement.rollout": placement.ALL, "placement.actor": placement.ALL}
     if placed_outlook.differs(settings.raw):  # what they need follows from those of all devices
         placed_outlook.placed(settings.raw, target.count)  # or an error
@@ -125,6 +136,7 @@ def request(options: argparse.Namespace, settings: config.Settings) -> Request:
         prompt_tokens=options.prompt_tokens,
         folder=options.compiled or caches.folder("targets"),
         limit_s=60 * options.compile_minutes,
+        programs=options.programs or "",
     )
 
 
@@ -184,7 +196,7 @@ def answer(options: argparse.Namespace, settings: config.Settings) -> dict[str, 
     asked = request(options, settings)
     played_by = capacity.simulators(options, settings)
     result = report(asked)
-    is_placed = placed_outlook.differs(settings.raw)
+    is_placed = placed_outlook.differs(settings.raw) and not asked.programs
     if is_placed:
         count = math.prod(result["choices"]["mesh"])
         result["placement"] = placed_outlook.memory(
@@ -217,7 +229,8 @@ def report(request: Request) -> dict[str, Any]:
     """{"target", "fits", "why", "changes", "plan", "choices", "programs": {name: {...}}, "notes"}
 
     Where the recipe does not fit and some changes do, plan, choices and programs are those with
-    them.  Prints what is being compiled.
+    them.  Of some programs alone, nothing is chosen: fits and plan are None, and choices those that
+    need least memory.  Prints what is being compiled.
 
     Raises:
       ValueError: the request makes no sense, in one sentence.
@@ -295,35 +308,25 @@ def _report(request: Request, tell: Any) -> dict[str, Any]:
         begins=functools.partial(tell, "begin"),
         ends=functools.partial(tell, "end"),
     )
-    why = ""
-    changes = {}
-    planned = None
-    tell("say", f"{target.text}: choosing what fits {target.chip.limit / 1e9:.1f} GB per device")
-
-    def chosen(settings: config.Settings) -> tuple[config.Settings, plan.Plan]:
-        return plan.choose(
-            settings, mesh, request.prompt_tokens, request.env_spec, compiling=estimator.memory
-        )
-
-    try:
-        settings, planned = chosen(settings)
-    except plan.DoesNotFit as error:
-        why = str(error)
-        changes = error.changes
-        if changes:
-            settings, planned = chosen(config.changed(settings, changes))
-        else:
-            settings = candidates.least(settings, mesh)
+    made = _choice(request, mesh, estimator, tell)
+    settings = made.settings
     rows = {}
-    for name, lowered in _programs(settings, mesh, request):
-        tell("say", f"{target.text}: {name}")
-        rows[name] = _row(estimator, lowered, target.chip)
+    names = []
+    for name, lower in _programs(settings, mesh, request):
+        names.append(name)
+        if name.startswith(request.programs):
+            tell("say", f"{target.text}: {name}")
+            rows[name] = _row(estimator, lower(), target.chip)
+    if not rows:
+        raise ValueError(
+            f"--programs={request.programs} begins no program's name; there are: {'; '.join(names)}"
+        )
     return {
         "target": target.text,
-        "fits": not why,
-        "why": why,
-        "changes": changes,
-        "plan": _as_dict(planned),
+        "fits": None if request.programs else not made.why,
+        "why": made.why,
+        "changes": made.changes,
+        "plan": _as_dict(made.planned),
         "choices": {
             "algorithm.microbatch_size": settings.raw.algorithm.microbatch_size,
             "rollout.prefix_cache": settings.prefix_cache,
@@ -338,6 +341,40 @@ def _report(request: Request, tell: Any) -> dict[str, Any]:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    """Settings without open choices, and how they came about."""
+
+    settings: config.Settings
+    planned: plan.Plan | None = None  # None: nothing fits, or nobody asked
+    why: str = ""  # the recipe does not fit
+    changes: dict = dataclasses.field(default_factory=dict)  # with which it does
+
+
+def _choice(
+    request: Request, mesh: jax.sharding.Mesh, estimator: estimates.Estimator, tell: Any
+) -> _Choice:
+    """What fits the target."""
+    settings = request.settings
+    target = request.target
+    if request.programs:
+        return _Choice(candidates.least(settings, mesh))
+    tell("say", f"{target.text}: choosing what fits {target.chip.limit / 1e9:.1f} GB per device")
+
+    def chosen(settings: config.Settings) -> tuple[config.Settings, plan.Plan]:
+        return plan.choose(
+            settings, mesh, request.prompt_tokens, request.env_spec, compiling=estimator.memory
+        )
+
+    try:
+        return _Choice(*chosen(settings))
+    except plan.DoesNotFit as error:
+        if not error.changes:
+            return _Choice(candidates.least(settings, mesh), why=str(error))
+        changed = config.changed(settings, error.changes)
+        return _Choice(*chosen(changed), str(error), error.changes)
+
+
 def _as_dict(planned: plan.Plan | None) -> dict[str, Any] | None:
     if planned is None:
         return None
@@ -346,28 +383,39 @@ def _as_dict(planned: plan.Plan | None) -> dict[str, Any] | None:
 
 def _programs(
     settings: config.Settings, mesh: jax.sharding.Mesh, request: Request
-) -> Iterator[tuple[str, jax.stages.Lowered]]:
-    """Every program of a run and of a policy server, by name."""
+) -> Iterator[tuple[str, Callable[[], jax.stages.Lowered]]]:
+    """Every program of a run and of a policy server, by name; lowered where it is called."""
     tokens = request.prompt_tokens
     spec = request.env_spec
     params, state = shapes.state(settings, mesh)
     args, context = shapes.decision(settings, mesh, tokens, spec, params)
     rows = shapes.batch_size(settings)
-    yield f"rollout decision, {rows} rows", shapes.rollout(settings, mesh, args)
-    yield f"evaluation decision, {rows} rows", shapes.evaluation(settings, mesh, args)
-    # A server has one device, and the weights as a checkpoint brings them.
-    one = meshes.make_mesh(1, 1, [mesh.devices.flat[0]])
-    acting = shapes.params(settings, one, acts=True)
-    served, _ = shapes.decision(settings, one, tokens, spec, acting, rows=1)
-    yield "served decision, 1 row, 1 device", shapes.evaluation(settings, one, served)
-    learner, _ = shapes.update(settings, mesh, state, args, context)
     count = settings.raw.algorithm.microbatch_rows(mesh.size)
-    yield f"update microbatch, {count} rows", learner["microbatch"]
-    yield "optimiser step", learner["step"]
+
+    @functools.cache
+    def learner() -> dict[str, jax.stages.Lowered]:
+        lowered, _ = shapes.update(settings, mesh, state, args, context)
+        return lowered
+
+    @functools.cache
+    def kept() -> dict[str, jax.stages.Lowered]:
+        return shapes.kept(settings, mesh, spec, context)
+
+    def served() -> jax.stages.Lowered:
+        """A server has one device, and the weights as a checkpoint brings them."""
+        one = meshes.make_mesh(1, 1, [mesh.devices.flat[0]])
+        acting = shapes.params(settings, one, acts=True)
+        args, _ = shapes.decision(settings, one, tokens, spec, acting, rows=1)
+        return shapes.evaluation(settings, one, args)
+
+    yield f"rollout decision, {rows} rows", lambda: shapes.rollout(settings, mesh, args)
+    yield f"evaluation decision, {rows} rows", lambda: shapes.evaluation(settings, mesh, args)
+    yield "served decision, 1 row, 1 device", served
+    yield f"update microbatch, {count} rows", lambda: learner()["microbatch"]
+    yield "optimiser step", lambda: learner()["step"]
     if settings.prefix_cache == "device":
-        kept = shapes.kept(settings, mesh, spec, context)
-        yield f"writing of kept prefixes, {rows} rows", kept["write"]
-        yield f"reading of kept prefixes, {count} rows", kept["read"]
+        yield f"writing of kept prefixes, {rows} rows", lambda: kept()["write"]
+        yield f"reading of kept prefixes, {count} rows", lambda: kept()["read"]
 
 
 def _row(

@@ -269,7 +269,7 @@ def _does_not_fit(
             return DoesNotFit(f"{too_much(plan)}; this fits: {change}", changes)
     return DoesNotFit(
         f"{too_much(plan)}; no choice of microbatch, checkpointing or cache fits: "
-        f"raise mesh.fsdp over more devices",
+        f"{candidates.last_resort(mesh)}",
         {},
     )
 
@@ -347,7 +347,8 @@ def _resident(
         resident[AVERAGE] = shapes.size(state.ema) + shapes.size(state.anchor)
     published = shapes.published(settings, mesh, state.params)
     if published:
-        resident[shares.PUBLISHED] = published
+        name = shares.GATHERED if meshes.spans_hosts(mesh) else shares.PUBLISHED
+        resident[name] = published
     return resident
 
 

@@ -31,7 +31,9 @@ def as_text(result: dict[str, Any]) -> str:
     limit = result["limit"] / GB
     shape = " x ".join(map(str, result["choices"]["mesh"]))
     lines = [f"{result['target']}, mesh (data x fsdp) {shape}, {limit:.2f} GB per device"]
-    if result["fits"]:
+    if result["fits"] is None:
+        lines.append("some programs alone: whether a run fits was not asked")
+    elif result["fits"]:
         total = result["plan"]["total"] / GB
         lines.append(f"fits: a run needs {total:.2f} GB at most, by the compiler's estimate")
         if result["plan"].get("remedy"):
@@ -41,7 +43,8 @@ def as_text(result: dict[str, Any]) -> str:
         if result["changes"]:
             lines.append("with that change:")
     choices = (f"{name}={value}" for name, value in result["choices"].items() if name != "mesh")
-    lines.append("chosen for this target: " + ", ".join(choices))
+    chosen = "compiled with" if result["fits"] is None else "chosen for this target"
+    lines.append(f"{chosen}: {', '.join(choices)}")
     rows = []
     for name, row in result["programs"].items():
         rows.append([name, *_cells(row)])

@@ -12,10 +12,13 @@ GIB = 2**30
 # What a device that plays holds and runs.  All other parts and programs are the learner's.
 KEPT = "prefix cache"
 PUBLISHED = "weights that play, copied"
-OF_PLAYERS = (KEPT, PUBLISHED)
+GATHERED = "weights that play, gathered from hosts"  # where parameters are split over several
+OF_PLAYERS = (KEPT, PUBLISHED, GATHERED)
 ROLLOUT = "rollout"
 WRITING = "writing kept prefixes"
 READING = "reading kept prefixes"
+# They pass through devices of learners that do not play with them, at most all at once.
+PASSING = "weights on their way to who plays"
 # Gradients wait where the learner is; rows are read where they are kept.
 PLAYING = (ROLLOUT, WRITING, READING)
 WHILE_EPISODES_ARE_PLAYED = (ROLLOUT, WRITING)
@@ -89,6 +92,8 @@ def of(
         if numbers:
             held = _chosen(resident, roles, OF_PLAYERS)
             runs = _chosen(work, roles, PLAYING)
+            if roles == "learn" and GATHERED in resident:
+                runs[PASSING] = resident[GATHERED]
             shown = placement.shown(sorted(numbers))
             found.append(Share(shown, roles, held, runs, away, at_once))
     return found

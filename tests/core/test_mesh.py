@@ -1,3 +1,6 @@
+import dataclasses
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -101,3 +104,49 @@ def test_a_view_shares_the_memory_of_what_it_shows():
         assert shard.data.unsafe_buffer_pointer() == at[shard.device]
     shape = jax.ShapeDtypeStruct((4,), np.float32, sharding=split)
     assert meshes.view(shape, part).sharding == view.sharding
+
+
+# ---- several hosts -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a mesh asks of one that need not be here."""
+
+    id: int
+    process_index: int
+    client: types.SimpleNamespace = dataclasses.field(
+        default_factory=lambda: types.SimpleNamespace(process_index=lambda: 1), compare=False
+    )
+
+
+def of_hosts(*rows):
+    """A mesh seen by the host of index 1; each number names the host of a device."""
+    devices = []
+    for row in rows:
+        devices.append([Device(10 * len(devices) + at, host) for at, host in enumerate(row)])
+    return jax.sharding.Mesh(np.array(devices, dtype=object), meshes.BATCH_AXES)
+
+
+def test_where_rows_lie_on_several_hosts_every_device_has_a_copy(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    within = of_hosts((0, 0), (1, 1))
+    assert not meshes.spans_hosts(within)
+    assert meshes.local(within).devices.tolist() == within.devices[1:].tolist()
+    over = of_hosts((1, 1, 0, 0), (0, 0, 1, 1))
+    assert meshes.spans_hosts(over)
+    own = meshes.local(over)
+    assert dict(own.shape) == {"data": 4, "fsdp": 1}
+    # In the order of the rows that a host puts on the whole mesh.
+    assert own.devices.flat[:].tolist() == over.local_devices
+    monkeypatch.setattr(jax, "process_count", lambda: 1)  # that compiles for both
+    assert meshes.local(within) is within
+    assert meshes.local(over).devices.flat[:].tolist() == over.devices.flat[:].tolist()
+
+
+def test_own_rows_follow_the_mesh_and_not_the_number_of_the_host():
+    """Hosts of a TPU pod stand in the order of a walk through it."""
+    mesh = of_hosts((1, 1), (0, 0), (2, 2))
+    np.testing.assert_array_equal(meshes.own_rows(np.arange(12), mesh), np.arange(4))
+    mesh = of_hosts((0, 1), (0, 1))
+    np.testing.assert_array_equal(meshes.own_rows(np.arange(8), mesh), [2, 3, 6, 7])

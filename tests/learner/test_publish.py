@@ -18,6 +18,12 @@ LAYOUTS = {  # fsdp, devices that learn, devices that play, whether something is
     "separate": (2, (6, 7), range(2, 6), True),
     "small learner": (1, (6, 7), range(8), True),
 }
+OVER_HOSTS = {  # weights split over two hosts of half the devices
+    "over hosts": (8, range(8), range(8), True),
+    "over hosts, hybrid": (8, range(8), range(4, 8), True),
+    "over hosts, separate": (4, (0, 1, 4, 5), (2, 3, 6, 7), True),
+}
+LAYOUTS |= OVER_HOSTS
 
 
 def trainable(path):
@@ -28,17 +34,30 @@ def mesh_of(numbers, fsdp=1):
     return meshes.make_mesh(-1, fsdp, [jax.devices()[number] for number in numbers])
 
 
+def put_here(device_put, tree, device):
+    """A host reaches its own devices alone."""
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(tree))
+    return device_put(tree, device)
+
+
 @pytest.fixture(params=LAYOUTS)
-def layout(request):
+def layout(request, monkeypatch):
     """The learner's mesh, the players', parameters of which w trains, whether they are copied."""
     fsdp, learning, playing, copies = LAYOUTS[request.param]
+    over_hosts = request.param in OVER_HOSTS
+    monkeypatch.setattr(meshes, "spans_hosts", lambda mesh: over_hosts and mesh.shape["fsdp"] > 1)
     learns = mesh_of(learning, fsdp)
-    plays = meshes.part(learns, mesh_of(playing).devices.flat) or mesh_of(playing)
+    plays = mesh_of(playing)
+    if not over_hosts:
+        plays = meshes.part(learns, plays.devices.flat) or plays
     split = jax.NamedSharding(learns, jax.P("fsdp"))
     params = {
         "w": jax.device_put(np.arange(16.0, dtype=np.float32), split),
         "frozen": jax.device_put(np.arange(8.0, dtype=np.float32), meshes.replicated(learns)),
+        "table": jax.device_put(np.arange(24.0, dtype=np.float32), split),
     }
+    if over_hosts:
+        monkeypatch.setattr(jax, "device_put", functools.partial(put_here, jax.device_put))
     return learns, plays, params, copies
 
 
@@ -50,10 +69,12 @@ def test_what_is_published_lies_where_it_is_played_with(layout):
         published = publisher(params)
     like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)  # noqa: E731
     abstract = publisher.abstract(jax.tree.map(like, params))
+    assert published.keys() == params.keys()
     for name, x in published.items():
         np.testing.assert_array_equal(x, params[name])
         assert x.sharding.device_set == set(plays.devices.flat)
         assert x.sharding.is_equivalent_to(abstract[name].sharding, 1)
+    assert not copies or publisher(params)["table"] is published["table"]
 
 
 def test_a_copy_outlives_the_update_and_a_view_does_not(layout):

@@ -209,3 +209,19 @@ def test_the_least_of_all_computes_everything_again(mesh):
 def test_without_a_plan_nothing_is_computed_again():
     """Teaching and evaluation have none."""
     assert _settings().policy.network.remat == "none"
+
+
+def test_where_copies_of_several_hosts_do_not_fit_the_remedy_is_a_host_s_devices(monkeypatch):
+    mesh = meshes.make_mesh(1, 8)
+    settings = _settings(algorithm__microbatch_size=4)
+    monkeypatch.setattr(plan, "measure", lambda one, *_, **__: _plan(one, 1000))
+    with pytest.raises(ValueError, match=r"fits: raise mesh\.fsdp over more devices$"):
+        plan.choose(settings, mesh, 16, None)
+    monkeypatch.setattr(meshes, "spans_hosts", lambda mesh: True)
+    said = (
+        r"rollout and update need .* GiB; no choice of .* fits: with mesh\.fsdp=8, over several"
+        r" hosts, each device that plays holds all parameters; set mesh\.fsdp=8, the devices of a"
+        r" host, which share them there$"
+    )
+    with pytest.raises(ValueError, match=said):
+        plan.choose(settings, mesh, 16, None)

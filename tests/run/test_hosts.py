@@ -32,6 +32,9 @@ SAME = {
     "run.compilation_cache": ROOT / ".jax_cache",
 }
 
+# Where nothing is tested that optimised code would change.
+QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
 
 @pytest.mark.parametrize(
     "place", ["127.0.0.1:1,2,1", "nobody.invalid:80,2,1", "localhost:99999,2,0"]
@@ -100,12 +103,18 @@ def without_samples(rows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prefix_cache, devices, fsdp", [("host", 1, 1), ("device", 2, 2)])
-def test_two_hosts_train_as_one_and_resume(tmp_path, prefix_cache, devices, fsdp):
+@pytest.mark.parametrize(
+    "prefix_cache, devices, fsdp, of_one",
+    [("host", 1, 1, 1), ("device", 2, 2, 1), ("device", 2, 4, 4)],  # the last: over both hosts
+)
+def test_two_hosts_train_as_one_and_resume(tmp_path, prefix_cache, devices, fsdp, of_one):
+    """of_one: devices of the one, which share weights."""
     fields = {"num_iterations": 2, "rollout__prefix_cache": prefix_cache}
+    if fsdp > devices:  # programs that take long to compile
+        fields["flags"] = QUICKLY_COMPILED
     together = fields | {"devices": devices, "mesh__fsdp": fsdp}
     finish(start(tmp_path / "two", 2, **together), [0, 0])
-    finish(start(tmp_path / "one", 1, **fields), [0])
+    finish(start(tmp_path / "one", 1, **fields, devices=of_one, mesh__fsdp=of_one), [0])
     two, one = (without_samples(log.read(tmp_path / n, timing=False)) for n in ("two", "one"))
     assert [row["iteration"] for row in two] == [row["iteration"] for row in one]
     for row, expected in zip(two, one, strict=True):
@@ -200,9 +209,8 @@ def test_no_host_waits_for_one_that_died(tmp_path):
 @pytest.mark.slow
 def test_a_signal_to_one_host_ends_all_with_the_same_iteration(tmp_path):
     """At any moment, to either; what they saved goes on as if nothing had been."""
-    # Nothing is measured here that optimised code would change.
-    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    fields = {"num_iterations": 8, "run__save_every": 100, "eval__every": 2, "flags": flags}
+    fields = {"num_iterations": 8, "run__save_every": 100, "eval__every": 2}
+    fields["flags"] = QUICKLY_COMPILED
     whole = tmp_path / "whole"
     finish(start(whole, 2, **fields), [0, 0])
     directory = tmp_path / "interrupted"

@@ -1,16 +1,19 @@
 """Plans for devices that are not there: the process that compiles, the table, the sentences."""
 
 import argparse
+import dataclasses
 import multiprocessing
 import pathlib
 import pickle
 import re
 
+import jax
 import pytest
 
 from pirl_jax import train
 from pirl_jax.bench import __main__ as bench
 from pirl_jax.core import endings
+from pirl_jax.core import mesh as meshes
 from pirl_jax.learner import publish
 from pirl_jax.recipes import probe as recipe
 from pirl_jax.run import (
@@ -150,6 +153,11 @@ def test_what_does_not_fit_says_why():
         (["--target=tpu:v5e:1"], "--target=tpu:v5e:1 is for --plan-only"),
         (["--plan-only", "--output=plan.json"], "plan.json has no effect without --target"),
         (["--cores=8"], "--cores=8 has no effect without --target; give one, too"),
+        (["--programs=served"], "--programs=served has no effect without --target; give one"),
+        (
+            ["--plan-only", "--target=tpu:v5e:1", "--programs=served", "--cores=8"],
+            "--programs=served compiles some programs, and --cores=8 needs all; drop one",
+        ),
         (["--plan-only", "--target=rocm:mi300:1"], "does not exist; choose one of: tpu:v5e:2x4"),
         (["--plan-only", "--target=tpu:v5e:1"], 'not installed: pip install "pirl_jax[targets]"'),
     ],
@@ -184,6 +192,40 @@ def test_the_benchmark_asks_for_any_recipe_with_its_changes(monkeypatch, capsys)
     assert request.settings.raw.mesh.fsdp == 8 and request.target.name == "h100"
     assert request.limit_s == 20 * 60
     assert "probe on tpu:v5e:2x4, mesh" in capsys.readouterr().out
+
+
+@pytest.fixture
+def one_program(request_, monkeypatch):
+    """_report on a device that is here; the names of what is lowered."""
+    mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
+    monkeypatch.setattr(topology, "mesh", lambda *_: mesh)
+    monkeypatch.setattr(outlook.plan, "choose", None)  # it would compile
+    monkeypatch.setattr(outlook, "_row", lambda estimator, lowered, chip: {"lowered": lowered})
+    spec = outlook.env_spec(request_.settings)
+
+    def asked(programs):
+        request = dataclasses.replace(request_, programs=programs, env_spec=spec)
+        return outlook._report(request, lambda *_: None)
+
+    return asked
+
+
+def test_some_programs_are_compiled_alone(one_program, monkeypatch):
+    """A policy server's takes a minute, all of them an hour."""
+    monkeypatch.setattr(outlook.shapes, "evaluation", lambda settings, mesh, args: args)
+    found = one_program("served")
+    ((name, row),) = found["programs"].items()
+    _, _, decision_B, _ = row["lowered"]
+    assert name == "served decision, 1 row, 1 device" and decision_B.shape == (1,)
+    assert found["fits"] is None and found["plan"] is None
+    text = program_table.as_text(_result(fits=None, plan=None))
+    assert "whether a run fits was not asked" in text and "compiled with: " in text
+
+
+def test_programs_that_nobody_has_are_named_with_those_there_are(one_program):
+    said = r"--programs=saved begins no program's name; there are: rollout decision, .*; optimiser"
+    with pytest.raises(ValueError, match=said):
+        one_program("saved")
 
 
 GB = 10**9

@@ -107,9 +107,12 @@ def settings_of(placement, **fields):
         ({"rollout": "4-7"}, 1),
         ({"rollout": "4-7"}, 8),
         ({"rollout": "2-5", "actor": "6-7"}, 2),
+        ({}, 8),
     ],
 )
-def test_no_device_waits_for_another_to_decide(placement, fsdp):
+def test_no_device_waits_for_another_to_decide(placement, fsdp, monkeypatch):
+    """Hosts of four devices: eight that share weights lie on both."""
+    monkeypatch.setattr(meshes, "spans_hosts", lambda mesh: mesh.shape["fsdp"] > 4)
     settings = settings_of(placement, **{"mesh.fsdp": fsdp})
     mesh = devices.mesh(settings)
     params, _ = shapes.state(settings, mesh)

@@ -35,6 +35,19 @@ def test_devices_need_what_their_roles_need():
     assert list(of("all", "6-7")) == ["6-7", "0-5"]
 
 
+def test_weights_of_several_hosts_pass_through_learners_that_do_not_play():
+    """All at once, at worst: the plan may not say less."""
+    resident = {"optimiser": 30, shares.GATHERED: 70}
+    work = {shares.ROLLOUT: 50, "optimiser step": 20}
+    together = shares.of(placement.of_page("", "all", "all", 8), resident, work, ())
+    assert [share.total for share in together] == [100 + 50]
+    players, learners = shares.of(placement.of_page("", "4-7", "all", 8), resident, work, ())
+    assert players.total == 100 + 50 and shares.PASSING not in players.work
+    assert learners.resident == {"optimiser": 30} and learners.total == 30 + 70
+    (learners, players) = shares.of(placement.of_page("", "2-5", "6-7", 8), resident, work, ())
+    assert players.total == 70 + 50 and learners.total == 30 + 70
+
+
 def test_what_is_away_makes_room_for_episodes_alone():
     assert of("all", "all", ("optimiser",))[""].total == max(142 - 30 + 50, 142 + 20)
     small = dict(WORK, **{"optimiser step": 45})
@@ -78,9 +91,17 @@ def on_device(device, *trees):
 
 @pytest.mark.parametrize(
     "rollout, actor, fsdp",
-    [("all", "all", 1), ("4-7", "all", 1), ("4-7", "all", 8), ("2-5", "6-7", 2)],
+    [
+        ("all", "all", 1),
+        ("4-7", "all", 1),
+        ("4-7", "all", 8),
+        ("all", "all", 8),
+        ("2-5", "6-7", 2),
+    ],
 )
-def test_what_stays_on_a_device_is_what_the_plan_says(rollout, actor, fsdp):
+def test_what_stays_on_a_device_is_what_the_plan_says(rollout, actor, fsdp, monkeypatch):
+    """Hosts of four devices: eight that share weights lie on both."""
+    monkeypatch.setattr(meshes, "spans_hosts", lambda mesh: mesh.shape["fsdp"] > 4)
     settings = settings_of(placement__rollout=rollout, placement__actor=actor, mesh__fsdp=fsdp)
     mesh = devices.mesh(settings)
     plays = devices.playing(settings, mesh)
@@ -88,6 +109,7 @@ def test_what_stays_on_a_device_is_what_the_plan_says(rollout, actor, fsdp):
     state = steps.train_state(settings, params, mesh)
     published = publish.Publisher(steps.trainable(settings), mesh, plays)(state.params)
     made = plan.measure(settings, mesh, 16, ENV, limit=1)  # nothing is compiled
+    assert (shares.GATHERED in made.resident) == (fsdp == 8)
     by_number = {}
     for share in made.shares:
         numbers = placement.parse(share.devices or "all", "") or range(8)
