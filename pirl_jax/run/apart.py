@@ -13,13 +13,15 @@ import time
 
 import jax
 
+from pirl_jax.core import endings
 from pirl_jax.envs.pool import queue
 from pirl_jax.learner import state as states
 from pirl_jax.monitor import panel
-from pirl_jax.run import ahead, learning, overlap, preemption, schedule, training
+from pirl_jax.run import agreement, ahead, learning, overlap, preemption, schedule, training
 from pirl_jax.run import exchange as exchanges
 
 POLL_S = 0.05  # how long simulators are waited for before one looks for new parameters
+ENDINGS = (queue.Interrupted, endings.Diverged)  # after which hosts go on together
 
 
 def applies(run: training.Run) -> bool:
@@ -49,7 +51,12 @@ def play(
     sides = Sides(run, overlap.Work(run, learner, state, span, board), span, ended)
     try:
         exchanges.both(sides.exchange, sides.play, sides.learn, run.envs.interrupt)
-    except queue.Interrupted:
+    except ENDINGS as ending:
+        sides.settle(ending)
+        if isinstance(ending, endings.Diverged):
+            raise
+        if sides.version == span.stop:
+            return sides.work.state  # see overlap.play
         raise overlap.saved(run, sides.work.state, sides.version, span, watch) from None
     return sides.work.state
 
@@ -68,6 +75,7 @@ class Sides:
         self._span = span
         self._ended = ended
         self._gate = schedule.Gate(span, rollout.max_staleness)
+        self._taken: overlap.Played | None = None  # the newest batch that the learner has
         self._meter = schedule.Meter(time.monotonic)
         self._measuring = threading.Lock()  # guards the meter
         with jax.transfer_guard("disallow"):
@@ -103,7 +111,7 @@ class Sides:
     def _is_due(self, batch: int) -> bool:
         """Whether a batch is over, and is awaited or nothing else is to be done."""
         free = self.exchange.has_room() or not self.work.under_way
-        return free and self.work.is_complete(batch)
+        return free and self.work.is_over(batch)
 
     def _tick(self, is_gated: bool, oldest: int) -> None:
         used = self.work.under_way / self.work.num_slots
@@ -115,20 +123,37 @@ class Sides:
     def learn(self) -> None:
         """The same, one after another."""
         for iteration in self._span:
-            with jax.transfer_guard("disallow"):
-                played = self.exchange.take()
-                metrics = self._drained(self.work.learned(iteration, played))
-                self.version = iteration + 1
-                start_s = time.monotonic()
-                self.work.publish(self.version)
-                self._meter.publish_s = time.monotonic() - start_s
+            self._taken = self.exchange.take()
+            while not self.work.begins(iteration):
+                self.exchange.learning()
+                time.sleep(agreement.LOOK_S)
+            metrics = self._learned(iteration)
             try:
                 self.exchange.publish(self.version, None)
             finally:  # it is learned, whatever has become of the other side
-                with self._measuring:
-                    self._meter.lasts()
-                    metrics |= self._meter.take()
-                self._ended(iteration, metrics | self._run.timers.take())
+                self._row(iteration, metrics)
+
+    def settle(self, ending: agreement.Ending) -> None:
+        """What other hosts may have begun, where nothing plays on."""
+        iteration = self.version
+        if iteration < self._span.stop and self.work.ends(iteration, ending):
+            self._row(iteration, self._learned(iteration))
+
+    def _learned(self, iteration: int) -> dict[str, float]:
+        """From the batch that was taken -> metrics."""
+        with jax.transfer_guard("disallow"):
+            metrics = self._drained(self.work.learned(iteration, self._taken))
+            self.version = iteration + 1
+            start_s = time.monotonic()
+            self.work.publish(self.version)
+        self._meter.publish_s = time.monotonic() - start_s
+        return metrics
+
+    def _row(self, iteration: int, metrics: dict[str, float]) -> None:
+        with self._measuring:
+            self._meter.lasts()
+            metrics |= self._meter.take()
+        self._ended(iteration, metrics | self._run.timers.take())
 
     def _drained(self, parts: schedule.Update) -> dict[str, float]:
         """An update to its end, also where one is asked to end meanwhile."""
@@ -138,6 +163,6 @@ class Sides:
             except StopIteration as end:
                 return end.value
             jax.block_until_ready(pending)
-            # Raised again where parameters are published.
-            with contextlib.suppress(queue.Interrupted):
+            # Raised again where parameters are published: other hosts make this update too.
+            with contextlib.suppress(*ENDINGS):
                 self.exchange.learning()

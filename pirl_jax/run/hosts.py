@@ -30,7 +30,7 @@ from pirl_jax.core import endings, page
 from pirl_jax.core import mesh as meshes
 from pirl_jax.envs.pool import queue
 from pirl_jax.rollout import starts
-from pirl_jax.run import preemption
+from pirl_jax.run import agreement, preemption
 
 HEARTBEAT_S = 30  # a host that is silent for so long is lost, and the run with it
 LAST_PORT = 65535
@@ -59,6 +59,12 @@ def most_episodes(raw: page.Page) -> int:
     """The same at most, where groups without a signal are replaced."""
     budget = raw.algorithm.max_episodes_per_iteration
     return max(raw.rollout.episodes_per_iteration, budget) // jax.process_count()
+
+
+def agree(name: str, timeout_s: float) -> agreement.Agreement:
+    """What this host agrees on with the others; see agreement.Agreement."""
+    index, count = jax.process_index(), jax.process_count()
+    return agreement.Agreement(Store(), index, count, name, timeout_s)
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +115,8 @@ def joined(hosts: str, watch: preemption.Watch) -> Iterator[None]:
         # Open as long as the process.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
-        with _shared_signals(watch):
+        # Two threads would order computations of all hosts differently on each.
+        with jax.thread_guard(True), _shared_signals(watch):
             yield
     except BaseException as error:
         _leave(error, watch)
@@ -183,6 +190,29 @@ def _read(name: str) -> str | None:
         return _store().key_value_try_get(name)
     except jax.errors.JaxRuntimeError:  # not there, or the first host is gone
         return None
+
+
+class Store:
+    """Of all hosts; see agreement.Store."""
+
+    def first(self, name: str, word: str) -> str:
+        try:
+            _store().key_value_set(name, word)
+        except jax.errors.JaxRuntimeError:
+            stands = self.said(name)
+            if stands is None:  # the first host is gone
+                raise
+            return stands
+        return word
+
+    def said(self, name: str) -> str | None:
+        return _read(name)
+
+    def tell(self, name: str, index: int) -> None:
+        _store().key_value_set(f"{name}/{index}", "", allow_overwrite=True)
+
+    def told(self, name: str) -> set[int]:
+        return {int(key.rpartition("/")[2]) for key, _ in _store().key_value_dir_get(name)}
 
 
 def _leave(error: BaseException, watch: preemption.Watch) -> None:

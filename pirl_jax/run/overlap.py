@@ -23,6 +23,7 @@ from pirl_jax.rollout import film as filming
 from pirl_jax.rollout import stats
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import (
+    agreement,
     config,
     divergence,
     films,
@@ -51,7 +52,8 @@ def play(
 ) -> states.TrainState:
     """The iterations between two barriers.
 
-    Asked to end, it finishes the update that is under way, drops what plays, and saves.
+    Asked to end, it finishes the update that is under way, drops what plays, and saves.  Several
+    hosts end after the same update.
 
     Raises:
       endings.Preempted: it was.
@@ -69,11 +71,16 @@ def play(
             with jax.transfer_guard("disallow"):
                 metrics = order.learned()
             ended(iteration, metrics | run.timers.take())
-    except queue.Interrupted:
-        metrics = order.settled()
+    except (queue.Interrupted, endings.Diverged) as ending:
+        metrics = order.settled(ending)
         if metrics is not None:
             ended(order.version - 1, metrics | run.timers.take())
-        raise saved(run, work.state, order.version, span, watch) from None
+        if isinstance(ending, endings.Diverged):
+            raise
+        if order.version < span.stop:
+            raise saved(run, work.state, order.version, span, watch) from None
+    # Where it was asked to end too late to be stopped, as another host perhaps was not yet, the
+    # next span does not begin.
     return work.state
 
 
@@ -87,7 +94,7 @@ def saved(
     """Asked to end within a span: saves what is learned -> what to say of it."""
     run.store.finish(version, divergence.checked(state, version))
     said = f"iteration {version} is saved"
-    if version not in (span.start, span.stop):
+    if version != span.start:
         said += (
             " and what was played ahead of it is dropped, so that the run goes on, but not bit for"
             " bit as it would have"
@@ -136,6 +143,10 @@ class Work:
         raw = run.settings.raw
         self._gate = schedule.Gate(span, raw.rollout.max_staleness)
         self._most_open = raw.rollout.max_staleness + 1
+        self._agreement = hosts.agree(
+            f"pirl/updates/{run.rollbacks}", raw.rollout.learner_timeout_s
+        )
+        self._over = span.start - 1  # the youngest batch that is known to be over here
         self._switches_between_batches = schedule.weight_switch(raw) == "batch"
         # One reference, so that nobody who decides sees half of a version.
         self._showing = Showing(span.start, {})
@@ -199,14 +210,35 @@ class Work:
             version = self._gate.version_of(batch)
         return showing.by_version[version]
 
+    def is_over(self, batch: int) -> bool:
+        """Whether this host's part of it is."""
+        if self._over < batch and not self._stream.left(batch):
+            run = self._run
+            book = self._collector.book(batch)
+            more = rollouts.replace(run.settings, run.playable, self._stream, batch, book)
+            book.make_room(len(self._stream.of(batch)))
+            if not more:
+                self._over = batch
+        return self._over >= batch
+
+    def begins(self, batch: int) -> bool:
+        """Whether all hosts learn from it now, of which this one has its part."""
+        return self._agreement.begins(batch, True)
+
     def is_complete(self, batch: int) -> bool:
-        if self._stream.left(batch):
-            return False
-        run = self._run
-        book = self._collector.book(batch)
-        more = rollouts.replace(run.settings, run.playable, self._stream, batch, book)
-        book.make_room(len(self._stream.of(batch)))
-        return not more
+        is_over = self.is_over(batch)
+        begins = self._agreement.begins(batch, is_over)
+        # In lockstep what this host plays must not depend on how long the others take.
+        while is_over and not begins and self._run.settings.raw.rollout.lockstep:
+            self._run.envs.ready(self.num_slots + 1, agreement.LOOK_S)
+            begins = self.begins(batch)
+        return begins
+
+    def awaits_others(self, batch: int) -> bool:
+        return self._over >= batch
+
+    def ends(self, batch: int, ending: agreement.Ending) -> bool:
+        return self._agreement.ends(batch, ending)
 
     def take(self, batch: int) -> Played:
         """A batch that is complete, the oldest one."""

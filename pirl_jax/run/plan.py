@@ -267,11 +267,9 @@ def _does_not_fit(
         if chosen is not None:
             change = " ".join(f"--config.{name}={value}" for name, value in changes.items())
             return DoesNotFit(f"{too_much(plan)}; this fits: {change}", changes)
-    return DoesNotFit(
-        f"{too_much(plan)}; no choice of microbatch, checkpointing or cache fits: "
-        f"{candidates.last_resort(mesh)}",
-        {},
-    )
+    remedy = candidates.last_resort(mesh)
+    why = f"no choice of microbatch, checkpointing or cache fits: {remedy}"
+    return DoesNotFit(f"{too_much(plan)}; {why}", {})
 
 
 def measure(

@@ -53,7 +53,13 @@ class Work(Protocol):
         """Answer those that are ready; in lockstep those whose turn it is."""
 
     def is_complete(self, batch: int) -> bool:
-        """Whether an admitted batch is over, with all that replaces some of it."""
+        """Whether an admitted batch is over, with all that replaces some of it, and everywhere."""
+
+    def awaits_others(self, batch: int) -> bool:
+        """Whether it is over here, and other hosts still play their part."""
+
+    def ends(self, batch: int, ending: BaseException) -> bool:
+        """Nothing goes on here -> whether this batch is one that all hosts learn from before."""
 
     def update(self, batch: int) -> Update:
         """Learn from it."""
@@ -86,17 +92,11 @@ def spans(raw: page.Page, first: int) -> Iterator[range]:
             start = iteration
 
 
-def require(raw: page.Page, hosts: int) -> None:
+def require(raw: page.Page) -> None:
     """
     Raises:
-      ValueError: several hosts, which would have to begin every update at one time; or rows that
-        lie where others play.
+      ValueError: rows lie where others play.
     """
-    if raw.rollout.max_staleness and hosts > 1:
-        raise ValueError(
-            f"rollout.max_staleness={raw.rollout.max_staleness} plays while it learns, which one "
-            f"host can and these {hosts} cannot; set it to 0"
-        )
     if not raw.rollout.max_staleness or raw.rollout.prefix_cache != "device":
         return
     section = raw.placement
@@ -198,8 +198,13 @@ class Schedule:
         self._publish(self.version + 1)
         return metrics | self._meter.take()
 
-    def settled(self) -> dict[str, float] | None:
-        """The update under way, to its end -> metrics; None: there is none.  Nothing plays on."""
+    def settled(self, ending: BaseException) -> dict[str, float] | None:
+        """The update under way, to its end -> metrics; None: there is none.
+
+        Nothing plays on.  Under way is also what other hosts may have begun.
+        """
+        if self._update is None and self._is_last(ending):
+            self._update = self._work.update(self.version)
         if self._update is None:
             return None
         metrics = None
@@ -207,7 +212,14 @@ class Schedule:
             self._await_part()
             metrics = self._advance()
         self.version += 1
+        # Hosts make the same calls, whether asked to end or not yet.
+        self._work.publish(self.version)
+        self._is_last(ending)  # no: all others hear of it
         return metrics
+
+    def _is_last(self, ending: BaseException) -> bool:
+        """Whether the next update is one that all make before the end."""
+        return self.version < self._gate.span.stop and self._work.ends(self.version, ending)
 
     def _publish(self, version: int) -> None:
         """It counts once it is there."""
@@ -271,6 +283,9 @@ class Schedule:
             self._work.can_decide(POLL_S if is_learning else LOOK_S)
         elif is_learning:
             self._rest(POLL_S)
+        elif self._work.awaits_others(self.version):
+            self._rest(POLL_S)
+            return  # they have their own time
         else:
             raise RuntimeError(f"batch {self.version} is not over, and nothing plays")
         self._check_silence()

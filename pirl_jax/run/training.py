@@ -151,7 +151,7 @@ def prepare(
       ValueError: what the user asks for is impossible here.
     """
     learnable.check(settings.raw)
-    schedule.require(settings.raw, jax.process_count())
+    schedule.require(settings.raw)
     path = pathlib.Path(settings.raw.run.directory)
     timers = recording.stopwatches(settings.raw, path)
     _require_writable(settings, path)

@@ -161,6 +161,64 @@ def test_two_hosts_clone_and_resume(tmp_path):
     assert log.read(run, timing=False) == rows
 
 
+# Barriers before iterations 3 and 6.
+AHEAD = {"rollout__max_staleness": 1, "run__save_every": 3, "eval__every": 3}
+
+
+def measured_alike(directory):
+    """Rows of a run without what is counted in seconds."""
+    rows = log.read(directory, timing=False)
+    return [{name: x for name, x in row.items() if name != "rollout/slot_use"} for row in rows]
+
+
+@pytest.mark.slow
+def test_hosts_that_play_while_they_learn_repeat_and_resume(tmp_path):
+    """In lockstep bit for bit, however long either takes; and as one host."""
+    fields = AHEAD | {"num_iterations": 5}
+    two = tmp_path / "two"
+    finish(start(two, 2, **fields), [0, 0])
+    finish(start(tmp_path / "one", 1, **fields), [0])
+    rows = measured_alike(two)
+    lags = [row["async/staleness_max"] for row in rows if "async/staleness_max" in row]
+    assert lags == [0, 1, 1, 0, 1]
+    one = measured_alike(tmp_path / "one")
+    assert len(one) == len(rows)
+    # Later ones go apart with the order of sums.
+    for row, expected in zip(without_samples(rows[:3]), without_samples(one[:3]), strict=True):
+        assert row.keys() == expected.keys()
+        for name in row:
+            np.testing.assert_allclose(
+                row[name], expected[name], rtol=1e-3, atol=1e-5, err_msg=name
+            )
+    state = test_train.saved(two, 5)
+    shutil.rmtree(two / "checkpoints" / "5")
+    finish(start(two, 2, "--resume", "auto", **fields), [0, 0])
+    test_train.assert_equal_states(test_train.saved(two, 5), state)
+    assert measured_alike(two) == rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placed", ["shared", "separate"])
+def test_hosts_that_play_while_they_learn_end_together(tmp_path, placed):
+    """Whoever is ready is served; a signal to either, and all go on from the same update."""
+    fields = AHEAD | {"num_iterations": 9, "run__save_every": 4, "rollout__lockstep": False}
+    fields |= {"flags": QUICKLY_COMPILED}
+    if placed == "separate":
+        fields |= {"devices": 2, "placement__rollout": "0", "placement__actor": "1"}
+    for host, rows in [(1, 1), (0, 5)]:
+        started = start(tmp_path, 2, "--resume", "auto", **fields)
+        wait_for_rows(tmp_path, rows)
+        started[host].send_signal(signal.SIGTERM)
+        _, complaints = finish(started, [75, 75])
+        assert all("--resume auto" in complaint for complaint in complaints), complaints
+    finish(start(tmp_path, 2, "--resume", "auto", **fields), [0, 0])
+    rows = [row for row in log.read(tmp_path) if "actor/loss" in row]
+    assert [row["iteration"] for row in rows] == list(range(9))
+    for row in rows:
+        assert row["async/staleness_max"] <= min(1, row["iteration"])
+        assert row["env/num_trajectories"] == rows[0]["env/num_trajectories"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["none", "slurm"])
 def test_no_host_waits_for_one_that_failed(tmp_path, cluster, monkeypatch):
