@@ -50,7 +50,9 @@ def play(
     ahead.compile_all(run)
     sides = Sides(run, overlap.Work(run, learner, state, span, board), span, ended)
     try:
-        exchanges.both(sides.exchange, sides.play, sides.learn, run.envs.interrupt)
+        # Two threads would order computations of all hosts differently on each.
+        with jax.thread_guard(True):
+            exchanges.both(sides.exchange, sides.play, sides.learn, run.envs.interrupt)
     except ENDINGS as ending:
         sides.settle(ending)
         if isinstance(ending, endings.Diverged):

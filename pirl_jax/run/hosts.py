@@ -115,8 +115,7 @@ def joined(hosts: str, watch: preemption.Watch) -> Iterator[None]:
         # Open as long as the process.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
-        # Two threads would order computations of all hosts differently on each.
-        with jax.thread_guard(True), _shared_signals(watch):
+        with _shared_signals(watch):
             yield
     except BaseException as error:
         _leave(error, watch)
