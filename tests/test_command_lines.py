@@ -466,6 +466,9 @@ DOCTOR = [
     (["--full=yes"], "argument --full: ignored explicit argument 'yes'"),
     (["stray"], "argument 'stray' belongs to no option"),
     (["--num-envs=2", "--num-envs=3"], "--num-envs is given twice"),
+    (["--config=absent"], "--config absent is no file and no recipe of this package"),
+    (["--config=probe", "--config.env.x=1"], "--config.env.x is no field of the configuration"),
+    (["--config.seed=1"], "--config is missing; give a recipe"),
 ]
 
 
