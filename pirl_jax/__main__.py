@@ -7,6 +7,7 @@ import importlib
 import signal
 import sys
 
+from pirl_jax import absent
 from pirl_jax.run import preemption
 
 COMMANDS = {
@@ -42,20 +43,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         command = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing == "pirl_jax":
+        said = absent.sentence(error)
+        if not said:
             raise
-        print(f"error: {_without(missing)}", file=sys.stderr)
-        sys.exit(2)
+        print(said, file=sys.stderr)
+        sys.exit(absent.CODE)
     command.main([f"pirl {name}", *argv[2:]])
-
-
-def _without(package: str) -> str:
-    """What to do about a package that this Python lacks."""
-    return (
-        f"the package {package!r} is not installed for {sys.executable}; in a checkout: bash "
-        f"launch/setup.sh once, and source .venv/bin/activate in every shell"
-    )
 
 
 def overview() -> str:

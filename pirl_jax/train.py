@@ -48,7 +48,7 @@ from pirl_jax.run import (
     steps,
     training,
 )
-from pirl_jax.weights import frozen, store
+from pirl_jax.weights import frozen
 
 
 def main(argv: list[str]) -> None:
@@ -149,25 +149,12 @@ def first_state(run: training.Run) -> states.TrainState:
         normalize.save(policies.norm_stats_path(run.directory.path), norm_stats)
         if run.started_from is not None:
             checkpoints.save(run.directory.path, run.started_from)
-    _keep_exact(run, params)
+    policies.keep_exact(settings, params, run.directory.path)
     state = steps.train_state(settings, params, run.mesh)
     if settings.raw.eval.baseline:
         _evaluate(run, state.params, 0, "before", settings.raw.eval.episodes_per_task)
     run.store.save(0, divergence.checked(state, 0))
     return state
-
-
-def _keep_exact(run: training.Run, params: dict) -> None:
-    """Write what the training state will hold rounded, once for all checkpoints."""
-    changed = steps.rounded(run.settings, params)
-    if not changed:
-        return
-    place = store.Store(run.directory.path / frozen.FOLDER)
-    try:
-        place.save(0, {"params": changed})
-        place.wait()
-    finally:
-        place.close()
 
 
 def _resumed(run: training.Run) -> states.TrainState:

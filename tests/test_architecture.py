@@ -134,13 +134,19 @@ def test_wings_of_the_environments_know_the_ground_and_not_each_other():
 
 
 def test_package_files_are_empty():
-    """An import in __init__.py would hide who needs whom, and bring jax into the environments."""
+    """An import in __init__.py would hide who needs whom, and bring jax into the environments.
+
+    The package's own has one, which brings nothing but the standard library.
+    """
     wrong = [
         name
         for name, tree in TREES.items()
-        if (ROOT / name.replace(".", "/")).is_dir() and imports(tree)
+        if (ROOT / name.replace(".", "/")).is_dir() and imports(tree) and name != "pirl_jax"
     ]
     assert not wrong, wrong
+    assert [name for name, _ in imports(TREES["pirl_jax"])] == ["pirl_jax.absent"]
+    brought = {name.partition(".")[0] for name, _ in imports(TREES["pirl_jax.absent"])}
+    assert brought <= sys.stdlib_module_names
 
 
 def test_environments_never_name_jax_and_nobody_names_torch():

@@ -20,6 +20,7 @@ import pytest
 
 from pirl_jax import __main__ as pirl
 from pirl_jax import (
+    absent,
     compare,
     convert,
     diagnose,
@@ -465,6 +466,9 @@ DOCTOR = [
     (["--full=yes"], "argument --full: ignored explicit argument 'yes'"),
     (["stray"], "argument 'stray' belongs to no option"),
     (["--num-envs=2", "--num-envs=3"], "--num-envs is given twice"),
+    (["--config=absent"], "--config absent is no file and no recipe of this package"),
+    (["--config=probe", "--config.env.x=1"], "--config.env.x is no field of the configuration"),
+    (["--config.seed=1"], "--config is missing; give a recipe"),
 ]
 
 
@@ -626,6 +630,30 @@ def test_a_python_without_the_packages_is_a_sentence(places, capsys, monkeypatch
     monkeypatch.setattr(pirl.importlib, "import_module", broken)
     with pytest.raises(ModuleNotFoundError):  # ours: a bug keeps its traceback
         pirl.main(["pirl", "doctor"])
+
+
+# What people start; those of envs/ answer their parent.
+MODULES = sorted(
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__main__")
+    for path in (ROOT / "pirl_jax").rglob("*.py")
+    if '__name__ == "__main__"' in path.read_text(encoding="utf-8") and "envs" not in path.parts
+)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_that_is_started_without_the_packages_has_a_traceback(module, tmp_path):
+    """-S: no package but the standard library's."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", module, "train"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stdout == "", done.stderr
+    said = done.stderr
+    assert said.startswith("error: the package '") and said.endswith(f"{absent.REMEDY}\n")
+    assert said.count("\n") == 1
 
 
 # ---- while a command works -----------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pirl_jax.monitor import timeline
 from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import collector, stream
 from pirl_jax.run import config, policies, steps
-from tests import pools
+from tests import at_once, pools
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,6 @@ def test_the_agent_solves(name, error, solved, iterations, agent):
             if errors[-1] < solved:
                 return
             data = objective.with_advantages(rollout, agent.settings.raw.algorithm)
-            state, _ = update.learn(agent.updater, state, data, key)
+            state, _ = at_once.learn(agent.updater, state, data, key)
     broken = probes.PROBES[name].broken_part
     pytest.fail(f"broken: {broken}; probe {name!r} has errors {np.round(errors, 2)}")

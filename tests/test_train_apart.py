@@ -191,13 +191,13 @@ def settings_of(**changes):
 def test_rows_may_not_lie_where_others_play():
     """A learner that reads them would start programs on devices of another thread."""
     with pytest.raises(ValueError, match=r"prefix_cache='device' keeps rows on placement.*'host'"):
-        schedule.require(settings_of(rollout__prefix_cache="device").raw, 1)
+        schedule.require(settings_of(rollout__prefix_cache="device").raw)
     for allowed in ("host", "recompute", "auto"):
-        schedule.require(settings_of(rollout__prefix_cache=allowed).raw, 1)
+        schedule.require(settings_of(rollout__prefix_cache=allowed).raw)
     shared = dict(placement__rollout="all", placement__actor="all")
-    schedule.require(settings_of(rollout__prefix_cache="device", **shared).raw, 1)
+    schedule.require(settings_of(rollout__prefix_cache="device", **shared).raw)
     in_turns = dict(rollout__max_staleness=0)
-    schedule.require(settings_of(rollout__prefix_cache="device", **in_turns).raw, 1)
+    schedule.require(settings_of(rollout__prefix_cache="device", **in_turns).raw)
 
 
 def test_the_plan_leaves_rows_where_nobody_plays():

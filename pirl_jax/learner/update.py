@@ -243,17 +243,6 @@ class Updater:
         return nft_losses.share(self._nft.tau, self._nft.tau_curve, iteration)
 
 
-def learn(
-    updater: Updater,
-    state: states.TrainState,
-    data: objective.Minibatch,
-    key: jax.Array,
-    demonstrations: Iterator | None = None,
-) -> tuple[states.TrainState, dict[str, float]]:
-    """`learn_in_parts` at one go; waits for the device once, at the end."""
-    return in_parts.drained(learn_in_parts(updater, state, data, key, demonstrations))
-
-
 def learn_in_parts(
     updater: Updater,
     state: states.TrainState,

@@ -70,20 +70,18 @@ class Sides:
         self, run: training.Run, work: overlap.Work, span: range, ended: overlap.Ended
     ) -> None:
         """Publishes the first version."""
-        rollout = run.settings.raw.rollout
         self.work = work
         self.version = span.start  # iterations learned so far
         self._run = run
         self._span = span
         self._ended = ended
-        self._gate = schedule.Gate(span, rollout.max_staleness)
         self._taken: overlap.Played | None = None  # the newest batch that the learner has
         self._meter = schedule.Meter(time.monotonic)
         self._measuring = threading.Lock()  # guards the meter
         with jax.transfer_guard("disallow"):
             work.publish(span.start)
-        first = exchanges.Published(span.start, None)
-        self.exchange = exchanges.Exchange(first, rollout.learner_timeout_s)
+        timeout_s = run.settings.raw.rollout.learner_timeout_s
+        self.exchange = exchanges.Exchange(span.start, timeout_s)
 
     # ---- the thread that plays ---------------------------------------------------------------
 
@@ -97,12 +95,12 @@ class Sides:
         with jax.transfer_guard("disallow"):
             while oldest < stop:
                 exchange.playing()
-                version = exchange.published.version
-                while following < stop and self._gate.version_of(following) <= version:
+                version = exchange.version
+                while following < stop and work.gate.version_of(following) <= version:
                     work.admit(following)
                     following += 1
                 if oldest == following:
-                    exchange.await_version(self._gate.version_of(following))
+                    exchange.await_version(work.gate.version_of(following))
                 elif self._is_due(oldest):
                     exchange.hand_over(work.take(oldest))
                     oldest += 1
@@ -131,7 +129,7 @@ class Sides:
                 time.sleep(agreement.LOOK_S)
             metrics = self._learned(iteration)
             try:
-                self.exchange.publish(self.version, None)
+                self.exchange.publish(self.version)
             finally:  # it is learned, whatever has become of the other side
                 self._row(iteration, metrics)
 

@@ -1,16 +1,15 @@
 """Two sides of a run, each a thread on devices of its own: one plays, the other learns.
 
 What they hand to each other is here and nothing else is shared: whole batches one way, of which
-one may lie waiting; the other way the newest parameters, as one reference that is swapped when they
-are complete.  An error of either side ends both: the first one is raised by the caller with the
-traceback of where it happened, and whatever the other side raises because of it is not.  Every wait
-has an end: none lasts longer than the other side may be silent.
+one may lie waiting; the other way the version of the newest parameters, once they are complete
+where they are played with.  An error of either side ends both: the first one is raised by the
+caller with the traceback of where it happened, and whatever the other side raises because of it is
+not.  Every wait has an end: none lasts longer than the other side may be silent.
 
 Refuses to know what is played, learned and published.
 """
 
 from collections.abc import Callable
-import dataclasses
 import threading
 import time
 from typing import Any, TypeVar
@@ -27,29 +26,21 @@ class StoppedError(Exception):
     """The other side has ended; raised where this one waits or says that it is at work."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """Parameters that may play, all of one version."""
-
-    version: int
-    params: Any
-
-
 class Exchange:
     """Between a thread that plays and one that learns."""
 
     def __init__(
         self,
-        first: Published,
+        first: int,
         timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
-          first: what plays from the beginning.
+          first: the version that plays from the beginning.
           timeout_s: the longest silence of either side.
         """
-        self.published = first  # read by whoever decides; never half of one
+        self.version = first  # of the newest parameters that may play
         self._timeout_s = timeout_s
         self._clock = clock
         self._changed = threading.Condition()
@@ -68,9 +59,9 @@ class Exchange:
         """
         self._at_work("rollout")
 
-    def await_version(self, version: int) -> Published:
-        """The newest parameters, once they are of this version or later."""
-        return self._wait("rollout", lambda: self.published.version >= version, self._newest)
+    def await_version(self, version: int) -> int:
+        """The newest version, once it is this one or a later one."""
+        return self._wait("rollout", lambda: self.version >= version, self._newest)
 
     def has_room(self) -> bool:
         """Whether `hand_over` would not wait."""
@@ -94,11 +85,11 @@ class Exchange:
         """The next batch."""
         return self._wait("learner", lambda: self._batch, lambda: self._batch.pop())
 
-    def publish(self, version: int, params: Any) -> None:
-        """From now on these play; they are complete where they are played with."""
+    def publish(self, version: int) -> None:
+        """Its parameters may play; they are complete where they are played with."""
         with self._changed:
             self._check("learner")
-            self.published = Published(version, params)
+            self.version = version
             self._go_on()
 
     # ---- both --------------------------------------------------------------------------------
@@ -116,8 +107,8 @@ class Exchange:
         """What ended both sides, if it was an error."""
         return self._error
 
-    def _newest(self) -> Published:
-        return self.published
+    def _newest(self) -> int:
+        return self.version
 
     def _at_work(self, side: str) -> None:
         with self._changed:

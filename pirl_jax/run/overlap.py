@@ -61,11 +61,13 @@ def play(
     """
     raw = run.settings.raw
     work = Work(run, learner, state, span, board)
-    gate = schedule.Gate(span, raw.rollout.max_staleness)
     try:
         with jax.transfer_guard("disallow"):
             order = schedule.Schedule(
-                work, gate, in_turns=raw.rollout.lockstep, timeout_s=raw.rollout.learner_timeout_s
+                work,
+                work.gate,
+                in_turns=raw.rollout.lockstep,
+                timeout_s=raw.rollout.learner_timeout_s,
             )
         for iteration in span:
             with jax.transfer_guard("disallow"):
@@ -141,7 +143,7 @@ class Work:
         self._span = span
         self._board = board
         raw = run.settings.raw
-        self._gate = schedule.Gate(span, raw.rollout.max_staleness)
+        self.gate = schedule.Gate(span, raw.rollout.max_staleness)
         self._most_open = raw.rollout.max_staleness + 1
         self._agreement = hosts.agree(
             f"pirl/updates/{run.rollbacks}", raw.rollout.learner_timeout_s
@@ -207,7 +209,7 @@ class Work:
         showing = self._showing
         version = showing.newest
         if self._switches_between_batches:
-            version = self._gate.version_of(batch)
+            version = self.gate.version_of(batch)
         return showing.by_version[version]
 
     def is_over(self, batch: int) -> bool:
@@ -301,7 +303,7 @@ class Work:
         params = run.publish(states.merge(frozen, learned, acting))
         oldest = version
         if self._switches_between_batches:
-            oldest = self._gate.version_of(version)
+            oldest = self.gate.version_of(version)
         before = self._showing.by_version.items()
         kept = {old: each for old, each in before if old >= oldest}
         self._showing = Showing(version, kept | {version: collectors.Acting(params, version)})

@@ -15,7 +15,7 @@ from pirl_jax.core import outside, rng, rows, spec
 from pirl_jax.policy import flow, noise, normalize, observation, tokenizer
 from pirl_jax.rollout import actor as actors
 from pirl_jax.run import checkpoints, config, hosts, steps
-from pirl_jax.weights import assets, frozen, resolve, sources, statistics
+from pirl_jax.weights import assets, frozen, resolve, sources, statistics, store
 
 PROMPT_BUCKET = 16  # tokens: the lengths that prompts are padded to are multiples of it
 
@@ -283,3 +283,16 @@ def _stats_of(
 def norm_stats_path(run_dir: str | pathlib.Path) -> pathlib.Path:
     """Statistics travel with the weights."""
     return pathlib.Path(run_dir) / "assets" / "norm_stats.json"
+
+
+def keep_exact(settings: config.Settings, params: dict, directory: pathlib.Path) -> None:
+    """Write what the training state will hold rounded, once for all checkpoints of a run."""
+    changed = steps.rounded(settings, params)
+    if not changed:
+        return
+    place = store.Store(directory / frozen.FOLDER)
+    try:
+        place.save(0, {"params": changed})
+        place.wait()
+    finally:
+        place.close()

@@ -15,6 +15,7 @@ from pirl_jax.learner import objective, preference, update
 from pirl_jax.learner import state as states
 from pirl_jax.policy import flow, mirror
 from pirl_jax.rl import nft
+from tests import at_once
 
 H, A, D = 3, 2, 8
 POLICY = flow.Policy(
@@ -86,7 +87,7 @@ def fresh(mesh, options):
 def learn(updater, state, rows, iteration=0):
     key = jax.random.key(iteration)
     with jax.transfer_guard("disallow"):
-        return update.learn(updater, state, rows, key)
+        return at_once.learn(updater, state, rows, key)
 
 
 def run(data, fsdp, rows, options):
@@ -210,7 +211,7 @@ def test_an_epoch_learns_from_the_steps_that_are_drawn_for_it():
     options = page.Nft(steps="one")
     mesh, updater = machinery(1, 1, options)
     key = jax.random.key(4)
-    whole, metrics = update.learn(updater, fresh(mesh, options), rows, key)
+    whole, metrics = at_once.learn(updater, fresh(mesh, options), rows, key)
     assert updater.draws_steps and metrics["actor/epochs"] == 2
     seen = []
     generator = rng.generator(rng.named(key, "steps"))
@@ -222,9 +223,9 @@ def test_an_epoch_learns_from_the_steps_that_are_drawn_for_it():
     single = update.Updater(
         of_one._log_prob_fn, once, OPTIM, trainable, mesh, nft=dataclasses.replace(options)
     )
-    first, _ = update.learn(single, fresh(mesh, options), rows, key)
+    first, _ = at_once.learn(single, fresh(mesh, options), rows, key)
     plain = update.Updater(of_one._log_prob_fn, once, OPTIM, trainable, mesh, nft=page.Nft())
-    same, _ = update.learn(plain, fresh(mesh, options), rows.replace(chain=seen[0]), key)
+    same, _ = at_once.learn(plain, fresh(mesh, options), rows.replace(chain=seen[0]), key)
     jax.tree.map(
         np.testing.assert_array_equal, jax.device_get(first.params), jax.device_get(same.params)
     )

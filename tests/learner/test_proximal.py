@@ -12,6 +12,7 @@ from pirl_jax.core import rows, types
 from pirl_jax.learner import in_parts, objective, proximal, update
 from pirl_jax.learner import state as states
 from pirl_jax.policy import flow
+from tests import at_once
 from tests.learner import test_update
 
 NOW = 7  # the version that the update begins with
@@ -179,7 +180,7 @@ def learned(data, cfg):
     state = states.create(test_update.make_params(mesh), optim, test_update.trainable, mesh)
     key = jax.random.key(0)
     with jax.transfer_guard("disallow"):
-        state, metrics = update.learn(updater, state, data, key)
+        state, metrics = at_once.learn(updater, state, data, key)
     return jax.device_get(state), metrics
 
 

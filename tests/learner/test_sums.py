@@ -11,6 +11,7 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.learner import objective, update
 from pirl_jax.learner import state as states
 from pirl_jax.run import hlo, shapes
+from tests import at_once
 from tests.learner import test_update
 from tests.run import exchanges
 
@@ -71,7 +72,7 @@ def rows_to_learn(count):
 def learn(data, fsdp, rows):
     _, updater, state = machinery(data, fsdp)
     target = np.ones((8, D), np.float32)
-    outcome = update.learn(updater, state, rows, jax.random.key(0), itertools.repeat(target))
+    outcome = at_once.learn(updater, state, rows, jax.random.key(0), itertools.repeat(target))
     return jax.device_get(outcome)
 
 

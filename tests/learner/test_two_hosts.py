@@ -16,6 +16,7 @@ import pytest
 from pirl_jax.core import mesh as meshes
 from pirl_jax.learner import in_parts, objective, proximal, update
 from pirl_jax.learner import state as states
+from tests import at_once
 from tests.learner import test_update
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -69,7 +70,7 @@ def learn(columns):
         passes = proximal.catching_up(evaluate(mesh), state.params, played, 1, CFG, mesh)
         played, weights = in_parts.drained(passes)
         data = objective.with_advantages(played, CFG)
-        state, metrics = update.learn(updater, state, data, key)
+        state, metrics = at_once.learn(updater, state, data, key)
     return data.advantage, jax.device_get(state.params), metrics | weights
 
 

@@ -12,6 +12,7 @@ from pirl_jax.core import page, types
 from pirl_jax.learner import objective, optimizer, update
 from pirl_jax.learner import state as states
 from pirl_jax.rl import losses
+from tests import at_once
 
 H, A, D = 3, 2, 8
 OPTIM = page.Optim(lr=1e-2, value_lr=3e-2, clip_grad=0.5)
@@ -89,7 +90,7 @@ def run(data, fsdp, rows, cfg=CFG, key=0):
     state = states.create(make_params(mesh), OPTIM, trainable, mesh)
     key = jax.random.key(key)
     with jax.transfer_guard("disallow"):
-        state, metrics = update.learn(updater, state, rows, key)
+        state, metrics = at_once.learn(updater, state, rows, key)
     return jax.device_get(state), metrics
 
 
@@ -295,7 +296,7 @@ def test_advantages_of_zero_change_nothing_unless_something_else_teaches(beside)
     seen = []
     for scale in (1, 0, 1):
         data = rows.replace(advantage=scale * rows.advantage)
-        state, row = update.learn(updater, state, data, jax.random.key(0), batches)
+        state, row = at_once.learn(updater, state, data, jax.random.key(0), batches)
         metrics.append(row)
         # Copies: what an update changes is donated.
         seen.append(jax.tree.map(np.array, (state.params, state.opt_state, state.ema)))
@@ -339,7 +340,7 @@ def test_anchor_and_average():
         state = states.create(make_params(mesh), OPTIM, trainable, mesh, ema=True, anchor=True)
         start = jax.device_get(state.anchor)
         updater = update.Updater(log_prob_fn, cfg, OPTIM, trainable, mesh)
-        state, metrics[coefficient] = update.learn(updater, state, rows, jax.random.key(0))
+        state, metrics[coefficient] = at_once.learn(updater, state, rows, jax.random.key(0))
         assert_same(jax.device_get(state.anchor), start, rtol=0, atol=0)
         moved[coefficient] = np.abs(state.params["policy"]["w"] - start["policy"]["w"]).sum()
         between = np.abs(state.ema["policy"]["w"] - start["policy"]["w"]).sum()
@@ -366,7 +367,9 @@ def test_the_sft_term_is_added_to_the_gradient():
 
     state = states.create(make_params(mesh), OPTIM, trainable, mesh)
     updater = update.Updater(log_prob_fn, cfg, OPTIM, trainable, mesh, sft_loss)
-    state, metrics = update.learn(updater, state, rows, jax.random.key(0), itertools.repeat(target))
+    state, metrics = at_once.learn(
+        updater, state, rows, jax.random.key(0), itertools.repeat(target)
+    )
     params = make_params(mesh)
     learned = {name: params[name] for name in ("policy", "value_head")}
 
@@ -391,7 +394,7 @@ def test_handles_to_the_frozen_parameters_outlive_an_update():
     state = states.create(make_params(mesh), OPTIM, trainable, mesh)
     frozen, learned = state.params["frozen"]["w"], state.params["policy"]["w"]
     before = jax.device_get(frozen)
-    state, _ = update.learn(updater, state, make_rows(40), jax.random.key(0))
+    state, _ = at_once.learn(updater, state, make_rows(40), jax.random.key(0))
     assert learned.is_deleted() and not frozen.is_deleted()
     np.testing.assert_array_equal(frozen, before)
     assert state.params["frozen"]["w"] is frozen
@@ -614,7 +617,7 @@ def two_iterations(cfg, optim=OPTIM):
     updater = update.Updater(log_prob_fn, cfg, optim, trainable, mesh)
     params, history = [jax.device_get(state.params)], []
     for _ in range(2):
-        state, metrics = update.learn(updater, state, make_rows(48), jax.random.key(0))
+        state, metrics = at_once.learn(updater, state, make_rows(48), jax.random.key(0))
         params.append(jax.device_get(state.params))
         history.append(metrics)
     return params, history
@@ -816,7 +819,7 @@ def test_a_rollout_without_a_success_teaches_a_clone_nothing():
     updater = update.Updater(log_prob_fn, CLONE, OPTIM, trainable, mesh, imitation_fn=imitation_fn)
     state = states.create(make_params(mesh), OPTIM, trainable, mesh)
     data = rows.replace(weight=np.zeros(8, np.float32))
-    state, metrics = update.learn(updater, state, data, jax.random.key(0))
+    state, metrics = at_once.learn(updater, state, data, jax.random.key(0))
     assert metrics["actor/skipped_updates"] == metrics["actor/updates"] and state.iteration == 1
     assert metrics["actor/nonfinite_updates"] == 0 and "actor/ratio_max_dev" not in metrics
     params = jax.device_get(make_params(mesh))

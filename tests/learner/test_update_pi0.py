@@ -13,6 +13,7 @@ from pirl_jax.learner import objective, optimizer, update
 from pirl_jax.learner import state as states
 from pirl_jax.models import pi0, variants
 from pirl_jax.policy import flow
+from tests import at_once
 
 ROWS = 24
 POLICY = flow.Policy(
@@ -56,7 +57,7 @@ def learn(params, data, mesh):
     state = states.create(jax.device_put(params, layout), OPTIM, TRAINABLE, mesh)
     cfg = dataclasses.replace(CFG, microbatch_size=CFG.microbatch_size // mesh.size)
     updater = update.Updater(log_prob_fn, cfg, OPTIM, TRAINABLE, mesh)
-    return jax.device_get(update.learn(updater, state, data, jax.random.key(0)))
+    return jax.device_get(at_once.learn(updater, state, data, jax.random.key(0)))
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from pirl_jax.rollout import actor as actors
 from pirl_jax.rollout import collector, film, starts
 from pirl_jax.rollout import stream as streams
 from pirl_jax.run import config, policies, steps
-from tests import pools
+from tests import at_once, pools
 
 TWO_GROUPS = page.Rollout(num_groups=2, lockstep=True)
 LENGTHS = [2, 0, 3, 1, 5]  # init state s of the fake pool: s + 1 decisions, success where s is even
@@ -336,7 +336,7 @@ def learned(request):
     )
     data = objective.with_advantages(rollout, settings.raw.algorithm)
     with jax.transfer_guard("disallow"):
-        state, metrics = update.learn(updater, state, data, key)
+        state, metrics = at_once.learn(updater, state, data, key)
     return request.param, rollout, metrics, jax.device_get(state.params)
 
 

@@ -24,13 +24,13 @@ def nothing():
 
 
 def made(timeout_s=60.0, clock=time.monotonic):
-    return exchanges.Exchange(exchanges.Published(0, "v0"), timeout_s, clock)
+    return exchanges.Exchange(0, timeout_s, clock)
 
 
 def played(exchange, ahead, log):
     """Batches of one episode, each of which notes the version it was played with."""
     for batch in range(BATCHES):
-        version = exchange.await_version(max(batch - ahead, 0)).version
+        version = exchange.await_version(max(batch - ahead, 0))
         exchange.playing()
         log.append((batch, version))
         exchange.hand_over((batch, version))
@@ -41,7 +41,7 @@ def learned(exchange, log=None):
     for version in range(BATCHES):
         taken.append(exchange.take())
         exchange.learning()
-        exchange.publish(version + 1, f"v{version + 1}")
+        exchange.publish(version + 1)
     return taken
 
 
@@ -55,7 +55,7 @@ def test_batches_come_in_order_and_are_never_staler_than_they_may_be(ahead):
     assert taken == log and [batch for batch, _ in taken] == list(range(BATCHES))
     lags = [batch - version for batch, version in taken]
     assert min(lags) >= 0 and max(lags) <= ahead
-    assert exchange.published == exchanges.Published(BATCHES, f"v{BATCHES}")
+    assert exchange.version == BATCHES
 
 
 def test_one_batch_waits_and_no_more():
@@ -115,7 +115,7 @@ def publishing_breaks(exchange):
 
     def learn():
         exchange.take()
-        exchange.publish(1, breaks())
+        exchange.publish(breaks())
 
     return lambda: played(exchange, 0, []), learn
 
@@ -142,7 +142,7 @@ def test_the_first_error_ends_both_sides_with_its_traceback(end):
         exchanges.both(exchange, play, learn, nothing)
     assert "breaks" in frames(raised.value)
     assert time.monotonic() - start_s < 10 and no_thread_is_left()
-    assert exchange.published.version == 0
+    assert exchange.version == 0
 
 
 def test_an_interrupt_is_an_error_like_others():
@@ -290,8 +290,8 @@ def test_both_sides_on_devices_of_their_own(ahead):
     learns, plays, step, decide = sides()
     want = in_turns(ahead)  # which has compiled everything before a thread starts
     w = start(learns)
-    exchange = exchanges.Exchange(exchanges.Published(0, published(w, plays)), 60.0)
-    versions = {0: exchange.published.params}
+    exchange = exchanges.Exchange(0, 60.0)
+    versions = {0: published(w, plays)}
 
     def play():
         with jax.transfer_guard("disallow"):
@@ -307,7 +307,7 @@ def test_both_sides_on_devices_of_their_own(ahead):
             rows = exchange.take()
             learned = update(learns, step, learned, rows, exchange.learning)
             versions[version + 1] = published(learned, plays)
-            exchange.publish(version + 1, versions[version + 1])
+            exchange.publish(version + 1)
         return learned
 
     with jax.transfer_guard("disallow"):

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pirl_jax import train
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec
 from pirl_jax.learner import state as states
@@ -103,10 +102,7 @@ def test_a_run_gives_back_the_frozen_weights_in_float32(tmp_path):
     settings = _settings()
     params = policies.fresh_params(settings, MESH, jax.random.key(0))
     before = jax.device_get(spec.flatten(params))
-    run = types.SimpleNamespace(
-        settings=settings, directory=types.SimpleNamespace(path=tmp_path / "run")
-    )
-    train._keep_exact(run, params)
+    policies.keep_exact(settings, params, tmp_path / "run")
     state = steps.train_state(settings, params, MESH)
     learned, kept = states.partition(state.params, steps.trainable(settings))
     for path, x in spec.flatten(kept).items():
@@ -151,10 +147,7 @@ def test_what_acts_from_a_checkpoint_is_what_was_trained(tmp_path, frozen_dtype)
     """Not the weights before they were rounded: the run learned with the rounded ones."""
     settings = _settings(frozen_dtype=frozen_dtype)
     params = policies.fresh_params(settings, MESH, jax.random.key(0))
-    run = types.SimpleNamespace(
-        settings=settings, directory=types.SimpleNamespace(path=tmp_path / "run")
-    )
-    train._keep_exact(run, params)
+    policies.keep_exact(settings, params, tmp_path / "run")
     state = steps.train_state(settings, params, MESH)
     saved = store.Store(tmp_path / "run" / "checkpoints")
     saved.save(0, state)
