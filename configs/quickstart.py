@@ -43,7 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
         minibatch_size=512, microbatch_size=256, gae_lambda=0.9, critic_warmup_iterations=1
     )
     config.optim.update(lr=4e-4, value_lr=1e-3, schedule="cosine", decay_steps=85, min_lr_ratio=0.1)
-    config.sft.update(demonstrations=14, steps=900, lr=3e-3, action_noise=0.2)
+    config.sft.update(demonstrations=18, steps=900, lr=3e-3, action_noise=0.2)
     config.eval.update(episodes_per_task=150, every=20, episodes_during_training=50, num_videos=6)
     config.run.update(directory="runs/quickstart", save_every=10)
     return config
