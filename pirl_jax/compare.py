@@ -136,6 +136,8 @@ def _variant(run: pathlib.Path, config: dict[str, Any]) -> str:
     algorithm = report.algorithm_name(loss, _field(run, config, "algorithm.adv_type", str))
     if coefficient := _newer(run, config, "algorithm.clone_coef", 0.0):
         algorithm += f" + {coefficient:g} cloning"
+    if staleness := _newer(run, config, "rollout.max_staleness", 0):
+        algorithm += f" stale by {staleness}"
     return outside.shown(f"{algorithm}, {_sampler(run, config)}")
 
 

@@ -35,6 +35,7 @@ def _run(path, checkpoint="", pi05=False, adv_type="gae", seed=0, rates=(0.2, 0.
             "seed": seed,
             "num_iterations": len(rates),
             "env": {"suite": "tabletop", "tasks": [0]},
+            "rollout": {},
             "algorithm": {"adv_type": adv_type},
             "model": SAMPLER | {"pi05": pi05, "checkpoint": str(checkpoint)} | (sampler or {}),
         },
@@ -144,20 +145,22 @@ def test_seeds_of_a_variant_share_a_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "algorithm, name",
+    "section, fields, name",
     [
-        (dict(loss="ppo", clone_coef=0.0), "PPO, "),
-        (dict(loss="clone", adv_type="raw"), "filtered cloning, "),
-        (dict(clone_coef=0.5), "PPO + 0.5 cloning, "),
-        ({}, "PPO, "),
+        ("algorithm", dict(loss="ppo", clone_coef=0.0), "PPO, "),
+        ("algorithm", dict(loss="clone", adv_type="raw"), "filtered cloning, "),
+        ("algorithm", dict(clone_coef=0.5), "PPO + 0.5 cloning, "),
+        ("algorithm", {}, "PPO, "),
+        ("rollout", dict(max_staleness=0), "PPO, "),
+        ("rollout", dict(max_staleness=1), "PPO stale by 1, "),
     ],
 )
-def test_runs_that_learn_otherwise_are_no_seeds_of_one(algorithm, name, tmp_path):
+def test_runs_that_learn_otherwise_are_no_seeds_of_one(section, fields, name, tmp_path):
     """Also beside runs of before there was the choice."""
     run = _run(tmp_path / "a")
     _evaluated(run / "evaluation" / "before", 3, 10)
     config = json.loads((run / "config.json").read_text())
-    config["algorithm"] |= algorithm
+    config[section] |= fields
     atomic.write_json(run / "config.json", config)
     assert compare.summary(run)["variant"] == name + "flow_sde 0.8 in one of 2 steps"
 
