@@ -9,11 +9,12 @@ import types
 import jax
 import pytest
 
+from pirl_jax.core import endings
 from pirl_jax.core import mesh as meshes
 from pirl_jax.learner import update
 from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import stream as streams
-from pirl_jax.run import apart, candidates, config, overlap, schedule
+from pirl_jax.run import apart, candidates, config, exchange, overlap, schedule
 from tests import test_train, test_train_overlap
 
 ask = test_train.ask  # a fixture: a signal to this process
@@ -127,7 +128,18 @@ def test_asked_to_end_it_saves_what_is_learned(tmp_path, monkeypatch, ask, capsy
 @pytest.mark.slow
 @pytest.mark.parametrize("side", ["learner", "rollout"])
 def test_either_thread_goes_back_where_it_diverges(tmp_path, monkeypatch, capsys, side):
-    """To the last barrier, and both begin again from there."""
+    """To the last barrier, and both begin again from there; also where one has to be woken up."""
+    both = exchange.both
+
+    def waking(*sides):
+        *_, wake = sides
+        try:
+            return both(*sides)
+        except endings.Diverged:
+            wake()
+            raise
+
+    monkeypatch.setattr(exchange, "both", waking)
     with test_train_overlap.diverging(monkeypatch, side, 1), no_orphan():
         whole = run(tmp_path, run__on_divergence="rollback")
     assert "the policy is gone; back to the checkpoint of iteration 0" in capsys.readouterr().out

@@ -56,6 +56,8 @@ def play(
     except ENDINGS as ending:
         sides.settle(ending)
         if isinstance(ending, endings.Diverged):
+            if watch.wanted is None:  # a thread that was slow to end has been woken by it
+                run.envs.go_on()
             raise
         if sides.version == span.stop:
             return sides.work.state  # see overlap.play

@@ -131,6 +131,11 @@ class ReadyQueue:
             self._interrupted = True
             self._changed.notify_all()
 
+    def go_on(self) -> None:
+        """After `interrupt`, where nobody wants that any more."""
+        with self._changed:
+            self._interrupted = False
+
     def close(self) -> None:
         """Stop the thread; the pool stays open.
 
