@@ -119,8 +119,8 @@ def _add(result: dict[str, Any], recipe: str, report: dict[str, Any], folder: pa
     """The row, and those of its programs that are new."""
     keys = {}
     for name, program in report.pop("programs").items():
-        keys[name] = program["key"]
-        result["programs"][program["key"]] = estimates.read(folder, program["key"])
+        keys[name] = program["digest"]
+        result["programs"][program["digest"]] = estimates.read(folder, program["digest"])
     revision = log.git_revision(pathlib.Path(__file__).parents[2])
     row = {"recipe": recipe, "revision": revision} | report | {"programs": keys}
     result["rows"].append(row)

@@ -425,9 +425,9 @@ def _row(
     try:
         estimate = estimator.of(lowered)
     except plan.TooLarge as error:
-        return {"key": estimator.key(lowered), "refused": str(error)}
+        return {"digest": estimator.key(lowered), "refused": str(error)}
     return estimate.as_dict() | {
-        "key": estimator.key(lowered),
+        "digest": estimator.key(lowered),
         "fits": estimate.memory.peak <= chip.limit,
         "estimated_s": estimate.estimated_s(chip),
         "roofline_s": estimate.roofline_s(chip),

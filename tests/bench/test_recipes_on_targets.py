@@ -48,7 +48,7 @@ def compiling(monkeypatch):
                 compiled.append(key)
                 kept = {"estimate": _estimate(request.target).as_dict()}
                 estimates.write(request.folder, key, kept)
-            programs[name] = {"key": key}
+            programs[name] = {"digest": key}
         choices = {
             "algorithm.microbatch_size": 128,
             "rollout.prefix_cache": "host",
