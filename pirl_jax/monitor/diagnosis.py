@@ -21,6 +21,7 @@ ROUNDING = 1e-3  # of the ratio before any update, in float32
 COARSE_ROUNDING = 0.5  # in bfloat16; a tiny policy had 0.1
 LEAST_SUCCESS = 0.05
 MOST_SUCCESS = 0.95
+HIGH_SUCCESS = 0.85  # from which a level curve is no fault: little is left to gain
 MOST_GAP = 0.15  # success that exploring may cost
 GOOD_GAP = (0.03, 0.10)
 UNEVEN = 2.0  # between the denoise steps that explore most and least
@@ -351,6 +352,9 @@ def _gain(history: History) -> Finding:
     seen = f"{100 * change:+.1f} points within {count} episodes, standard error {100 * noise:.1f}"
     if change > 0 and not _is_flat(history):
         return Finding(question, seen, OK)
+    rate, _, _ = success(history.window)
+    if rate >= HIGH_SUCCESS and _is_flat(history):
+        return Finding(question, f"{seen}; level at {100 * rate:.0f} %", OK)
     remedy = (
         "more episodes an iteration, a start that succeeds more often, or fewer decisions an "
         "episode"
