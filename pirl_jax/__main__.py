@@ -7,7 +7,7 @@ import importlib
 import signal
 import sys
 
-from pirl_jax import absent
+from pirl_jax.core import absent
 from pirl_jax.run import preemption
 
 COMMANDS = {

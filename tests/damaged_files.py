@@ -429,6 +429,7 @@ class Run:
             "seed": 0,
             "num_iterations": 4,
             "env": {"suite": "tabletop", "tasks": [0]},
+            "rollout": {},
             "algorithm": {"adv_type": "gae"},
             "model": MODEL,
         }

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from pirl_jax import absent
+from pirl_jax.core import absent
 
 
 def missing(name):

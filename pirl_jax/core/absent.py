@@ -33,7 +33,7 @@ def listen() -> None:
         if not said:
             before(kind, error, where)
             return
-        print(said, file=sys.stderr)
+        sys.stderr.write(f"{said}\n")
         sys.exit(CODE)
 
     sys.excepthook = hook
