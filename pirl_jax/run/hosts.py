@@ -40,6 +40,7 @@ POLL_S = 0.5  # how often a host looks whether another one was asked to end
 # How long the first host, whose end ends all, waits for the others to leave: longer than they may
 # take, in a compilation say.
 LEAVE_S = preemption.GRACE_S + 1.0
+REFUSED_S = 5.0  # the same where it ends with an error of the user's, perhaps alone
 # In the store that jax.distributed shares: the number of a signal; who has left, by index.
 ENDING = "pirl/ending"
 LEFT = "pirl/left"
@@ -228,16 +229,21 @@ def _leave(error: BaseException, watch: preemption.Watch) -> None:
     else:
         traceback.print_exception(error)
     if code == endings.Preempted.code:
-        _leave_in_order()
+        _leave_in_order(LEAVE_S)
+    elif isinstance(error, SystemExit):
+        # What one host refuses all may refuse, and would say so at the same time.
+        _leave_in_order(REFUSED_S)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _leave_in_order() -> None:
-    """The first host last: the others would die of its end, with another exit code."""
-    _store().key_value_set(f"{LEFT}/{jax.process_index()}", "", allow_overwrite=True)
-    deadline_s = time.monotonic() + LEAVE_S
+def _leave_in_order(seconds: float) -> None:
+    """The first host last, or after so long a wait: the others would die of its end, with another
+    exit code."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the first host is gone
+        _store().key_value_set(f"{LEFT}/{jax.process_index()}", "", allow_overwrite=True)
+    deadline_s = time.monotonic() + seconds
     while not jax.process_index() and time.monotonic() < deadline_s:
         if len(_store().key_value_dir_get(LEFT)) == jax.process_count():
             deadline_s = 0.0

@@ -300,7 +300,7 @@ def test_who_loses_another_host_ends_as_that_one_was_asked_to(
 ):
     codes = []
     monkeypatch.setattr(hosts, "_read", lambda name: number)
-    monkeypatch.setattr(hosts, "_leave_in_order", lambda: None)
+    monkeypatch.setattr(hosts, "_leave_in_order", lambda seconds: None)
     monkeypatch.setattr(hosts.os, "_exit", codes.append)
     watch = preemption.Watch("to go on, the same command", 75)
     monkeypatch.setattr(watch, "_limit", lambda code: None)
@@ -371,3 +371,28 @@ def test_the_first_host_outwaits_the_end_of_any_other():
     takes all others with it, must not be gone by then."""
     watch = preemption.Watch("to go on", None)
     assert watch.grace_s < hosts.LEAVE_S
+
+
+@pytest.mark.parametrize("left, waits", [([0], True), ([0, 1], False)])
+@pytest.mark.parametrize("code", [2, 75])
+def test_the_first_host_leaves_last(left, waits, code, monkeypatch):
+    """Also with an error of the user's, which all may have; not forever, where it is alone."""
+    times = iter(range(1000))
+    codes = []
+
+    class Client:
+        def key_value_set(self, name, word, allow_overwrite):
+            assert name == "pirl/left/0" and allow_overwrite
+
+        def key_value_dir_get(self, name):
+            return left
+
+    monkeypatch.setattr(hosts, "_store", Client)
+    monkeypatch.setattr(hosts.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(hosts.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(hosts.os, "_exit", codes.append)
+    hosts._leave(SystemExit(code), preemption.Watch("to go on", None))
+    limit_s = hosts.REFUSED_S if code == 2 else hosts.LEAVE_S
+    assert codes == [code]
+    assert (next(times) > limit_s) == waits
