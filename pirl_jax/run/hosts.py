@@ -242,10 +242,10 @@ def _leave_in_order(seconds: float) -> None:
     """The first host last, or after so long a wait: the others would die of its end, with another
     exit code."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # the first host is gone
-        _store().key_value_set(f"{LEFT}/{jax.process_index()}", "", allow_overwrite=True)
+        Store().tell(LEFT, jax.process_index())
     deadline_s = time.monotonic() + seconds
     while not jax.process_index() and time.monotonic() < deadline_s:
-        if len(_store().key_value_dir_get(LEFT)) == jax.process_count():
+        if len(Store().told(LEFT)) == jax.process_count():
             deadline_s = 0.0
         time.sleep(POLL_S)
 

@@ -385,7 +385,7 @@ def test_the_first_host_leaves_last(left, waits, code, monkeypatch):
             assert name == "pirl/left/0" and allow_overwrite
 
         def key_value_dir_get(self, name):
-            return left
+            return [(f"{name}/{index}", "") for index in left]
 
     monkeypatch.setattr(hosts, "_store", Client)
     monkeypatch.setattr(hosts.jax, "process_count", lambda: 2)
