@@ -215,6 +215,11 @@ class Sft(bounds.Section):
     demonstrations: int = at_least(
         0, 0, "scripted, per task, for a fresh model; 0 = no SFT", "episodes"
     )
+    starts: str = one_of(
+        ("random", "covering"),
+        "random",
+        "start states of the scripted ones: drawn, or those that together stand best for all",
+    )
     dataset: str = place(
         "",
         "demonstrations of your own instead: folder of a LeRobot data set, an HDF5 file of LIBERO,"

@@ -6,6 +6,8 @@ import functools
 import logging
 import os
 
+import numpy as np
+
 from pirl_jax.core import placement
 from pirl_jax.envs import base, caches, child, expert_tasks, own, probes
 from pirl_jax.envs.gl import backends
@@ -59,6 +61,20 @@ def env_factory(settings: config.Settings) -> Callable[[], base.Env]:
         plus_files=env.plus_files or None,
         plus_folder=env.plus_assets or None,
     )
+
+
+def layouts(settings: config.Settings, task: int, init_states: np.ndarray) -> np.ndarray:
+    """Where things lie in each start state of a task that has an expert, [N, numbers].
+
+    tabletop: x, y (m) and yaw (rad) of each object; LIBERO: `files.init_states`.
+    """
+    env = settings.raw.env
+    if env.suite != "tabletop":
+        return files.init_states(env.suite, task)[init_states]
+    from pirl_jax.envs.tabletop import suite as tabletop
+
+    placed = [tabletop.placement(task, int(number), env.spread) for number in init_states]
+    return np.array([np.concatenate(list(places.values())) for places in placed])
 
 
 def expert_factory(settings: config.Settings) -> Callable[[], base.Env]:

@@ -21,7 +21,7 @@ from pirl_jax.learner import sft
 from pirl_jax.learner import state as states
 from pirl_jax.policy import normalize, observation
 from pirl_jax.rollout import starts
-from pirl_jax.run import config, simulators
+from pirl_jax.run import config, demonstrated, simulators
 
 # A loss that has grown by this factor since the first step, whose model knew nothing yet.
 DIVERGED = 10.0
@@ -83,8 +83,13 @@ def _jobs(settings: config.Settings, playable: starts.Starts) -> list[tuple[int,
     for task in playable.tasks:
         generator = np.random.default_rng([settings.raw.seed, task])
         train = np.array(playable.train)
-        init_states = generator.choice(train, settings.raw.sft.demonstrations, replace=False)
-        parts = np.array_split(init_states, settings.raw.env.num_workers)
+        places = demonstrated.choose(
+            simulators.layouts(settings, task, train),
+            settings.raw.sft.demonstrations,
+            settings.raw.sft.starts,
+            generator,
+        )
+        parts = np.array_split(train[places], settings.raw.env.num_workers)
         jobs += [(task, part) for part in parts if len(part)]
     return jobs
 

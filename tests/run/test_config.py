@@ -31,7 +31,7 @@ from pirl_jax.policy import flow, mirror, noise, normalize
 from pirl_jax.recipes import base, quickstart
 from pirl_jax.rl import advantages, losses, nft
 from pirl_jax.rollout import starts
-from pirl_jax.run import command, config, learnable, own_data, recipes, reference
+from pirl_jax.run import command, config, demonstrated, learnable, own_data, recipes, reference
 from pirl_jax.weights import presets
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -637,6 +637,7 @@ TABLES = {
     "nft.reduction": ("sum", "mean"),
     "nft.level": mirror.LEVELS,
     "nft.tau_curve": nft.CURVES,
+    "sft.starts": demonstrated.ORDERS,
     "sft.dataset_images": own_data.TURNED,
     "sft.dataset_statistics": ("auto", "computed", "files"),
     "optim.schedule": optimizer.SCHEDULES,

@@ -23,7 +23,7 @@ from pirl_jax.policy import flow
 from pirl_jax.recipes import base, quickstart
 from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import starts
-from pirl_jax.run import config, devices, policies, schedule, simulators, steps, teach
+from pirl_jax.run import config, demonstrated, devices, policies, schedule, simulators, steps, teach
 
 TESTS = pathlib.Path(__file__).parents[1]
 
@@ -258,7 +258,10 @@ def test_fields_of_the_pool_reach_it(simulators_asked):
     assert simulators_asked["pool"] == dict(num_envs=6, num_workers=4) | values
 
 
-def test_demonstrations_are_disturbed_and_drawn_as_the_page_says(monkeypatch, simulators_asked):
+@pytest.mark.parametrize("order", demonstrated.ORDERS)
+def test_demonstrations_are_disturbed_and_drawn_as_the_page_says(
+    order, monkeypatch, simulators_asked
+):
     """Noise, seed, number and training states reach the expert; another seed draws other states."""
     asked = []
 
@@ -293,7 +296,8 @@ def test_demonstrations_are_disturbed_and_drawn_as_the_page_says(monkeypatch, si
     for seed in (1, 2):
         page = quickstart.get_config()
         page.seed = seed
-        settings = changed(page, sft__demonstrations=6, sft__action_noise=0.3, env__num_workers=2)
+        page.sft.update(demonstrations=6, action_noise=0.3, starts=order)
+        settings = changed(page, env__num_workers=2)
         assert len(teach.collect(settings, chosen)) == 12
         assert [(task, len(states)) for task, states, *_ in asked] == [
             (0, 3),

@@ -1,0 +1,103 @@
+"""Start states that are demonstrated: drawn, or so chosen that a few stand for all."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from pirl_jax.envs.libero import files
+from pirl_jax.envs.tabletop import suite as tabletop
+from pirl_jax.recipes import quickstart
+from pirl_jax.run import config, demonstrated, simulators
+
+
+def energy(layouts_ND, chosen_K):
+    """Energy distance of Szekely and Rizzo, as its definition says it."""
+    scaled = (layouts_ND - layouts_ND.mean(0)) / layouts_ND.std(0)
+    few = scaled[chosen_K]
+
+    def mean_distance(some, others):
+        pairs = itertools.product(some, others)
+        return np.mean([np.linalg.norm(one - other) for one, other in pairs])
+
+    return 2 * mean_distance(few, scaled) - mean_distance(few, few) - mean_distance(scaled, scaled)
+
+
+def covering(layouts_ND, count, seed=0):
+    return demonstrated.choose(layouts_ND, count, "covering", np.random.default_rng(seed))
+
+
+@pytest.fixture(scope="module")
+def layouts_ND():
+    """80 places on a table, metres and radians."""
+    generator = np.random.default_rng(3)
+    return generator.uniform(-1, 1, (80, 3)) * (0.03, 0.045, 0.25)
+
+
+def test_random_ones_are_those_that_the_generator_draws(layouts_ND):
+    drawn = demonstrated.choose(layouts_ND, 6, "random", np.random.default_rng(5))
+    expected = np.random.default_rng(5).choice(80, 6, replace=False)
+    assert drawn.tolist() == expected.tolist()
+
+
+def test_covering_ones_stand_better_for_all_than_any_of_100_draws(layouts_ND):
+    generator = np.random.default_rng(0)
+    draws = [generator.choice(80, 6, replace=False) for _ in range(100)]
+    best = min(energy(layouts_ND, drawn) for drawn in draws)
+    for seed in range(3):
+        chosen = covering(layouts_ND, 6, seed)
+        assert len(set(chosen.tolist())) == 6
+        assert 0 < energy(layouts_ND, chosen) < best
+
+
+def test_no_exchange_of_one_improves_on_the_covering_ones(layouts_ND):
+    chosen = covering(layouts_ND, 4)
+    least = energy(layouts_ND, chosen)
+    for place, other in itertools.product(range(4), range(80)):
+        exchanged = chosen.copy()
+        exchanged[place] = other
+        if len(set(exchanged.tolist())) == 4:
+            assert energy(layouts_ND, exchanged) > least - 1e-6
+
+
+def test_units_and_what_never_varies_do_not_count(layouts_ND):
+    plain = covering(layouts_ND, 6)
+    other_units = layouts_ND * (1000.0, 1.0, 57.3) + (5.0, -2.0, 0.0)
+    with_constant = np.concatenate([np.full((80, 1), 0.1), other_units], axis=1)
+    assert covering(with_constant, 6).tolist() == plain.tolist()
+
+
+@pytest.mark.parametrize("count", [1, 80])
+def test_one_and_all_can_be_chosen(layouts_ND, count):
+    chosen = covering(layouts_ND, count)
+    assert len(set(chosen.tolist())) == count
+
+
+def test_one_stands_in_the_middle(layouts_ND):
+    scaled = (layouts_ND - layouts_ND.mean(0)) / layouts_ND.std(0)
+    (one,) = covering(layouts_ND, 1)
+    # Of 80 places a handful is as near as this.
+    assert np.sort(np.linalg.norm(scaled, axis=1)).searchsorted(np.linalg.norm(scaled[one])) < 5
+
+
+def test_start_states_that_are_all_alike_are_chosen_all_the_same():
+    assert len(set(covering(np.ones((5, 2)), 3).tolist())) == 3
+
+
+def test_layouts_of_tabletop_are_where_its_objects_are_placed():
+    page = quickstart.get_config()
+    found = simulators.layouts(config.settings(page), 0, np.array([7, 11]))
+    placed = tabletop.placement(0, 11, page.env.spread)
+    assert found.shape == (2, 3 * len(placed))
+    assert found[1].tolist() == list(itertools.chain.from_iterable(placed.values()))
+
+
+def test_layouts_of_libero_are_its_stored_start_states():
+    page = quickstart.get_config()
+    page.env.suite = "libero_object"
+    page.env.render_quality = "exact"
+    settings = config.settings(page)
+    found = simulators.layouts(settings, 2, np.array([4, 40]))
+    assert (found == files.init_states("libero_object", 2)[[4, 40]]).all()
+    everything = files.init_states("libero_object", 2)
+    assert len(set(covering(everything, 5).tolist())) == 5
