@@ -173,12 +173,17 @@ def local(mesh: Mesh) -> Mesh:
     """This process's own part of the mesh, its devices in the same order: whole rows of it.
 
     Where rows lie on several hosts (spans_hosts), the devices one by one, for copies of all
-    parameters.  A process that compiles for several hosts has all of their devices.
+    parameters.  A process that compiles for several hosts is the first of them.
     """
-    is_alone = jax.process_count() == 1
+    own = mesh.local_devices
     if spans_hosts(mesh):
-        return copies(mesh.devices.flat if is_alone else mesh.local_devices)
-    return mesh if is_alone else part(mesh, mesh.local_devices)
+        return copies(own)
+    return mesh if len(own) == mesh.size else part(mesh, own)
+
+
+def hosts(mesh: Mesh) -> int:
+    """Processes that the devices belong to, each of which plays on its own; they need not exist."""
+    return len({device.process_index for device in mesh.devices.flat})
 
 
 def view(params: Any, part: Mesh) -> Any:

@@ -39,7 +39,7 @@ def candidates(settings: config.Settings, mesh: jax.sharding.Mesh) -> list[confi
     whole = settings.raw.algorithm.minibatch_size
     asked = settings.raw.algorithm.microbatch_size
     # Those that keep prefixes give away as many rows each, too.
-    divisor = math.lcm(mesh.size, devices.playing(settings, mesh).size * jax.process_count())
+    divisor = math.lcm(mesh.size, devices.playing(settings, mesh).size * meshes.hosts(mesh))
     halves = [size for size in _halves(whole, mesh.size) if not size * mesh.size % divisor]
     sizes = [asked] if asked else halves
     if not sizes:

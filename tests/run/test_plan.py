@@ -220,7 +220,7 @@ def test_prefixes_on_the_device_count_with_what_moves_them(mesh, need):
     settings = _settings(rollout__prefix_cache="device")
     made = plan.measure(settings, mesh, PROMPT, ENV)
     assert made.resident["prefix cache"] == need.host and not made.host
-    rows = shapes.kept_rows(settings, ENV)
+    rows = shapes.kept_rows(settings, mesh, ENV)
     assert rows == 2 * settings.raw.rollout.episodes_per_iteration
     # A microbatch of rows is what comes out of a reading.
     assert made.work["reading kept prefixes"] >= 8 * need.host // rows
