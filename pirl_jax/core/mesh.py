@@ -12,6 +12,7 @@ that part has a copy of all of them.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import contextvars
+import math
 import pickle
 from typing import Any
 
@@ -57,6 +58,16 @@ def is_split() -> bool:
     """Whether the program being traced has its weights in parts."""
     mesh = _TARGET.get()
     return mesh is not None and mesh.shape["fsdp"] > 1
+
+
+def rows_per_device(count: int) -> int:
+    """Of so many rows of what is traced, those on each device of its program."""
+    mesh = _TARGET.get()
+    if mesh is None:
+        return count
+    settled = jax.sharding.get_abstract_mesh().manual_axes
+    split = [size for axis, size in mesh.shape.items() if axis not in settled]
+    return count // math.prod(split)
 
 
 def by_rows(x: jax.Array, axis: int = 0) -> jax.Array:
