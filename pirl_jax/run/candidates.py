@@ -23,8 +23,8 @@ COST_OF_CACHE = {"device": 1.0, "host": 1.1, "recompute": 40.0}
 # Of moments on the host while episodes are played: they travel twice in an iteration.
 COST_OF_OFFLOAD = {"off": 1.0, "optimizer": 1.05}
 # A microbatch costs what does not depend on its rows, too: about as much as this many rows on each
-# device (compiled for a v5e, docs/targets.md).
-FIXED_ROWS = 4
+# device (compiled for v5e and v5p, docs/targets.md).
+FIXED_ROWS = 16
 
 
 def candidates(settings: config.Settings, mesh: jax.sharding.Mesh) -> list[config.Settings]:
