@@ -12,6 +12,7 @@ that part has a copy of all of them.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import contextvars
+import math
 import pickle
 from typing import Any
 
@@ -57,6 +58,16 @@ def is_split() -> bool:
     """Whether the program being traced has its weights in parts."""
     mesh = _TARGET.get()
     return mesh is not None and mesh.shape["fsdp"] > 1
+
+
+def rows_per_device(count: int) -> int:
+    """Of so many rows of what is traced, those on each device of its program."""
+    mesh = _TARGET.get()
+    if mesh is None:
+        return count
+    settled = jax.sharding.get_abstract_mesh().manual_axes
+    split = [size for axis, size in mesh.shape.items() if axis not in settled]
+    return count // math.prod(split)
 
 
 def by_rows(x: jax.Array, axis: int = 0) -> jax.Array:
@@ -173,12 +184,17 @@ def local(mesh: Mesh) -> Mesh:
     """This process's own part of the mesh, its devices in the same order: whole rows of it.
 
     Where rows lie on several hosts (spans_hosts), the devices one by one, for copies of all
-    parameters.  A process that compiles for several hosts has all of their devices.
+    parameters.  A process that compiles for several hosts is the first of them.
     """
-    is_alone = jax.process_count() == 1
+    own = mesh.local_devices
     if spans_hosts(mesh):
-        return copies(mesh.devices.flat if is_alone else mesh.local_devices)
-    return mesh if is_alone else part(mesh, mesh.local_devices)
+        return copies(own)
+    return mesh if len(own) == mesh.size else part(mesh, own)
+
+
+def hosts(mesh: Mesh) -> int:
+    """Processes that the devices belong to, each of which plays on its own; they need not exist."""
+    return len({device.process_index for device in mesh.devices.flat})
 
 
 def view(params: Any, part: Mesh) -> Any:

@@ -1,17 +1,24 @@
 """Attention of many query heads to few key heads, computed by whatever the device does best."""
 
+from collections.abc import Sequence
 import functools
 import logging
 from typing import NamedTuple
 
 import jax
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 import numpy as np
 
 from pirl_jax.core import mesh as meshes
 
 log = logging.getLogger(__name__)
+
+ATTENDED = "attended"  # name of what it keeps for its gradient, for remat.py
+
+# Keys and values [B,S,K,h], or several after each other: a cache's, then a pass's own.
+KeysValues = tuple[Array, Array]
 
 # Finite, so that a query without any valid key gets uniform attention instead of NaN; such rows are
 # never read.
@@ -33,23 +40,21 @@ class Sight(NamedTuple):
         return self.key_BS[:, None, :] <= self.query_BT[:, :, None]
 
 
-def attend(
-    q_BTNh: Array,
-    k_BSKh: Array,
-    v_BSKh: Array,
-    sight: Sight,
-    implementation: str,
-) -> Array:
+def attend(q_BTNh: Array, seen: Sequence[KeysValues], sight: Sight, implementation: str) -> Array:
     """Query head n reads key head n // G; q is scaled already.
 
     Logits and softmax in float32.  Returns [B,T,N,h].
 
+    seen: parts of the keys and values, in the order in which sight counts them.  No gradient is
+      computed for those that nobody differentiates by.
     implementation: a line of IMPLEMENTATIONS, or auto: the fastest that computes the right numbers
       here.
     """
     if implementation == "auto":
         implementation = fastest(q_BTNh.shape[-1], str(q_BTNh.dtype))
-    return IMPLEMENTATIONS[implementation](q_BTNh, k_BSKh, v_BSKh, sight)
+    k_parts = [k_BSKh for k_BSKh, _ in seen]
+    v_parts = [v_BSKh for _, v_BSKh in seen]
+    return IMPLEMENTATIONS[implementation](q_BTNh, k_parts, v_parts, sight)
 
 
 def fastest(head_dim: int, dtype: str) -> str:
@@ -109,8 +114,8 @@ def difference(implementation: str, head_dim: int, dtype: str) -> float:
     def outcome(name: str) -> list[np.ndarray]:
         """Output and gradients."""
 
-        def total(*inputs: Array) -> tuple[Array, Array]:
-            out_BTNh = attend(*inputs, sight, name).astype(jnp.float32)
+        def total(q_BTNh: Array, *seen: Array) -> tuple[Array, Array]:
+            out_BTNh = attend(q_BTNh, [seen], sight, name).astype(jnp.float32)
             read_BTNh = jnp.where(valid_BT[:, :, None, None], out_BTNh, 0.0)
             return (read_BTNh**2).sum() / 2, read_BTNh
 
@@ -125,48 +130,111 @@ def difference(implementation: str, head_dim: int, dtype: str) -> float:
     return float(np.nan_to_num(max(errors), nan=np.inf))
 
 
-@jax.custom_jvp
-def _masked(logits_BTS: Array, sight: Sight) -> Array:
-    return jnp.where(sight.mask_BTS, logits_BTS, _MASKED)
-
-
-@_masked.defjvp
-def _masked_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    """The gradient passes: a softmax follows, whose own is 0 where the probability is 0.
-
-    (And that of a query without keys is 0 because it is never read.)
-    """
-    return _masked(*primals), tangents[0]
-
-
-def _products(q_BTNh: Array, k_BSKh: Array, v_BSKh: Array, sight: Sight) -> Array:
+def _products(
+    q_BTNh: Array, k_parts: Sequence[Array], v_parts: Sequence[Array], sight: Sight
+) -> Array:
     """Two batched matrix products with a softmax between them."""
     B, T, N, h = q_BTNh.shape
-    K = k_BSKh.shape[2]
+    K = k_parts[0].shape[2]
     G = N // K
     # One batch axis (B K) and one row axis (T G): plain batched matrix products, which XLA on CPU
     # runs twice as fast.
     q = q_BTNh.reshape(B, T, K, G, h).swapaxes(1, 2).reshape(B * K, T * G, h)
-    k = k_BSKh.swapaxes(1, 2).reshape(B * K, -1, h)
-    v = v_BSKh.swapaxes(1, 2).reshape(B * K, -1, h)
+    k = tuple(x_BSKh.swapaxes(1, 2).reshape(B * K, -1, h) for x_BSKh in k_parts)
+    v = tuple(x_BSKh.swapaxes(1, 2).reshape(B * K, -1, h) for x_BSKh in v_parts)
     of_rows = Sight(
         jnp.repeat(jnp.repeat(sight.query_BT, G, axis=1), K, axis=0),
         jnp.repeat(sight.key_BS, K, axis=0),
     )
 
-    logits = jnp.einsum("BTh,BSh->BTS", q, k, preferred_element_type=jnp.float32)
-    probs = jax.nn.softmax(_masked(logits, of_rows), axis=-1)
-    mixed = jnp.einsum("BTS,BSh->BTh", probs.astype(q.dtype), v)
+    mixed = _attended(q, k, v, of_rows)
     return mixed.reshape(B, K, T, G, h).swapaxes(1, 2).reshape(B, T, N, h)
 
 
+@jax.custom_vjp
+def _attended(
+    q_BTh: Array, k_parts: tuple[Array, ...], v_parts: tuple[Array, ...], sight: Sight
+) -> Array:
+    """softmax(q k) v of one head, [B,T,h].  Keys and values come in parts [B,S,h].
+
+    Nothing of the size of the logits is kept for the gradient, whatever recomputation does: the
+    probabilities are computed again from the largest logit and the sum of each row (Dao et al.,
+    arXiv:2205.14135).  The gradient by each part is a product of its own, so that whoever needs
+    those of the own keys alone does not compute those of a prefix, ten times as many.
+    """
+    return _attended_forward(q_BTh, k_parts, v_parts, sight)[0]
+
+
+def _attended_forward(
+    q_BTh: Array, k_parts: tuple[Array, ...], v_parts: tuple[Array, ...], sight: Sight
+) -> tuple[Array, tuple]:
+    logits_BTS = _logits(q_BTh, k_parts, sight)
+    largest_BT1 = logits_BTS.max(-1, keepdims=True)
+    total_BT1 = jnp.exp(logits_BTS - largest_BT1).sum(-1, keepdims=True)
+    probs_BTS = _probabilities(logits_BTS, largest_BT1, total_BT1)
+    mixed_BTh = jnp.einsum("BTS,BSh->BTh", probs_BTS.astype(q_BTh.dtype), _together(v_parts))
+    # By name, for recomputation (remat.py).
+    kept = [checkpoint_name(x, ATTENDED) for x in (mixed_BTh, largest_BT1, total_BT1)]
+    return kept[0], (q_BTh, k_parts, v_parts, sight, *kept)
+
+
+def _attended_backward(kept: tuple, slope_BTh: Array) -> tuple:
+    q_BTh, k_parts, v_parts, sight, mixed_BTh, largest_BT1, total_BT1 = kept
+    dtype = q_BTh.dtype
+    probs_BTS = _probabilities(_logits(q_BTh, k_parts, sight), largest_BT1, total_BT1)
+    of_probs_BTS = _widened("BTh,BSh->BTS", slope_BTh, _together(v_parts))
+    # The sum over keys of probability times its slope.
+    mean_BT1 = (slope_BTh.astype(jnp.float32) * mixed_BTh).sum(-1, keepdims=True)
+    of_logits_BTS = (probs_BTS * (of_probs_BTS - mean_BT1)).astype(dtype)
+    of_q_BTh = jnp.einsum("BTS,BSh->BTh", of_logits_BTS, _together(k_parts))
+    of_k = _per_part(of_logits_BTS, q_BTh, k_parts)
+    of_v = _per_part(probs_BTS.astype(dtype), slope_BTh, v_parts)
+    return of_q_BTh, of_k, of_v, None
+
+
+_attended.defvjp(_attended_forward, _attended_backward)
+
+
+def _logits(q_BTh: Array, k_parts: tuple[Array, ...], sight: Sight) -> Array:
+    """float32; a masked one has no probability, and so no gradient."""
+    logits_BTS = _widened("BTh,BSh->BTS", q_BTh, _together(k_parts))
+    return jnp.where(sight.mask_BTS, logits_BTS, _MASKED)
+
+
+def _widened(equation: str, *inputs: Array) -> Array:
+    return jnp.einsum(equation, *inputs, preferred_element_type=jnp.float32)
+
+
+def _probabilities(logits_BTS: Array, largest_BT1: Array, total_BT1: Array) -> Array:
+    return jnp.exp(logits_BTS - largest_BT1) / total_BT1
+
+
+def _per_part(x_BTS: Array, y_BTh: Array, parts: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Sums over T of x y, for the keys of each part [B,S,h]."""
+    found = []
+    start = 0
+    for part in parts:
+        end = start + part.shape[1]
+        found.append(jnp.einsum("BTS,BTh->BSh", x_BTS[..., start:end], y_BTh))
+        start = end
+    return tuple(found)
+
+
+def _together(parts: Sequence[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
 def _library(
-    q_BTNh: Array, k_BSKh: Array, v_BSKh: Array, sight: Sight, implementation: str
+    q_BTNh: Array,
+    k_parts: Sequence[Array],
+    v_parts: Sequence[Array],
+    sight: Sight,
+    implementation: str,
 ) -> Array:
     return jax.nn.dot_product_attention(
         q_BTNh,
-        k_BSKh,
-        v_BSKh,
+        _together(k_parts),
+        _together(v_parts),
         mask=sight.mask_BTS[:, None],
         scale=1.0,
         implementation=implementation,

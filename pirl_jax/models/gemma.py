@@ -153,9 +153,9 @@ def forward(
         own = _keys_values(attn, normed_BTD, position_BT, cfg)
 
         def rest(x_BTD: Array) -> Array:
-            k_BSKh, v_BSKh = _appended(layer_past, own)
+            seen = [own] if layer_past is None else [layer_past, own]
             q_BTNh = _queries(attn, normed_BTD, position_BT, cfg)
-            mixed_BTNh = attention.attend(q_BTNh, k_BSKh, v_BSKh, sight, attend_by)
+            mixed_BTNh = attention.attend(q_BTNh, seen, sight, attend_by)
             out_BTD = lora.einsum(attn["attn_vec_einsum"], "BTNh,NhD->BTD", mixed_BTNh, cfg.lora)
             x_BTD = meshes.by_rows(x_BTD + _gated(out_BTD, gate))
             return _feed_forward(layer_params, x_BTD, modulated, cfg)
@@ -217,15 +217,6 @@ def rope(x_BTNh: Array, position_BT: Array) -> Array:
     y1 = x1 * cos - x2 * sin
     y2 = x2 * cos + x1 * sin
     return jnp.concatenate([y1, y2], axis=-1).astype(x_BTNh.dtype)
-
-
-def _appended(past: Cache | None, own: Cache) -> Cache:
-    """Keys and values that are attended to: the cache's, then the pass's own."""
-    if past is None:
-        return own
-    keys = jnp.concatenate([past[0], own[0]], axis=1)
-    values = jnp.concatenate([past[1], own[1]], axis=1)
-    return keys, values
 
 
 def _feed_forward(

@@ -3,7 +3,7 @@
 The numbers follow the published adapter checkpoints, quirks included (each is marked).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 from jax import Array
@@ -106,10 +106,19 @@ def feed_forward(params: dict, x_BTD: Array, cfg: variants.LoraConfig | None) ->
     # one row from those of the next one, where they are no multiple of eight, a copy of what is
     # told apart: it stays merged while it is widest.
     rows_RD = x_BTD.reshape(-1, x_BTD.shape[-1])
-    twice_ZRD = jnp.broadcast_to(rows_RD, (2, *rows_RD.shape))
-    gate_RF, up_RF = project(twice_ZRD, "gating_einsum", product=linear.side_by_side)
+    gate_RF, up_RF = _gate_and_up(params, rows_RD, cfg)
     out_RD = project(_gated(gate_RF, up_RF), "linear", product=linear.merged)
     return out_RD.reshape(x_BTD.shape)
+
+
+def _gate_and_up(params: dict, x_RD: Array, cfg: variants.LoraConfig | None) -> Iterable[Array]:
+    """The two projections [R,F] that one weight holds."""
+    ys = linear.side_by_side(x_RD, params["gating_einsum"])
+    if cfg is None:
+        return ys
+    lows = linear.side_by_side(x_RD, params["gating_einsum_lora_a"])
+    deltas = map(linear.merged, lows, params["gating_einsum_lora_b"].astype(x_RD.dtype))
+    return map(jnp.add, ys, deltas)
 
 
 def _gated(gate: Array, up: Array) -> Array:

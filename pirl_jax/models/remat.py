@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 
 from pirl_jax.core import bounds
-from pirl_jax.models import linear
+from pirl_jax.models import attention, linear
 
 
 def wrap(block: Callable, policy: str) -> Callable:
@@ -37,13 +37,16 @@ def unroll(depth: int) -> int:
 
 POLICIES = {
     "none": None,  # keep every activation
-    # keep the outputs of weight matrices
+    # keep the outputs of weight matrices and of attention
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(linear.SIDE_BY_SIDE),
+        jax.checkpoint_policies.save_only_these_names(linear.SIDE_BY_SIDE, attention.ATTENDED),
     ),
     "full": jax.checkpoint_policies.nothing_saveable,  # keep block inputs only
 }
 LEAST = "full"  # of memory
-# Arithmetic of loss and gradients with all weights trained, by the compiled program.
-COST = {"none": 1.0, "dots": 1.08, "full": 1.26}
+# Of an update, in units of the fastest.  What `none` writes and reads again costs more than what
+# `dots` computes again, which is next to nothing (docs/benchmarks.md, docs/targets.md); that of
+# `full` is its arithmetic.
+COST = {"none": 1.1, "dots": 1.0, "full": 1.24}
+FASTEST = "dots"

@@ -142,7 +142,7 @@ def head(params: dict, x_BTD: Array) -> Array:
 
 def _feed_forward(params: dict, x_BTD: Array) -> Array:
     hidden_BTF = _dense(params["Dense_0"], x_BTD, "BTD,DF->BTF")
-    hidden_BTF = jax.nn.gelu(hidden_BTF, approximate=True)
+    hidden_BTF = linear.computed_once(jax.nn.gelu(hidden_BTF, approximate=True))
     return _dense(params["Dense_1"], hidden_BTF, "BTF,FD->BTD")
 
 

@@ -84,13 +84,12 @@ def denoise(cfg: variants.Pi0Config, prefix_tokens: int, conditions: float = 1.0
     """
     H, A = cfg.action_horizon, cfg.action_dim
     D = cfg.expert.width
+    T = _suffix_tokens(cfg)
     ends = 2 * H * _dense(A, D)
     if cfg.pi05:
-        T = H
         norms = 2 * cfg.expert.depth + 1
         ends += conditions * (2 * _dense(D, D) + norms * _dense(D, 3 * D))
     else:
-        T = H + 1  # the state token
         ends += H * _dense(3 * D, D) + _dense(A, D)
     layers = language(cfg.expert, T, prefix_tokens + T)
     return ends + layers + adapters(cfg.expert, T)
@@ -149,10 +148,12 @@ def update(
     draws_one = cfg.nft is not None and cfg.nft.steps == "one"
     scored = cfg.model.num_steps if cfg.model.noise_steps == "all" and not draws_one else 1
     total = 3 * scored * step(cfg, tokens, conditions)
-    if vlm == "kept":
-        return total
     model = cfg.network
     S = tokens.count(model)
+    if vlm in ("kept", "frozen"):
+        total -= scored * _slopes_of_prefix(model, S)
+    if vlm == "kept":
+        return total
     tower = tokens.cameras * vision(model)
     layers = language(model.paligemma, S, S, not hidden)
     if vlm == "trained":
@@ -161,6 +162,19 @@ def update(
         # Gradients pass through the frozen layers on their way to the adapters.
         return total + (tower + 2 * layers + 3 * adapters(model.paligemma, S))
     return total + (tower + layers)
+
+
+def _slopes_of_prefix(cfg: variants.Pi0Config, prefix_tokens: int) -> int:
+    """By the keys and values of the prefix, of one denoise step: two products, which nobody asks
+    for where no gradient reaches the VLM (models/attention.py)."""
+    expert = cfg.expert
+    pairs = _suffix_tokens(cfg) * prefix_tokens
+    return 4 * expert.depth * pairs * expert.num_heads * expert.head_dim
+
+
+def _suffix_tokens(cfg: variants.Pi0Config) -> int:
+    """Of one denoise step; pi0 has a state token."""
+    return cfg.action_horizon + (not cfg.pi05)
 
 
 def reads_vlm(cfg: flow.Policy) -> bool:

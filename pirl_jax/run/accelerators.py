@@ -16,6 +16,8 @@ GIB = 2**30
 # What JAX takes of a GPU's memory unless it is told otherwise.
 GPU_SHARE = 0.75
 GPUS_PER_HOST = 8
+CHIPS_OF_A_BOARD = 8  # of v5e and v6e; slices up to this size are one host
+CHIPS_OF_A_HOST = 4  # of larger slices, and of v5p
 # Of a GPU machine nothing is published, because it is whoever's; said with every plan.
 ASSUMED_HOST_MEMORY = 256 * GIB
 ASSUMED_PER_GPU = 128 * GIB  # where it has more than two
@@ -231,9 +233,23 @@ class Target:
         return math.prod(self.shape)
 
     @property
+    def hosts(self) -> int:
+        """Machines that the devices stand in; each plays on its own."""
+        is_board = len(self.shape) < 3 and self.count <= CHIPS_OF_A_BOARD
+        if self.platform == "cuda" or is_board:
+            return 1
+        return -(-self.count // CHIPS_OF_A_HOST)
+
+    @property
     def notes(self) -> list[str]:
         """What a reader of its numbers must know."""
         chip = self.chip
+        if self.hosts > 1:
+            each = self.count // self.hosts
+            return [
+                f"rollout, prefixes and memory of the host are those of one of {self.hosts} hosts"
+                f" with {each} devices; microbatch and optimiser step run on all devices"
+            ]
         if chip.gpu is None:
             return []
         share = f"{chip.limit / chip.memory:.0%}"

@@ -23,8 +23,8 @@ COST_OF_CACHE = {"device": 1.0, "host": 1.1, "recompute": 40.0}
 # Of moments on the host while episodes are played: they travel twice in an iteration.
 COST_OF_OFFLOAD = {"off": 1.0, "optimizer": 1.05}
 # A microbatch costs what does not depend on its rows, too: about as much as this many rows on each
-# device (compiled for a v5e, docs/targets.md).
-FIXED_ROWS = 4
+# device (compiled for v5e and v5p, docs/targets.md).
+FIXED_ROWS = 16
 
 
 def candidates(settings: config.Settings, mesh: jax.sharding.Mesh) -> list[config.Settings]:
@@ -39,7 +39,7 @@ def candidates(settings: config.Settings, mesh: jax.sharding.Mesh) -> list[confi
     whole = settings.raw.algorithm.minibatch_size
     asked = settings.raw.algorithm.microbatch_size
     # Those that keep prefixes give away as many rows each, too.
-    divisor = math.lcm(mesh.size, devices.playing(settings, mesh).size * jax.process_count())
+    divisor = math.lcm(mesh.size, devices.playing(settings, mesh).size * meshes.hosts(mesh))
     halves = [size for size in _halves(whole, mesh.size) if not size * mesh.size % divisor]
     sizes = [asked] if asked else halves
     if not sizes:

@@ -159,7 +159,8 @@ def iteration(
         f"{simulators.cores} cores",
     )
     batch = config.decision_batch(raw, raw.rollout.num_envs)
-    decide = times.line("decisions", math.ceil(decisions / batch), DECISION)
+    hosts = result["hosts"]  # each decides for its own
+    decide = times.line("decisions", math.ceil(decisions / hosts / batch), DECISION)
     devices = math.prod(result["choices"]["mesh"])
     microbatches = math.ceil(decisions / raw.algorithm.microbatch_rows(devices))
     steps = math.ceil(decisions / raw.algorithm.minibatch_size)
@@ -171,7 +172,7 @@ def iteration(
     rollout_s = together(play.seconds, decide.seconds)
     total = rollout_s + learn.seconds + step.seconds
     busy = decide.seconds + learn.seconds + step.seconds
-    predicted = _placements(raw, times, devices, simulators, each)
+    predicted = _placements(raw, times, result, simulators, each)
     return {
         "lines": [dataclasses.asdict(line) for line in (play, decide, learn, step)],
         "decisions": decisions,
@@ -200,8 +201,7 @@ def of_devices(
     raw = settings.raw
     each = _decisions(settings, env_spec, episode_share)
     times = _Times(result["programs"], of_roofline)
-    devices = math.prod(result["choices"]["mesh"])
-    return _placements(raw, times, devices, None, each)
+    return _placements(raw, times, result, None, each)
 
 
 def _unknown(result: Mapping[str, Any]) -> str:
@@ -217,13 +217,20 @@ def _decisions(settings: config.Settings, env_spec: base.EnvSpec, episode_share:
 
 
 def _placements(
-    raw: page.Page, times: "_Times", count: int, simulators: Simulators | None, decisions: int
+    raw: page.Page,
+    times: "_Times",
+    result: Mapping[str, Any],
+    simulators: Simulators | None,
+    decisions: int,
 ) -> dict[str, Any]:
     """{"placements": {name: seconds}, "remarks"}: that of the page, first, and shared devices.
 
-    Every episode has as many decisions, every chunk takes as long; without simulators, no time.
+    Of one host with its share of episodes, rows and cores, because all do alike at one time.  Every
+    episode has as many decisions, every chunk takes as long; without simulators, no time.
     """
     cfg = raw.algorithm
+    hosts = result["hosts"]
+    count = math.prod(result["choices"]["mesh"]) // hosts
     work = forecast.Work(
         decision=count * times.seconds(*DECISION)[0],
         microbatch=count * times.seconds(*MICROBATCH)[0],
@@ -233,15 +240,15 @@ def _placements(
     playing = loop_model.Simulators(
         slots=raw.rollout.num_envs,
         workers=workers,
-        cores=simulators.cores if simulators else workers,
+        cores=max(1, simulators.cores // hosts) if simulators else workers,
         chunk_s=(raw.model.action_chunk / simulators.steps_per_core if simulators else 0.0,),
         reset_s=(0.0,),
         decisions=(decisions,),
     )
     schedule = loop_model.Schedule(
-        raw.rollout.episodes_per_iteration,
+        raw.rollout.episodes_per_iteration // hosts,
         cfg.update_epochs,
-        cfg.minibatch_size,
+        cfg.minibatch_size // hosts,
         cfg.microbatch_rows(count),
         num_groups=raw.rollout.num_groups,
         lockstep=raw.rollout.lockstep,

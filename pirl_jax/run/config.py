@@ -11,7 +11,7 @@ from pirl_jax.core import page
 from pirl_jax.envs import base
 from pirl_jax.envs.libero import files, perturbed
 from pirl_jax.learner import sft
-from pirl_jax.models import variants
+from pirl_jax.models import remat, variants
 from pirl_jax.policy import flow, noise, tokenizer
 from pirl_jax.rollout import starts
 from pirl_jax.run import placed
@@ -367,7 +367,7 @@ def _network(model: page.Model) -> variants.Pi0Config:
     policy = model.gradient_checkpointing
     changes = {
         "dtype": model.dtype,
-        "remat": "none" if policy == "auto" else policy,  # where nobody plans
+        "remat": remat.FASTEST if policy == "auto" else policy,  # where nobody plans
         "attention": model.attention,
         "action_dim": model.action_dim,
         "action_horizon": model.action_horizon,

@@ -51,15 +51,18 @@ def share() -> starts.Share:
     return starts.Share(jax.process_index(), jax.process_count())
 
 
-def episodes_per_iteration(raw: page.Page) -> int:
-    """How many episodes this process plays in an iteration."""
-    return raw.rollout.episodes_per_iteration // jax.process_count()
+def episodes_per_iteration(raw: page.Page, count: int = 0) -> int:
+    """How many episodes this process plays in an iteration.
+
+    count: of hosts; 0: those of this run.
+    """
+    return raw.rollout.episodes_per_iteration // (count or jax.process_count())
 
 
-def most_episodes(raw: page.Page) -> int:
+def most_episodes(raw: page.Page, count: int = 0) -> int:
     """The same at most, where groups without a signal are replaced."""
     budget = raw.algorithm.max_episodes_per_iteration
-    return max(raw.rollout.episodes_per_iteration, budget) // jax.process_count()
+    return max(raw.rollout.episodes_per_iteration, budget) // (count or jax.process_count())
 
 
 def agree(name: str, timeout_s: float) -> agreement.Agreement:

@@ -126,7 +126,9 @@ def request(options: argparse.Namespace, settings: config.Settings) -> Request:
         )
     everywhere = {"placement.rollout": placement.ALL, "placement.actor": placement.ALL}
     if placed_outlook.differs(settings.raw):  # what they need follows from those of all devices
-        placed_outlook.placed(settings.raw, target.count)  # or an error
+        placed_outlook.placed(
+            settings.raw, target.count // target.hosts, target.hosts
+        )  # or an error
         everywhere["mesh.data"] = -1
     topology.require_wheel(target)
     return Request(
@@ -198,9 +200,9 @@ def answer(options: argparse.Namespace, settings: config.Settings) -> dict[str, 
     result = report(asked)
     is_placed = placed_outlook.differs(settings.raw) and not asked.programs
     if is_placed:
-        count = math.prod(result["choices"]["mesh"])
+        count = math.prod(result["choices"]["mesh"]) // result["hosts"]
         result["placement"] = placed_outlook.memory(
-            settings.raw, result["plan"], _whole(asked.settings), count
+            settings.raw, result["plan"], _whole(asked.settings), count, result["hosts"]
         )
     if played_by is None and not is_placed:
         return result
@@ -226,7 +228,8 @@ def _whole(settings: config.Settings) -> placed_outlook.Whole:
 
 
 def report(request: Request) -> dict[str, Any]:
-    """{"target", "fits", "why", "changes", "plan", "choices", "programs": {name: {...}}, "notes"}
+    """{"target", "hosts", "fits", "why", "changes", "plan", "choices", "programs": {name: {...}},
+    "notes"}
 
     Where the recipe does not fit and some changes do, plan, choices and programs are those with
     them.  Of some programs alone, nothing is chosen: fits and plan are None, and choices those that
@@ -300,7 +303,8 @@ def _report(request: Request, tell: Any) -> dict[str, Any]:
     settings = request.settings
     target = request.target
     mesh = topology.mesh(target, settings.raw.mesh.data, settings.raw.mesh.fsdp)
-    config.check_batches(settings.raw, mesh.size, 1)
+    own = devices.playing(settings, mesh).size
+    config.check_batches(settings.raw, mesh.size, meshes.hosts(mesh), own)
     estimator = estimates.Estimator(
         target,
         request.folder,
@@ -323,6 +327,7 @@ def _report(request: Request, tell: Any) -> dict[str, Any]:
         )
     return {
         "target": target.text,
+        "hosts": meshes.hosts(mesh),
         "fits": None if request.programs else not made.why,
         "why": made.why,
         "changes": made.changes,

@@ -32,8 +32,8 @@ def differs(raw: page.Page) -> bool:
     return raw.placement.rollout != raw.placement.actor
 
 
-def placed(raw: page.Page, count: int) -> placement.Placement:
-    """On so many devices of one host.
+def placed(raw: page.Page, count: int, hosts: int = 1) -> placement.Placement:
+    """On so many devices of each host.
 
     Raises:
       ValueError: they are not there, or batches do not divide over them.
@@ -46,12 +46,12 @@ def placed(raw: page.Page, count: int) -> placement.Placement:
             f"mesh.fsdp={fsdp} does not divide the {len(found.actor)} devices of"
             f" placement.actor={section.actor}; choose a divisor of it"
         )
-    config.check_batches(raw, len(found.actor), 1, len(found.rollout))
+    config.check_batches(raw, len(found.actor) * hosts, hosts, len(found.rollout))
     return found
 
 
 def memory(
-    raw: page.Page, planned: Mapping[str, Any] | None, whole: Whole, count: int
+    raw: page.Page, planned: Mapping[str, Any] | None, whole: Whole, count: int, hosts: int = 1
 ) -> dict[str, Any]:
     """{"mode", "devices": [{"numbers", "roles", "resident", "total"}], "remarks"}, bytes of one of
     these devices.
@@ -59,9 +59,9 @@ def memory(
     Args:
       planned: fields of a plan of all devices in every role; None: nobody has made one.
       whole: what a device takes that plays with a copy.
-      count: devices of the target.
+      count: devices of a host.
     """
-    where = placed(raw, count)
+    where = placed(raw, count, hosts)
     found = {"mode": where.mode, "devices": [], "remarks": [*where.remarks(count, _in_turns(raw))]}
     if planned is None:
         found["remarks"].append("what its devices need is unknown: nothing fits in every role")

@@ -290,7 +290,7 @@ def measure(
     params, state = shapes.state(settings, mesh)
     resident = _resident(settings, mesh, state)
     args, context = shapes.decision(settings, mesh, prompt_tokens, env_spec, params)
-    count = shapes.kept_rows(settings, env_spec)
+    count = shapes.kept_rows(settings, mesh, env_spec)
     kept = count * shapes.size(context) // shapes.batch_size(settings)  # of one device
     host = kept * devices.playing(settings, mesh).size
     if settings.prefix_cache == "device":

@@ -30,7 +30,8 @@ def as_text(result: dict[str, Any]) -> str:
     """Choices, a line per program, and what a reader must know."""
     limit = result["limit"] / GB
     shape = " x ".join(map(str, result["choices"]["mesh"]))
-    lines = [f"{result['target']}, mesh (data x fsdp) {shape}, {limit:.2f} GB per device"]
+    of_hosts = f" on {result['hosts']} hosts" if result["hosts"] > 1 else ""
+    lines = [f"{result['target']}, mesh (data x fsdp) {shape}{of_hosts}, {limit:.2f} GB per device"]
     if result["fits"] is None:
         lines.append("some programs alone: whether a run fits was not asked")
     elif result["fits"]:

@@ -67,13 +67,14 @@ def batch_size(settings: config.Settings) -> int:
     return config.decision_batch(settings.raw, settings.raw.rollout.num_envs)
 
 
-def kept_rows(settings: config.Settings, env_spec: base.EnvSpec) -> int:
-    """Decisions of one iteration, and of those that are played ahead of it, at most."""
+def kept_rows(settings: config.Settings, mesh: jax.sharding.Mesh, env_spec: base.EnvSpec) -> int:
+    """Decisions of one iteration on a host, and of those that are played ahead of it, at most."""
     raw = settings.raw
     limit = actors.max_decisions(env_spec, settings.policy.model.action_chunk)
     # A buffer on the devices has room for replaced groups, too (train.py).
     on_device = settings.prefix_cache == "device"
-    episodes = hosts.most_episodes(raw) if on_device else hosts.episodes_per_iteration(raw)
+    episodes_of = hosts.most_episodes if on_device else hosts.episodes_per_iteration
+    episodes = episodes_of(raw, meshes.hosts(mesh))
     return episodes * limit * (raw.rollout.max_staleness + 1)
 
 
@@ -185,7 +186,7 @@ def sample_rows(settings: config.Settings, mesh: jax.sharding.Mesh) -> int:
 
     As many as a device takes at once, whatever the number of devices: the sample is the same.
     """
-    playing = devices.playing(settings, mesh).size * jax.process_count()
+    playing = devices.playing(settings, mesh).size * meshes.hosts(mesh)
     divisor = math.lcm(mesh.size, playing)
     return -(-settings.raw.algorithm.microbatch_size // divisor) * divisor
 
@@ -237,7 +238,7 @@ def evaluation(settings: config.Settings, mesh: jax.sharding.Mesh, args: tuple) 
 def kept(
     settings: config.Settings, mesh: jax.sharding.Mesh, env_spec: base.EnvSpec, context: object
 ) -> dict[str, Lowered]:
-    """The programs that keep prefixes on the devices, {"write", "read"}."""
+    """The programs that keep prefixes on the devices of a host, {"write", "read"}."""
     own = devices.playing(settings, mesh)
-    batch = settings.raw.algorithm.microbatch_rows(mesh.size)
-    return context_rows.Buffer(own).lower(context, kept_rows(settings, env_spec), batch)
+    batch = settings.raw.algorithm.microbatch_rows(mesh.size) // meshes.hosts(mesh)
+    return context_rows.Buffer(own).lower(context, kept_rows(settings, mesh, env_spec), batch)

@@ -26,7 +26,6 @@ TPU_ENVIRONMENT = {
 WHEELS = {"tpu": ("libtpu",), "cuda": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
 # Without a device nothing can be tried out, and XLA's Triton products need that.
 CUDA_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
-CHIPS_OF_A_BOARD = 8  # of v5e and v6e; slices up to this size are one host
 
 
 def devices(target: accelerators.Target) -> list[jax.Device]:
@@ -100,6 +99,6 @@ def _host_bounds(
     """How the chips of one host lie, where it is not libtpu's 2 x 2."""
     if target.count == 1:
         return {"chips_per_host_bounds": (1, 1, 1)}
-    if len(sides) == 2 and target.count <= CHIPS_OF_A_BOARD:
+    if len(sides) == 2 and target.hosts == 1:
         return {"chips_per_host_bounds": (*sides, 1)}
     return {}

@@ -128,8 +128,7 @@ def of_hosts(*rows):
     return jax.sharding.Mesh(np.array(devices, dtype=object), meshes.BATCH_AXES)
 
 
-def test_where_rows_lie_on_several_hosts_every_device_has_a_copy(monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
+def test_where_rows_lie_on_several_hosts_every_device_has_a_copy():
     within = of_hosts((0, 0), (1, 1))
     assert not meshes.spans_hosts(within)
     assert meshes.local(within).devices.tolist() == within.devices[1:].tolist()
@@ -139,9 +138,15 @@ def test_where_rows_lie_on_several_hosts_every_device_has_a_copy(monkeypatch):
     assert dict(own.shape) == {"data": 4, "fsdp": 1}
     # In the order of the rows that a host puts on the whole mesh.
     assert own.devices.flat[:].tolist() == over.local_devices
-    monkeypatch.setattr(jax, "process_count", lambda: 1)  # that compiles for both
-    assert meshes.local(within) is within
-    assert meshes.local(over).devices.flat[:].tolist() == over.devices.flat[:].tolist()
+    assert meshes.hosts(within) == meshes.hosts(over) == 2
+
+
+def test_who_compiles_for_several_hosts_is_one_of_them():
+    mesh = of_hosts((0, 0), (1, 1), (2, 2))
+    assert jax.process_count() == 1 and meshes.hosts(mesh) == 3
+    assert meshes.local(mesh).devices.tolist() == mesh.devices[1:2].tolist()
+    alone = of_hosts((1, 1))
+    assert meshes.local(alone) is alone
 
 
 def test_own_rows_follow_the_mesh_and_not_the_number_of_the_host():

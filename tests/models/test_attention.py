@@ -41,15 +41,19 @@ def test_layout_and_mask_are_those_of_the_library(fused, head_dim, dtype, limit)
     assert attention.fastest(head_dim, dtype) == "cudnn"
 
 
-def test_no_mask_is_kept_for_the_gradient():
-    """It would be as large as the logits of all heads, in every layer; and the gradient is that of
-    a selection all the same."""
+def _case():
+    """Queries, keys, values; what is seen; a cotangent."""
     draw = np.random.default_rng(0)
-    shapes = ((2, 6, 8, 16), (2, 9, 1, 16), (2, 9, 1, 16))
-    q, k, v = (jnp.asarray(draw.standard_normal(shape), jnp.float32) for shape in shapes)
+    shapes = ((2, 6, 8, 16), (2, 9, 1, 16), (2, 9, 1, 16), (2, 6, 8, 16))
+    *inputs, cotangent = (jnp.asarray(draw.standard_normal(shape), jnp.float32) for shape in shapes)
     query_BT = jnp.asarray(draw.integers(0, 3, (2, 6)), jnp.int32)
     key_BS = jnp.asarray(draw.integers(0, 4, (2, 9)), jnp.int32).at[:, 0].set(0)
-    sight = attention.Sight(query_BT, key_BS)
+    return inputs, attention.Sight(query_BT, key_BS), cotangent
+
+
+def test_nothing_as_large_as_the_logits_is_kept_for_the_gradient():
+    """Of all heads, in every layer; and the gradient is that of a selection all the same."""
+    (q, k, v), sight, cotangent = _case()
 
     def by_selection(q, k, v):
         logits = jnp.einsum("BTNh,BSKh->BNTS", q, k)
@@ -57,16 +61,45 @@ def test_no_mask_is_kept_for_the_gradient():
         return jnp.einsum("BNTS,BSKh->BTNh", jax.nn.softmax(logits), v)
 
     def ours(q, k, v):
-        return attention.attend(q, k, v, sight, "xla")
+        return attention.attend(q, [(k, v)], sight, "xla")
 
     out, pull = jax.vjp(ours, q, k, v)
     want, pull_back = jax.vjp(by_selection, q, k, v)
-    assert not [x for x in jax.tree.leaves(pull) if x.dtype == bool]
-    assert [x for x in jax.tree.leaves(pull_back) if x.dtype == bool]
+    logits = 2 * 8 * 6 * 9
+
+    def as_large(pull):
+        return [x for x in jax.tree.leaves(pull) if x.size == logits]
+
+    assert as_large(pull_back) and not as_large(pull)
     np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
-    cotangent = jnp.asarray(draw.standard_normal(out.shape), jnp.float32)
     for mine, theirs in zip(pull(cotangent), pull_back(cotangent), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_keys_in_parts_are_keys_together_and_a_part_has_a_gradient_of_its_own():
+    """Own keys behind those of a prefix, which needs none."""
+    (q, k, v), sight, cotangent = _case()
+
+    def in_parts(k_past, v_past, k_own, v_own):
+        return attention.attend(q, [(k_past, v_past), (k_own, v_own)], sight, "xla")
+
+    parts = (k[:, :7], v[:, :7], k[:, 7:], v[:, 7:])
+    out, pull = jax.vjp(in_parts, *parts)
+    want, pull_back = jax.vjp(lambda k, v: attention.attend(q, [(k, v)], sight, "xla"), k, v)
+    np.testing.assert_array_equal(out, want)
+    k_past, v_past, k_own, v_own = pull(cotangent)
+    of_k, of_v = pull_back(cotangent)
+    np.testing.assert_allclose(jnp.concatenate([k_past, k_own], axis=1), of_k, rtol=1e-5)
+    np.testing.assert_allclose(jnp.concatenate([v_past, v_own], axis=1), of_v, rtol=1e-5)
+
+    def flops(*by):
+        def slopes(*parts):
+            return jax.grad(lambda *parts: in_parts(*parts).sum(), by)(*parts)
+
+        return jax.jit(slopes).lower(*parts).compile().cost_analysis()["flops"]
+
+    saved = 2 * 2 * 2 * 8 * 6 * 7 * 16  # two products of queries and the prefix
+    assert flops(0, 1, 2, 3) - flops(2, 3) == pytest.approx(saved, rel=0.1)
 
 
 def test_what_computes_other_numbers_is_not_used(fused, caplog):

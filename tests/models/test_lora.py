@@ -7,7 +7,7 @@ import pytest
 
 from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec, types
-from pirl_jax.models import lora, pi0, remat, variants
+from pirl_jax.models import linear, lora, pi0, remat, variants
 
 ADAPTER = variants.LoraConfig(attn_rank=2, attn_alpha=3.0, ffn_rank=2)
 EQUATIONS = {
@@ -45,19 +45,22 @@ def test_rank_stabilised_scale_divides_by_the_root_of_the_rank(vectors):
     np.testing.assert_allclose(stabilised, plain * np.sqrt(2), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_feed_forward_equals_the_reference(vectors, platform, monkeypatch):
+@pytest.mark.parametrize("platform, many", [("cpu", False), ("tpu", False), ("tpu", True)])
+def test_feed_forward_equals_the_reference(vectors, platform, many, monkeypatch):
     monkeypatch.setattr(meshes, "platform", lambda: platform)
+    monkeypatch.setattr(linear, "_are_many", lambda x_RD: many)
     arrays = load(vectors, "lora_ffn/")
     np.testing.assert_allclose(
         lora.feed_forward(arrays, arrays["x"], ADAPTER), arrays["out"], rtol=1e-5, atol=1e-5
     )
 
 
+@pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("adapter", [None, ADAPTER])
-def test_gate_and_up_are_one_contraction_but_on_cpu(adapter, monkeypatch):
-    """No slice of the pair, and no product that recomputation does twice; rows and tokens are one
-    axis where they are widest."""
+def test_gate_and_up_are_one_contraction_but_on_cpu(adapter, many, monkeypatch):
+    """And of many rows, whose gradients never stand in one array.  No product that recomputation
+    does twice; rows and tokens are one axis where they are widest."""
+    monkeypatch.setattr(linear, "_are_many", lambda x_RD: many)
     params = spec.abstract(lora.feed_forward_specs(3, 8, 16, adapter))
     x_BTD = jax.ShapeDtypeStruct((2, 3, 8), jnp.float32)
 
@@ -72,10 +75,34 @@ def test_gate_and_up_are_one_contraction_but_on_cpu(adapter, monkeypatch):
         monkeypatch.setattr(meshes, "platform", lambda platform=platform: platform)
         text = str(jax.make_jaxpr(jax.grad(loss))(params, x_BTD))
         products[platform] = text.count("dot_general")
-        assert ("f32[1,8,16] = slice" in text) == (platform == "cpu")
         assert ("f32[2,3,16]" in text) == (platform == "cpu")
-    pairs = 3 if adapter else 1
-    assert products["cpu"] - products["tpu"] == 3 * pairs, "forward, and two gradients"
+        assert ("f32[1,8,16] = slice" in text) == (platform == "cpu" or many)
+        assert ("f32[2,6,16] = " in text) == (platform == "tpu" and not many)
+    pairs = 2 if adapter else 1  # the weights, and their factors A
+    assert products["cpu"] - products["tpu"] == (0 if many else 3 * pairs), "forward, two gradients"
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_gradients_of_gate_and_up_are_those_of_two_products(many, monkeypatch):
+    """And by float32 weights they are not rounded to the rows' bfloat16."""
+    monkeypatch.setattr(linear, "_are_many", lambda x_RD: many)
+    draw = np.random.default_rng(0)
+    x_RD, *ys = (jnp.asarray(draw.normal(size=(5, size)), "bfloat16") for size in (3, 4, 4))
+    w_ZDW = jnp.asarray(draw.normal(size=(2, 3, 4)), jnp.float32)
+
+    def apart(x_RD, w_ZDW):
+        return tuple(x_RD.astype(jnp.float32) @ w_DW for w_DW in w_ZDW.astype("bfloat16"))
+
+    got, pull = jax.vjp(linear.side_by_side, x_RD, w_ZDW)
+    want, pull_apart = jax.vjp(apart, x_RD, w_ZDW.astype("bfloat16").astype(jnp.float32))
+    of_x, of_w = pull(tuple(ys))
+    want_x, _ = pull_apart(tuple(y.astype(jnp.float32) for y in ys))
+    for mine, exact in zip(got, want, strict=True):
+        np.testing.assert_allclose(mine.astype(jnp.float32), exact, rtol=0.01, atol=0.03)
+    np.testing.assert_allclose(of_x.astype(jnp.float32), want_x, rtol=0.01, atol=0.06)
+    assert of_w.dtype == jnp.float32
+    exact_w = np.stack([np.asarray(x_RD, np.float32).T @ np.asarray(y, np.float32) for y in ys])
+    np.testing.assert_allclose(of_w, exact_w, rtol=1e-5, atol=1e-5)
 
 
 def test_frozen_parameters_equal_the_reference(case):

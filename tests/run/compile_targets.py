@@ -15,6 +15,7 @@ import sys
 import jax
 import jax.numpy as jnp
 
+from pirl_jax.core import mesh as meshes
 from pirl_jax.envs import base
 from pirl_jax.learner import state as states
 from pirl_jax.policy import flops
@@ -107,9 +108,22 @@ def too_large(target: accelerators.Target, device: jax.Device) -> dict[str, obje
         return {"refused": str(error)}
 
 
+def hosts_of_slices() -> dict[str, list[int]]:
+    """{slice: what its text says of hosts, what libtpu does, devices of the one that plans}"""
+    found = {}
+    if topology.missing_wheel("tpu"):
+        return found
+    for text in ("tpu:v5e:2x4", "tpu:v5e:4x4", "tpu:v5p:2x2x1", "tpu:v5p:2x2x4"):
+        target = accelerators.parse(text)
+        mesh = topology.mesh(target, -1, 4)
+        found[text] = [target.hosts, meshes.hosts(mesh), meshes.local(mesh).size]
+    return found
+
+
 def main(target: accelerators.Target, folder: pathlib.Path) -> None:
     devices = topology.devices(target)
     (folder / "too_large.txt").write_text(json.dumps(too_large(target, devices[0])))
+    (folder / "hosts.txt").write_text(json.dumps(hosts_of_slices()))
     for name, case in PROGRAMS.items():
         rows = ROWS_PER_DEVICE[target.platform] * len(devices)
         made = settings(rows, case.fsdp)

@@ -54,6 +54,23 @@ def test_a_shape_that_no_such_chip_comes_in_is_a_sentence(text, remedy):
         accelerators.parse(text)
 
 
+@pytest.mark.parametrize(
+    "text, hosts",
+    [
+        ("tpu:v5e:1", 1),
+        ("tpu:v5e:2x4", 1),
+        ("tpu:v5e:4x4", 4),
+        ("tpu:v5p:2x2x1", 1),
+        ("tpu:v5p:4x4x4", 16),
+        ("cuda:h100:8", 1),
+    ],
+)
+def test_larger_slices_stand_in_several_hosts_and_say_so(text, hosts):
+    target = accelerators.parse(text)
+    assert target.hosts == hosts
+    assert (f"one of {hosts} hosts" in " ".join(target.notes)) == (hosts > 1)
+
+
 def test_a_gpu_gives_a_run_what_jax_takes_of_it(monkeypatch):
     chip = accelerators.parse("cuda:h100:8").chip
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")

@@ -43,7 +43,7 @@ def _programs(**changes):
     programs = {}
     for name, seconds in times.items():
         programs[name] = {"estimated_s": seconds, "roofline_s": seconds / 2, "exchange_s": 0.0}
-    return {"programs": programs | changes, "choices": {"mesh": [1, 1]}}
+    return {"programs": programs | changes, "choices": {"mesh": [1, 1]}, "hosts": 1}
 
 
 def _iteration(settings, result, share=1.0, speed=8.0):
@@ -65,6 +65,22 @@ def test_an_iteration_by_hand(settings):
     assert made["iteration_s"] == pytest.approx(total)
     assert made["devices_idle"] == pytest.approx(1 - (decide + learn + step) / total)
     assert made["days"] == pytest.approx(100 * total / 86400)
+
+
+def test_every_host_decides_for_its_share_and_all_learn_together(settings):
+    """Two hosts of one device: half the decisions each, and microbatches of both."""
+    alone = _iteration(settings, _programs())
+    made = _iteration(settings, _programs() | {"choices": {"mesh": [2, 1]}, "hosts": 2})
+    seconds = [line["seconds"] for line in made["lines"]]
+    play, decide, learn, step = (line["seconds"] for line in alone["lines"])
+    assert seconds == [play, decide / 2, learn / 2, step], "cores are those of all hosts"
+    # The loop event by event is that of one host, whose share of the cores is one.
+    half = config.changed(
+        settings, {"rollout.episodes_per_iteration": 2, "algorithm.minibatch_size": 8}
+    )
+    one = capacity.Simulators(1, 8.0, "given")
+    of_one = capacity.iteration(half, ENV, _programs(), one, 1.0, 0.25)
+    assert made["placements"] == of_one["placements"]
 
 
 def test_a_placement_stands_beside_shared_devices(settings):

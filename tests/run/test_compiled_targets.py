@@ -35,6 +35,7 @@ class OnTarget(NamedTuple):
     target: accelerators.Target
     programs: dict[str, Compiled]
     too_large: dict[str, Any]  # what became of a program that cannot fit
+    hosts: dict[str, list[int]]  # compile_targets.hosts_of_slices
     errors: str  # what the compiler wrote to stderr
 
 
@@ -65,7 +66,8 @@ def compiled(request, tmp_path_factory):
         program = hlo.Program(path.with_suffix(".hlo").read_text())
         programs[path.stem] = Compiled(estimates.from_dict(facts["estimate"]), program, facts)
     too_large = json.loads((folder / "too_large.txt").read_text())
-    return OnTarget(target, programs, too_large, done.stderr)
+    hosts = json.loads((folder / "hosts.txt").read_text())
+    return OnTarget(target, programs, too_large, hosts, done.stderr)
 
 
 def test_the_partitioner_never_gives_up(compiled):
@@ -166,6 +168,14 @@ def test_products_are_those_of_the_network(compiled):
     for name in ("decision", "microbatch"):
         program = compiled.programs[name]
         assert program.estimate.flops == pytest.approx(program.facts["counted flops"], rel=0.005)
+
+
+def test_a_slice_stands_in_the_hosts_that_its_text_says(compiled):
+    """And who plans is one of them."""
+    for text, (said, found, own) in compiled.hosts.items():
+        assert said == found, text
+        assert own * found == accelerators.parse(text).count, text
+    assert compiled.target.platform != "tpu" or compiled.hosts["tpu:v5e:4x4"] == [4, 4, 4]
 
 
 def test_what_is_too_large_is_an_answer(compiled):

@@ -115,6 +115,7 @@ def _result(**changes):
     }
     result = {
         "target": "tpu:v5e:2x4",
+        "hosts": 1,
         "fits": True,
         "why": "",
         "changes": {},

@@ -127,7 +127,8 @@ def test_open_choices_are_filled_in(mesh, need):
         == (made.microbatch_size, made.prefix_cache)
     )
     smaller, made = plan.choose(settings, mesh, PROMPT, ENV, limit=need.total)
-    assert made.fits and smaller.raw.algorithm.microbatch_size == 8
+    # Of which the rollout needs most: room enough for twice the rows in an update.
+    assert made.fits and smaller.raw.algorithm.microbatch_size == 16
 
 
 def test_prefixes_that_fit_nowhere_are_computed_again(mesh, need, monkeypatch):
@@ -220,7 +221,7 @@ def test_prefixes_on_the_device_count_with_what_moves_them(mesh, need):
     settings = _settings(rollout__prefix_cache="device")
     made = plan.measure(settings, mesh, PROMPT, ENV)
     assert made.resident["prefix cache"] == need.host and not made.host
-    rows = shapes.kept_rows(settings, ENV)
+    rows = shapes.kept_rows(settings, mesh, ENV)
     assert rows == 2 * settings.raw.rollout.episodes_per_iteration
     # A microbatch of rows is what comes out of a reading.
     assert made.work["reading kept prefixes"] >= 8 * need.host // rows
