@@ -90,8 +90,8 @@ SOURCES = {
         "18 demonstrations": "18 demonstrations",
     },
     "benchmarks.md": {
-        "37 times (π0)": "| 37x |",
-        "219 times (π0.5)": "| 219x |",
+        "39 times (π0)": "| 39x |",
+        "228 times (π0.5)": "| 228x |",
         "3.4 times less time": "3.3 (3.4x)",
         "27 times faster": "119 (27x)",
         "246 GB as published, 31 GB": "| 246 (goal 329) |",
