@@ -686,9 +686,7 @@ def test_demonstrations_that_all_fail(tmp_path, capsys):
 
 
 def test_a_process_of_demonstrations_that_dies(tmp_path, capfd, monkeypatch):
-    dying = types.SimpleNamespace(
-        env_factory=lambda settings: faulty.dying, layouts=teach.simulators.layouts
-    )
+    dying = types.SimpleNamespace(env_factory=lambda settings: faulty.dying)
     monkeypatch.setattr(teach, "simulators", dying)
     with pytest.raises(SystemExit) as exit_:
         start("quickstart.py", tmp_path, sft__demonstrations=1)

@@ -5,24 +5,31 @@ that it is asked; and where it never succeeds reinforcement learning has nothing
 Refuses to know how they are demonstrated, and whose objects lie where.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 ORDERS = ("random", "covering")
 
 
 def choose(
-    layouts_ND: np.ndarray, count: int, order: str, generator: np.random.Generator
+    starts_N: np.ndarray,
+    count: int,
+    order: str,
+    generator: np.random.Generator,
+    layouts: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """Which `count` of N start states are demonstrated -> their places [count], all different.
+    """Which `count` of N start states are demonstrated -> [count], all different.
 
     Args:
-      layouts_ND: where things lie in each of them, in any units.
       order: of ORDERS.
+      layouts: start states [N] -> where things lie in each of them [N,D], in any units; asked only
+        where the order needs it.
     """
-    drawn = generator.choice(len(layouts_ND), count, replace=False)
-    if order == "random":
-        return drawn
-    return _representative(_distances(layouts_ND), drawn)
+    places_K = generator.choice(len(starts_N), count, replace=False)
+    if order == "covering":
+        places_K = _representative(_distances(layouts(starts_N)), places_K)
+    return starts_N[places_K]
 
 
 def _distances(layouts_ND: np.ndarray) -> np.ndarray:
@@ -42,33 +49,25 @@ def _representative(distances_NN: np.ndarray, chosen_K: np.ndarray) -> np.ndarra
     Support points (Mak & Joseph, arXiv:1609.01811), taken of the N themselves.
     """
     chosen_K = chosen_K.copy()
-    count = len(chosen_K)
     to_all_N = distances_NN.mean(1)
-    least = _energy(distances_NN, to_all_N, chosen_K)
     improves = True
     while improves:
         improves = False
-        for k in range(count):
-            others = np.delete(chosen_K, k)
-            energy_N = _energy_with_each(distances_NN, to_all_N, others)
+        for k, current in enumerate(chosen_K):
+            energy_N = _energy_with_each(distances_NN, to_all_N, np.delete(chosen_K, k))
             best = int(energy_N.argmin())
-            if energy_N[best] < least - 1e-9:
+            if energy_N[best] < energy_N[current] - 1e-9:
                 chosen_K[k] = best
-                least = energy_N[best]
                 improves = True
     return chosen_K
-
-
-def _energy(distances_NN: np.ndarray, to_all_N: np.ndarray, chosen_K: np.ndarray) -> float:
-    """Energy distance between the chosen and all, without the term that is the same for all."""
-    within = distances_NN[np.ix_(chosen_K, chosen_K)].mean()
-    return 2 * to_all_N[chosen_K].mean() - within
 
 
 def _energy_with_each(
     distances_NN: np.ndarray, to_all_N: np.ndarray, others: np.ndarray
 ) -> np.ndarray:
-    """`_energy` of the others and one more, for each of N; infinite for the others themselves."""
+    """Energy distance to all of the others and one more, for each of N, without the term that is
+    the same for all; infinite for the others themselves.
+    """
     count = len(others) + 1
     outside_N = 2 * (to_all_N[others].sum() + to_all_N) / count
     among_others = distances_NN[np.ix_(others, others)].sum()

@@ -83,13 +83,14 @@ def _jobs(settings: config.Settings, playable: starts.Starts) -> list[tuple[int,
     for task in playable.tasks:
         generator = np.random.default_rng([settings.raw.seed, task])
         train = np.array(playable.train)
-        places = demonstrated.choose(
-            simulators.layouts(settings, task, train),
+        init_states = demonstrated.choose(
+            train,
             settings.raw.sft.demonstrations,
             settings.raw.sft.starts,
             generator,
+            lambda chosen, task=task: simulators.layouts(settings, task, chosen),
         )
-        parts = np.array_split(train[places], settings.raw.env.num_workers)
+        parts = np.array_split(init_states, settings.raw.env.num_workers)
         jobs += [(task, part) for part in parts if len(part)]
     return jobs
 
