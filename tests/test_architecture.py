@@ -4,6 +4,7 @@ Every test collects all violations and shows them together.
 """
 
 import ast
+import os
 import pathlib
 import re
 import subprocess
@@ -240,16 +241,31 @@ def test_every_module_says_what_it_is():
     assert not wrong, wrong
 
 
-def test_no_path_of_one_machine_in_the_repository():
+@pytest.fixture(scope="module")
+def tracked():
+    """Names of the files in the repository."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     listing = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     )
+    return list(filter(None, listing.stdout.split("\0")))
+
+
+def test_links_lead_to_files_of_the_repository(tracked):
+    for name in tracked:
+        link = ROOT / name
+        if link.is_symlink():
+            target = os.path.normpath(link.parent / os.readlink(link))
+            inside = os.path.relpath(target, ROOT)
+            assert any(f"{other}/".startswith(f"{inside}/") for other in tracked), name
+
+
+def test_no_path_of_one_machine_in_the_repository(tracked):
     # Written so that this file does not match itself.
     machine_path = re.compile(rb"(?<![\w.])/(?:work|root|home/\w+)/")
     wrong = []
-    for name in filter(None, listing.stdout.split("\0")):
+    for name in tracked:
         lines = (ROOT / name).read_bytes().split(b"\n") if (ROOT / name).is_file() else []
         wrong += [
             f"{name}:{number}" for number, line in enumerate(lines, 1) if machine_path.search(line)

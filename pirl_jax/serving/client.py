@@ -4,14 +4,15 @@ A server that is lost is looked for again; whatever else it does wrong is one se
 know what computes there, and does not trust it.
 """
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import Coroutine, Iterator, Sequence
 import contextlib
 import dataclasses
 import itertools
 import logging
 import socket
 import ssl
-import struct
+import threading
 import time
 from typing import Any
 import urllib.parse
@@ -19,7 +20,7 @@ import urllib.parse
 import numpy as np
 from openpi_client import msgpack_numpy
 from websockets import exceptions, frames
-from websockets.sync import client
+from websockets.asyncio import client
 
 from pirl_jax.core import endings
 from pirl_jax.envs import base
@@ -29,6 +30,7 @@ from pirl_jax.serving import messages, metadata, requests
 
 IMAGE_SIZE_PX = 224  # what openpi's client sends to a server that names no size
 MAX_IMAGE_SIZE_PX = 2048
+# A server that computes in its event loop, as openpi's does, greets when it is done.
 GREETING_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 600.0  # openpi's server compiles at its first request
 CLOSE_TIMEOUT_S = 2.0
@@ -59,6 +61,45 @@ class _Lost(Exception):
     """A connection is gone: worth another attempt."""
 
 
+class _Loop:
+    """An event loop in a thread of its own: it answers pings while nobody asks anything.
+
+    All of a connection happens in this one thread.  Two that read and write one TLS connection at
+    the same time corrupt it, and not every CPython keeps them apart.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._work, name="connections", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        self._loop.run_forever()
+        self._loop.run_until_complete(self._wind_up())
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+    async def _wind_up(self) -> None:
+        """What still runs serves connections that are gone."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """The result of `work`, which ends with whoever waits for it."""
+        running = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return running.result()
+        except BaseException:
+            running.cancel()
+            raise
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+
 @dataclasses.dataclass
 class Remote:
     """Open connections to one server; a question goes over a connection of its own."""
@@ -69,6 +110,7 @@ class Remote:
     tls: ssl.SSLContext | None  # None: a server at ws://
     greeting: Any = None  # the server's metadata, whatever it sent
     opened: list[client.ClientConnection] = dataclasses.field(default_factory=list)
+    loop: _Loop = dataclasses.field(default_factory=_Loop)
 
     @property
     def name(self) -> str:
@@ -81,32 +123,46 @@ class Remote:
         Raises:
             OSError, ValueError, exceptions.WebSocketException: there is no such server.
         """
-        headers = {"Authorization": f"Api-Key {self.api_key}"} if self.api_key else None
         try:
-            for _ in range(self.count):
-                connecting = client.connect(
-                    self.url,
-                    compression=None,
-                    max_size=MAX_ANSWER_BYTES,
-                    ping_interval=None,
-                    close_timeout=CLOSE_TIMEOUT_S,
-                    additional_headers=headers,
-                    ssl=self.tls,
-                )
-                self.opened.append(connecting.__enter__())
-                _bound_waiting(self.opened[-1].socket)
-            greetings = [each.recv(timeout=GREETING_TIMEOUT_S) for each in self.opened]
+            greetings = self.loop.run(self._connect())
             self.greeting = messages.unpack(greetings[0], any_key=True)  # the others say the same
         except BaseException:
-            self.close()
+            self.drop()
             raise
 
-    def close(self) -> None:
+    async def _connect(self) -> list[str | bytes]:
+        """What the server says first over each of the new connections."""
+        headers = {"Authorization": f"Api-Key {self.api_key}"} if self.api_key else None
+        for _ in range(self.count):
+            connection = await client.connect(
+                self.url,
+                compression=None,
+                max_size=MAX_ANSWER_BYTES,
+                open_timeout=GREETING_TIMEOUT_S,
+                ping_interval=None,
+                close_timeout=CLOSE_TIMEOUT_S,
+                additional_headers=headers,
+                ssl=self.tls,
+            )
+            self.opened.append(connection)
+            _watch(connection.transport.get_extra_info("socket"))
+        async with asyncio.timeout(GREETING_TIMEOUT_S):
+            return [await connection.recv() for connection in self.opened]
+
+    def drop(self) -> None:
         """Every connection; a server that does not answer is not waited for."""
+        self.loop.run(self._abort())
+
+    async def _abort(self) -> None:
         for connection in self.opened:
             # A closing handshake would wait for each of them in turn.
-            connection.close_socket()
+            connection.transport.abort()
         self.opened = []
+
+    def close(self) -> None:
+        """The connections, and what serves them."""
+        self.drop()
+        self.loop.close()
 
     def ask(self, questions: Sequence[bytes]) -> list[Any]:
         """Answers to at most `count` questions, in their order.
@@ -120,9 +176,9 @@ class Remote:
             try:
                 if not self.opened:
                     self._reopen()
-                return self._exchange(questions)
+                return self.loop.run(self._exchange(questions))
             except _Lost as loss:
-                self.close()
+                self.drop()
                 now_s = time.monotonic()
                 if first_loss_s is None:
                     first_loss_s = now_s
@@ -157,14 +213,17 @@ class Remote:
                 f"was served before, {CONTINUE}"
             )
 
-    def _exchange(self, questions: Sequence[bytes]) -> list[Any]:
+    async def _exchange(self, questions: Sequence[bytes]) -> list[Any]:
         """All questions at once: the server may make a batch of them."""
         asked = self.opened[: len(questions)]
-        deadline_s = time.monotonic() + ANSWER_TIMEOUT_S
         try:
-            for connection, question in zip(asked, questions, strict=True):
-                connection.send(question)
-            return [self._answer(connection, deadline_s) for connection in asked]
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                for connection, question in zip(asked, questions, strict=True):
+                    await connection.send(question)
+                return [self._answer(await connection.recv()) for connection in asked]
+        except TimeoutError as error:
+            text = f"no answer came in {ANSWER_TIMEOUT_S:.0f} s; start it again, {CONTINUE}"
+            raise self.failure(text) from error
         except exceptions.ConnectionClosed as closed:
             if closed.sent and closed.sent.code in BROKEN and not closed.rcvd:
                 text = f"the server broke the protocol ({reason(closed)}); mend it, {CONTINUE}"
@@ -176,12 +235,7 @@ class Remote:
         except OSError as error:
             raise _Lost(reason(error)) from error
 
-    def _answer(self, connection: client.ClientConnection, deadline_s: float) -> Any:
-        try:
-            reply = connection.recv(timeout=max(0.0, deadline_s - time.monotonic()))
-        except TimeoutError as error:
-            text = f"no answer came in {ANSWER_TIMEOUT_S:.0f} s; start it again, {CONTINUE}"
-            raise self.failure(text) from error
+    def _answer(self, reply: str | bytes) -> Any:
         if isinstance(reply, str):
             # openpi's server sends a traceback, whose last line says it.
             last = next(filter(str.strip, reversed(reply.splitlines())), "nothing")
@@ -209,6 +263,14 @@ def connect(
         raise ValueError("--api-key has characters that no HTTP header takes; give it as it is")
     remote = Remote(url, api_key, count, tls)
     try:
+        _reach(remote)
+        yield remote
+    finally:
+        remote.close()
+
+
+def _reach(remote: Remote) -> None:
+    try:
         remote.open()
     except (OSError, ValueError, OverflowError, EOFError, exceptions.WebSocketException) as error:
         remedy = (
@@ -220,10 +282,6 @@ def connect(
         raise ValueError(
             f"--policy={remote.name} cannot be reached ({reason(error)}); {remedy}"
         ) from error
-    try:
-        yield remote
-    finally:
-        remote.close()
 
 
 def public(url: str) -> str:
@@ -249,10 +307,8 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def _bound_waiting(connected: socket.socket) -> None:
-    """Neither a server that reads nothing nor a machine that is gone is waited for endlessly."""
-    seconds = struct.pack("ll", int(ANSWER_TIMEOUT_S), 0)
-    connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
+def _watch(connected: socket.socket) -> None:
+    """A machine that is gone is noticed by the kernel."""
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in KEEPALIVE:
         connected.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -3,7 +3,9 @@
 import contextlib
 import shutil
 import socket
+import ssl
 import subprocess
+import threading
 
 import pytest
 
@@ -66,6 +68,24 @@ def encrypted(authority):
 
 def test_a_client_that_trusts_the_authority_is_served(authority, encrypted):
     assert asked(encrypted, authority=authority("ca.pem")).shape == (1, 5, 7)
+
+
+def test_one_thread_reads_and_writes_a_connection(authority, encrypted, monkeypatch):
+    """Two of them lost one handshake in two hundred on a busy machine."""
+    threads = {}
+
+    def noting(function):
+        def note(self, *arguments, **options):
+            threads.setdefault(self, set()).add(threading.get_ident())
+            return function(self, *arguments, **options)
+
+        return note
+
+    for kind, names in ((ssl.SSLSocket, ("recv", "send")), (ssl.SSLObject, ("read", "write"))):
+        for name in names:
+            monkeypatch.setattr(kind, name, noting(getattr(kind, name)))
+    asked(encrypted, authority=authority("ca.pem"))
+    assert threads and all(len(idents) == 1 for idents in threads.values()), threads
 
 
 def test_a_client_trusts_nobody_else(authority, encrypted):
