@@ -7,7 +7,7 @@ import pytest
 
 from pirl_jax.envs.libero import files
 from pirl_jax.envs.tabletop import suite as tabletop
-from pirl_jax.recipes import quickstart
+from pirl_jax.recipes import tabletop_small
 from pirl_jax.run import config, demonstrated, simulators
 
 
@@ -89,7 +89,7 @@ def test_start_states_that_are_all_alike_are_chosen_all_the_same():
 
 
 def test_layouts_of_tabletop_are_where_its_objects_are_placed():
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     found = simulators.layouts(config.settings(page), 0, np.array([7, 11]))
     placed = tabletop.placement(0, 11, page.env.spread)
     assert found.shape == (2, 3 * len(placed))
@@ -97,7 +97,7 @@ def test_layouts_of_tabletop_are_where_its_objects_are_placed():
 
 
 def test_layouts_of_libero_are_its_stored_start_states():
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.env.suite = "libero_object"
     page.env.render_quality = "exact"
     settings = config.settings(page)
