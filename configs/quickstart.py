@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
         critic_warmup_iterations=0,
     )
     config.optim.update(schedule="cosine", decay_steps=80, min_lr_ratio=0.1)
-    config.sft.update(demonstrations=10, starts="covering", augment=True)
+    config.sft.update(demonstrations=14, starts="covering", augment=True)
     config.eval.update(episodes_per_task=150, every=20, episodes_during_training=50, num_videos=6)
     config.run.directory = "runs/quickstart"
     return config

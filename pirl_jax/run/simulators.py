@@ -64,17 +64,19 @@ def env_factory(settings: config.Settings) -> Callable[[], base.Env]:
 
 
 def layouts(settings: config.Settings, task: int, init_states: np.ndarray) -> np.ndarray:
-    """Where things lie in each start state of a task that has an expert, [N, numbers].
+    """Where the things that a task is about lie in each start state, [N, numbers].
 
-    tabletop: x, y (m) and yaw (rad) of each object; LIBERO: `files.init_states`.
+    tabletop: x and y (m) of what is to be moved and of where to; LIBERO: `files.init_states`.
     """
     env = settings.raw.env
     if env.suite != "tabletop":
         return files.init_states(env.suite, task)[init_states]
     from pirl_jax.envs.tabletop import suite as tabletop
 
+    of_task = list(tabletop.TASKS.values())[task]
+    names = [name for name in (of_task.manipulated, of_task.goal) if name]
     placed = [tabletop.placement(task, int(number), env.spread) for number in init_states]
-    return np.array([np.concatenate(list(places.values())) for places in placed])
+    return np.array([[x for name in names for x in places[name][:2]] for places in placed])
 
 
 def expert_factory(settings: config.Settings) -> Callable[[], base.Env]:
