@@ -23,6 +23,7 @@ from openpi_client import action_chunk_broker, image_tools, msgpack_numpy, webso
 import psutil
 import pytest
 from websockets import exceptions
+from websockets.sync import client as plain
 
 from pirl_jax import evaluate, serve
 from pirl_jax.core import mesh as meshes
@@ -386,7 +387,7 @@ def nuisance(port):
     def work():
         whole = msgpack_numpy.packb(observation(99))
         while not stop.is_set():
-            with client.client.connect(f"ws://127.0.0.1:{port}", compression=None) as connection:
+            with plain.connect(f"ws://127.0.0.1:{port}", compression=None) as connection:
                 connection.recv()
                 if len(rounds) % 3 < 2:
                     # A binary frame of 16 bits length, masked with zeros; the first time without

@@ -184,6 +184,7 @@ def changed(page, name, value):
 )
 def test_a_bad_value_is_named_with_its_remedy(name, value, remedy):
     page = tabletop_small.get_config()
+    page.optim.update(schedule="cosine", decay_steps=40)
     page.model.update(NEEDED.get(name, {}))
     with pytest.raises(ValueError) as error:
         learnable.check(config.settings(changed(page, name, value)).raw)
