@@ -108,7 +108,7 @@ def test_layouts_of_tabletop_are_where_lies_what_the_task_is_about(task, names):
         ("libero_object", 2, 2),
         ("libero_spatial", 5, 2),
         ("libero_goal", 0, 0),
-        ("libero_goal", 5, 2),
+        ("libero_goal", 5, 1),
     ],
 )
 def test_layouts_of_libero_are_where_its_objects_of_interest_stand(
