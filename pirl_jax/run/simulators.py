@@ -81,7 +81,10 @@ def layouts(settings: config.Settings, task: int, init_states: np.ndarray) -> np
     of_task = list(tabletop.TASKS.values())[task]
     names = [name for name in (of_task.manipulated, of_task.goal) if name]
     placed = [tabletop.placement(task, int(number), env.spread) for number in init_states]
-    return np.array([[x for name in names for x in places[name][:2]] for places in placed])
+    things = []
+    for name in names:
+        things.append([places[name][:2] for places in placed])
+    return np.concatenate(things, axis=1)
 
 
 def _columns_of_interest(bddl: pathlib.Path) -> list[int]:
