@@ -7,8 +7,8 @@
     python -m pirl_jax.bench targets --output FILE.json [--resume] [--targets cuda:h100:8]
     python -m pirl_jax.bench update|rollout|latency [--recipes ...] [--size full|scaled]
                                                     [--batch 32]
-    python -m pirl_jax.bench end2end [--recipe tabletop_small] [--iterations 4]
-    python -m pirl_jax.bench async [--recipes tabletop_small,libero_small] [--record]
+    python -m pirl_jax.bench end2end [--recipe quickstart] [--iterations 4]
+    python -m pirl_jax.bench async [--recipes quickstart,libero_small] [--record]
     python -m pirl_jax.bench placements
 
 All take [--repeats 5] [--output FILE.json].

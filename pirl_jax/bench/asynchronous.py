@@ -26,7 +26,7 @@ MODELLED = ("iteration", "env", "inference", "update", "idle")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipes",
-        default="tabletop_small,libero_small",
+        default="quickstart,libero_small",
         help="recipes that teach their model themselves, separated by commas",
     )
     parser.add_argument(

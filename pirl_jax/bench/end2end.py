@@ -21,7 +21,7 @@ VARIANTS = {"baseline": WITHOUT, "ours": {}}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--recipe", default="tabletop_small", help="a recipe that teaches its model itself"
+        "--recipe", default="quickstart", help="a recipe that teaches its model itself"
     )
     parser.add_argument(
         "--iterations",

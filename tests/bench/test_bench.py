@@ -211,7 +211,7 @@ def test_the_table_of_stale_iterations_has_what_either_has():
         "in turns": {"iteration": 10.0, "env": 6.0, "workers idle": 0.25},
         "stale by 1": {"iteration": 8.0, "env": 4.0, "gate_wait": 0.125, "workers idle": 0.03},
     }
-    text = asynchronous.as_text({"tabletop_small": rows})
+    text = asynchronous.as_text({"quickstart": rows})
     assert "1.25 times faster" in text
     header, _, in_turns, stale = text.splitlines()[1:5]
     assert "gate_wait" in header and "-" in in_turns and "0.125" in stale
@@ -220,9 +220,7 @@ def test_the_table_of_stale_iterations_has_what_either_has():
 def test_one_recipe_is_recorded_at_a_time():
     parser = argparse.ArgumentParser()
     asynchronous.add_arguments(parser)
-    with pytest.raises(
-        ValueError, match="--record has one recipe, not --recipes=tabletop_small,lib"
-    ):
+    with pytest.raises(ValueError, match="--record has one recipe, not --recipes=quickstart,lib"):
         asynchronous.run(parser.parse_args(["--record"]))
 
 
