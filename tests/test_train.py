@@ -625,32 +625,6 @@ def tabletop(tmp_path_factory):
     )
 
 
-@pytest.mark.slow
-def test_the_quickstart_in_small(tmp_path):
-    """Its own algorithm: groups, some of which count, and no critic."""
-    run = start(
-        "quickstart.py",
-        tmp_path,
-        num_iterations=1,
-        model__size="tiny",
-        model__image_size_px=16,
-        env__image_size_px=32,
-        sft__demonstrations=2,
-        sft__steps=4,
-        sft__batch_size=8,
-        rollout__episodes_per_iteration=16,
-        algorithm__max_episodes_per_iteration=32,
-        eval__episodes_per_task=2,
-        eval__num_videos=1,
-        eval__every=0,
-    )
-    (row,) = [row for row in log.read(run) if "actor/updates" in row]
-    kept, dropped = row["rollout/groups_kept"], row["rollout/groups_dropped"]
-    assert kept + dropped == row["rollout/groups"] == row["env/num_trajectories"] / 8
-    assert 2 <= row["rollout/groups"] <= 4
-    assert not [name for name in row if name.startswith("critic/")]
-
-
 def test_what_a_run_leaves_behind(tabletop):
     for name in (
         "config.json",
