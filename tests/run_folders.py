@@ -7,12 +7,12 @@ import json
 
 from pirl_jax.core import atomic
 from pirl_jax.monitor import report
-from pirl_jax.recipes import quickstart
+from pirl_jax.recipes import tabletop_small
 
 TASKS = ("lift the red cube", "push the blue ball")
 START = {
     "first_iteration": 0,
-    "command": ["/somewhere/train.py", "--config", "configs/quickstart.py"],
+    "command": ["/somewhere/train.py", "--config", "configs/tabletop_small.py"],
     "git": "abc",
     "python": "3.11",
     "platform": "p",
@@ -75,8 +75,8 @@ def rows(count):
 
 
 def run(folder, before=3, after=6, iterations=4, finished=True, start=START, **fields):
-    """A run of the quickstart; fields: section__field=value of its configuration."""
-    page = quickstart.get_config()
+    """A run of tabletop_small; fields: section__field=value of its configuration."""
+    page = tabletop_small.get_config()
     page.num_iterations = iterations
     for name, value in fields.items():
         section, field = name.split("__")

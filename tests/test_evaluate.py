@@ -17,7 +17,7 @@ from pirl_jax.core import mesh as meshes
 from tests.serving import conftest
 
 ROOT = pathlib.Path(__file__).parents[1]
-QUICKSTART = str(ROOT / "configs/quickstart.py")
+RECIPE = str(ROOT / "configs/tabletop_small.py")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_the_command_repeats_the_last_evaluation_of_the_run(tmp_path, one_device
         "run.directory": run,
         "run.compilation_cache": "",
     }
-    train.main(["train", "--config", QUICKSTART, *overrides(fields)])
+    train.main(["train", "--config", RECIPE, *overrides(fields)])
     capsys.readouterr()
     evaluate.main(["evaluate", "--checkpoint", str(run / "checkpoints")])
     said, folder = capsys.readouterr().out, run / "evaluation/checkpoint_1"
@@ -101,7 +101,7 @@ def play(policy, output, *arguments, **fields):
         [
             "evaluate",
             "--config",
-            QUICKSTART,
+            RECIPE,
             "--policy",
             policy,
             "--output",
@@ -154,7 +154,7 @@ def test_a_killed_evaluation_continues_where_it_stopped(tmp_path, capfd, number,
         "-m",
         "pirl_jax.evaluate",
         "--config",
-        QUICKSTART,
+        RECIPE,
         "--policy",
         "random",
         "--output",

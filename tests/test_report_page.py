@@ -92,7 +92,7 @@ def test_every_section_is_there(shown):
     assert "gained, 0 lost, McNemar p = 0.031" in page.locator("#change-words").inner_text()
     assert "8 ran out of time at 50" in page.locator("#failures-words").inner_text()
     assert "simulators replaced" in page.locator("#faults").inner_text()
-    assert "the recipe quickstart" in page.locator("#settings-words").inner_text()
+    assert "the recipe tabletop_small" in page.locator("#settings-words").inner_text()
     assert page.locator("#compared").is_hidden() and not page.locator("#sources button").count()
 
 

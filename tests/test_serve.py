@@ -23,6 +23,7 @@ from openpi_client import action_chunk_broker, image_tools, msgpack_numpy, webso
 import psutil
 import pytest
 from websockets import exceptions
+from websockets.sync import client as plain
 
 from pirl_jax import evaluate, serve
 from pirl_jax.core import mesh as meshes
@@ -33,7 +34,7 @@ from pirl_jax.envs.tabletop import suite as tabletop
 from pirl_jax.models import pi0
 from pirl_jax.monitor import timeline
 from pirl_jax.policy import normalize
-from pirl_jax.recipes import quickstart
+from pirl_jax.recipes import tabletop_small
 from pirl_jax.rollout import stream
 from pirl_jax.run import config, evaluation, policies
 from pirl_jax.serving import client, requests
@@ -42,7 +43,7 @@ from tests.serving import conftest, test_tls
 from tests.weights import conftest as weights
 
 ROOT = pathlib.Path(__file__).parents[1]
-QUICKSTART = str(ROOT / "configs/quickstart.py")
+RECIPE = str(ROOT / "configs/tabletop_small.py")
 FIELDS = {
     "model.size": "tiny",
     "model.image_size_px": 16,
@@ -65,7 +66,7 @@ authority = test_tls.authority  # a fixture
 
 def make_run(folder, **fields):
     """Settings and a checkpoint of random weights, with statistics that matter."""
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.update_from_flattened_dict(FIELDS | fields)
     settings = config.settings(page)
     cfg = settings.policy.network
@@ -386,7 +387,7 @@ def nuisance(port):
     def work():
         whole = msgpack_numpy.packb(observation(99))
         while not stop.is_set():
-            with client.client.connect(f"ws://127.0.0.1:{port}", compression=None) as connection:
+            with plain.connect(f"ws://127.0.0.1:{port}", compression=None) as connection:
                 connection.recv()
                 if len(rounds) % 3 < 2:
                     # A binary frame of 16 bits length, masked with zeros; the first time without
@@ -427,7 +428,7 @@ def command(folder, *arguments, **environment):
         "--checkpoint",
         str(folder),
         "--config",
-        QUICKSTART,
+        RECIPE,
         "--port=0",
     ]
     with subprocess.Popen(
@@ -494,7 +495,7 @@ def test_evaluate_against_a_server_repeats_the_evaluation_in_process(run, tmp_pa
     monkeypatch.setattr(meshes, "make_mesh", of_one_device)
     alone = FIELDS | {"rollout.num_envs": 1, "env.num_workers": 1}
     fields = [f"--config.{name}={value}" for name, value in alone.items()]
-    arguments = ["evaluate", "--config", QUICKSTART, *fields, "--videos=all"]
+    arguments = ["evaluate", "--config", RECIPE, *fields, "--videos=all"]
     evaluate.main([*arguments, "--checkpoint", str(folder), "--output", str(tmp_path / "ours")])
     with command(folder, "--max-batch=4", PIRL_API_KEY="secret") as (process, lines, port):
         assert re.match(r"compiled for batches of 1, 2, 4 in [\d.]+ s", lines[0]), lines
@@ -526,7 +527,7 @@ def test_a_policy_is_served_and_evaluated_over_tls(run, authority, tmp_path, cap
     with command(run[0], "--tls", *files, "--api-key=secret") as (_, lines, port):
         assert lines[1] == f"serving on wss://127.0.0.1:{port}, with an API key\n"
         policy = [f"--policy=wss://127.0.0.1:{port}", "--api-key=secret"]
-        argv = ["evaluate", "--config", QUICKSTART, *fields, *policy, "--output", str(tmp_path)]
+        argv = ["evaluate", "--config", RECIPE, *fields, *policy, "--output", str(tmp_path)]
         with pytest.raises(SystemExit):
             evaluate.main(argv)
         assert "give the certificate of who signed" in capsys.readouterr().err
@@ -576,7 +577,7 @@ def videos(folder):
 def test_mistakes_are_sentences(main, arguments, sentence, capsys):
     fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
     with pytest.raises(SystemExit) as caught:
-        main(["command", "--config", QUICKSTART, *fields, *arguments])
+        main(["command", "--config", RECIPE, *fields, *arguments])
     assert caught.value.code == 2
     assert sentence in capsys.readouterr().err
 
@@ -587,7 +588,7 @@ def test_a_port_that_is_taken_is_a_sentence(run, capsys):
         port = taken.getsockname()[1]
         arguments = [f"--checkpoint={run[0]}", f"--port={port}"]
         with pytest.raises(SystemExit) as caught:
-            serve.main(["command", "--config", QUICKSTART, *fields, *arguments])
+            serve.main(["command", "--config", RECIPE, *fields, *arguments])
     assert caught.value.code == 2
     assert f"--port={port} cannot be used" in capsys.readouterr().err
 

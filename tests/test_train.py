@@ -604,9 +604,9 @@ def test_a_run_starts_from_the_checkpoint_of_another(half, tmp_path, resume):
 
 @pytest.fixture(scope="module")
 def tabletop(tmp_path_factory):
-    """The quickstart in small: SFT from demonstrations, two iterations, in MuJoCo with cameras."""
+    """Tabletop in small: SFT from demonstrations, two iterations, in MuJoCo with cameras."""
     return start(
-        "quickstart.py",
+        "tabletop_small.py",
         tmp_path_factory.mktemp("runs") / "tabletop",
         num_iterations=2,
         model__size="tiny",
@@ -677,7 +677,7 @@ def test_metrics_have_the_names_that_users_look_for(tabletop):
 @pytest.mark.slow
 def test_demonstrations_that_all_fail(tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
-        start("quickstart.py", tmp_path, env__max_episode_steps=5, sft__demonstrations=1)
+        start("tabletop_small.py", tmp_path, env__max_episode_steps=5, sft__demonstrations=1)
     assert exit_.value.code == 2
     assert (
         "none of 1 demonstrations per task succeeded; raise env.max_episode_steps=5"
@@ -689,7 +689,7 @@ def test_a_process_of_demonstrations_that_dies(tmp_path, capfd, monkeypatch):
     dying = types.SimpleNamespace(env_factory=lambda settings: faulty.dying)
     monkeypatch.setattr(teach, "simulators", dying)
     with pytest.raises(SystemExit) as exit_:
-        start("quickstart.py", tmp_path, sft__demonstrations=1)
+        start("tabletop_small.py", tmp_path, sft__demonstrations=1)
     assert exit_.value.code == 2
     assert "error: a process that plays demonstrations died (" in capfd.readouterr().err
 
@@ -859,7 +859,7 @@ def test_sft_that_diverges_says_so(tmp_path, capsys):
     fields = dict(sft__steps=30, sft__lr=10, sft__demonstrations=1, sft__batch_size=8)
     sizes = dict(model__size="tiny", model__image_size_px=16, env__image_size_px=32)
     with pytest.raises(SystemExit) as exit_:
-        start("quickstart.py", tmp_path, num_iterations=1, **fields, **sizes)
+        start("tabletop_small.py", tmp_path, num_iterations=1, **fields, **sizes)
     assert exit_.value.code == 2
     assert "SFT has diverged: its loss went from " in capsys.readouterr().err
 

@@ -20,7 +20,7 @@ pytest.importorskip("pyarrow", reason="the extra datasets (pyarrow) is not insta
 pytest.importorskip("h5py", reason="the extra datasets (h5py) is not installed")
 
 pytestmark = pytest.mark.slow
-# As tests/test_train.py's run of the quickstart in small, but for the length.
+# As tests/test_train.py's run in small, but for the length.
 TABLETOP = dict(
     model__size="tiny",
     model__image_size_px=16,
@@ -35,7 +35,7 @@ TABLETOP = dict(
     algorithm__microbatch_size=32,
     algorithm__sft_loss_weight=0.1,
 )
-tabletop = functools.partial(test_train.start, "quickstart.py", num_iterations=1, **TABLETOP)
+tabletop = functools.partial(test_train.start, "tabletop_small.py", num_iterations=1, **TABLETOP)
 
 
 def probe(directory, num_iterations, data, *arguments, **fields):

@@ -160,6 +160,48 @@ def averaged(
     return jax.tree.map(moved, ema, learned)
 
 
+class Rounded:
+    """States whose parameters that train have the type to which each is cast before every use.
+
+    The microbatches of a minibatch are computed from such a state: what is cast once need not be
+    cast in every microbatch, and its gradient comes in half the bytes.  The bits are the same, but
+    where a microbatch uses a parameter several times (several denoise steps): these gradients are
+    added in that type.
+    """
+
+    def __init__(self, trainable: Callable[[str], bool], used_dtype: Callable[[str], str]):
+        """used_dtype: path -> that type; float32 for what is used as it is."""
+        self._trainable = trainable
+        self._used_dtype = used_dtype
+        self._cast: Callable | None = None  # the layout is known once there is a state
+
+    def __call__(self, state: TrainState) -> TrainState:
+        """For as long as the optimiser makes no step."""
+        narrow = self._narrow(state)
+        if not narrow:
+            return state
+        if self._cast is None:
+            self._cast = jax.jit(self._all_cast, out_shardings=shardings(narrow))
+        return state.replace(params=merge(state.params, self._cast(narrow)))
+
+    def own(self, state: TrainState) -> dict:
+        """Shapes of what such a state holds beyond `state`, which may be one of shapes."""
+
+        def cast(path: str, x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, self._used_dtype(path), sharding=x.sharding)
+
+        flat = spec.flatten(self._narrow(state)).items()
+        return spec.unflatten({path: cast(path, x) for path, x in flat})
+
+    def _narrow(self, state: TrainState) -> dict:
+        learned, _ = partition(state.params, self._trainable)
+        return partition(learned, lambda path: self._used_dtype(path) != "float32")[0]
+
+    def _all_cast(self, narrow: dict) -> dict:
+        flat = spec.flatten(narrow).items()
+        return spec.unflatten({path: x.astype(self._used_dtype(path)) for path, x in flat})
+
+
 def shardings(tree: Any) -> Any:
     """Where every array lies."""
     return jax.tree.map(lambda x: x.sharding, tree)

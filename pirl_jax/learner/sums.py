@@ -66,6 +66,9 @@ class Adder:
     def _prepare(self, state: states.TrainState, batch: objective.Minibatch) -> objective.Sums:
         """The form of the sums; gradients lie where their parameters lie.  -> shapes"""
         shape = jax.eval_shape(self._of_microbatch, state, batch, np.int32(0))
+        # Gradients come in the type of their parameter, and are added up in float32.
+        grads = jax.tree.map(lambda x: x.update(dtype=jnp.float32), shape.grads)
+        shape = shape.replace(grads=grads)
         replicated = meshes.replicated(self._mesh)
         learned, _ = states.partition(state.params, self._trainable)
         layout = jax.tree.map(lambda _: replicated, shape)

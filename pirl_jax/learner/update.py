@@ -44,6 +44,7 @@ class Updater:
         normalizer: float | None = None,
         imitation_fn: Callable | None = None,
         nft: page.Nft | None = None,
+        used_dtype: Callable[[str], str] = lambda path: "float32",
     ):
         """
         Args:
@@ -56,6 +57,7 @@ class Updater:
           imitation_fn: (params, actions_BHA, context, step, number of the microbatch) -> error_B,
             where cfg.clones (objective.py).
           nft: where that is the loss.
+          used_dtype: path -> type to which a parameter that trains is cast before every use.
 
         Raises:
           ValueError: sizes do not divide.
@@ -79,6 +81,7 @@ class Updater:
         self.plays_average = nft is not None and nft.averages
         self.draws_steps = nft is not None and nft.steps == "one"
         self._average: Callable | None = None  # known once there is a state
+        self.rounded = states.Rounded(trainable, used_dtype)
         self._adder = sums.Adder(self._sums, trainable, mesh)
         self._step = states.Step(self._apply, trainable, mesh)
 
@@ -104,11 +107,13 @@ class Updater:
         """`minibatch`, a microbatch at a time.  in_flight: how many are not waited for."""
         total = None
         under_way = collections.deque()
+        rounded = self.rounded(state)
         for batch in microbatches:
-            total, done = self.add(state, total, objective.put(batch, self.mesh))
+            total, done = self.add(rounded, total, objective.put(batch, self.mesh))
             under_way.append(done)
             if len(under_way) > in_flight:
                 yield under_way.popleft()
+        del rounded  # an optimiser step needs its memory
         if demonstrations is not None:
             demonstrations = meshes.put_batch(demonstrations, self.mesh)
         state, metrics = self.step(state, total, demonstrations)
@@ -120,7 +125,10 @@ class Updater:
         self, state: states.TrainState, total: objective.Sums | None, batch: objective.Minibatch
     ) -> tuple[objective.Sums, jax.Array]:
         """Add a microbatch on the devices to the sums, which are donated -> sums, what to wait
-        for.  None starts them."""
+        for.  None starts them.
+
+        state: as `rounded` gives it.
+        """
         return self._adder(state, total, batch)
 
     def step(
@@ -131,7 +139,8 @@ class Updater:
 
     def lower(self, state: states.TrainState, batch: objective.Minibatch) -> dict:
         """What `minibatch` runs, from shapes and without an SFT term: {"microbatch", "step"}."""
-        total, microbatch = self._adder.lower(state, batch)
+        rounded = state.replace(params=states.merge(state.params, self.rounded.own(state)))
+        total, microbatch = self._adder.lower(rounded, batch)
         return {"microbatch": microbatch, "step": self._step.lower(state, total, None)}
 
     def _sums(

@@ -429,10 +429,11 @@ class _Work:
         self.seconds = microbatch.seconds
         learned, _ = states.partition(self.state.params, steps.trainable(settings))
         grads = shapes.size(learned)
+        rounded = shapes.size(steps.updater(settings, self.mesh).rounded.own(self.state))
         coming = ON_DEVICES * shapes.size(batch)
         needed = {
             shares.ROLLOUT: decision.beyond + arriving + shapes.size(self.args[2:]),
-            OF_MICROBATCH: grads + microbatch.beyond + coming,
+            OF_MICROBATCH: grads + rounded + microbatch.beyond + coming,
             "optimiser step": grads + step.beyond,
         }
         if settings.prefix_cache == "device":
@@ -441,7 +442,7 @@ class _Work:
             read = self._compile("reading of kept prefixes", kept["read"])
             needed[shares.WRITING] = arriving + write.beyond
             is_apart = devices.roles(settings).mode == "separate"
-            needed[shares.READING] = (0 if is_apart else grads) + coming + read.beyond
+            needed[shares.READING] = (0 if is_apart else grads + rounded) + coming + read.beyond
         return needed
 
     def _compile(self, name: str, lowered: jax.stages.Lowered) -> Memory:

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import logging
 import os
+import pathlib
 
 import numpy as np
 
@@ -16,7 +17,9 @@ from pirl_jax.envs.libero import custom, files, identity, preflight
 from pirl_jax.envs.pool import pool as pools
 from pirl_jax.envs.pool import process, queue, worker
 from pirl_jax.monitor import progress
-from pirl_jax.run import config, machine, perturbations
+from pirl_jax.run import changes, config, machine, perturbations
+
+ROBOT_JOINTS = 9  # of LIBERO's Panda, two of them its fingers'
 
 
 def env_factory(settings: config.Settings) -> Callable[[], base.Env]:
@@ -64,17 +67,39 @@ def env_factory(settings: config.Settings) -> Callable[[], base.Env]:
 
 
 def layouts(settings: config.Settings, task: int, init_states: np.ndarray) -> np.ndarray:
-    """Where things lie in each start state of a task that has an expert, [N, numbers].
+    """Where the things that a task is about lie in each start state, [N, numbers].
 
-    tabletop: x, y (m) and yaw (rad) of each object; LIBERO: `files.init_states`.
+    x and y (m) of what is to be moved and of where to; in LIBERO of the objects of interest, or of
+    all where none of these can be moved.
     """
     env = settings.raw.env
     if env.suite != "tabletop":
-        return files.init_states(env.suite, task)[init_states]
+        stored = files.init_states(env.suite, task)[init_states]
+        return stored[:, _columns_of_interest(files.bddl_file(env.suite, task))]
     from pirl_jax.envs.tabletop import suite as tabletop
 
+    of_task = list(tabletop.TASKS.values())[task]
+    names = [name for name in (of_task.manipulated, of_task.goal) if name]
     placed = [tabletop.placement(task, int(number), env.spread) for number in init_states]
-    return np.array([np.concatenate(list(places.values())) for places in placed])
+    things = []
+    for name in names:
+        things.append([places[name][:2] for places in placed])
+    return np.concatenate(things, axis=1)
+
+
+def _columns_of_interest(bddl: pathlib.Path) -> list[int]:
+    """Where x and y of these objects stand in a start state: time, the robot's joints, 7 numbers of
+    each object in the file's order, joints of fixtures, velocities.
+    """
+    parts = changes.parts(bddl)
+    things = [thing for thing, _ in parts[":objects"]]
+    of_interest = set(parts[":obj_of_interest"]) & set(things) or set(things)
+    columns = []
+    for number, thing in enumerate(things):
+        if thing in of_interest:
+            first = 1 + ROBOT_JOINTS + 7 * number
+            columns += [first, first + 1]
+    return columns
 
 
 def expert_factory(settings: config.Settings) -> Callable[[], base.Env]:

@@ -93,9 +93,14 @@ def offload(settings: config.Settings) -> offloading.Offload:
 
 def frozen_dtype(settings: config.Settings, path: str) -> str:
     """Type in which a parameter that does not train is stored: what it is cast to, if it is."""
-    model = settings.raw.model
-    is_rounded = pi0.is_rounded(path) and model.dtype == "bfloat16"
-    return "bfloat16" if is_rounded else model.frozen_dtype
+    used = used_dtype(settings, path)
+    return settings.raw.model.frozen_dtype if used == "float32" else used
+
+
+def used_dtype(settings: config.Settings, path: str) -> str:
+    """Type to which a parameter is cast before every use."""
+    is_rounded = pi0.is_rounded(path) and settings.raw.model.dtype == "bfloat16"
+    return "bfloat16" if is_rounded else "float32"
 
 
 def rounded(settings: config.Settings, params: dict) -> dict:
@@ -136,6 +141,7 @@ def updater(settings: config.Settings, mesh: jax.sharding.Mesh) -> update.Update
         mesh,
         sft_loss=sft.make_loss(settings.sft, settings.raw.seed),
         nft=settings.policy.nft,
+        used_dtype=functools.partial(used_dtype, settings),
         imitation_fn=imitation_fn(settings),
     )
 

@@ -16,7 +16,7 @@ from pirl_jax.core import mesh as meshes
 from pirl_jax.core import spec
 from pirl_jax.envs import base
 from pirl_jax.policy import normalize
-from pirl_jax.recipes import quickstart
+from pirl_jax.recipes import tabletop_small
 from pirl_jax.run import config, policies
 from pirl_jax.weights import targets
 from tests.weights import conftest as weights
@@ -39,7 +39,7 @@ def module(example):
 def run_directory(tmp_path_factory):
     """A run with a tiny, untrained policy."""
     folder = tmp_path_factory.mktemp("run")
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.model.update(size="tiny", value_hidden=(8,))
     settings = config.settings(page)
     mesh = meshes.make_mesh(devices=jax.devices()[:1])

@@ -28,7 +28,7 @@ from pirl_jax.learner import optimizer
 from pirl_jax.models import attention, heads, remat, variants
 from pirl_jax.monitor import mirror as mirrors
 from pirl_jax.policy import flow, mirror, noise, normalize
-from pirl_jax.recipes import base, quickstart
+from pirl_jax.recipes import base, tabletop_small
 from pirl_jax.rl import advantages, losses, nft
 from pirl_jax.rollout import starts
 from pirl_jax.run import command, config, demonstrated, learnable, own_data, recipes, reference
@@ -36,7 +36,7 @@ from pirl_jax.weights import presets
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROBE = f"--config={ROOT / 'configs/probe.py'}"
-QUICKSTART = f"--config={ROOT / 'configs/quickstart.py'}"
+RECIPE = f"--config={ROOT / 'configs/tabletop_small.py'}"
 TABLETOP = envs.EnvSpec(
     "tabletop",
     ("lift", "lift green", "stack", "move"),
@@ -183,7 +183,8 @@ def changed(page, name, value):
     "name, value, remedy", WRONG, ids=[f"{name}={value}" for name, value, _ in WRONG]
 )
 def test_a_bad_value_is_named_with_its_remedy(name, value, remedy):
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
+    page.optim.update(schedule="cosine", decay_steps=40)
     page.model.update(NEEDED.get(name, {}))
     with pytest.raises(ValueError) as error:
         learnable.check(config.settings(changed(page, name, value)).raw)
@@ -212,7 +213,7 @@ def test_a_bad_value_is_named_with_its_remedy(name, value, remedy):
     ],
 )
 def test_somebodys_demonstrations_and_the_rest_of_the_page(fields, remedy):
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.sft.update(dict(demonstrations=0, dataset="a"))
     for name, value in fields.items():
         (page.model if name in page.model else page.sft)[name] = value
@@ -222,7 +223,7 @@ def test_somebodys_demonstrations_and_the_rest_of_the_page(fields, remedy):
 
 
 def test_somebodys_demonstrations_need_no_expert():
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.sft.update(dict(demonstrations=0, dataset="a"))
     page.env.suite = "libero_90"
     page.algorithm.sft_loss_weight = 0.1
@@ -230,7 +231,7 @@ def test_somebodys_demonstrations_need_no_expert():
 
 
 def test_demonstrations_need_an_expert_for_every_task_played():
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.env.update(suite="libero_10,libero_goal", tasks=())
     remedy = "for tasks 3,9,13,15; play tasks that have one with --config.env.tasks=0,1,2,4,"
     with pytest.raises(ValueError, match=remedy):
@@ -243,7 +244,7 @@ def test_demonstrations_need_an_expert_for_every_task_played():
 
 
 def test_a_policy_that_was_taught_is_evaluated_where_no_expert_plays():
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.env.update(suite="libero_90", tasks=(), split="published")
     assert config.settings(page).raw.sft.demonstrations
 
@@ -264,7 +265,7 @@ def test_a_policy_that_was_taught_is_evaluated_where_no_expert_plays():
     ],
 )
 def test_algorithm_and_critic_go_together(fields, remedy):
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.sft.demonstrations = 0
     page.algorithm.update(fields)
     with pytest.raises(ValueError) as error:
@@ -283,7 +284,7 @@ def test_algorithm_and_critic_go_together(fields, remedy):
     ],
 )
 def test_what_grpo_excludes(fields, remedy):
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.model.add_value_head = False
     page.algorithm.update(dict(adv_type="grpo", group_size=8, critic_warmup_iterations=0) | fields)
     with pytest.raises(ValueError) as error:
@@ -312,7 +313,7 @@ def test_what_grpo_excludes(fields, remedy):
     ],
 )
 def test_what_cloning_excludes(fields, remedy):
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     fields = (
         dict(
             loss="clone",
@@ -336,7 +337,7 @@ def test_what_cloning_excludes(fields, remedy):
 
 
 def test_nothing_is_replayed_that_nothing_imitates():
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.algorithm.clone_rollouts = 0
     with pytest.raises(ValueError, match="replays what nothing imitates; set it to 1"):
         learnable.check(config.settings(page).raw)
@@ -345,7 +346,7 @@ def test_nothing_is_replayed_that_nothing_imitates():
 
 
 def test_users_names_reach_the_policy():
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.model.update(
         noise_method="reinflow", joint_logprob=True, is_lora=True, lora_rank=4, value_after_vlm=True
     )
@@ -387,7 +388,7 @@ def test_adapters_under_openpis_names():
 )
 def test_a_prefix_is_kept_while_the_vlm_is_frozen(is_lora, frozen, kept):
     page = changed(
-        changed(quickstart.get_config(), "model.is_lora", is_lora),
+        changed(tabletop_small.get_config(), "model.is_lora", is_lora),
         "model.train_expert_only",
         frozen,
     )
@@ -407,7 +408,7 @@ def test_a_prefix_is_kept_while_the_vlm_is_frozen(is_lora, frozen, kept):
     "name, value", [("model.noise_method", "flow_ode"), ("model.noise_level", 0.0)]
 )
 def test_a_policy_that_explores_nothing_is_evaluated_but_not_trained(name, value):
-    settings = config.settings(changed(quickstart.get_config(), name, value))
+    settings = config.settings(changed(tabletop_small.get_config(), name, value))
     with pytest.raises(
         ValueError, match="nothing to learn; use flow_sde with a positive noise_level"
     ):
@@ -419,7 +420,7 @@ def test_a_policy_that_explores_nothing_is_evaluated_but_not_trained(name, value
     [("rollout.num_envs", 4), ("algorithm.minibatch_size", 516), ("sft.batch_size", 4)],
 )
 def test_batches_divide_over_the_devices(name, value):
-    page = changed(quickstart.get_config(), "algorithm.microbatch_size", 4)
+    page = changed(tabletop_small.get_config(), "algorithm.microbatch_size", 4)
     config.check_batches(config.settings(page).raw, 8)
     wrong = config.settings(changed(page, name, value)).raw
     with pytest.raises(ValueError, match="must be a multiple of the 8 devices of the mesh"):
@@ -429,7 +430,7 @@ def test_batches_divide_over_the_devices(name, value):
 def test_a_minibatch_divides_into_microbatches_of_all_devices():
     """One may be larger than a minibatch's part of a device."""
     for microbatch in (0, 64, 512):
-        page = changed(quickstart.get_config(), "algorithm.microbatch_size", microbatch)
+        page = changed(tabletop_small.get_config(), "algorithm.microbatch_size", microbatch)
         config.check_batches(config.settings(page).raw, 8)
     page = changed(page, "algorithm.minibatch_size", 96)
     page = changed(page, "algorithm.microbatch_size", 8)
@@ -449,7 +450,7 @@ def test_a_minibatch_divides_into_microbatches_of_all_devices():
     ],
 )
 def test_batches_and_episodes_divide_over_hosts(name, value, message):
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     config.check_batches(config.settings(page).raw, 8, hosts=4)
     wrong = config.settings(changed(page, name, value)).raw
     with pytest.raises(ValueError, match=message):
@@ -469,7 +470,7 @@ def test_batches_and_episodes_divide_over_hosts(name, value, message):
     ],
 )
 def test_batches_divide_over_the_devices_of_a_role(name, value, message):
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.placement.update(rollout="0-3", actor="6-7")
     page.rollout.num_envs = 16
     page.algorithm.microbatch_size = 1
@@ -480,7 +481,7 @@ def test_batches_divide_over_the_devices_of_a_role(name, value, message):
 
 
 def test_prefixes_on_devices_that_play_leave_them_in_whole_batches():
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.placement.update(rollout="0-3", actor="6-7")
     page.algorithm.update(minibatch_size=10, microbatch_size=5)
     config.check_batches(config.settings(page).raw, 2, playing=4)
@@ -491,7 +492,7 @@ def test_prefixes_on_devices_that_play_leave_them_in_whole_batches():
 
 
 def test_separate_devices_offload_nothing():
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.placement.offload = "optimizer"
     config.settings(page)
     page.rollout.max_staleness = 1
@@ -506,7 +507,7 @@ def test_separate_devices_offload_nothing():
 
 
 def test_a_learner_that_is_played_for_meanwhile_keeps_its_optimiser():
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.rollout.max_staleness = 1
     page.placement.offload = "auto"
     config.settings(page)
@@ -518,7 +519,7 @@ def test_a_learner_that_is_played_for_meanwhile_keeps_its_optimiser():
 
 
 def test_simulators_draw_where_one_field_says():
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.placement.env = "0"
     page.env.render_devices = (1,)
     with pytest.raises(
@@ -528,7 +529,7 @@ def test_simulators_draw_where_one_field_says():
 
 
 def test_tasks_and_start_states_are_checked_against_the_suite():
-    page, spec = quickstart.get_config(), probes.make("action").spec
+    page, spec = tabletop_small.get_config(), probes.make("action").spec
     with pytest.raises(
         ValueError,
         match=r"needs at least 2 start states per task, but the suite has 1; set env\.split=",
@@ -548,7 +549,7 @@ def test_tasks_and_start_states_are_checked_against_the_suite():
     ],
 )
 def test_no_start_state_is_played_twice(name, count, first, last):
-    page = changed(quickstart.get_config(), name, count)
+    page = changed(tabletop_small.get_config(), name, count)
     with pytest.raises(
         ValueError,
         match=rf"{name}={count} exceeds the {count - 1} start states \({first} to {last}\)",
@@ -689,7 +690,7 @@ def test_the_reference_is_that_of_the_page():
     ],
 )
 def test_a_wrong_argument(sentence, argument, remedy):
-    assert remedy in sentence(train, QUICKSTART, argument)
+    assert remedy in sentence(train, RECIPE, argument)
 
 
 def nonsense(field):
@@ -732,7 +733,7 @@ def test_no_command_starts_with_nonsense(sentence, monkeypatch, tmp_path, name):
         if typing.get_origin(field.type):
             value = ",".join([value] * (field.metadata["bound"].length or 2))
         flag = f"--config.{name}={value}"
-        said = sentence(train, QUICKSTART, "--config.env.tasks=0,", flag)
+        said = sentence(train, RECIPE, "--config.env.tasks=0,", flag)
         assert name in said and bound in said, said
         assert all(part in said for part in value.split(",")), said
     assert not list(tmp_path.iterdir())
@@ -760,7 +761,7 @@ def test_help_shows_what_the_command_is_for(capsys):
 def test_overrides_reach_the_page():
     argv = [
         "train",
-        QUICKSTART,
+        RECIPE,
         "--config.env.tasks=0,2",
         "--config.optim.lr=0.5",
         "--noconfig.run.tensorboard",
@@ -836,7 +837,7 @@ def test_missing_gl_library(sentence, one_device, monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "egl")
     assert (
         "libAbsent.so.1 is missing (MUJOCO_GL=egl); run: apt-get install -y libabsent1"
-        in sentence(train, QUICKSTART, NOTHING_CACHED)
+        in sentence(train, RECIPE, NOTHING_CACHED)
     )
 
 
@@ -892,7 +893,7 @@ def test_evaluation_needs_a_checkpoint(sentence, one_device):
 
 
 def test_a_run_brings_its_own_configuration(sentence, tmp_path):
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.env.tasks, page.seed = (2, 3), 7
     saved = json.loads(json.dumps(page.to_dict()))
     (tmp_path / "config.json").write_text(json.dumps(saved))
@@ -919,7 +920,7 @@ def test_a_run_brings_its_own_configuration(sentence, tmp_path):
     "lacks", [("env.split",), ("seed", "optim.lr"), ("nft",)], ids=lambda names: "+".join(names)
 )
 def test_a_run_from_before_a_field_has_its_default_and_says_so(tmp_path, capsys, lacks):
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.env.tasks = (2, 3)
     saved = json.loads(json.dumps(page.to_dict()))
     for name in lacks:
@@ -953,7 +954,7 @@ def test_a_run_from_before_a_field_has_its_default_and_says_so(tmp_path, capsys,
 def test_a_configuration_that_is_not_the_pages_is_a_short_sentence(
     sentence, tmp_path, change, said
 ):
-    saved = json.loads(json.dumps(quickstart.get_config().to_dict()))
+    saved = json.loads(json.dumps(tabletop_small.get_config().to_dict()))
     foreign = {"type": "pi05", "chunk_size": 5, "normalization_mapping": {"STATE": "IDENTITY"}}
     path = tmp_path / "config.json"
     path.write_text(json.dumps(foreign if change is None else saved | change))
@@ -981,7 +982,7 @@ def test_the_configuration_of_another_program_is_no_run_of_another_version(tmp_p
 
 
 def test_a_run_is_named_by_any_of_its_checkpoints(tmp_path):
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     (tmp_path / "config.json").write_text(json.dumps(page.to_dict()))
     for place in ("", "checkpoints", "checkpoints/40"):
         assert recipes.load_run(tmp_path / place).to_dict() == page.to_dict()
@@ -1021,7 +1022,7 @@ def test_a_real_process_refuses_nonsense(argument, said):
 
 def test_every_section_of_a_recipe_reaches_the_settings():
     """Left out, a field would fall back to its default: GRPO in groups of one learns nothing."""
-    page = quickstart.get_config()
+    page = tabletop_small.get_config()
     page.model.add_value_head = False
     page.algorithm.update(adv_type="rloo", group_size=8, critic_warmup_iterations=0)
     read = config.settings(page).raw.as_dict()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from pirl_jax.envs.libero import files
+from pirl_jax.envs.libero import suite as libero
 from pirl_jax.envs.tabletop import suite as tabletop
-from pirl_jax.recipes import quickstart
+from pirl_jax.recipes import tabletop_small
 from pirl_jax.run import config, demonstrated, simulators
 
 
@@ -88,20 +89,51 @@ def test_start_states_that_are_all_alike_are_chosen_all_the_same():
     assert len(set(covering(np.ones((5, 2)), 3).tolist())) == 3
 
 
-def test_layouts_of_tabletop_are_where_its_objects_are_placed():
-    page = quickstart.get_config()
-    found = simulators.layouts(config.settings(page), 0, np.array([7, 11]))
-    placed = tabletop.placement(0, 11, page.env.spread)
-    assert found.shape == (2, 3 * len(placed))
-    assert found[1].tolist() == list(itertools.chain.from_iterable(placed.values()))
+@pytest.mark.parametrize(
+    "task, names", [(0, ["red"]), (1, ["green"]), (2, ["red", "green"]), (3, ["red", "target"])]
+)
+def test_layouts_of_tabletop_are_where_lies_what_the_task_is_about(task, names):
+    """Not what merely stands around: a few demonstrations cannot cover that as well."""
+    page = tabletop_small.get_config()
+    found = simulators.layouts(config.settings(page), task, np.array([7, 11]))
+    placed = tabletop.placement(task, 11, page.env.spread)
+    about = [placed[name][:2] for name in names]
+    assert found[1].tolist() == list(itertools.chain.from_iterable(about))
 
 
-def test_layouts_of_libero_are_its_stored_start_states():
-    page = quickstart.get_config()
-    page.env.suite = "libero_object"
+@pytest.mark.filterwarnings("ignore")  # of what LIBERO imports
+@pytest.mark.parametrize(
+    "suite, task, movable",
+    [
+        ("libero_object", 2, 2),
+        ("libero_spatial", 5, 2),
+        ("libero_goal", 0, 0),
+        ("libero_goal", 5, 1),
+    ],
+)
+def test_layouts_of_libero_are_where_its_objects_of_interest_stand(
+    suite, task, movable, libero_assets, monkeypatch
+):
+    """By the joints that its model has.  movable: how many; where none is, all objects count."""
+    monkeypatch.setattr(libero.Libero, "_render", lambda env, camera: np.zeros((2, 2, 3), np.uint8))
+    page = tabletop_small.get_config()
+    page.env.suite = suite
     page.env.render_quality = "exact"
-    settings = config.settings(page)
-    found = simulators.layouts(settings, 2, np.array([4, 40]))
-    assert (found == files.init_states("libero_object", 2)[[4, 40]]).all()
-    everything = files.init_states("libero_object", 2)
+    (found,) = simulators.layouts(config.settings(page), task, np.array([4]))
+
+    env = libero.make(suite, assets=libero_assets, image_size_px=2)
+    env.reset(task, 4)
+    task_env = env.simulator.task_env
+    model = env.simulator.model
+    about = set(task_env.objects_dict) & set(task_env.obj_of_interest)
+    assert len(about) == movable
+    stored = files.init_states(suite, task)[4]
+    expected = []
+    for name in about or task_env.objects_dict:
+        joint = model.body_jntadr[task_env.obj_body_id[name]]
+        first = 1 + model.jnt_qposadr[joint]
+        expected += [stored[first], stored[first + 1]]
+    env.close()
+    assert sorted(found) == sorted(expected)
+    everything = simulators.layouts(config.settings(page), task, np.arange(50))
     assert len(set(covering(everything, 5).tolist())) == 5

@@ -20,7 +20,7 @@ from pirl_jax.envs import experts
 from pirl_jax.learner import sft
 from pirl_jax.models import pi0
 from pirl_jax.policy import flow
-from pirl_jax.recipes import base, quickstart
+from pirl_jax.recipes import base, tabletop_small
 from pirl_jax.recipes import probe as recipe
 from pirl_jax.rollout import starts
 from pirl_jax.run import config, demonstrated, devices, policies, schedule, simulators, steps, teach
@@ -127,7 +127,7 @@ def test_fields_of_the_optimiser_reach_it():
 
 def test_fields_of_sft_reach_its_steps():
     stage = changed(
-        quickstart.get_config(),
+        tabletop_small.get_config(),
         sft__lr=0.1,
         sft__weight_decay=0.2,
         sft__warmup_steps=3,
@@ -232,7 +232,7 @@ def test_fields_of_the_simulators_reach_the_suite(simulators_asked):
         plus_folder="/far",
     )
     settings = changed(
-        quickstart.get_config(),
+        tabletop_small.get_config(),
         env__image_size_px=40,
         env__max_episode_steps=33,
         env__render_quality="light",
@@ -294,7 +294,7 @@ def test_demonstrations_are_disturbed_and_drawn_as_the_page_says(
     monkeypatch.setattr(experts, "collect_demonstrations", collect)
     chosen, drawn = starts.Starts((0, 2), range(10, 40), range(40, 50)), []
     for seed in (1, 2):
-        page = quickstart.get_config()
+        page = tabletop_small.get_config()
         page.seed = seed
         page.sft.update(demonstrations=6, action_noise=0.3, starts=order)
         settings = changed(page, env__num_workers=2)
@@ -350,7 +350,7 @@ def test_sft_takes_its_steps_in_batches(monkeypatch):
     monkeypatch.setattr(teach.sft, "make_sft_step", make_step)
     monkeypatch.setattr(teach.states, "acting_params", lambda state: state)
     monkeypatch.setattr(teach.meshes, "put_batch", lambda batch, mesh: batch)
-    settings = changed(quickstart.get_config(), sft__steps=3, sft__batch_size=16)
+    settings = changed(tabletop_small.get_config(), sft__steps=3, sft__batch_size=16)
     keys = [
         teach.fit(settings, None, None, numbered(99), jax.random.key(k), int)[1]["key"].tolist()
         for k in (0, 1)

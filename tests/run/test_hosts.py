@@ -344,7 +344,7 @@ def test_the_launch_script_teaches_and_trains_on_two_hosts(tmp_path):
         "launch/hosts.sh",
         "localhost,127.0.0.1",
         "--config",
-        "configs/quickstart.py",
+        "configs/tabletop_small.py",
     ]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
     port = str(test_two_hosts.free_port())

@@ -8,7 +8,7 @@ import pytest
 from pirl_jax.core import endings
 from pirl_jax.envs import base as envs
 from pirl_jax.envs.libero import files
-from pirl_jax.recipes import base, quickstart
+from pirl_jax.recipes import base, tabletop_small
 from pirl_jax.rollout import starts, stream
 from pirl_jax.run import config, results
 
@@ -46,7 +46,7 @@ def test_successes_by_task():
 
 
 def test_files_of_an_evaluation(tmp_path):
-    settings = config.settings(quickstart.get_config())
+    settings = config.settings(tabletop_small.get_config())
     assert results.read_successes(tmp_path) is None
     measured = {"policy": {"name": "SFT"}, "protocol": results.protocol(settings, SPEC, CHOSEN, 2)}
     text = results.write(tmp_path, settings, measured, played(), NAMES, "SFT")
@@ -99,7 +99,7 @@ def test_the_protocol_has_every_number(some_assets):
     ) == ("openpi", 10, 5, 42)
     page.env.max_episode_steps = 7
     assert results.protocol(config.settings(page), SPEC, CHOSEN, 0)["max_episode_steps"] == 60
-    tabletop = results.protocol(config.settings(quickstart.get_config()), SPEC, CHOSEN, 0)
+    tabletop = results.protocol(config.settings(tabletop_small.get_config()), SPEC, CHOSEN, 0)
     assert (
         tabletop["max_episode_steps"] == 60
         and tabletop["settle_steps"] == 0
@@ -181,7 +181,7 @@ def test_a_damaged_evaluation_before_a_run_ends_it_with_a_sentence(tmp_path, tab
     with pytest.raises(ValueError, match=said):
         results.read_successes(folder)
     with pytest.raises(endings.Failure, match=f"not its table: .*{said}.*; move {folder} away"):
-        results.write_comparison(tmp_path, quickstart.get_config(), {"a": (1, 2)})
+        results.write_comparison(tmp_path, tabletop_small.get_config(), {"a": (1, 2)})
 
 
 @pytest.mark.parametrize(

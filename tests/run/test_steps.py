@@ -97,6 +97,38 @@ def test_what_is_stored_rounded_is_cast_before_every_use_and_nothing_else_is(pi0
         assert pi0.is_rounded(path) == (uses == {"bfloat16"}), f"{path}: {uses}"
 
 
+@pytest.mark.parametrize("pi05", [False, True])
+def test_what_is_cast_once_per_minibatch_gives_the_same_sums(pi05):
+    settings = _settings(pi05=pi05, train_expert_only=False)
+    state = steps.train_state(
+        settings, policies.fresh_params(settings, MESH, jax.random.key(0)), MESH
+    )
+    updater = steps.updater(settings, MESH)
+    rounded = updater.rounded(state)
+    types_of = {path: str(x.dtype) for path, x in spec.flatten(rounded.params).items()}
+    assert types_of == {path: steps.used_dtype(settings, path) for path in types_of}
+    own = updater.rounded.own(state)
+    assert set(spec.flatten(own)) == {path for path in types_of if types_of[path] != "float32"}
+
+    env_spec = types.SimpleNamespace(cameras=("a",), image_size_px=16)
+    args, context = shapes.decision(settings, MESH, 16, env_spec, state.params)
+    _, batch = shapes.update(settings, MESH, state, args, context)
+    draw = np.random.default_rng(0)
+
+    def drawn(x):
+        if x.dtype == bool or np.issubdtype(x.dtype, np.integer):
+            return np.ones(x.shape, x.dtype)
+        return draw.uniform(0.1, 0.9, x.shape).astype(x.dtype)
+
+    batch = jax.tree.map(drawn, batch)
+    plain, _ = updater.add(state, None, batch)
+    sums, _ = updater.add(rounded, None, batch)
+    assert {x.dtype for x in jax.tree.leaves(sums.grads)} == {jnp.dtype("float32")}
+    for path, x in spec.flatten(plain.grads).items():
+        np.testing.assert_array_equal(x, spec.flatten(sums.grads)[path], path)
+    assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(sums.grads))
+
+
 def test_a_run_gives_back_the_frozen_weights_in_float32(tmp_path):
     """Written once, named by every checkpoint; who wants bfloat16 does not need them."""
     settings = _settings()

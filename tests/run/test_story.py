@@ -31,7 +31,7 @@ def test_a_run(tmp_path):
         "count": 1.0,
         "where": [1],
     }
-    assert run["against"] == "the recipe quickstart"
+    assert run["against"] == "the recipe tabletop_small"
     changes = dict(run["changes"])
     assert changes["optim.lr"].endswith("-> 0.125") and changes["num_iterations"].endswith("-> 4")
     assert [one["name"] for one in source["evaluations"]] == ["before", "after"]
