@@ -1,6 +1,7 @@
 """Everything a training step reads and writes, and how it is laid out over the mesh."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 from flax import struct
@@ -54,8 +55,7 @@ def create(
         raise ValueError("no parameter trains; check train_expert_only against the model")
     learned = jax.tree.map(lambda x: x.astype(jnp.float32), learned)
     if frozen_dtype is not None:
-        flat_frozen = spec.flatten(frozen).items()
-        frozen = spec.unflatten({path: x.astype(frozen_dtype(path)) for path, x in flat_frozen})
+        frozen = _cast(frozen, frozen_dtype)
 
     def moments(learned: dict) -> Any:
         return optimizer.init(cfg, learned)
@@ -89,9 +89,7 @@ def abstract(
     learned, frozen = partition(params, trainable)
     learned = jax.tree.map(lambda x: x.update(dtype=jnp.float32), learned)
     if frozen_dtype is not None:
-        flat_frozen = spec.flatten(frozen).items()
-        cast = {path: x.update(dtype=frozen_dtype(path)) for path, x in flat_frozen}
-        frozen = spec.unflatten(cast)
+        frozen = _cast_shapes(frozen, frozen_dtype)
     moments = jax.eval_shape(lambda learned: optimizer.init(cfg, learned), learned)
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=meshes.replicated(mesh))
     return TrainState(
@@ -122,6 +120,22 @@ def _on_mesh(x: jax.Array | np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
     sharding = getattr(x, "sharding", None)
     on_mesh = isinstance(sharding, jax.sharding.NamedSharding) and sharding.mesh == mesh
     return x if on_mesh else meshes.replicate(x, mesh)
+
+
+def _cast(params: dict, dtype: Callable[[str], jnp.dtype | str]) -> dict:
+    """Arrays in the type of their path."""
+    flat = spec.flatten(params).items()
+    return spec.unflatten({path: x.astype(dtype(path)) for path, x in flat})
+
+
+def _cast_shapes(params: dict, dtype: Callable[[str], jnp.dtype | str]) -> dict:
+    """The same of arrays or shapes -> shapes."""
+
+    def cast(path: str, x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, dtype(path), sharding=x.sharding)
+
+    flat = spec.flatten(params).items()
+    return spec.unflatten({path: cast(path, x) for path, x in flat})
 
 
 def partition(params: dict, predicate: Callable[[str], bool]) -> tuple[dict, dict]:
@@ -181,25 +195,17 @@ class Rounded:
         if not narrow:
             return state
         if self._cast is None:
-            self._cast = jax.jit(self._all_cast, out_shardings=shardings(narrow))
+            cast = functools.partial(_cast, dtype=self._used_dtype)
+            self._cast = jax.jit(cast, out_shardings=shardings(narrow))
         return state.replace(params=merge(state.params, self._cast(narrow)))
 
     def own(self, state: TrainState) -> dict:
         """Shapes of what such a state holds beyond `state`, which may be one of shapes."""
-
-        def cast(path: str, x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(x.shape, self._used_dtype(path), sharding=x.sharding)
-
-        flat = spec.flatten(self._narrow(state)).items()
-        return spec.unflatten({path: cast(path, x) for path, x in flat})
+        return _cast_shapes(self._narrow(state), self._used_dtype)
 
     def _narrow(self, state: TrainState) -> dict:
         learned, _ = partition(state.params, self._trainable)
         return partition(learned, lambda path: self._used_dtype(path) != "float32")[0]
-
-    def _all_cast(self, narrow: dict) -> dict:
-        flat = spec.flatten(narrow).items()
-        return spec.unflatten({path: x.astype(self._used_dtype(path)) for path, x in flat})
 
 
 def shardings(tree: Any) -> Any:

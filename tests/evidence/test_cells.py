@@ -36,8 +36,7 @@ def test_a_cell_could_learn_within_its_bounds(name):
             del settings[field]
         raw = page_of(cell.recipe, settings, {"model.checkpoint": "runs/start"})
         learnable.check(raw)
-        most = raw.algorithm.max_episodes_per_iteration or raw.rollout.episodes_per_iteration
-        episodes = raw.num_iterations * most
+        episodes = raw.num_iterations * raw.rollout.episodes_per_iteration
         assert 0.9 * cell.most_episodes < episodes <= cell.most_episodes
         if cell.start:
             start = cells.TABLE.starts[cell.start]
